@@ -4,6 +4,7 @@ CerttrainError
 ├── PresetError          a preset is unknown, unreadable or has a wrong field
 ├── EpsilonError         a perturbation radius that is not a number in [0, 1]
 ├── DataError            a data set is missing, unreadable or of the wrong shape
+├── MethodError          a bound method that is not known
 ├── UnsupportedLayer     a network holds something that no bound rule covers
 ├── ModelFileError       a model file is missing, damaged or foreign
 ├── RunError             a run folder cannot be started or resumed
@@ -32,6 +33,10 @@ class EpsilonError(CerttrainError, ValueError):
 
 class DataError(CerttrainError):
     """A data set is missing, unreadable or of the wrong shape."""
+
+
+class MethodError(CerttrainError):
+    """A bound method is not known."""
 
 
 class UnsupportedLayer(CerttrainError):

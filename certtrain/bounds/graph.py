@@ -1,0 +1,237 @@
+"""From any `nn.Module` to a straight list of layers.
+
+torch.fx follows the module's forward pass. Functional calls and operators are
+replaced by the layer they equal (`torch.relu(x)` by `nn.ReLU()`, `x + y` by
+`Add()`), so that everything after this file sees layers alone.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from certtrain.errors import UnsupportedLayer
+
+
+class Normalize(nn.Module):
+    """(x − mean) / std per channel: the layer that lets a network take pixels in [0, 1].
+
+    `mean` and `std` have one entry per channel; input (B, C, H, W).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Add(nn.Module):
+    """x + y: the sum that ends a residual block."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class LayerCall(NamedTuple):
+    """One layer applied to earlier values. Value 0 is the network's input, value i + 1 the result of call i."""
+
+    name: str
+    layer: nn.Module
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerGraph:
+    """A network's layers in the order of its forward pass; the last call gives the output.
+
+    It refers to the network's own layers, so it stays true while their weights change.
+    """
+
+    calls: tuple[LayerCall, ...]
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last layer where it is linear and nothing but the output uses it, else None."""
+        layer = self.calls[-1].layer
+        return layer if isinstance(layer, nn.Linear) else None
+
+    @cached_property
+    def last_uses(self) -> tuple[tuple[int, ...], ...]:
+        """For each call, the values that no later call needs."""
+        last = {value: i for i, call in enumerate(self.calls) for value in call.inputs}
+        return tuple(tuple(v for v, i in last.items() if i == n) for n in range(len(self.calls)))
+
+
+def trace_layers(model: nn.Module) -> LayerGraph:
+    """The layers of `model` in order.
+
+    Raises UnsupportedLayer if its forward pass cannot be followed or holds
+    something other than layers, sums and flattening.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        raise UnsupportedLayer(
+            f"the forward pass of {type(model).__name__} cannot be followed: {error}. "
+            "It must not branch on its input's values."
+        ) from error
+    return _Reader(model).read(graph)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (Normalize, Add)) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Reader:
+    """Reads an fx graph node by node into layer calls."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self.calls: list[LayerCall] = []
+        self.values: dict[fx.Node, int] = {}
+        self.names: set[str] = set()
+
+    def read(self, graph: fx.Graph) -> LayerGraph:
+        readers = {
+            "placeholder": self._placeholder,
+            "get_attr": self._get_attr,
+            "call_module": self._call_module,
+            "call_function": self._call_function,
+            "call_method": self._call_function,
+            "output": self._output,
+        }
+        for node in graph.nodes:
+            readers[node.op](node)
+        if not self.calls:
+            raise UnsupportedLayer("the network has no layer: its output is its input")
+        return LayerGraph(tuple(self.calls))
+
+    def _placeholder(self, node: fx.Node) -> None:
+        if self.values:
+            if node.users:
+                raise UnsupportedLayer(f"the network takes a second input {node.name!r}; it must take one")
+            return
+        self.values[node] = 0
+
+    def _get_attr(self, node: fx.Node) -> None:
+        raise UnsupportedLayer(f"{node.target!r} is used outside a layer; put it into a supported layer")
+
+    def _output(self, node: fx.Node) -> None:
+        result = node.args[0]
+        if not isinstance(result, fx.Node) or self.values.get(result) != len(self.calls):
+            raise UnsupportedLayer("the network must return one tensor, the result of its last layer")
+
+    def _call_module(self, node: fx.Node) -> None:
+        self._append(str(node.target), self.modules[str(node.target)], node)
+
+    def _call_function(self, node: fx.Node) -> None:
+        if not _is_shape_query(node):
+            self._append(node.name, _as_layer(node), node)
+
+    def _append(self, name: str, layer: nn.Module, node: fx.Node) -> None:
+        name = node.name if name in self.names else name  # a layer that is called twice
+        self.names.add(name)
+        inputs = tuple(self.values[n] for n in node.args if isinstance(n, fx.Node) and n in self.values)
+        if not inputs:
+            raise UnsupportedLayer(f"{name!r} does not take an earlier layer's result as its first argument")
+        if _writes_in_place(layer, node) and not _used_once(node.args[0]):
+            raise UnsupportedLayer(f"{name!r} overwrites a value that is used elsewhere; use inplace=False")
+        self.calls.append(LayerCall(name, layer, inputs))
+        self.values[node] = len(self.calls)
+
+
+def _as_layer(node: fx.Node) -> nn.Module:
+    make = FUNCTIONS.get(node.target)
+    if make is None:
+        raise UnsupportedLayer(
+            f"node {node.name!r} calls {_title(node.target)}, for which there is no rule. "
+            f"Functions that can be bounded: {', '.join(sorted({_title(f) for f in FUNCTIONS}))}."
+        )
+    try:
+        return make(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k not in ("input", "inplace")})
+    except (TypeError, ValueError) as error:
+        raise UnsupportedLayer(f"node {node.name!r}: {_title(node.target)} with {error}") from error
+
+
+def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
+    return nn.Flatten(start_dim, end_dim)
+
+
+def _reshape(*shape: Any) -> nn.Module:
+    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    if len(shape) != 2 or shape[1] != -1:
+        raise ValueError(f"shape {shape}: only (batch, -1), a flattening, is supported")
+    return nn.Flatten()
+
+
+def _add(other: object) -> nn.Module:
+    if not isinstance(other, fx.Node):
+        raise ValueError(f"the constant {other!r}: only the sum of two layers is supported")
+    return Add()
+
+
+def _relu(inplace: bool = False) -> nn.Module:
+    return nn.ReLU()
+
+
+def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> nn.Module:
+    return nn.LeakyReLU(negative_slope)
+
+
+def _is_shape_query(node: fx.Node) -> bool:
+    """x.size(0), x.shape and x.shape[0], which only feed a reshape."""
+    if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
+        return True
+    source = node.args[0] if node.target is operator.getitem else None
+    return isinstance(source, fx.Node) and _is_shape_query(source)
+
+
+def _writes_in_place(layer: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(layer, (nn.ReLU, nn.LeakyReLU, nn.Dropout)) and layer.inplace
+    return node.target is operator.iadd or any(a is True for a in node.args[1:]) or node.kwargs.get("inplace") is True
+
+
+def _used_once(value: object) -> bool:
+    """Whether one node alone reads the memory behind `value`; a view shares its source's."""
+    if not isinstance(value, fx.Node):
+        return True
+    return len(value.users) == 1 and all(_used_once(source) for source in value.args if value.op != "placeholder")
+
+
+def _title(target: object) -> str:
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
+
+
+# What a function or a tensor's method equals; the values take the call's arguments after the first.
+FUNCTIONS: dict[object, Callable[..., nn.Module]] = {
+    torch.relu: _relu,
+    F.relu: _relu,
+    "relu": _relu,
+    F.leaky_relu: _leaky_relu,
+    torch.sigmoid: nn.Sigmoid,
+    torch.tanh: nn.Tanh,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.max_pool2d: nn.MaxPool2d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    torch.flatten: _flatten,
+    "flatten": _flatten,
+    "view": _reshape,
+    "reshape": _reshape,
+    torch.reshape: _reshape,
+    operator.add: _add,
+    operator.iadd: _add,
+    torch.add: _add,
+}

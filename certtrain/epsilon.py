@@ -1,0 +1,25 @@
+"""The radius ε of an L∞ box, in pixels of [0, 1], as people write it: 8/255, 0.3."""
+
+from fractions import Fraction
+
+from certtrain.errors import EpsilonError
+
+
+def parse_eps(value: str | float) -> float:
+    """A radius from "8/255", "0.3" or a number.
+
+    Raises EpsilonError unless it is a finite number in [0, 1].
+    """
+    try:
+        eps = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise EpsilonError(f"ε {value!r} is not a number; write it like 8/255 or 0.3") from error
+    if not 0 <= eps <= 1:
+        raise EpsilonError(f"ε {value!r} is outside [0, 1]; pixels run from 0 to 1, so write 8/255 rather than 8")
+    return eps
+
+
+def format_eps(eps: float) -> str:
+    """ε as a fraction of 255 where it is one, else as a short number."""
+    levels = round(eps * 255)
+    return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-9 else f"{eps:.6g}"

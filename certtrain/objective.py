@@ -1,0 +1,89 @@
+"""The training loss of one batch: natural or certified cross-entropy, and the warm-up's regularisers."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certtrain.bounds.api import check_input, check_labels
+from certtrain.bounds.interval import boundable
+from certtrain.bounds.trace import BoundTrace, trace_bounds
+from certtrain.epsilon import parse_eps
+from certtrain.regularizers import relu_balance_loss, tightness_loss
+from certtrain.schedule import regularizer_weight
+
+SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Scalar tensors: `total` is what training minimises, the others what it is made of.
+
+    `skipped_layers` counts the layers without a balance ratio.
+    """
+
+    total: Tensor
+    robust: Tensor
+    natural: Tensor
+    tightness: Tensor
+    relu_balance: Tensor
+    skipped_layers: Tensor
+
+
+def objective_terms(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    eps: float,
+    *,
+    eps_max: float,
+    weight: float = 0.5,
+    tolerance: float = 0.5,
+) -> LossTerms:
+    """The loss terms of one training-mode pass of `x` (B, …) with `labels` (B,) at radius `eps`.
+
+    total = robust + λ (1 − ε/ε_max) (tightness + balance), with λ the `weight`
+    (Shi et al. 2021, eq. 12); while ε is zero, the natural cross-entropy takes
+    the robust one's place. Raises as `propagate`.
+    """
+    check_input(x, (0.0, 1.0))
+    eps, eps_max = parse_eps(eps), parse_eps(eps_max)
+    trace = trace_bounds(boundable(model), x, max(eps, SMALLEST_EPS), (0.0, 1.0))
+    check_labels(labels, trace.clean.shape)
+    factor = regularizer_weight(eps, eps_max=eps_max, weight=weight)
+    return loss_terms(trace, labels, certified=eps > 0, tightness=factor, balance=factor, tolerance=tolerance)
+
+
+def loss_terms(
+    trace: BoundTrace, labels: Tensor, *, certified: bool, tightness: float, balance: float, tolerance: float
+) -> LossTerms:
+    """The loss terms from a pass, with one weight for each regulariser."""
+    natural = F.cross_entropy(trace.clean, labels)
+    robust = certified_cross_entropy(trace.margins(labels), labels)
+    boxes = [box for _, box in trace.relu_boxes]
+    tight, (even, skipped) = tightness_loss(trace.input, boxes, tolerance), relu_balance_loss(boxes, tolerance)
+    total = (robust if certified else natural) + tightness * tight + balance * even
+    return LossTerms(total, robust, natural, tight, even, skipped)
+
+
+def certified_cross_entropy(margins: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the worst case in the box, bounded from above: the logits −margins (B, K) against `labels`.
+
+    Wong and Kolter 2018, theorem 2; Gowal et al. 2018, eq. 11.
+    """
+    return F.cross_entropy(-margins, labels)
+
+
+def certified_points(margins: Tensor, labels: Tensor) -> Tensor:
+    """Which points (B,) are certified: every margin (B, K) but the label's own is finite and above zero."""
+    proved = (margins > 0) & margins.isfinite()
+    return proved.scatter(1, labels.unsqueeze(1), True).all(dim=1)
+
+
+def correct_points(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which points (B,) are classified correctly: the label's logit (B, K) is the one largest, and finite.
+
+    A tie is an error: a certificate asks for a margin above zero as well.
+    """
+    return certified_points(logits.gather(1, labels.unsqueeze(1)) - logits, labels)
