@@ -41,9 +41,12 @@ def balance_ratios(relu_input: Box) -> tuple[Tensor, Tensor]:
     centre, radius = relu_input.centre, relu_input.radius
     active, inactive = centre > radius, centre < -radius
     deviation = (centre - centre.mean()).square()
-    mean = _folded((centre * active).sum(), -(centre * inactive).sum())
-    variance = _folded((deviation * active).sum(), (deviation * inactive).sum())
-    return mean, variance
+    mean = _folded(_sum_where(active, centre), -_sum_where(inactive, centre))
+    return mean, _folded(_sum_where(active, deviation), _sum_where(inactive, deviation))
+
+
+def _sum_where(chosen: Tensor, values: Tensor) -> Tensor:
+    return values.where(chosen, 0.0).sum()
 
 
 def _folded(first: Tensor, second: Tensor) -> Tensor:

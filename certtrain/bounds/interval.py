@@ -1,7 +1,6 @@
 """Interval bound propagation: one pass carries the clean batch and its box together.
 
-A box is kept as centre and radius. The clean batch, where it is wanted, lies
-above the centres in one tensor, so that one convolution serves both.
+A box is kept as centre and radius.
 
 Affine layer: c' = Wc + b, r' = |W| r (Gowal et al. 2018, eq. 6 to 8).
 Monotone layer: applied to both ends of the interval.
@@ -18,27 +17,15 @@ from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_
 from certtrain.errors import UnsupportedLayer
 
 
+Pointwise = Callable[[Tensor], Tensor]
+
+
 class Box(NamedTuple):
-    """A batch of boxes, and above their centres, where wanted, the clean batch.
+    """A batch of boxes and, where it is wanted, the clean batch inside them; (B, …) each, radius not negative."""
 
-    points (2B, …): the clean batch, then the centres; or (B, …): the centres alone.
-    radius (B, …): not negative.
-    """
-
-    points: Tensor
+    centre: Tensor
     radius: Tensor
-
-    @property
-    def with_clean(self) -> bool:
-        return self.points.shape[0] != self.radius.shape[0]
-
-    @property
-    def clean(self) -> Tensor:
-        return self.points[: self.radius.shape[0]]
-
-    @property
-    def centre(self) -> Tensor:
-        return self.points[-self.radius.shape[0] :]
+    clean: Tensor | None = None
 
     @property
     def lower(self) -> Tensor:
@@ -48,14 +35,18 @@ class Box(NamedTuple):
     def upper(self) -> Tensor:
         return self.centre + self.radius
 
+    def through(self, points: Pointwise, radius: Pointwise) -> "Box":
+        """The box after a layer that maps centre and clean batch by `points`, and radius by `radius`."""
+        clean = None if self.clean is None else points(self.clean)
+        return Box(points(self.centre), radius(self.radius), clean)
+
 
 def input_box(x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None, *, with_clean: bool) -> Box:
     """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …)."""
     lower, upper = x - eps, x + eps
     if clip is not None:
         lower, upper = lower.clamp(*clip), upper.clamp(*clip)
-    centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    return Box(torch.cat([x, centre]) if with_clean else centre, radius)
+    return Box((lower + upper) / 2, (upper - lower) / 2, x if with_clean else None)
 
 
 class Passed(NamedTuple):
@@ -116,18 +107,20 @@ def _check(call: LayerCall) -> None:
 
 
 def _linear(layer: nn.Linear, box: Box) -> Box:
-    return Box(F.linear(box.points, layer.weight, layer.bias), F.linear(box.radius, layer.weight.abs()))
+    weight = layer.weight.abs()
+    return box.through(layer, lambda radius: F.linear(radius, weight))
 
 
 def _conv2d(layer: nn.Conv2d, box: Box) -> Box:
-    def conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    def on_radius(radius: Tensor) -> Tensor:
+        weight = layer.weight.abs()
+        return F.conv2d(radius, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
-    return Box(conv(box.points, layer.weight, layer.bias), conv(box.radius, layer.weight.abs(), None))
+    return box.through(layer, on_radius)
 
 
 def _normalize(layer: Normalize, box: Box) -> Box:
-    return Box(layer(box.points), box.radius / layer.std)
+    return box.through(layer, lambda radius: radius / layer.std)
 
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> Box:
@@ -139,15 +132,16 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> Box:
     shift = layer.bias - mean * scale if layer.affine else -mean * scale
     shape = (1, -1) + (1,) * (box.radius.dim() - 2)
     scale, shift = scale.view(shape), shift.view(shape)
-    return Box(torch.addcmul(shift, box.points, scale), box.radius * scale.abs())
+    return box.through(lambda points: torch.addcmul(shift, points, scale), lambda radius: radius * scale.abs())
 
 
 def _batch_statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> tuple[Tensor, Tensor]:
-    dims = [d for d in range(box.radius.dim()) if d != 1]
-    count = box.radius.numel() // box.radius.shape[1]
+    clean = box.centre if box.clean is None else box.clean
+    dims = [d for d in range(clean.dim()) if d != 1]
+    count = clean.numel() // clean.shape[1]
     if count < 2:
         raise UnsupportedLayer(f"{layer} cannot take the variance of one value: use batches of two or more")
-    variance, mean = torch.var_mean(box.clean, dims, correction=0)
+    variance, mean = torch.var_mean(clean, dims, correction=0)
     _update_running_statistics(layer, mean.detach(), variance.detach() * (count / (count - 1)))
     return mean, variance
 
@@ -168,11 +162,11 @@ def _running_statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor,
     return layer.running_mean, layer.running_var
 
 
-def _monotone(layer: Callable[[Tensor], Tensor], box: Box) -> Box:
+def _monotone(layer: Pointwise, box: Box) -> Box:
     """A layer that never falls when an input rises: it maps ends to ends."""
     lower, upper = layer(box.lower), layer(box.upper)
-    centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    return Box(torch.cat([layer(box.clean), centre]) if box.with_clean else centre, radius)
+    clean = None if box.clean is None else layer(box.clean)
+    return Box((lower + upper) / 2, (upper - lower) / 2, clean)
 
 
 def _relu(layer: nn.ReLU, box: Box) -> Box:
@@ -185,11 +179,12 @@ def _leaky_relu(layer: nn.LeakyReLU, box: Box) -> Box:
 
 def _averaging(layer: nn.Module, box: Box) -> Box:
     """A linear layer whose weights are not negative, so that |W| is W."""
-    return Box(layer(box.points), layer(box.radius))
+    return box.through(layer, layer)
 
 
 def _add(layer: Add, left: Box, right: Box) -> Box:
-    return Box(left.points + right.points, left.radius + right.radius)
+    clean = None if left.clean is None or right.clean is None else left.clean + right.clean
+    return Box(left.centre + right.centre, left.radius + right.radius, clean)
 
 
 def _dropout(layer: nn.Dropout, box: Box) -> Box:

@@ -51,18 +51,15 @@ class Logits:
 class BoundTrace:
     """One pass of a batch and its boxes.
 
-    `input` is the box that the normalisation layer hands on, `relu_boxes` the
-    box at each ReLU's input in the order of the forward pass.
+    `clean` are the logits (B, K) of the clean batch, `input` the box that the
+    normalisation layer hands on, `relu_boxes` the box at each ReLU's input in
+    the order of the forward pass.
     """
 
+    clean: Tensor
     input: Box
     relu_boxes: list[tuple[str, Box]]
     logits: Logits
-
-    @property
-    def clean(self) -> Tensor:
-        """Logits (B, K) of the clean batch."""
-        return self.logits.box.clean
 
     @property
     def lower(self) -> Tensor:
@@ -89,7 +86,8 @@ def trace_bounds(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) 
     box = input_box(x, eps, clip, with_clean=True)
     passed = interval_pass(graph, box, watch=(nn.ReLU,))
     logits = Logits(passed.output, graph.head, passed.head_input)
-    return BoundTrace(_normalized(graph, box), passed.watched, logits)
+    assert passed.output.clean is not None  # the box was made with it
+    return BoundTrace(passed.output.clean, _normalized(graph, box), passed.watched, logits)
 
 
 def bound_logits(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> Logits:
@@ -100,4 +98,4 @@ def bound_logits(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) 
 
 def _normalized(graph: LayerGraph, box: Box) -> Box:
     first = graph.calls[0].layer
-    return Box(first(box.points), box.radius / first.std) if isinstance(first, Normalize) else box
+    return Box(first(box.centre), box.radius / first.std) if isinstance(first, Normalize) else box

@@ -1,0 +1,52 @@
+"""certtrain: train image classifiers whose robustness is proved, and look into the proof.
+
+The names below are the public Python API. They are imported when first used,
+so that `import certtrain` does not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from certtrain.bounds.api import margin_bounds as margin_bounds
+    from certtrain.bounds.api import output_bounds as output_bounds
+    from certtrain.bounds.api import propagate as propagate
+    from certtrain.bounds.trace import BoundTrace as BoundTrace
+    from certtrain.certificate import Certificates as Certificates
+    from certtrain.certificate import certify as certify
+    from certtrain.errors import CerttrainError as CerttrainError
+    from certtrain.initialize import InitRecord as InitRecord
+    from certtrain.initialize import ibp_init_ as ibp_init_
+    from certtrain.modelfile import load_model as load_model
+    from certtrain.objective import LossTerms as LossTerms
+    from certtrain.objective import objective_terms as objective_terms
+    from certtrain.schedule import eps_at as eps_at
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BoundTrace": "bounds.trace",
+    "Certificates": "certificate",
+    "CerttrainError": "errors",
+    "InitRecord": "initialize",
+    "LossTerms": "objective",
+    "certify": "certificate",
+    "eps_at": "schedule",
+    "ibp_init_": "initialize",
+    "load_model": "modelfile",
+    "margin_bounds": "bounds.api",
+    "objective_terms": "objective",
+    "output_bounds": "bounds.api",
+    "propagate": "bounds.api",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'certtrain' has no attribute {name!r}")
+    return getattr(import_module(f"certtrain.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,25 @@
+"""Data sets as one uint8 tensor, and seeded batches out of it.
+
+Nothing here prints: progress goes to a callback, and an unwritable cache is a `CacheWarning`.
+"""
+
+from certtrain.data.batches import Augmentation, Batches
+from certtrain.data.cache import CacheWarning
+from certtrain.data.images import ImageSet, pixel_statistics, split_validation, to_unit
+from certtrain.data.load import NORMALIZATION, load_images
+from certtrain.data.request import Progress
+from certtrain.data.seeds import derive_seed
+
+__all__ = [
+    "NORMALIZATION",
+    "Augmentation",
+    "Batches",
+    "CacheWarning",
+    "ImageSet",
+    "Progress",
+    "derive_seed",
+    "load_images",
+    "pixel_statistics",
+    "split_validation",
+    "to_unit",
+]

@@ -1,0 +1,136 @@
+"""Seeded batches out of one uint8 tensor, each a pure function of (seed, epoch, step)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certtrain.data.images import to_unit
+from certtrain.data.seeds import derive_seed
+from certtrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to a training image.
+
+    flip: mirror it left to right with probability one half.
+    crop_padding: pixels by which each side is widened, repeating the edge, before a crop of the
+        original size is taken at a uniformly random place.
+
+    Raises:
+        DataError: `crop_padding` is negative.
+    """
+
+    flip: bool = False
+    crop_padding: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0:
+            raise DataError(f"crop_padding is {self.crop_padding}; it counts pixels, so it starts at 0.")
+
+
+_UNCHANGED = Augmentation()
+
+
+class Batches:
+    """Every epoch's batches of a training set; holds nothing that a resumed run must restore.
+
+    Images are uint8 (N,C,H,W), labels int64 (N,). The data stay where they are, or are moved once
+    to `device`; batches are made there. A last batch of a single example is left out, since
+    BatchNorm has no variance of one example; which example that is changes from epoch to epoch.
+
+    Raises:
+        DataError: the set is too small for one batch, the two lengths differ, or
+            `batch_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation = _UNCHANGED,
+        device: torch.device | str | None = None,
+    ) -> None:
+        _check(len(images), len(labels), batch_size)
+        self._images = images if device is None else images.to(device)
+        self._labels = labels.to(self._images.device)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._augmentation = augmentation
+        self._last_order: tuple[int, Tensor] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch: N/batch_size rounded up, less a last batch of a single example."""
+        full, left_over = divmod(len(self._labels), self._batch_size)
+        return full + (left_over > 1)
+
+    def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Batch `step` of `epoch`, both counted from 0: x float32 (B,C,H,W) in [0,1], y int64 (B,).
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
+        index = self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size]
+        return to_unit(self._gather(index, epoch, step)), self._labels[index]
+
+    def _order(self, epoch: int) -> Tensor:
+        if self._last_order is None or self._last_order[0] != epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
+            order = torch.randperm(len(self._labels), generator=generator)
+            self._last_order = epoch, order.to(self._labels.device)
+        return self._last_order[1]
+
+    def _gather(self, index: Tensor, epoch: int, step: int) -> Tensor:
+        if self._augmentation == _UNCHANGED:
+            return self._images[index]
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "augment", epoch, step))
+        draws = _draw(len(index), self._augmentation, generator).to(index.device, non_blocking=True)
+        return gather_crops(self._images, index, draws[:2] - self._augmentation.crop_padding, draws[2].bool())
+
+
+def gather_crops(images: Tensor, index: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Pick, mirror and shift images in a single indexing operation.
+
+    Of uint8 images (N,C,H,W), example `index[b]` is mirrored where `flips[b]`, then seen
+    through a window moved down by `shifts[0, b]` and right by `shifts[1, b]` pixels; outside
+    the image its edge repeats. Returns uint8 (B,C,H,W) in channels-last memory, which
+    convolutions prefer.
+    """
+    height, width = images.shape[2:]
+    rows = _window(shifts[0], height)
+    columns = _window(shifts[1], width)
+    columns = torch.where(flips[:, None], width - 1 - columns, columns)
+    picked = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def _window(shift: Tensor, size: int) -> Tensor:
+    places = torch.arange(size, device=shift.device) + shift[:, None]
+    return places.clamp(0, size - 1)
+
+
+def _draw(count: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Rows: the crop's offset down, its offset right (0..2·padding), whether to flip (0 or 1)."""
+    # Always on the CPU and always in this order, so neither the device nor a switched-off part
+    # changes the rest.
+    offsets = torch.randint(0, 2 * augmentation.crop_padding + 1, (2, count), generator=generator)
+    flips = torch.randint(0, 2, (1, count), generator=generator)
+    return torch.cat([offsets, flips * int(augmentation.flip)])
+
+
+def _check(images: int, labels: int, batch_size: int) -> None:
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; it starts at 1.")
+    if images != labels:
+        raise DataError(f"there are {images} images but {labels} labels.")
+    if images == 0:
+        raise DataError("the training set is empty.")
+    if images == 1 and batch_size > 1:
+        raise DataError("the training set holds one example; a batch needs two, or batch_size 1.")

@@ -1,0 +1,87 @@
+"""Image files to one uint8 tensor, by several threads: Pillow decodes outside Python's lock."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from certtrain.data.request import Progress
+from certtrain.errors import DataError
+
+_GREY_MODES = frozenset({"1", "L", "LA"})
+_CHUNK = 256
+
+
+def decode_files(paths: Sequence[Path], channels: int | None, report: Progress) -> Tensor:
+    """Decode at least one file into uint8 (N,C,H,W), in the order given.
+
+    C is `channels` (1 or 3); for None it is 1 if every image is greyscale, else 3. Transparency
+    is dropped. `report` hears of every few hundred images.
+
+    Raises:
+        DataError: a file is unreadable, has more than 8 bits a channel, or differs in size.
+    """
+    first, _ = decode_file(paths[0], "RGB")
+    images = torch.empty(len(paths), 1 if channels == 1 else 3, *first.shape[1:], dtype=torch.uint8)
+    all_grey = _decode_all(paths, images, report)
+    return images[:, :1].contiguous() if channels is None and all_grey else images
+
+
+def decode_file(path: Path, mode: str) -> tuple[Tensor, bool]:
+    """One image as uint8 (C,H,W), in Pillow's mode L (C=1) or RGB (C=3), and whether it was greyscale.
+
+    Raises:
+        DataError: the file is unreadable or has more than 8 bits a channel.
+    """
+    from torchvision.transforms.functional import pil_to_tensor
+
+    try:
+        with Image.open(path) as image:
+            _refuse_deep(path, image)
+            return pil_to_tensor(image.convert(mode)), image.mode in _GREY_MODES
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _refuse_deep(path: Path, image: Image.Image) -> None:
+    # Pillow would clip such levels at 255 without a word.
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{path} has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8.")
+
+
+def _decode_all(paths: Sequence[Path], images: Tensor, report: Progress) -> bool:
+    mode = "L" if images.shape[1] == 1 else "RGB"
+
+    def decode_chunk(start: int) -> bool:
+        stop = min(start + _CHUNK, len(paths))
+        greys = [_decode_into(images[i], paths[i], mode, paths[0]) for i in range(start, stop)]
+        return all(greys)
+
+    pool = ThreadPoolExecutor()
+    try:
+        all_grey = True
+        for number, grey in enumerate(pool.map(decode_chunk, range(0, len(paths), _CHUNK)), start=1):
+            all_grey = all_grey and grey
+            report("decoding images", min(number * _CHUNK, len(paths)), len(paths))
+        return all_grey
+    finally:
+        # After an error, or Ctrl-C, the files still waiting are not decoded first.
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode_into(target: Tensor, path: Path, mode: str, first: Path) -> bool:
+    pixels, grey = decode_file(path, mode)
+    if pixels.shape != target.shape:
+        raise DataError(
+            f"{path} is {_size(pixels)} pixels, but {_size(target)} is expected, the size of {first}; "
+            f"every image of a split must have one size, so resize them first."
+        )
+    target.copy_(pixels)
+    return grey
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[2]}x{image.shape[1]}"

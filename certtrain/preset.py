@@ -1,0 +1,239 @@
+"""Presets: everything that decides a run, validated, and free of torch.
+
+A preset is a TOML file. Overrides name a field by its dotted path; the
+resolved preset is saved with the run and inside the model file.
+"""
+
+import json
+import os
+import tomllib
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from certtrain.epsilon import parse_eps
+from certtrain.errors import EpsilonError, PresetError
+
+DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
+Scheme = Literal["ibp", "kaiming", "xavier", "orthogonal"]
+
+
+def _radius(value: Any) -> float:
+    try:
+        return parse_eps(value)
+    except EpsilonError as error:
+        raise ValueError(str(error)) from error
+
+
+Radius = Annotated[float, BeforeValidator(_radius), Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """What all sections share: values do not change, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """The data set and what is done to its images."""
+
+    name: DatasetName
+    """Which data set; "folder" reads train/<class>/* and test/<class>/* under the data folder."""
+    validation: int = Field(0, ge=0)
+    """How many training examples are held out to watch the training; the test set is never used for that."""
+    flip: bool = False
+    """Mirror each training image with probability one half."""
+    crop_padding: int = Field(0, ge=0)
+    """Pad each training image by so many edge pixels and crop it at a random place."""
+    mean: tuple[float, ...] | None = None
+    """Channel means of the normalisation layer; by default the data set's own."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Channel standard deviations of the normalisation layer; by default the data set's own."""
+
+
+class CNN7(Section):
+    """The seven-layer network of the paper: five 3×3 convolutions, two linear layers."""
+
+    name: Literal["cnn7"]
+    width: Positive = 64
+    """Channels of the first two convolutions; the other three have twice as many."""
+    linear_size: Positive = 512
+    """Units of the hidden linear layer."""
+    last_stride: Literal[1, 2] = 1
+    """Stride of the last convolution; 2 for images of 64 pixels."""
+    batch_norm: bool = True
+    """BatchNorm after every layer but the last."""
+
+
+class CNN(Section):
+    """Convolutions one after the other, then hidden linear layers."""
+
+    name: Literal["cnn"]
+    channels: tuple[Positive, ...] = Field(min_length=1)
+    """Channels of each convolution."""
+    kernels: tuple[Positive, ...]
+    """Kernel size of each convolution, padded by (kernel − 1) // 2 pixels."""
+    strides: tuple[Positive, ...]
+    """Stride of each convolution."""
+    linear: tuple[Positive, ...] = ()
+    """Units of each hidden linear layer."""
+    batch_norm: bool = True
+    """BatchNorm after every layer but the last."""
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        if not len(self.channels) == len(self.kernels) == len(self.strides):
+            raise ValueError("channels, kernels and strides must be equally long")
+        return self
+
+
+class MLP(Section):
+    """Hidden linear layers on the flattened image."""
+
+    name: Literal["mlp"]
+    hidden: tuple[Positive, ...] = Field(min_length=1)
+    """Units of each hidden layer."""
+    batch_norm: bool = True
+    """BatchNorm after every layer but the last."""
+
+
+Architecture = Annotated[CNN7 | CNN | MLP, Field(discriminator="name")]
+
+
+class EpsSection(Section):
+    """The radius and its ramp."""
+
+    max: Radius
+    """The radius ε in pixels of [0, 1], as a fraction like "8/255" or a number."""
+    start: Positive = 2
+    """Epoch, counted from 1, in which the ramp starts; before it ε is zero."""
+    length: int = Field(80, ge=0)
+    """Epochs the ramp takes."""
+    train_factor: float = Field(1.0, ge=1.0)
+    """The ramp ends at this multiple of ε; the network is evaluated at ε itself."""
+
+
+class RegularizerSection(Section):
+    """The regularisers of the warm-up."""
+
+    weight: float = Field(0.5, ge=0)
+    """λ, the weight at ε = 0; it falls to zero as ε reaches its largest value."""
+    tolerance: float = Field(0.5, gt=0, le=1)
+    """τ, the ratio from which a layer is no longer penalised."""
+    tightness: bool = True
+    """Penalise bounds that grow from the input to a layer."""
+    relu_balance: bool = True
+    """Penalise layers whose ReLUs are active and inactive in unequal measure."""
+
+
+class TrainSection(Section):
+    """The optimisation."""
+
+    epochs: Positive
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(5e-4, gt=0)
+    """Adam's learning rate."""
+    milestones: tuple[Positive, ...] = ()
+    """Epochs after which the learning rate is multiplied by `decay`."""
+    decay: float = Field(0.2, gt=0, le=1)
+    clip_norm: float = Field(10.0, gt=0)
+    """Largest norm of the gradient; longer ones are cut to it."""
+
+
+class Preset(Section):
+    """One run, whole."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Named by letters, digits, dots and dashes; it names the run's folder as well."""
+    description: str = ""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Decides the weights, the order of the data and the augmentation."""
+    init: Scheme = "ibp"
+    """How the weights start."""
+    data: DataSection
+    model: Architecture
+    eps: EpsSection
+    train: TrainSection
+    regularizer: RegularizerSection = RegularizerSection()
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if any(milestone >= self.train.epochs for milestone in self.train.milestones):
+            raise ValueError(f"train.milestones {self.train.milestones} must lie before epoch {self.train.epochs}")
+        if (self.data.mean is None) != (self.data.std is None):
+            raise ValueError("data.mean and data.std go together: give both or neither")
+        return self
+
+
+def preset_folder() -> Traversable:
+    """Where the shipped presets are: inside the installed package, or at the top of a checkout."""
+    installed = resources.files("certtrain") / "_presets"
+    return installed if installed.is_dir() else resources.files("certtrain") / ".." / "presets"
+
+
+def preset_names() -> list[str]:
+    """The names of the shipped presets, in order."""
+    return sorted(f.name.removesuffix(".toml") for f in preset_folder().iterdir() if f.name.endswith(".toml"))
+
+
+def load_preset(name_or_file: str, overrides: dict[str, Any] | None = None) -> Preset:
+    """The preset of that name, or in that .toml or .json file, with fields replaced.
+
+    `overrides` maps dotted paths to values ({"train.epochs": 3}).
+    Raises PresetError that names the file and each wrong field.
+    """
+    values = _read(name_or_file)
+    for path, value in (overrides or {}).items():
+        _replace(values, path, value)
+    try:
+        return Preset.model_validate(values)
+    except ValidationError as error:
+        raise PresetError(f"preset {name_or_file!r} is not valid:\n{_explain(error)}") from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """("train.epochs", 3) from "train.epochs=3"; the value is TOML, or else plain text.
+
+    Raises PresetError if there is no "=" or no field.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise PresetError(f"{text!r} is not field=value; write it like train.epochs=20")
+    try:
+        return path.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), value.strip()
+
+
+def _read(name_or_file: str) -> dict[str, Any]:
+    is_file = name_or_file.endswith((".toml", ".json")) or os.sep in name_or_file
+    source: Traversable = Path(name_or_file) if is_file else preset_folder() / f"{name_or_file}.toml"
+    if not source.is_file():
+        known = f"Presets: {', '.join(preset_names())}; or give a .toml file."
+        raise PresetError(f"there is no preset {name_or_file!r}. {known}")
+    try:
+        text = source.read_text(encoding="utf-8")
+        return dict(json.loads(text)) if name_or_file.endswith(".json") else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise PresetError(f"preset {name_or_file!r} cannot be read: {error}") from error
+
+
+def _replace(values: dict[str, Any], path: str, value: Any) -> None:
+    *sections, field = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise PresetError(f"cannot set {path!r}: {section!r} is not a section")
+    values[field] = value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "preset"
+        lines.append(f"  {where}: {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
