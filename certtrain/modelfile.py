@@ -1,7 +1,7 @@
 """A model as one safetensors file that says what it is."""
 
-import json
-from importlib import metadata
+from collections import OrderedDict
+from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,54 +11,110 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from certtrain.errors import CerttrainError, ModelFileError
+from certtrain.errors import DataError, ModelFileError
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import Architecture
+from certtrain.preset import Architecture, explain
 from certtrain.storage import write_atomic
 
-KEY = "certtrain"
+KEY = "certtrain"  # the entry of the file's header that holds the metadata
 
 
 class Metadata(BaseModel):
-    """What a model file says of itself. `eps` is the radius it was trained for, `preset` the run it comes from."""
+    """What a model file says of itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[1] = 1
     architecture: Architecture
     input_shape: tuple[int, int, int]
+    """(C, H, W)."""
     class_names: tuple[str, ...] = Field(min_length=2)
     dataset: str
-    eps: float = Field(ge=0, le=1)
+    eps: float = Field(gt=0, le=1)
+    """The radius the network is trained for."""
     seed: int
     versions: dict[str, str]
     preset: dict[str, Any]
+    """The run it comes from."""
+    note: str = ""
+    """How the weights came about, where it was not by training alone."""
     results: dict[str, Any] | None = None
-    """Measured on the test set at the end of the training; None before."""
+    """Measured on the test set when the training ended; None before."""
 
 
-class Classifier(nn.Module):
-    """A network with the metadata of its file. Takes pixels (B, C, H, W) in [0, 1], gives logits (B, K)."""
+class Classifier(nn.Sequential):
+    """A network with its file's metadata. Takes pixels (B, C, H, W) in [0, 1], gives logits (B, K)."""
 
     def __init__(self, network: nn.Sequential, metadata: Metadata) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(OrderedDict(network.named_children()))
         self.metadata = metadata
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
-        return logits
+
+def save_model(path: Path, network: nn.Sequential, metadata: Metadata) -> None:
+    """Write `network` with `metadata` to `path`, whole or not at all. Raises StorageError."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomic(path, save(tensors, {KEY: metadata.model_dump_json()}))
+
+
+def load_model(path: str | Path) -> Classifier:
+    """The network in that file, in evaluation mode, with its `metadata`.
+
+    Raises ModelFileError if the file is missing, damaged, not made by
+    certtrain, or holds weights that do not fit or are not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from error
+    metadata = _parse(path, header)
+    return Classifier(_fill(path, metadata, tensors), metadata).eval()
 
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    return {name: _version(name) for name in ("certtrain", "torch", "torchvision")}
+    from certtrain import __version__
+
+    return {"certtrain": __version__, **{name: packages.version(name) for name in ("torch", "torchvision")}}
 
 
-def _version(package: str) -> str:
+def _parse(path: Path, header: dict[str, str]) -> Metadata:
+    if KEY not in header:
+        raise ModelFileError(f"{path} was not written by certtrain: its header does not say what network it holds")
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        from certtrain import __version__
+        return Metadata.model_validate_json(header[KEY])
+    except ValidationError as error:
+        raise ModelFileError(f"{path} has a header that certtrain cannot read:\n{explain(error)}") from error
 
-        return f"{__version__} (not installed)"
+
+def _fill(path: Path, metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequential:
+    """Build without memory first, so that a header asking for a huge network costs nothing."""
+    channels = metadata.input_shape[0]
+    spec = InputSpec(metadata.input_shape, len(metadata.class_names), (0.0,) * channels, (1.0,) * channels)
+    try:
+        with torch.device("meta"):
+            network = build_model(metadata.architecture, spec)
+        _check_tensors(network, tensors)
+    except (DataError, RuntimeError, ValueError) as error:
+        raise ModelFileError(f"{path} does not hold the network that its header describes: {error}") from error
+    network.load_state_dict(tensors, assign=True)
+    return network
+
+
+def _check_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    wanted = network.state_dict()
+    if missing := sorted(wanted.keys() ^ tensors.keys()):
+        raise ValueError(f"its tensors differ in {', '.join(missing[:5])}")
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype) != (wanted[name].shape, wanted[name].dtype):
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+        if name.endswith(("running_var", "normalize.std")) and bool((tensor < 0).any()):
+            raise ValueError(f"{name} is negative")
+    if not bool((tensors["normalize.std"] > 0).all()):
+        raise ValueError("normalize.std holds a zero")

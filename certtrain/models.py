@@ -8,7 +8,7 @@ from torch import nn
 
 from certtrain.bounds.graph import Normalize
 from certtrain.errors import DataError
-from certtrain.preset import CNN, CNN7, MLP, Architecture
+from certtrain.preset import CNN, CNN7, MLP, Architecture, Section
 
 Shape = tuple[int, int, int]
 Layers = OrderedDict[str, nn.Module]
@@ -31,7 +31,9 @@ def build_model(architecture: Architecture, spec: InputSpec) -> nn.Sequential:
     has another number of channels than the images.
     """
     if not len(spec.mean) == len(spec.std) == spec.shape[0]:
-        raise DataError(f"images have {spec.shape[0]} channels, but mean and std have {len(spec.mean)} and {len(spec.std)}")
+        raise DataError(
+            f"images have {spec.shape[0]} channels, but mean and std have {len(spec.mean)} and {len(spec.std)}"
+        )
     layers: Layers = OrderedDict(normalize=Normalize(spec.mean, spec.std))
     features = BUILDERS[type(architecture)](architecture, spec.shape, layers)
     layers["head"] = nn.Linear(features, spec.classes)
@@ -86,4 +88,4 @@ def _append(layers: Layers, name: str, layer: nn.Module, batch_norm: nn.Module |
     layers[f"{name}_relu"] = nn.ReLU()
 
 
-BUILDERS: dict[type[Architecture], Callable[..., int]] = {CNN7: _cnn7, CNN: _cnn, MLP: _mlp}
+BUILDERS: dict[type[Section], Callable[..., int]] = {CNN7: _cnn7, CNN: _cnn, MLP: _mlp}

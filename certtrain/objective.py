@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.api import check_input, check_labels
+from certtrain.bounds.checks import check_input, check_labels
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.epsilon import parse_eps
@@ -20,7 +20,8 @@ SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
 class LossTerms:
     """Scalar tensors: `total` is what training minimises, the others what it is made of.
 
-    `skipped_layers` counts the layers without a balance ratio.
+    `skipped_layers` counts the layers without a balance ratio. Without
+    regularisers the last three are zero.
     """
 
     total: Tensor
@@ -29,6 +30,15 @@ class LossTerms:
     tightness: Tensor
     relu_balance: Tensor
     skipped_layers: Tensor
+
+
+@dataclass(frozen=True)
+class Regularizers:
+    """Each regulariser's weight in this step, and their tolerance τ."""
+
+    tightness: float
+    relu_balance: float
+    tolerance: float
 
 
 def objective_terms(
@@ -52,19 +62,22 @@ def objective_terms(
     trace = trace_bounds(boundable(model), x, max(eps, SMALLEST_EPS), (0.0, 1.0))
     check_labels(labels, trace.clean.shape)
     factor = regularizer_weight(eps, eps_max=eps_max, weight=weight)
-    return loss_terms(trace, labels, certified=eps > 0, tightness=factor, balance=factor, tolerance=tolerance)
+    return loss_terms(trace, labels, certified=eps > 0, regularizers=Regularizers(factor, factor, tolerance))
 
 
-def loss_terms(
-    trace: BoundTrace, labels: Tensor, *, certified: bool, tightness: float, balance: float, tolerance: float
-) -> LossTerms:
-    """The loss terms from a pass, with one weight for each regulariser."""
+def loss_terms(trace: BoundTrace, labels: Tensor, *, certified: bool, regularizers: Regularizers | None) -> LossTerms:
+    """The loss terms from one pass; the certified cross-entropy is minimised if `certified`, else the natural."""
     natural = F.cross_entropy(trace.clean, labels)
     robust = certified_cross_entropy(trace.margins(labels), labels)
+    total = robust if certified else natural
+    zero = torch.zeros_like(total)
+    if regularizers is None or not trace.relu_boxes:
+        return LossTerms(total, robust, natural, zero, zero, zero)
     boxes = [box for _, box in trace.relu_boxes]
-    tight, (even, skipped) = tightness_loss(trace.input, boxes, tolerance), relu_balance_loss(boxes, tolerance)
-    total = (robust if certified else natural) + tightness * tight + balance * even
-    return LossTerms(total, robust, natural, tight, even, skipped)
+    tightness = tightness_loss(trace.input, boxes, regularizers.tolerance)
+    balance, skipped = relu_balance_loss(boxes, regularizers.tolerance)
+    total = total + regularizers.tightness * tightness + regularizers.relu_balance * balance
+    return LossTerms(total, robust, natural, tightness, balance, skipped)
 
 
 def certified_cross_entropy(margins: Tensor, labels: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def load_preset(name_or_file: str, overrides: dict[str, Any] | None = None) -> P
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        raise PresetError(f"preset {name_or_file!r} is not valid:\n{_explain(error)}") from error
+        raise PresetError(f"preset {name_or_file!r} is not valid:\n{explain(error)}") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -231,7 +231,8 @@ def _replace(values: dict[str, Any], path: str, value: Any) -> None:
     values[field] = value
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """One line for each wrong field: its dotted path and what is wrong with it."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "preset"

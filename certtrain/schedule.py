@@ -15,7 +15,7 @@ def eps_at(step: int, *, steps_per_epoch: int, start: int, length: int, eps_max:
     """
     done = step - (start - 1) * steps_per_epoch
     ramp = length * steps_per_epoch
-    if done <= 0 and ramp > 0 or done < 0:
+    if (done <= 0 and ramp > 0) or done < 0:
         return 0.0
     if done >= ramp:
         return eps_max

@@ -1,16 +1,11 @@
 """Bounds of any network of supported layers, with their arguments checked."""
 
-from typing import Literal, get_args
-
 from torch import Tensor, nn
 
+from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import BoundTrace, Clip, Logits, bound_logits, trace_bounds
 from certtrain.epsilon import parse_eps
-from certtrain.errors import DataError, MethodError, UnsupportedLayer
-
-Method = Literal["ibp"]
-METHODS: tuple[str, ...] = get_args(Method)
 
 
 def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0)) -> BoundTrace:
@@ -54,30 +49,8 @@ def margin_bounds(
 
 
 def _logits(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) -> Logits:
-    if method not in METHODS:
-        raise MethodError(f"bound method {method!r} is not known; choose from: {', '.join(METHODS)}")
+    check_method(method)
     check_input(x, clip)
     graph = boundable(model)
-    for call in graph.calls:
-        if isinstance(call.layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and call.layer.training:
-            raise UnsupportedLayer(f"layer {call.name!r} is in training mode; call model.eval() first")
+    check_evaluation_mode(graph)
     return bound_logits(graph, x, parse_eps(eps), clip)
-
-
-def check_input(x: Tensor, clip: Clip) -> None:
-    """Raise DataError unless every entry of `x` is finite and inside `clip`."""
-    low, high = clip if clip is not None else (-float("inf"), float("inf"))
-    if not bool(((x >= low) & (x <= high) & x.isfinite()).all()):
-        raise DataError(
-            f"inputs must be finite and in [{low:g}, {high:g}], but run from {x.min():g} to {x.max():g}; "
-            "scale pixels to [0, 1] or pass clip=None"
-        )
-
-
-def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
-    """Raise DataError unless `labels` holds one class in 0 … K−1 for each of B logits (B, K)."""
-    batch, classes = logits_shape
-    if labels.shape != (batch,):
-        raise DataError(f"labels have shape {tuple(labels.shape)}; {batch} inputs need shape ({batch},)")
-    if bool(((labels < 0) | (labels >= classes)).any()):
-        raise DataError(f"labels run from {labels.min()} to {labels.max()}, outside the {classes} classes")

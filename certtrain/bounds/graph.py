@@ -170,7 +170,7 @@ def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
 
 
 def _reshape(*shape: Any) -> nn.Module:
-    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     if len(shape) != 2 or shape[1] != -1:
         raise ValueError(f"shape {shape}: only (batch, -1), a flattening, is supported")
     return nn.Flatten()

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
 from certtrain.errors import UnsupportedLayer
 
-
 Pointwise = Callable[[Tensor], Tensor]
 
 

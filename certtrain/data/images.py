@@ -138,6 +138,4 @@ def _check_labels(title: str, labels: Tensor, classes: int) -> None:
     outside = ((labels < 0) | (labels >= classes)).nonzero()
     if len(outside):
         first = int(outside[0])
-        raise DataError(
-            f"{title}: label {int(labels[first])} of example {first} is outside the {classes} classes."
-        )
+        raise DataError(f"{title}: label {int(labels[first])} of example {first} is outside the {classes} classes.")

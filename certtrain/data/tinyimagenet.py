@@ -53,8 +53,7 @@ def _list_annotated(folder: Path, classes: tuple[str, ...]) -> Listing:
     present = {path.name for path in (folder / "images").iterdir()}
     if present != labels.keys():
         raise DataError(
-            f"{folder}: images and {_ANNOTATIONS} disagree, first about "
-            f"{min(present ^ labels.keys())}. {_ADVICE}"
+            f"{folder}: images and {_ANNOTATIONS} disagree, first about {min(present ^ labels.keys())}. {_ADVICE}"
         )
     return Listing(folder / "images", tuple(labels), tuple(labels.values()), classes)
 

@@ -1,0 +1,84 @@
+"""From a preset to what a run is made of: its images, its network, its metadata."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Generator, nn
+
+from certtrain.data import (
+    NORMALIZATION,
+    ImageSet,
+    Progress,
+    derive_seed,
+    load_images,
+    pixel_statistics,
+    split_validation,
+)
+from certtrain.errors import DataError
+from certtrain.initialize import InitRecord, initialize_
+from certtrain.modelfile import Metadata, versions
+from certtrain.models import InputSpec, build_model
+from certtrain.preset import Preset, Scheme
+
+
+@dataclass(frozen=True)
+class Images:
+    """A run's three sets. The test set is looked at once, when the training is over."""
+
+    train: ImageSet
+    validation: ImageSet | None
+    test: ImageSet
+
+
+def load_run_images(preset: Preset, data_dir: Path | None, on_progress: Progress | None = None) -> Images:
+    """Training, validation and test images of a preset.
+
+    Raises DataError, before any training, if one is missing or they do not
+    fit each other.
+    """
+    train = load_images(preset.data.name, "train", data_dir=data_dir, on_progress=on_progress)
+    channels = train.input_shape[0]
+    test = load_images(preset.data.name, "test", data_dir=data_dir, channels=channels, on_progress=on_progress)
+    if (train.input_shape, train.class_names) != (test.input_shape, test.class_names):
+        raise DataError(
+            f"training images of {preset.data.name} have shape {train.input_shape} and {len(train.class_names)} classes, "
+            f"test images {test.input_shape} and {len(test.class_names)}"
+        )
+    if not preset.data.validation:
+        return Images(train, None, test)
+    rest, validation = split_validation(train, preset.data.validation, preset.seed)
+    return Images(rest, validation, test)
+
+
+def make_network(
+    preset: Preset, train: ImageSet, scheme: Scheme | None = None
+) -> tuple[nn.Sequential, list[InitRecord]]:
+    """The preset's network for these images, initialised by its scheme and seed, or by another scheme."""
+    mean, std = _normalization(preset, train)
+    spec = InputSpec(train.input_shape, len(train.class_names), mean, std)
+    network = build_model(preset.model, spec)
+    generator = Generator().manual_seed(derive_seed(preset.seed, "weights"))
+    return network, initialize_(network, scheme or preset.init, generator)
+
+
+def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[str, Any] | None = None) -> Metadata:
+    """What the model file of such a run says of itself."""
+    return Metadata(
+        architecture=preset.model,
+        input_shape=train.input_shape,
+        class_names=train.class_names,
+        dataset=preset.data.name,
+        eps=preset.eps.max,
+        seed=preset.seed,
+        versions=versions(),
+        preset=preset.model_dump(mode="json"),
+        note=note,
+        results=results,
+    )
+
+
+def _normalization(preset: Preset, train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if preset.data.mean is not None and preset.data.std is not None:
+        return preset.data.mean, preset.data.std
+    return NORMALIZATION.get(preset.data.name) or pixel_statistics(train.images)

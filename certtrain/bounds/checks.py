@@ -1,0 +1,40 @@
+"""What is asked of the arguments before bounds are computed."""
+
+from torch import Tensor, nn
+
+from certtrain.bounds.graph import LayerGraph
+from certtrain.errors import DataError, MethodError, UnsupportedLayer
+
+METHODS = ("ibp",)
+
+
+def check_method(method: str) -> None:
+    """Raise MethodError unless there is such a bound method."""
+    if method not in METHODS:
+        raise MethodError(f"bound method {method!r} is not known; choose from: {', '.join(METHODS)}")
+
+
+def check_evaluation_mode(graph: LayerGraph) -> None:
+    """Raise UnsupportedLayer if BatchNorm would take its statistics from the batch."""
+    for call in graph.calls:
+        if isinstance(call.layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and call.layer.training:
+            raise UnsupportedLayer(f"layer {call.name!r} is in training mode; call model.eval() first")
+
+
+def check_input(x: Tensor, clip: tuple[float, float] | None) -> None:
+    """Raise DataError unless every entry of `x` is finite and inside `clip`."""
+    low, high = clip if clip is not None else (-float("inf"), float("inf"))
+    if not bool(((x >= low) & (x <= high) & x.isfinite()).all()):
+        raise DataError(
+            f"inputs must be finite and in [{low:g}, {high:g}], but run from {x.min():g} to {x.max():g}; "
+            "scale pixels to [0, 1] or pass clip=None"
+        )
+
+
+def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
+    """Raise DataError unless `labels` holds one class in 0 … K−1 for each of B logits (B, K)."""
+    batch, classes = logits_shape
+    if labels.shape != (batch,):
+        raise DataError(f"labels have shape {tuple(labels.shape)}; {batch} inputs need shape ({batch},)")
+    if bool(((labels < 0) | (labels >= classes)).any()):
+        raise DataError(f"labels run from {labels.min()} to {labels.max()}, outside the {classes} classes")

@@ -1,0 +1,85 @@
+"""Certificates: what is proved about each point, by which method, under which assumptions."""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method
+from certtrain.bounds.interval import boundable
+from certtrain.bounds.trace import bound_logits
+from certtrain.epsilon import parse_eps
+from certtrain.objective import certified_points, correct_points
+
+Verdict = Literal["certified", "open", "falsified", "misclassified"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+CLIP = (0.0, 1.0)
+
+ASSUMPTIONS = (
+    "real arithmetic: the bounds are computed in float64 and hold up to its rounding; "
+    "the rounding of float32 inference is not covered",
+    "inputs are pixels in [0, 1]: each box is cut to that range",
+)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """One batch's certificates.
+
+    verdicts: for each point, "certified" (correct, and every margin's lower
+        bound finite and above zero), "misclassified", or "open".
+    margin: (B,) float64, the smallest lower bound of logit[y] − logit[j].
+    method: the bound method behind them; assumptions: what they rest on.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    margin: Tensor
+    eps: float
+    method: str
+    assumptions: tuple[str, ...]
+
+    @property
+    def certified(self) -> Tensor:
+        """Which points (B,) are certified."""
+        return torch.tensor([verdict == "certified" for verdict in self.verdicts])
+
+
+def certify(model: nn.Module, x: Tensor, labels: Tensor, eps: float, *, method: str = "auto") -> Certificates:
+    """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
+
+    `x` are pixels in [0, 1]; the model must be in evaluation mode. `method`
+    "auto" takes the methods from cheap to dear; so far that is "ibp".
+    Raises UnsupportedLayer, MethodError, EpsilonError or DataError.
+    """
+    return Certifier(model, method).certify(x, labels, eps)
+
+
+class Certifier:
+    """`certify` for many batches of one model, whose float64 copy it makes once."""
+
+    def __init__(self, model: nn.Module, method: str = "auto") -> None:
+        self.method = "ibp" if method == "auto" else method
+        check_method(self.method)
+        self.model = model
+        self.graph = boundable(copy.deepcopy(model).double())
+        check_evaluation_mode(self.graph)
+
+    @torch.no_grad()
+    def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
+        """As the function `certify`."""
+        check_input(x, CLIP)
+        logits = self.model(x)
+        check_labels(labels, logits.shape)
+        margins = bound_logits(self.graph, x.double(), parse_eps(eps), CLIP).margins(labels)
+        correct, proved = correct_points(logits, labels), certified_points(margins, labels)
+        verdicts = [_verdict(c, p) for c, p in zip(correct.tolist(), proved.tolist(), strict=True)]
+        smallest = margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
+        return Certificates(tuple(verdicts), smallest, parse_eps(eps), self.method, ASSUMPTIONS)
+
+
+def _verdict(correct: bool, proved: bool) -> Verdict:
+    if not correct:
+        return "misclassified"
+    return "certified" if proved else "open"

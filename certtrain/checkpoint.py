@@ -1,0 +1,123 @@
+"""A run's folder, and checkpoints that hold all the state a run has.
+
+preset.json             the resolved preset
+metrics.jsonl           one line an epoch
+checkpoints/*.safetensors   the last two
+model.safetensors       written when the run is finished, with
+report.json             its results
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from certtrain.errors import RunError
+from certtrain.preset import Preset, load_preset
+from certtrain.storage import append_line, truncate, write_atomic, write_json
+
+KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps done, the metrics file's length, seconds of training, the epoch's sums so far."""
+
+    step: int = 0
+    metrics_bytes: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class RunFolder:
+    """The files of one run. Every method may raise StorageError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model.safetensors"
+        self.report = path / "report.json"
+
+    @classmethod
+    def create(cls, path: Path, preset: Preset) -> "RunFolder":
+        """Start a run there. Raises RunError if the folder holds something already."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} is not empty; choose another --out, or go on with that run by --resume {path}")
+        folder = cls(path)
+        write_json(path / "preset.json", preset.model_dump(mode="json"))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "tuple[RunFolder, Preset]":
+        """A run to go on with, and its preset. Raises RunError if there is none or it is finished."""
+        folder = cls(path)
+        if not (path / "preset.json").is_file():
+            raise RunError(f"{path} holds no run to resume; --resume takes the folder that a training wrote")
+        if folder.report.is_file():
+            raise RunError(f"the run in {path} is finished; its model is {folder.model}")
+        return folder, load_preset(str(path / "preset.json"))
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*.safetensors"))
+
+    def save_checkpoint(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+        """Write a checkpoint, then let go of the oldest beyond two."""
+        path = self.path / "checkpoints" / f"step-{progress.step:09d}.safetensors"
+        progress.metrics_bytes = self.metrics.stat().st_size if self.metrics.exists() else 0
+        tensors = _collect(network, optimizer)
+        write_atomic(path, save(tensors, {"progress": json.dumps(asdict(progress))}))
+        for old in self.checkpoints()[:-KEPT]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, list[Path]]:
+        """Load the newest checkpoint that can be read, and cut the metrics back to it.
+
+        Returns where the run stands, and the newer checkpoints that were
+        damaged. Without any checkpoint the run starts at step 0.
+        Raises RunError if there are checkpoints and none can be read.
+        """
+        damaged: list[Path] = []
+        for path in reversed(self.checkpoints()):
+            try:
+                progress = _load(path, network, optimizer)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):
+                damaged.append(path)
+                continue
+            truncate(self.metrics, progress.metrics_bytes)
+            return progress, damaged
+        if damaged:
+            raise RunError(f"no checkpoint in {self.path / 'checkpoints'} can be read; start the run anew")
+        truncate(self.metrics, 0)
+        return Progress(), damaged
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add one line to the metrics."""
+        append_line(self.metrics, json.dumps(record, allow_nan=False))
+
+
+def _collect(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    with safe_open(path, framework="pt") as file:
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = tensor
+    network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items() if n.startswith("network/")})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return progress

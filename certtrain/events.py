@@ -1,0 +1,91 @@
+"""What a training reports while it runs: plain values, for whoever listens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from certtrain.diagnostics import LayerState
+from certtrain.preset import Preset
+from certtrain.verify import Report
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins, or goes on at `step` of `steps`."""
+
+    preset: Preset
+    folder: Path
+    device: str
+    parameters: int
+    examples: int
+    steps_per_epoch: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Data are being read: what, how much is done, how much there is."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """`step` steps are done; the averages are over the epoch so far, the layer states of a recent batch."""
+
+    step: int
+    epoch: int
+    eps: float
+    learning_rate: float
+    averages: dict[str, float]
+    layers: tuple[LayerState, ...]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """`epoch` (from 1) is done; `record` is its line in metrics.jsonl, without the layers."""
+
+    epoch: int
+    record: dict[str, float | int | None]
+    layers: tuple[LayerState, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that whoever watches should know."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Verifying:
+    """The trained network is being verified on the test set."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run stopped before its end, at a checkpoint."""
+
+    reason: str
+    step: int
+    steps: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over: its model file, and its results on the test set."""
+
+    model: Path
+    report: Report
+    seconds: float
+
+
+Event = Started | Loading | StepDone | EpochDone | Note | Verifying | Stopped | Finished
+Listener = Callable[[Event], None]

@@ -1,0 +1,317 @@
+"""One loop for every method: from a preset to a verified model in a run folder.
+
+A step depends on (preset, step) and the state alone, so a run that was killed
+and resumed is the run that was not killed, bit for bit, on the same device.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.assemble import Images, describe, load_run_images, make_network
+from certtrain.attack import PGD
+from certtrain.bounds.interval import boundable
+from certtrain.bounds.trace import BoundTrace, trace_bounds
+from certtrain.certificate import CLIP, Certifier
+from certtrain.checkpoint import Progress, RunFolder
+from certtrain.data import Augmentation, Batches, to_unit
+from certtrain.diagnostics import LayerState, layer_states
+from certtrain.errors import NonFiniteError
+from certtrain.events import EpochDone, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.modelfile import Classifier, save_model
+from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
+from certtrain.preset import Preset
+from certtrain.schedule import eps_at, learning_rate_at, regularizer_weight
+from certtrain.storage import write_json
+from certtrain.verify import Point, Report, check_fit, verify
+
+LAYERS_EVERY = 50  # steps between two looks at the ReLU states
+CHECKPOINT_SECONDS = 300.0  # within an epoch; at its end there is always a checkpoint
+
+StopReason = Callable[[], str | None]
+
+
+def train(
+    preset: Preset,
+    out: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    should_stop: StopReason = lambda: None,
+    emit: Listener = lambda event: None,
+) -> Report | None:
+    """Train by `preset` into the new folder `out`, verify on the test set, and write model and report.
+
+    `should_stop` is asked before each step; if it gives a reason, the run
+    stops at a checkpoint and the result is None. Raises a CerttrainError.
+    """
+    images = _load(preset, data_dir, emit)
+    folder = RunFolder.create(out, preset)
+    return Trainer(preset, folder, images, device, emit).run(should_stop)
+
+
+def resume(
+    out: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    should_stop: StopReason = lambda: None,
+    emit: Listener = lambda event: None,
+) -> Report | None:
+    """Go on with the run in `out` from its last checkpoint. As `train` otherwise."""
+    folder, preset = RunFolder.open(out)
+    return Trainer(preset, folder, _load(preset, data_dir, emit), device, emit).run(should_stop)
+
+
+def _load(preset: Preset, data_dir: Path | None, emit: Listener) -> Images:
+    return load_run_images(preset, data_dir, lambda what, done, total: emit(Loading(what, done, total)))
+
+
+class Trainer:
+    """A run's network, optimiser and data, and the loop over its steps."""
+
+    def __init__(self, preset: Preset, folder: RunFolder, images: Images, device: str, emit: Listener) -> None:
+        self.preset, self.folder, self.images, self.device, self.emit = preset, folder, images, device, emit
+        network, _ = make_network(preset, images.train)
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.graph = boundable(self.network)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), preset.train.learning_rate, fused=True)
+        self.batches = Batches(
+            images.train.images,
+            images.train.labels,
+            batch_size=preset.train.batch_size,
+            seed=preset.seed,
+            augmentation=Augmentation(preset.data.flip, preset.data.crop_padding),
+            device=device,
+        )
+        self.steps = preset.train.epochs * self.batches.steps_per_epoch
+        self.progress = Progress()
+        self.layers: tuple[LayerState, ...] = ()
+
+    def run(self, should_stop: StopReason) -> Report | None:
+        """Train from the last checkpoint to the end, verify, and write the results; None if stopped."""
+        self._begin()
+        saved = time.monotonic()
+        while self.progress.step < self.steps:
+            if reason := should_stop():
+                return self._stop(reason)
+            self._step()
+            if self.progress.step % self.batches.steps_per_epoch == 0:
+                self._end_epoch()
+            elif time.monotonic() - saved < CHECKPOINT_SECONDS:
+                continue
+            self._save()
+            saved = time.monotonic()
+        return self._finish(should_stop)
+
+    # --- before and after --------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.progress, damaged = self.folder.restore(self.network, self.optimizer)
+        for path in damaged:
+            self.emit(Note(f"checkpoint {path} is damaged; going on from an older one"))
+        check_fit(self._classifier(), self.images.test)
+        self.emit(
+            Started(
+                preset=self.preset,
+                folder=self.folder.path,
+                device=self.device,
+                parameters=sum(p.numel() for p in self.network.parameters()),
+                examples=len(self.images.train),
+                steps_per_epoch=self.batches.steps_per_epoch,
+                step=self.progress.step,
+                steps=self.steps,
+            )
+        )
+        if self.progress.step == 0:
+            self._save()  # so that a failure in the first epoch leaves something to go on from
+
+    def _stop(self, reason: str) -> None:
+        self._save()
+        self.emit(Stopped(reason, self.progress.step, self.steps, self.folder.path))
+
+    def _finish(self, should_stop: StopReason) -> Report | None:
+        try:
+            report = self._verify(should_stop)
+        except _StopVerifying as stop:
+            self.emit(Stopped(str(stop), self.progress.step, self.steps, self.folder.path))
+            return None
+        results = report.to_dict()
+        seconds = results.pop("seconds")
+        save_model(self.folder.model, self.network, describe(self.preset, self.images.train, results=results))
+        training = {"steps": self.steps, "seconds": self.progress.seconds, "device": self.device}
+        record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results, "training": training}
+        metadata = describe(self.preset, self.images.train)
+        write_json(self.folder.report, record | {"verification_seconds": seconds, "versions": metadata.versions})
+        self.emit(Finished(self.folder.model, report, self.progress.seconds))
+        return report
+
+    def _verify(self, should_stop: StopReason) -> Report:
+        done, total = 0, len(self.images.test)
+
+        def on_points(points: list[Point]) -> None:
+            nonlocal done
+            done += len(points)
+            self.emit(Verifying(done, total))
+            if done < total and (reason := should_stop()):
+                raise _StopVerifying(reason)
+
+        return verify(self._classifier(), self.images.test, self.preset.eps.max, attack=PGD(), on_points=on_points)
+
+    def _classifier(self) -> Classifier:
+        return Classifier(self.network, describe(self.preset, self.images.train)).eval()
+
+    def _save(self) -> None:
+        self.folder.save_checkpoint(self.network, self.optimizer, self.progress)
+
+    # --- one step ----------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        start, preset = time.monotonic(), self.preset
+        epoch, index = divmod(self.progress.step, self.batches.steps_per_epoch)
+        eps, rate = self._eps(), self._learning_rate(epoch)
+        x, labels = self.batches.batch(epoch, index)
+        self.network.train()
+        trace = trace_bounds(self.graph, _channels_last(x), max(eps, SMALLEST_EPS), CLIP)
+        terms = loss_terms(trace, labels, certified=eps > 0, regularizers=self._regularizers(eps))
+        self.optimizer.zero_grad()
+        terms.total.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), preset.train.clip_norm)
+        measured = _measure(terms, norm, trace, labels)
+        self._require_finite(measured, trace)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self._account(measured, len(labels), time.monotonic() - start)
+        if index % LAYERS_EVERY == 0:
+            self._look(trace, epoch)
+        self.emit(StepDone(self.progress.step, epoch + 1, eps, rate, self._averages(), self.layers))
+
+    def _eps_max(self) -> float:
+        return min(self.preset.eps.max * self.preset.eps.train_factor, 1.0)
+
+    def _eps(self) -> float:
+        ramp = self.preset.eps
+        return eps_at(
+            self.progress.step,
+            steps_per_epoch=self.batches.steps_per_epoch,
+            start=ramp.start,
+            length=ramp.length,
+            eps_max=self._eps_max(),
+        )
+
+    def _learning_rate(self, epoch: int) -> float:
+        settings = self.preset.train
+        return learning_rate_at(
+            epoch, base=settings.learning_rate, milestones=settings.milestones, decay=settings.decay
+        )
+
+    def _regularizers(self, eps: float) -> Regularizers | None:
+        """None once the warm-up is over, or where the preset has none: then they cost nothing."""
+        settings = self.preset.regularizer
+        weight = regularizer_weight(eps, eps_max=self._eps_max(), weight=settings.weight)
+        if weight == 0 or not (settings.tightness or settings.relu_balance):
+            return None
+        return Regularizers(weight * settings.tightness, weight * settings.relu_balance, settings.tolerance)
+
+    def _require_finite(self, measured: dict[str, float], trace: BoundTrace) -> None:
+        bad = [name for name, value in measured.items() if not -float("inf") < value < float("inf")]
+        if not bad:
+            return
+        checkpoint = self.folder.checkpoints()[-1]
+        raise NonFiniteError(
+            f"step {self.progress.step}: {bad[0]} is {measured[bad[0]]}; {self._culprit(trace)}. "
+            f"The last good checkpoint is {checkpoint}. "
+            'Try a smaller train.learning_rate, a longer eps.length or init = "ibp".'
+        )
+
+    def _culprit(self, trace: BoundTrace) -> str:
+        for name, box in [*trace.relu_boxes, ("head", trace.logits.box)]:
+            for what, tensor in (("clean values", box.clean), ("centres", box.centre), ("widths", box.radius)):
+                if tensor is not None and not bool(tensor.isfinite().all()):
+                    return f"the first layer that is not finite is {name!r} (its input's {what})"
+        for name, parameter in self.network.named_parameters():
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                return f"all bounds are finite, but the gradient of {name!r} is not"
+        return "all bounds and gradients are finite"
+
+    # --- bookkeeping -------------------------------------------------------------------------------------
+
+    def _account(self, measured: dict[str, float], examples: int, seconds: float) -> None:
+        sums = self.progress.sums
+        for name, value in measured.items():
+            sums[name] = sums.get(name, 0.0) + value * examples
+        sums["examples"] = sums.get("examples", 0.0) + examples
+        self.progress.seconds += seconds
+        self.progress.step += 1
+
+    def _averages(self) -> dict[str, float]:
+        sums = self.progress.sums
+        return {name: total / sums["examples"] for name, total in sums.items() if name != "examples"}
+
+    def _look(self, trace: BoundTrace, epoch: int) -> None:
+        was_exploding = any(layer.exploding for layer in self.layers)
+        self.layers = tuple(layer_states([trace]))
+        worst = max(self.layers, key=lambda layer: layer.growth or 0.0, default=None)
+        if worst is not None and worst.exploding and not was_exploding:
+            self.emit(
+                Note(
+                    f"bounds explode in epoch {epoch + 1}: at {worst.name!r} they are {worst.growth:.1e} times as wide as the input"
+                )
+            )
+
+    def _end_epoch(self) -> None:
+        epoch = self.progress.step // self.batches.steps_per_epoch
+        record: dict[str, Any] = {"epoch": epoch, "step": self.progress.step, "eps": self._eps()}
+        record |= {"learning_rate": self._learning_rate(epoch - 1)} | self._averages() | self._validate()
+        record["seconds"] = self.progress.seconds
+        self.folder.log(record | {"layers": [asdict(layer) for layer in self.layers]})
+        self.progress.sums = {}
+        self.emit(EpochDone(epoch, record, self.layers))
+
+    def _validate(self) -> dict[str, float]:
+        """Natural and certified accuracy on the held-out examples, at the target ε."""
+        images = self.images.validation
+        if images is None:
+            return {}
+        self.network.eval()
+        certifier, verdicts = Certifier(self.network), []
+        for first in range(0, len(images), 500):
+            x = to_unit(images.images[first : first + 500].to(self.device))
+            labels = images.labels[first : first + 500].to(self.device)
+            verdicts += certifier.certify(x, labels, self.preset.eps.max).verdicts
+        wrong, proved = verdicts.count("misclassified"), verdicts.count("certified")
+        return {
+            "validation_natural_accuracy": 1 - wrong / len(verdicts),
+            "validation_certified_accuracy": proved / len(verdicts),
+        }
+
+
+class _StopVerifying(Exception):
+    pass
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _measure(terms: LossTerms, norm: Tensor, trace: BoundTrace, labels: Tensor) -> dict[str, float]:
+    """All that is logged of a step, read from the device at once."""
+    with torch.no_grad():
+        values = {
+            "loss": terms.total,
+            "robust_loss": terms.robust,
+            "natural_loss": terms.natural,
+            "tightness_loss": terms.tightness,
+            "relu_balance_loss": terms.relu_balance,
+            "layers_without_balance": terms.skipped_layers.to(terms.total.dtype),
+            "gradient_norm": norm,
+            "natural_accuracy": correct_points(trace.clean, labels).float().mean(),
+            "certified_accuracy": certified_points(trace.margins(labels), labels).float().mean(),
+        }
+        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
