@@ -42,8 +42,8 @@ def load_run_images(preset: Preset, data_dir: Path | None, on_progress: Progress
     test = load_images(preset.data.name, "test", data_dir=data_dir, channels=channels, on_progress=on_progress)
     if (train.input_shape, train.class_names) != (test.input_shape, test.class_names):
         raise DataError(
-            f"training images of {preset.data.name} have shape {train.input_shape} and {len(train.class_names)} classes, "
-            f"test images {test.input_shape} and {len(test.class_names)}"
+            f"the training images of {preset.data.name} have shape {train.input_shape} and "
+            f"{len(train.class_names)} classes, its test images {test.input_shape} and {len(test.class_names)}"
         )
     if not preset.data.validation:
         return Images(train, None, test)

@@ -17,7 +17,7 @@ from certtrain.assemble import Images, describe, load_run_images, make_network
 from certtrain.attack import PGD
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.certificate import CLIP, Certifier
+from certtrain.certificate import CLIP, Certifier, Verdict
 from certtrain.checkpoint import Progress, RunFolder
 from certtrain.data import Augmentation, Batches, to_unit
 from certtrain.diagnostics import LayerState, layer_states
@@ -99,7 +99,8 @@ class Trainer:
         saved = time.monotonic()
         while self.progress.step < self.steps:
             if reason := should_stop():
-                return self._stop(reason)
+                self._stop(reason)
+                return None
             self._step()
             if self.progress.step % self.batches.steps_per_epoch == 0:
                 self._end_epoch()
@@ -180,7 +181,7 @@ class Trainer:
         trace = trace_bounds(self.graph, _channels_last(x), max(eps, SMALLEST_EPS), CLIP)
         terms = loss_terms(trace, labels, certified=eps > 0, regularizers=self._regularizers(eps))
         self.optimizer.zero_grad()
-        terms.total.backward()
+        terms.total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), preset.train.clip_norm)
         measured = _measure(terms, norm, trace, labels)
         self._require_finite(measured, trace)
@@ -259,11 +260,8 @@ class Trainer:
         self.layers = tuple(layer_states([trace]))
         worst = max(self.layers, key=lambda layer: layer.growth or 0.0, default=None)
         if worst is not None and worst.exploding and not was_exploding:
-            self.emit(
-                Note(
-                    f"bounds explode in epoch {epoch + 1}: at {worst.name!r} they are {worst.growth:.1e} times as wide as the input"
-                )
-            )
+            where = f"at {worst.name!r} they are {worst.growth:.1e} times as wide as the input"
+            self.emit(Note(f"bounds explode in epoch {epoch + 1}: {where}"))
 
     def _end_epoch(self) -> None:
         epoch = self.progress.step // self.batches.steps_per_epoch
@@ -280,7 +278,7 @@ class Trainer:
         if images is None:
             return {}
         self.network.eval()
-        certifier, verdicts = Certifier(self.network), []
+        certifier, verdicts = Certifier(self.network), list[Verdict]()
         for first in range(0, len(images), 500):
             x = to_unit(images.images[first : first + 500].to(self.device))
             labels = images.labels[first : first + 500].to(self.device)
