@@ -51,6 +51,22 @@ def load_run_images(preset: Preset, data_dir: Path | None, on_progress: Progress
     return Images(rest, validation, test)
 
 
+def load_split(metadata: Metadata, split: str, data_dir: Path | None, on_progress: Progress | None = None) -> ImageSet:
+    """One split of the data set that a model file names: train, validation (as held out then), or test.
+
+    Raises DataError, also for the validation split of a run that held nothing out.
+    """
+    channels, preset = metadata.input_shape[0], Preset.model_validate(metadata.preset)
+    wanted = "test" if split == "test" else "train"
+    images = load_images(metadata.dataset, wanted, data_dir=data_dir, channels=channels, on_progress=on_progress)
+    if split == "test" or (split == "train" and not preset.data.validation):
+        return images
+    if not preset.data.validation:
+        raise DataError("the model's run held no validation examples out (data.validation = 0); use --split train")
+    rest, held_out = split_validation(images, preset.data.validation, preset.seed)
+    return held_out if split == "validation" else rest
+
+
 def make_network(
     preset: Preset, train: ImageSet, scheme: Scheme | None = None
 ) -> tuple[nn.Sequential, list[InitRecord]]:

@@ -1,7 +1,8 @@
 """Per-layer numbers from the boxes of a pass: ReLU states, widths, growth, balance."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class LayerState:
     growth: float | None
     mean_ratio: float | None
     variance_ratio: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
 
     @property
     def exploding(self) -> bool:

@@ -6,6 +6,7 @@ CerttrainError
 ├── DataError            a data set is missing, unreadable or of the wrong shape
 ├── MethodError          a bound method that is not known
 ├── UnsupportedLayer     a network holds something that no bound rule covers
+├── DeviceError          the asked-for device is not there
 ├── ModelFileError       a model file is missing, damaged or foreign
 ├── RunError             a run folder cannot be started or resumed
 ├── StorageError         a file cannot be written
@@ -41,6 +42,10 @@ class MethodError(CerttrainError):
 
 class UnsupportedLayer(CerttrainError):
     """A network holds something that no bound rule covers."""
+
+
+class DeviceError(CerttrainError):
+    """The asked-for device is not there."""
 
 
 class ModelFileError(CerttrainError):

@@ -1,12 +1,16 @@
 """What a training reports while it runs: plain values, for whoever listens."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from certtrain.diagnostics import LayerState
-from certtrain.preset import Preset
-from certtrain.verify import Report
+if TYPE_CHECKING:  # a listener need not load torch to know the events
+    from certtrain.diagnostics import LayerState
+    from certtrain.preset import Preset
+    from certtrain.verify import Report
 
 
 @dataclass(frozen=True)

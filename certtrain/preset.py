@@ -4,6 +4,7 @@ A preset is a TOML file. Overrides name a field by its dotted path; the
 resolved preset is saved with the run and inside the model file.
 """
 
+import difflib
 import json
 import os
 import tomllib
@@ -138,7 +139,7 @@ class TrainSection(Section):
     learning_rate: float = Field(5e-4, gt=0)
     """Adam's learning rate."""
     milestones: tuple[Positive, ...] = ()
-    """Epochs after which the learning rate is multiplied by `decay`."""
+    """Epochs after which the learning rate is multiplied by `decay`; those beyond the last have no effect."""
     decay: float = Field(0.2, gt=0, le=1)
     clip_norm: float = Field(10.0, gt=0)
     """Largest norm of the gradient; longer ones are cut to it."""
@@ -162,8 +163,6 @@ class Preset(Section):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        if any(milestone >= self.train.epochs for milestone in self.train.milestones):
-            raise ValueError(f"train.milestones {self.train.milestones} must lie before epoch {self.train.epochs}")
         if (self.data.mean is None) != (self.data.std is None):
             raise ValueError("data.mean and data.std go together: give both or neither")
         return self
@@ -235,6 +234,15 @@ def explain(error: ValidationError) -> str:
     """One line for each wrong field: its dotted path and what is wrong with it."""
     lines = []
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "preset"
-        lines.append(f"  {where}: {problem['msg'].removeprefix('Value error, ')}")
+        path = [str(part) for part in problem["loc"]] or ["preset"]
+        unknown = problem["type"] == "extra_forbidden"
+        message = _suggest(path[-1]) if unknown else problem["msg"].removeprefix("Value error, ")
+        lines.append(f"  {'.'.join(path)}: {message}")
     return "\n".join(lines)
+
+
+def _suggest(field: str) -> str:
+    sections = (Preset, DataSection, CNN7, CNN, MLP, EpsSection, RegularizerSection, TrainSection)
+    known = {name for section in sections for name in section.model_fields}
+    near = difflib.get_close_matches(field, known, n=1)
+    return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")

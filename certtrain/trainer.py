@@ -6,7 +6,7 @@ and resumed is the run that was not killed, bit for bit, on the same device.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,52 +33,52 @@ from certtrain.verify import Point, Report, check_fit, verify
 LAYERS_EVERY = 50  # steps between two looks at the ReLU states
 CHECKPOINT_SECONDS = 300.0  # within an epoch; at its end there is always a checkpoint
 
-StopReason = Callable[[], str | None]
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run works with that does not decide its result.
+
+    data_dir: where the data are, as for `load_images`. device: "cpu" or "cuda".
+    should_stop: asked before each step; a reason stops the run at a checkpoint.
+    emit: hears of everything that happens.
+    """
+
+    data_dir: Path | None = None
+    device: str = "cpu"
+    should_stop: Callable[[], str | None] = lambda: None
+    emit: Listener = lambda event: None
 
 
-def train(
-    preset: Preset,
-    out: Path,
-    *,
-    data_dir: Path | None = None,
-    device: str = "cpu",
-    should_stop: StopReason = lambda: None,
-    emit: Listener = lambda event: None,
-) -> Report | None:
+def train(preset: Preset, out: Path, surroundings: Surroundings = Surroundings()) -> Report | None:
     """Train by `preset` into the new folder `out`, verify on the test set, and write model and report.
 
-    `should_stop` is asked before each step; if it gives a reason, the run
-    stops at a checkpoint and the result is None. Raises a CerttrainError.
+    The result is None if the run was stopped. Raises a CerttrainError.
     """
-    images = _load(preset, data_dir, emit)
-    folder = RunFolder.create(out, preset)
-    return Trainer(preset, folder, images, device, emit).run(should_stop)
+    images = _load(preset, surroundings)  # first, so that missing data leave no folder behind
+    return Trainer(preset, RunFolder.create(out, preset), images, surroundings).run()
 
 
-def resume(
-    out: Path,
-    *,
-    data_dir: Path | None = None,
-    device: str = "cpu",
-    should_stop: StopReason = lambda: None,
-    emit: Listener = lambda event: None,
-) -> Report | None:
+def resume(out: Path, surroundings: Surroundings = Surroundings()) -> Report | None:
     """Go on with the run in `out` from its last checkpoint. As `train` otherwise."""
     folder, preset = RunFolder.open(out)
-    return Trainer(preset, folder, _load(preset, data_dir, emit), device, emit).run(should_stop)
+    return Trainer(preset, folder, _load(preset, surroundings), surroundings).run()
 
 
-def _load(preset: Preset, data_dir: Path | None, emit: Listener) -> Images:
-    return load_run_images(preset, data_dir, lambda what, done, total: emit(Loading(what, done, total)))
+def _load(preset: Preset, surroundings: Surroundings) -> Images:
+    def report(what: str, done: int, total: int) -> None:
+        surroundings.emit(Loading(what, done, total))
+
+    return load_run_images(preset, surroundings.data_dir, report)
 
 
 class Trainer:
     """A run's network, optimiser and data, and the loop over its steps."""
 
-    def __init__(self, preset: Preset, folder: RunFolder, images: Images, device: str, emit: Listener) -> None:
-        self.preset, self.folder, self.images, self.device, self.emit = preset, folder, images, device, emit
+    def __init__(self, preset: Preset, folder: RunFolder, images: Images, surroundings: Surroundings) -> None:
+        self.preset, self.folder, self.images = preset, folder, images
+        self.device, self.emit, self.should_stop = surroundings.device, surroundings.emit, surroundings.should_stop
         network, _ = make_network(preset, images.train)
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.graph = boundable(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), preset.train.learning_rate, fused=True)
         self.batches = Batches(
@@ -87,18 +87,18 @@ class Trainer:
             batch_size=preset.train.batch_size,
             seed=preset.seed,
             augmentation=Augmentation(preset.data.flip, preset.data.crop_padding),
-            device=device,
+            device=self.device,
         )
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
         self.progress = Progress()
         self.layers: tuple[LayerState, ...] = ()
 
-    def run(self, should_stop: StopReason) -> Report | None:
+    def run(self) -> Report | None:
         """Train from the last checkpoint to the end, verify, and write the results; None if stopped."""
         self._begin()
         saved = time.monotonic()
         while self.progress.step < self.steps:
-            if reason := should_stop():
+            if reason := self.should_stop():
                 self._stop(reason)
                 return None
             self._step()
@@ -108,7 +108,7 @@ class Trainer:
                 continue
             self._save()
             saved = time.monotonic()
-        return self._finish(should_stop)
+        return self._finish()
 
     # --- before and after --------------------------------------------------------------------------------
 
@@ -136,9 +136,9 @@ class Trainer:
         self._save()
         self.emit(Stopped(reason, self.progress.step, self.steps, self.folder.path))
 
-    def _finish(self, should_stop: StopReason) -> Report | None:
+    def _finish(self) -> Report | None:
         try:
-            report = self._verify(should_stop)
+            report = self._verify()
         except _StopVerifying as stop:
             self.emit(Stopped(str(stop), self.progress.step, self.steps, self.folder.path))
             return None
@@ -152,14 +152,14 @@ class Trainer:
         self.emit(Finished(self.folder.model, report, self.progress.seconds))
         return report
 
-    def _verify(self, should_stop: StopReason) -> Report:
+    def _verify(self) -> Report:
         done, total = 0, len(self.images.test)
 
         def on_points(points: list[Point]) -> None:
             nonlocal done
             done += len(points)
             self.emit(Verifying(done, total))
-            if done < total and (reason := should_stop()):
+            if done < total and (reason := self.should_stop()):
                 raise _StopVerifying(reason)
 
         return verify(self._classifier(), self.images.test, self.preset.eps.max, attack=PGD(), on_points=on_points)
@@ -268,7 +268,7 @@ class Trainer:
         record: dict[str, Any] = {"epoch": epoch, "step": self.progress.step, "eps": self._eps()}
         record |= {"learning_rate": self._learning_rate(epoch - 1)} | self._averages() | self._validate()
         record["seconds"] = self.progress.seconds
-        self.folder.log(record | {"layers": [asdict(layer) for layer in self.layers]})
+        self.folder.log(record | {"layers": [layer.to_dict() for layer in self.layers]})
         self.progress.sums = {}
         self.emit(EpochDone(epoch, record, self.layers))
 

@@ -1,8 +1,10 @@
 """Verification of a model on a set: bounds from below, attack from above, and their record."""
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from certtrain.certificate import ASSUMPTIONS, VERDICTS, Certificates, Certifier
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import DataError, SoundnessError
 from certtrain.modelfile import Classifier
+from certtrain.storage import write_atomic
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ class Report:
             "verified_error": 1 - self.certified_accuracy,
         }
         return asdict(self) | accuracies
+
+
+def to_json_lines(path: Path, points: Sequence[Point]) -> None:
+    """Write one JSON object a line for each point. Raises StorageError."""
+    lines = [json.dumps(asdict(point), allow_nan=False) for point in points]
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
 OnPoints = Callable[[list[Point]], None]

@@ -1,0 +1,5 @@
+"""python -m certtrain"""
+
+from certtrain.cli import main
+
+main()

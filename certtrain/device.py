@@ -1,0 +1,17 @@
+"""Where to compute."""
+
+import torch
+
+from certtrain.errors import DeviceError
+
+
+def choose_device(name: str) -> str:
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda": auto takes a GPU where there is one.
+
+    Raises DeviceError if a GPU is asked for and none is there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("there is no CUDA device, or this torch cannot use it; try --device cpu")
+    return name

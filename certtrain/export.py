@@ -1,0 +1,316 @@
+"""A trained network to take away: weights with BatchNorm folded, and ONNX, each checked against the original.
+
+The ONNX graph is written node by node from the layer graph, not by
+torch.onnx.export: what that gives for one network (a Flatten as one Reshape,
+or as Shape, Gather, Concat and Reshape), what it prints, and the operator
+sets it can write change from release to release, and every node carries the
+stack trace, with the folders, of the machine it was made on. Verifiers want
+few, old and plain operators.
+"""
+
+import copy
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
+from certtrain.data import ImageSet, to_unit
+from certtrain.errors import MissingExtra, SoundnessError, StorageError, UnsupportedLayer
+from certtrain.folding import fold_batch_norm
+from certtrain.modelfile import Classifier, Metadata, load_model, save_model, versions
+from certtrain.storage import write_atomic
+from certtrain.verify import check_fit
+
+INPUT, OUTPUT = "pixels", "logits"
+OPSET = 13  # all that is written here has meant the same since then, and old readers know it
+IR_VERSION = 7  # the file format that came with it
+SLACK = 10.0
+BATCH = 200
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an export's logits differ from the original's on real images."""
+
+    what: str
+    """The export: "folded weights" or "ONNX"."""
+    examples: int
+    largest_difference: float
+    """Over all examples and classes."""
+    largest_logit: float
+    """The original's largest logit in absolute value."""
+    tolerance: float
+    """What rounding explains."""
+    same_classes: int
+    """Examples that both put into the same class."""
+
+
+def export(
+    model: Classifier, images: ImageSet, *, weights: Path | None = None, onnx: Path | None = None
+) -> list[Comparison]:
+    """Write `model` to `weights` (a model file) and `onnx`, where given, and compare each with it on `images`.
+
+    A file gets its name only after every check has passed; until then an
+    earlier file of that name stays. Raises SoundnessError if a check fails,
+    MissingExtra without the packages for ONNX, DataError if the images do not
+    fit, UnsupportedLayer, or StorageError.
+    """
+    check_fit(model, images)
+    comparisons = []
+    with ExitStack() as drafts:
+        if weights is not None:
+            folded = export_weights(model, drafts.enter_context(_draft(weights)))
+            comparisons.append(compare(model, folded, images, "folded weights"))
+        if onnx is not None:
+            draft = drafts.enter_context(_draft(onnx))
+            export_onnx(model, draft)
+            comparisons.append(compare(model, onnx_runner(draft), images, "ONNX"))
+    return comparisons
+
+
+def export_weights(model: Classifier, path: Path) -> Classifier:
+    """Write `model` with BatchNorm folded as a model file; gives back what the file holds.
+
+    Raises UnsupportedLayer, StorageError, or ModelFileError if a folded weight is too large for float32.
+    """
+    folded = fold_batch_norm(model)
+    save_model(path, folded, folded.metadata)
+    return load_model(path)
+
+
+def export_onnx(model: Classifier, path: Path) -> None:
+    """Write `model` with BatchNorm folded as one ONNX file.
+
+    Input "pixels", float32 (batch, C, H, W) in [0, 1]; output "logits",
+    float32 (batch, K); any batch size. The file's properties say where it
+    comes from. Raises MissingExtra, UnsupportedLayer or StorageError.
+    """
+    checker = _extra("onnx.checker")
+    folded = fold_batch_norm(model)
+    proto = _onnx_model(trace_layers(folded), folded.metadata)
+    checker.check_model(proto, full_check=True)
+    write_atomic(path, proto.SerializeToString())
+
+
+def onnx_runner(path: Path) -> Network:
+    """The network in that ONNX file, run by ONNX Runtime on the CPU: pixels (B, C, H, W) to logits (B, K).
+
+    It uses as many threads as torch does. Raises MissingExtra.
+    """
+    runtime = _extra("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(x: Tensor) -> Tensor:
+        (logits,) = session.run([OUTPUT], {INPUT: x.numpy(force=True)})
+        return torch.from_numpy(logits)
+
+    return run
+
+
+@torch.no_grad()
+def compare(original: Classifier, candidate: Network, images: ImageSet, what: str) -> Comparison:
+    """Run both on all `images`, on the CPU in float32, and see that rounding alone sets them apart.
+
+    How much that is depends on the network: on its depth, on the lengths of its
+    sums, and on how much cancels in them. Bounds that hold for every order of
+    summation multiply up over the layers and would let a wrong weight pass, so
+    the rounding is measured: it is the largest difference between the original
+    in float32 and in float64, and at least the spacing of floats at the largest
+    logit. The export makes as many roundings, in another order, and one more
+    for each weight; ten times the measured value is its tolerance.
+
+    Raises SoundnessError if the difference is larger or a logit is not finite,
+    and DataError if the images do not fit.
+    """
+    check_fit(original, images)
+    original = copy.deepcopy(original).cpu().eval()
+    expected, found = _logits(original, images), _logits(candidate, images)
+    _check_outputs(expected, found, what)
+    exact = _logits(original.double(), images, torch.float64)
+    largest = float(expected.abs().max())
+    rounding = max(_distance(expected, exact), torch.finfo(torch.float32).eps * largest)
+    result = Comparison(
+        what=what,
+        examples=len(images),
+        largest_difference=_distance(found, expected),
+        largest_logit=largest,
+        tolerance=SLACK * rounding,
+        same_classes=int((expected.argmax(1) == found.argmax(1)).sum()),
+    )
+    if not result.largest_difference <= result.tolerance:
+        raise SoundnessError(
+            f"the exported {what} give logits that differ from the original's by up to "
+            f"{result.largest_difference:.3g}, but rounding explains no more than {result.tolerance:.3g}. "
+            "The export is wrong and was not kept; please report this with the model file."
+        )
+    return result
+
+
+def _logits(network: Network, images: ImageSet, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(N, K), computed batch by batch."""
+    return torch.cat([network(to_unit(chunk.cpu()).to(dtype)) for chunk in images.images.split(BATCH)])
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())
+
+
+def _check_outputs(expected: Tensor, found: Tensor, what: str) -> None:
+    if found.shape != expected.shape:
+        raise SoundnessError(
+            f"the exported {what} give logits of shape {tuple(found.shape)}, not {tuple(expected.shape)}"
+        )
+    for title, logits in (("the model itself gives", expected), (f"the exported {what} give", found)):
+        if bad := (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            raise SoundnessError(f"{title} NaN or infinity for {len(bad)} examples, the first being example {bad[0]}")
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A file name on the same disk as `path`; that file is moved to `path` if no error comes up."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing there was changed.") from error
+    with folder as name:
+        draft = Path(name) / path.name
+        yield draft
+        try:
+            draft.replace(path)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing there was changed.") from error
+
+
+def _extra(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(f'ONNX export needs more packages ({error}): pip install "certtrain[onnx]"') from error
+
+
+class Operator(NamedTuple):
+    """One ONNX operator. It takes what its layer takes, or the operator before it gives, and then its constants."""
+
+    type: str
+    constants: dict[str, Tensor | None] = {}
+    attributes: dict[str, Any] = {}
+
+
+def _normalize(layer: Normalize) -> list[Operator]:
+    return [Operator("Sub", {"mean": layer.mean}), Operator("Div", {"std": layer.std})]
+
+
+def _conv2d(layer: nn.Conv2d) -> list[Operator]:
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise UnsupportedLayer(f"a convolution with padding {layer.padding!r} of {layer.padding_mode!r}")
+    attributes = {
+        "kernel_shape": layer.kernel_size,
+        "strides": layer.stride,
+        "pads": layer.padding * 2,
+        "dilations": layer.dilation,
+        "group": layer.groups,
+    }
+    return [Operator("Conv", {"weight": layer.weight, "bias": layer.bias}, attributes)]
+
+
+def _linear(layer: nn.Linear) -> list[Operator]:
+    return [Operator("Gemm", {"weight": layer.weight, "bias": layer.bias}, {"transB": 1})]
+
+
+def _flatten(layer: nn.Flatten) -> list[Operator]:
+    if (layer.start_dim, layer.end_dim) != (1, -1):
+        raise UnsupportedLayer(f"{layer}: only the flattening of all but the batch dimension")
+    return [Operator("Flatten", {}, {"axis": 1})]
+
+
+# What each layer is in ONNX.
+OPERATORS: dict[type[nn.Module], Callable[..., list[Operator]]] = {
+    Normalize: _normalize,
+    nn.Conv2d: _conv2d,
+    nn.Linear: _linear,
+    nn.ReLU: lambda layer: [Operator("Relu")],
+    nn.Flatten: _flatten,
+    Add: lambda layer: [Operator("Add")],
+}
+
+
+def _onnx_model(graph: LayerGraph, metadata: Metadata) -> Any:
+    """The ModelProto of a network of these layers."""
+    helper = _extra("onnx.helper")
+    nodes, constants = _translate(graph)
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "certtrain",
+            inputs=[helper.make_tensor_value_info(INPUT, 1, ["batch", *metadata.input_shape])],
+            outputs=[helper.make_tensor_value_info(OUTPUT, 1, ["batch", len(metadata.class_names)])],
+            initializer=constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="certtrain",
+        producer_version=versions()["certtrain"],
+    )
+    helper.set_model_props(model, _properties(metadata))
+    return model
+
+
+def _properties(metadata: Metadata) -> dict[str, str]:
+    return {
+        "certtrain": versions()["certtrain"],
+        "dataset": metadata.dataset,
+        "eps": repr(metadata.eps),
+        "class_names": json.dumps(metadata.class_names, ensure_ascii=False),
+        "seed": str(metadata.seed),
+        "note": metadata.note,
+    }
+
+
+def _translate(graph: LayerGraph) -> tuple[list[Any], list[Any]]:
+    """Nodes in order and the constants they read, each named after its layer."""
+    values = [INPUT, *(call.name for call in graph.calls[:-1]), OUTPUT]
+    nodes: list[Any] = []
+    constants: list[Any] = []
+    for call, output in zip(graph.calls, values[1:], strict=True):
+        inputs = [values[i] for i in call.inputs]
+        for operator, result in _steps(call, output):
+            tensors = _constants(call.name, operator)
+            nodes.append(_node(operator, inputs + [tensor.name for tensor in tensors], result))
+            constants.extend(tensors)
+            inputs = [result]
+    return nodes, constants
+
+
+def _steps(call: LayerCall, output: str) -> Iterator[tuple[Operator, str]]:
+    """The operators that a layer is, each with the name of its result; the last gives `output`."""
+    if type(call.layer) not in OPERATORS:
+        known = ", ".join(sorted(layer.__name__ for layer in OPERATORS))
+        raise UnsupportedLayer(f"{call.name!r} is a {type(call.layer).__name__}, which is not exported; {known} are")
+    operators = OPERATORS[type(call.layer)](call.layer)
+    between = [f"{call.name}.{operator.type.lower()}" for operator in operators[:-1]]
+    return zip(operators, [*between, output], strict=True)
+
+
+def _constants(name: str, operator: Operator) -> list[Any]:
+    from_array = _extra("onnx.numpy_helper").from_array
+    given = ((key, tensor) for key, tensor in operator.constants.items() if tensor is not None)
+    return [from_array(tensor.numpy(force=True), f"{name}.{key}") for key, tensor in given]
+
+
+def _node(operator: Operator, inputs: list[str], output: str) -> Any:
+    make_node = _extra("onnx.helper").make_node
+    return make_node(operator.type, inputs, [output], name=f"{output}/{operator.type}", **operator.attributes)

@@ -1,0 +1,401 @@
+"""What a person sees. Rich lives only here; the numbers come from the engine as plain values."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from certtrain.epsilon import format_eps
+from certtrain.events import EpochDone, Event, Finished, Loading, Note, Started, StepDone, Stopped, Verifying
+
+if TYPE_CHECKING:  # so that an error can be shown without loading torch
+    from certtrain.diagnostics import LayerState
+    from certtrain.export import Comparison
+    from certtrain.inspection import InitialNetwork
+    from certtrain.verify import Report
+
+BAR = 24  # characters of a layer's bar
+STATES = (("active", "█", "green"), ("unstable", "▒", "yellow"), ("inactive", "░", "bright_black"))
+
+out = Console()
+err = Console(stderr=True)
+
+
+def error(message: str) -> None:
+    """One error, on the error stream."""
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Something worth knowing, on the error stream."""
+    err.print(Text.assemble(("note: ", "bold yellow"), message), soft_wrap=True)
+
+
+# --- small pieces ----------------------------------------------------------------------------------------
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}%"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _growth(layer: LayerState) -> Text:
+    return Text(_number(layer.growth) + "×", style="bold red" if layer.exploding else "")
+
+
+def _bar(layer: LayerState, width: int = BAR) -> Text:
+    """Active, unstable and inactive shares; a share above zero is never hidden by rounding."""
+    shares = (layer.active, layer.unstable, layer.inactive)
+    cells = [max(round(share * width), int(share > 0)) for share in shares]
+    cells[cells.index(max(cells))] += width - sum(cells)
+    return Text.assemble(*[(sign * n, style) for (_, sign, style), n in zip(STATES, cells, strict=True)])
+
+
+def _legend() -> Text:
+    return Text.assemble(*[part for name, sign, style in STATES for part in ((f"{sign} ", style), f"{name}  ")])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _table(*columns: str, title: str = "") -> Table:
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.add_column(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the error stream; gives a function of (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def loading() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for reading data; gives a function of (what, done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield update
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+def _started(event: Started) -> str:
+    preset = event.preset
+    begin = f"resumed at step {event.step}" if event.step else "new run"
+    return (
+        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {preset.model.name} with "
+        f"{event.parameters:,} parameters, ε = {format_eps(preset.eps.max)}, seed {preset.seed}, "
+        f"{event.device}; {begin} in {event.folder}"
+    )
+
+
+def _stopped(event: Stopped) -> str:
+    return (
+        f"stopped ({event.reason}) at step {event.step} of {event.steps}; "
+        f"go on with: certtrain train --resume {event.folder}"
+    )
+
+
+class PlainView:
+    """A line for each epoch, for logs and pipes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.start, self.first, self.steps = time.monotonic(), event.step, event.steps
+                self.epochs = event.preset.train.epochs
+                self._say(_started(event))
+            case EpochDone():
+                self._say(self._epoch(event))
+            case Note():
+                self._say(f"note: {event.text}")
+            case Stopped():
+                self._say(_stopped(event))
+            case Loading(done=done, total=total) if done == total:
+                self._say(event.what)
+            case Finished():
+                self._say(f"trained in {_duration(event.seconds)}; model: {event.model}")
+                show_report(event.report)
+
+    def _say(self, text: str) -> None:
+        out.print(Text(text), soft_wrap=True)
+
+    def _epoch(self, event: EpochDone) -> str:
+        record = event.record
+        step = int(record["step"] or 0)
+        left = (time.monotonic() - self.start) / max(step - self.first, 1) * (self.steps - step)
+        held_out = record.get("validation_certified_accuracy")
+        validation = "" if held_out is None else f"  held out: certified {_percent(held_out)}"
+        return (
+            f"epoch {event.epoch:>{len(str(self.epochs))}}/{self.epochs}  ε {record['eps']:.4f}  "
+            f"loss {record['loss']:.3f}  natural {_percent(record['natural_accuracy'])}  "
+            f"certified {_percent(record['certified_accuracy'])}{validation}  {_duration(left)} left"
+        )
+
+
+class LiveView:
+    """A picture of the running training, drawn over itself on a terminal."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+        self.bars = Progress(*columns, *times, console=out, expand=True)
+        self.tasks: dict[str, TaskID] = {}
+        self.started: Started | None = None
+        self.step: StepDone | None = None
+        self.held_out: float | None = None
+        self.live = Live(get_renderable=self._draw, console=out, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.live.stop()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Loading():
+                self._advance(event.what, event.done, event.total)
+            case Started():
+                self._begin(event)
+            case StepDone():
+                self.step = event
+                self._advance("steps", event.step, event.step)
+            case EpochDone():
+                self.held_out = event.record.get("validation_certified_accuracy")
+            case Note():
+                out.print(Text.assemble(("note: ", "bold yellow"), event.text))
+            case Verifying():
+                self._advance("verifying on the test set", event.done, event.total)
+            case Stopped():
+                self._close(Text(_stopped(event)))
+            case Finished():
+                self._close(Text(f"trained in {_duration(event.seconds)}; model: {event.model}"))
+                show_report(event.report)
+
+    def _begin(self, event: Started) -> None:
+        self.started = event
+        for task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.tasks = {"steps": self.bars.add_task("steps", total=event.steps, completed=event.step)}
+        out.print(Text(_started(event)))
+
+    def _advance(self, name: str, done: int, total: int) -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=total)
+        self.bars.update(self.tasks[name], completed=done)
+
+    def _close(self, line: Text) -> None:
+        self.live.stop()
+        if self.step is not None:
+            out.print(self._panel(self.step))
+        out.print(line, soft_wrap=True)
+
+    def _draw(self) -> RenderableType:
+        return Group(self._panel(self.step), self.bars) if self.step is not None else self.bars
+
+    def _panel(self, step: StepDone) -> Panel:
+        assert self.started is not None  # steps come after the start
+        title = f"epoch {step.epoch}/{self.started.preset.train.epochs}"
+        return Panel(Group(self._numbers(step), Text(), _layers(step.layers)), title=title, title_align="left")
+
+    def _numbers(self, step: StepDone) -> Table:
+        grid = Table.grid(padding=(0, 3))
+        mean = step.averages
+        grid.add_row(
+            f"ε [bold]{step.eps:.5f}[/]",
+            f"learning rate [bold]{step.learning_rate:.1e}[/]",
+            f"loss [bold]{mean['loss']:.4f}[/]",
+            f"natural loss [bold]{mean['natural_loss']:.4f}[/]",
+            f"certified loss [bold]{mean['robust_loss']:.4f}[/]",
+        )
+        held_out = "" if self.held_out is None else f"held out, certified [bold]{_percent(self.held_out)}[/]"
+        grid.add_row(
+            f"natural [bold green]{_percent(mean['natural_accuracy'])}[/]",
+            f"certified [bold cyan]{_percent(mean['certified_accuracy'])}[/]",
+            f"tightness [bold]{mean['tightness_loss']:.3f}[/]",
+            f"balance [bold]{mean['relu_balance_loss']:.3f}[/]",
+            held_out,
+        )
+        return grid
+
+
+class JsonView:
+    """One JSON object a line for each event worth keeping."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                facts = {"folder": str(event.folder), "device": event.device, "step": event.step, "steps": event.steps}
+                self._say("started", facts | {"preset": event.preset.model_dump(mode="json")})
+            case EpochDone():
+                self._say("epoch", dict(event.record))
+            case Note():
+                self._say("note", {"text": event.text})
+            case Stopped():
+                facts = {"reason": event.reason, "step": event.step, "steps": event.steps}
+                self._say("stopped", facts | {"folder": str(event.folder)})
+            case Finished():
+                facts = {"model": str(event.model), "seconds": event.seconds}
+                self._say("finished", facts | {"results": event.report.to_dict()})
+
+    def _say(self, name: str, values: dict[str, Any]) -> None:
+        show_json({"event": name, **values}, indent=None)
+
+
+def training_view(as_json: bool) -> PlainView | LiveView | JsonView:
+    """What suits: JSON if asked for, a live picture on a terminal, else plain lines."""
+    if as_json:
+        return JsonView()
+    return LiveView() if out.is_terminal else PlainView()
+
+
+# --- results ---------------------------------------------------------------------------------------------
+
+
+def show_json(value: Any, indent: int | None = 2) -> None:
+    """A value as JSON on the output stream; NaN and infinity are programming errors."""
+    sys.stdout.write(json.dumps(value, indent=indent, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def show_report(report: Report) -> None:
+    """Accuracies and errors of a verification, and the bracket that they leave."""
+    title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
+    table = _table("", "accuracy", "error", "examples", title=title)
+    steps = f"{report.attack['steps']} steps, {report.attack['restarts']} restart(s)"
+    rows = (
+        ("natural", report.natural_accuracy, "as classified"),
+        ("under PGD", report.pgd_accuracy, f"an upper limit on robust accuracy; {steps}"),
+        ("certified", report.certified_accuracy, f"a lower limit on robust accuracy; {report.method} bounds"),
+    )
+    table.add_column("", justify="left", style="bright_black")
+    for name, share, remark in rows:
+        count = round(share * report.examples)
+        table.add_row(name, _percent(share), _percent(1 - share), f"{count:,}", remark)
+    out.print(table)
+    gap = report.pgd_accuracy - report.certified_accuracy
+    span = f"between {_percent(report.certified_accuracy)} and {_percent(report.pgd_accuracy)}"
+    out.print(Text(f"robust accuracy lies {span}; {report.open:,} examples ({_percent(gap)}) are open"))
+    out.print(Text(f"verified error {_percent(1 - report.certified_accuracy)}; {report.seconds:.1f} s", style="bold"))
+    for assumption in report.assumptions:
+        out.print(Text(f"assumes {assumption}", style="bright_black"))
+
+
+def _layers(layers: Sequence[LayerState]) -> Table:
+    """One compact bar a layer."""
+    table = _table("layer", "growth", "dead")
+    table.add_column(_legend(), justify="left")
+    for layer in layers:
+        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, 2 * BAR))
+    return table
+
+
+def show_states(layers: Sequence[LayerState], title: str) -> None:
+    """All numbers of each ReLU layer."""
+    headings = ("active", "unstable", "inactive", "dead", "centre", "width", "growth", "r_mean", "r_var")
+    table = _table("layer", "units", *headings, title=title)
+    table.add_column(_legend(), justify="left", no_wrap=True)
+    for layer in layers:
+        shares = (layer.active, layer.unstable, layer.inactive, layer.dead)
+        cells: list[RenderableType] = [_percent(share) for share in shares]
+        cells += [_number(layer.centre), _number(layer.width), _growth(layer)]
+        cells += [_number(layer.mean_ratio), _number(layer.variance_ratio)]
+        table.add_row(layer.name, f"{layer.units:,}", *cells, _bar(layer))
+    out.print(table)
+    for layer in layers:
+        if layer.exploding:
+            text = f"bounds explode: at {layer.name!r} they are {_number(layer.growth)} times as wide as the input"
+            note(text)
+
+
+def show_initial(networks: Sequence[InitialNetwork], title: str) -> None:
+    """How the mean bound width grows from the input, a column for each scheme."""
+    table = _table("growth of the mean width", *(n.scheme for n in networks), title=title)
+    for row in zip(*(n.by_weights for n in networks), strict=True):
+        table.add_row(row[0].name, *map(_growth, row))
+    out.print(table)
+    normalized = [n.in_training for n in networks if n.in_training is not None]
+    if not normalized:
+        return
+    table = _table("with BatchNorm on the batch", *(n.scheme for n in networks))
+    for row in zip(*normalized, strict=True):
+        table.add_row(row[0].name, *map(_growth, row))
+    out.print()
+    out.print(table)
+    remark = "Above, BatchNorm is at its start and passes values on; below, it rescales each layer, as in training."
+    out.print(Text(remark, style="bright_black"))
+
+
+def show_records(network: InitialNetwork) -> None:
+    """What the initialisation did to each layer."""
+    table = _table("layer", "fan-in", "std of the weights", "halved", title=f"{network.scheme} initialisation")
+    for record in network.records:
+        table.add_row(record.name, f"{record.fan_in:,}", f"{record.std:.3e}", "yes" if record.halved else "no")
+    out.print(table)
+
+
+def show_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """How far each export lies from the original."""
+    table = _table("export", "examples", "largest difference", "allowed", "largest logit", "same class")
+    for c in comparisons:
+        numbers = (f"{c.largest_difference:.2e}", f"{c.tolerance:.2e}", f"{c.largest_logit:.3g}")
+        table.add_row(c.what, f"{c.examples:,}", *numbers, f"{c.same_classes:,}")
+    out.print(table)
+
+
+def say(text: str) -> None:
+    """One line on the output stream."""
+    out.print(Text(text), soft_wrap=True)
