@@ -11,12 +11,12 @@ few, old and plain operators.
 import copy
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +54,10 @@ class Comparison:
     """What rounding explains."""
     same_classes: int
     """Examples that both put into the same class."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
 
 
 def export(
@@ -161,7 +165,8 @@ def compare(original: Classifier, candidate: Network, images: ImageSet, what: st
 
 def _logits(network: Network, images: ImageSet, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, K), computed batch by batch."""
-    return torch.cat([network(to_unit(chunk.cpu()).to(dtype)) for chunk in images.images.split(BATCH)])
+    chunks = (images.images[first : first + BATCH] for first in range(0, len(images), BATCH))
+    return torch.cat([network(to_unit(chunk.cpu()).to(dtype)) for chunk in chunks])
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -206,8 +211,8 @@ class Operator(NamedTuple):
     """One ONNX operator. It takes what its layer takes, or the operator before it gives, and then its constants."""
 
     type: str
-    constants: dict[str, Tensor | None] = {}
-    attributes: dict[str, Any] = {}
+    constants: Mapping[str, Tensor | None] = MappingProxyType({})
+    attributes: Mapping[str, Any] = MappingProxyType({})
 
 
 def _normalize(layer: Normalize) -> list[Operator]:

@@ -11,26 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from certtrain.assemble import Images, describe, load_run_images, make_network
 from certtrain.attack import PGD
-from certtrain.bounds.interval import boundable
-from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.certificate import CLIP, Certifier, Verdict
+from certtrain.bounds.trace import BoundTrace
+from certtrain.certificate import Certifier, Verdict
 from certtrain.checkpoint import Progress, RunFolder
 from certtrain.data import Augmentation, Batches, to_unit
 from certtrain.diagnostics import LayerState, layer_states
 from certtrain.errors import NonFiniteError
 from certtrain.events import EpochDone, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
-from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
 from certtrain.preset import Preset
-from certtrain.schedule import eps_at, learning_rate_at, regularizer_weight
+from certtrain.step import Stepper, StepResult
 from certtrain.storage import write_json
 from certtrain.verify import Point, Report, check_fit, verify
 
-LAYERS_EVERY = 50  # steps between two looks at the ReLU states
+LAYERS_EVERY = 50  # steps between two looks at the ReLU states; the last step of an epoch is always looked at
 CHECKPOINT_SECONDS = 300.0  # within an epoch; at its end there is always a checkpoint
 
 
@@ -79,8 +77,6 @@ class Trainer:
         self.device, self.emit, self.should_stop = surroundings.device, surroundings.emit, surroundings.should_stop
         network, _ = make_network(preset, images.train)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.graph = boundable(self.network)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), preset.train.learning_rate, fused=True)
         self.batches = Batches(
             images.train.images,
             images.train.labels,
@@ -89,6 +85,7 @@ class Trainer:
             augmentation=Augmentation(preset.data.flip, preset.data.crop_padding),
             device=self.device,
         )
+        self.stepper = Stepper(preset, self.network, self.batches.steps_per_epoch)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
         self.progress = Progress()
         self.layers: tuple[LayerState, ...] = ()
@@ -113,7 +110,7 @@ class Trainer:
     # --- before and after --------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self.progress, damaged = self.folder.restore(self.network, self.optimizer)
+        self.progress, damaged = self.folder.restore(self.network, self.stepper.optimizer)
         for path in damaged:
             self.emit(Note(f"checkpoint {path} is damaged; going on from an older one"))
         check_fit(self._classifier(), self.images.test)
@@ -129,6 +126,9 @@ class Trainer:
                 steps=self.steps,
             )
         )
+        ramp = self.preset.eps.start + self.preset.eps.length
+        if ramp > self.preset.train.epochs:
+            self.emit(Note(f"ε reaches {self.preset.eps.max:g} in epoch {ramp}, after the end of this run"))
         if self.progress.step == 0:
             self._save()  # so that a failure in the first epoch leaves something to go on from
 
@@ -168,78 +168,28 @@ class Trainer:
         return Classifier(self.network, describe(self.preset, self.images.train)).eval()
 
     def _save(self) -> None:
-        self.folder.save_checkpoint(self.network, self.optimizer, self.progress)
-
-    # --- one step ----------------------------------------------------------------------------------------
+        self.folder.save_checkpoint(self.network, self.stepper.optimizer, self.progress)
 
     def _step(self) -> None:
-        start, preset = time.monotonic(), self.preset
+        start = time.monotonic()
         epoch, index = divmod(self.progress.step, self.batches.steps_per_epoch)
-        eps, rate = self._eps(), self._learning_rate(epoch)
         x, labels = self.batches.batch(epoch, index)
-        self.network.train()
-        trace = trace_bounds(self.graph, _channels_last(x), max(eps, SMALLEST_EPS), CLIP)
-        terms = loss_terms(trace, labels, certified=eps > 0, regularizers=self._regularizers(eps))
-        self.optimizer.zero_grad()
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), preset.train.clip_norm)
-        measured = _measure(terms, norm, trace, labels)
-        self._require_finite(measured, trace)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        measured, trace = self._run(x, labels)
         self._account(measured, len(labels), time.monotonic() - start)
-        if index % LAYERS_EVERY == 0:
-            self._look(trace, epoch)
-        self.emit(StepDone(self.progress.step, epoch + 1, eps, rate, self._averages(), self.layers))
+        done = self.progress.step
+        eps, rate = self.stepper.eps(done - 1), self.stepper.learning_rate(done - 1)
+        if index % LAYERS_EVERY == 0 or index == self.batches.steps_per_epoch - 1:
+            self._look(trace, epoch, eps)
+        self.emit(StepDone(done, epoch + 1, eps, rate, self._averages(), self.layers))
 
-    def _eps_max(self) -> float:
-        return min(self.preset.eps.max * self.preset.eps.train_factor, 1.0)
-
-    def _eps(self) -> float:
-        ramp = self.preset.eps
-        return eps_at(
-            self.progress.step,
-            steps_per_epoch=self.batches.steps_per_epoch,
-            start=ramp.start,
-            length=ramp.length,
-            eps_max=self._eps_max(),
-        )
-
-    def _learning_rate(self, epoch: int) -> float:
-        settings = self.preset.train
-        return learning_rate_at(
-            epoch, base=settings.learning_rate, milestones=settings.milestones, decay=settings.decay
-        )
-
-    def _regularizers(self, eps: float) -> Regularizers | None:
-        """None once the warm-up is over, or where the preset has none: then they cost nothing."""
-        settings = self.preset.regularizer
-        weight = regularizer_weight(eps, eps_max=self._eps_max(), weight=settings.weight)
-        if weight == 0 or not (settings.tightness or settings.relu_balance):
-            return None
-        return Regularizers(weight * settings.tightness, weight * settings.relu_balance, settings.tolerance)
-
-    def _require_finite(self, measured: dict[str, float], trace: BoundTrace) -> None:
-        bad = [name for name, value in measured.items() if not -float("inf") < value < float("inf")]
-        if not bad:
-            return
-        checkpoint = self.folder.checkpoints()[-1]
-        raise NonFiniteError(
-            f"step {self.progress.step}: {bad[0]} is {measured[bad[0]]}; {self._culprit(trace)}. "
-            f"The last good checkpoint is {checkpoint}. "
-            'Try a smaller train.learning_rate, a longer eps.length or init = "ibp".'
-        )
-
-    def _culprit(self, trace: BoundTrace) -> str:
-        for name, box in [*trace.relu_boxes, ("head", trace.logits.box)]:
-            for what, tensor in (("clean values", box.clean), ("centres", box.centre), ("widths", box.radius)):
-                if tensor is not None and not bool(tensor.isfinite().all()):
-                    return f"the first layer that is not finite is {name!r} (its input's {what})"
-        for name, parameter in self.network.named_parameters():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                return f"all bounds are finite, but the gradient of {name!r} is not"
-        return "all bounds and gradients are finite"
+    def _run(self, x: Tensor, labels: Tensor) -> StepResult:
+        try:
+            return self.stepper.run(self.progress.step, x, labels)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"{error}. The last good checkpoint is {self.folder.checkpoints()[-1]}. "
+                'Try a smaller train.learning_rate, a longer eps.length or init = "ibp".'
+            ) from error
 
     # --- bookkeeping -------------------------------------------------------------------------------------
 
@@ -255,18 +205,19 @@ class Trainer:
         sums = self.progress.sums
         return {name: total / sums["examples"] for name, total in sums.items() if name != "examples"}
 
-    def _look(self, trace: BoundTrace, epoch: int) -> None:
+    def _look(self, trace: BoundTrace, epoch: int, eps: float) -> None:
         was_exploding = any(layer.exploding for layer in self.layers)
         self.layers = tuple(layer_states([trace]))
         worst = max(self.layers, key=lambda layer: layer.growth or 0.0, default=None)
-        if worst is not None and worst.exploding and not was_exploding:
+        if eps > 0 and worst is not None and worst.exploding and not was_exploding:
             where = f"at {worst.name!r} they are {worst.growth:.1e} times as wide as the input"
             self.emit(Note(f"bounds explode in epoch {epoch + 1}: {where}"))
 
     def _end_epoch(self) -> None:
         epoch = self.progress.step // self.batches.steps_per_epoch
-        record: dict[str, Any] = {"epoch": epoch, "step": self.progress.step, "eps": self._eps()}
-        record |= {"learning_rate": self._learning_rate(epoch - 1)} | self._averages() | self._validate()
+        step = self.progress.step
+        record: dict[str, Any] = {"epoch": epoch, "step": step, "eps": self.stepper.eps(step - 1)}
+        record |= {"learning_rate": self.stepper.learning_rate(step - 1)} | self._averages() | self._validate()
         record["seconds"] = self.progress.seconds
         self.folder.log(record | {"layers": [layer.to_dict() for layer in self.layers]})
         self.progress.sums = {}
@@ -292,24 +243,3 @@ class Trainer:
 
 class _StopVerifying(Exception):
     pass
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _measure(terms: LossTerms, norm: Tensor, trace: BoundTrace, labels: Tensor) -> dict[str, float]:
-    """All that is logged of a step, read from the device at once."""
-    with torch.no_grad():
-        values = {
-            "loss": terms.total,
-            "robust_loss": terms.robust,
-            "natural_loss": terms.natural,
-            "tightness_loss": terms.tightness,
-            "relu_balance_loss": terms.relu_balance,
-            "layers_without_balance": terms.skipped_layers.to(terms.total.dtype),
-            "gradient_norm": norm,
-            "natural_accuracy": correct_points(trace.clean, labels).float().mean(),
-            "certified_accuracy": certified_points(trace.margins(labels), labels).float().mean(),
-        }
-        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
