@@ -1,6 +1,7 @@
 """Pictures of layer states, by matplotlib."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,9 +33,16 @@ def plot_states(path: Path, layers: Sequence[LayerState], title: str) -> None:
     states.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     states.invert_yaxis()
     growth.plot([layer.growth or float("nan") for layer in layers], places, "o-", color="#30588c")
-    growth.set(xscale="log", xlabel="mean width over the input's")
+    growth.set(xscale="log", xlabel="mean width over the input's", xlim=_decades(layers))
     growth.grid(axis="x", color="#dddddd")
     figure.suptitle(title, fontsize=10)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=150)
     write_atomic(path, data.getvalue())
+
+
+def _decades(layers: Sequence[LayerState]) -> tuple[float, float]:
+    """Whole powers of ten around all growths, so that the axis has a label at both ends."""
+    exponents = [math.log10(layer.growth) for layer in layers if layer.growth]
+    lowest, highest = math.floor(min(exponents, default=0)), math.ceil(max(exponents, default=0))
+    return 10.0**lowest, 10.0 ** max(highest, lowest + 1)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.inspection import InitialNetwork
     from certtrain.verify import Report
 
-BAR = 24  # characters of a layer's bar
+BAR = 20  # characters of a layer's bar
 STATES = (("active", "█", "green"), ("unstable", "▒", "yellow"), ("inactive", "░", "bright_black"))
 
 out = Console()
@@ -74,7 +74,7 @@ def _bar(layer: LayerState, width: int = BAR) -> Text:
 
 
 def _legend() -> Text:
-    return Text.assemble(*[part for name, sign, style in STATES for part in ((f"{sign} ", style), f"{name}  ")])
+    return Text.assemble(*[part for name, sign, style in STATES for part in ((sign, style), f" {name} ")])
 
 
 def _duration(seconds: float) -> str:
@@ -85,7 +85,7 @@ def _duration(seconds: float) -> str:
 
 def _table(*columns: str, title: str = "") -> Table:
     table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    table.add_column(columns[0])
+    table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
         table.add_column(column, justify="right")
     return table
@@ -315,11 +315,11 @@ def show_report(report: Report) -> None:
     """Accuracies and errors of a verification, and the bracket that they leave."""
     title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
     table = _table("", "accuracy", "error", "examples", title=title)
-    steps = f"{report.attack['steps']} steps, {report.attack['restarts']} restart(s)"
+    attack = f"{report.attack['steps']} steps × {report.attack['restarts']}"
     rows = (
-        ("natural", report.natural_accuracy, "as classified"),
-        ("under PGD", report.pgd_accuracy, f"an upper limit on robust accuracy; {steps}"),
-        ("certified", report.certified_accuracy, f"a lower limit on robust accuracy; {report.method} bounds"),
+        ("natural", report.natural_accuracy, "no perturbation"),
+        ("under PGD", report.pgd_accuracy, f"upper limit on robust; {attack}"),
+        ("certified", report.certified_accuracy, f"lower limit on robust; {report.method} bounds"),
     )
     table.add_column("", justify="left", style="bright_black")
     for name, share, remark in rows:
@@ -339,22 +339,27 @@ def _layers(layers: Sequence[LayerState]) -> Table:
     table = _table("layer", "growth", "dead")
     table.add_column(_legend(), justify="left")
     for layer in layers:
-        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, 2 * BAR))
+        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, 48))
     return table
 
 
 def show_states(layers: Sequence[LayerState], title: str) -> None:
-    """All numbers of each ReLU layer."""
-    headings = ("active", "unstable", "inactive", "dead", "centre", "width", "growth", "r_mean", "r_var")
-    table = _table("layer", "units", *headings, title=title)
-    table.add_column(_legend(), justify="left", no_wrap=True)
+    """All numbers of each ReLU layer, in two tables that fit a narrow terminal."""
+    out.print(Text(title, style="italic"))
+    states = _table("layer", "units", "active", "unstable", "inactive", "dead")
+    states.add_column("", justify="left", no_wrap=True)
+    widths = _table("layer", "centre", "width", "growth", "r mean", "r variance")
     for layer in layers:
         shares = (layer.active, layer.unstable, layer.inactive, layer.dead)
-        cells: list[RenderableType] = [_percent(share) for share in shares]
-        cells += [_number(layer.centre), _number(layer.width), _growth(layer)]
-        cells += [_number(layer.mean_ratio), _number(layer.variance_ratio)]
-        table.add_row(layer.name, f"{layer.units:,}", *cells, _bar(layer))
-    out.print(table)
+        states.add_row(layer.name, f"{layer.units:,}", *(f"{100 * share:.1f}%" for share in shares), _bar(layer))
+        ratios = (_number(layer.mean_ratio), _number(layer.variance_ratio))
+        widths.add_row(layer.name, _number(layer.centre), _number(layer.width), _growth(layer), *ratios)
+    out.print(states)
+    out.print(_legend())
+    out.print()
+    out.print(widths)
+    remark = "growth: mean width over the network input's; r: how alike active and inactive are, 1 at best"
+    out.print(Text(remark, style="bright_black"))
     for layer in layers:
         if layer.exploding:
             text = f"bounds explode: at {layer.name!r} they are {_number(layer.growth)} times as wide as the input"
