@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,9 @@ from certtrain.storage import write_atomic
 KEY = "certtrain"  # the entry of the file's header that holds the metadata
 
 
+Side = Annotated[int, Field(ge=1, le=4096)]  # limits what a hostile header can ask for
+
+
 class Metadata(BaseModel):
     """What a model file says of itself."""
 
@@ -26,7 +29,7 @@ class Metadata(BaseModel):
 
     format: Literal[1] = 1
     architecture: Architecture
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[Side, Side, Side]
     """(C, H, W)."""
     class_names: tuple[str, ...] = Field(min_length=2)
     dataset: str

@@ -4,6 +4,7 @@ Both are means over the ReLU layers, and zero once their tolerance τ is met.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,15 +39,34 @@ def balance_ratios(relu_input: Box) -> tuple[Tensor, Tensor]:
     With A = 1[lower > 0], I = 1[upper < 0] and centres c over batch and units:
     r_m = mean(c·A) / −mean(c·I), r_v = Σ(c−c̄)²·A / Σ(c−c̄)²·I.
     """
-    centre, radius = relu_input.centre, relu_input.radius
-    active, inactive = centre > radius, centre < -radius
-    deviation = (centre - centre.mean()).square()
-    mean = _folded(_sum_where(active, centre), -_sum_where(inactive, centre))
-    return mean, _folded(_sum_where(active, deviation), _sum_where(inactive, deviation))
+    active_sum, inactive_sum, active_spread, inactive_spread = _StateSums.apply(relu_input.centre, relu_input.radius)
+    return _folded(active_sum, inactive_sum), _folded(active_spread, inactive_spread)
 
 
-def _sum_where(chosen: Tensor, values: Tensor) -> Tensor:
-    return values.where(chosen, 0.0).sum()
+class _StateSums(torch.autograd.Function):
+    """Σ c·A, −Σ c·I, Σ (c−c̄)²·A and Σ (c−c̄)²·I as four scalars.
+
+    The gradient is written out, since it needs only A, I and c − c̄: left to
+    autograd, these sums take a third of a training step on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, ...]:
+        active, inactive = (centre > radius).to(centre.dtype), (centre < -radius).to(centre.dtype)
+        deviation = centre - centre.mean()
+        square = deviation.square()
+        ctx.save_for_backward(active, inactive, deviation)
+        sums = ((centre * active).sum(), -(centre * inactive).sum(), (square * active).sum(), (square * inactive).sum())
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        active, inactive, deviation = ctx.saved_tensors
+        first_active, first_inactive, second_active, second_inactive = gradients
+        on = (deviation * (2 * second_active)).mul_(active)
+        off = (deviation * (2 * second_inactive)).mul_(inactive)
+        through_mean = (on.sum() + off.sum()) / deviation.numel()  # c̄ is a function of every centre
+        return on.add_(off).addcmul_(active, first_active).addcmul_(inactive, -first_inactive).sub_(through_mean), None
 
 
 def _folded(first: Tensor, second: Tensor) -> Tensor:
