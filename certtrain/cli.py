@@ -5,6 +5,7 @@ import io
 import signal
 import sys
 import time
+import warnings
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -401,6 +402,7 @@ def _program(
 
 def main() -> None:
     """Run the command line; an error that a user can cause ends it with one message and exit code 1."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except CerttrainError as error:
@@ -408,3 +410,9 @@ def main() -> None:
 
         render.error(str(error))
         sys.exit(1)
+
+
+def _show_warning(message: Warning | str, *place: object) -> None:
+    from certtrain import render
+
+    render.note(str(message))

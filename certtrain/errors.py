@@ -6,7 +6,7 @@ CerttrainError
 ├── DataError            a data set is missing, unreadable or of the wrong shape
 ├── MethodError          a bound method that is not known
 ├── UnsupportedLayer     a network holds something that no bound rule covers
-├── DeviceError          the asked-for device is not there
+├── DeviceError          the asked-for device is not there, or too small
 ├── ModelFileError       a model file is missing, damaged or foreign
 ├── RunError             a run folder cannot be started or resumed
 ├── StorageError         a file cannot be written
@@ -45,7 +45,7 @@ class UnsupportedLayer(CerttrainError):
 
 
 class DeviceError(CerttrainError):
-    """The asked-for device is not there."""
+    """The asked-for device is not there, or its memory is too small."""
 
 
 class ModelFileError(CerttrainError):

@@ -20,7 +20,7 @@ from certtrain.certificate import Certifier, Verdict
 from certtrain.checkpoint import Progress, RunFolder
 from certtrain.data import Augmentation, Batches, to_unit
 from certtrain.diagnostics import LayerState, layer_states
-from certtrain.errors import NonFiniteError
+from certtrain.errors import DeviceError, NonFiniteError
 from certtrain.events import EpochDone, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
 from certtrain.preset import Preset
@@ -189,6 +189,11 @@ class Trainer:
             raise NonFiniteError(
                 f"{error}. The last good checkpoint is {self.folder.checkpoints()[-1]}. "
                 'Try a smaller train.learning_rate, a longer eps.length or init = "ibp".'
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"the memory of {self.device} does not hold a batch of {len(labels)} examples. "
+                "Try a smaller train.batch_size, or --device cpu"
             ) from error
 
     # --- bookkeeping -------------------------------------------------------------------------------------

@@ -1,0 +1,238 @@
+"""The command line as a person uses it: results, files, messages and exit codes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.main import get_command
+
+from certtrain import cli
+
+TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
+QUICK = ["train", "--preset", "digits", "--epochs", "2", *TINY]
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["certtrain", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        text = capsys.readouterr()
+        return Outcome(code, text.out, text.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small finished run."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    subprocess.run(
+        [sys.executable, "-m", "certtrain", *QUICK, "--out", str(folder)], check=True, capture_output=True, timeout=120
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> Path:
+    """A trained model file."""
+    return trained / "model.safetensors"
+
+
+def test_train_writes_a_whole_run_and_says_where(run: Run, tmp_path: Path) -> None:
+    done = run(*QUICK, "--out", "mine", "--seed", "7", "--eps", "5/255")
+    assert done.code == 0, done.err
+    names = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert names == {"preset.json", "metrics.jsonl", "checkpoints", "model.safetensors", "report.json"}
+    assert "mine/model.safetensors" in done.out
+    assert "verified error" in done.out
+    preset = json.loads((tmp_path / "mine" / "preset.json").read_text())
+    assert (preset["seed"], preset["eps"]["max"], preset["train"]["epochs"]) == (7, 5 / 255, 2)
+
+
+def test_train_names_a_new_folder_by_itself(run: Run, tmp_path: Path) -> None:
+    assert run(*QUICK).code == 0
+    assert len(list((tmp_path / "runs").glob("digits-seed0-*/report.json"))) == 1
+
+
+def test_train_prints_json_lines(run: Run) -> None:
+    done = run(*QUICK, "--out", "mine", "--json")
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert [e["event"] for e in events] == ["started", "epoch", "epoch", "finished"]
+    assert 0 <= events[-1]["results"]["certified_accuracy"] <= 1
+
+
+def test_a_time_budget_stops_at_a_checkpoint_and_resume_finishes(run: Run, tmp_path: Path) -> None:
+    stopped = run(*QUICK, "--out", "mine", "--time-budget", "0.000001s")
+    assert stopped.code == 0
+    assert "--resume mine" in stopped.out
+    assert not (tmp_path / "mine" / "report.json").exists()
+    assert run("train", "--resume", "mine").code == 0
+    assert (tmp_path / "mine" / "report.json").exists()
+    again = run("train", "--resume", "mine")
+    assert again.code == 1
+    assert "is finished" in again.err
+
+
+def test_an_interrupt_stops_at_a_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "certtrain", "train", "-p", "digits", "--out", str(tmp_path / "mine")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "mine").glob("checkpoints/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in out
+    assert "Traceback" not in err
+
+
+def test_verify_gives_the_bracket_and_a_line_for_each_point(run: Run, model: Path, tmp_path: Path) -> None:
+    done = run("verify", str(model), "--eps", "2/255", "--limit", "50", "--points", "points.jsonl", "--json")
+    report = json.loads(done.out)
+    assert report["certified_accuracy"] <= report["pgd_accuracy"] <= report["natural_accuracy"]
+    assert report["examples"] == 50
+    assert report["eps"] == 2 / 255
+    points = [json.loads(line) for line in (tmp_path / "points.jsonl").read_text().splitlines()]
+    assert [point["index"] for point in points] == list(range(50))
+    assert sum(point["verdict"] == "certified" for point in points) == report["certified"]
+
+
+def test_verify_agrees_with_the_run_s_own_report(run: Run, trained: Path, model: Path) -> None:
+    again = json.loads(run("verify", str(model), "--json").out)
+    first = json.loads((trained / "report.json").read_text())["results"]
+    assert {name: again[name] for name in first} == first
+
+
+def test_verify_shows_a_table(run: Run, model: Path) -> None:
+    done = run("verify", str(model), "--limit", "20")
+    assert "certified" in done.out
+    assert "verified error" in done.out
+
+
+def test_stats_as_table_json_csv_and_picture(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
+    done = run("stats", str(model), "--csv", "s.csv", "--plot", "s.png", "--limit", "30")
+    assert done.code == 0, done.err
+    assert "linear1_relu" in done.out
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    layers = json.loads(run("stats", str(model), "--limit", "30", "--json").out)["layers"]
+    assert [row["name"] for row in rows] == [layer["name"] for layer in layers] == ["linear1_relu"]
+    assert float(rows[0]["growth"]) == layers[0]["growth"]
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_init_compares_the_schemes_and_saves(run: Run, tmp_path: Path) -> None:
+    done = run("init", "--preset", "digits", "--compare", "--scheme", "xavier", "--json")
+    found = json.loads(done.out)
+    assert [scheme["scheme"] for scheme in found["schemes"]] == ["xavier", "ibp", "kaiming", "orthogonal"]
+    growth = {s["scheme"]: s["by_weights"][-1]["growth"] for s in found["schemes"]}
+    assert growth["kaiming"] > 20 * growth["ibp"]
+    assert (tmp_path / "digits-xavier.safetensors").exists()
+    assert run("stats", "digits-xavier.safetensors", "--limit", "10").code == 0
+
+
+def test_export_writes_both_files_checked(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
+    done = run("export", str(model), "--weights", "folded.safetensors", "--onnx", "net.onnx", "--limit", "20")
+    assert done.code == 0, done.err
+    assert (tmp_path / "net.onnx").exists()
+    assert run("verify", "folded.safetensors", "--limit", "20").code == 0
+
+
+def test_nothing_is_replaced_without_force(run: Run, model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "s.csv"
+    target.write_text("mine")
+    refused = run("stats", str(model), "--csv", str(target))
+    assert refused.code == 1
+    assert "--force" in refused.err
+    assert target.read_text() == "mine"
+    assert run("stats", str(model), "--csv", str(target), "--force", "--limit", "5").code == 0
+    assert target.read_text() != "mine"
+
+
+BAD = {
+    "eps not a number": (["verify", "MODEL", "--eps", "8/0"], 2, "8/255"),
+    "eps negative": (["verify", "MODEL", "--eps", "-1"], 2, "outside [0, 1]"),
+    "eps too large": (["train", "-p", "digits", "--eps", "2"], 2, "outside [0, 1]"),
+    "unknown preset": (["train", "-p", "nope"], 1, "cifar10-160ep"),
+    "no preset": (["train"], 2, "cifar10-160ep"),
+    "misspelt field": (["train", "-p", "digits", "--set", "train.epoch=3"], 1, "did you mean 'epochs'"),
+    "field without value": (["train", "-p", "digits", "--set", "train.epochs"], 1, "field=value"),
+    "missing model": (["verify", "absent.safetensors"], 1, "no model file"),
+    "truncated model": (["verify", "truncated.safetensors"], 1, "not a whole safetensors file"),
+    "foreign model": (["stats", "foreign.safetensors"], 1, "not written by certtrain"),
+    "missing data folder": (["train", "-p", "mnist-70ep", "--data-dir", "absent"], 1, "absent"),
+    "wrong data folder": (["train", "-p", "mnist-70ep", "--data-dir", "."], 1, "not found"),
+    "preset and resume": (["train", "-p", "digits", "--resume", "x"], 2, "as it was begun"),
+    "resume nothing": (["train", "--resume", "absent"], 1, "no run to resume"),
+    "bad time": (["train", "-p", "digits", "--time-budget", "9x"], 2, "9m"),
+    "no validation": (["verify", "MODEL", "--split", "validation"], 1, "--split train"),
+    "no cuda": (["train", "-p", "digits", "--device", "cuda", "--out", "o"], 1, "--device cpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_one_clear_message(run: Run, model: Path, tmp_path: Path, case: str) -> None:
+    if case == "no cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    (tmp_path / "truncated.safetensors").write_bytes(model.read_bytes()[:-100])
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    before = set(tmp_path.rglob("*"))
+    words, code, message = BAD[case]
+    done = run(*(str(model) if word == "MODEL" else word for word in words))
+    assert done.code == code, done.err
+    assert message in " ".join(done.err.replace("│", " ").split())
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_every_command_and_option_has_help() -> None:
+    group = get_command(cli.app)
+    commands = group.commands  # type: ignore[attr-defined]
+    assert set(commands) == {"init", "train", "verify", "stats", "export"}
+    for name, command in commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, f"{name} {parameter.name}"  # type: ignore[attr-defined]
+
+
+def test_version_and_module_entry() -> None:
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "certtrain", "--version"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.startswith("certtrain ")

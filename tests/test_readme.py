@@ -1,0 +1,59 @@
+"""The README's commands exist, and its Python runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from certtrain import cli
+from certtrain.preset import preset_names
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.M | re.S)
+
+
+def test_the_first_two_blocks_are_one_line_each() -> None:
+    first, second = _blocks("sh")[:2]
+    assert first.count("\n") == second.count("\n") == 1
+    assert "certtrain train --preset digits" in first
+    assert second.strip().endswith("-m pytest")
+    for command in (first, second):
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")
+
+
+def test_every_command_and_option_named_is_there() -> None:
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    calls = re.findall(r"certtrain (init|train|verify|stats|export)\b([^\n`]*)", "\n".join(_blocks("sh")))
+    assert {name for name, _ in calls} == set(commands)
+    for name, rest in calls:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", rest.split("#")[0])) <= known
+
+
+def test_every_preset_is_in_the_table() -> None:
+    listed = re.findall(r"^\| `([\w-]+)` \|", TEXT, flags=re.M)
+    assert sorted(listed) == preset_names()
+
+
+def test_the_public_names_are_all_there() -> None:
+    import certtrain
+
+    for name in re.findall(r"^\| `(\w+)\(", TEXT, flags=re.M):
+        assert name in certtrain.__all__
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = _blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert "misclassified" in capsys.readouterr().out
+
+
+def test_no_placeholder_is_left() -> None:
+    assert not re.findall(
+        r"\b[A-Z]{4,}_[A-Z]+\b|TRAINTIME", TEXT.replace("CERTTRAIN_CACHE", "").replace("CERTTRAIN_DATA_DIR", "")
+    )
