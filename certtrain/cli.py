@@ -402,7 +402,7 @@ def _program(
 
 def main() -> None:
     """Run the command line; an error that a user can cause ends it with one message and exit code 1."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
     except CerttrainError as error:

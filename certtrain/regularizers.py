@@ -56,8 +56,8 @@ class _StateSums(torch.autograd.Function):
         deviation = centre - centre.mean()
         square = deviation.square()
         ctx.save_for_backward(active, inactive, deviation)
-        sums = ((centre * active).sum(), -(centre * inactive).sum(), (square * active).sum(), (square * inactive).sum())
-        return sums
+        first = ((centre * active).sum(), -(centre * inactive).sum())
+        return *first, (square * active).sum(), (square * inactive).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
