@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from certtrain.data import derive_seed
 from certtrain.objective import correct_points
 
 
@@ -34,7 +35,7 @@ def pgd(model: nn.Module, x: Tensor, labels: Tensor, eps: float, attack: PGD, in
     number: random starts depend on it and the seed alone.
     """
     lower, upper = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
-    generator = Generator().manual_seed((attack.seed << 32) + index)
+    generator = Generator().manual_seed(derive_seed(attack.seed, "attack", index))
     found = _keep(model, x, labels, Attacked(torch.zeros_like(labels, dtype=torch.bool), x.clone()))
     for _ in range(attack.restarts if eps > 0 else 0):
         point = lower + (upper - lower) * torch.rand(x.shape, generator=generator).to(x)

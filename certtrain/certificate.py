@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method
+from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method, fitting
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import bound_logits
 from certtrain.epsilon import parse_eps
@@ -70,13 +70,15 @@ class Certifier:
     def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
         """As the function `certify`."""
         check_input(x, CLIP)
-        logits = self.model(x)
+        eps = parse_eps(eps)
+        with fitting(x):
+            logits, bounds = self.model(x), bound_logits(self.graph, x.double(), eps, CLIP)
         check_labels(labels, logits.shape)
-        margins = bound_logits(self.graph, x.double(), parse_eps(eps), CLIP).margins(labels)
+        margins = bounds.margins(labels)
         correct, proved = correct_points(logits, labels), certified_points(margins, labels)
         verdicts = [_verdict(c, p) for c, p in zip(correct.tolist(), proved.tolist(), strict=True)]
         smallest = margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
-        return Certificates(tuple(verdicts), smallest, parse_eps(eps), self.method, ASSUMPTIONS)
+        return Certificates(tuple(verdicts), smallest, eps, self.method, ASSUMPTIONS)
 
 
 def _verdict(correct: bool, proved: bool) -> Verdict:

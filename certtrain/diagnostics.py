@@ -88,6 +88,7 @@ class _Totals:
         assert self.dead is not None  # add() sets both
         if not bool(self.sums.isfinite().all()):
             raise NonFiniteError(f"the bounds at the input of {self.name!r} are not finite; try a smaller ε")
+        unstable = self.count - int(self.sums[0]) - int(self.sums[1])
         active, inactive, centre, radius, *moments = (self.sums / self.count).tolist()
         width = 2 * radius
         return LayerState(
@@ -95,7 +96,7 @@ class _Totals:
             units=self.dead.numel(),
             active=active,
             inactive=inactive,
-            unstable=1 - active - inactive,
+            unstable=unstable / self.count,
             dead=self.dead.double().mean().item(),
             centre=centre,
             width=width,

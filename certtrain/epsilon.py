@@ -1,7 +1,5 @@
 """The radius ε of an L∞ box, in pixels of [0, 1], as people write it: 8/255, 0.3."""
 
-from fractions import Fraction
-
 from certtrain.errors import EpsilonError
 
 
@@ -11,12 +9,17 @@ def parse_eps(value: str | float) -> float:
     Raises EpsilonError unless it is a finite number in [0, 1].
     """
     try:
-        eps = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        eps = _divide(value) if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise EpsilonError(f"ε {value!r} is not a number; write it like 8/255 or 0.3") from error
     if not 0 <= eps <= 1:
         raise EpsilonError(f"ε {value!r} is outside [0, 1]; pixels run from 0 to 1, so write 8/255 rather than 8")
     return eps
+
+
+def _divide(text: str) -> float:
+    above, slash, below = text.partition("/")
+    return float(above) / float(below) if slash else float(text)
 
 
 def format_eps(eps: float) -> str:

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_input, check_labels
+from certtrain.bounds.checks import check_input, check_labels, fitting
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.epsilon import parse_eps
+from certtrain.errors import EpsilonError
 from certtrain.regularizers import relu_balance_loss, tightness_loss
 from certtrain.schedule import regularizer_weight
 
@@ -58,8 +59,11 @@ def objective_terms(
     the robust one's place. Raises as `propagate`.
     """
     check_input(x, (0.0, 1.0))
-    eps, eps_max = parse_eps(eps), parse_eps(eps_max)
-    trace = trace_bounds(boundable(model), x, max(eps, SMALLEST_EPS), (0.0, 1.0))
+    eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), boundable(model)
+    if not 0 < eps_max >= eps:
+        raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
+    with fitting(x):
+        trace = trace_bounds(graph, x, max(eps, SMALLEST_EPS), (0.0, 1.0))
     check_labels(labels, trace.clean.shape)
     factor = regularizer_weight(eps, eps_max=eps_max, weight=weight)
     return loss_terms(trace, labels, certified=eps > 0, regularizers=Regularizers(factor, factor, tolerance))

@@ -30,7 +30,7 @@ def _radius(value: Any) -> float:
 
 
 Radius = Annotated[float, BeforeValidator(_radius), Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=2**20)]  # no network is wider; a hostile file may say so
 
 
 class Section(BaseModel):
@@ -216,9 +216,12 @@ def _read(name_or_file: str) -> dict[str, Any]:
         raise PresetError(f"there is no preset {name_or_file!r}. {known}")
     try:
         text = source.read_text(encoding="utf-8")
-        return dict(json.loads(text)) if name_or_file.endswith(".json") else tomllib.loads(text)
+        values = json.loads(text) if name_or_file.endswith(".json") else tomllib.loads(text)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise PresetError(f"preset {name_or_file!r} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise PresetError(f"preset {name_or_file!r} cannot be read: it holds no fields, but {values!r}")
+    return values
 
 
 def _replace(values: dict[str, Any], path: str, value: Any) -> None:

@@ -168,6 +168,9 @@ class Trainer:
         return Classifier(self.network, describe(self.preset, self.images.train)).eval()
 
     def _save(self) -> None:
+        for name, tensor in self.network.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise self._not_finite(f"step {self.progress.step - 1}: its update made {name!r} infinite or NaN")
         self.folder.save_checkpoint(self.network, self.stepper.optimizer, self.progress)
 
     def _step(self) -> None:
@@ -186,15 +189,18 @@ class Trainer:
         try:
             return self.stepper.run(self.progress.step, x, labels)
         except NonFiniteError as error:
-            raise NonFiniteError(
-                f"{error}. The last good checkpoint is {self.folder.checkpoints()[-1]}. "
-                'Try a smaller train.learning_rate, a longer eps.length or init = "ibp".'
-            ) from error
+            raise self._not_finite(str(error)) from error
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"the memory of {self.device} does not hold a batch of {len(labels)} examples. "
                 "Try a smaller train.batch_size, or --device cpu"
             ) from error
+
+    def _not_finite(self, what: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"{what}. The last good checkpoint is {self.folder.checkpoints()[-1]}. "
+            'Try a smaller train.learning_rate, a longer eps.length or init = "ibp".'
+        )
 
     # --- bookkeeping -------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method
+from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method, fitting
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import BoundTrace, Clip, Logits, bound_logits, trace_bounds
 from certtrain.epsilon import parse_eps
@@ -19,7 +19,9 @@ def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0
     `x` lies outside `clip` or does not fit the network.
     """
     check_input(x, clip)
-    return trace_bounds(boundable(model), x, parse_eps(eps), clip)
+    graph, eps = boundable(model), parse_eps(eps)
+    with fitting(x):
+        return trace_bounds(graph, x, eps, clip)
 
 
 def output_bounds(
@@ -53,4 +55,6 @@ def _logits(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) ->
     check_input(x, clip)
     graph = boundable(model)
     check_evaluation_mode(graph)
-    return bound_logits(graph, x, parse_eps(eps), clip)
+    eps = parse_eps(eps)
+    with fitting(x):
+        return bound_logits(graph, x, eps, clip)

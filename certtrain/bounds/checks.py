@@ -1,11 +1,26 @@
 """What is asked of the arguments before bounds are computed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph
 from certtrain.errors import DataError, MethodError, UnsupportedLayer
 
 METHODS = ("ibp",)
+
+
+@contextmanager
+def fitting(x: Tensor) -> Iterator[None]:
+    """Turn torch's complaint about a shape into a DataError that names the inputs' shape."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise DataError(f"inputs of shape {tuple(x.shape)} do not fit the network: {error}") from error
 
 
 def check_method(method: str) -> None:
@@ -33,6 +48,8 @@ def check_input(x: Tensor, clip: tuple[float, float] | None) -> None:
 
 def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
     """Raise DataError unless `labels` holds one class in 0 … K−1 for each of B logits (B, K)."""
+    if len(logits_shape) != 2:
+        raise DataError(f"the network's logits have shape {tuple(logits_shape)}; labels need one row (K,) an input")
     batch, classes = logits_shape
     if labels.shape != (batch,):
         raise DataError(f"labels have shape {tuple(labels.shape)}; {batch} inputs need shape ({batch},)")

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from certtrain.errors import UnsupportedLayer
+from certtrain.errors import DataError, UnsupportedLayer
 
 
 class Normalize(nn.Module):
     """(x − mean) / std per channel: the layer that lets a network take pixels in [0, 1].
 
-    `mean` and `std` have one entry per channel; input (B, C, H, W).
+    `mean` and `std` have one entry per channel. Input (B, C, H, W); DataError for any other shape.
     """
 
     mean: Tensor
@@ -33,6 +33,9 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        # Broadcasting would take images of one channel for images of many.
+        if x.dim() != 4 or x.shape[1] != len(self.mean):
+            raise DataError(f"the network takes images of shape (B, {len(self.mean)}, H, W), not {tuple(x.shape)}")
         return (x - self.mean) / self.std
 
 
@@ -79,8 +82,11 @@ def trace_layers(model: nn.Module) -> LayerGraph:
     Raises UnsupportedLayer if its forward pass cannot be followed or holds
     something other than layers, sums and flattening.
     """
+    tracer = _Tracer()
+    if tracer.is_leaf_module(model, ""):
+        return LayerGraph((LayerCall(type(model).__name__.lower(), model, (0,)),))
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise UnsupportedLayer(
             f"the forward pass of {type(model).__name__} cannot be followed: {error}. "
@@ -89,9 +95,19 @@ def trace_layers(model: nn.Module) -> LayerGraph:
     return _Reader(model).read(graph)
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that tells x += y, which overwrites x, from x = x + y; torch.fx does not."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (Normalize, Add)) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 class _Reader:
@@ -143,13 +159,42 @@ class _Reader:
     def _append(self, name: str, layer: nn.Module, node: fx.Node) -> None:
         name = node.name if name in self.names else name  # a layer that is called twice
         self.names.add(name)
-        inputs = tuple(self.values[n] for n in node.args if isinstance(n, fx.Node) and n in self.values)
-        if not inputs:
-            raise UnsupportedLayer(f"{name!r} does not take an earlier layer's result as its first argument")
-        if _writes_in_place(layer, node) and not _used_once(node.args[0]):
-            raise UnsupportedLayer(f"{name!r} overwrites a value that is used elsewhere; use inplace=False")
-        self.calls.append(LayerCall(name, layer, inputs))
+        self.calls.append(LayerCall(name, layer, self._inputs(name, layer, node)))
         self.values[node] = len(self.calls)
+
+    def _inputs(self, name: str, layer: nn.Module, node: fx.Node) -> tuple[int, ...]:
+        given = (*node.args, *node.kwargs.values())
+        known = tuple(self.values[n] for n in given if isinstance(n, fx.Node) and n in self.values)
+        if isinstance(layer, Add) and len(known) != 2:
+            raise UnsupportedLayer(f"node {name!r} adds something else; only the sum of two layers is supported")
+        if not isinstance(layer, Add) and (len(known) != 1 or node.args[:1] != (node.all_input_nodes[0],)):
+            raise UnsupportedLayer(f"{name!r} must take one earlier layer's result, as its first argument")
+        if self._overwrites(node) and not self._used_once(node.args[0]):
+            raise UnsupportedLayer(f"{name!r} overwrites a value that is used elsewhere; use inplace=False")
+        return known
+
+    def _overwrites(self, node: fx.Node) -> bool:
+        """Whether the result is written over the first argument."""
+        if node.op == "call_module":
+            layer = self.modules[str(node.target)]
+            return isinstance(layer, (nn.ReLU, nn.LeakyReLU, nn.Dropout)) and layer.inplace
+        return (
+            node.target is operator.iadd or any(a is True for a in node.args[1:]) or node.kwargs.get("inplace") is True
+        )
+
+    def _used_once(self, value: object) -> bool:
+        """Whether one node alone reads the memory behind `value`, which a view shares with its source."""
+        if not isinstance(value, fx.Node):
+            return True
+        readers = [user for user in value.users if not _is_shape_query(user)]
+        source = value.args[0] if value.args and self._shares_memory(value) else None
+        return len(readers) == 1 and self._used_once(source)
+
+    def _shares_memory(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            layer = self.modules[str(node.target)]
+            return isinstance(layer, (nn.Flatten, nn.Identity, nn.Dropout)) or self._overwrites(node)
+        return node.op != "placeholder" and (node.target in VIEWS or self._overwrites(node))
 
 
 def _as_layer(node: fx.Node) -> nn.Module:
@@ -171,8 +216,8 @@ def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
 
 def _reshape(*shape: Any) -> nn.Module:
     shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    if len(shape) != 2 or shape[1] != -1:
-        raise ValueError(f"shape {shape}: only (batch, -1), a flattening, is supported")
+    if len(shape) != 2 or shape[1] != -1 or not _is_batch_size(shape[0]):
+        raise ValueError(f"shape {shape}: only (batch, -1), a flattening, is supported, with batch from x.size(0)")
     return nn.Flatten()
 
 
@@ -198,17 +243,9 @@ def _is_shape_query(node: fx.Node) -> bool:
     return isinstance(source, fx.Node) and _is_shape_query(source)
 
 
-def _writes_in_place(layer: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(layer, (nn.ReLU, nn.LeakyReLU, nn.Dropout)) and layer.inplace
-    return node.target is operator.iadd or any(a is True for a in node.args[1:]) or node.kwargs.get("inplace") is True
-
-
-def _used_once(value: object) -> bool:
-    """Whether one node alone reads the memory behind `value`; a view shares its source's."""
-    if not isinstance(value, fx.Node):
-        return True
-    return len(value.users) == 1 and all(_used_once(source) for source in value.args if value.op != "placeholder")
+def _is_batch_size(value: object) -> bool:
+    """x.size(0), x.size()[0] or x.shape[0]."""
+    return isinstance(value, fx.Node) and _is_shape_query(value) and value.args[1:] == (0,)
 
 
 def _title(target: object) -> str:
@@ -235,3 +272,6 @@ FUNCTIONS: dict[object, Callable[..., nn.Module]] = {
     operator.iadd: _add,
     torch.add: _add,
 }
+
+# Of these, the ones whose result shares the argument's memory.
+VIEWS = frozenset({torch.flatten, "flatten", "view", "reshape", torch.reshape})

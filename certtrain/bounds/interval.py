@@ -92,6 +92,10 @@ def _check(call: LayerCall) -> None:
             f"layer {call.name!r} is a {type(call.layer).__name__}, for which there is no bound rule. "
             f"Layers that can be bounded: {', '.join(sorted(t.__name__ for t in RULES))}."
         )
+    if call.layer._forward_hooks or call.layer._forward_pre_hooks:
+        raise UnsupportedLayer(f"layer {call.name!r} has a forward hook, which bounds cannot follow; remove it")
+    if isinstance(call.layer, nn.AvgPool2d) and (call.layer.divisor_override or 1) < 0:
+        raise UnsupportedLayer(f"layer {call.name!r} has a negative divisor, so it is no average")
     if isinstance(call.layer, nn.Conv2d) and call.layer.padding_mode != "zeros":
         raise UnsupportedLayer(f"layer {call.name!r} pads by {call.layer.padding_mode!r}; only 'zeros' has a rule")
     if isinstance(call.layer, nn.MaxPool2d) and call.layer.return_indices:
@@ -119,7 +123,7 @@ def _conv2d(layer: nn.Conv2d, box: Box) -> Box:
 
 
 def _normalize(layer: Normalize, box: Box) -> Box:
-    return box.through(layer, lambda radius: radius / layer.std)
+    return box.through(layer, lambda radius: radius / layer.std.abs())
 
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> Box:

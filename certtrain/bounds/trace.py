@@ -98,4 +98,4 @@ def bound_logits(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) 
 
 def _normalized(graph: LayerGraph, box: Box) -> Box:
     first = graph.calls[0].layer
-    return Box(first(box.centre), box.radius / first.std) if isinstance(first, Normalize) else box
+    return Box(first(box.centre), box.radius / first.std.abs()) if isinstance(first, Normalize) else box

@@ -28,9 +28,7 @@ def make(count: int, batch_size: int, seed: int = 0, **options) -> Batches:
 
 
 def labels_of(batches: Batches, epoch: int) -> list[int]:
-    return [
-        label for step in range(batches.steps_per_epoch) for label in batches.batch(epoch, step)[1].tolist()
-    ]
+    return [label for step in range(batches.steps_per_epoch) for label in batches.batch(epoch, step)[1].tolist()]
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -69,9 +67,7 @@ def test_each_example_has_its_own_change():
 
 def test_all_changes_turn_up_equally_often():
     image = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
-    batches = Batches(
-        image.expand(1000, 1, 4, 4), torch.zeros(1000).long(), batch_size=1000, seed=0, augmentation=BOTH
-    )
+    batches = Batches(image.expand(1000, 1, 4, 4), torch.zeros(1000).long(), batch_size=1000, seed=0, augmentation=BOTH)
     found: Counter[bytes] = Counter()
     for epoch in range(5):
         x, _ = batches.batch(epoch, 0)

@@ -28,8 +28,7 @@ def root(tmp_path, paint) -> Path:
 
 def contents(found) -> set[tuple[int, tuple[int, ...]]]:
     return {
-        (int(label), tuple(image[:, 0, 0].tolist()))
-        for image, label in zip(found.images, found.labels, strict=True)
+        (int(label), tuple(image[:, 0, 0].tolist())) for image, label in zip(found.images, found.labels, strict=True)
     }
 
 

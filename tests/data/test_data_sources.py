@@ -45,9 +45,7 @@ def test_digits_agree_with_scikit_learn():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(
-        DataError, match=r"'svhn'; known are digits, mnist, fashion-mnist, cifar10, tinyimagenet"
-    ):
+    with pytest.raises(DataError, match=r"'svhn'; known are digits, mnist, fashion-mnist, cifar10, tinyimagenet"):
         load_images("svhn", "train")
 
 
@@ -130,9 +128,7 @@ def test_a_changed_cifar10_file_is_refused(cifar_batches):
 
 
 def test_cifar10_not_found_says_where(tmp_path):
-    with pytest.raises(
-        DataError, match=rf"looked for cifar-10-batches-py or .* in {tmp_path}, {tmp_path}/cifar10"
-    ):
+    with pytest.raises(DataError, match=rf"looked for cifar-10-batches-py or .* in {tmp_path}, {tmp_path}/cifar10"):
         load_images("cifar10", "train", data_dir=tmp_path)
 
 

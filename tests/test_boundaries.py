@@ -1,0 +1,78 @@
+"""What may import what: the engine knows nothing of the terminal, and `import certtrain` is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import certtrain
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "certtrain").rglob("*.py"))
+SURFACE = {"cli", "render", "__main__"}
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+ENGINE = [module_name(file) for file in FILES if file.stem not in SURFACE]
+
+
+def loaded_after(code: str) -> set[str]:
+    """The top-level packages that a fresh Python has loaded once it has run `code`."""
+    code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def imported_by(file: Path) -> set[str]:
+    """The top-level packages named by all import statements of a file, nested ones too."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_engine_is_found():
+    assert {"certtrain", "certtrain.trainer", "certtrain.bounds.interval", "certtrain.data.load"} <= set(ENGINE)
+
+
+def test_the_engine_loads_neither_rich_nor_typer():
+    loaded = loaded_after("\n".join(f"import {name}" for name in ENGINE))
+    assert "torch" in loaded
+    assert not loaded & {"rich", "typer", "click"}
+
+
+@pytest.mark.parametrize("module", ["certtrain", "certtrain.preset", "certtrain.errors", "certtrain.schedule"])
+def test_light_modules_load_no_torch(module: str):
+    loaded = loaded_after(f"import {module}")
+    assert "certtrain" in loaded
+    assert not loaded & {"torch", "torchvision", "numpy", "rich", "typer"}
+
+
+@pytest.mark.parametrize(("package", "home"), [("typer", "cli.py"), ("rich", "render.py")])
+def test_only_one_file_imports_the_terminals_packages(package: str, home: str):
+    assert [file.name for file in FILES if package in imported_by(file)] == [home]
+
+
+def test_nothing_below_imports_the_surface():
+    surface = {"certtrain.cli", "certtrain.render"}
+    for file in FILES:
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        found = {node.module for node in nodes if isinstance(node, ast.ImportFrom)} & surface
+        assert not found or file.stem in SURFACE, file
+
+
+def test_all_public_names_are_there():
+    assert "propagate" in certtrain.__all__
+    for name in certtrain.__all__:
+        assert getattr(certtrain, name).__name__ == name
+    assert set(certtrain.__all__) < set(dir(certtrain))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'certtrain' has no attribute 'nothing'"):
+        _ = certtrain.nothing
