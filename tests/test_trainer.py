@@ -2,11 +2,9 @@
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -516,25 +514,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(finished: Path, tmp_path: Path):
 # --- the real thing --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that holds the real CIFAR-10."""
-    monkeypatch.setenv("CERTTRAIN_CACHE", str(tmp_path / "cache"))
-    source = Path(os.environ.get("CERTTRAIN_TEST_DATA", "no such folder"))
-    if (source / "cifar10").is_dir():
-        return source
-    archives = [source / f"cifar10-{part}.zip" for part in (1, 2)]
-    if not all(archive.is_file() for archive in archives):
-        pytest.skip("CERTTRAIN_TEST_DATA names no folder that holds cifar10, or cifar10-1.zip and cifar10-2.zip")
-    for archive in archives:
-        zipfile.ZipFile(archive).extractall(tmp_path / "data")
-    return tmp_path / "data"
-
-
 @pytest.mark.slow
-def test_the_papers_network_takes_two_steps_on_the_real_cifar10(cifar10: Path, tmp_path: Path):
+def test_the_papers_network_takes_two_steps_on_the_real_cifar10(
+    real_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CERTTRAIN_CACHE", str(tmp_path / "cache"))
     heard: list[Event] = []
-    surroundings = Surroundings(data_dir=cifar10, should_stop=stop_before(2), emit=heard.append)
+    surroundings = Surroundings(data_dir=real_cifar10, should_stop=stop_before(2), emit=heard.append)
     assert train(load_preset("cifar10-160ep"), tmp_path / "out", surroundings) is None
     (started,) = (event for event in heard if isinstance(event, Started))
     assert (started.examples, started.steps_per_epoch, started.steps) == (50_000, 391, 62_560)

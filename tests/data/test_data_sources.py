@@ -1,7 +1,6 @@
 """digits, CIFAR-10, TinyImageNet, and the choice among all of them."""
 
 import hashlib
-import os
 import pickle
 from pathlib import Path
 
@@ -13,13 +12,6 @@ from certtrain.errors import DataError
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 WNIDS = ("n01", "n02", "n03")
-
-
-def real_data() -> Path:
-    folder = os.environ.get("CERTTRAIN_TEST_DATA")
-    if folder is None:
-        pytest.skip("CERTTRAIN_TEST_DATA does not name a folder with the real data sets")
-    return Path(folder)
 
 
 def test_digits_are_the_uci_set():
@@ -195,22 +187,18 @@ def test_tinyimagenet_is_not_downloaded(tmp_path):
             load_images("tinyimagenet", "train", **options)
 
 
-def test_real_mnist():
-    folder = real_data()
-    if not (folder / "MNIST").is_dir():
+def test_real_mnist(real_data: Path):
+    if not (real_data / "MNIST").is_dir():
         pytest.skip("CERTTRAIN_TEST_DATA holds no MNIST")
-    train, test = (load_images("mnist", split, data_dir=folder) for split in ("train", "test"))
+    train, test = (load_images("mnist", split, data_dir=real_data) for split in ("train", "test"))
     assert (len(train), len(test), train.input_shape) == (60000, 10000, (1, 28, 28))
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
 
 
 @pytest.mark.slow
-def test_real_cifar10():
-    folder = real_data()
-    if not (folder / "cifar10").is_dir():
-        pytest.skip("CERTTRAIN_TEST_DATA holds no cifar10")
-    test = load_images("cifar10", "test", data_dir=folder)
+def test_real_cifar10(real_cifar10: Path):
+    test = load_images("cifar10", "test", data_dir=real_cifar10)
     assert test.input_shape == (3, 32, 32)
     assert test.labels.bincount().tolist() == [1000] * 10
     assert test.images.double().mean().item() / 255 == pytest.approx(0.476585, abs=1e-5)
