@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from certtrain.epsilon import format_eps
-from certtrain.events import EpochDone, Event, Finished, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics import LayerState
@@ -138,11 +138,8 @@ def _stopped(event: Stopped) -> str:
 class PlainView:
     """A line for each epoch, for logs and pipes."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return None
+    def __init__(self) -> None:
+        self.start, self.first, self.steps, self.epochs = time.monotonic(), 0, 0, 0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -269,12 +266,6 @@ class LiveView:
 class JsonView:
     """One JSON object a line for each event worth keeping."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return None
-
     def __call__(self, event: Event) -> None:
         match event:
             case Started():
@@ -295,11 +286,14 @@ class JsonView:
         show_json({"event": name, **values}, indent=None)
 
 
-def training_view(as_json: bool) -> PlainView | LiveView | JsonView:
+@contextmanager
+def training_view(as_json: bool) -> Iterator[Listener]:
     """What suits: JSON if asked for, a live picture on a terminal, else plain lines."""
-    if as_json:
-        return JsonView()
-    return LiveView() if out.is_terminal else PlainView()
+    if as_json or not out.is_terminal:
+        yield JsonView() if as_json else PlainView()
+        return
+    with LiveView() as view:
+        yield view
 
 
 # --- results ---------------------------------------------------------------------------------------------

@@ -176,6 +176,15 @@ def test_asking_for_a_size_is_no_use_of_a_value():
     assert_follows(Net(flattened_by_its_own_size))
 
 
+def pooled_twice(net: Net, x: Tensor) -> Tensor:
+    h = net.conv(x)
+    return net.pooled(torch.flatten(F.avg_pool2d(h, 3, 2, 0, True) + F.max_pool2d(h, 3, 2, ceil_mode=True), 1))
+
+
+def test_a_true_by_position_need_not_mean_in_place():
+    assert_follows(Net(pooled_twice))
+
+
 def test_a_layer_called_twice_is_two_calls_of_the_same_weights():
     graph = trace_layers(Net(lambda net, x: net.relu(net.conv(net.relu(net.conv(x))))))
     assert [call.name for call in graph.calls] == ["conv", "relu", "conv_1", "relu_1"]
@@ -250,6 +259,12 @@ def hooked() -> nn.Module:
     return model
 
 
+def hooked_as_a_whole() -> nn.Module:
+    model = fc()
+    model.register_forward_hook(lambda layer, inputs, output: -output)
+    return model
+
+
 UNSUPPORTED: dict[str, tuple[nn.Module, str]] = {
     "unknown layer": (nn.Sequential(nn.Linear(4, 4), nn.GELU()), r"'1' is a GELU.*can be bounded: .*Linear"),
     "unknown function": (Net(lambda net, x: torch.exp(net.conv(x))), r"node 'exp' calls exp.*can be bounded: .*relu"),
@@ -292,6 +307,7 @@ UNSUPPORTED: dict[str, tuple[nn.Module, str]] = {
     "negative divisor": (nn.Sequential(nn.AvgPool2d(2, divisor_override=-1)), r"'0'.*divisor"),
     "parametrised": (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))), r"ParametrizedLinear"),
     "hooked": (hooked(), r"'conv'.*hook"),
+    "hooked as a whole": (hooked_as_a_whole(), r"hook"),
 }
 
 
