@@ -42,11 +42,13 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
         self.report = path / "report.json"
+        self.last_good: Path | None = None
+        """The checkpoint last written or restored here."""
 
     @classmethod
     def create(cls, path: Path, preset: Preset) -> "RunFolder":
         """Start a run there. Raises RunError if the folder holds something already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
             raise RunError(f"{path} is not empty; choose another --out, or go on with that run by --resume {path}")
         folder = cls(path)
         write_json(path / "preset.json", preset.model_dump(mode="json"))
@@ -72,6 +74,7 @@ class RunFolder:
         progress.metrics_bytes = self.metrics.stat().st_size if self.metrics.exists() else 0
         tensors = _collect(network, optimizer)
         write_atomic(path, save(tensors, {"progress": json.dumps(asdict(progress))}))
+        self.last_good = path
         for old in self.checkpoints()[:-KEPT]:
             old.unlink(missing_ok=True)
         return path
@@ -91,6 +94,7 @@ class RunFolder:
                 damaged.append(path)
                 continue
             truncate(self.metrics, progress.metrics_bytes)
+            self.last_good = path
             return progress, damaged
         if damaged:
             raise RunError(f"no checkpoint in {self.path / 'checkpoints'} can be read; start the run anew")

@@ -198,7 +198,7 @@ class Trainer:
 
     def _not_finite(self, what: str) -> NonFiniteError:
         return NonFiniteError(
-            f"{what}. The last good checkpoint is {self.folder.checkpoints()[-1]}. "
+            f"{what}. The last good checkpoint is {self.folder.last_good or 'none: the initial weights are at fault'}. "
             'Try a smaller train.learning_rate, a longer eps.length or init = "ibp".'
         )
 

@@ -51,6 +51,8 @@ def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
     if len(logits_shape) != 2:
         raise DataError(f"the network's logits have shape {tuple(logits_shape)}; labels need one row (K,) an input")
     batch, classes = logits_shape
+    if classes < 2:
+        raise DataError("the network has one logit; a margin needs two classes or more")
     if labels.shape != (batch,):
         raise DataError(f"labels have shape {tuple(labels.shape)}; {batch} inputs need shape ({batch},)")
     if bool(((labels < 0) | (labels >= classes)).any()):

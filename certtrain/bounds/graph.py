@@ -178,9 +178,9 @@ class _Reader:
         if node.op == "call_module":
             layer = self.modules[str(node.target)]
             return isinstance(layer, (nn.ReLU, nn.LeakyReLU, nn.Dropout)) and layer.inplace
-        return (
-            node.target is operator.iadd or any(a is True for a in node.args[1:]) or node.kwargs.get("inplace") is True
-        )
+        if node.target in (F.relu, F.leaky_relu):
+            return node.kwargs.get("inplace", node.args[-1]) is True
+        return node.target is operator.iadd
 
     def _used_once(self, value: object) -> bool:
         """Whether one node alone reads the memory behind `value`, which a view shares with its source."""

@@ -80,6 +80,8 @@ def boundable(model: nn.Module) -> LayerGraph:
 
     Raises UnsupportedLayer that names the first layer without one.
     """
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise UnsupportedLayer(f"{type(model).__name__} has a forward hook, which bounds cannot follow; remove it")
     graph = trace_layers(model)
     for call in graph.calls:
         _check(call)
