@@ -1,20 +1,23 @@
 """What keeping freed memory is worth: a certified training step of `mnist-cpu`'s network, with and without it.
 
-Each measurement is a fresh process, since the setting cannot be taken back; they alternate.
+Each measurement is a fresh process, since the setting cannot be taken back;
+they alternate. Page faults are exact; seconds of a shared machine are not.
 
 python benchmarks/allocator.py
 """
 
+import json
+import resource
 import statistics
 import subprocess
 import sys
 import time
 
-ROUNDS, STEPS, WARM_UP = 5, 20, 5
+ROUNDS, STEPS, WARM_UP = 7, 20, 5
 
 
-def measure(keep: bool) -> float:
-    """Median seconds of a step in this process."""
+def measure(keep: bool) -> dict[str, float]:
+    """Page faults, processor seconds and wall seconds of a step in this process."""
     import torch
 
     from certtrain.allocator import keep_freed_memory
@@ -30,28 +33,37 @@ def measure(keep: bool) -> float:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(preset.train.batch_size, 1, 28, 28, generator=generator)
     labels = torch.randint(10, (len(x),), generator=generator)
-    seconds = []
+    walls = []
     for step in range(WARM_UP + STEPS):
+        if step == WARM_UP:
+            before = resource.getrusage(resource.RUSAGE_SELF)
         start = time.perf_counter()
         stepper.run(5000 + step, x, labels)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARM_UP:])
+        walls.append(time.perf_counter() - start)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    faults = (after.ru_minflt - before.ru_minflt) / STEPS
+    return {"faults": faults, "processor": seconds / STEPS, "wall": statistics.median(walls[WARM_UP:])}
 
 
 def main() -> None:
-    """Alternate fresh processes and print the ratio of their medians."""
+    """Alternate fresh processes and print medians and ratios."""
     if len(sys.argv) > 1:
-        print(measure(sys.argv[1] == "keep"))
+        print(json.dumps(measure(sys.argv[1] == "keep")))
         return
-    found: dict[str, list[float]] = {"default": [], "keep": []}
+    found: dict[str, list[dict[str, float]]] = {"default": [], "keep": []}
     for _ in range(ROUNDS):
-        for setting, seconds in found.items():
+        for setting, results in found.items():
             result = subprocess.run([sys.executable, __file__, setting], capture_output=True, text=True, check=True)
-            seconds.append(float(result.stdout))
-    ratios = [default / keep for default, keep in zip(found["default"], found["keep"], strict=True)]
-    for setting, seconds in found.items():
-        print(f"{setting}: median {1e3 * statistics.median(seconds):.1f} ms a step")
-    print(f"default/keep: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+            results.append(json.loads(result.stdout))
+    for setting, results in found.items():
+        faults, processor, wall = (statistics.median(r[n] for r in results) for n in ("faults", "processor", "wall"))
+        print(
+            f"{setting}: {faults:,.0f} page faults, {1e3 * processor:.1f} ms processor, {1e3 * wall:.1f} ms wall a step"
+        )
+    for name in ("processor", "wall"):
+        ratios = [a[name] / b[name] for a, b in zip(found["default"], found["keep"], strict=True)]
+        print(f"default/keep, {name}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A setting of the C library that CPU training gains from.
 
-glibc gives large freed blocks back to the system at once, and gets them again
-zeroed, page by page, for the next tensor. Kept instead, they make an interval
-pass on a CPU faster by a third or more (`benchmarks/allocator.py` measures it).
+glibc gives large freed blocks back to the system, and gets them again zeroed,
+page by page, for the next tensor. Kept instead, a training step has almost no
+page faults (`benchmarks/allocator.py` counts them and says what that is worth).
 """
 
 import ctypes

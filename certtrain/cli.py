@@ -19,8 +19,11 @@ from certtrain.epsilon import format_eps, parse_eps
 from certtrain.errors import CerttrainError, EpsilonError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from certtrain.data import ImageSet
     from certtrain.diagnostics import LayerState
+    from certtrain.events import Event, Listener
     from certtrain.modelfile import Classifier
     from certtrain.preset import Preset
     from certtrain.preset import Scheme as SchemeName
@@ -113,6 +116,7 @@ OnnxFile = Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX file."
 TimeBudget = Annotated[
     float | None, typer.Option(parser=_seconds, metavar="TIME", help="Stop at a checkpoint after this time, like 9m.")
 ]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Look only at the first so many examples.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
 
@@ -212,6 +216,7 @@ def train(
     overrides: Overrides = None,
     device: DeviceName = Device.auto,
     time_budget: TimeBudget = None,
+    tensorboard: TensorBoard = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a network, certify it on the test set, and write model and report.
@@ -227,7 +232,8 @@ def train(
     from certtrain import render, trainer
 
     with render.training_view(as_json) as view:
-        surroundings = trainer.Surroundings(data_dir, _device(device), stop.reason, view)
+        listeners = [view, *_tensorboard(tensorboard)]
+        surroundings = trainer.Surroundings(data_dir, _device(device), stop.reason, _all(listeners))
         if resolved is not None:
             trainer.train(resolved, out or _new_folder(resolved), surroundings)
         elif resume is not None:
@@ -367,6 +373,22 @@ class _Stopper:
             return "interrupted"
         over = self.seconds is not None and time.monotonic() - self.start >= self.seconds
         return "the time budget is spent" if over else None
+
+
+def _tensorboard(wanted: bool) -> "list[Listener]":
+    if not wanted:
+        return []
+    from certtrain.tensorboard import TensorBoardLog
+
+    return [TensorBoardLog()]
+
+
+def _all(listeners: "Sequence[Listener]") -> "Listener":
+    def emit(event: "Event") -> None:
+        for listener in listeners:
+            listener(event)
+
+    return emit
 
 
 def _new_folder(preset: "Preset") -> Path:

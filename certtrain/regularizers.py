@@ -47,7 +47,7 @@ class _StateSums(torch.autograd.Function):
     """Σ c·A, −Σ c·I, Σ (c−c̄)²·A and Σ (c−c̄)²·I as four scalars.
 
     The gradient is written out, since it needs only A, I and c − c̄: left to
-    autograd, these sums take a third of a training step on a CPU.
+    autograd, these sums are a large part of a training step on a CPU.
     """
 
     @staticmethod

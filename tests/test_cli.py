@@ -94,6 +94,16 @@ def test_train_prints_json_lines(run: Run) -> None:
     assert 0 <= events[-1]["results"]["certified_accuracy"] <= 1
 
 
+def test_train_writes_event_files(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="event files need the extra 'tensorboard'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run(*QUICK, "--out", "mine", "--tensorboard").code == 0
+    found = EventAccumulator(str(tmp_path / "mine" / "tensorboard")).Reload()
+    assert [point.step for point in found.Scalars("certified_accuracy")] == [1, 2]
+    assert found.Scalars("active/linear1_relu")
+
+
 def test_a_time_budget_stops_at_a_checkpoint_and_resume_finishes(run: Run, tmp_path: Path) -> None:
     stopped = run(*QUICK, "--out", "mine", "--time-budget", "0.000001s")
     assert stopped.code == 0
