@@ -26,11 +26,12 @@ KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
 
 @dataclass
 class Progress:
-    """Where a run stands: steps done, the metrics file's length, seconds of training, the epoch's sums so far."""
+    """Where a run stands: steps done, the metrics' length, seconds trained, the data's fingerprint, epoch's sums."""
 
     step: int = 0
     metrics_bytes: int = 0
     seconds: float = 0.0
+    data: str = ""
     sums: dict[str, float] = field(default_factory=dict)
 
 
@@ -49,7 +50,8 @@ class RunFolder:
     def create(cls, path: Path, preset: Preset) -> "RunFolder":
         """Start a run there. Raises RunError if the folder holds something already."""
         if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
-            raise RunError(f"{path} is not empty; choose another --out, or go on with that run by --resume {path}")
+            more = f", or go on with that run by --resume {path}" if (path / "preset.json").is_file() else ""
+            raise RunError(f"{path} is there already and not an empty folder; choose another --out{more}")
         folder = cls(path)
         write_json(path / "preset.json", preset.model_dump(mode="json"))
         return folder

@@ -83,12 +83,18 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _png(text: str) -> Path:
+    if not text.endswith(".png"):
+        raise typer.BadParameter(f"{text!r} does not end in .png")
+    return Path(text)
+
+
 DataDir = Annotated[
     Path | None,
     typer.Option(
         envvar="CERTTRAIN_DATA_DIR",
         help="Folder with the data: torchvision's layout, or train/<class>/* and test/<class>/*. "
-        "Without it the digits are embedded, and the others are downloaded where torchvision can.",
+        "Without it data are downloaded where torchvision can; the digits are embedded and need none.",
     ),
 ]
 Eps = Annotated[
@@ -106,7 +112,8 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Seed; the preset's if not
 DeviceName = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 PlotFile = Annotated[
-    Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw states and growth into this file.")
+    Path | None,
+    typer.Option("--plot", parser=_png, metavar="FILE.png", help="Draw states and growth into this file."),
 ]
 FoldedFile = Annotated[
     Path | None,
@@ -114,7 +121,10 @@ FoldedFile = Annotated[
 ]
 OnnxFile = Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX file.")]
 TimeBudget = Annotated[
-    float | None, typer.Option(parser=_seconds, metavar="TIME", help="Stop at a checkpoint after this time, like 9m.")
+    float | None,
+    typer.Option(
+        parser=_seconds, metavar="TIME", help="Stop at a checkpoint so long after the start of the command, like 9m."
+    ),
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Look only at the first so many examples.")]
@@ -154,10 +164,14 @@ def _load_split(model: "Classifier", split: Split, data_dir: Path | None, limit:
         return load_split(model.metadata, split.value, data_dir, report).take(limit)
 
 
-def _keep_existing(force: bool, *paths: Path | None) -> None:
-    for path in paths:
-        if path is not None and path.exists() and not force:
+def _check_targets(force: bool, *paths: Path | None) -> None:
+    """Before any work is done, see that its results can be written, and replace nothing unasked."""
+    from certtrain.storage import check_writable
+
+    for path in filter(None, paths):
+        if path.exists() and not force:
             raise StorageError(f"{path} is there already; give another name, or --force to replace it")
+        check_writable(path)
 
 
 # --- the commands ----------------------------------------------------------------------------------------
@@ -181,7 +195,7 @@ def init(
     """Initialise a preset's network, save it, and show how its bounds grow from the input."""
     resolved = _load_preset(preset, overrides, init=scheme and scheme.value, eps__max=eps, seed=seed)
     out = out or Path(f"{resolved.name}-{resolved.init}.safetensors")
-    _keep_existing(force, out)
+    _check_targets(force, out)
     from certtrain import render
     from certtrain.assemble import describe
     from certtrain.data import load_images
@@ -259,7 +273,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Natural, attacked and certified accuracy of a model: a bracket around its robust accuracy."""
-    _keep_existing(force, points)
+    _check_targets(force, points)
     network = _load_model(model, device)
     images = _load_split(network, split, data_dir, limit)
     from certtrain import render
@@ -277,12 +291,12 @@ def verify(
             report(len(found), len(images))
 
         result = verify_model(network, images, radius, attack=attack, batch_size=batch_size, on_points=on_points)
-    if points is not None:
-        to_json_lines(points, found)
     if as_json:
         render.show_json({"model": str(model), **result.to_dict()})
     else:
         render.show_report(result)
+    if points is not None:
+        to_json_lines(points, found)
 
 
 @app.command()
@@ -300,7 +314,7 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """ReLU states, bound widths and the paper's balance ratios of each layer, over data at ε."""
-    _keep_existing(force, csv_file, plot)
+    _check_targets(force, csv_file, plot)
     network = _load_model(model, device)
     images = _load_split(network, split, data_dir, limit)
     from certtrain import render
@@ -312,16 +326,17 @@ def stats(
             network, images, radius, batch_size=batch_size, on_progress=lambda done: report(done, len(images))
         )
     title = f"{model.name}: {images.name}, {images.split} set, {len(images):,} examples, ε = {format_eps(radius)}"
+    if as_json:
+        facts = {"dataset": images.name, "split": images.split, "examples": len(images), "eps": radius}
+        render.show_json({"model": str(model), **facts, "layers": [layer.to_dict() for layer in layers]})
+    else:
+        render.show_states(layers, title)
     if csv_file is not None:
         _write_csv(csv_file, layers)
     if plot is not None:
         from certtrain.plot import plot_states
 
         plot_states(plot, layers, title)
-    if as_json:
-        render.show_json({"model": str(model), "eps": radius, "layers": [layer.to_dict() for layer in layers]})
-    else:
-        render.show_states(layers, title)
 
 
 @app.command()
@@ -338,19 +353,21 @@ def export(
     """Write the network with BatchNorm folded in, as safetensors and ONNX, each checked on real data."""
     if weights is None and onnx is None:
         weights, onnx = model.with_name(f"{model.stem}-folded.safetensors"), model.with_suffix(".onnx")
-    _keep_existing(force, weights, onnx)
+    _check_targets(force, weights, onnx)
     network = _load_model(model, Device.cpu)
     images = _load_split(network, split, data_dir, limit)
     from certtrain import render
     from certtrain.export import export as export_model
 
     comparisons = export_model(network, images, weights=weights, onnx=onnx)
+    files = [str(path) for path in (weights, onnx) if path is not None]
     if as_json:
-        render.show_json([comparison.to_dict() for comparison in comparisons])
+        pairs = zip(files, comparisons, strict=True)
+        render.show_json([{"file": file, **comparison.to_dict()} for file, comparison in pairs])
         return
     render.show_comparisons(comparisons)
-    for path in filter(None, (weights, onnx)):
-        render.say(f"wrote {path}")
+    for file in files:
+        render.say(f"wrote {file}")
 
 
 # --- helpers of single commands --------------------------------------------------------------------------

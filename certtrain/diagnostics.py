@@ -11,7 +11,7 @@ from certtrain.bounds.interval import Box
 from certtrain.bounds.trace import BoundTrace
 from certtrain.errors import NonFiniteError
 
-EXPLODING = 1e4  # growth of the mean width since the input from which bounds are called exploding
+EXPLODING = 1e3  # growth of the mean width since the input from which bounds are called exploding
 
 
 @dataclass(frozen=True)

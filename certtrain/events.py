@@ -74,12 +74,13 @@ class Verifying:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The run stopped before its end, at a checkpoint."""
+    """The run stopped before its end, at a checkpoint; `data_dir` as it was given."""
 
     reason: str
     step: int
     steps: int
     folder: Path
+    data_dir: Path | None
 
 
 @dataclass(frozen=True)

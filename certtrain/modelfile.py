@@ -66,6 +66,8 @@ def load_model(path: str | Path) -> Classifier:
     certtrain, or holds weights that do not fit or are not finite.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
     try:

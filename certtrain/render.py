@@ -83,8 +83,8 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _table(*columns: str, title: str = "") -> Table:
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+def _table(*columns: str) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
         table.add_column(column, justify="right")
@@ -95,7 +95,7 @@ def _table(*columns: str, title: str = "") -> Table:
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the error stream; gives a function of (done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bars:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -104,7 +104,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 def loading() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for reading data; gives a function of (what, done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=err, transient=True) as bars:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         tasks = {}
 
         def update(what: str, done: int, total: int) -> None:
@@ -129,9 +129,10 @@ def _started(event: Started) -> str:
 
 
 def _stopped(event: Stopped) -> str:
+    data = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
     return (
         f"stopped ({event.reason}) at step {event.step} of {event.steps}; "
-        f"go on with: certtrain train --resume {event.folder}"
+        f"go on with: certtrain train --resume {event.folder}{data}"
     )
 
 
@@ -179,9 +180,9 @@ class LiveView:
     """A picture of the running training, drawn over itself on a terminal."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
-        self.bars = Progress(*columns, *times, console=out, expand=True)
+        self.bars = Progress(*columns, *times, console=out)
         self.tasks: dict[str, TaskID] = {}
         self.started: Started | None = None
         self.step: StepDone | None = None
@@ -243,16 +244,16 @@ class LiveView:
         return Panel(Group(self._numbers(step), Text(), _layers(step.layers)), title=title, title_align="left")
 
     def _numbers(self, step: StepDone) -> Table:
-        grid = Table.grid(padding=(0, 3))
+        grid = Table.grid(padding=(0, 2))
         mean = step.averages
         grid.add_row(
             f"ε [bold]{step.eps:.5f}[/]",
-            f"learning rate [bold]{step.learning_rate:.1e}[/]",
+            f"rate [bold]{step.learning_rate:.1e}[/]",
             f"loss [bold]{mean['loss']:.4f}[/]",
-            f"natural loss [bold]{mean['natural_loss']:.4f}[/]",
-            f"certified loss [bold]{mean['robust_loss']:.4f}[/]",
+            f"clean [bold]{mean['natural_loss']:.4f}[/]",
+            f"robust [bold]{mean['robust_loss']:.4f}[/]",
         )
-        held_out = "" if self.held_out is None else f"held out, certified [bold]{_percent(self.held_out)}[/]"
+        held_out = "" if self.held_out is None else f"held out [bold]{_percent(self.held_out)}[/]"
         grid.add_row(
             f"natural [bold green]{_percent(mean['natural_accuracy'])}[/]",
             f"certified [bold cyan]{_percent(mean['certified_accuracy'])}[/]",
@@ -308,7 +309,8 @@ def show_json(value: Any, indent: int | None = 2) -> None:
 def show_report(report: Report) -> None:
     """Accuracies and errors of a verification, and the bracket that they leave."""
     title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
-    table = _table("", "accuracy", "error", "examples", title=title)
+    out.print(Text(title, style="italic"))
+    table = _table("", "accuracy", "error", "examples")
     attack = f"{report.attack['steps']} steps × {report.attack['restarts']}"
     rows = (
         ("natural", report.natural_accuracy, "no perturbation"),
@@ -333,7 +335,7 @@ def _layers(layers: Sequence[LayerState]) -> Table:
     table = _table("layer", "growth", "dead")
     table.add_column(_legend(), justify="left")
     for layer in layers:
-        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, 48))
+        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, max(10, min(48, out.width - 44))))
     return table
 
 
@@ -362,7 +364,8 @@ def show_states(layers: Sequence[LayerState], title: str) -> None:
 
 def show_initial(networks: Sequence[InitialNetwork], title: str) -> None:
     """How the mean bound width grows from the input, a column for each scheme."""
-    table = _table("growth of the mean width", *(n.scheme for n in networks), title=title)
+    out.print(Text(title, style="italic"))
+    table = _table("growth of the mean width", *(n.scheme for n in networks))
     for row in zip(*(n.by_weights for n in networks), strict=True):
         table.add_row(row[0].name, *map(_growth, row))
     out.print(table)
@@ -380,7 +383,8 @@ def show_initial(networks: Sequence[InitialNetwork], title: str) -> None:
 
 def show_records(network: InitialNetwork) -> None:
     """What the initialisation did to each layer."""
-    table = _table("layer", "fan-in", "std of the weights", "halved", title=f"{network.scheme} initialisation")
+    out.print(Text(f"{network.scheme} initialisation", style="italic"))
+    table = _table("layer", "fan-in", "std of the weights", "halved")
     for record in network.records:
         table.add_row(record.name, f"{record.fan_in:,}", f"{record.std:.3e}", "yes" if record.halved else "no")
     out.print(table)
@@ -388,7 +392,7 @@ def show_records(network: InitialNetwork) -> None:
 
 def show_comparisons(comparisons: Sequence[Comparison]) -> None:
     """How far each export lies from the original."""
-    table = _table("export", "examples", "largest difference", "allowed", "largest logit", "same class")
+    table = _table("export", "examples", "difference", "allowed", "largest logit", "same class")
     for c in comparisons:
         numbers = (f"{c.largest_difference:.2e}", f"{c.tolerance:.2e}", f"{c.largest_logit:.3g}")
         table.add_row(c.what, f"{c.examples:,}", *numbers, f"{c.same_classes:,}")

@@ -22,6 +22,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing there was changed.") from error
 
 
+def check_writable(path: Path) -> None:
+    """Raise StorageError unless a file can be made where `path` would be; nothing is left behind."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Put `value` at `path` as indented JSON; NaN and infinity are refused with ValueError."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -20,7 +20,7 @@ from certtrain.certificate import Certifier, Verdict
 from certtrain.checkpoint import Progress, RunFolder
 from certtrain.data import Augmentation, Batches, to_unit
 from certtrain.diagnostics import LayerState, layer_states
-from certtrain.errors import DeviceError, NonFiniteError
+from certtrain.errors import DeviceError, NonFiniteError, RunError
 from certtrain.events import EpochDone, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
 from certtrain.preset import Preset
@@ -73,7 +73,7 @@ class Trainer:
     """A run's network, optimiser and data, and the loop over its steps."""
 
     def __init__(self, preset: Preset, folder: RunFolder, images: Images, surroundings: Surroundings) -> None:
-        self.preset, self.folder, self.images = preset, folder, images
+        self.preset, self.folder, self.images, self.data_dir = preset, folder, images, surroundings.data_dir
         self.device, self.emit, self.should_stop = surroundings.device, surroundings.emit, surroundings.should_stop
         network, _ = make_network(preset, images.train)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -113,6 +113,7 @@ class Trainer:
         self.progress, damaged = self.folder.restore(self.network, self.stepper.optimizer)
         for path in damaged:
             self.emit(Note(f"checkpoint {path} is damaged; going on from an older one"))
+        self._check_data()
         check_fit(self._classifier(), self.images.test)
         self.emit(
             Started(
@@ -132,15 +133,29 @@ class Trainer:
         if self.progress.step == 0:
             self._save()  # so that a failure in the first epoch leaves something to go on from
 
+    def _check_data(self) -> None:
+        """A run goes on with the data it began with, or it would not be the same run."""
+        sets = (self.images.train, self.images.validation, self.images.test)
+        data = " ".join(images.fingerprint()[:16] for images in sets if images is not None)
+        if self.progress.data not in ("", data):
+            raise RunError(
+                f"the images of {self.preset.data.name} are not those that the run in {self.folder.path} began with; "
+                "give the same --data-dir, or start a new run"
+            )
+        self.progress.data = data
+
     def _stop(self, reason: str) -> None:
         self._save()
-        self.emit(Stopped(reason, self.progress.step, self.steps, self.folder.path))
+        self._say_stopped(reason)
+
+    def _say_stopped(self, reason: str) -> None:
+        self.emit(Stopped(reason, self.progress.step, self.steps, self.folder.path, self.data_dir))
 
     def _finish(self) -> Report | None:
         try:
             report = self._verify()
         except _StopVerifying as stop:
-            self.emit(Stopped(str(stop), self.progress.step, self.steps, self.folder.path))
+            self._say_stopped(str(stop))
             return None
         results = report.to_dict()
         seconds = results.pop("seconds")

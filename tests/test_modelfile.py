@@ -81,9 +81,10 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path):
 
 
 def test_a_missing_file_names_the_commands_that_write_one(tmp_path: Path):
-    for missing in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(ModelFileError, match=r"there is no model file .*certtrain train"):
-            load_model(missing)
+    with pytest.raises(ModelFileError, match=r"there is no model file .*certtrain train"):
+        load_model(tmp_path / "none.safetensors")
+    with pytest.raises(ModelFileError, match=r"is a folder; a run's model is .*model\.safetensors"):
+        load_model(tmp_path)
 
 
 CONTENTS: dict[str, Callable[[bytes], bytes]] = {

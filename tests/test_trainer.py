@@ -265,7 +265,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(steps: int, finished: Pa
     heard: list[Event] = []
     out = tmp_path / "out"
     assert train(small(), out, Surroundings(should_stop=stop_before(steps), emit=heard.append)) is None
-    assert heard[-1] == Stopped("time is up", steps, STEPS, out)
+    assert heard[-1] == Stopped("time is up", steps, STEPS, out, None)
     assert not (out / "report.json").exists()
     assert resume(out, Surroundings(emit=heard.append)) is not None
     assert [event.step for event in heard if isinstance(event, Started)] == [0, steps]
@@ -380,7 +380,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(RunError, match=r"is not empty; choose another --out.*--resume"):
+    with pytest.raises(RunError, match=r"not an empty folder; choose another --out$"):
         train(small(), tmp_path)
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
@@ -466,7 +466,7 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cannot write .*file/out/preset\.json"):
         train(small(), tmp_path / "file" / "out")
-    with pytest.raises(RunError, match="is not empty"):
+    with pytest.raises(RunError, match="not an empty folder"):
         train(small(), tmp_path / "file")
     assert contents(tmp_path) == {"file": b"in the way"}
 
@@ -531,3 +531,15 @@ def test_the_papers_network_takes_two_steps_on_the_real_cifar10(
     weights = load_file(RunFolder(tmp_path / "out").checkpoints()[-1])
     assert weights["network/conv5.weight"].shape == (128, 128, 3, 3)
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    train(small(), out, Surroundings(should_stop=stop_before(3)))
+    changed = load_run_images(small(), None)
+    changed.train.images[0, 0, 0, 0] += 1
+    monkeypatch.setattr("certtrain.trainer.load_run_images", lambda *arguments: changed)
+    with pytest.raises(RunError, match="not those that the run"):
+        resume(out)
+    monkeypatch.undo()
+    assert resume(out) is not None

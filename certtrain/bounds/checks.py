@@ -53,6 +53,8 @@ def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
     batch, classes = logits_shape
     if classes < 2:
         raise DataError("the network has one logit; a margin needs two classes or more")
+    if labels.dtype != torch.int64:
+        raise DataError(f"labels are {labels.dtype}; classes are counted in torch.int64")
     if labels.shape != (batch,):
         raise DataError(f"labels have shape {tuple(labels.shape)}; {batch} inputs need shape ({batch},)")
     if bool(((labels < 0) | (labels >= classes)).any()):

@@ -47,8 +47,8 @@ def load_images(
     Args:
         name: digits, mnist, fashion-mnist, cifar10, tinyimagenet or folder.
         split: "train" or "test".
-        data_dir: where the data are; it is only read. None: what ships with certtrain (digits), or a
-            download into the cache folder (mnist, fashion-mnist, cifar10).
+        data_dir: where the data are; it is only read, and for digits not even that. None: what ships with
+            certtrain (digits), or a download into the cache folder (mnist, fashion-mnist, cifar10).
         channels: 1 or 3; images of a "folder" are converted, any other set must have as many.
             None: as the images are.
         on_progress: called with what is being done, how much is done and how much there is.
@@ -72,7 +72,7 @@ def _checked(name: str, split: str, data_dir: Path | None, channels: int | None,
     if channels not in (None, 1, 3):
         raise DataError(f"images have 1 channel or 3, not {channels}.")
     folder = None if data_dir is None else data_dir.expanduser()
-    if folder is not None and not folder.is_dir():
+    if folder is not None and name != "digits" and not folder.is_dir():
         raise DataError(f"{name} not found: the data folder {folder} is not there, or is no folder.")
     return Request(split, folder, channels, report)
 
