@@ -253,10 +253,10 @@ class LiveView:
             f"clean [bold]{mean['natural_loss']:.4f}[/]",
             f"robust [bold]{mean['robust_loss']:.4f}[/]",
         )
-        held_out = "" if self.held_out is None else f"held out [bold]{_percent(self.held_out)}[/]"
+        held_out = "" if self.held_out is None else f"held out [bold]{100 * self.held_out:.1f}%[/]"
         grid.add_row(
-            f"natural [bold green]{_percent(mean['natural_accuracy'])}[/]",
-            f"certified [bold cyan]{_percent(mean['certified_accuracy'])}[/]",
+            f"natural [bold green]{100 * mean['natural_accuracy']:.1f}%[/]",
+            f"certified [bold cyan]{100 * mean['certified_accuracy']:.1f}%[/]",
             f"tightness [bold]{mean['tightness_loss']:.3f}[/]",
             f"balance [bold]{mean['relu_balance_loss']:.3f}[/]",
             held_out,
