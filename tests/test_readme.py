@@ -51,9 +51,3 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = _blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     assert "misclassified" in capsys.readouterr().out
-
-
-def test_no_placeholder_is_left() -> None:
-    assert not re.findall(
-        r"\b[A-Z]{4,}_[A-Z]+\b|TRAINTIME", TEXT.replace("CERTTRAIN_CACHE", "").replace("CERTTRAIN_DATA_DIR", "")
-    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import Box, input_box, interval_pass
+from certtrain.bounds.interval import RULES, Box, input_box, interval_pass
 
 Clip = tuple[float, float] | None
 
@@ -98,4 +98,4 @@ def bound_logits(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) 
 
 def _normalized(graph: LayerGraph, box: Box) -> Box:
     first = graph.calls[0].layer
-    return Box(first(box.centre), box.radius / first.std.abs()) if isinstance(first, Normalize) else box
+    return RULES[Normalize](first, box) if isinstance(first, Normalize) else box
