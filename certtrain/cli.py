@@ -52,6 +52,22 @@ class Split(StrEnum):
     test = "test"
 
 
+class Precision(StrEnum):
+    """In which arithmetic to train."""
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
+class Compile(StrEnum):
+    """Whether to compile the training step."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class Scheme(StrEnum):
     """How weights start."""
 
@@ -228,6 +244,12 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Train for so many epochs.")] = None,
     seed: Seed = None,
     overrides: Overrides = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Arithmetic of the training; tf32 is for NVIDIA GPUs.")
+    ] = None,
+    compile_: Annotated[
+        Compile | None, typer.Option("--compile", help="Compile the training step; auto does where a run repays it.")
+    ] = None,
     device: DeviceName = Device.auto,
     time_budget: TimeBudget = None,
     tensorboard: TensorBoard = False,
@@ -238,6 +260,7 @@ def train(
     Stopped by Ctrl-C or --time-budget, a run ends at a checkpoint and says how to go on.
     """
     changes: dict[str, Any] = {"eps__max": eps, "train__epochs": epochs, "seed": seed}
+    changes |= {"train__precision": precision and precision.value, "train__compile": compile_ and compile_.value}
     if resume is not None and (preset or out or overrides or any(value is not None for value in changes.values())):
         message = "a run goes on as it was begun; it takes no preset, no --out and no changed field"
         raise typer.BadParameter(message, param_hint="--resume")

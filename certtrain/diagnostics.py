@@ -58,7 +58,7 @@ def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
     examples, input_radius = 0, 0.0
     for trace in traces:
         totals = totals or [_Totals(name) for name, _ in trace.relu_boxes]
-        examples += trace.clean.shape[0]
+        examples += trace.input.radius.shape[0]
         input_radius += trace.input.radius.double().flatten(1).mean(1).sum().item()
         for total, (_, box) in zip(totals, trace.relu_boxes, strict=True):
             total.add(box)

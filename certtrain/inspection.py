@@ -1,6 +1,5 @@
 """A model looked into: the state of its layers over data, trained or at initialisation."""
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,8 +66,7 @@ def inspect_initial(preset: Preset, train: ImageSet, scheme: Scheme, eps: float,
     x = to_unit(train.take(examples).images)
     by_weights = _states_of(network.eval(), x, eps)
     normalized = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in network)
-    # On a copy: a training-mode pass moves the running statistics.
-    in_training = _states_of(copy.deepcopy(network).train(), x, eps) if normalized else None
+    in_training = _states_of(network.train(), x, eps) if normalized else None
     return InitialNetwork(scheme, network, records, by_weights, in_training)
 
 

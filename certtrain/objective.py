@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from certtrain.bounds.checks import check_input, check_labels, fitting
 from certtrain.bounds.interval import boundable
+from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError
-from certtrain.regularizers import relu_balance_loss, tightness_loss
+from certtrain.regularizers import regularizer_losses, sums_of
 from certtrain.schedule import regularizer_weight
 
 SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
@@ -22,7 +23,8 @@ class LossTerms:
     """Scalar tensors: `total` is what training minimises, the others what it is made of.
 
     `skipped_layers` counts the layers without a balance ratio. Without
-    regularisers the last three are zero.
+    regularisers the last three scalars are zero. `margins` (B, K) are the
+    lower bounds that the robust loss comes from.
     """
 
     total: Tensor
@@ -31,14 +33,15 @@ class LossTerms:
     tightness: Tensor
     relu_balance: Tensor
     skipped_layers: Tensor
+    margins: Tensor
 
 
 @dataclass(frozen=True)
 class Regularizers:
     """Each regulariser's weight in this step, and their tolerance τ."""
 
-    tightness: float
-    relu_balance: float
+    tightness: float | Tensor
+    relu_balance: float | Tensor
     tolerance: float
 
 
@@ -64,24 +67,30 @@ def objective_terms(
         raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
     with fitting(x):
         trace = trace_bounds(graph, x, max(eps, SMALLEST_EPS), (0.0, 1.0))
-    check_labels(labels, trace.clean.shape)
+    check_labels(labels, trace.logits.box.centre.shape)
+    remember(trace.statistics)
     factor = regularizer_weight(eps, eps_max=eps_max, weight=weight)
-    return loss_terms(trace, labels, certified=eps > 0, regularizers=Regularizers(factor, factor, tolerance))
+    return loss_terms(trace, labels, certified=float(eps > 0), regularizers=Regularizers(factor, factor, tolerance))
 
 
-def loss_terms(trace: BoundTrace, labels: Tensor, *, certified: bool, regularizers: Regularizers | None) -> LossTerms:
-    """The loss terms from one pass; the certified cross-entropy is minimised if `certified`, else the natural."""
-    natural = F.cross_entropy(trace.clean, labels)
-    robust = certified_cross_entropy(trace.margins(labels), labels)
-    total = robust if certified else natural
+def loss_terms(
+    trace: BoundTrace, labels: Tensor, *, certified: float | Tensor, regularizers: Regularizers | None
+) -> LossTerms:
+    """The loss terms from one pass; `certified` is 1 to minimise the certified cross-entropy, 0 for the natural.
+
+    Where no clean batch was carried, the natural cross-entropy is the centres'.
+    """
+    natural = F.cross_entropy(trace.logits.box.centre if trace.clean is None else trace.clean, labels)
+    margins = trace.margins(labels)
+    robust = certified_cross_entropy(margins, labels)
+    total = torch.lerp(natural, robust, certified)
     zero = torch.zeros_like(total)
     if regularizers is None or not trace.relu_boxes:
-        return LossTerms(total, robust, natural, zero, zero, zero)
-    boxes = [box for _, box in trace.relu_boxes]
-    tightness = tightness_loss(trace.input, boxes, regularizers.tolerance)
-    balance, skipped = relu_balance_loss(boxes, regularizers.tolerance)
+        return LossTerms(total, robust, natural, zero, zero, zero, margins)
+    sums = sums_of([trace.input, *(box for _, box in trace.relu_boxes)])
+    tightness, balance, skipped = regularizer_losses(sums, regularizers.tolerance)
     total = total + regularizers.tightness * tightness + regularizers.relu_balance * balance
-    return LossTerms(total, robust, natural, tightness, balance, skipped)
+    return LossTerms(total, robust, natural, tightness, balance, skipped, margins)
 
 
 def certified_cross_entropy(margins: Tensor, labels: Tensor) -> Tensor:

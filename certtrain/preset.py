@@ -20,6 +20,8 @@ from certtrain.errors import EpsilonError, PresetError
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
 Scheme = Literal["ibp", "kaiming", "xavier", "orthogonal"]
+Precision = Literal["fp32", "tf32", "bf16"]
+Compile = Literal["auto", "on", "off"]
 
 
 def _radius(value: Any) -> float:
@@ -143,6 +145,13 @@ class TrainSection(Section):
     decay: float = Field(0.2, gt=0, le=1)
     clip_norm: float = Field(10.0, gt=0)
     """Largest norm of the gradient; longer ones are cut to it."""
+    batch_norm_statistics: Literal["clean", "centre"] = "clean"
+    """What BatchNorm's statistics are of: the clean batch, as in the paper, or the boxes' centres, which
+    saves the clean pass: a third of a step's arithmetic."""
+    precision: Precision = "fp32"
+    """Arithmetic of convolutions and linear layers in training; tf32 is for NVIDIA GPUs. Verification has its own."""
+    compile: Compile = "auto"
+    """Compile the step with torch.compile; auto does for a run long enough to repay it."""
 
 
 class Preset(Section):

@@ -1,10 +1,12 @@
-"""The two warm-up regularisers of Shi et al. 2021, section 3.3, as functions of one pass's boxes.
+"""The two warm-up regularisers of Shi et al. 2021, section 3.3.
 
 Both are means over the ReLU layers, and zero once their tolerance τ is met.
+Both follow from a few sums at each ReLU's input, which add up over the parts
+of a batch.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,59 +16,98 @@ from certtrain.bounds.interval import Box
 SMALLEST_WIDTH = 1e-12  # below it a width counts as this, so that the ratio has a gradient
 
 
-def tightness_loss(network_input: Box, relu_inputs: Sequence[Box], tolerance: float) -> Tensor:
+class Sums(NamedTuple):
+    """Sums over batch and units at each of L layers' inputs, (L,) each.
+
+    With A = 1[lower > 0], I = 1[upper < 0], centres c and radii r: Σ 1, Σ c,
+    Σ r, Σ A, Σ c·A, Σ c²·A, Σ I, Σ c·I, Σ c²·I.
+    """
+
+    size: Tensor
+    centre: Tensor
+    radius: Tensor
+    active: Tensor
+    active_centre: Tensor
+    active_square: Tensor
+    inactive: Tensor
+    inactive_centre: Tensor
+    inactive_square: Tensor
+
+
+def sums_of(boxes: Sequence[Box]) -> Tensor:
+    """The sums (L, 9) of L boxes, in the order of the fields of `Sums`."""
+    return torch.stack([_BoxSums.apply(_at_least_float(box.centre), _at_least_float(box.radius)) for box in boxes])
+
+
+def regularizer_losses(sums: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tightness, balance and the number of layers without balance, from `sums_of` the input's box and the ReLUs'."""
+    network_input, relu_inputs = Sums(*sums[:1].unbind(1)), Sums(*sums[1:].unbind(1))
+    balance, skipped = relu_balance_loss(relu_inputs, tolerance)
+    return tightness_loss(network_input, relu_inputs, tolerance), balance, skipped
+
+
+def tightness_loss(network_input: Sums, relu_inputs: Sums, tolerance: float) -> Tensor:
     """Mean of relu(τ − Δ0/Δ)/τ: Δ is the mean radius at a ReLU's input, Δ0 at the network's."""
-    reference = network_input.radius.mean()
-    widths = torch.stack([box.radius.mean() for box in relu_inputs]).clamp(min=SMALLEST_WIDTH)
+    reference = network_input.radius / network_input.size
+    widths = (relu_inputs.radius / relu_inputs.size).clamp(min=SMALLEST_WIDTH)
     return (torch.relu(tolerance - reference / widths) / tolerance).mean()
 
 
-def relu_balance_loss(relu_inputs: Sequence[Box], tolerance: float) -> tuple[Tensor, Tensor]:
+def relu_balance_loss(relu_inputs: Sums, tolerance: float) -> tuple[Tensor, Tensor]:
     """Mean of (relu(τ − r_m) + relu(τ − r_v))/τ, and the number of layers that have no such ratio.
 
     A layer where no ReLU is active and none inactive has no ratio; its term
     counts as zero.
     """
-    ratios = torch.stack([torch.stack(balance_ratios(box)) for box in relu_inputs])
-    defined = ratios.isfinite().all(dim=1)
-    terms = (torch.relu(tolerance - ratios) / tolerance).sum(dim=1)
+    ratios = torch.stack(balance_ratios(relu_inputs))
+    defined = ratios.isfinite().all(dim=0)
+    terms = (torch.relu(tolerance - ratios) / tolerance).sum(dim=0)
     return terms.where(defined, 0.0).mean(), (~defined).sum()
 
 
-def balance_ratios(relu_input: Box) -> tuple[Tensor, Tensor]:
-    """r_m and r_v, each folded to at most 1: how alike active and inactive ReLUs are in mean and variance.
+def balance_ratios(relu_inputs: Sums) -> tuple[Tensor, Tensor]:
+    """r_m and r_v (L,), each folded to at most 1: how alike active and inactive ReLUs are in mean and variance.
 
-    With A = 1[lower > 0], I = 1[upper < 0] and centres c over batch and units:
     r_m = mean(c·A) / −mean(c·I), r_v = Σ(c−c̄)²·A / Σ(c−c̄)²·I.
     """
-    active_sum, inactive_sum, active_spread, inactive_spread = _StateSums.apply(relu_input.centre, relu_input.radius)
-    return _folded(active_sum, inactive_sum), _folded(active_spread, inactive_spread)
+    s = relu_inputs
+    mean = s.centre / s.size
+    active_spread = s.active_square - 2 * mean * s.active_centre + mean.square() * s.active
+    inactive_spread = s.inactive_square - 2 * mean * s.inactive_centre + mean.square() * s.inactive
+    # A spread is a sum of squares; as a difference it may come out below zero by rounding.
+    return _folded(s.active_centre, -s.inactive_centre), _folded(active_spread.relu(), inactive_spread.relu())
 
 
-class _StateSums(torch.autograd.Function):
-    """Σ c·A, −Σ c·I, Σ (c−c̄)²·A and Σ (c−c̄)²·I as four scalars.
+class _BoxSums(torch.autograd.Function):
+    """The sums (9,) of one box.
 
-    The gradient is written out, since it needs only A, I and c − c̄: left to
-    autograd, these sums are a large part of a training step on a CPU.
+    The gradient is written out, since A and I have none: left to autograd, and
+    with masks of bool rather than of floats, these sums are a large part of a
+    training step on a CPU.
     """
 
     @staticmethod
-    def forward(ctx: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, ...]:
-        active, inactive = (centre > radius).to(centre.dtype), (centre < -radius).to(centre.dtype)
-        deviation = centre - centre.mean()
-        square = deviation.square()
-        ctx.save_for_backward(active, inactive, deviation)
-        first = ((centre * active).sum(), -(centre * inactive).sum())
-        return *first, (square * active).sum(), (square * inactive).sum()
+    def forward(ctx: Any, centre: Tensor, radius: Tensor) -> Tensor:
+        active, inactive = (centre - radius).sign_().relu_(), (centre + radius).neg_().sign_().relu_()
+        ctx.save_for_backward(centre, active, inactive)
+        ctx.set_materialize_grads(False)
+        sums = [torch.full_like(centre[:0].sum(), centre.numel()), centre.sum(), radius.sum()]
+        for state in (active, inactive):
+            chosen = centre * state
+            sums += [state.sum(), chosen.sum(), chosen.square_().sum()]
+        return torch.stack(sums)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        active, inactive, deviation = ctx.saved_tensors
-        first_active, first_inactive, second_active, second_inactive = gradients
-        on = (deviation * (2 * second_active)).mul_(active)
-        off = (deviation * (2 * second_inactive)).mul_(inactive)
-        through_mean = (on.sum() + off.sum()) / deviation.numel()  # c̄ is a function of every centre
-        return on.add_(off).addcmul_(active, first_active).addcmul_(inactive, -first_inactive).sub_(through_mean), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        centre, active, inactive = ctx.saved_tensors
+        _, each, radius, _, on, on_square, _, off, off_square = gradients[0].unbind()
+        result = (centre * (2 * on_square)).add_(on).mul_(active)
+        result.addcmul_((centre * (2 * off_square)).add_(off), inactive).add_(each)
+        return result, radius.expand_as(centre)
+
+
+def _at_least_float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _folded(first: Tensor, second: Tensor) -> Tensor:

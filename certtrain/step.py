@@ -1,4 +1,8 @@
-"""One training step: a pass, its loss, a gradient, an update; nothing is done where something is not finite."""
+"""One training step: a pass, its loss, a gradient, an update; nothing is updated where something is not finite.
+
+A step never waits for the device: what it measures adds up there, and is read
+when somebody wants to know.
+"""
 
 from math import isfinite
 from typing import NamedTuple
@@ -7,28 +11,47 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.interval import boundable
+from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
-from certtrain.errors import NonFiniteError
+from certtrain.compiling import compiled
 from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
+from certtrain.precision import arithmetic
 from certtrain.preset import Preset
 from certtrain.schedule import eps_at, learning_rate_at, regularizer_weight
 
 
-class StepResult(NamedTuple):
-    """What was measured in a step, and the pass it came from."""
+class Controls(NamedTuple):
+    """What the schedules say in one step, as scalars on the device, so that one compiled graph serves all steps."""
 
-    measured: dict[str, float]
-    trace: BoundTrace
+    eps: Tensor
+    certified: Tensor
+    tightness: Tensor
+    relu_balance: Tensor
+
+
+class Reading(NamedTuple):
+    """Sums over examples since they were last set, and the first step that was not finite, if any."""
+
+    sums: dict[str, float]
+    failed: int | None
 
 
 class Stepper:
     """A network with its optimiser; each step is a function of the preset, the step's number and their state."""
 
-    def __init__(self, preset: Preset, network: nn.Sequential, steps_per_epoch: int) -> None:
-        self.preset, self.network, self.steps_per_epoch = preset, network, steps_per_epoch
+    def __init__(self, preset: Preset, network: nn.Sequential, steps_per_epoch: int, *, compile: bool = False) -> None:
+        self.preset, self.network, self.steps_per_epoch, self.compile = preset, network, steps_per_epoch, compile
         self.graph = boundable(network)
-        self.optimizer = torch.optim.Adam(network.parameters(), preset.train.learning_rate, fused=True)
+        self.device = next(network.parameters()).device
+        self.optimizer = torch.optim.Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
+        self.bad = self._scalar(0.0)
+        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
+        self.loss = compiled(self._loss) if compile else self._loss
+        self.sums = torch.zeros(len(self.measures()) + 1, dtype=torch.float64, device=self.device)
+        self.failed = torch.full((), -1, device=self.device)
+
+    # --- schedules ---------------------------------------------------------------------------------------
 
     def eps(self, step: int) -> float:
         """ε in the 0-based `step`."""
@@ -47,40 +70,111 @@ class Stepper:
             decay=settings.decay,
         )
 
-    def run(self, step: int, x: Tensor, labels: Tensor) -> StepResult:
-        """Update the network by the pixels `x` (B, C, H, W) with `labels` (B,).
-
-        Raises NonFiniteError, and leaves the weights alone, if the loss or the gradient is not finite.
-        """
-        eps = self.eps(step)
-        self.network.train()
-        trace = trace_bounds(self.graph, _channels_last(x), max(eps, SMALLEST_EPS), CLIP)
-        terms = loss_terms(trace, labels, certified=eps > 0, regularizers=self._regularizers(eps))
-        self.optimizer.zero_grad()
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
-        measured = _measure(terms, norm, trace, labels)
-        self._require_finite(step, measured, trace)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimizer.step()
-        return StepResult(measured, trace)
-
     def _eps_max(self) -> float:
         return min(self.preset.eps.max * self.preset.eps.train_factor, 1.0)
 
-    def _regularizers(self, eps: float) -> Regularizers | None:
-        """None once the warm-up is over, or where the preset has none: then they cost nothing."""
-        settings = self.preset.regularizer
+    def _controls(self, step: int) -> Controls:
+        eps, settings = self.eps(step), self.preset.regularizer
         weight = regularizer_weight(eps, eps_max=self._eps_max(), weight=settings.weight)
-        if weight == 0 or not (settings.tightness or settings.relu_balance):
-            return None
-        return Regularizers(weight * settings.tightness, weight * settings.relu_balance, settings.tolerance)
+        values = (max(eps, SMALLEST_EPS), float(eps > 0), weight * settings.tightness, weight * settings.relu_balance)
+        return Controls(*torch.tensor(values).to(self.device, non_blocking=True).unbind())
 
-    def _require_finite(self, step: int, measured: dict[str, float], trace: BoundTrace) -> None:
-        bad = [name for name, value in measured.items() if not isfinite(value)]
-        if bad:
-            raise NonFiniteError(f"step {step}: {bad[0]} is {measured[bad[0]]}; {self._culprit(trace)}")
+    def _regularized(self, step: int) -> bool:
+        """Whether the step computes the regularisers.
+
+        Once their weight is zero they are left out, but not from a compiled
+        step, where they cost less than compiling it again.
+        """
+        settings = self.preset.regularizer
+        wanted = settings.weight > 0 and (settings.tightness or settings.relu_balance)
+        return wanted and (self.compile or self.eps(step) < self._eps_max())
+
+    # --- the step ----------------------------------------------------------------------------------------
+
+    def run(self, step: int, x: Tensor, labels: Tensor) -> None:
+        """Update the network by the pixels `x` (B, C, H, W) with `labels` (B,).
+
+        If the loss or the gradient is not finite, neither this step nor any
+        later one changes the weights, and `read` says so.
+        """
+        measured = self._gradient(step, x, labels)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
+        row = torch.stack([*measured.values(), norm, torch.ones_like(norm)]).detach()
+        self._note_failure(step, row)
+        self.sums += row.double() * len(labels)
+        for group in self.optimizer.param_groups:
+            group["lr"].copy_(torch.tensor(self.learning_rate(step)))
+        self.optimizer.step()
+
+    def _gradient(self, step: int, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        self.network.train()
+        self.optimizer.zero_grad()
+        with arithmetic(self.preset.train.precision, self.device.type):
+            total, measured = self.loss(_channels_last(x), labels, self._controls(step), self._regularized(step))
+        total.backward()
+        return measured
+
+    def _loss(
+        self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        trace, terms = self._pass(x, labels, controls, regularized)
+        remember(trace.statistics)
+        return terms.total, _measure(terms, trace, labels)
+
+    def _pass(self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool) -> tuple[BoundTrace, LossTerms]:
+        settings = self.preset.regularizer
+        weights = Regularizers(controls.tightness, controls.relu_balance, settings.tolerance) if regularized else None
+        trace = trace_bounds(self.graph, x, controls.eps, CLIP, with_clean=self._with_clean())
+        return trace, loss_terms(trace, labels, certified=controls.certified, regularizers=weights)
+
+    def _with_clean(self) -> bool:
+        return self.preset.train.batch_norm_statistics == "clean"
+
+    def _note_failure(self, step: int, row: Tensor) -> None:
+        failed = ~row.isfinite().all()
+        first = failed & (self.failed < 0)
+        self.failed = torch.where(first, step, self.failed)
+        self.bad.copy_(torch.maximum(self.bad, failed.float()))
+
+    def _scalar(self, value: float) -> Tensor:
+        return torch.tensor(value, device=self.device)
+
+    # --- what was measured -------------------------------------------------------------------------------
+
+    def measures(self) -> list[str]:
+        """The names of what a step measures, in the order of the sums."""
+        natural = ["natural_loss", "natural_accuracy"] if self._with_clean() else []
+        names = ["loss", "robust_loss", "tightness_loss", "relu_balance_loss", "layers_without_balance"]
+        return [*names, "certified_accuracy", *natural, "gradient_norm"]
+
+    def read(self) -> Reading:
+        """Wait for the device, and read what all steps since `set_sums` have measured."""
+        *sums, failed = torch.cat([self.sums, self.failed.double().unsqueeze(0)]).tolist()
+        names = [*self.measures(), "examples"]
+        return Reading(dict(zip(names, sums, strict=True)), int(failed) if failed >= 0 else None)
+
+    def set_sums(self, sums: dict[str, float]) -> None:
+        """Go on adding to these; an empty mapping starts anew."""
+        values = [sums.get(name, 0.0) for name in [*self.measures(), "examples"]]
+        self.sums.copy_(torch.tensor(values, dtype=torch.float64))
+
+    @torch.no_grad()
+    def look(self, step: int, x: Tensor) -> BoundTrace:
+        """The boxes of a batch under the weights as they are, in float32; nothing is changed by it."""
+        self.network.train()
+        eps = max(self.eps(step), SMALLEST_EPS)
+        return trace_bounds(self.graph, _channels_last(x), eps, CLIP, with_clean=self._with_clean())
+
+    def explain(self, step: int, x: Tensor, labels: Tensor) -> str:
+        """What was not finite in a step that failed: the first such value, and the layer it comes from."""
+        self.optimizer.zero_grad()
+        with arithmetic(self.preset.train.precision, self.device.type):
+            trace, terms = self._pass(_channels_last(x), labels, self._controls(step), self._regularized(step))
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
+        measured = _measure(terms, trace, labels) | {"gradient_norm": norm}
+        bad = [f"{name} is {value.item()}" for name, value in measured.items() if not isfinite(value.item())]
+        return f"step {step}: {bad[0] if bad else 'its loss was not finite'}; {self._culprit(trace)}"
 
     def _culprit(self, trace: BoundTrace) -> str:
         for name, box in [*trace.relu_boxes, ("head", trace.logits.box)]:
@@ -97,18 +191,18 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _measure(terms: LossTerms, norm: Tensor, trace: BoundTrace, labels: Tensor) -> dict[str, float]:
-    """All that is logged of a step, read from the device at once."""
+def _measure(terms: LossTerms, trace: BoundTrace, labels: Tensor) -> dict[str, Tensor]:
+    """All that is logged of a pass, in the order of `Stepper.measures`."""
     with torch.no_grad():
-        values = {
+        measured = {
             "loss": terms.total,
             "robust_loss": terms.robust,
-            "natural_loss": terms.natural,
             "tightness_loss": terms.tightness,
             "relu_balance_loss": terms.relu_balance,
             "layers_without_balance": terms.skipped_layers.to(terms.total.dtype),
-            "gradient_norm": norm,
-            "natural_accuracy": correct_points(trace.clean, labels).float().mean(),
-            "certified_accuracy": certified_points(trace.margins(labels), labels).float().mean(),
+            "certified_accuracy": certified_points(terms.margins, labels).float().mean(),
         }
-        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        if trace.clean is not None:
+            natural = correct_points(trace.clean, labels).float().mean()
+            measured |= {"natural_loss": terms.natural, "natural_accuracy": natural}
+        return {name: value.detach() for name, value in measured.items()}

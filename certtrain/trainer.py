@@ -15,21 +15,25 @@ from torch import Tensor
 
 from certtrain.assemble import Images, describe, load_run_images, make_network
 from certtrain.attack import PGD
-from certtrain.bounds.trace import BoundTrace
 from certtrain.certificate import Certifier, Verdict
 from certtrain.checkpoint import Progress, RunFolder
+from certtrain.compiling import will_compile
 from certtrain.data import Augmentation, Batches, to_unit
 from certtrain.diagnostics import LayerState, layer_states
 from certtrain.errors import DeviceError, NonFiniteError, RunError
 from certtrain.events import EpochDone, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
+from certtrain.precision import check_precision
 from certtrain.preset import Preset
-from certtrain.step import Stepper, StepResult
+from certtrain.step import Stepper
 from certtrain.storage import write_json
 from certtrain.verify import Point, Report, check_fit, verify
 
-LAYERS_EVERY = 50  # steps between two looks at the ReLU states; the last step of an epoch is always looked at
-CHECKPOINT_SECONDS = 300.0  # within an epoch; at its end there is always a checkpoint
+# How often, in seconds. None of it changes what is trained.
+READ_SECONDS = 0.25  # between two readings of the measurements, each of which waits for the device
+LOOK_SECONDS = 20.0  # between two looks at the ReLU states, each a forward pass; the end of an epoch has one too
+EPOCH_CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next at the end of an epoch
+CHECKPOINT_SECONDS = 300.0  # and within an epoch
 
 
 @dataclass(frozen=True)
@@ -85,27 +89,35 @@ class Trainer:
             augmentation=Augmentation(preset.data.flip, preset.data.crop_padding),
             device=self.device,
         )
-        self.stepper = Stepper(preset, self.network, self.batches.steps_per_epoch)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
+        check_precision(preset.train.precision, self.device)
+        self.compile, self.compile_note = will_compile(preset.train.compile, self.steps, self.device)
+        self.stepper = Stepper(preset, self.network, self.batches.steps_per_epoch, compile=self.compile)
         self.progress = Progress()
         self.layers: tuple[LayerState, ...] = ()
+        self.reading, self.looking, self.saving, self.clock = (_Stopwatch() for _ in range(4))
 
     def run(self) -> Report | None:
         """Train from the last checkpoint to the end, verify, and write the results; None if stopped."""
         self._begin()
-        saved = time.monotonic()
         while self.progress.step < self.steps:
             if reason := self.should_stop():
                 self._stop(reason)
                 return None
             self._step()
-            if self.progress.step % self.batches.steps_per_epoch == 0:
-                self._end_epoch()
-            elif time.monotonic() - saved < CHECKPOINT_SECONDS:
-                continue
-            self._save()
-            saved = time.monotonic()
+            self._look_after()
         return self._finish()
+
+    def _look_after(self) -> None:
+        """What comes between two steps: read, report, save, each where it is due."""
+        ends_epoch = self.progress.step % self.batches.steps_per_epoch == 0
+        if ends_epoch or self.reading.seconds() >= READ_SECONDS:
+            self._report()
+        if ends_epoch:
+            self._end_epoch()
+        over = self.progress.step == self.steps
+        if over or self.saving.seconds() >= (EPOCH_CHECKPOINT_SECONDS if ends_epoch else CHECKPOINT_SECONDS):
+            self._save()
 
     # --- before and after --------------------------------------------------------------------------------
 
@@ -127,9 +139,12 @@ class Trainer:
                 steps=self.steps,
             )
         )
+        self.emit(Note(f"the step is {self.compile_note}"))
         ramp = self.preset.eps.start + self.preset.eps.length
         if ramp > self.preset.train.epochs:
             self.emit(Note(f"ε reaches {self.preset.eps.max:g} in epoch {ramp}, after the end of this run"))
+        self.stepper.set_sums(self.progress.sums)
+        self.clock.restart()
         if self.progress.step == 0:
             self._save()  # so that a failure in the first epoch leaves something to go on from
 
@@ -183,33 +198,43 @@ class Trainer:
         return Classifier(self.network, describe(self.preset, self.images.train)).eval()
 
     def _save(self) -> None:
+        self._read()
         for name, tensor in self.network.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise self._not_finite(f"step {self.progress.step - 1}: its update made {name!r} infinite or NaN")
         self.folder.save_checkpoint(self.network, self.stepper.optimizer, self.progress)
+        self.saving.restart()
 
     def _step(self) -> None:
-        start = time.monotonic()
-        epoch, index = divmod(self.progress.step, self.batches.steps_per_epoch)
-        x, labels = self.batches.batch(epoch, index)
-        measured, trace = self._run(x, labels)
-        self._account(measured, len(labels), time.monotonic() - start)
-        done = self.progress.step
-        eps, rate = self.stepper.eps(done - 1), self.stepper.learning_rate(done - 1)
-        if index % LAYERS_EVERY == 0 or index == self.batches.steps_per_epoch - 1:
-            self._look(trace, epoch, eps)
-        self.emit(StepDone(done, epoch + 1, eps, rate, self._averages(), self.layers))
-
-    def _run(self, x: Tensor, labels: Tensor) -> StepResult:
+        x, labels = self._batch(self.progress.step)
         try:
-            return self.stepper.run(self.progress.step, x, labels)
-        except NonFiniteError as error:
-            raise self._not_finite(str(error)) from error
+            self.stepper.run(self.progress.step, x, labels)
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"the memory of {self.device} does not hold a batch of {len(labels)} examples. "
                 "Try a smaller train.batch_size, or --device cpu"
             ) from error
+        self.progress.step += 1
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
+
+    def _read(self) -> None:
+        """Bring the progress up to date. Raises NonFiniteError if a step has failed since the last reading."""
+        reading = self.stepper.read()
+        if reading.failed is not None:
+            raise self._not_finite(self.stepper.explain(reading.failed, *self._batch(reading.failed)))
+        self.progress.sums = reading.sums
+        self.progress.seconds += self.clock.restart()
+        self.reading.restart()
+
+    def _report(self) -> None:
+        self._read()
+        done, per_epoch = self.progress.step, self.batches.steps_per_epoch
+        if not self.layers or done % per_epoch == 0 or self.looking.seconds() >= LOOK_SECONDS:
+            self._look(done - 1)
+        eps, rate = self.stepper.eps(done - 1), self.stepper.learning_rate(done - 1)
+        self.emit(StepDone(done, (done - 1) // per_epoch + 1, eps, rate, self._averages(), self.layers))
 
     def _not_finite(self, what: str) -> NonFiniteError:
         return NonFiniteError(
@@ -219,25 +244,23 @@ class Trainer:
 
     # --- bookkeeping -------------------------------------------------------------------------------------
 
-    def _account(self, measured: dict[str, float], examples: int, seconds: float) -> None:
-        sums = self.progress.sums
-        for name, value in measured.items():
-            sums[name] = sums.get(name, 0.0) + value * examples
-        sums["examples"] = sums.get("examples", 0.0) + examples
-        self.progress.seconds += seconds
-        self.progress.step += 1
-
     def _averages(self) -> dict[str, float]:
         sums = self.progress.sums
         return {name: total / sums["examples"] for name, total in sums.items() if name != "examples"}
 
-    def _look(self, trace: BoundTrace, epoch: int, eps: float) -> None:
+    def _look(self, step: int) -> None:
+        """See how the layers stand on the batch of `step`."""
         was_exploding = any(layer.exploding for layer in self.layers)
-        self.layers = tuple(layer_states([trace]))
+        try:
+            self.layers = tuple(layer_states([self.stepper.look(step, self._batch(step)[0])]))
+        except NonFiniteError as error:
+            raise self._not_finite(f"step {step}: after its update {error}") from error
+        self.looking.restart()
         worst = max(self.layers, key=lambda layer: layer.growth or 0.0, default=None)
-        if eps > 0 and worst is not None and worst.exploding and not was_exploding:
+        if self.stepper.eps(step) > 0 and worst is not None and worst.exploding and not was_exploding:
+            epoch = step // self.batches.steps_per_epoch + 1
             where = f"at {worst.name!r} they are {worst.growth:.1e} times as wide as the input"
-            self.emit(Note(f"bounds explode in epoch {epoch + 1}: {where}"))
+            self.emit(Note(f"bounds explode in epoch {epoch}: {where}"))
 
     def _end_epoch(self) -> None:
         epoch = self.progress.step // self.batches.steps_per_epoch
@@ -247,6 +270,7 @@ class Trainer:
         record["seconds"] = self.progress.seconds
         self.folder.log(record | {"layers": [layer.to_dict() for layer in self.layers]})
         self.progress.sums = {}
+        self.stepper.set_sums({})
         self.emit(EpochDone(epoch, record, self.layers))
 
     def _validate(self) -> dict[str, float]:
@@ -265,6 +289,20 @@ class Trainer:
             "validation_natural_accuracy": 1 - wrong / len(verdicts),
             "validation_certified_accuracy": proved / len(verdicts),
         }
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def restart(self) -> float:
+        """The seconds until now, from which it starts again."""
+        seconds = self.seconds()
+        self.start += seconds
+        return seconds
 
 
 class _StopVerifying(Exception):

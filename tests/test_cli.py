@@ -90,7 +90,8 @@ def test_train_names_a_new_folder_by_itself(run: Run, tmp_path: Path) -> None:
 def test_train_prints_json_lines(run: Run) -> None:
     done = run(*QUICK, "--out", "mine", "--json")
     events = [json.loads(line) for line in done.out.splitlines()]
-    assert [e["event"] for e in events] == ["started", "epoch", "epoch", "finished"]
+    assert [e["event"] for e in events] == ["started", "note", "epoch", "epoch", "finished"]
+    assert events[1]["text"].startswith("the step is not compiled: 46 steps would not repay it")
     assert 0 <= events[-1]["results"]["certified_accuracy"] <= 1
 
 

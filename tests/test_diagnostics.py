@@ -10,7 +10,7 @@ from certtrain.bounds.interval import Box
 from certtrain.bounds.trace import BoundTrace, Logits
 from certtrain.diagnostics import EXPLODING, LayerState, layer_states
 from certtrain.errors import NonFiniteError
-from certtrain.regularizers import balance_ratios
+from certtrain.regularizers import Sums, balance_ratios, sums_of
 
 
 def trace(*layers: tuple[str, Box], input_radius: float = 0.25) -> BoundTrace:
@@ -64,7 +64,7 @@ def test_several_batches_add_up_to_one():
 def test_the_ratios_are_the_regularisers():
     (state,), ((_, layer),) = layer_states(batches(1)), batches(1)[0].relu_boxes
     assert (state.mean_ratio, state.variance_ratio) == pytest.approx(
-        [r.item() for r in balance_ratios(layer)], rel=1e-4
+        [r.item() for r in balance_ratios(Sums(*sums_of([layer]).unbind(1)))], rel=1e-4
     )
 
 

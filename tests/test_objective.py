@@ -12,7 +12,7 @@ from certtrain.bounds.interval import Box
 from certtrain.bounds.trace import BoundTrace
 from certtrain.errors import DataError, EpsilonError
 from certtrain.objective import Regularizers, certified_cross_entropy, certified_points, correct_points, loss_terms
-from certtrain.regularizers import balance_ratios, relu_balance_loss, tightness_loss
+from certtrain.regularizers import Sums, balance_ratios, relu_balance_loss, sums_of, tightness_loss
 from certtrain.schedule import regularizer_weight
 
 NAN, INF = math.nan, math.inf
@@ -22,6 +22,11 @@ def box(*ends: tuple[float, float]) -> Box:
     """One example's box from (lower, upper) pairs."""
     lower, upper = torch.tensor(ends, dtype=torch.float64).T.unsqueeze(1)
     return Box((lower + upper) / 2, (upper - lower) / 2)
+
+
+def sums(*boxes: Box) -> Sums:
+    """What the regularisers know of these boxes, each of one layer."""
+    return Sums(*sums_of(boxes).unbind(1))
 
 
 # --- certified cross-entropy -----------------------------------------------------------------------------
@@ -101,22 +106,22 @@ def test_correct_means_the_one_largest_and_finite(logits: list[float], correct: 
 def test_tightness_by_hand():
     start, layers = box((-1, 1), (0, 2)), [box((-4, 4)), box((-8, 8)), box((-1, 1))]
     expected = ((0.5 - 1 / 4) + (0.5 - 1 / 8) + 0) / 0.5 / 3
-    assert tightness_loss(start, layers, 0.5).item() == pytest.approx(expected)
+    assert tightness_loss(sums(start), sums(*layers), 0.5).item() == pytest.approx(expected)
 
 
 def test_the_width_is_the_mean_over_batch_and_units():
     layer = Box(torch.zeros(2, 2), torch.tensor([[1.0, 3.0], [5.0, 7.0]]))
-    assert tightness_loss(box((-1, 1)), [layer], 0.5).item() == pytest.approx((0.5 - 1 / 4) / 0.5)
+    assert tightness_loss(sums(box((-1, 1))), sums(layer), 0.5).item() == pytest.approx((0.5 - 1 / 4) / 0.5)
 
 
 @pytest.mark.parametrize("growth", [2.0, 1.0, 0.5])
 def test_tightness_is_zero_once_its_tolerance_is_met(growth: float):
-    assert tightness_loss(box((-1, 1)), [box((-growth, growth))], 0.5).item() == 0
+    assert tightness_loss(sums(box((-1, 1))), sums(box((-growth, growth))), 0.5).item() == 0
 
 
 def test_tightness_pulls_only_on_layers_that_are_too_wide():
     radii = [torch.tensor([[r]], requires_grad=True) for r in (4.0, 1.0, 0.0)]
-    tightness_loss(box((-1, 1)), [Box(torch.zeros(1, 1), r) for r in radii], 0.5).backward()
+    tightness_loss(sums(box((-1, 1))), sums(*(Box(torch.zeros(1, 1), r) for r in radii)), 0.5).backward()
     assert [r.grad.item() for r in radii] == pytest.approx([1 / 16 / 0.5 / 3, 0, 0])
 
 
@@ -129,14 +134,14 @@ UNSTABLE = box((-1, 1), (-2, 2))
 def test_balance_ratios_by_hand():
     layer = box((3, 5), (0.5, 1.5), (-3, -1), (-1, 2))  # centres 4, 1, −2, 0.5; the last is unstable
     deviations = [(c - 0.875) ** 2 for c in (4, 1, -2)]
-    mean, variance = balance_ratios(layer)
+    mean, variance = balance_ratios(sums(layer))
     assert mean.item() == pytest.approx(2 / (4 + 1))
     assert variance.item() == pytest.approx(deviations[2] / (deviations[0] + deviations[1]))
 
 
 def test_balance_ratios_are_folded_alike():
     centres, radius = torch.tensor([[4.0, 2.0, -2.0]]), torch.full((1, 3), 0.1)
-    both = balance_ratios(Box(centres, radius)), balance_ratios(Box(-centres, radius))
+    both = balance_ratios(sums(Box(centres, radius))), balance_ratios(sums(Box(-centres, radius)))
     for mine, mirrored in zip(*both, strict=True):
         assert mine.item() == pytest.approx(mirrored.item())
         assert 0 < mine.item() < 1
@@ -144,25 +149,25 @@ def test_balance_ratios_are_folded_alike():
 
 @pytest.mark.parametrize("end", [0.0, -0.5])
 def test_bounds_that_touch_zero_are_unstable(end: float):
-    mean, _ = balance_ratios(box((end, 2), (-2, -end)))
+    mean, _ = balance_ratios(sums(box((end, 2), (-2, -end))))
     assert mean.isnan()
 
 
 def test_balance_by_hand():
-    loss, skipped = relu_balance_loss([box((3, 5), (-2, 0.0 - 1e-9))], 0.5)
+    loss, skipped = relu_balance_loss(sums(box((3, 5), (-2, 0.0 - 1e-9))), 0.5)
     mean, variance = 1 / 4, 1.0  # two centres are equally far from their mean
     assert loss.item() == pytest.approx(((0.5 - mean) + max(0.5 - variance, 0)) / 0.5, abs=1e-6)
     assert skipped.item() == 0
 
 
 def test_balance_is_zero_once_its_tolerance_is_met():
-    loss, skipped = relu_balance_loss([BALANCED], 0.5)
+    loss, skipped = relu_balance_loss(sums(BALANCED), 0.5)
     assert (loss.item(), skipped.item()) == (0, 0)
 
 
 def test_layers_without_a_ratio_are_skipped_and_counted():
     one_sided = box((1, 2), (2, 3))
-    loss, skipped = relu_balance_loss([UNSTABLE, BALANCED, one_sided, UNSTABLE], 0.5)
+    loss, skipped = relu_balance_loss(sums(UNSTABLE, BALANCED, one_sided, UNSTABLE), 0.5)
     assert loss.item() == pytest.approx((0 + 0 + 2 + 0) / 4)
     assert skipped.item() == 2
 
@@ -183,7 +188,7 @@ def test_both_regularisers_have_finite_gradients(name: str, radius: float):
     centre = torch.tensor(CORNER_CASES[name], requires_grad=True)
     radii = torch.full_like(centre, radius).requires_grad_()
     layer = Box(centre, radii)
-    loss = relu_balance_loss([layer], 0.5)[0] + tightness_loss(box((-1e-6, 1e-6)), [layer], 0.5)
+    loss = relu_balance_loss(sums(layer), 0.5)[0] + tightness_loss(sums(box((-1e-6, 1e-6))), sums(layer), 0.5)
     loss.backward()
     assert loss.isfinite()
     assert centre.grad is not None
@@ -193,7 +198,7 @@ def test_both_regularisers_have_finite_gradients(name: str, radius: float):
 
 @pytest.mark.parametrize("name", ["all active", "all inactive"])
 def test_a_one_sided_layer_is_penalised_in_full(name: str):
-    loss, skipped = relu_balance_loss([Box(torch.tensor(CORNER_CASES[name]), torch.zeros(2, 3))], 0.5)
+    loss, skipped = relu_balance_loss(sums(Box(torch.tensor(CORNER_CASES[name]), torch.zeros(2, 3))), 0.5)
     assert (loss.item(), skipped.item()) == (2, 0)
 
 

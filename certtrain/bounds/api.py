@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method, fitting
 from certtrain.bounds.interval import boundable
+from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, Clip, Logits, bound_logits, trace_bounds
 from certtrain.epsilon import parse_eps
 
@@ -21,7 +22,9 @@ def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0
     check_input(x, clip)
     graph, eps = boundable(model), parse_eps(eps)
     with fitting(x):
-        return trace_bounds(graph, x, eps, clip)
+        trace = trace_bounds(graph, x, eps, clip)
+    remember(trace.statistics)
+    return trace
 
 
 def output_bounds(

@@ -8,7 +8,6 @@ replaced by the layer they equal (`torch.relu(x)` by `nn.ReLU()`, `x + y` by
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -69,11 +68,13 @@ class LayerGraph:
         layer = self.calls[-1].layer
         return layer if isinstance(layer, nn.Linear) else None
 
-    @cached_property
-    def last_uses(self) -> tuple[tuple[int, ...], ...]:
+    def last_uses(self) -> list[list[int]]:
         """For each call, the values that no later call needs."""
         last = {value: i for i, call in enumerate(self.calls) for value in call.inputs}
-        return tuple(tuple(v for v, i in last.items() if i == n) for n in range(len(self.calls)))
+        done: list[list[int]] = [[] for _ in self.calls]
+        for value, i in last.items():
+            done[i].append(value)
+        return done
 
 
 def trace_layers(model: nn.Module) -> LayerGraph:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
+from certtrain.bounds.statistics import BatchNorm, Statistics, batch_statistics, running_statistics
 from certtrain.errors import UnsupportedLayer
 
 Pointwise = Callable[[Tensor], Tensor]
@@ -39,6 +40,13 @@ class Box(NamedTuple):
         clean = None if self.clean is None else points(self.clean)
         return Box(points(self.centre), radius(self.radius), clean)
 
+    def through_stacked(self, points: Pointwise, radius: Pointwise) -> "Box":
+        """As `through`, with centre and clean batch as one batch: for layers that read many weights."""
+        if self.clean is None:
+            return self.through(points, radius)
+        centre, clean = points(torch.cat([self.centre, self.clean])).chunk(2)
+        return Box(centre, radius(self.radius), clean)
+
 
 def input_box(x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None, *, with_clean: bool) -> Box:
     """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …)."""
@@ -49,30 +57,50 @@ def input_box(x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None, 
 
 
 class Passed(NamedTuple):
-    """What a pass leaves behind: the output's box, the head's input, and what was watched."""
+    """What a pass leaves behind: the output's box, the head's input, what was watched, and what BatchNorm took."""
 
     output: Box
     head_input: Box
     watched: list[tuple[str, Box]]
+    statistics: list[Statistics]
 
 
-def interval_pass(graph: LayerGraph, box: Box, *, watch: tuple[type[nn.Module], ...] = ()) -> Passed:
+# Where a BatchNorm layer in training gets its statistics, from itself and the values of the batch at its input.
+Source = Callable[[BatchNorm, Tensor], Statistics]
+
+
+def interval_pass(
+    graph: LayerGraph, box: Box, *, watch: tuple[type[nn.Module], ...] = (), source: Source = batch_statistics
+) -> Passed:
     """Carry `box` through the network; `watch` names layer types whose input boxes are kept, in order.
 
-    In training mode BatchNorm takes the clean batch's statistics for all that
-    the box carries, and updates its running statistics once.
+    In training mode BatchNorm takes one set of statistics for all that the box
+    carries: the clean batch's, or the centres' where no clean batch is carried.
+    They are returned, and the running statistics are left alone.
     """
     values = {0: box}
     watched: list[tuple[str, Box]] = []
+    taken: list[Statistics] = []
     inputs: tuple[Box, ...] = ()
-    for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses, strict=True)):
+    for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
         inputs = tuple(values[i] for i in call.inputs)
         if isinstance(call.layer, watch):
             watched.append((call.name, inputs[0]))
-        values[number + 1] = RULES[type(call.layer)](call.layer, *inputs)
+        extra: tuple[Statistics, ...] = ()
+        if isinstance(call.layer, BatchNorm):
+            extra = (box_statistics(call.layer, inputs[0], source),)
+            taken += extra if call.layer.training else ()
+        values[number + 1] = RULES[type(call.layer)](call.layer, *inputs, *extra)
         for value in done:
             del values[value]
-    return Passed(values[len(graph.calls)], inputs[0], watched)
+    return Passed(values[len(graph.calls)], inputs[0], watched, taken)
+
+
+def box_statistics(layer: BatchNorm, box: Box, source: Source = batch_statistics) -> Statistics:
+    """What `layer` normalises `box` by: its running statistics in evaluation mode, else those that `source` gives."""
+    if not layer.training:
+        return running_statistics(layer)
+    return source(layer, box.centre if box.clean is None else box.clean)
 
 
 def boundable(model: nn.Module) -> LayerGraph:
@@ -113,7 +141,7 @@ def _check(call: LayerCall) -> None:
 
 def _linear(layer: nn.Linear, box: Box) -> Box:
     weight = layer.weight.abs()
-    return box.through(layer, lambda radius: F.linear(radius, weight))
+    return box.through_stacked(layer, lambda radius: F.linear(radius, weight))
 
 
 def _conv2d(layer: nn.Conv2d, box: Box) -> Box:
@@ -128,50 +156,22 @@ def _normalize(layer: Normalize, box: Box) -> Box:
     return box.through(layer, lambda radius: radius / layer.std.abs())
 
 
-def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> Box:
-    """x ↦ (x − mean) / √(var + e) · weight + bias, with the clean batch's mean and biased variance in training."""
-    mean, variance = _batch_statistics(layer, box) if layer.training else _running_statistics(layer)
-    scale = torch.rsqrt(variance + layer.eps)
+def _batch_norm(layer: BatchNorm, box: Box, statistics: Statistics) -> Box:
+    """x ↦ (x − mean) / √(var + e) · weight + bias, with the same statistics for all that the box carries."""
+    scale = torch.rsqrt(statistics.variance + layer.eps)
     if layer.affine:
         scale = scale * layer.weight
-    shift = layer.bias - mean * scale if layer.affine else -mean * scale
+    shift = layer.bias - statistics.mean * scale if layer.affine else -statistics.mean * scale
     shape = (1, -1) + (1,) * (box.radius.dim() - 2)
     scale, shift = scale.view(shape), shift.view(shape)
     return box.through(lambda points: torch.addcmul(shift, points, scale), lambda radius: radius * scale.abs())
-
-
-def _batch_statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d, box: Box) -> tuple[Tensor, Tensor]:
-    clean = box.centre if box.clean is None else box.clean
-    dims = [d for d in range(clean.dim()) if d != 1]
-    count = clean.numel() // clean.shape[1]
-    if count < 2:
-        raise UnsupportedLayer(f"{layer} cannot take the variance of one value: use batches of two or more")
-    variance, mean = torch.var_mean(clean, dims, correction=0)
-    _update_running_statistics(layer, mean.detach(), variance.detach() * (count / (count - 1)))
-    return mean, variance
-
-
-@torch.no_grad()
-def _update_running_statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
-        return
-    layer.num_batches_tracked += 1
-    weight = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), weight)
-    layer.running_var.lerp_(variance.to(layer.running_var.dtype), weight)
-
-
-def _running_statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    if layer.running_mean is None or layer.running_var is None:
-        raise UnsupportedLayer(f"{layer} keeps no running statistics, so its bounds would depend on the batch")
-    return layer.running_mean, layer.running_var
 
 
 def _monotone(layer: Pointwise, box: Box) -> Box:
     """A layer that never falls when an input rises: it maps ends to ends."""
     lower, upper = layer(box.lower), layer(box.upper)
     clean = None if box.clean is None else layer(box.clean)
-    return Box((lower + upper) / 2, (upper - lower) / 2, clean)
+    return Box(torch.lerp(lower, upper, 0.5), (upper - lower) * 0.5, clean)
 
 
 def _relu(layer: nn.ReLU, box: Box) -> Box:

@@ -1,13 +1,14 @@
 """What one interval pass found: the output's bounds, margins, and the boxes on the way there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import RULES, Box, input_box, interval_pass
+from certtrain.bounds.interval import RULES, Box, Source, input_box, interval_pass
+from certtrain.bounds.statistics import Statistics, batch_statistics
 
 Clip = tuple[float, float] | None
 
@@ -51,15 +52,17 @@ class Logits:
 class BoundTrace:
     """One pass of a batch and its boxes.
 
-    `clean` are the logits (B, K) of the clean batch, `input` the box that the
-    normalisation layer hands on, `relu_boxes` the box at each ReLU's input in
-    the order of the forward pass.
+    `clean` are the logits (B, K) of the clean batch, None where it was not
+    carried; `input` is the box that the normalisation layer hands on,
+    `relu_boxes` the box at each ReLU's input in the order of the forward pass,
+    `statistics` what BatchNorm layers in training normalised by.
     """
 
-    clean: Tensor
+    clean: Tensor | None
     input: Box
     relu_boxes: list[tuple[str, Box]]
     logits: Logits
+    statistics: list[Statistics] = field(default_factory=list)
 
     @property
     def lower(self) -> Tensor:
@@ -81,13 +84,20 @@ class BoundTrace:
         return self.logits.margins(labels)
 
 
-def trace_bounds(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> BoundTrace:
-    """Carry the clean batch `x` (B, …) and its boxes through the network in one pass."""
-    box = input_box(x, eps, clip, with_clean=True)
-    passed = interval_pass(graph, box, watch=(nn.ReLU,))
+def trace_bounds(
+    graph: LayerGraph,
+    x: Tensor,
+    eps: float | Tensor,
+    clip: Clip,
+    *,
+    with_clean: bool = True,
+    source: Source = batch_statistics,
+) -> BoundTrace:
+    """Carry the boxes around `x` (B, …), and the clean batch with them, through the network in one pass."""
+    box = input_box(x, eps, clip, with_clean=with_clean)
+    passed = interval_pass(graph, box, watch=(nn.ReLU,), source=source)
     logits = Logits(passed.output, graph.head, passed.head_input)
-    assert passed.output.clean is not None  # the box was made with it
-    return BoundTrace(passed.output.clean, _normalized(graph, box), passed.watched, logits)
+    return BoundTrace(passed.output.clean, _normalized(graph, box), passed.watched, logits, passed.statistics)
 
 
 def bound_logits(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> Logits:

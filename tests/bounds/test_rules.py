@@ -8,7 +8,8 @@ from sampling import assert_inside, points_inside
 from torch import Generator, Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.interval import RULES, Box
+from certtrain.bounds.interval import RULES, Box, box_statistics
+from certtrain.bounds.statistics import BatchNorm, remember
 from certtrain.errors import UnsupportedLayer
 
 Ends = list[list[float]]  # [[lower, …], [upper, …]]
@@ -19,7 +20,9 @@ def box_of(lower: Tensor, upper: Tensor) -> Box:
 
 
 def rule(layer: nn.Module, *boxes: Box) -> Box:
-    return RULES[type(layer)](layer, *boxes)
+    """The layer's rule, with the statistics that BatchNorm takes from the first box."""
+    statistics = [box_statistics(layer, boxes[0])] if isinstance(layer, BatchNorm) else []
+    return RULES[type(layer)](layer, *boxes, *statistics)
 
 
 # --- by hand ---------------------------------------------------------------------------------------------
@@ -207,9 +210,12 @@ def test_monotone_layers_attain_their_bounds_at_the_ends(name: str):
 def test_batch_norm_in_training_takes_mean_and_biased_variance_of_the_clean_batch():
     layer = nn.BatchNorm1d(1, eps=0.0, momentum=0.5).double().train()
     clean = torch.tensor([[1.0], [5.0]], dtype=torch.float64)  # mean 3, biased variance 4, unbiased 8
-    found = rule(layer, Box(torch.tensor([[3.0], [7.0]]).double(), torch.tensor([[2.0], [0.0]]).double(), clean))
+    box = Box(torch.tensor([[3.0], [7.0]]).double(), torch.tensor([[2.0], [0.0]]).double(), clean)
+    found = rule(layer, box)
     assert found.clean.flatten().tolist() == [-1.0, 1.0]
     assert (found.lower.flatten().tolist(), found.upper.flatten().tolist()) == ([-1.0, 2.0], [1.0, 2.0])
+    assert (layer.running_mean.item(), layer.running_var.item()) == (0, 1)  # a pass changes nothing
+    remember([box_statistics(layer, box)])
     assert (layer.running_mean.item(), layer.running_var.item()) == (1.5, 4.5)
     assert layer.num_batches_tracked.item() == 1
 

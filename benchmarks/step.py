@@ -1,0 +1,198 @@
+"""What a certified training step costs, in multiples of a standard one.
+
+In one process, the ways interleaved: the standard step (natural cross-entropy, clipping, fused Adam) and
+certtrain's full step (bounds, certified loss, both regularisers, clipping, fused Adam), eager and compiled, in each
+arithmetic that the device has, with BatchNorm's statistics from the clean batch and from the boxes' centres. All
+ratios are to the standard step in fp32 of the same round. Peak memory is of a process of its own for each way.
+
+python benchmarks/step.py                     # CNN-7 at CIFAR-10 shape, batch 64
+python benchmarks/step.py --preset mnist-cpu  # another network; any preset's
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from certtrain.allocator import keep_freed_memory
+from certtrain.data import Augmentation, Batches
+from certtrain.device import choose_device
+from certtrain.initialize import ibp_init_
+from certtrain.models import InputSpec, build_model
+from certtrain.precision import arithmetic
+from certtrain.preset import Preset, load_preset
+from certtrain.step import Stepper
+
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "tinyimagenet": (3, 64, 64)}
+EPOCH = 1000  # steps; the steps that are timed lie in the middle of the ramp
+IMAGES = 5000  # made at random, to draw batches from
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to take a step."""
+
+    kind: str  # standard, eager or compiled
+    precision: str
+    centre: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.precision}{', centre statistics' if self.centre else ''}"
+
+
+def ways(device: str) -> list[Way]:
+    """All ways, the one that the others are compared with first."""
+    precisions = ["fp32", "tf32", "bf16"] if device == "cuda" else ["fp32", "bf16"]
+    standard = [Way("standard", precision) for precision in precisions]
+    return standard + [
+        Way(kind, precision, centre)
+        for centre in (False, True)
+        for kind in ("eager", "compiled")
+        for precision in precisions
+    ]
+
+
+@dataclass
+class Bench:
+    """A preset's network on random images, to be stepped in any way."""
+
+    preset: Preset
+    device: str
+
+    def __post_init__(self) -> None:
+        shape = SHAPES[self.preset.data.name]
+        generator = torch.Generator().manual_seed(0)
+        self.spec = InputSpec(shape, 10, (0.5,) * shape[0], (0.25,) * shape[0])
+        self.batches = Batches(
+            torch.randint(256, (IMAGES, *shape), generator=generator, dtype=torch.uint8),
+            torch.randint(10, (IMAGES,), generator=generator),
+            batch_size=self.preset.train.batch_size,
+            seed=0,
+            augmentation=Augmentation(self.preset.data.flip, self.preset.data.crop_padding),
+            device=self.device,
+        )
+        self.x, self.labels = self.batches.batch(0, 0)
+
+    def network(self) -> nn.Sequential:
+        network = build_model(self.preset.model, self.spec)
+        ibp_init_(network, torch.Generator().manual_seed(0))
+        return network.to(self.device, memory_format=torch.channels_last).train()
+
+    def step(self, way: Way) -> Callable[[], None]:
+        """A function that takes one step; the first calls compile."""
+        if way.kind == "standard":
+            return self._standard(way.precision)
+        changes = {"precision": way.precision, "batch_norm_statistics": "centre" if way.centre else "clean"}
+        settings = self.preset.train.model_copy(update=changes)
+        stepper = Stepper(
+            self.preset.model_copy(update={"train": settings}),
+            self.network(),
+            EPOCH,
+            compile=way.kind == "compiled",
+        )
+        middle = (self.preset.eps.start - 1) * EPOCH + self.preset.eps.length * EPOCH // 2
+        return lambda: stepper.run(middle, self.x, self.labels)
+
+    def _standard(self, precision: str) -> Callable[[], None]:
+        network, x, settings = self.network(), self.x.contiguous(memory_format=torch.channels_last), self.preset.train
+        optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with arithmetic(precision, self.device):  # type: ignore[arg-type]
+                loss = F.cross_entropy(network(x), self.labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+            optimizer.step()
+
+        return step
+
+    def seconds(self, action: Callable[[], object]) -> float:
+        """Wall time of one call, to the end of what it started on the device."""
+        self._finish()
+        start = time.perf_counter()
+        action()
+        self._finish()
+        return time.perf_counter() - start
+
+    def _finish(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_memory(bench: Bench, way: Way) -> float:
+    """Peak memory in MiB of three steps: on a GPU what was allocated, on a CPU the process's resident memory."""
+    step = bench.step(way)
+    for _ in range(3):
+        step()
+    if bench.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    with open("/proc/self/status", encoding="ascii") as status:  # unlike getrusage, not the parent's peak
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+
+
+def peak_of_a_process(arguments: argparse.Namespace, way: Way) -> float:
+    command = [sys.executable, __file__, "--preset", arguments.preset, "--batch-size", str(arguments.batch_size)]
+    command += ["--device", arguments.device, "--memory-of", json.dumps([way.kind, way.precision, way.centre])]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def spread(values: list[float]) -> str:
+    """Median, and the quartiles around it."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def main() -> None:
+    """Parse the arguments, take the steps, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="cifar10-160ep")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.device = choose_device(arguments.device)
+    preset = load_preset(arguments.preset, {"train.batch_size": arguments.batch_size})
+    bench = Bench(preset, arguments.device)
+    if arguments.memory_of:
+        print(peak_memory(bench, Way(*json.loads(arguments.memory_of))))
+        return
+    keep_freed_memory()
+    steps = {way: bench.step(way) for way in ways(bench.device)}
+    compiling = {way: sum(bench.seconds(step) for _ in range(2)) for way, step in steps.items()}
+    times: dict[Way, list[float]] = {way: [] for way in steps}
+    data = []
+    for number in range(arguments.rounds):
+        for way, step in steps.items():
+            times[way].append(bench.seconds(step))
+        data.append(bench.seconds(lambda number=number: bench.batches.batch(number, number % 10)))
+    standard = times[next(iter(times))]
+    print(
+        f"{arguments.preset}, batch {arguments.batch_size}, {torch.get_num_threads()} threads, {bench.device},", end=" "
+    )
+    print(f"torch {torch.__version__}, {arguments.rounds} rounds; median (quartiles)\n")
+    print("| way | ms | times the standard step | peak MiB | first two steps, s |\n|---|---|---|---|---|")
+    for way, seconds in times.items():
+        ratios = [mine / reference for mine, reference in zip(seconds, standard, strict=True)]
+        memory = "" if arguments.no_memory else f"{peak_of_a_process(arguments, way):,.0f}"
+        print(
+            f"| {way} | {1e3 * statistics.median(seconds):.1f} | {spread(ratios)} | {memory} | {compiling[way]:.0f} |"
+        )
+    print(f"\nmaking a batch: {1e3 * statistics.median(data):.2f} ms", end="; ")
+    fastest = min(times, key=lambda way: statistics.median(times[way]) if way.kind != "standard" else float("inf"))
+    share = statistics.median(data) / statistics.median(times[fastest])
+    print(f"{100 * share:.2f} % of the fastest certified step ({fastest})")
+
+
+if __name__ == "__main__":
+    main()
