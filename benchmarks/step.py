@@ -175,7 +175,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         for way, step in steps.items():
             times[way].append(bench.seconds(step))
-        data.append(bench.seconds(lambda number=number: bench.batches.batch(number, number % 10)))
+        data.append(bench.seconds(lambda number=number: bench.batches.batch(0, number % 10)))
     standard = times[next(iter(times))]
     print(
         f"{arguments.preset}, batch {arguments.batch_size}, {torch.get_num_threads()} threads, {bench.device},", end=" "

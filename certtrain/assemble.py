@@ -30,6 +30,13 @@ class Images:
     validation: ImageSet | None
     test: ImageSet
 
+    def part(self, name: str) -> ImageSet:
+        """The test set, or by "validation" the held-out examples, which there must be."""
+        if name == "test":
+            return self.test
+        assert self.validation is not None  # the preset's own check
+        return self.validation
+
 
 def load_run_images(preset: Preset, data_dir: Path | None, on_progress: Progress | None = None) -> Images:
     """Training, validation and test images of a preset.

@@ -48,6 +48,8 @@ class DataSection(Section):
     """Which data set; "folder" reads train/<class>/* and test/<class>/* under the data folder."""
     validation: int = Field(0, ge=0)
     """How many training examples are held out to watch the training; the test set is never used for that."""
+    verify_on: Literal["test", "validation"] = "test"
+    """What the trained network is verified on; "validation" leaves the test set alone while settings are chosen."""
     flip: bool = False
     """Mirror each training image with probability one half."""
     crop_padding: int = Field(0, ge=0)
@@ -174,6 +176,8 @@ class Preset(Section):
     def _fields_agree(self) -> Self:
         if (self.data.mean is None) != (self.data.std is None):
             raise ValueError("data.mean and data.std go together: give both or neither")
+        if self.data.verify_on == "validation" and not self.data.validation:
+            raise ValueError('data.verify_on = "validation" needs held-out examples: set data.validation')
         return self
 
 

@@ -89,6 +89,7 @@ class Trainer:
             augmentation=Augmentation(preset.data.flip, preset.data.crop_padding),
             device=self.device,
         )
+        self.final = images.part(preset.data.verify_on)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
         check_precision(preset.train.precision, self.device)
         self.compile, self.compile_note = will_compile(preset.train.compile, self.steps, self.device)
@@ -126,7 +127,7 @@ class Trainer:
         for path in damaged:
             self.emit(Note(f"checkpoint {path} is damaged; going on from an older one"))
         self._check_data()
-        check_fit(self._classifier(), self.images.test)
+        check_fit(self._classifier(), self.final)
         self.emit(
             Started(
                 preset=self.preset,
@@ -183,7 +184,7 @@ class Trainer:
         return report
 
     def _verify(self) -> Report:
-        done, total = 0, len(self.images.test)
+        done, total = 0, len(self.final)
 
         def on_points(points: list[Point]) -> None:
             nonlocal done
@@ -192,7 +193,7 @@ class Trainer:
             if done < total and (reason := self.should_stop()):
                 raise _StopVerifying(reason)
 
-        return verify(self._classifier(), self.images.test, self.preset.eps.max, attack=PGD(), on_points=on_points)
+        return verify(self._classifier(), self.final, self.preset.eps.max, attack=PGD(), on_points=on_points)
 
     def _classifier(self) -> Classifier:
         return Classifier(self.network, describe(self.preset, self.images.train)).eval()
