@@ -8,6 +8,7 @@ report.json             its results
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from certtrain.errors import RunError
 from certtrain.preset import Preset, load_preset
 from certtrain.storage import append_line, truncate, write_atomic, write_json
 
+Networks = Mapping[str, nn.Module]  # by the names that their tensors have in a checkpoint
 KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
 
 
@@ -70,18 +72,18 @@ class RunFolder:
         """Oldest first."""
         return sorted((self.path / "checkpoints").glob("step-*.safetensors"))
 
-    def save_checkpoint(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+    def save_checkpoint(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
         """Write a checkpoint, then let go of the oldest beyond two."""
         path = self.path / "checkpoints" / f"step-{progress.step:09d}.safetensors"
         progress.metrics_bytes = self.metrics.stat().st_size if self.metrics.exists() else 0
-        tensors = _collect(network, optimizer)
+        tensors = _collect(networks, optimizer)
         write_atomic(path, save(tensors, {"progress": json.dumps(asdict(progress))}))
         self.last_good = path
         for old in self.checkpoints()[:-KEPT]:
             old.unlink(missing_ok=True)
         return path
 
-    def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, list[Path]]:
+    def restore(self, networks: Networks, optimizer: torch.optim.Optimizer) -> tuple[Progress, list[Path]]:
         """Load the newest checkpoint that can be read, and cut the metrics back to it.
 
         Returns where the run stands, and the newer checkpoints that were
@@ -91,7 +93,7 @@ class RunFolder:
         damaged: list[Path] = []
         for path in reversed(self.checkpoints()):
             try:
-                progress = _load(path, network, optimizer)
+                progress = _load(path, networks, optimizer)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):
                 damaged.append(path)
                 continue
@@ -108,14 +110,14 @@ class RunFolder:
         append_line(self.metrics, json.dumps(record, allow_nan=False))
 
 
-def _collect(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+def _collect(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"{key}/{name}": t for key, network in networks.items() for name, t in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def _load(path: Path, networks: Networks, optimizer: torch.optim.Optimizer) -> Progress:
     with safe_open(path, framework="pt") as file:
         progress = Progress(**json.loads(file.metadata()["progress"]))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -125,7 +127,8 @@ def _load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> P
         if name.startswith("optimizer/"):
             _, index, key = name.split("/")
             state.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], tensor)
-    network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items() if n.startswith("network/")})
+    for key, network in networks.items():
+        network.load_state_dict({n.removeprefix(f"{key}/"): t for n, t in tensors.items() if n.startswith(f"{key}/")})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
 

@@ -142,9 +142,16 @@ class TrainSection(Section):
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(5e-4, gt=0)
     """Adam's learning rate."""
+    schedule: Literal["steps", "linear"] = "steps"
+    """steps: the rate falls by `decay` at each of the `milestones`; linear: it rises for `warmup` epochs, then falls
+    in a straight line to zero at the end."""
+    warmup: float = Field(0.0, ge=0)
+    """Epochs in which a linear rate rises."""
     milestones: tuple[Positive, ...] = ()
     """Epochs after which the learning rate is multiplied by `decay`; those beyond the last have no effect."""
     decay: float = Field(0.2, gt=0, le=1)
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay a step of a moving average of the weights, which is then the network that is kept; 0 keeps none."""
     clip_norm: float = Field(10.0, gt=0)
     """Largest norm of the gradient; longer ones are cut to it."""
     batch_norm_statistics: Literal["clean", "centre"] = "clean"

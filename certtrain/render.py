@@ -187,6 +187,7 @@ class LiveView:
         self.started: Started | None = None
         self.step: StepDone | None = None
         self.held_out: float | None = None
+        self.natural: float | None = None  # of the last epoch, where steps do not measure it
         self.live = Live(get_renderable=self._draw, console=out, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
@@ -207,6 +208,7 @@ class LiveView:
                 self._advance("steps", event.step, event.step)
             case EpochDone():
                 self.held_out = event.record.get("validation_certified_accuracy")
+                self.natural = event.record["natural_accuracy"]
             case Note():
                 out.print(Text.assemble(("note: ", "bold yellow"), event.text))
             case Verifying():
@@ -250,12 +252,13 @@ class LiveView:
             f"ε [bold]{step.eps:.5f}[/]",
             f"rate [bold]{step.learning_rate:.1e}[/]",
             f"loss [bold]{mean['loss']:.4f}[/]",
-            f"clean [bold]{mean['natural_loss']:.4f}[/]",
+            f"clean [bold]{mean['natural_loss']:.4f}[/]" if "natural_loss" in mean else "",
             f"robust [bold]{mean['robust_loss']:.4f}[/]",
         )
+        natural = mean.get("natural_accuracy", self.natural)
         held_out = "" if self.held_out is None else f"held out [bold]{100 * self.held_out:.1f}%[/]"
         grid.add_row(
-            f"natural [bold green]{100 * mean['natural_accuracy']:.1f}%[/]",
+            "" if natural is None else f"natural [bold green]{100 * natural:.1f}%[/]",
             f"certified [bold cyan]{100 * mean['certified_accuracy']:.1f}%[/]",
             f"tightness [bold]{mean['tightness_loss']:.3f}[/]",
             f"balance [bold]{mean['relu_balance_loss']:.3f}[/]",

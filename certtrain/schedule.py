@@ -31,6 +31,13 @@ def learning_rate_at(epoch: int, *, base: float, milestones: Sequence[int], deca
     return base * decay ** sum(epoch >= milestone for milestone in milestones)
 
 
+def linear_rate_at(step: int, *, base: float, steps: int, warmup: int) -> float:
+    """Learning rate at the 0-based `step`: it rises to `base` in `warmup` steps, then falls towards zero at `steps`."""
+    if step < warmup:
+        return base * (step + 1) / warmup
+    return base * (steps - step) / max(steps - warmup, 1)
+
+
 def regularizer_weight(eps: float, *, eps_max: float, weight: float) -> float:
     """λ (1 − ε/ε_max): falls to zero as the warm-up ends (Shi et al. 2021, eq. 12)."""
     return weight * (1 - eps / eps_max)

@@ -4,21 +4,24 @@ A step never waits for the device: what it measures adds up there, and is read
 when somebody wants to know.
 """
 
+from collections.abc import Callable
 from math import isfinite
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
 from certtrain.compiling import compiled
+from certtrain.errors import DeviceError
 from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
 from certtrain.precision import arithmetic
 from certtrain.preset import Preset
-from certtrain.schedule import eps_at, learning_rate_at, regularizer_weight
+from certtrain.schedule import eps_at, learning_rate_at, linear_rate_at, regularizer_weight
 
 
 class Controls(NamedTuple):
@@ -37,17 +40,30 @@ class Reading(NamedTuple):
     failed: int | None
 
 
+def _fail(reason: str) -> None:
+    raise DeviceError(f"{reason}; choose --compile off")
+
+
 class Stepper:
     """A network with its optimiser; each step is a function of the preset, the step's number and their state."""
 
-    def __init__(self, preset: Preset, network: nn.Sequential, steps_per_epoch: int, *, compile: bool = False) -> None:
+    def __init__(
+        self,
+        preset: Preset,
+        network: nn.Module,
+        steps_per_epoch: int,
+        *,
+        compile: bool = False,
+        on_failure: Callable[[str], None] = _fail,
+    ) -> None:
         self.preset, self.network, self.steps_per_epoch, self.compile = preset, network, steps_per_epoch, compile
         self.graph = boundable(network)
         self.device = next(network.parameters()).device
         self.optimizer = torch.optim.Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = self._scalar(0.0)
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
-        self.loss = compiled(self._loss) if compile else self._loss
+        self.average = _moving_average(network, preset.train.average)
+        self.loss = compiled(self._loss, on_failure) if compile else self._loss
         self.sums = torch.zeros(len(self.measures()) + 1, dtype=torch.float64, device=self.device)
         self.failed = torch.full((), -1, device=self.device)
 
@@ -62,12 +78,12 @@ class Stepper:
 
     def learning_rate(self, step: int) -> float:
         """Adam's learning rate in the 0-based `step`."""
-        settings = self.preset.train
+        settings, per_epoch = self.preset.train, self.steps_per_epoch
+        if settings.schedule == "linear":
+            steps, warmup = settings.epochs * per_epoch, round(settings.warmup * per_epoch)
+            return linear_rate_at(step, base=settings.learning_rate, steps=steps, warmup=warmup)
         return learning_rate_at(
-            step // self.steps_per_epoch,
-            base=settings.learning_rate,
-            milestones=settings.milestones,
-            decay=settings.decay,
+            step // per_epoch, base=settings.learning_rate, milestones=settings.milestones, decay=settings.decay
         )
 
     def _eps_max(self) -> float:
@@ -77,7 +93,8 @@ class Stepper:
         eps, settings = self.eps(step), self.preset.regularizer
         weight = regularizer_weight(eps, eps_max=self._eps_max(), weight=settings.weight)
         values = (max(eps, SMALLEST_EPS), float(eps > 0), weight * settings.tightness, weight * settings.relu_balance)
-        return Controls(*torch.tensor(values).to(self.device, non_blocking=True).unbind())
+        dtype = next(self.network.parameters()).dtype
+        return Controls(*torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True).unbind())
 
     def _regularized(self, step: int) -> bool:
         """Whether the step computes the regularisers.
@@ -105,6 +122,13 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"].copy_(torch.tensor(self.learning_rate(step)))
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that the training is for: the moving average where there is one."""
+        return self.network if self.average is None else self.average.module
 
     def _gradient(self, step: int, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         self.network.train()
@@ -185,6 +209,12 @@ class Stepper:
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 return f"all bounds are finite, but the gradient of {name!r} is not"
         return "all bounds and gradients are finite"
+
+
+def _moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
+    if decay == 0:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from certtrain.assemble import Images, describe, load_run_images, make_network
 from certtrain.attack import PGD
 from certtrain.certificate import Certifier, Verdict
 from certtrain.checkpoint import Progress, RunFolder
-from certtrain.compiling import will_compile
+from certtrain.compiling import check_compile, will_compile
 from certtrain.data import Augmentation, Batches, to_unit
 from certtrain.diagnostics import LayerState, layer_states
 from certtrain.errors import DeviceError, NonFiniteError, RunError
 from certtrain.events import EpochDone, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
+from certtrain.objective import correct_points
 from certtrain.precision import check_precision
 from certtrain.preset import Preset
 from certtrain.step import Stepper
@@ -34,6 +35,8 @@ READ_SECONDS = 0.25  # between two readings of the measurements, each of which w
 LOOK_SECONDS = 20.0  # between two looks at the ReLU states, each a forward pass; the end of an epoch has one too
 EPOCH_CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next at the end of an epoch
 CHECKPOINT_SECONDS = 300.0  # and within an epoch
+
+NATURAL_EXAMPLES = 2000  # that natural accuracy is measured on at the end of an epoch, where no step measures it
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,21 @@ def train(preset: Preset, out: Path, surroundings: Surroundings = Surroundings()
 
     The result is None if the run was stopped. Raises a CerttrainError.
     """
-    images = _load(preset, surroundings)  # first, so that missing data leave no folder behind
+    images = _prepare(preset, surroundings)  # first, so that missing data leave no folder behind
     return Trainer(preset, RunFolder.create(out, preset), images, surroundings).run()
 
 
 def resume(out: Path, surroundings: Surroundings = Surroundings()) -> Report | None:
     """Go on with the run in `out` from its last checkpoint. As `train` otherwise."""
     folder, preset = RunFolder.open(out)
-    return Trainer(preset, folder, _load(preset, surroundings), surroundings).run()
+    return Trainer(preset, folder, _prepare(preset, surroundings), surroundings).run()
 
 
-def _load(preset: Preset, surroundings: Surroundings) -> Images:
+def _prepare(preset: Preset, surroundings: Surroundings) -> Images:
+    """The run's images, once it is known that the machine can train in the way that is asked for."""
+    check_precision(preset.train.precision, surroundings.device)
+    check_compile(preset.train.compile, surroundings.device)
+
     def report(what: str, done: int, total: int) -> None:
         surroundings.emit(Loading(what, done, total))
 
@@ -91,9 +98,12 @@ class Trainer:
         )
         self.final = images.part(preset.data.verify_on)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
-        check_precision(preset.train.precision, self.device)
         self.compile, self.compile_note = will_compile(preset.train.compile, self.steps, self.device)
-        self.stepper = Stepper(preset, self.network, self.batches.steps_per_epoch, compile=self.compile)
+        self.stepper = Stepper(
+            preset, self.network, self.batches.steps_per_epoch, compile=self.compile, on_failure=self._no_compiler
+        )
+        average = self.stepper.average
+        self.networks = {"network": self.network} if average is None else {"network": self.network, "average": average}
         self.progress = Progress()
         self.layers: tuple[LayerState, ...] = ()
         self.reading, self.looking, self.saving, self.clock = (_Stopwatch() for _ in range(4))
@@ -123,7 +133,7 @@ class Trainer:
     # --- before and after --------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self.progress, damaged = self.folder.restore(self.network, self.stepper.optimizer)
+        self.progress, damaged = self.folder.restore(self.networks, self.stepper.optimizer)
         for path in damaged:
             self.emit(Note(f"checkpoint {path} is damaged; going on from an older one"))
         self._check_data()
@@ -175,7 +185,7 @@ class Trainer:
             return None
         results = report.to_dict()
         seconds = results.pop("seconds")
-        save_model(self.folder.model, self.network, describe(self.preset, self.images.train, results=results))
+        save_model(self.folder.model, self._result(), describe(self.preset, self.images.train, results=results))
         training = {"steps": self.steps, "seconds": self.progress.seconds, "device": self.device}
         record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results, "training": training}
         metadata = describe(self.preset, self.images.train)
@@ -196,14 +206,19 @@ class Trainer:
         return verify(self._classifier(), self.final, self.preset.eps.max, attack=PGD(), on_points=on_points)
 
     def _classifier(self) -> Classifier:
-        return Classifier(self.network, describe(self.preset, self.images.train)).eval()
+        return Classifier(self._result(), describe(self.preset, self.images.train)).eval()
+
+    def _result(self) -> nn.Sequential:
+        result = self.stepper.result
+        assert isinstance(result, nn.Sequential)  # as the network that was given
+        return result
 
     def _save(self) -> None:
         self._read()
         for name, tensor in self.network.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise self._not_finite(f"step {self.progress.step - 1}: its update made {name!r} infinite or NaN")
-        self.folder.save_checkpoint(self.network, self.stepper.optimizer, self.progress)
+        self.folder.save_checkpoint(self.networks, self.stepper.optimizer, self.progress)
         self.saving.restart()
 
     def _step(self) -> None:
@@ -237,6 +252,11 @@ class Trainer:
         eps, rate = self.stepper.eps(done - 1), self.stepper.learning_rate(done - 1)
         self.emit(StepDone(done, (done - 1) // per_epoch + 1, eps, rate, self._averages(), self.layers))
 
+    def _no_compiler(self, reason: str) -> None:
+        if self.preset.train.compile == "on":
+            raise DeviceError(f"{reason}; mend the compiler, or choose --compile off")
+        self.emit(Note(f"{reason}; training goes on without it"))
+
     def _not_finite(self, what: str) -> NonFiniteError:
         return NonFiniteError(
             f"{what}. The last good checkpoint is {self.folder.last_good or 'none: the initial weights are at fault'}. "
@@ -267,20 +287,36 @@ class Trainer:
         epoch = self.progress.step // self.batches.steps_per_epoch
         step = self.progress.step
         record: dict[str, Any] = {"epoch": epoch, "step": step, "eps": self.stepper.eps(step - 1)}
-        record |= {"learning_rate": self.stepper.learning_rate(step - 1)} | self._averages() | self._validate()
+        record |= (
+            {"learning_rate": self.stepper.learning_rate(step - 1)}
+            | self._natural()
+            | self._averages()
+            | self._validate()
+        )
         record["seconds"] = self.progress.seconds
         self.folder.log(record | {"layers": [layer.to_dict() for layer in self.layers]})
         self.progress.sums = {}
         self.stepper.set_sums({})
         self.emit(EpochDone(epoch, record, self.layers))
 
+    @torch.no_grad()
+    def _natural(self) -> dict[str, float]:
+        """Natural accuracy on the first training examples, where the steps carry no clean batch to measure it on."""
+        if self.preset.train.batch_norm_statistics == "clean":
+            return {}
+        few, network, correct = self.images.train.take(NATURAL_EXAMPLES), self.stepper.result.eval(), 0
+        for first in range(0, len(few), 500):
+            x = to_unit(few.images[first : first + 500].to(self.device))
+            labels = few.labels[first : first + 500].to(self.device)
+            correct += int(correct_points(network(x), labels).sum())
+        return {"natural_accuracy": correct / len(few)}
+
     def _validate(self) -> dict[str, float]:
         """Natural and certified accuracy on the held-out examples, at the target ε."""
         images = self.images.validation
         if images is None:
             return {}
-        self.network.eval()
-        certifier, verdicts = Certifier(self.network), list[Verdict]()
+        certifier, verdicts = Certifier(self.stepper.result.eval()), list[Verdict]()
         for first in range(0, len(images), 500):
             x = to_unit(images.images[first : first + 500].to(self.device))
             labels = images.labels[first : first + 500].to(self.device)

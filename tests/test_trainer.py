@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from certtrain import load_model
 from certtrain.assemble import load_run_images
 from certtrain.checkpoint import RunFolder
-from certtrain.errors import DataError, NonFiniteError, PresetError, RunError, StorageError
+from certtrain.errors import DataError, DeviceError, NonFiniteError, PresetError, RunError, StorageError
 from certtrain.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
 from certtrain.preset import Preset, load_preset
 from certtrain.trainer import Surroundings, Trainer, resume, train
@@ -224,6 +224,65 @@ def test_each_regulariser_can_be_switched_off(tightness: bool, balance: bool, tm
     expected = line["natural_loss"] + 0.5 * (tightness * line["tightness_loss"] + balance * line["relu_balance_loss"])
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
     assert (line["tightness_loss"] > 0) == (tightness or balance)
+
+
+# --- ways to train ---------------------------------------------------------------------------------------
+
+WAYS = {
+    "centre statistics": {"train__batch_norm_statistics": "centre"},
+    "moving average": {"train__average": 0.9},
+    "linear rate": {"train__schedule": "linear", "train__warmup": 0.5},
+    "bf16": {"train__precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_of_training_goes_on_as_if_it_had_not_stopped(name: str, finished: Path, tmp_path: Path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(small(**WAYS[name]), whole) is not None
+    train(small(**WAYS[name]), parts, Surroundings(should_stop=stop_before(13)))
+    assert resume(parts) is not None
+    assert_same_run(whole, parts)
+    assert (whole / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
+    assert report(whole)["results"]["natural_accuracy"] > 0.3
+    assert all(line["natural_accuracy"] > 0 for line in metrics(whole))
+
+
+def test_without_a_clean_batch_nothing_is_said_of_its_loss(tmp_path: Path):
+    train(small(train__batch_norm_statistics="centre"), tmp_path / "out", Surroundings(should_stop=stop_before(20)))
+    for line in metrics(tmp_path / "out"):
+        assert "natural_loss" not in line
+        assert line["certified_accuracy"] > 0
+
+
+def test_the_moving_average_is_what_is_kept(tmp_path: Path):
+    out = tmp_path / "out"
+    train(small(train__average=0.9), out)
+    kept, last = load_file(out / "model.safetensors"), load_file(RunFolder(out).checkpoints()[-1])
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, last[f"average/module.{name}"]), name
+    assert not torch.equal(kept["conv1.weight"], last["network/conv1.weight"])
+
+
+def test_the_linear_rate_rises_and_falls(tmp_path: Path):
+    heard: list[Event] = []
+    settings = {"train__schedule": "linear", "train__warmup": 1.0, "train__learning_rate": 1e-3}
+    train(small(**settings), tmp_path / "out", Surroundings(emit=heard.append))
+    rates = [event.learning_rate for event in heard if isinstance(event, StepDone)]
+    assert rates[:10] == pytest.approx([1e-4 * step for step in range(1, 11)])
+    assert rates[10:] == pytest.approx([1e-3 * (30 - step) / 20 for step in range(10, 30)])
+
+
+def test_settings_can_be_chosen_without_the_test_set(tmp_path: Path):
+    train(small(data__verify_on="validation"), tmp_path / "out")
+    results = report(tmp_path / "out")["results"]
+    assert (results["split"], results["examples"]) == ("validation", 237)
+
+
+def test_tf32_is_for_gpus(tmp_path: Path):
+    with pytest.raises(DeviceError, match="tf32 is an arithmetic of NVIDIA GPUs"):
+        train(small(train__precision="tf32"), tmp_path / "out", Surroundings(device="cpu"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- validation and test set -----------------------------------------------------------------------------

@@ -1,0 +1,175 @@
+"""The compiled step: the same numbers as the reference's, one graph for all phases, and when it is made."""
+
+import shutil
+
+import pytest
+import torch
+from oracles.nets import NETS
+from reference import EPS, below, inputs, network
+from test_oracles import EVALUATED, LOSSES, TRAINED, assert_close, without_own_column
+from torch import Tensor, nn
+
+from certtrain.bounds.interval import boundable
+from certtrain.bounds.trace import bound_logits
+from certtrain.compiling import WORTHWHILE_STEPS, check_compile, compiled, has_compiler, will_compile
+from certtrain.errors import DeviceError
+from certtrain.models import InputSpec, build_model
+from certtrain.preset import Preset, load_preset
+from certtrain.step import Controls, Stepper
+
+needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
+quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
+
+
+# --- the reference's values ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh() -> None:
+    torch.compiler.reset()
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("net", NETS)
+def test_a_compiled_training_step_gives_the_references_values(net: str):
+    preset = load_preset("digits", {"eps.max": "8/255"})
+    model, (x, labels) = network(net).train(), inputs(net)
+    stepper = Stepper(preset, model, 10, compile=True)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for _, eps in (case for case in TRAINED if case[0] == net):
+        model.load_state_dict(start)
+        model.zero_grad()
+        weight = 0.5 * (1 - EPS[eps] / (8 / 255))
+        values = (max(EPS[eps], 1e-6), float(EPS[eps] > 0), weight, weight)
+        total, measured = stepper.loss(x, labels, Controls(*torch.tensor(values, dtype=torch.float64).unbind()), True)
+        total.backward()
+        expected = below(net, f"train/eps={eps}/")
+        names = {
+            "robust_ce": "robust_loss",
+            "natural_ce": "natural_loss",
+            "loss": "loss",
+            "tightness": "tightness_loss",
+        }
+        names["relu_balance"] = "relu_balance_loss"
+        assert_close({key: measured[name] for key, name in names.items()}, {key: expected[key] for key in LOSSES})
+        gradients = below(net, f"train/eps={eps}/grad/")
+        largest = max(gradient.abs().max().item() for gradient in gradients.values())
+        assert_close({name: p.grad for name, p in model.named_parameters()}, gradients, scale=largest)
+        if statistics := below(net, f"train/eps={eps}/after/"):
+            assert_close(dict(model.named_buffers()), statistics)
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("net", NETS)
+def test_compiled_bounds_give_the_references_values(net: str):
+    model, (x, labels) = network(net), inputs(net)
+    graph = boundable(model)
+
+    def bounds(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = bound_logits(graph, x, eps, (0.0, 1.0))
+        return logits.box.lower, logits.box.upper, logits.margins(labels)
+
+    fast = compiled(bounds, pytest.fail)
+    for _, eps in (case for case in EVALUATED if case[0] == net):
+        with torch.no_grad():
+            lower, upper, margins = fast(x, torch.tensor(EPS[eps], dtype=torch.float64))
+        found = {"logits_lower": lower, "logits_upper": upper, "margins_lower": without_own_column(margins, labels)}
+        expected = below(net, f"eval/eps={eps}/IBP/")
+        assert_close(found, {name: expected[name] for name in found})
+
+
+# --- a run of steps --------------------------------------------------------------------------------------
+
+
+def small(**changes: object) -> Preset:
+    settings = {"model.channels": [4], "model.kernels": [3], "model.strides": [2], "model.linear": [8]}
+    settings |= {"eps.start": 2, "eps.length": 2, "train.epochs": 5}
+    return load_preset("digits", settings | {f"train.{name}": value for name, value in changes.items()})
+
+
+def stepped(preset: Preset, *, compile: bool) -> tuple[nn.Module, dict[str, float]]:
+    """A small network in float64 after a step at zero ε, one in the ramp and one after it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,))).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(12, 1, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(10, (12,), generator=generator)
+    stepper = Stepper(preset, network.to(memory_format=torch.channels_last), 10, compile=compile)
+    for step in (5, 15, 35):
+        stepper.run(step, x, labels)
+    return network, stepper.read().sums
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("statistics", ["clean", "centre"])
+def test_compiled_and_eager_steps_are_equal(statistics: str):
+    preset = small(batch_norm_statistics=statistics)
+    (network, sums), (twin, others) = (stepped(preset, compile=compile) for compile in (True, False))
+    assert sums.pop("tightness_loss") >= others.pop("tightness_loss")  # the eager step leaves out what has no weight
+    assert sums.pop("relu_balance_loss") >= others.pop("relu_balance_loss")
+    sums.pop("layers_without_balance"), others.pop("layers_without_balance")
+    assert sums == pytest.approx(others, rel=1e-9)
+    for (name, mine), other in zip(network.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-7, atol=1e-9), name
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+def test_one_graph_serves_every_phase():
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    stepped(small(), compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch):
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    heard: list[str] = []
+    double = compiled(lambda x: torch.sin(x) * 2 + 12345, heard.append)
+    for _ in range(2):
+        assert torch.equal(double(torch.ones(3)), torch.sin(torch.ones(3)) * 2 + 12345)
+    assert len(heard) == 1
+    assert heard[0].startswith("torch.compile failed")
+
+
+# --- when a step is compiled -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "steps", "compiles", "says"),
+    [
+        ("off", 10**9, False, "not compiled, as asked for"),
+        ("on", 1, True, "compiled, as asked for"),
+        ("auto", WORTHWHILE_STEPS - 1, False, "not compiled: 4,999 steps would not repay it"),
+        ("auto", WORTHWHILE_STEPS, True, "compiled, since 5,000 steps repay it"),
+    ],
+)
+def test_the_choice_follows_from_the_length_of_the_run(
+    choice: str, steps: int, compiles: bool, says: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("certtrain.compiling.has_compiler", lambda device: True)
+    decision, reason = will_compile(choice, steps, "cpu")
+    assert decision == compiles
+    assert reason.startswith(says)
+
+
+def test_without_a_compiler_auto_trains_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    decision, reason = will_compile("auto", 10**6, "cpu")
+    assert not decision
+    assert "needs a C++ compiler" in reason
+    with pytest.raises(DeviceError, match="install it, or choose --compile off"):
+        check_compile("on", "cpu")
