@@ -23,6 +23,8 @@ from certtrain.precision import arithmetic
 from certtrain.preset import Preset
 from certtrain.schedule import eps_at, learning_rate_at, linear_rate_at, regularizer_weight
 
+LARGEST_RATE = torch.finfo(torch.float32).max  # that the optimiser's own scalar holds
+
 
 class Controls(NamedTuple):
     """What the schedules say in one step, as scalars on the device, so that one compiled graph serves all steps."""
@@ -120,7 +122,7 @@ class Stepper:
         self._note_failure(step, row)
         self.sums += row.double() * len(labels)
         for group in self.optimizer.param_groups:
-            group["lr"].copy_(torch.tensor(self.learning_rate(step)))
+            group["lr"].fill_(min(self.learning_rate(step), LARGEST_RATE))
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network)

@@ -15,6 +15,7 @@ from certtrain.certificate import ASSUMPTIONS, VERDICTS, Certificates, Certifier
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import DataError, SoundnessError
 from certtrain.modelfile import Classifier
+from certtrain.precision import tensor_cores
 from certtrain.storage import write_atomic
 
 
@@ -81,6 +82,7 @@ def to_json_lines(path: Path, points: Sequence[Point]) -> None:
 OnPoints = Callable[[list[Point]], None]
 
 
+@tensor_cores(False)
 def verify(
     model: Classifier,
     images: ImageSet,
