@@ -9,14 +9,16 @@ import torch
 from certtrain.errors import DeviceError
 from certtrain.preset import Compile
 
-WORTHWHILE_STEPS = 5000
-"""From so many steps on, `auto` compiles: what each step gains then pays for the compilation."""
+COMPILATION = 60.0  # seconds that it may take; auto compiles where a run saves more
+# Seconds that a compiled step saves for each ReLU input of its batch: it is memory traffic that it saves. That of a
+# CPU follows from benchmarks/step.py; that of a GPU is a guess until it is measured.
+SAVED = {"cpu": 12e-9, "cuda": 0.1e-9}
 
 Function = Callable[..., Any]
 
 
-def will_compile(choice: Compile, steps: int, device: str) -> tuple[bool, str]:
-    """Whether a run of so many steps is compiled, and one line that says why.
+def will_compile(choice: Compile, *, steps: int, relu_inputs: int, device: str) -> tuple[bool, str]:
+    """Whether a run of so many steps is compiled, and one line that says why; `relu_inputs` are those of a batch.
 
     Depends on its arguments and the machine's tools alone, so that a resumed
     run decides as the first one did.
@@ -26,10 +28,15 @@ def will_compile(choice: Compile, steps: int, device: str) -> tuple[bool, str]:
     if not has_compiler(device):
         return False, f"not compiled: that needs {_tools(device)}, and there is none"
     if choice == "on":
-        return True, "compiled, as asked for; the first step takes up to a minute or two"
-    if steps < WORTHWHILE_STEPS:
-        return False, f"not compiled: {steps:,} steps would not repay it (from {WORTHWHILE_STEPS:,} on they do)"
-    return True, f"compiled, since {steps:,} steps repay it; the first step takes up to a minute or two"
+        return True, "compiled, as asked for; the first step takes up to a minute"
+    saved = steps * relu_inputs * SAVED[device]
+    if saved < COMPILATION:
+        return False, f"not compiled: that takes up to a minute, and saves this run about {_about(saved)}"
+    return True, f"compiled: that takes up to a minute, and saves this run about {_about(saved)}"
+
+
+def _about(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def check_compile(choice: Compile, device: str) -> None:

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from certtrain.bounds.interval import Box
-from certtrain.bounds.trace import BoundTrace
+from certtrain.bounds.interval import Box, boundable
+from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.errors import NonFiniteError
 
 EXPLODING = 1e3  # growth of the mean width since the input from which bounds are called exploding
@@ -63,6 +63,13 @@ def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
         for total, (_, box) in zip(totals, trace.relu_boxes, strict=True):
             total.add(box)
     return [total.state(2 * input_radius / examples) for total in totals]
+
+
+@torch.no_grad()
+def relu_units(model: nn.Module, x: Tensor) -> int:
+    """How many ReLU inputs the network has for one example of `x` (B, …); B is two or more."""
+    trace = trace_bounds(boundable(model), x[:2], 0.0, None)
+    return sum(box.centre[0].numel() for _, box in trace.relu_boxes)
 
 
 class _Totals:

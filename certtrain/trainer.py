@@ -19,7 +19,7 @@ from certtrain.certificate import Certifier, Verdict
 from certtrain.checkpoint import Progress, RunFolder
 from certtrain.compiling import check_compile, will_compile
 from certtrain.data import Augmentation, Batches, to_unit
-from certtrain.diagnostics import LayerState, layer_states
+from certtrain.diagnostics import LayerState, layer_states, relu_units
 from certtrain.errors import DeviceError, NonFiniteError, RunError
 from certtrain.events import EpochDone, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
@@ -98,7 +98,10 @@ class Trainer:
         )
         self.final = images.part(preset.data.verify_on)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
-        self.compile, self.compile_note = will_compile(preset.train.compile, self.steps, self.device)
+        per_batch = preset.train.batch_size * relu_units(self.network, self.batches.batch(0, 0)[0])
+        self.compile, self.compile_note = will_compile(
+            preset.train.compile, steps=self.steps, relu_inputs=per_batch, device=self.device
+        )
         self.stepper = Stepper(
             preset, self.network, self.batches.steps_per_epoch, compile=self.compile, on_failure=self._no_compiler
         )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import bound_logits
-from certtrain.compiling import WORTHWHILE_STEPS, check_compile, compiled, has_compiler, will_compile
+from certtrain.compiling import check_compile, compiled, has_compiler, will_compile
+from certtrain.diagnostics import relu_units
 from certtrain.errors import DeviceError
 from certtrain.models import InputSpec, build_model
 from certtrain.preset import Preset, load_preset
@@ -153,23 +154,33 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch):
     [
         ("off", 10**9, False, "not compiled, as asked for"),
         ("on", 1, True, "compiled, as asked for"),
-        ("auto", WORTHWHILE_STEPS - 1, False, "not compiled: 4,999 steps would not repay it"),
-        ("auto", WORTHWHILE_STEPS, True, "compiled, since 5,000 steps repay it"),
+        ("auto", 1000, False, "not compiled: that takes up to a minute, and saves this run about 12 s"),
+        ("auto", 4999, False, "not compiled: that takes up to a minute, and saves this run about 60 s"),
+        ("auto", 5001, True, "compiled: that takes up to a minute, and saves this run about 60 s"),
+        ("auto", 10**5, True, "compiled: that takes up to a minute, and saves this run about 20 min"),
     ],
 )
 def test_the_choice_follows_from_the_length_of_the_run(
     choice: str, steps: int, compiles: bool, says: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("certtrain.compiling.has_compiler", lambda device: True)
-    decision, reason = will_compile(choice, steps, "cpu")
+    decision, reason = will_compile(choice, steps=steps, relu_inputs=10**6, device="cpu")
     assert decision == compiles
     assert reason.startswith(says)
 
 
 def test_without_a_compiler_auto_trains_all_the_same(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    decision, reason = will_compile("auto", 10**6, "cpu")
+    decision, reason = will_compile("auto", steps=10**6, relu_inputs=10**6, device="cpu")
     assert not decision
     assert "needs a C++ compiler" in reason
     with pytest.raises(DeviceError, match="install it, or choose --compile off"):
         check_compile("on", "cpu")
+
+
+def test_relu_units_are_counted():
+    preset = load_preset("mnist-cpu")
+    network = build_model(preset.model, InputSpec((1, 28, 28), 10, (0.5,), (0.25,)))
+    before = network.state_dict()["conv1_bn.running_mean"].clone()
+    assert relu_units(network, torch.rand(3, 1, 28, 28)) == 16 * 14 * 14 + 32 * 7 * 7 + 100
+    assert torch.equal(network.state_dict()["conv1_bn.running_mean"], before)
