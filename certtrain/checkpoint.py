@@ -76,7 +76,7 @@ class RunFolder:
         """Write a checkpoint, then let go of the oldest beyond two."""
         path = self.path / "checkpoints" / f"step-{progress.step:09d}.safetensors"
         progress.metrics_bytes = self.metrics.stat().st_size if self.metrics.exists() else 0
-        tensors = _collect(networks, optimizer)
+        tensors = collect(networks, optimizer)
         write_atomic(path, save(tensors, {"progress": json.dumps(asdict(progress))}))
         self.last_good = path
         for old in self.checkpoints()[:-KEPT]:
@@ -110,7 +110,8 @@ class RunFolder:
         append_line(self.metrics, json.dumps(record, allow_nan=False))
 
 
-def _collect(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def collect(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of a run's state by name, on the CPU."""
     tensors = {f"{key}/{name}": t for key, network in networks.items() for name, t in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
@@ -121,6 +122,12 @@ def _load(path: Path, networks: Networks, optimizer: torch.optim.Optimizer) -> P
     with safe_open(path, framework="pt") as file:
         progress = Progress(**json.loads(file.metadata()["progress"]))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    put_back(tensors, networks, optimizer)
+    return progress
+
+
+def put_back(tensors: dict[str, Tensor], networks: Networks, optimizer: torch.optim.Optimizer) -> None:
+    """Undo `collect`. Raises KeyError, ValueError or RuntimeError if the tensors are another run's."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -130,7 +137,6 @@ def _load(path: Path, networks: Networks, optimizer: torch.optim.Optimizer) -> P
     for key, network in networks.items():
         network.load_state_dict({n.removeprefix(f"{key}/"): t for n, t in tensors.items() if n.startswith(f"{key}/")})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return progress
 
 
 def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -267,10 +267,12 @@ def train(
     resolved = _load_preset(preset, overrides, **changes) if resume is None else None
     stop = _Stopper(time_budget)
     from certtrain import render, trainer
+    from certtrain.distributed import joined
 
-    with render.training_view(as_json) as view:
+    place = _device(device)
+    with joined(place) as group, render.training_view(as_json, silent=not group.leads) as view:
         listeners = [view, *_tensorboard(tensorboard)]
-        surroundings = trainer.Surroundings(data_dir, _device(device), stop.reason, _all(listeners))
+        surroundings = trainer.Surroundings(data_dir, place, stop.reason, _all(listeners), group)
         if resolved is not None:
             trainer.train(resolved, out or _new_folder(resolved), surroundings)
         elif resume is not None:

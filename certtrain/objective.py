@@ -1,5 +1,6 @@
 """The training loss of one batch: natural or certified cross-entropy, and the warm-up's regularisers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -74,20 +75,46 @@ def objective_terms(
 
 
 def loss_terms(
-    trace: BoundTrace, labels: Tensor, *, certified: float | Tensor, regularizers: Regularizers | None
+    trace: BoundTrace,
+    labels: Tensor,
+    *,
+    certified: float | Tensor,
+    regularizers: Regularizers | None,
+    pool: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> LossTerms:
     """The loss terms from one pass; `certified` is 1 to minimise the certified cross-entropy, 0 for the natural.
 
     Where no clean batch was carried, the natural cross-entropy is the centres'.
+    Where the pass was of a part of the batch, `pool` adds the other parts' sums
+    for the regularisers, which are of the whole; the rest is of the part.
     """
-    natural = F.cross_entropy(trace.logits.box.centre if trace.clean is None else trace.clean, labels)
+    logits = trace.logits.box.centre if trace.clean is None else trace.clean
+    sums = None if regularizers is None or not trace.relu_boxes else pool(trace_sums(trace))
     margins = trace.margins(labels)
+    return combined_terms(logits, margins, sums, labels, certified=certified, regularizers=regularizers)
+
+
+def trace_sums(trace: BoundTrace) -> Tensor:
+    """What the regularisers need of a pass, (L, 9): `sums_of` the network's input and each ReLU's."""
+    return sums_of([trace.input, *(box for _, box in trace.relu_boxes)])
+
+
+def combined_terms(
+    logits: Tensor,
+    margins: Tensor,
+    sums: Tensor | None,
+    labels: Tensor,
+    *,
+    certified: float | Tensor,
+    regularizers: Regularizers | None,
+) -> LossTerms:
+    """The loss terms from what they depend on: logits and margins (B, K), and `trace_sums` for the regularisers."""
+    natural = F.cross_entropy(logits, labels)
     robust = certified_cross_entropy(margins, labels)
     total = torch.lerp(natural, robust, certified)
     zero = torch.zeros_like(total)
-    if regularizers is None or not trace.relu_boxes:
+    if regularizers is None or sums is None:
         return LossTerms(total, robust, natural, zero, zero, zero, margins)
-    sums = sums_of([trace.input, *(box for _, box in trace.relu_boxes)])
     tightness, balance, skipped = regularizer_losses(sums, regularizers.tolerance)
     total = total + regularizers.tightness * tightness + regularizers.relu_balance * balance
     return LossTerms(total, robust, natural, tightness, balance, skipped, margins)

@@ -291,8 +291,11 @@ class JsonView:
 
 
 @contextmanager
-def training_view(as_json: bool) -> Iterator[Listener]:
-    """What suits: JSON if asked for, a live picture on a terminal, else plain lines."""
+def training_view(as_json: bool, *, silent: bool = False) -> Iterator[Listener]:
+    """What suits: JSON if asked for, a live picture on a terminal, else plain lines; nothing if it is to be silent."""
+    if silent:
+        yield lambda event: None
+        return
     if as_json or not out.is_terminal:
         yield JsonView() if as_json else PlainView()
         return

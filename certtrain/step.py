@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from certtrain.bounds.interval import boundable
-from certtrain.bounds.statistics import remember
+from certtrain.bounds.statistics import batch_statistics, pooled_statistics, remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
 from certtrain.compiling import compiled
+from certtrain.distributed import ALONE, Group
 from certtrain.errors import DeviceError
 from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
 from certtrain.precision import arithmetic
@@ -57,8 +58,11 @@ class Stepper:
         *,
         compile: bool = False,
         on_failure: Callable[[str], None] = _fail,
+        group: Group = ALONE,
     ) -> None:
         self.preset, self.network, self.steps_per_epoch, self.compile = preset, network, steps_per_epoch, compile
+        self.group = group
+        self.source = batch_statistics if group.size == 1 else pooled_statistics(group.gathered)
         self.graph = boundable(network)
         self.device = next(network.parameters()).device
         self.optimizer = torch.optim.Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
@@ -110,16 +114,17 @@ class Stepper:
 
     # --- the step ----------------------------------------------------------------------------------------
 
-    def run(self, step: int, x: Tensor, labels: Tensor) -> None:
-        """Update the network by the pixels `x` (B, C, H, W) with `labels` (B,).
+    def run(self, step: int, x: Tensor, labels: Tensor, share: float = 1.0) -> None:
+        """Update the network by the pixels `x` (B, C, H, W) with `labels` (B,), this rank's `share` of the batch.
 
-        If the loss or the gradient is not finite, neither this step nor any
-        later one changes the weights, and `read` says so.
+        If the loss or the gradient is not finite, on whichever rank, neither
+        this step nor any later one changes the weights, and `read` says so.
         """
-        measured = self._gradient(step, x, labels)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
+        measured = self._gradient(step, x, labels, share)
+        bad = (~torch.stack(list(measured.values())).isfinite().all()).float()
+        norm = self._whole_gradient(bad)
         row = torch.stack([*measured.values(), norm, torch.ones_like(norm)]).detach()
-        self._note_failure(step, row)
+        self._note_failure(step, (bad > 0) | ~norm.isfinite())
         self.sums += row.double() * len(labels)
         for group in self.optimizer.param_groups:
             group["lr"].fill_(min(self.learning_rate(step), LARGEST_RATE))
@@ -132,13 +137,20 @@ class Stepper:
         """The network that the training is for: the moving average where there is one."""
         return self.network if self.average is None else self.average.module
 
-    def _gradient(self, step: int, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
+        """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
         self.network.train()
         self.optimizer.zero_grad()
         with arithmetic(self.preset.train.precision, self.device.type):
             total, measured = self.loss(_channels_last(x), labels, self._controls(step), self._regularized(step))
-        total.backward()
+        (total * share).backward()
         return measured
+
+    def _whole_gradient(self, bad: Tensor) -> Tensor:
+        """Add up the ranks' gradients, and `bad` with them, and cut the gradient to its largest norm; the norm."""
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        self.group.add_up([*gradients, bad])
+        return nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
 
     def _loss(
         self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool
@@ -150,14 +162,14 @@ class Stepper:
     def _pass(self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool) -> tuple[BoundTrace, LossTerms]:
         settings = self.preset.regularizer
         weights = Regularizers(controls.tightness, controls.relu_balance, settings.tolerance) if regularized else None
-        trace = trace_bounds(self.graph, x, controls.eps, CLIP, with_clean=self._with_clean())
-        return trace, loss_terms(trace, labels, certified=controls.certified, regularizers=weights)
+        trace = trace_bounds(self.graph, x, controls.eps, CLIP, with_clean=self._with_clean(), source=self.source)
+        pool = self.group.total
+        return trace, loss_terms(trace, labels, certified=controls.certified, regularizers=weights, pool=pool)
 
     def _with_clean(self) -> bool:
         return self.preset.train.batch_norm_statistics == "clean"
 
-    def _note_failure(self, step: int, row: Tensor) -> None:
-        failed = ~row.isfinite().all()
+    def _note_failure(self, step: int, failed: Tensor) -> None:
         first = failed & (self.failed < 0)
         self.failed = torch.where(first, step, self.failed)
         self.bad.copy_(torch.maximum(self.bad, failed.float()))
@@ -174,14 +186,15 @@ class Stepper:
         return [*names, "certified_accuracy", *natural, "gradient_norm"]
 
     def read(self) -> Reading:
-        """Wait for the device, and read what all steps since `set_sums` have measured."""
-        *sums, failed = torch.cat([self.sums, self.failed.double().unsqueeze(0)]).tolist()
+        """Wait for the device, and read what all steps since `set_sums` have measured, over all ranks."""
+        *sums, failed = torch.cat([self.group.total(self.sums), self.failed.double().unsqueeze(0)]).tolist()
         names = [*self.measures(), "examples"]
         return Reading(dict(zip(names, sums, strict=True)), int(failed) if failed >= 0 else None)
 
     def set_sums(self, sums: dict[str, float]) -> None:
-        """Go on adding to these; an empty mapping starts anew."""
-        values = [sums.get(name, 0.0) for name in [*self.measures(), "examples"]]
+        """Go on adding to these, which are over all ranks; an empty mapping starts anew."""
+        mine = sums if self.group.leads else {}
+        values = [mine.get(name, 0.0) for name in [*self.measures(), "examples"]]
         self.sums.copy_(torch.tensor(values, dtype=torch.float64))
 
     @torch.no_grad()
@@ -192,17 +205,22 @@ class Stepper:
         return trace_bounds(self.graph, _channels_last(x), eps, CLIP, with_clean=self._with_clean())
 
     def explain(self, step: int, x: Tensor, labels: Tensor) -> str:
-        """What was not finite in a step that failed: the first such value, and the layer it comes from."""
+        """What was not finite in a step that failed: the first such value, and the layer it comes from.
+
+        All ranks ask together, each with its part of the batch, and all get the same answer.
+        """
         self.optimizer.zero_grad()
         with arithmetic(self.preset.train.precision, self.device.type):
             trace, terms = self._pass(_channels_last(x), labels, self._controls(step), self._regularized(step))
         terms.total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
-        measured = _measure(terms, trace, labels) | {"gradient_norm": norm}
+        measured = _measure(terms, trace, labels)
+        culprit = self._culprit(trace)
+        measured |= {"gradient_norm": self._whole_gradient(torch.zeros_like(terms.total))}
         bad = [f"{name} is {value.item()}" for name, value in measured.items() if not isfinite(value.item())]
-        return f"step {step}: {bad[0] if bad else 'its loss was not finite'}; {self._culprit(trace)}"
+        what = self.group.first(bad[0] if bad else None) or "its loss was not finite"
+        return f"step {step}: {what}; {self.group.first(culprit) or 'all bounds and gradients are finite'}"
 
-    def _culprit(self, trace: BoundTrace) -> str:
+    def _culprit(self, trace: BoundTrace) -> str | None:
         for name, box in [*trace.relu_boxes, ("head", trace.logits.box)]:
             for what, tensor in (("clean values", box.clean), ("centres", box.centre), ("widths", box.radius)):
                 if tensor is not None and not bool(tensor.isfinite().all()):
@@ -210,7 +228,7 @@ class Stepper:
         for name, parameter in self.network.named_parameters():
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 return f"all bounds are finite, but the gradient of {name!r} is not"
-        return "all bounds and gradients are finite"
+        return None
 
 
 def _moving_average(network: nn.Module, decay: float) -> AveragedModel | None:

@@ -2,6 +2,8 @@
 
 A step depends on (preset, step) and the state alone, so a run that was killed
 and resumed is the run that was not killed, bit for bit, on the same device.
+Several processes take the same steps, each with its share of every batch. The
+first of them decides what depends on the clock, speaks, writes and verifies.
 """
 
 import time
@@ -16,12 +18,13 @@ from torch import Tensor, nn
 from certtrain.assemble import Images, describe, load_run_images, make_network
 from certtrain.attack import PGD
 from certtrain.certificate import Certifier, Verdict
-from certtrain.checkpoint import Progress, RunFolder
+from certtrain.checkpoint import Progress, RunFolder, collect, put_back
 from certtrain.compiling import check_compile, will_compile
 from certtrain.data import Augmentation, Batches, to_unit
 from certtrain.diagnostics import LayerState, layer_states, relu_units
+from certtrain.distributed import ALONE, Group
 from certtrain.errors import DeviceError, NonFiniteError, RunError
-from certtrain.events import EpochDone, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
 from certtrain.objective import correct_points
 from certtrain.precision import check_precision
@@ -46,12 +49,19 @@ class Surroundings:
     data_dir: where the data are, as for `load_images`. device: "cpu" or "cuda".
     should_stop: asked before each step; a reason stops the run at a checkpoint.
     emit: hears of everything that happens.
+    group: the processes that train together; `should_stop` and `emit` are used in the first of them alone.
     """
 
     data_dir: Path | None = None
     device: str = "cpu"
     should_stop: Callable[[], str | None] = lambda: None
     emit: Listener = lambda event: None
+    group: Group = ALONE
+
+    def tell(self, event: Event) -> None:
+        """Let whoever listens hear of it, from the leading process."""
+        if self.group.leads:
+            self.emit(event)
 
 
 def train(preset: Preset, out: Path, surroundings: Surroundings = Surroundings()) -> Report | None:
@@ -60,12 +70,13 @@ def train(preset: Preset, out: Path, surroundings: Surroundings = Surroundings()
     The result is None if the run was stopped. Raises a CerttrainError.
     """
     images = _prepare(preset, surroundings)  # first, so that missing data leave no folder behind
-    return Trainer(preset, RunFolder.create(out, preset), images, surroundings).run()
+    folder = surroundings.group.lead(lambda: RunFolder.create(out, preset))
+    return Trainer(preset, folder, images, surroundings).run()
 
 
 def resume(out: Path, surroundings: Surroundings = Surroundings()) -> Report | None:
     """Go on with the run in `out` from its last checkpoint. As `train` otherwise."""
-    folder, preset = RunFolder.open(out)
+    folder, preset = surroundings.group.lead(lambda: RunFolder.open(out))
     return Trainer(preset, folder, _prepare(preset, surroundings), surroundings).run()
 
 
@@ -75,9 +86,9 @@ def _prepare(preset: Preset, surroundings: Surroundings) -> Images:
     check_compile(preset.train.compile, surroundings.device)
 
     def report(what: str, done: int, total: int) -> None:
-        surroundings.emit(Loading(what, done, total))
+        surroundings.tell(Loading(what, done, total))
 
-    return load_run_images(preset, surroundings.data_dir, report)
+    return surroundings.group.leader_first(lambda: load_run_images(preset, surroundings.data_dir, report))
 
 
 class Trainer:
@@ -85,7 +96,8 @@ class Trainer:
 
     def __init__(self, preset: Preset, folder: RunFolder, images: Images, surroundings: Surroundings) -> None:
         self.preset, self.folder, self.images, self.data_dir = preset, folder, images, surroundings.data_dir
-        self.device, self.emit, self.should_stop = surroundings.device, surroundings.emit, surroundings.should_stop
+        self.device, self.emit, self.should_stop = surroundings.device, surroundings.tell, surroundings.should_stop
+        self.group = surroundings.group
         network, _ = make_network(preset, images.train)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = Batches(
@@ -95,15 +107,22 @@ class Trainer:
             seed=preset.seed,
             augmentation=Augmentation(preset.data.flip, preset.data.crop_padding),
             device=self.device,
+            rank=self.group.rank,
+            ranks=self.group.size,
         )
         self.final = images.part(preset.data.verify_on)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
-        per_batch = preset.train.batch_size * relu_units(self.network, self.batches.batch(0, 0)[0])
+        per_batch = preset.train.batch_size * relu_units(self.network, self.batches.whole_batch(0, 0)[0])
         self.compile, self.compile_note = will_compile(
             preset.train.compile, steps=self.steps, relu_inputs=per_batch, device=self.device
         )
         self.stepper = Stepper(
-            preset, self.network, self.batches.steps_per_epoch, compile=self.compile, on_failure=self._no_compiler
+            preset,
+            self.network,
+            self.batches.steps_per_epoch,
+            compile=self.compile,
+            on_failure=self._no_compiler,
+            group=self.group,
         )
         average = self.stepper.average
         self.networks = {"network": self.network} if average is None else {"network": self.network, "average": average}
@@ -115,29 +134,39 @@ class Trainer:
         """Train from the last checkpoint to the end, verify, and write the results; None if stopped."""
         self._begin()
         while self.progress.step < self.steps:
-            if reason := self.should_stop():
-                self._stop(reason)
+            if self._stops():
                 return None
             self._step()
             self._look_after()
-        return self._finish()
+        return self.group.lead(self._finish)
+
+    def _stops(self) -> bool:
+        """Whether the run ends here, at a checkpoint."""
+        reason = self.should_stop() if self.group.leads else None
+        if not self.group.agree(reason is not None):
+            return False
+        self._save()
+        self._say_stopped(str(reason))
+        return True
 
     def _look_after(self) -> None:
         """What comes between two steps: read, report, save, each where it is due."""
         ends_epoch = self.progress.step % self.batches.steps_per_epoch == 0
-        if ends_epoch or self.reading.seconds() >= READ_SECONDS:
+        if ends_epoch or self._due(self.reading, READ_SECONDS):
             self._report()
         if ends_epoch:
             self._end_epoch()
         over = self.progress.step == self.steps
-        if over or self.saving.seconds() >= (EPOCH_CHECKPOINT_SECONDS if ends_epoch else CHECKPOINT_SECONDS):
+        if over or self._due(self.saving, EPOCH_CHECKPOINT_SECONDS if ends_epoch else CHECKPOINT_SECONDS):
             self._save()
+
+    def _due(self, watch: "_Stopwatch", seconds: float) -> bool:
+        return self.group.agree(watch.seconds() >= seconds)
 
     # --- before and after --------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self.progress, damaged = self.folder.restore(self.networks, self.stepper.optimizer)
-        for path in damaged:
+        for path in self._restore():
             self.emit(Note(f"checkpoint {path} is damaged; going on from an older one"))
         self._check_data()
         check_fit(self._classifier(), self.final)
@@ -154,6 +183,8 @@ class Trainer:
             )
         )
         self.emit(Note(f"the step is {self.compile_note}"))
+        if self.group.size > 1:
+            self.emit(Note(f"{self.group.size} processes share each batch"))
         ramp = self.preset.eps.start + self.preset.eps.length
         if ramp > self.preset.train.epochs:
             self.emit(Note(f"ε reaches {self.preset.eps.max:g} in epoch {ramp}, after the end of this run"))
@@ -161,6 +192,20 @@ class Trainer:
         self.clock.restart()
         if self.progress.step == 0:
             self._save()  # so that a failure in the first epoch leaves something to go on from
+
+    def _restore(self) -> list[Path]:
+        """Put everybody where the run stands; the checkpoints that were damaged."""
+        networks, optimizer = self.networks, self.stepper.optimizer
+        if self.group.size == 1:
+            self.progress, damaged = self.folder.restore(networks, optimizer)
+            return damaged
+
+        def restored() -> tuple[Progress, list[Path], RunFolder, dict[str, Tensor]]:
+            return *self.folder.restore(networks, optimizer), self.folder, collect(networks, optimizer)
+
+        self.progress, damaged, self.folder, tensors = self.group.lead(restored)
+        put_back(tensors, networks, optimizer)
+        return damaged
 
     def _check_data(self) -> None:
         """A run goes on with the data it began with, or it would not be the same run."""
@@ -172,10 +217,6 @@ class Trainer:
                 "give the same --data-dir, or start a new run"
             )
         self.progress.data = data
-
-    def _stop(self, reason: str) -> None:
-        self._save()
-        self._say_stopped(reason)
 
     def _say_stopped(self, reason: str) -> None:
         self.emit(Stopped(reason, self.progress.step, self.steps, self.folder.path, self.data_dir))
@@ -189,7 +230,8 @@ class Trainer:
         results = report.to_dict()
         seconds = results.pop("seconds")
         save_model(self.folder.model, self._result(), describe(self.preset, self.images.train, results=results))
-        training = {"steps": self.steps, "seconds": self.progress.seconds, "device": self.device}
+        training: dict[str, Any] = {"steps": self.steps, "seconds": self.progress.seconds, "device": self.device}
+        training["processes"] = self.group.size
         record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results, "training": training}
         metadata = describe(self.preset, self.images.train)
         write_json(self.folder.report, record | {"verification_seconds": seconds, "versions": metadata.versions})
@@ -218,16 +260,20 @@ class Trainer:
 
     def _save(self) -> None:
         self._read()
+        self.folder.last_good = self.group.lead(self._write_checkpoint)
+        self.saving.restart()
+
+    def _write_checkpoint(self) -> Path:
         for name, tensor in self.network.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise self._not_finite(f"step {self.progress.step - 1}: its update made {name!r} infinite or NaN")
-        self.folder.save_checkpoint(self.networks, self.stepper.optimizer, self.progress)
-        self.saving.restart()
+        return self.folder.save_checkpoint(self.networks, self.stepper.optimizer, self.progress)
 
     def _step(self) -> None:
         x, labels = self._batch(self.progress.step)
+        share = self.batches.share(self.progress.step % self.batches.steps_per_epoch)
         try:
-            self.stepper.run(self.progress.step, x, labels)
+            self.stepper.run(self.progress.step, x, labels, share)
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"the memory of {self.device} does not hold a batch of {len(labels)} examples. "
@@ -239,7 +285,10 @@ class Trainer:
         return self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
 
     def _read(self) -> None:
-        """Bring the progress up to date. Raises NonFiniteError if a step has failed since the last reading."""
+        """Bring the progress up to date, on all ranks together.
+
+        Raises NonFiniteError if a step has failed since the last reading.
+        """
         reading = self.stepper.read()
         if reading.failed is not None:
             raise self._not_finite(self.stepper.explain(reading.failed, *self._batch(reading.failed)))
@@ -249,6 +298,9 @@ class Trainer:
 
     def _report(self) -> None:
         self._read()
+        self.group.lead(self._tell_step)
+
+    def _tell_step(self) -> None:
         done, per_epoch = self.progress.step, self.batches.steps_per_epoch
         if not self.layers or done % per_epoch == 0 or self.looking.seconds() >= LOOK_SECONDS:
             self._look(done - 1)
@@ -276,7 +328,8 @@ class Trainer:
         """See how the layers stand on the batch of `step`."""
         was_exploding = any(layer.exploding for layer in self.layers)
         try:
-            self.layers = tuple(layer_states([self.stepper.look(step, self._batch(step)[0])]))
+            x, _ = self.batches.whole_batch(*divmod(step, self.batches.steps_per_epoch))
+            self.layers = tuple(layer_states([self.stepper.look(step, x)]))
         except NonFiniteError as error:
             raise self._not_finite(f"step {step}: after its update {error}") from error
         self.looking.restart()
@@ -287,6 +340,11 @@ class Trainer:
             self.emit(Note(f"bounds explode in epoch {epoch}: {where}"))
 
     def _end_epoch(self) -> None:
+        self.group.lead(self._tell_epoch)
+        self.progress.sums = {}
+        self.stepper.set_sums({})
+
+    def _tell_epoch(self) -> None:
         epoch = self.progress.step // self.batches.steps_per_epoch
         step = self.progress.step
         record: dict[str, Any] = {"epoch": epoch, "step": step, "eps": self.stepper.eps(step - 1)}
@@ -298,8 +356,6 @@ class Trainer:
         )
         record["seconds"] = self.progress.seconds
         self.folder.log(record | {"layers": [layer.to_dict() for layer in self.layers]})
-        self.progress.sums = {}
-        self.stepper.set_sums({})
         self.emit(EpochDone(epoch, record, self.layers))
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
-from certtrain.bounds.statistics import BatchNorm, Statistics, batch_statistics, running_statistics
+from certtrain.bounds.statistics import BatchNorm, Source, Statistics, batch_statistics, running_statistics
 from certtrain.errors import UnsupportedLayer
 
 Pointwise = Callable[[Tensor], Tensor]
@@ -63,10 +63,6 @@ class Passed(NamedTuple):
     head_input: Box
     watched: list[tuple[str, Box]]
     statistics: list[Statistics]
-
-
-# Where a BatchNorm layer in training gets its statistics, from itself and the values of the batch at its input.
-Source = Callable[[BatchNorm, Tensor], Statistics]
 
 
 def interval_pass(

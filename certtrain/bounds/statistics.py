@@ -4,7 +4,7 @@ A pass takes them as values and returns them: nothing is updated on the way,
 so a pass can be repeated, and its caller decides what the network remembers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,16 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 class Statistics(NamedTuple):
-    """Mean and biased variance (C,) at a BatchNorm layer's input, over `size` values a channel."""
+    """Mean and biased variance (C,) at a BatchNorm layer's input, over `size` values a channel: a number, or (C,)."""
 
     layer: BatchNorm
     mean: Tensor
     variance: Tensor
-    size: int
+    size: int | Tensor
+
+
+# Where a BatchNorm layer in training gets its statistics, from itself and the values of the batch at its input.
+Source = Callable[[BatchNorm, Tensor], Statistics]
 
 
 def batch_statistics(layer: BatchNorm, points: Tensor) -> Statistics:
@@ -29,11 +33,28 @@ def batch_statistics(layer: BatchNorm, points: Tensor) -> Statistics:
 
     Raises UnsupportedLayer where a channel has one value alone.
     """
-    count = points.numel() // points.shape[1]
+    count, mean, variance = _moments(points)
     if count < 2:
         raise UnsupportedLayer(f"{layer} cannot take the variance of one value: use batches of two or more")
-    mean, variance = _Moments.apply(points.float() if points.dtype == torch.bfloat16 else points)
     return Statistics(layer, mean, variance, count)
+
+
+def pooled_statistics(gather: Callable[[Tensor], Tensor]) -> Source:
+    """The statistics of a batch that lies in parts, as several processes have it.
+
+    `gather` makes rows (parts, …) of the parts' tensors. There are two parts
+    or more, so there is always a variance.
+    """
+
+    def source(layer: BatchNorm, points: Tensor) -> Statistics:
+        count, mean, variance = _moments(points)
+        counts, means, variances = gather(torch.stack([torch.full_like(mean, count), mean, variance])).unbind(1)
+        size = counts.sum(0)
+        mean = (counts * means).sum(0) / size
+        variance = (counts * (variances + (means - mean).square())).sum(0) / size
+        return Statistics(layer, mean, variance, size)
+
+    return source
 
 
 def running_statistics(layer: BatchNorm) -> Statistics:
@@ -56,6 +77,12 @@ def remember(taken: Iterable[Statistics]) -> None:
         weight = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
         layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), weight)
         layer.running_var.lerp_((variance * (size / (size - 1))).to(layer.running_var.dtype), weight)
+
+
+def _moments(points: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Values a channel, and their mean and biased variance (C,)."""
+    mean, variance = _Moments.apply(points.float() if points.dtype == torch.bfloat16 else points)
+    return points.numel() // points.shape[1], mean, variance
 
 
 class _Moments(torch.autograd.Function):

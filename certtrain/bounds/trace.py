@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import RULES, Box, Source, input_box, interval_pass
-from certtrain.bounds.statistics import Statistics, batch_statistics
+from certtrain.bounds.interval import RULES, Box, input_box, interval_pass
+from certtrain.bounds.statistics import Source, Statistics, batch_statistics
 
 Clip = tuple[float, float] | None
 

@@ -39,10 +39,12 @@ class Batches:
     Images are uint8 (N,C,H,W), labels int64 (N,). The data stay where they are, or are moved once
     to `device`; batches are made there. A last batch of a single example is left out, since
     BatchNorm has no variance of one example; which example that is changes from epoch to epoch.
+    Where `ranks` processes share each batch, `batch` is the part of this one, the `rank`-th: order
+    and augmentation are those of the whole.
 
     Raises:
-        DataError: the set is too small for one batch, the two lengths differ, or
-            `batch_size` is below 1.
+        DataError: the set is too small for one batch, the two lengths differ,
+            `batch_size` is below 1, or a batch has fewer examples than there are ranks.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Batches:
         seed: int,
         augmentation: Augmentation = _UNCHANGED,
         device: torch.device | str | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         _check(len(images), len(labels), batch_size)
         self._images = images if device is None else images.to(device)
@@ -61,7 +65,9 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._augmentation = augmentation
+        self._rank, self._ranks = rank, ranks
         self._last_order: tuple[int, Tensor] | None = None
+        self._check_ranks()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -75,10 +81,37 @@ class Batches:
         Raises:
             IndexError: the epoch has no such step.
         """
+        return self._make(epoch, step, self._part(self.size(step)))
+
+    def whole_batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """As `batch`, with the parts of all ranks."""
+        return self._make(epoch, step, slice(None))
+
+    def size(self, step: int) -> int:
+        """Examples in batch `step` of any epoch, over all ranks."""
+        return min(self._batch_size, len(self._labels) - step * self._batch_size)
+
+    def share(self, step: int) -> float:
+        """This rank's part of the examples of batch `step`; all ranks' add up to 1."""
+        size = self.size(step)
+        return len(range(size)[self._part(size)]) / size
+
+    def _part(self, size: int) -> slice:
+        return slice(self._rank * size // self._ranks, (self._rank + 1) * size // self._ranks)
+
+    def _make(self, epoch: int, step: int, part: slice) -> tuple[Tensor, Tensor]:
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
         index = self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size]
-        return to_unit(self._gather(index, epoch, step)), self._labels[index]
+        return to_unit(self._gather(index, epoch, step, part)), self._labels[index[part]]
+
+    def _check_ranks(self) -> None:
+        smallest = self.size(self.steps_per_epoch - 1)
+        if smallest < self._ranks:
+            raise DataError(
+                f"the last batch of an epoch has {smallest} of {len(self._labels)} examples, too few for "
+                f"{self._ranks} processes; choose another train.batch_size, or fewer processes"
+            )
 
     def _order(self, epoch: int) -> Tensor:
         if self._last_order is None or self._last_order[0] != epoch:
@@ -87,12 +120,12 @@ class Batches:
             self._last_order = epoch, order.to(self._labels.device)
         return self._last_order[1]
 
-    def _gather(self, index: Tensor, epoch: int, step: int) -> Tensor:
+    def _gather(self, index: Tensor, epoch: int, step: int, part: slice) -> Tensor:
         if self._augmentation == _UNCHANGED:
-            return self._images[index]
+            return self._images[index[part]]
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "augment", epoch, step))
-        draws = _draw(len(index), self._augmentation, generator).to(index.device, non_blocking=True)
-        return gather_crops(self._images, index, draws[:2] - self._augmentation.crop_padding, draws[2].bool())
+        draws = _draw(len(index), self._augmentation, generator)[:, part].to(index.device, non_blocking=True)
+        return gather_crops(self._images, index[part], draws[:2] - self._augmentation.crop_padding, draws[2].bool())
 
 
 def gather_crops(images: Tensor, index: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
