@@ -16,6 +16,7 @@ from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
 from certtrain.compiling import compiled
 from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
+from certtrain.optimizer import Adam
 from certtrain.precision import arithmetic
 from certtrain.preset import Preset
 from certtrain.schedule import eps_at, learning_rate_at, regularizer_weight
@@ -44,7 +45,7 @@ class Stepper:
         self.preset, self.network, self.steps_per_epoch, self.compile = preset, network, steps_per_epoch, compile
         self.graph = boundable(network)
         self.device = next(network.parameters()).device
-        self.optimizer = torch.optim.Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
+        self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = self._scalar(0.0)
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
         self.loss = compiled(self._loss) if compile else self._loss
