@@ -63,7 +63,9 @@ class Certifier:
         self.method = "ibp" if method == "auto" else method
         check_method(self.method)
         self.model = model
-        self.graph = boundable(copy.deepcopy(model).double())
+        exact = copy.deepcopy(model).double()
+        # Convolutions in float64 lose a tenth of their speed in channels-last memory.
+        self.graph = boundable(exact.to(memory_format=torch.contiguous_format))
         check_evaluation_mode(self.graph)
 
     @torch.no_grad()
@@ -72,7 +74,7 @@ class Certifier:
         check_input(x, CLIP)
         eps = parse_eps(eps)
         with fitting(x):
-            logits, bounds = self.model(x), bound_logits(self.graph, x.double(), eps, CLIP)
+            logits, bounds = self.model(x), bound_logits(self.graph, x.double().contiguous(), eps, CLIP)
         check_labels(labels, logits.shape)
         margins = bounds.margins(labels)
         correct, proved = correct_points(logits, labels), certified_points(margins, labels)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from certtrain.errors import RunError
 from certtrain.preset import Preset, load_preset
-from certtrain.storage import append_line, truncate, write_atomic, write_json
+from certtrain.storage import append_line, check_new_run, check_unfinished_run, truncate, write_atomic, write_json
 
 Networks = Mapping[str, nn.Module]  # by the names that their tensors have in a checkpoint
 KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
@@ -51,9 +51,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, preset: Preset) -> "RunFolder":
         """Start a run there. Raises RunError if the folder holds something already."""
-        if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
-            more = f", or go on with that run by --resume {path}" if (path / "preset.json").is_file() else ""
-            raise RunError(f"{path} is there already and not an empty folder; choose another --out{more}")
+        check_new_run(path)
         folder = cls(path)
         write_json(path / "preset.json", preset.model_dump(mode="json"))
         return folder
@@ -61,12 +59,8 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> "tuple[RunFolder, Preset]":
         """A run to go on with, and its preset. Raises RunError if there is none or it is finished."""
-        folder = cls(path)
-        if not (path / "preset.json").is_file():
-            raise RunError(f"{path} holds no run to resume; --resume takes the folder that a training wrote")
-        if folder.report.is_file():
-            raise RunError(f"the run in {path} is finished; its model is {folder.model}")
-        return folder, load_preset(str(path / "preset.json"))
+        check_unfinished_run(path)
+        return cls(path), load_preset(str(path / "preset.json"))
 
     def checkpoints(self) -> list[Path]:
         """Oldest first."""

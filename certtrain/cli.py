@@ -167,6 +167,9 @@ def _device(device: Device) -> str:
 
 
 def _load_model(path: Path, device: Device) -> "Classifier":
+    from certtrain.storage import check_model_file
+
+    check_model_file(path)  # before torch is loaded
     from certtrain.modelfile import load_model
 
     return load_model(path).to(_device(device))
@@ -188,6 +191,16 @@ def _check_targets(force: bool, *paths: Path | None) -> None:
         if path.exists() and not force:
             raise StorageError(f"{path} is there already; give another name, or --force to replace it")
         check_writable(path)
+
+
+def _check_run(resume: Path | None, out: Path | None) -> None:
+    """See, before torch is loaded, that there is a run to go on with, or room for a new one."""
+    from certtrain.storage import check_new_run, check_unfinished_run
+
+    if resume is not None:
+        check_unfinished_run(resume)
+    elif out is not None:
+        check_new_run(out)
 
 
 # --- the commands ----------------------------------------------------------------------------------------
@@ -265,6 +278,7 @@ def train(
         message = "a run goes on as it was begun; it takes no preset, no --out and no changed field"
         raise typer.BadParameter(message, param_hint="--resume")
     resolved = _load_preset(preset, overrides, **changes) if resume is None else None
+    _check_run(resume, out)
     stop = _Stopper(time_budget)
     from certtrain import render, trainer
     from certtrain.distributed import joined

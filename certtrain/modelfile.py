@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from certtrain.errors import DataError, ModelFileError
 from certtrain.models import InputSpec, build_model
 from certtrain.preset import Architecture, explain
-from certtrain.storage import write_atomic
+from certtrain.storage import check_model_file, write_atomic
 
 KEY = "certtrain"  # the entry of the file's header that holds the metadata
 
@@ -66,10 +66,7 @@ def load_model(path: str | Path) -> Classifier:
     certtrain, or holds weights that do not fit or are not finite.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
-    if not path.is_file():
-        raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
+    check_model_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

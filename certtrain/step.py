@@ -20,6 +20,7 @@ from certtrain.compiling import compiled
 from certtrain.distributed import ALONE, Group
 from certtrain.errors import DeviceError
 from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
+from certtrain.optimizer import Adam
 from certtrain.precision import arithmetic
 from certtrain.preset import Preset
 from certtrain.schedule import eps_at, learning_rate_at, linear_rate_at, regularizer_weight
@@ -65,7 +66,7 @@ class Stepper:
         self.source = batch_statistics if group.size == 1 else pooled_statistics(group.gathered)
         self.graph = boundable(network)
         self.device = next(network.parameters()).device
-        self.optimizer = torch.optim.Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
+        self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = self._scalar(0.0)
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
         self.average = _moving_average(network, preset.train.average)

@@ -1,4 +1,7 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and whether a path can be what it is named for.
+
+Nothing here loads torch, so that a wrong path is answered at once.
+"""
 
 import json
 import os
@@ -6,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from certtrain.errors import StorageError
+from certtrain.errors import ModelFileError, RunError, StorageError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -73,3 +76,26 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def check_model_file(path: Path) -> None:
+    """Raise ModelFileError unless there is a file at `path`."""
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
+
+
+def check_new_run(path: Path) -> None:
+    """Raise RunError if `path` holds something already."""
+    if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+        more = f", or go on with that run by --resume {path}" if (path / "preset.json").is_file() else ""
+        raise RunError(f"{path} is there already and not an empty folder; choose another --out{more}")
+
+
+def check_unfinished_run(path: Path) -> None:
+    """Raise RunError unless `path` holds a run that has not come to its end."""
+    if not (path / "preset.json").is_file():
+        raise RunError(f"{path} holds no run to resume; --resume takes the folder that a training wrote")
+    if (path / "report.json").is_file():
+        raise RunError(f"the run in {path} is finished; its model is {path / 'model.safetensors'}")

@@ -25,7 +25,7 @@ def loaded_after(code: str) -> set[str]:
     """The top-level packages that a fresh Python has loaded once it has run `code`."""
     code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(result.stdout.split())
+    return set(result.stdout.splitlines()[-1].split())
 
 
 def imported_by(file: Path) -> set[str]:
@@ -51,6 +51,58 @@ def test_light_modules_load_no_torch(module: str):
     loaded = loaded_after(f"import {module}")
     assert "certtrain" in loaded
     assert not loaded & {"torch", "torchvision", "numpy", "rich", "typer"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("train", "--help"),
+        ("train", "--epochs", "none"),
+        ("train",),
+        ("train", "--preset", "none"),
+        ("train", "--preset", "digits", "--set", "train.epochs=0"),
+        ("train", "--preset", "digits", "--out", "tests"),
+        ("train", "--resume", "none"),
+        ("verify", "none"),
+        ("verify", "tests"),
+        ("stats", "none", "--eps", "2"),
+        ("export", "none"),
+        ("init", "--preset", "digits", "--out", "pyproject.toml"),
+    ],
+    ids=" ".join,
+)
+def test_help_and_wrong_arguments_are_answered_without_torch(arguments: tuple[str, ...]):
+    code = f"""
+import sys
+from certtrain.cli import main
+sys.argv = {["certtrain", *arguments]}
+try:
+    main()
+except SystemExit as end:
+    asked = {arguments[-1] in ("--help", "--version")}
+    assert (end.code == 0) == asked, end.code
+else:
+    raise AssertionError("it went on")
+"""
+    assert not loaded_after(code) & {"torch", "torchvision", "numpy"}
+
+
+def test_an_eager_training_step_loads_no_compiler():
+    code = """
+import torch
+from certtrain.models import InputSpec, build_model
+from certtrain.preset import load_preset
+from certtrain.step import Stepper
+preset = load_preset("digits")
+network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,)))
+Stepper(preset, network, 10).run(0, torch.rand(4, 1, 8, 8), torch.arange(4))
+import sys
+if "torch._dynamo" in sys.modules:
+    sys.exit("torch._dynamo is loaded")
+"""
+    assert "torch" in loaded_after(code)
 
 
 @pytest.mark.parametrize(("package", "home"), [("typer", "cli.py"), ("rich", "render.py")])

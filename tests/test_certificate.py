@@ -59,6 +59,20 @@ def test_margins_are_computed_in_float64():
     assert next(model.parameters()).dtype == torch.float32
 
 
+def test_the_memory_layout_of_network_and_images_changes_no_certificate():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    x, labels = torch.rand(6, 3, 4, 4), torch.tensor([0, 1, 0, 1, 0, 1])
+    plain = certify(model.eval(), x, labels, 0.01)
+    other = Certifier(model.to(memory_format=torch.channels_last))
+    found = other.certify(x.contiguous(memory_format=torch.channels_last), labels, 0.01)
+    assert found.verdicts == plain.verdicts
+    torch.testing.assert_close(found.margin, plain.margin, rtol=0, atol=1e-14)
+    convolution = other.graph.calls[0].layer
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.weight.is_contiguous()
+
+
 class Broken(nn.Module):
     """A layer list whose weights hold `value`."""
 

@@ -163,15 +163,24 @@ def _batch_norm(layer: BatchNorm, box: Box, statistics: Statistics) -> Box:
     return box.through(lambda points: torch.addcmul(shift, points, scale), lambda radius: radius * scale.abs())
 
 
-def _monotone(layer: Pointwise, box: Box) -> Box:
-    """A layer that never falls when an input rises: it maps ends to ends."""
-    lower, upper = layer(box.lower), layer(box.upper)
+def _monotone(layer: Pointwise, box: Box, ends: Pointwise | None = None) -> Box:
+    """A layer that never falls when an input rises: it maps ends to ends, by `ends` if that is another function."""
+    lower, upper = (ends or layer)(box.lower), (ends or layer)(box.upper)
     clean = None if box.clean is None else layer(box.clean)
-    return Box(torch.lerp(lower, upper, 0.5), (upper - lower) * 0.5, clean)
+    return Box(*_centre_and_radius(lower, upper), clean)
+
+
+def _centre_and_radius(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Of new ends, whose memory they take over where no gradient needs it."""
+    if torch.is_grad_enabled():
+        return torch.lerp(lower, upper, 0.5), (upper - lower) * 0.5
+    centre = lower.lerp_(upper, 0.5)
+    return centre, upper.sub_(centre)
 
 
 def _relu(layer: nn.ReLU, box: Box) -> Box:
-    return _monotone(torch.relu, box)  # never in place: the box is kept for the regularisers
+    # In place only on the ends, which are new: the box itself is kept for the regularisers.
+    return _monotone(torch.relu, box, torch.relu if torch.is_grad_enabled() else torch.relu_)
 
 
 def _leaky_relu(layer: nn.LeakyReLU, box: Box) -> Box:

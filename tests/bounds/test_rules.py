@@ -204,6 +204,18 @@ def test_monotone_layers_attain_their_bounds_at_the_ends(name: str):
     torch.testing.assert_close(found.upper, layer(box.upper.clone()), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_rule_that_saves_memory_without_gradients_finds_the_same_box_and_leaves_its_input(name: str):
+    layer, boxes = ready(ALL[name][0]), random_boxes(*ALL[name])
+    boxes = [box._replace(clean=box.upper) for box in boxes]
+    expected, kept = rule(layer, *boxes), [Box(*(tensor.clone() for tensor in box)) for box in boxes]
+    with torch.no_grad():
+        found = rule(layer, *boxes)
+    assert bool((found.radius >= 0).all())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(boxes, kept, rtol=0, atol=0)
+
+
 # --- batch norm in training ------------------------------------------------------------------------------
 
 

@@ -1,0 +1,73 @@
+"""How long a command takes to answer: help, wrong arguments, and a training to the end of its first step.
+
+Each measurement is a process of its own, from its start to its end; the cases alternate. The training of the digits
+ends itself after its first step, so that its time is what a person waits for that step. Importing torch alone is the
+least that a command that computes can take.
+
+python benchmarks/startup.py
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CERTTRAIN = (sys.executable, "-m", "certtrain")
+FIRST_STEP = """
+import os
+from certtrain import cli, step
+
+run = step.Stepper.run
+
+def run_once(self, *batch):
+    run(self, *batch)
+    os._exit(0)
+
+step.Stepper.run = run_once
+cli.main()
+"""
+CASES = {
+    "python alone": (sys.executable, "-c", "pass"),
+    "certtrain --help": (*CERTTRAIN, "--help"),
+    "an unknown option": (*CERTTRAIN, "train", "--nothing"),
+    "an unknown preset": (*CERTTRAIN, "train", "--preset", "nothing"),
+    "a field out of range": (*CERTTRAIN, "train", "--preset", "digits", "--set", "train.epochs=0"),
+    "a missing model file": (*CERTTRAIN, "verify", "nothing"),
+    "import torch": (sys.executable, "-c", "import os, torch; os._exit(0)"),
+    "train to the first step": (sys.executable, "-c", FIRST_STEP, "train", "--preset", "digits", "--device", "cpu"),
+}
+
+
+def seconds(command: tuple[str, ...]) -> float:
+    """Wall time of one process, which works in an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        taken = time.perf_counter() - start
+        left = sorted(path.name for path in Path(folder).iterdir())
+    if done.returncode not in (0, 1, 2) or "Traceback" in done.stderr or left not in ([], ["runs"]):
+        raise SystemExit(f"{command} ended with {done.returncode} and left {left}:\n{done.stderr}")
+    return taken
+
+
+def main() -> None:
+    """Alternate the cases and print medians and quartiles."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    times: dict[str, list[float]] = {case: [] for case in CASES}
+    for number in range(-1, arguments.rounds):  # the first round only fills the system's file cache
+        for case, command in CASES.items():
+            taken = seconds(command)
+            times[case] += [taken] if number >= 0 else []
+    print("| case | s, median (quartiles) | least |\n|---|---|---|")
+    for case, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(f"| {case} | {middle:.2f} ({low:.2f}–{high:.2f}) | {min(values):.2f} |")
+
+
+if __name__ == "__main__":
+    main()

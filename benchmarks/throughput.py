@@ -1,0 +1,165 @@
+"""Images per second of plain inference, of interval bounds, and of what `certtrain verify` certifies with.
+
+In one process, the ways interleaved, batch by batch and without gradients:
+
+- plain inference of the network in float32;
+- the bounds of all margins in float32 (`margin_bounds`);
+- the `Certifier`: logits in float32, bounds in float64, a verdict for each image.
+
+All ratios are to plain inference of the same batch. The attack of `certtrain verify` is left out.
+
+python benchmarks/throughput.py                                       # CNN-7 at CIFAR-10 shape, random images
+python benchmarks/throughput.py --model model.safetensors --data-dir data   # a model on its whole test set
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from certtrain import margin_bounds
+from certtrain.allocator import keep_freed_memory
+from certtrain.assemble import load_split
+from certtrain.certificate import Certifier
+from certtrain.data import to_unit
+from certtrain.device import choose_device
+from certtrain.initialize import ibp_init_
+from certtrain.modelfile import load_model
+from certtrain.models import InputSpec, build_model
+from certtrain.objective import certified_points
+from certtrain.preset import load_preset
+
+PLAIN, BOUNDS, CERTIFIER = "plain inference, float32", "bounds of the margins, float32", "Certifier, bounds in float64"
+EPS = 8 / 255
+Batch = tuple[Tensor, Tensor]
+Action = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with the images that it is asked about."""
+
+    network: nn.Module
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor
+    eps: float
+    device: str
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Pixels (B, C, H, W) in channels-last memory, and labels (B,)."""
+        for x, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield to_unit(x.to(self.device)).contiguous(memory_format=torch.channels_last), labels.to(self.device)
+
+
+def random_subject(rounds: int, size: int, device: str) -> Subject:
+    """An initialised CNN-7 whose BatchNorm has seen one batch, and random images of CIFAR-10's shape."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (rounds * size, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (len(images),), generator=generator)
+    network = build_model(load_preset("cifar10-160ep").model, InputSpec((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3))
+    ibp_init_(network, generator)
+    for layer in network.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            layer.momentum = 1.0
+    network.train()(to_unit(images[:64]))
+    return Subject(network.eval(), images, labels, EPS, device)
+
+
+def real_subject(model: Path, data_dir: Path | None, device: str) -> Subject:
+    """A model file's network, on the whole test set of its data at the ε that it was trained for."""
+    network = load_model(model)
+    images = load_split(network.metadata, "test", data_dir)
+    return Subject(network, images.images, images.labels, network.metadata.eps, device)
+
+
+def ways(subject: Subject) -> dict[str, Action]:
+    """What is timed: from a batch to its logits, its margins' bounds, or which of its points are certified."""
+    network = subject.network.to(subject.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    certifier = Certifier(network)
+    return {
+        PLAIN: lambda x, labels: network(x),
+        BOUNDS: lambda x, labels: margin_bounds(network, x, labels, subject.eps),
+        CERTIFIER: lambda x, labels: certifier.certify(x, labels, subject.eps).certified,
+    }
+
+
+def seconds(action: Action, batch: Batch) -> tuple[float, Tensor]:
+    """Wall time of one call, to the end of what it started on the device, and its result on the CPU."""
+    start = time.perf_counter()
+    result = action(*batch).cpu()
+    return time.perf_counter() - start, result
+
+
+@torch.no_grad()
+def measure(subject: Subject, size: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of every batch in every way, and how many points each way certifies."""
+    times: dict[str, list[float]] = {way: [] for way in (PLAIN, BOUNDS, CERTIFIER)}
+    certified = {BOUNDS: 0, CERTIFIER: 0, "both": 0}
+    actions = ways(subject)
+    for number, batch in enumerate(subject.batches(size)):
+        if number == 0:
+            warm_up(actions, batch)
+        results = {}
+        for way, action in actions.items():
+            taken, results[way] = seconds(action, batch)
+            times[way].append(taken)
+        count(certified, results, batch[1].cpu())
+    return times, certified
+
+
+def warm_up(actions: dict[str, Action], batch: Batch) -> None:
+    for action in actions.values():
+        action(*batch)
+
+
+def count(certified: dict[str, int], results: dict[str, Tensor], labels: Tensor) -> None:
+    """Add one batch: float32 bounds alone are no certificate, and are counted to see how far they agree."""
+    alone, exact = certified_points(results[BOUNDS], labels), results[CERTIFIER]
+    certified[BOUNDS] += int(alone.sum())
+    certified[CERTIFIER] += int(exact.sum())
+    certified["both"] += int((alone & exact).sum())
+
+
+def show(times: dict[str, list[float]], images: int) -> None:
+    print("| way | images/s over all | times plain inference: median (quartiles) of batches | over all |")
+    print("|---|---|---|---|")
+    for way, values in times.items():
+        ratios = [mine / plain for mine, plain in zip(values, times[PLAIN], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        over_all = sum(values) / sum(times[PLAIN])
+        print(f"| {way} | {images / sum(values):.0f} | {middle:.2f} ({low:.2f}–{high:.2f}) | {over_all:.2f} |")
+
+
+def main() -> None:
+    """Parse the arguments, run all ways over all batches, print a table for each batch size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a model file; without it, an initialised CNN-7 on random images")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 200])
+    parser.add_argument("--rounds", type=int, default=15, help="batches of random images")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    device = choose_device(arguments.device)
+    keep_freed_memory()
+    for size in arguments.batch_sizes:
+        subject = (
+            real_subject(arguments.model, arguments.data_dir, device)
+            if arguments.model
+            else random_subject(arguments.rounds, size, device)
+        )
+        times, certified = measure(subject, size)
+        print(f"\nbatch {size}, {len(subject.images):,} images, ε = {subject.eps:.4f}, ", end="")
+        print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}\n")
+        show(times, len(subject.images))
+        if arguments.model:
+            print(f"\ncertified: {certified[CERTIFIER]:,} by float64, {certified[BOUNDS]:,} by float32 alone, ", end="")
+            print(f"{certified['both']:,} by both")
+
+
+if __name__ == "__main__":
+    main()
