@@ -46,7 +46,9 @@ def test_the_engine_loads_neither_rich_nor_typer():
     assert not loaded & {"rich", "typer", "click"}
 
 
-@pytest.mark.parametrize("module", ["certtrain", "certtrain.preset", "certtrain.errors", "certtrain.schedule"])
+@pytest.mark.parametrize(
+    "module", ["certtrain", "certtrain.preset", "certtrain.errors", "certtrain.schedule", "certtrain.storage"]
+)
 def test_light_modules_load_no_torch(module: str):
     loaded = loaded_after(f"import {module}")
     assert "certtrain" in loaded
