@@ -15,14 +15,17 @@ WORTHWHILE_STEPS = 5000
 Function = Callable[..., Any]
 
 
-def will_compile(choice: Compile, steps: int, device: str) -> tuple[bool, str]:
+def will_compile(choice: Compile, steps: int, device: str, *, in_parts: bool = False) -> tuple[bool, str]:
     """Whether a run of so many steps is compiled, and one line that says why.
 
+    A step that takes its batch in parts never is.
     Depends on its arguments and the machine's tools alone, so that a resumed
     run decides as the first one did. Raises DeviceError where `on` cannot be had.
     """
     if choice == "off":
         return False, "not compiled, as asked for"
+    if in_parts:
+        return False, "not compiled: with train.micro_batch a batch is taken in parts, eagerly"
     if not has_compiler(device):
         need = "a C++ compiler (g++ or clang++)" if device == "cpu" else "the package triton and a C compiler"
         if choice == "on":

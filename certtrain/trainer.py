@@ -106,7 +106,8 @@ class Trainer:
         self.final = images.part(preset.data.verify_on)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
         check_precision(preset.train.precision, self.device)
-        self.compile, self.compile_note = will_compile(preset.train.compile, self.steps, self.device)
+        in_parts = preset.train.micro_batch is not None
+        self.compile, self.compile_note = will_compile(preset.train.compile, self.steps, self.device, in_parts=in_parts)
         self.stepper = Stepper(
             preset, self.network, self.batches.steps_per_epoch, compile=self.compile, group=self.group
         )
@@ -256,7 +257,7 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"the memory of {self.device} does not hold a batch of {len(labels)} examples. "
-                "Try a smaller train.batch_size, or --device cpu"
+                "Try a smaller train.batch_size, train.micro_batch for the same step in less memory, or --device cpu"
             ) from error
         self.progress.step += 1
 
@@ -303,7 +304,7 @@ class Trainer:
         was_exploding = any(layer.exploding for layer in self.layers)
         try:
             x, _ = self.batches.whole_batch(*divmod(step, self.batches.steps_per_epoch))
-            self.layers = tuple(layer_states([self.stepper.look(step, x)]))
+            self.layers = tuple(layer_states(self.stepper.look(step, x)))
         except NonFiniteError as error:
             raise self._not_finite(f"step {step}: after its update {error}") from error
         self.looking.restart()
