@@ -17,14 +17,19 @@ SAVED = {"cpu": 12e-9, "cuda": 0.1e-9}
 Function = Callable[..., Any]
 
 
-def will_compile(choice: Compile, *, steps: int, relu_inputs: int, device: str) -> tuple[bool, str]:
+def will_compile(
+    choice: Compile, *, steps: int, relu_inputs: int, device: str, in_parts: bool = False
+) -> tuple[bool, str]:
     """Whether a run of so many steps is compiled, and one line that says why; `relu_inputs` are those of a batch.
 
+    A step that takes its batch in parts never is.
     Depends on its arguments and the machine's tools alone, so that a resumed
     run decides as the first one did.
     """
     if choice == "off":
         return False, "not compiled, as asked for"
+    if in_parts:
+        return False, "not compiled: with train.micro_batch a batch is taken in parts, eagerly"
     if not has_compiler(device):
         return False, f"not compiled: that needs {_tools(device)}, and there is none"
     if choice == "on":

@@ -157,6 +157,9 @@ class TrainSection(Section):
     batch_norm_statistics: Literal["clean", "centre"] = "clean"
     """What BatchNorm's statistics are of: the clean batch, as in the paper, or the boxes' centres, which
     saves the clean pass: a third of a step's arithmetic."""
+    micro_batch: Positive | None = None
+    """Examples that go through the bounds at a time, for cards with little memory; the step is still that of
+    the whole batch. With several processes, of each process's part of it."""
     precision: Precision = "fp32"
     """Arithmetic of convolutions and linear layers in training; tf32 is for NVIDIA GPUs. Verification has its own."""
     compile: Compile = "auto"
@@ -183,6 +186,10 @@ class Preset(Section):
     def _fields_agree(self) -> Self:
         if (self.data.mean is None) != (self.data.std is None):
             raise ValueError("data.mean and data.std go together: give both or neither")
+        if self.train.micro_batch is not None and self.train.batch_norm_statistics != "clean":
+            raise ValueError(
+                'train.micro_batch needs train.batch_norm_statistics = "clean": centres come from whole boxes'
+            )
         if self.data.verify_on == "validation" and not self.data.validation:
             raise ValueError('data.verify_on = "validation" needs held-out examples: set data.validation')
         return self

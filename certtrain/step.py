@@ -4,7 +4,8 @@ A step never waits for the device: what it measures adds up there, and is read
 when somebody wants to know.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from math import isfinite
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from certtrain.accumulate import Accumulated, Batch, Settings, traces_in_parts
 from certtrain.bounds.interval import boundable
-from certtrain.bounds.statistics import batch_statistics, pooled_statistics, remember
+from certtrain.bounds.statistics import Source, batch_statistics, pooled_statistics, remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
 from certtrain.compiling import compiled
@@ -21,7 +23,7 @@ from certtrain.distributed import ALONE, Group
 from certtrain.errors import DeviceError
 from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
 from certtrain.optimizer import Adam
-from certtrain.precision import arithmetic
+from certtrain.precision import arithmetic, tensor_cores
 from certtrain.preset import Preset
 from certtrain.schedule import eps_at, learning_rate_at, linear_rate_at, regularizer_weight
 
@@ -63,11 +65,11 @@ class Stepper:
     ) -> None:
         self.preset, self.network, self.steps_per_epoch, self.compile = preset, network, steps_per_epoch, compile
         self.group = group
-        self.source = batch_statistics if group.size == 1 else pooled_statistics(group.gathered)
+        self.source: Source = batch_statistics if group.size == 1 else pooled_statistics(group.gathered)
         self.graph = boundable(network)
         self.device = next(network.parameters()).device
         self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
-        self.bad = self._scalar(0.0)
+        self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
         self.average = _moving_average(network, preset.train.average)
         self.loss = compiled(self._loss, on_failure) if compile else self._loss
@@ -121,7 +123,8 @@ class Stepper:
         If the loss or the gradient is not finite, on whichever rank, neither
         this step nor any later one changes the weights, and `read` says so.
         """
-        measured = self._gradient(step, x, labels, share)
+        with tensor_cores(self.preset.train.precision == "tf32"):  # the backward pass as well
+            measured = self._gradient(step, x, labels, share)
         bad = (~torch.stack(list(measured.values())).isfinite().all()).float()
         norm = self._whole_gradient(bad)
         row = torch.stack([*measured.values(), norm, torch.ones_like(norm)]).detach()
@@ -142,10 +145,26 @@ class Stepper:
         """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
         self.network.train()
         self.optimizer.zero_grad()
-        with arithmetic(self.preset.train.precision, self.device.type):
-            total, measured = self.loss(_channels_last(x), labels, self._controls(step), self._regularized(step))
+        x, controls, regularized = _channels_last(x), self._controls(step), self._regularized(step)
+        if self.preset.train.micro_batch is not None:
+            return self._accumulate(x, labels, controls, regularized, share)
+        with self._arithmetic():
+            total, measured = self.loss(x, labels, controls, regularized)
         (total * share).backward()
         return measured
+
+    def _accumulate(
+        self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool, share: float
+    ) -> dict[str, Tensor]:
+        """The same gradient, from a few examples at a time."""
+        weights = self._weights(controls, regularized)
+        passed = Accumulated(self._parts(), Batch(x, labels, controls.eps, controls.certified, weights, share))
+        remember(passed.statistics)
+        return _measure(passed.terms, passed.logits, labels)
+
+    def _parts(self) -> Settings:
+        size, source, pool = self.preset.train.micro_batch or 1, self.source, self.group.total
+        return Settings(self.graph, size, source, pool, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
         """Add up the ranks' gradients, and `bad` with them, and cut the gradient to its largest norm; the norm."""
@@ -156,16 +175,18 @@ class Stepper:
     def _loss(
         self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        trace, terms = self._pass(x, labels, controls, regularized)
-        remember(trace.statistics)
-        return terms.total, _measure(terms, trace, labels)
-
-    def _pass(self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool) -> tuple[BoundTrace, LossTerms]:
-        settings = self.preset.regularizer
-        weights = Regularizers(controls.tightness, controls.relu_balance, settings.tolerance) if regularized else None
         trace = trace_bounds(self.graph, x, controls.eps, CLIP, with_clean=self._with_clean(), source=self.source)
-        pool = self.group.total
-        return trace, loss_terms(trace, labels, certified=controls.certified, regularizers=weights, pool=pool)
+        remember(trace.statistics)
+        weights, pool = self._weights(controls, regularized), self.group.total
+        terms = loss_terms(trace, labels, certified=controls.certified, regularizers=weights, pool=pool)
+        return terms.total, _measure(terms, trace.clean, labels)
+
+    def _weights(self, controls: Controls, regularized: bool) -> Regularizers | None:
+        tolerance = self.preset.regularizer.tolerance
+        return Regularizers(controls.tightness, controls.relu_balance, tolerance) if regularized else None
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return arithmetic(self.preset.train.precision, self.device.type)
 
     def _with_clean(self) -> bool:
         return self.preset.train.batch_norm_statistics == "clean"
@@ -198,31 +219,34 @@ class Stepper:
         values = [mine.get(name, 0.0) for name in [*self.measures(), "examples"]]
         self.sums.copy_(torch.tensor(values, dtype=torch.float64))
 
-    @torch.no_grad()
-    def look(self, step: int, x: Tensor) -> BoundTrace:
-        """The boxes of a batch under the weights as they are, in float32; nothing is changed by it."""
+    def look(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
+        """The boxes of a whole batch under the weights as they are, in float32; nothing is changed by it.
+
+        They come in parts no larger than a step's, and one rank may ask alone.
+        """
+        return self._traces(step, x, -(-len(x) // self.group.size), batch_statistics)
+
+    def _traces(self, step: int, x: Tensor, size: int, source: Source) -> Iterator[BoundTrace]:
         self.network.train()
-        eps = max(self.eps(step), SMALLEST_EPS)
-        return trace_bounds(self.graph, _channels_last(x), eps, CLIP, with_clean=self._with_clean())
+        eps, size = max(self.eps(step), SMALLEST_EPS), min(size, self.preset.train.micro_batch or size)
+        return traces_in_parts(self.graph, _channels_last(x), eps, size, with_clean=self._with_clean(), source=source)
 
     def explain(self, step: int, x: Tensor, labels: Tensor) -> str:
         """What was not finite in a step that failed: the first such value, and the layer it comes from.
 
         All ranks ask together, each with its part of the batch, and all get the same answer.
         """
-        self.optimizer.zero_grad()
-        with arithmetic(self.preset.train.precision, self.device.type):
-            trace, terms = self._pass(_channels_last(x), labels, self._controls(step), self._regularized(step))
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        measured = _measure(terms, trace, labels)
-        culprit = self._culprit(trace)
-        measured |= {"gradient_norm": self._whole_gradient(torch.zeros_like(terms.total))}
+        measured = self._gradient(step, x, labels, share=1.0)
+        with self._arithmetic():
+            culprit = self._culprit(self._traces(step, x, len(x), self.source))
+        measured |= {"gradient_norm": self._whole_gradient(self._scalar(0.0))}
         bad = [f"{name} is {value.item()}" for name, value in measured.items() if not isfinite(value.item())]
         what = self.group.first(bad[0] if bad else None) or "its loss was not finite"
         return f"step {step}: {what}; {self.group.first(culprit) or 'all bounds and gradients are finite'}"
 
-    def _culprit(self, trace: BoundTrace) -> str | None:
-        for name, box in [*trace.relu_boxes, ("head", trace.logits.box)]:
+    def _culprit(self, traces: Iterator[BoundTrace]) -> str | None:
+        boxes = ((name, box) for trace in traces for name, box in [*trace.relu_boxes, ("head", trace.logits.box)])
+        for name, box in boxes:
             for what, tensor in (("clean values", box.clean), ("centres", box.centre), ("widths", box.radius)):
                 if tensor is not None and not bool(tensor.isfinite().all()):
                     return f"the first layer with a value that is not finite is {name!r} ({what})"
@@ -242,7 +266,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _measure(terms: LossTerms, trace: BoundTrace, labels: Tensor) -> dict[str, Tensor]:
+def _measure(terms: LossTerms, clean: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
     """All that is logged of a pass, in the order of `Stepper.measures`."""
     with torch.no_grad():
         measured = {
@@ -253,7 +277,7 @@ def _measure(terms: LossTerms, trace: BoundTrace, labels: Tensor) -> dict[str, T
             "layers_without_balance": terms.skipped_layers.to(terms.total.dtype),
             "certified_accuracy": certified_points(terms.margins, labels).float().mean(),
         }
-        if trace.clean is not None:
-            natural = correct_points(trace.clean, labels).float().mean()
+        if clean is not None:
+            natural = correct_points(clean, labels).float().mean()
             measured |= {"natural_loss": terms.natural, "natural_accuracy": natural}
         return {name: value.detach() for name, value in measured.items()}

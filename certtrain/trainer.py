@@ -114,7 +114,11 @@ class Trainer:
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
         per_batch = preset.train.batch_size * relu_units(self.network, self.batches.whole_batch(0, 0)[0])
         self.compile, self.compile_note = will_compile(
-            preset.train.compile, steps=self.steps, relu_inputs=per_batch, device=self.device
+            preset.train.compile,
+            steps=self.steps,
+            relu_inputs=per_batch,
+            device=self.device,
+            in_parts=preset.train.micro_batch is not None,
         )
         self.stepper = Stepper(
             preset,
@@ -277,7 +281,7 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"the memory of {self.device} does not hold a batch of {len(labels)} examples. "
-                "Try a smaller train.batch_size, or --device cpu"
+                "Try a smaller train.batch_size, train.micro_batch for the same step in less memory, or --device cpu"
             ) from error
         self.progress.step += 1
 
@@ -329,7 +333,7 @@ class Trainer:
         was_exploding = any(layer.exploding for layer in self.layers)
         try:
             x, _ = self.batches.whole_batch(*divmod(step, self.batches.steps_per_epoch))
-            self.layers = tuple(layer_states([self.stepper.look(step, x)]))
+            self.layers = tuple(layer_states(self.stepper.look(step, x)))
         except NonFiniteError as error:
             raise self._not_finite(f"step {step}: after its update {error}") from error
         self.looking.restart()

@@ -87,7 +87,7 @@ def test_a_look_changes_nothing():
     one = stepper()
     one.run(25, *batch())
     before = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
-    trace = one.look(25, batch()[0])
+    (trace,) = one.look(25, batch()[0])
     assert [name for name, _ in trace.relu_boxes] == ["conv1_relu", "linear1_relu"]
     assert equal(before, one.network.state_dict())
 
@@ -121,7 +121,8 @@ def test_the_failure_is_explained():
 
 def test_with_centre_statistics_no_clean_batch_is_carried():
     one = stepper(train__batch_norm_statistics="centre")
-    assert one.look(25, batch()[0]).clean is None
+    (trace,) = one.look(25, batch()[0])
+    assert trace.clean is None
     assert not {"natural_loss", "natural_accuracy"} & set(one.measures())
 
 
@@ -205,6 +206,15 @@ def test_verification_is_in_full_precision(flags: tuple[bool, bool]):
     assert seen
     assert not any(seen)
     assert torch.backends.cudnn.allow_tf32
+
+
+def test_the_gradient_is_in_the_steps_arithmetic_too(flags: tuple[bool, bool]):
+    torch.backends.cudnn.allow_tf32 = True  # as PyTorch has it
+    one, seen = stepper(), []
+    one.network.conv1.weight.register_hook(lambda gradient: seen.append(torch.backends.cudnn.allow_tf32))
+    one.run(25, *batch())
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize(("precision", "device"), [("fp32", "cpu"), ("bf16", "cpu"), ("tf32", "cuda")])

@@ -553,8 +553,10 @@ import resource, signal, sys, torch
 from pathlib import Path
 sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
 torch.set_num_threads(1)
+from certtrain import trainer
 from certtrain.errors import StorageError
 from certtrain.trainer import Surroundings, resume
+trainer.EPOCH_CHECKPOINT_SECONDS = 0.0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = Path("out/checkpoints/step-000000000.safetensors").stat().st_size + 100
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -44,8 +44,8 @@ class Box(NamedTuple):
         """As `through`, with centre and clean batch as one batch: for layers that read many weights."""
         if self.clean is None:
             return self.through(points, radius)
-        centre, clean = points(torch.cat([self.centre, self.clean])).chunk(2)
-        return Box(centre, radius(self.radius), clean)
+        both, count = points(torch.cat([self.centre, self.clean])), len(self.centre)
+        return Box(both[:count], radius(self.radius), both[count:])
 
 
 def input_box(x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None, *, with_clean: bool) -> Box:
