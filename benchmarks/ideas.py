@@ -22,6 +22,7 @@ SHORT = {
     "eps.length": 3,
     "train.milestones": [6, 7],
     "train.compile": "off",
+    "train.batch_norm_statistics": "clean",
     "data.validation": 5000,
     "data.verify_on": "validation",
 }
