@@ -12,6 +12,7 @@ from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import bound_logits
 from certtrain.epsilon import parse_eps
 from certtrain.objective import certified_points, correct_points
+from certtrain.precision import tensor_cores
 
 Verdict = Literal["certified", "open", "falsified", "misclassified"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -69,6 +70,7 @@ class Certifier:
         check_evaluation_mode(self.graph)
 
     @torch.no_grad()
+    @tensor_cores(False)
     def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
         """As the function `certify`."""
         check_input(x, CLIP)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def has_compiler(device: str) -> bool:
     """Whether the tools that torch.compile needs for this device are there."""
     if device == "cpu":
         return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-    return torch.utils._triton.has_triton()
+    return find_spec("triton") is not None and any(shutil.which(name) for name in ("gcc", "clang", "cc"))
 
 
 def compiled(function: Function, on_failure: Callable[[str], None]) -> Function:
@@ -77,8 +78,9 @@ def compiled(function: Function, on_failure: Callable[[str], None]) -> Function:
             return function(*arguments)
         try:
             return fast(*arguments)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            on_failure(f"torch.compile failed: {str(error).strip().splitlines()[0]}")
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            on_failure(f"torch.compile failed: {reason}")
             chosen[0] = function
             return function(*arguments)
 

@@ -66,8 +66,9 @@ class Note:
 
 @dataclass(frozen=True)
 class Verifying:
-    """The trained network is being verified on the test set."""
+    """The trained network is being verified on `split`, "test" or "validation"."""
 
+    split: str
     done: int
     total: int
 

@@ -17,7 +17,10 @@ def check_precision(precision: Precision, device: str) -> None:
 
 @contextmanager
 def arithmetic(precision: Precision, device: str) -> Iterator[None]:
-    """Within it, convolutions and linear layers compute in `precision`; sums, BatchNorm and losses stay in float32."""
+    """Within it, convolutions and linear layers compute in `precision`, the last layer and its margins among them.
+
+    BatchNorm, ReLUs after it, the regularisers' sums and cross-entropies stay in float32.
+    """
     with tensor_cores(precision == "tf32"), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         yield
 

@@ -146,9 +146,9 @@ class TrainSection(Section):
     """steps: the rate falls by `decay` at each of the `milestones`; linear: it rises for `warmup` epochs, then falls
     in a straight line to zero at the end."""
     warmup: float = Field(0.0, ge=0)
-    """Epochs in which a linear rate rises."""
+    """Epochs in which a linear rate rises; fewer than there are in all."""
     milestones: tuple[Positive, ...] = ()
-    """Epochs after which the learning rate is multiplied by `decay`; those beyond the last have no effect."""
+    """With steps, epochs after which the learning rate is multiplied by `decay`; beyond the last without effect."""
     decay: float = Field(0.2, gt=0, le=1)
     average: float = Field(0.0, ge=0, lt=1)
     """Decay a step of a moving average of the weights, which is then the network that is kept; 0 keeps none."""
@@ -190,6 +190,8 @@ class Preset(Section):
             raise ValueError(
                 'train.micro_batch needs train.batch_norm_statistics = "clean": centres come from whole boxes'
             )
+        if self.train.schedule == "linear" and self.train.warmup >= self.train.epochs:
+            raise ValueError("train.warmup must be shorter than train.epochs, so that a linear rate can fall")
         if self.data.verify_on == "validation" and not self.data.validation:
             raise ValueError('data.verify_on = "validation" needs held-out examples: set data.validation')
         return self

@@ -90,7 +90,6 @@ class _BoxSums(torch.autograd.Function):
     def forward(ctx: Any, centre: Tensor, radius: Tensor) -> Tensor:
         active, inactive = (centre - radius).sign_().relu_(), (centre + radius).neg_().sign_().relu_()
         ctx.save_for_backward(centre, active, inactive)
-        ctx.set_materialize_grads(False)
         sums = [torch.full_like(centre[:0].sum(), centre.numel()), centre.sum(), radius.sum()]
         for state in (active, inactive):
             chosen = centre * state

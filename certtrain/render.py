@@ -212,7 +212,7 @@ class LiveView:
             case Note():
                 out.print(Text.assemble(("note: ", "bold yellow"), event.text))
             case Verifying():
-                self._advance("verifying on the test set", event.done, event.total)
+                self._advance(f"verifying on the {event.split} set", event.done, event.total)
             case Stopped():
                 self._close(Text(_stopped(event)))
             case Finished():

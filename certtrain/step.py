@@ -236,7 +236,8 @@ class Stepper:
 
         All ranks ask together, each with its part of the batch, and all get the same answer.
         """
-        measured = self._gradient(step, x, labels, share=1.0)
+        with tensor_cores(self.preset.train.precision == "tf32"):
+            measured = self._gradient(step, x, labels, share=1.0)
         with self._arithmetic():
             culprit = self._culprit(self._traces(step, x, len(x), self.source))
         measured |= {"gradient_norm": self._whole_gradient(self._scalar(0.0))}

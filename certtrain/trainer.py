@@ -17,17 +17,16 @@ from torch import Tensor, nn
 
 from certtrain.assemble import Images, describe, load_run_images, make_network
 from certtrain.attack import PGD
-from certtrain.certificate import Certifier, Verdict
 from certtrain.checkpoint import Progress, RunFolder, collect, put_back
 from certtrain.compiling import check_compile, will_compile
-from certtrain.data import Augmentation, Batches, to_unit
+from certtrain.data import Augmentation, Batches
 from certtrain.diagnostics import LayerState, layer_states, relu_units
 from certtrain.distributed import ALONE, Group
 from certtrain.errors import DeviceError, NonFiniteError, RunError
+from certtrain.evaluate import certified_accuracy, natural_accuracy
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
-from certtrain.objective import correct_points
-from certtrain.precision import check_precision
+from certtrain.precision import check_precision, tensor_cores
 from certtrain.preset import Preset
 from certtrain.step import Stepper
 from certtrain.storage import write_json
@@ -39,7 +38,7 @@ LOOK_SECONDS = 20.0  # between two looks at the ReLU states, each a forward pass
 EPOCH_CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next at the end of an epoch
 CHECKPOINT_SECONDS = 300.0  # and within an epoch
 
-NATURAL_EXAMPLES = 2000  # that natural accuracy is measured on at the end of an epoch, where no step measures it
+NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured at the end of an epoch, where no step measures it
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,10 @@ def train(preset: Preset, out: Path, surroundings: Surroundings = Surroundings()
 
     The result is None if the run was stopped. Raises a CerttrainError.
     """
-    images = _prepare(preset, surroundings)  # first, so that missing data leave no folder behind
-    folder = surroundings.group.lead(lambda: RunFolder.create(out, preset))
-    return Trainer(preset, folder, images, surroundings).run()
+    images = _prepare(preset, surroundings)  # the folder comes last, so that no error before it leaves one behind
+    trainer = Trainer(preset, RunFolder(out), images, surroundings)
+    trainer.folder = surroundings.group.lead(lambda: RunFolder.create(out, preset))
+    return trainer.run()
 
 
 def resume(out: Path, surroundings: Surroundings = Surroundings()) -> Report | None:
@@ -112,7 +112,8 @@ class Trainer:
         )
         self.final = images.part(preset.data.verify_on)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
-        per_batch = preset.train.batch_size * relu_units(self.network, self.batches.whole_batch(0, 0)[0])
+        examples = preset.train.batch_size // self.group.size
+        per_batch = examples * relu_units(self.network, self.batches.whole_batch(0, 0)[0])
         self.compile, self.compile_note = will_compile(
             preset.train.compile,
             steps=self.steps,
@@ -248,7 +249,7 @@ class Trainer:
         def on_points(points: list[Point]) -> None:
             nonlocal done
             done += len(points)
-            self.emit(Verifying(done, total))
+            self.emit(Verifying(self.preset.data.verify_on, done, total))
             if done < total and (reason := self.should_stop()):
                 raise _StopVerifying(reason)
 
@@ -333,7 +334,8 @@ class Trainer:
         was_exploding = any(layer.exploding for layer in self.layers)
         try:
             x, _ = self.batches.whole_batch(*divmod(step, self.batches.steps_per_epoch))
-            self.layers = tuple(layer_states(self.stepper.look(step, x)))
+            with tensor_cores(False):
+                self.layers = tuple(layer_states(self.stepper.look(step, x)))
         except NonFiniteError as error:
             raise self._not_finite(f"step {step}: after its update {error}") from error
         self.looking.restart()
@@ -352,43 +354,22 @@ class Trainer:
         epoch = self.progress.step // self.batches.steps_per_epoch
         step = self.progress.step
         record: dict[str, Any] = {"epoch": epoch, "step": step, "eps": self.stepper.eps(step - 1)}
-        record |= (
-            {"learning_rate": self.stepper.learning_rate(step - 1)}
-            | self._natural()
-            | self._averages()
-            | self._validate()
-        )
+        record["learning_rate"] = self.stepper.learning_rate(step - 1)
+        record |= self._averages() | self._evaluate()
         record["seconds"] = self.progress.seconds
         self.folder.log(record | {"layers": [layer.to_dict() for layer in self.layers]})
         self.emit(EpochDone(epoch, record, self.layers))
 
-    @torch.no_grad()
-    def _natural(self) -> dict[str, float]:
-        """Natural accuracy on the first training examples, where the steps carry no clean batch to measure it on."""
-        if self.preset.train.batch_norm_statistics == "clean":
-            return {}
-        few, network, correct = self.images.train.take(NATURAL_EXAMPLES), self.stepper.result.eval(), 0
-        for first in range(0, len(few), 500):
-            x = to_unit(few.images[first : first + 500].to(self.device))
-            labels = few.labels[first : first + 500].to(self.device)
-            correct += int(correct_points(network(x), labels).sum())
-        return {"natural_accuracy": correct / len(few)}
-
-    def _validate(self) -> dict[str, float]:
-        """Natural and certified accuracy on the held-out examples, at the target ε."""
-        images = self.images.validation
-        if images is None:
-            return {}
-        certifier, verdicts = Certifier(self.stepper.result.eval()), list[Verdict]()
-        for first in range(0, len(images), 500):
-            x = to_unit(images.images[first : first + 500].to(self.device))
-            labels = images.labels[first : first + 500].to(self.device)
-            verdicts += certifier.certify(x, labels, self.preset.eps.max).verdicts
-        wrong, proved = verdicts.count("misclassified"), verdicts.count("certified")
-        return {
-            "validation_natural_accuracy": 1 - wrong / len(verdicts),
-            "validation_certified_accuracy": proved / len(verdicts),
-        }
+    def _evaluate(self) -> dict[str, float]:
+        """What the steps do not measure: natural accuracy if they carry no clean batch, and the held-out examples."""
+        network, held_out, found = self.stepper.result, self.images.validation, dict[str, float]()
+        if self.preset.train.batch_norm_statistics != "clean":
+            few = self.images.train.take(NATURAL_EXAMPLES)
+            found["natural_accuracy"] = natural_accuracy(network, few, self.device)
+        if held_out is not None:
+            natural, certified = certified_accuracy(network, held_out, self.preset.eps.max, self.device)
+            found |= {"validation_natural_accuracy": natural, "validation_certified_accuracy": certified}
+        return found
 
 
 class _Stopwatch:

@@ -477,6 +477,17 @@ def test_a_run_whose_preset_is_damaged_says_so(tmp_path: Path):
         resume(tmp_path)
 
 
+def test_a_network_that_does_not_fit_leaves_no_folder_behind(tmp_path: Path):
+    with pytest.raises(DataError, match="mean and std have 3 and 3"):
+        train(small(data__mean=[0.1, 0.2, 0.3], data__std=[1, 1, 1]), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_linear_rate_needs_time_to_fall():
+    with pytest.raises(PresetError, match=r"train\.warmup must be shorter than train\.epochs"):
+        small(train__schedule="linear", train__warmup=3)
+
+
 def test_missing_data_leave_no_folder_behind(tmp_path: Path):
     with pytest.raises(DataError):
         train(small(data__name="tinyimagenet"), tmp_path / "out", Surroundings(data_dir=tmp_path / "nowhere"))
