@@ -4,6 +4,7 @@ A step never waits for the device: what it measures adds up there, and is read
 when somebody wants to know.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from math import isfinite
@@ -11,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from certtrain.accumulate import Accumulated, Batch, Settings, traces_in_parts
 from certtrain.bounds.interval import boundable
@@ -71,7 +71,7 @@ class Stepper:
         self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
-        self.average = _moving_average(network, preset.train.average)
+        self.average = copy.deepcopy(network) if preset.train.average > 0 else None
         self.loss = compiled(self._loss, on_failure) if compile else self._loss
         self.sums = torch.zeros(len(self.measures()) + 1, dtype=torch.float64, device=self.device)
         self.failed = torch.full((), -1, device=self.device)
@@ -134,12 +134,12 @@ class Stepper:
             group["lr"].fill_(min(self.learning_rate(step), LARGEST_RATE))
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            _follow(self.average, self.network, self.preset.train.average)
 
     @property
     def result(self) -> nn.Module:
         """The network that the training is for: the moving average where there is one."""
-        return self.network if self.average is None else self.average.module
+        return self.network if self.average is None else self.average
 
     def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
         """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
@@ -257,10 +257,17 @@ class Stepper:
         return None
 
 
-def _moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
-    if decay == 0:
-        return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the average of weights and statistics towards the network's.
+
+    torch's AveragedModel does the same, but keeps a counter on the CPU, for which it waits for a GPU twice a step.
+    """
+    for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
 
 
 def _channels_last(x: Tensor) -> Tensor:

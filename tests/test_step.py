@@ -116,6 +116,17 @@ def test_the_failure_is_explained():
     assert expected in one.explain(7, *batch())
 
 
+def test_the_average_moves_by_its_decay():
+    one = stepper(train__average=0.75)
+    start = {name: tensor.clone() for name, tensor in one.result.state_dict().items()}
+    one.run(25, *batch())
+    now = one.network.state_dict()
+    for name, mean in one.result.state_dict().items():
+        expected = 0.75 * start[name] + 0.25 * now[name] if mean.is_floating_point() else now[name]
+        assert torch.allclose(mean, expected, rtol=1e-5, atol=1e-7), name
+    assert stepper().result is not one.network
+
+
 # --- statistics ------------------------------------------------------------------------------------------
 
 

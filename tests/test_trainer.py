@@ -260,7 +260,7 @@ def test_the_moving_average_is_what_is_kept(tmp_path: Path):
     train(small(train__average=0.9), out)
     kept, last = load_file(out / "model.safetensors"), load_file(RunFolder(out).checkpoints()[-1])
     for name, tensor in kept.items():
-        assert torch.equal(tensor, last[f"average/module.{name}"]), name
+        assert torch.equal(tensor, last[f"average/{name}"]), name
     assert not torch.equal(kept["conv1.weight"], last["network/conv1.weight"])
 
 
