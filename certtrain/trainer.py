@@ -195,7 +195,7 @@ class Trainer:
             self.emit(Note(f"ε reaches {self.preset.eps.max:g} in epoch {ramp}, after the end of this run"))
         self.stepper.set_sums(self.progress.sums)
         self.clock.restart()
-        if self.progress.step == 0:
+        if self.folder.last_good is None:
             self._save()  # so that a failure in the first epoch leaves something to go on from
 
     def _restore(self) -> list[Path]:
