@@ -222,7 +222,8 @@ class Stepper:
     def look(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
         """The boxes of a whole batch under the weights as they are, in float32; nothing is changed by it.
 
-        They come in parts no larger than a step's, and one rank may ask alone.
+        They come in parts no larger than a step's, or in one part if the statistics are of the centres; one rank
+        may ask alone.
         """
         return self._traces(step, x, -(-len(x) // self.group.size), batch_statistics)
 
