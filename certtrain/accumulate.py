@@ -122,8 +122,10 @@ class Accumulated:
     def _terms(self, margins: Tensor, sums: Tensor | None) -> LossTerms:
         batch = self.batch
         with self.settings.forward():
+            robust = certified_cross_entropy(margins, batch.labels)
+            weights = batch.regularizers
             return combined_terms(
-                self.logits, margins, sums, batch.labels, certified=batch.certified, regularizers=batch.regularizers
+                self.logits, robust, margins, sums, batch.labels, certified=batch.certified, regularizers=weights
             )
 
 

@@ -122,6 +122,16 @@ class EpsSection(Section):
     """The ramp ends at this multiple of ε; the network is evaluated at ε itself."""
 
 
+class BoundsSection(Section):
+    """Which bounds the robust loss comes from in training."""
+
+    method: Literal["ibp", "crown-ibp"] = "ibp"
+    """ibp: interval bounds; crown-ibp: linear bounds beside them, with weight 1 − ε/ε_max, so that they fade out with
+    the warm-up."""
+    loss_fusion: bool = True
+    """With crown-ibp, bound the loss itself, by one pass back through the network, not every class's margin."""
+
+
 class RegularizerSection(Section):
     """The regularisers of the warm-up."""
 
@@ -180,6 +190,7 @@ class Preset(Section):
     model: Architecture
     eps: EpsSection
     train: TrainSection
+    bounds: BoundsSection = BoundsSection()
     regularizer: RegularizerSection = RegularizerSection()
 
     @model_validator(mode="after")
@@ -190,6 +201,8 @@ class Preset(Section):
             raise ValueError(
                 'train.micro_batch needs train.batch_norm_statistics = "clean": centres come from whole boxes'
             )
+        if self.train.micro_batch is not None and self.bounds.method != "ibp":
+            raise ValueError('train.micro_batch needs bounds.method = "ibp"')
         if self.train.schedule == "linear" and self.train.warmup >= self.train.epochs:
             raise ValueError("train.warmup must be shorter than train.epochs, so that a linear rate can fall")
         if self.data.verify_on == "validation" and not self.data.validation:
@@ -274,7 +287,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _suggest(field: str) -> str:
-    sections = (Preset, DataSection, CNN7, CNN, MLP, EpsSection, RegularizerSection, TrainSection)
+    sections = (Preset, DataSection, CNN7, CNN, MLP, EpsSection, BoundsSection, RegularizerSection, TrainSection)
     known = {name for section in sections for name in section.model_fields}
     near = difflib.get_close_matches(field, known, n=1)
     return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")

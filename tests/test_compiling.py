@@ -6,11 +6,11 @@ import pytest
 import torch
 from oracles.nets import NETS
 from reference import EPS, below, inputs, network
-from test_oracles import EVALUATED, LOSSES, TRAINED, assert_close, without_own_column
+from test_oracles import EVALUATED, LOSSES, OURS, TRAINED, assert_close, without_own_column
 from torch import Tensor, nn
 
 from certtrain.bounds.interval import boundable
-from certtrain.bounds.trace import bound_logits
+from certtrain.bounds.methods import method_named
 from certtrain.compiling import check_compile, compiled, has_compiler, will_compile
 from certtrain.diagnostics import relu_units
 from certtrain.errors import DeviceError
@@ -65,30 +65,32 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
 @quiet
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize("method", OURS)
 @pytest.mark.parametrize("net", NETS)
-def test_compiled_bounds_give_the_references_values(net: str):
+def test_compiled_bounds_give_the_references_values(net: str, method: str):
     model, (x, labels) = network(net), inputs(net)
-    graph = boundable(model)
+    graph, bound = boundable(model), method_named(method.lower())
 
-    def bounds(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = bound_logits(graph, x, eps, (0.0, 1.0))
-        return logits.box.lower, logits.box.upper, logits.margins(labels)
+    def bounds(x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        found = bound(graph, x, eps, (0.0, 1.0))
+        return *found.ends(), found.margins(labels)
 
     fast = compiled(bounds, pytest.fail)
-    for _, eps in (case for case in EVALUATED if case[0] == net):
+    for eps in (eps for name, eps, by in EVALUATED if (name, by) == (net, method)):
         with torch.no_grad():
             lower, upper, margins = fast(x, torch.tensor(EPS[eps], dtype=torch.float64))
         found = {"logits_lower": lower, "logits_upper": upper, "margins_lower": without_own_column(margins, labels)}
-        expected = below(net, f"eval/eps={eps}/IBP/")
+        expected = below(net, f"eval/eps={eps}/{method}/")
         assert_close(found, {name: expected[name] for name in found})
 
 
 # --- a run of steps --------------------------------------------------------------------------------------
 
 
-def small(**changes: object) -> Preset:
+def small(bounds: dict[str, object] | None = None, **changes: object) -> Preset:
     settings = {"model.channels": [4], "model.kernels": [3], "model.strides": [2], "model.linear": [8]}
     settings |= {"eps.start": 2, "eps.length": 2, "train.epochs": 5}
+    settings |= {f"bounds.{name}": value for name, value in (bounds or {}).items()}
     return load_preset("digits", settings | {f"train.{name}": value for name, value in changes.items()})
 
 
@@ -110,8 +112,14 @@ def stepped(preset: Preset, *, compile: bool) -> tuple[nn.Module, dict[str, floa
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("statistics", ["clean", "centre"])
-def test_compiled_and_eager_steps_are_equal(statistics: str):
-    preset = small(batch_norm_statistics=statistics)
+@pytest.mark.parametrize(
+    "bounds",
+    [{}, {"method": "crown-ibp"}, {"method": "crown-ibp", "loss_fusion": False}],
+    ids=["intervals", "fused", "by class"],
+)
+def test_compiled_and_eager_steps_are_equal(statistics: str, bounds: dict[str, object]):
+    torch.compiler.reset()
+    preset = small(bounds, batch_norm_statistics=statistics)
     (network, sums), (twin, others) = (stepped(preset, compile=compile) for compile in (True, False))
     assert sums.pop("tightness_loss") >= others.pop("tightness_loss")  # the eager step leaves out what has no weight
     assert sums.pop("relu_balance_loss") >= others.pop("relu_balance_loss")

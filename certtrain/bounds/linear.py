@@ -48,15 +48,19 @@ def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
 
 def margins(trace: BoundTrace, labels: Tensor) -> Tensor:
     """Lower bounds (B, K) of logit[y] − logit[j] for the classes y in `labels` (B,); column y is 0."""
-    own = F.one_hot(labels, trace.lower.shape[1]).to(trace.start.radius.dtype)
-    return lower_bounds(trace, own.unsqueeze(1) - torch.eye(own.shape[1]).to(own))
+    each = _identity(trace)
+    return lower_bounds(trace, each[labels].unsqueeze(1) - each)
 
 
 def logits(trace: BoundTrace) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds (B, K) of the logits."""
-    count, classes = trace.lower.shape
-    each = torch.eye(classes).to(trace.start.radius).expand(count, -1, -1)
+    each = _identity(trace).expand(len(trace.start.radius), -1, -1)
     return lower_bounds(trace, each), -lower_bounds(trace, -each)
+
+
+def _identity(trace: BoundTrace) -> Tensor:
+    radius = trace.start.radius
+    return torch.eye(trace.logits.shape[1], dtype=radius.dtype, device=radius.device)
 
 
 # --- the rules -------------------------------------------------------------------------------------------
