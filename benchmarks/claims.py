@@ -1,8 +1,8 @@
 """The paper's claims at a scale that two CPU cores can bear: MNIST at ε = 0.3 and 0.4, a small deep network.
 
 Each method trains with a short and with a long warm-up, with several seeds: vanilla IBP, CROWN-IBP with loss fusion,
-both again with BatchNorm, the paper's method, and that without each of its improvements in turn. A result is a file of
-its own in the folder, written when the run is over; what is there already is not run again, so the command can be
+both again with BatchNorm, the paper's method, and that without each of its improvements in turn. They train on 20,000
+examples and are judged on 5,000 held-out ones; the test set is not looked at. A result is a file of its own in the folder, written when the run is over; what is there already is not run again, so the command can be
 stopped and started at will.
 
 python benchmarks/claims.py run --data-dir DATA --folder claims --jobs 2
@@ -33,11 +33,13 @@ WARM_UPS: dict[str, dict[str, Any]] = {
     "long": {"train.epochs": 12, "eps.start": 2, "eps.length": 8, "train.milestones": [10, 11]},
 }
 COMMON = {
-    "train.batch_size": 256,
+    "train.batch_size": 128,
     "train.learning_rate": 1e-3,
     "train.batch_norm_statistics": "clean",
     "train.compile": "off",
-    "data.validation": 2000,
+    "data.examples": 20000,
+    "data.validation": 5000,
+    "data.verify_on": "validation",
 }
 NO_NORM = {"model.batch_norm": False}
 NO_REGULARIZERS = {"regularizer.tightness": False, "regularizer.relu_balance": False}

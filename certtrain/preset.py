@@ -48,6 +48,8 @@ class DataSection(Section):
     """Which data set; "folder" reads train/<class>/* and test/<class>/* under the data folder."""
     validation: int = Field(0, ge=0)
     """How many training examples are held out to watch the training; the test set is never used for that."""
+    examples: int | None = Field(None, ge=2)
+    """Train on so many examples alone, drawn by the seed from those that are not held out; by default on all."""
     verify_on: Literal["test", "validation"] = "test"
     """What the trained network is verified on; "validation" leaves the test set alone while settings are chosen."""
     flip: bool = False
