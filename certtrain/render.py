@@ -129,11 +129,17 @@ def _started(event: Started) -> str:
 
 
 def _stopped(event: Stopped) -> str:
-    data = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
+    options = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
+    options += " --tensorboard" if (event.folder / "tensorboard").is_dir() else ""
     return (
         f"stopped ({event.reason}) at step {event.step} of {event.steps}; "
-        f"go on with: certtrain train --resume {event.folder}{data}"
+        f"go on with: certtrain train --resume {event.folder}{options}"
     )
+
+
+def _finished(event: Finished) -> str:
+    page = "" if event.page is None else f"; report: {event.page}"
+    return f"trained in {_duration(event.seconds)}; model: {event.model}{page}"
 
 
 class PlainView:
@@ -157,7 +163,7 @@ class PlainView:
             case Loading(done=done, total=total) if done == total:
                 self._say(event.what)
             case Finished():
-                self._say(f"trained in {_duration(event.seconds)}; model: {event.model}")
+                self._say(_finished(event))
                 show_report(event.report)
 
     def _say(self, text: str) -> None:
@@ -216,7 +222,7 @@ class LiveView:
             case Stopped():
                 self._close(Text(_stopped(event)))
             case Finished():
-                self._close(Text(f"trained in {_duration(event.seconds)}; model: {event.model}"))
+                self._close(Text(_finished(event)))
                 show_report(event.report)
 
     def _begin(self, event: Started) -> None:
@@ -283,8 +289,8 @@ class JsonView:
                 facts = {"reason": event.reason, "step": event.step, "steps": event.steps}
                 self._say("stopped", facts | {"folder": str(event.folder)})
             case Finished():
-                facts = {"model": str(event.model), "seconds": event.seconds}
-                self._say("finished", facts | {"results": event.report.to_dict()})
+                files = {"model": str(event.model), "page": event.page and str(event.page)}
+                self._say("finished", files | {"seconds": event.seconds, "results": event.report.to_dict()})
 
     def _say(self, name: str, values: dict[str, Any]) -> None:
         show_json({"event": name, **values}, indent=None)

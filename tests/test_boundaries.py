@@ -43,11 +43,11 @@ def test_the_engine_is_found():
 def test_the_engine_loads_neither_rich_nor_typer():
     loaded = loaded_after("\n".join(f"import {name}" for name in ENGINE))
     assert "torch" in loaded
-    assert not loaded & {"rich", "typer", "click"}
+    assert not loaded & {"rich", "typer", "click", "matplotlib", "tensorboard"}
 
 
 @pytest.mark.parametrize(
-    "module", ["certtrain", "certtrain.preset", "certtrain.errors", "certtrain.schedule", "certtrain.storage"]
+    "module", ["certtrain", *(f"certtrain.{name}" for name in ("preset", "errors", "schedule", "storage", "report"))]
 )
 def test_light_modules_load_no_torch(module: str):
     loaded = loaded_after(f"import {module}")
