@@ -2,8 +2,9 @@
 
 Each method trains with a short and with a long warm-up, with several seeds: vanilla IBP, CROWN-IBP with loss fusion,
 both again with BatchNorm, the paper's method, and that without each of its improvements in turn. They train on 20,000
-examples and are judged on 5,000 held-out ones; the test set is not looked at. A result is a file of its own in the folder, written when the run is over; what is there already is not run again, so the command can be
-stopped and started at will.
+examples and are judged on 5,000 held-out ones; the test set is not looked at. A result is a file of its own in the
+folder, written when the run is over; what is there already is not run again, so the command can be stopped and started
+at will.
 
 python benchmarks/claims.py run --data-dir DATA --folder claims --jobs 2
 """

@@ -16,7 +16,7 @@ from certtrain.diagnostics import relu_units
 from certtrain.errors import DeviceError
 from certtrain.models import InputSpec, build_model
 from certtrain.preset import Preset, load_preset
-from certtrain.step import Controls, Stepper
+from certtrain.step import Controls, Parts, Stepper
 
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
 quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
@@ -43,8 +43,9 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
         model.load_state_dict(start)
         model.zero_grad()
         weight = 0.5 * (1 - EPS[eps] / (8 / 255))
-        values = (max(EPS[eps], 1e-6), float(EPS[eps] > 0), weight, weight)
-        total, measured = stepper.loss(x, labels, Controls(*torch.tensor(values, dtype=torch.float64).unbind()), True)
+        values = (max(EPS[eps], 1e-6), float(EPS[eps] > 0), weight, weight, 0.0)
+        controls = Controls(*torch.tensor(values, dtype=torch.float64).unbind())
+        total, measured = stepper.loss(x, labels, controls, Parts(regularizers=True, linear=False))
         total.backward()
         expected = below(net, f"train/eps={eps}/")
         names = {
@@ -124,6 +125,8 @@ def test_compiled_and_eager_steps_are_equal(statistics: str, bounds: dict[str, o
     assert sums.pop("tightness_loss") >= others.pop("tightness_loss")  # the eager step leaves out what has no weight
     assert sums.pop("relu_balance_loss") >= others.pop("relu_balance_loss")
     sums.pop("layers_without_balance"), others.pop("layers_without_balance")
+    robust, other = sums.pop("robust_loss"), others.pop("robust_loss")
+    assert robust == pytest.approx(other, rel=1e-4 if bounds else 1e-9)  # nor linear bounds, while ε is zero
     assert sums == pytest.approx(others, rel=1e-9)
     for (name, mine), other in zip(network.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.allclose(mine, other, rtol=1e-7, atol=1e-9), name
