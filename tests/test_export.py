@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain import export as exporting
+from certtrain.architecture import CNN, CNN7, MLP, Architecture
 from certtrain.bounds.graph import Add, trace_layers
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import DataError, MissingExtra, SoundnessError, StorageError, UnsupportedLayer
@@ -21,7 +22,6 @@ from certtrain.export import compare, export, export_onnx, export_weights, onnx_
 from certtrain.folding import _fold, fold_batch_norm
 from certtrain.modelfile import Classifier, Metadata, load_model
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import CNN, CNN7, MLP, Architecture
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None,

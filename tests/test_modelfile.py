@@ -16,9 +16,9 @@ from tiny import SHAPE, metadata, network
 from torch import Tensor, nn
 
 from certtrain import load_model
+from certtrain.architecture import CNN, CNN7, MLP, Architecture
 from certtrain.errors import ModelFileError, StorageError
 from certtrain.modelfile import KEY, save_model
-from certtrain.preset import CNN, CNN7, MLP, Architecture
 
 ARCHITECTURES: list[Architecture] = [
     MLP(name="mlp", hidden=(8, 4)),

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from certtrain.architecture import CNN, CNN7, MLP, Architecture, load_preset
 from certtrain.bounds.graph import Normalize
 from certtrain.errors import DataError
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import CNN, CNN7, MLP, Architecture, load_preset
 
 RGB = InputSpec((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3)
 

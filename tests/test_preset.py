@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from certtrain.architecture import CNN
 from certtrain.errors import PresetError
-from certtrain.preset import CNN, Preset, load_preset, parse_override, preset_names
+from certtrain.preset import Preset, load_preset, parse_override, preset_names
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "presets").rglob("*.toml"))

@@ -10,9 +10,9 @@ from sampling import assert_inside, ball, points_inside
 from torch import Tensor, nn
 
 from certtrain import margin_bounds, output_bounds, propagate
+from certtrain.architecture import CNN, CNN7, MLP, Architecture
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import CNN, CNN7, MLP, Architecture
 
 SHAPE, CLASSES = (2, 8, 8), 4
 LABELS = torch.tensor([1, 0, 3])
