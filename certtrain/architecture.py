@@ -1,6 +1,6 @@
 """The networks that a preset names: their fields, validated, and free of torch."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -114,4 +114,7 @@ class ResNeXt(Residual):
 
 
 NETWORKS = (CNN7, DM, CNN, MLP, WideResNet, ResNeXt)
+SECTIONS = {name: section for section in NETWORKS for name in get_args(section.model_fields["name"].annotation)}
+"""Each network's section by its name in a preset."""
+
 Architecture = Annotated[CNN7 | DM | CNN | MLP | WideResNet | ResNeXt, Field(discriminator="name")]

@@ -53,10 +53,17 @@ class ResidualBlock(nn.Module):
         channels = convolutions[0].in_channels, convolutions[-1].out_channels
         stride = math.prod(conv.stride[0] for conv in convolutions)
         if channels[0] != channels[1] or stride > 1:
-            append_layer(shortcut, "conv", nn.Conv2d(*channels, 1, stride), batch_norm=batch_norm, relu=False)
-        self.body, self.shortcut = nn.Sequential(body), nn.Sequential(shortcut)
+            append_layer(shortcut, "shortcut", nn.Conv2d(*channels, 1, stride), batch_norm=batch_norm, relu=False)
+        for name, layer in (*body.items(), *shortcut.items()):
+            self.add_module(name, layer)  # side by side, so that their names stay short
+        self.ways = tuple(body), tuple(shortcut)
         self.add, self.relu = Add(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.relu(self.add(self.body(x), self.shortcut(x)))
+        result: Tensor = self.relu(self.add(*(self._through(names, x) for names in self.ways)))
         return result
+
+    def _through(self, names: tuple[str, ...], x: Tensor) -> Tensor:
+        for name in names:
+            x = self.get_submodule(name)(x)
+        return x

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from certtrain.architecture import NETWORKS, Architecture, Positive, Section
+from certtrain.architecture import NETWORKS, SECTIONS, Architecture, Positive, Section
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError, PresetError
 
@@ -222,21 +222,26 @@ def explain(error: ValidationError) -> str:
     """One line for each wrong field: its dotted path and what is wrong with it."""
     lines = []
     for problem in error.errors():
-        path = _path(problem["loc"])
+        network, path = _place(problem["loc"])
         unknown = problem["type"] == "extra_forbidden"
-        message = _suggest(path[-1]) if unknown else problem["msg"].removeprefix("Value error, ")
+        message = _suggest(path[-1], network) if unknown else problem["msg"].removeprefix("Value error, ")
         lines.append(f"  {'.'.join(path)}: {message}")
     return "\n".join(lines)
 
 
-def _path(location: tuple[int | str, ...]) -> list[str]:
-    """Sections and field; what pydantic puts between the network's section and its field, the name, is no part."""
+def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
+    """The network whose field is meant, if any, and the path; pydantic has the network's name inside the path."""
     path = [str(part) for part in location] or ["preset"]
-    return [path[0], *path[2:]] if path[0] in ("model", "architecture") else path
+    if path[0] in ("model", "architecture") and len(path) > 1:
+        return path[1], [path[0], *path[2:]]
+    return None, path
 
 
-def _suggest(field: str) -> str:
-    sections = (Preset, DataSection, *NETWORKS, EpsSection, RegularizerSection, TrainSection)
-    known = {name for section in sections for name in section.model_fields}
+def _suggest(field: str, network: str | None) -> str:
+    every = (Preset, DataSection, *NETWORKS, EpsSection, RegularizerSection, TrainSection)
+    sections = every if network is None else (SECTIONS[network],)
+    known = [name for section in sections for name in section.model_fields]
     near = difflib.get_close_matches(field, known, n=1)
-    return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+    if near or network is None:
+        return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"there is no such field; {network!r} has {', '.join(known)}"
