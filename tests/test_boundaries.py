@@ -47,7 +47,15 @@ def test_the_engine_loads_neither_rich_nor_typer():
 
 
 @pytest.mark.parametrize(
-    "module", ["certtrain", "certtrain.preset", "certtrain.errors", "certtrain.schedule", "certtrain.storage"]
+    "module",
+    [
+        "certtrain",
+        "certtrain.architecture",
+        "certtrain.preset",
+        "certtrain.errors",
+        "certtrain.schedule",
+        "certtrain.storage",
+    ],
 )
 def test_light_modules_load_no_torch(module: str):
     loaded = loaded_after(f"import {module}")
