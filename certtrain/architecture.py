@@ -2,16 +2,11 @@
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(ge=1, le=2**20)]  # no network is wider; a hostile file may say so
+from certtrain.section import Positive, Section
+
 Blocks = Annotated[int, Field(ge=1, le=64)]  # each is built before a file's tensors are compared with it
-
-
-class Section(BaseModel):
-    """What all sections share: values do not change, and a misspelt field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class CNN7(Section):
@@ -113,8 +108,11 @@ class ResNeXt(Residual):
     """Channels of a group in the first stage; a block gives twice as many as all its groups have."""
 
 
-NETWORKS = (CNN7, DM, CNN, MLP, WideResNet, ResNeXt)
-SECTIONS = {name: section for section in NETWORKS for name in get_args(section.model_fields["name"].annotation)}
-"""Each network's section by its name in a preset."""
-
 Architecture = Annotated[CNN7 | DM | CNN | MLP | WideResNet | ResNeXt, Field(discriminator="name")]
+
+NETWORKS: dict[str, type[Section]] = {
+    name: section
+    for section in get_args(get_args(Architecture)[0])
+    for name in get_args(section.model_fields["name"].annotation)
+}
+"""Each network's section by its name in a preset."""

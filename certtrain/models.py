@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from certtrain.architecture import CNN, CNN7, DM, MLP, Architecture, Residual, ResNeXt, Section, WideResNet
+from certtrain.architecture import CNN, CNN7, DM, MLP, Architecture, Residual, ResNeXt, WideResNet
 from certtrain.blocks import Layers, ResidualBlock, Shape, append_layer, output_shape
 from certtrain.bounds.graph import Normalize
 from certtrain.errors import DataError
+from certtrain.section import Section
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from certtrain.architecture import NETWORKS, SECTIONS, Architecture, Positive, Section
+from certtrain.architecture import NETWORKS, Architecture
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError, PresetError
+from certtrain.section import Positive, Section
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
 Scheme = Literal["ibp", "kaiming", "xavier", "orthogonal"]
@@ -230,17 +231,17 @@ def explain(error: ValidationError) -> str:
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
-    """The network whose field is meant, if any, and the path; pydantic has the network's name inside the path."""
+    """The network whose own field is meant, if any, and the path; pydantic has the network's name inside the path."""
     path = [str(part) for part in location] or ["preset"]
     if path[0] in ("model", "architecture") and len(path) > 1:
-        return path[1], [path[0], *path[2:]]
+        return path[1] if len(path) == 3 else None, [path[0], *path[2:]]
     return None, path
 
 
 def _suggest(field: str, network: str | None) -> str:
-    every = (Preset, DataSection, *NETWORKS, EpsSection, RegularizerSection, TrainSection)
-    sections = every if network is None else (SECTIONS[network],)
-    known = [name for section in sections for name in section.model_fields]
+    every = [Preset, DataSection, *NETWORKS.values(), EpsSection, RegularizerSection, TrainSection]
+    sections: list[type[Section]] = every if network is None else [NETWORKS[network]]
+    known = dict.fromkeys(name for section in sections for name in section.model_fields)
     near = difflib.get_close_matches(field, known, n=1)
     if near or network is None:
         return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from certtrain.architecture import CNN, SECTIONS, WideResNet
+from certtrain.architecture import CNN, NETWORKS, WideResNet
 from certtrain.errors import PresetError
 from certtrain.preset import Preset, load_preset, parse_override, preset_names
 
@@ -264,7 +264,7 @@ def test_an_override_of_a_whole_section_replaces_it():
 @pytest.mark.parametrize("preset", ["digits", "cifar10-160ep", "tinyimagenet-resnext"])
 def test_one_word_puts_another_network_into_a_preset_with_its_own_defaults(preset: str, name: str):
     if load_preset(preset).model.name != name:
-        assert load_preset(preset, {"model.name": name}).model == SECTIONS[name](name=name)
+        assert load_preset(preset, {"model.name": name}).model == NETWORKS[name](name=name)
 
 
 def test_the_same_network_keeps_its_fields():
