@@ -239,8 +239,16 @@ def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
 
 
 def _suggest(field: str, network: str | None) -> str:
-    every = [Preset, DataSection, *NETWORKS.values(), EpsSection, RegularizerSection, TrainSection]
-    sections: list[type[Section]] = every if network is None else [NETWORKS[network]]
+    sections: list[type[Section]] = [
+        Preset,
+        DataSection,
+        *NETWORKS.values(),
+        EpsSection,
+        RegularizerSection,
+        TrainSection,
+    ]
+    if network is not None:
+        sections = [NETWORKS[network]]
     known = dict.fromkeys(name for section in sections for name in section.model_fields)
     near = difflib.get_close_matches(field, known, n=1)
     if near or network is None:

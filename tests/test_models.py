@@ -9,16 +9,7 @@ from sampling import assert_inside, ball, points_inside
 from torch import Tensor, nn
 
 from certtrain import output_bounds, propagate
-from certtrain.architecture import (
-    CNN,
-    CNN7,
-    DM,
-    MLP,
-    NETWORKS,
-    Architecture,
-    ResNeXt,
-    WideResNet,
-)
+from certtrain.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
 from certtrain.bounds.graph import Add, LayerCall, Normalize, trace_layers
 from certtrain.errors import DataError
 from certtrain.models import BUILDERS, InputSpec, build_model
