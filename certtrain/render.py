@@ -346,8 +346,9 @@ def _layers(layers: Sequence[LayerState]) -> Table:
     """One compact bar a layer."""
     table = _table("layer", "growth", "dead")
     table.add_column(_legend(), justify="left")
+    room = out.width - 32 - max((len(layer.name) for layer in layers), default=0)
     for layer in layers:
-        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, max(10, min(48, out.width - 44))))
+        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, max(10, min(48, room))))
     return table
 
 

@@ -10,7 +10,7 @@ from certtrain.errors import MissingExtra
 from certtrain.history import Layer, Results, Run, read_run
 from certtrain.html import Cell, Html, number, percent
 from certtrain.pictures import ACCURACIES, curve_pictures, layer_pictures
-from certtrain.preset import Section
+from certtrain.section import Section
 from certtrain.storage import write_atomic
 
 AGAIN = "certtrain stats RUN --html report.html"

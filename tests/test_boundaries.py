@@ -47,7 +47,16 @@ def test_the_engine_loads_neither_rich_nor_typer():
 
 
 @pytest.mark.parametrize(
-    "module", ["certtrain", *(f"certtrain.{name}" for name in ("preset", "errors", "schedule", "storage", "report"))]
+    "module",
+    [
+        "certtrain",
+        "certtrain.architecture",
+        "certtrain.preset",
+        "certtrain.report",
+        "certtrain.errors",
+        "certtrain.schedule",
+        "certtrain.storage",
+    ],
 )
 def test_light_modules_load_no_torch(module: str):
     loaded = loaded_after(f"import {module}")

@@ -198,6 +198,27 @@ def test_export_writes_both_files_checked(run: Run, model: Path, tmp_path: Path)
     assert run("verify", "folded.safetensors", "--limit", "20").code == 0
 
 
+@pytest.mark.parametrize("network", ["wide-resnet", "resnext"])
+def test_one_word_trains_another_network_that_every_command_takes(run: Run, tmp_path: Path, network: str) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
+    narrow = ["--set", f"model.name={network}", "--set", "model.stem=2", "--set", "model.linear_size=8"]
+    narrow += ["--set", "model.widen_factor=1" if network == "wide-resnet" else "model.bottleneck_width=2"]
+    ramp = ["--set", "eps={max=0.02, start=1, length=1}"]
+    done = run("train", "--preset", "digits", "--epochs", "2", *ramp, *narrow, "--out", "mine")
+    assert done.code == 0, done.err
+    model = "mine/model.safetensors"
+    layers = json.loads(run("stats", model, "--limit", "30", "--json").out)["layers"]
+    assert {"stem_relu", "block1.conv1_relu", "block3.relu", "linear1_relu"} <= {layer["name"] for layer in layers}
+    assert run("export", model, "--limit", "20").code == 0
+    first, again = (json.loads(run("verify", f"mine/model{end}.safetensors", "--json").out) for end in ("", "-folded"))
+    assert again["certified"] == pytest.approx(first["certified"], abs=1)
+    assert (tmp_path / "mine" / "model.onnx").exists()
+    found = json.loads(run("init", "--preset", "digits", *narrow, "--out", "i.safetensors", "--json").out)
+    (scheme,) = found["schemes"]
+    assert {layer["name"] for layer in scheme["layers"] if layer["halved"]} >= {"block2.conv1", "linear1"}
+    assert len(scheme["in_training"]) == len(layers)
+
+
 def test_nothing_is_replaced_without_force(run: Run, model: Path, tmp_path: Path) -> None:
     target = tmp_path / "s.csv"
     target.write_text("mine")

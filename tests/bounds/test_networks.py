@@ -10,10 +10,10 @@ from sampling import assert_inside, ball, points_inside
 from torch import Tensor, nn
 
 from certtrain import margin_bounds, output_bounds, propagate
+from certtrain.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
 from certtrain.bounds.methods import METHODS
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import CNN, CNN7, MLP, Architecture
 
 SHAPE, CLASSES = (2, 8, 8), 4
 LABELS = torch.tensor([1, 0, 3])
@@ -27,6 +27,10 @@ def architectures() -> dict[str, Architecture]:
         convolutions = {"channels": (3, 4), "kernels": (3, 5), "strides": (1, 2), "linear": (6,)}
         small["cnn" + suffix] = CNN(name="cnn", batch_norm=norm, **convolutions)
         small["mlp" + suffix] = MLP(name="mlp", hidden=(6, 5), batch_norm=norm)
+        residual = {"stem": 2, "linear_size": 6, "batch_norm": norm}
+        small["wide-resnet" + suffix] = WideResNet(name="wide-resnet", widen_factor=1, **residual)
+        stages = {"blocks": (2, 1), "strides": (1, 2)}
+        small["resnext" + suffix] = ResNeXt(name="resnext", bottleneck_width=2, **stages, **residual)
     return small
 
 
@@ -64,7 +68,8 @@ def sampled_logits(model: nn.Module, x: Tensor, eps: float, clip: tuple[float, f
 
 
 def test_every_architecture_is_built():
-    assert {type(a) for a in BUILT.values()} == {CNN7, CNN, MLP}
+    """But Gowal's, which are too large for these images and built as a cnn is; tests/test_models.py has them."""
+    assert {type(a) for a in BUILT.values()} == set(NETWORKS.values()) - {DM}
 
 
 @EVERY_NET
