@@ -12,6 +12,7 @@ python benchmarks/step.py --preset mnist-cpu  # another network; any preset's
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", default="", metavar="REGEX", help="certified ways whose name it is found in")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -179,7 +181,8 @@ def main() -> None:
         print(peak_memory(bench, Way(*json.loads(arguments.memory_of))))
         return
     keep_freed_memory()
-    steps = {way: bench.step(way) for way in ways(bench.device)}
+    chosen = [way for way in ways(bench.device) if way.kind == "standard" or re.search(arguments.only, str(way))]
+    steps = {way: bench.step(way) for way in chosen}
     compiling = {way: sum(bench.seconds(step) for _ in range(2)) for way, step in steps.items()}
     times: dict[Way, list[float]] = {way: [] for way in steps}
     data = []
