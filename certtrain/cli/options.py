@@ -38,6 +38,13 @@ def _eps(text: str) -> float:
         raise typer.BadParameter(str(error)) from error
 
 
+def png_file(text: str) -> Path:
+    """A path that a picture can have."""
+    if not text.endswith(".png"):
+        raise typer.BadParameter(f"{text!r} does not end in .png")
+    return Path(text)
+
+
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -98,6 +105,13 @@ def open_split(model: "Classifier", split: Split, data_dir: Path | None, limit: 
 
     with render.loading() as report:
         return load_split(model.metadata, split.value, data_dir, report).take(limit)
+
+
+def check_plots() -> None:
+    """Before any work is done, see that pictures can be drawn."""
+    from certtrain.plot import check_matplotlib
+
+    check_matplotlib()
 
 
 def check_targets(force: bool, *paths: Path | None) -> None:
