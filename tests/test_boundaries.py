@@ -51,7 +51,15 @@ def test_the_engine_loads_neither_rich_nor_typer():
 
 
 @pytest.mark.parametrize(
-    "module", ["certtrain", "certtrain.preset", "certtrain.errors", "certtrain.schedule", "certtrain.storage"]
+    "module",
+    [
+        "certtrain",
+        "certtrain.preset",
+        "certtrain.errors",
+        "certtrain.schedule",
+        "certtrain.storage",
+        "certtrain.runfiles",
+    ],
 )
 def test_light_modules_load_no_torch(module: str):
     loaded = loaded_after(f"import {module}")
@@ -74,8 +82,13 @@ def test_light_modules_load_no_torch(module: str):
         ("verify", "none"),
         ("verify", "tests"),
         ("stats", "none", "--eps", "2"),
+        ("stats", "none"),
+        ("stats", "tests", "--by-epoch"),
+        ("stats", "one", "two", "--by-epoch"),
         ("export", "none"),
         ("init", "--preset", "digits", "--out", "pyproject.toml"),
+        ("init", "--preset", "digits", "--compare", "--out", "pyproject.toml"),
+        ("init", "--preset", "digits", "--sweep-depth", "4"),
     ],
     ids=" ".join,
 )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Models = Annotated[
     list[Path],
     typer.Argument(
-        metavar="MODEL...",
+        metavar="MODEL",
         help="Model files, run folders (the model, or the newest checkpoint), or checkpoints in them. "
         "Several are shown side by side.",
     ),
