@@ -101,7 +101,7 @@ def plot_history(path: Path, history: History, stages: Sequence[ModelStates], ti
     for number, (title, epochs) in enumerate(columns):
         _draw_shares(grid[0][number], epochs, apart=number > 0)
         _draw_growths(grid[1][number], epochs, apart=number > 0)
-        grid[0][number].set_title("\n".join(wrap(title, 60)), fontsize=10)
+        grid[0][number].set_title(_wrapped(title, 60), fontsize=10)
     _draw_progress(grid[0][0], history)
     grid[0][0].set_ylabel("mean share of the layers' ReLUs")
     grid[1][0].set_ylabel(GROWTH)
@@ -159,10 +159,12 @@ def _draw_shares(axes: Axes, epochs: Epochs, *, apart: bool) -> None:
 
 
 def _draw_growths(axes: Axes, epochs: Epochs, *, apart: bool) -> None:
-    """A line for each layer, from light near the input to dark."""
+    """A line for each layer, from dark near the input to light."""
+    from matplotlib import colormaps
+
     places, names = [place for place, _ in epochs], [layer.name for layer in epochs[0][1]]
     for number, name in enumerate(names):
-        colour = (0.1, 0.25, 0.5, 0.25 + 0.75 * (number + 1) / len(names))
+        colour = colormaps["viridis"](0.85 * number / max(len(names) - 1, 1))
         growth = [_positive(layers[number].growth) for _, layers in epochs]
         axes.plot(places, growth, "o:" if apart else ".-", color=colour, label=name)
     axes.set(yscale="log", xlabel="epoch")
@@ -208,10 +210,14 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _wrapped(text: str, letters: int) -> str:
+    """In lines of at most so many letters, none of which ends within an equation."""
+    return "\n".join(wrap(text.replace(" = ", "\u00a0=\u00a0"), letters))
+
+
 def _save(figure: Any, path: Path, title: str) -> None:
     if title:
-        letters = int(12 * figure.get_figwidth())  # that fit into the width
-        figure.suptitle("\n".join(wrap(title, letters)), fontsize=11)
+        figure.suptitle(_wrapped(title, int(12 * figure.get_figwidth())), fontsize=11)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=150)
     write_atomic(path, data.getvalue())

@@ -230,5 +230,5 @@ def test_a_sweep_ends_with_a_rate_in_words(shown: Shown):
     text = shown()
     assert ["4", "18×", "±0%", "2×", "±0%", "0×"] in [line.split() for line in text.splitlines()]
     assert "kaiming: ×3 a layer; each layer multiplies the width, which grows exponentially with depth" in text
-    assert "ibp: ×1 a layer; the width stays about the same" in text
+    assert "ibp: ×1 a layer; the width changes little" in text
     assert "xavier: no width is left; the width shrinks" in text

@@ -33,7 +33,7 @@ IN_TRAINING = (
 )
 TRENDS = {
     "exponential": "each layer multiplies the width, which grows exponentially with depth",
-    "constant": "the width stays about the same however deep the network is",
+    "constant": "the width changes little from layer to layer, however deep the network is",
     "shrinking": "the width shrinks from layer to layer, as it does where zeros pad the border of small images",
 }
 
