@@ -5,7 +5,8 @@ metrics.jsonl           one line an epoch
 checkpoints/*.safetensors   the last two
 epochs/*.safetensors    the network after every so many epochs, as a model file, if train.keep_every asks for it
 model.safetensors       written when the run is finished, with
-report.json             its results
+report.json             its results, and
+report.html             all of it for people
 """
 
 import json
@@ -47,6 +48,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
         self.report = path / "report.json"
+        self.page = path / "report.html"
         self.last_good: Path | None = None
         """The checkpoint last written or restored here."""
 

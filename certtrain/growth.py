@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from certtrain.architecture import CNN, MLP
 from certtrain.assemble import make_network
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import trace_bounds
@@ -22,7 +23,7 @@ from certtrain.data import ImageSet, to_unit
 from certtrain.diagnostics import AT_START, Finding, LayerState, worst
 from certtrain.errors import NonFiniteError
 from certtrain.inspection import InitialNetwork, inspect_initial
-from certtrain.preset import CNN, MLP, Preset, Scheme
+from certtrain.preset import Preset, Scheme
 
 SWEEP_BATCH = 4  # examples at a time; a deep network keeps the boxes of all its layers
 CONSTANT = 1.05  # a rate a layer between 1/CONSTANT and this counts as constant

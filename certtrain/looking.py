@@ -9,7 +9,7 @@ from certtrain.assemble import load_split
 from certtrain.data import ImageSet, Progress
 from certtrain.epsilon import format_eps
 from certtrain.errors import DataError, ModelFileError, RunError
-from certtrain.history import History, read_history
+from certtrain.following import History, read_history
 from certtrain.inspection import ModelStates, inspect_model
 from certtrain.modelfile import Classifier
 from certtrain.opening import Opener

@@ -13,8 +13,8 @@ from typing import Any
 
 from certtrain.diagnostics import LayerState, layer_means
 from certtrain.errors import MissingExtra, RunError
+from certtrain.following import History
 from certtrain.growth import DepthSweep, SchemeGrowth, Spread
-from certtrain.history import History
 from certtrain.inspection import ModelStates
 from certtrain.storage import write_atomic
 

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from certtrain import propagate
+from certtrain.architecture import CNN, MLP
 from certtrain.assemble import make_network
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import EpsilonError
@@ -22,7 +23,7 @@ from certtrain.growth import (
 )
 from certtrain.initialize import SCHEMES
 from certtrain.inspection import inspect_initial
-from certtrain.preset import CNN, MLP, Preset, Scheme, load_preset
+from certtrain.preset import Preset, Scheme, load_preset
 
 MLP_16 = {"name": "mlp", "hidden": [16, 16], "batch_norm": False}
 ALL: tuple[Scheme, ...] = ("ibp", "kaiming", "xavier", "orthogonal")

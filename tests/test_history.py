@@ -1,99 +1,94 @@
-"""A run's epochs: a metrics.jsonl of known lines, one that is cut short, and damaged ones."""
+"""A run folder read back: whole, unfinished, being written, damaged."""
 
 import json
-from dataclasses import replace
+import math
 from pathlib import Path
-from typing import Any
 
 import pytest
+from runs import epoch, layer, write_run, write_weights
 
 from certtrain.diagnostics import LayerState
-from certtrain.errors import RunError
-from certtrain.history import read_history
-
-FINE = LayerState("conv1_relu", 10, 0.4, 0.5, 0.1, 0.1, 0.0, 0.2, 2.0, 0.8, 0.9)
+from certtrain.errors import CerttrainError, PresetError, RunError
+from certtrain.history import Layer, Weights, read_epochs, read_run
 
 
-def line(epoch: int, *layers: LayerState, **changes: Any) -> dict[str, Any]:
-    """As a training writes it, with fields that are of no interest here."""
-    record = {"epoch": epoch, "step": 7 * epoch, "eps": 0.1 * (epoch - 1), "learning_rate": 1e-3, "loss": 0.5}
-    record |= {"natural_accuracy": 0.9, "certified_accuracy": 0.1 * epoch, "seconds": 1.5}
-    return record | changes | {"layers": [layer.to_dict() for layer in layers or (FINE,)]}
+def test_a_finished_run_is_read_whole(tmp_path: Path):
+    run = read_run(write_run(tmp_path / "run", [epoch(n) for n in (1, 2, 3, 4)], data__validation=50))
+    assert [line.epoch for line in run.epochs] == [1, 2, 3, 4]
+    assert run.values("loss") == [2.5, 1.25, 2.5 / 3, 0.625]
+    assert run.measured[:3] == ["step", "eps", "learning_rate"]
+    assert [known.name for known in run.layers] == ["conv1_relu", "linear1_relu"]
+    assert run.preset.data.validation == 50
+    assert run.warm_up == (2, 3)
+    assert run.record is not None
+    assert (run.record.results.certified, run.record.training.seconds) == (350, 3725.0)
 
 
-def write(run: Path, *records: dict[str, Any], end: str = "\n") -> None:
-    (run / "metrics.jsonl").write_text("\n".join(json.dumps(record) for record in records) + end)
+def test_a_number_that_some_epochs_lack_is_none_there(tmp_path: Path):
+    lines = [epoch(1), epoch(2, extra=7.0, layers=[layer("conv1_relu", growth=None)])]
+    run = read_run(write_run(tmp_path / "run", lines, finished=False))
+    assert run.values("extra") == [None, 7.0]
+    assert run.layer_values("linear1_relu", lambda known: known.growth) == [40.0, None]
+    assert run.layer_values("conv1_relu", lambda known: known.growth) == [40.0, None]
 
 
-def test_a_known_history(tmp_path: Path):
-    second = replace(FINE, name="linear1_relu", growth=6.0, unstable=0.3)
-    write(tmp_path, line(1), line(2, FINE, second, validation_certified_accuracy=0.25))
-    history = read_history(tmp_path)
-    assert (history.cut_short, history.steps_per_epoch) == (False, 7)
-    one, two = history.epochs
-    assert (one.epoch, one.step, one.eps, one.certified_accuracy) == (1, 7, 0, 0.1)
-    assert one.layers == (FINE,)
-    assert two.validation_certified_accuracy == 0.25
-    assert (two.means.growth, two.means.largest_growth, two.means.unstable) == pytest.approx((4, 6, 0.2))
-    plain = two.to_dict()
-    assert plain["layers"] == [FINE.to_dict(), second.to_dict()]
-    assert (plain["epoch"], plain["natural_accuracy"], plain["findings"]) == (2, 0.9, [])
-    json.dumps(plain, allow_nan=False)
+def test_a_number_that_is_none_is_kept(tmp_path: Path):
+    (line,) = read_epochs(write_run(tmp_path / "run", [epoch(1, loss=math.nan)]))
+    assert math.isnan(line.numbers["loss"] or 0.0)
 
 
-def test_a_run_without_a_finished_epoch_has_none(tmp_path: Path):
-    assert read_history(tmp_path).epochs == ()
-    write(tmp_path, end="")
-    history = read_history(tmp_path)
-    assert (history.epochs, history.cut_short, history.steps_per_epoch) == ((), False, None)
+def test_a_run_without_epochs_is_a_run(tmp_path: Path):
+    folder = write_run(tmp_path / "run", [], finished=False)
+    assert read_run(folder).epochs == ()
+    (folder / "metrics.jsonl").unlink()
+    run = read_run(folder)
+    assert (run.epochs, run.layers, run.record, run.weights) == ((), (), None, None)
 
 
-def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path):
-    write(tmp_path, line(1), line(2), end="\n" + json.dumps(line(3))[:50])
-    history = read_history(tmp_path)
-    assert ([record.epoch for record in history.epochs], history.cut_short) == ([1, 2], True)
+def test_the_line_that_is_being_written_is_left_out(tmp_path: Path):
+    folder = write_run(tmp_path / "run", [epoch(1)], finished=False)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(epoch(2))[:40])
+    assert [line.epoch for line in read_epochs(folder)] == [1]
 
 
-@pytest.mark.parametrize(
-    ("damaged", "told"),
-    [
-        ("nonsense", "Expecting value"),
-        (json.dumps(line(2)).replace("0.9,", "NaN,", 1), "it holds NaN"),
-        (json.dumps(line(2) | {"certified_accuracy": "much"}), "certified_accuracy"),
-        (json.dumps({key: value for key, value in line(2).items() if key != "layers"}), "layers"),
-        (json.dumps(line(2) | {"layers": [{"name": "conv1_relu"}]}), "units"),
-        (json.dumps([1, 2]), "EpochRecord"),
-        ("", "Expecting value"),
-    ],
-)
-def test_a_damaged_line_is_named(tmp_path: Path, damaged: str, told: str):
-    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(line(1))}\n{damaged}\n{json.dumps(line(3))}\n")
-    with pytest.raises(RunError, match=r"line 2 of .*metrics\.jsonl is not an epoch's record") as caught:
-        read_history(tmp_path)
-    assert told in str(caught.value)
+def test_the_weights_of_the_model_are_counted(tmp_path: Path):
+    folder = write_run(tmp_path / "run", [epoch(1)])
+    write_weights(folder / "model.safetensors", input_shape=(1, 8, 8), class_names=("a", "b"))
+    assert read_run(folder).weights == Weights(17, (1, 8, 8), ("a", "b"))
 
 
-def test_metrics_that_cannot_be_read_are_an_error(tmp_path: Path):
-    (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(RunError, match="cannot be read"):
-        read_history(tmp_path)
+def test_without_a_model_the_newest_whole_checkpoint_is_counted(tmp_path: Path):
+    folder = write_run(tmp_path / "run", [epoch(1)], finished=False)
+    write_weights(folder / "checkpoints" / "step-000000010.safetensors", "network/")
+    (folder / "checkpoints" / "step-000000020.safetensors").write_bytes(b"damaged")
+    assert read_run(folder).weights == Weights(17)
 
 
-def test_before_the_ramp_nothing_is_wrong(tmp_path: Path):
-    bad = replace(FINE, dead=0.9)
-    write(tmp_path, line(1, bad), line(2, bad))
-    assert [[f.kind for f in record.findings] for record in read_history(tmp_path).epochs] == [[], ["dead"]]
+def test_a_layer_is_known_by_all_its_fields():
+    fields = LayerState.__dataclass_fields__
+    assert set(Layer.model_fields) == set(fields)
 
 
-def test_each_kind_of_trouble_is_told_where_it_was_worst(tmp_path: Path):
-    layers = {
-        1: FINE,
-        2: replace(FINE, unstable=0.85),
-        3: replace(FINE, unstable=0.95),
-        4: replace(FINE, growth=5e3, unstable=0.9),
-        5: replace(FINE, unstable=0.82),
-    }
-    write(tmp_path, *(line(epoch, layer) for epoch, layer in layers.items()))
-    history = read_history(tmp_path)
-    assert [(epoch, finding.kind) for epoch, finding in history.worst_epochs()] == [(4, "exploding"), (3, "unstable")]
-    assert len(history.worst_epochs(at_most=1)) == 1
+DAMAGES = {
+    "no run": ("preset.json", None, "holds no run"),
+    "preset": ("preset.json", "{", "cannot be read"),
+    "metrics": ("metrics.jsonl", "{\n", "line 1 of .*metrics.jsonl is not JSON"),
+    "no object": ("metrics.jsonl", "3\n", "line 1 of .*metrics.jsonl is not a JSON object"),
+    "no epoch": ("metrics.jsonl", '{"loss": 1.0}\n', "(?s)line 1 of .*  epoch: "),
+    "no number": ("metrics.jsonl", '{"epoch": 1, "loss": "x"}\n', "numbers.loss"),
+    "report": ("report.json", "{}", "report.json was not written by certtrain"),
+    "not text": ("report.json", b"\xff", "report.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_file_is_named(case: str, tmp_path: Path):
+    name, content, message = DAMAGES[case]
+    folder = write_run(tmp_path / "run", [epoch(1)])
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CerttrainError, match=message) as caught:
+        read_run(folder)
+    assert isinstance(caught.value, PresetError if case == "preset" else RunError)

@@ -11,8 +11,8 @@ import pytest
 from certtrain import plot
 from certtrain.diagnostics import LayerState
 from certtrain.errors import MissingExtra, RunError
+from certtrain.following import EpochRecord, History
 from certtrain.growth import DepthSweep, SchemeGrowth, spread
-from certtrain.history import EpochRecord, History
 from certtrain.inspection import InitialNetwork, ModelStates
 
 pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")

@@ -10,8 +10,8 @@ import pytest
 from certtrain import render
 from certtrain.diagnostics import LayerState
 from certtrain.events import EpochDone, Event, Started, StepDone
+from certtrain.following import EpochRecord, History
 from certtrain.growth import DepthSweep, SchemeGrowth, spread
-from certtrain.history import EpochRecord, History
 from certtrain.inspection import InitialNetwork, ModelStates
 from certtrain.preset import load_preset
 

@@ -82,10 +82,11 @@ def _started(event: Started) -> str:
 
 
 def _stopped(event: Stopped) -> str:
-    data = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
+    options = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
+    options += " --tensorboard" if (event.folder / "tensorboard").is_dir() else ""
     return (
         f"stopped ({event.reason}) at step {event.step} of {event.steps}; "
-        f"go on with: certtrain train --resume {event.folder}{data}"
+        f"go on with: certtrain train --resume {event.folder}{options}"
     )
 
 
@@ -94,6 +95,11 @@ def _findings(eps: float | None, layers: Sequence[LayerState]) -> list[Finding]:
     from certtrain.diagnostics import worst
 
     return worst(layers) if eps else []
+
+
+def _finished(event: Finished) -> str:
+    page = "" if event.page is None else f"; report: {event.page}"
+    return f"trained in {duration(event.seconds)}; model: {event.model}{page}"
 
 
 class PlainView:
@@ -119,7 +125,7 @@ class PlainView:
             case Loading(done=done, total=total) if done == total:
                 self._say(event.what)
             case Finished():
-                self._say(f"trained in {duration(event.seconds)}; model: {event.model}")
+                self._say(_finished(event))
                 show_report(event.report)
 
     def _say(self, text: str) -> None:
@@ -192,7 +198,7 @@ class LiveView:
             case Stopped():
                 self._close(Text(_stopped(event)))
             case Finished():
-                self._close(Text(f"trained in {duration(event.seconds)}; model: {event.model}"))
+                self._close(Text(_finished(event)))
                 show_report(event.report)
 
     def _begin(self, event: Started) -> None:
@@ -260,8 +266,8 @@ class JsonView:
                 facts = {"reason": event.reason, "step": event.step, "steps": event.steps}
                 self._say("stopped", facts | {"folder": str(event.folder)})
             case Finished():
-                facts = {"model": str(event.model), "seconds": event.seconds}
-                self._say("finished", facts | {"results": event.report.to_dict()})
+                files = {"model": str(event.model), "page": event.page and str(event.page)}
+                self._say("finished", files | {"seconds": event.seconds, "results": event.report.to_dict()})
 
     def _layers(self, event: EpochDone) -> dict[str, Any]:
         findings = [finding.to_dict() for finding in _findings(event.record["eps"], event.layers)]

@@ -13,11 +13,10 @@ from certtrain.render.pieces import BAR, growth_text, legend, new_table, number,
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics import Finding, LayerMeans, LayerState
+    from certtrain.following import EpochRecord, History
     from certtrain.growth import DepthSweep, LayerGrowth, SchemeGrowth, Spread
-    from certtrain.history import EpochRecord, History
     from certtrain.inspection import InitialNetwork, ModelStates
 
-NARROW = 100  # columns of a terminal below which bars make room for numbers
 MOST_EPOCHS = 40  # that a table shows
 GREY = "bright_black"
 WARNING = "yellow"
@@ -67,14 +66,19 @@ def _ratios(layer: LayerState | LayerMeans) -> tuple[str, str]:
 
 
 def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> RenderableType:
-    """What `stats` shows, as compact as a picture of a running training needs it; the worst layer's sentence."""
-    table = new_table("layer", "growth", "active", "unstable", "inactive", "dead", "r mean", "r var")
-    wide = out.width >= NARROW
-    if wide:
+    """What `stats` shows, as compact as a picture of a running training needs it; the worst layer's sentence.
+
+    Where there is no room, the bars make way for the numbers, and beside long names the ratios too.
+    """
+    room = out.width - 66 - max((len(layer.name) for layer in layers), default=0)  # beside the numbers
+    with_ratios, with_bar = room >= 0, room >= 12
+    table = new_table("layer", "growth", "active", "unstable", "inactive", "dead", *(("r mean", "r var") * with_ratios))
+    if with_bar:
         table.add_column(legend(), justify="left")
     for layer in layers:
-        bar = [state_bar(layer, min(48, out.width - 78))] if wide else []
-        table.add_row(layer.name, growth_text(layer), *_states(layer), *_ratios(layer), *bar)
+        ratios = _ratios(layer) * with_ratios
+        bar = [state_bar(layer, min(48, room - 2))] * with_bar
+        table.add_row(layer.name, growth_text(layer), *_states(layer), *ratios, *bar)
     return Group(table, *(Text(f"! {finding.sentence}", style=WARNING) for finding in findings[:1]))
 
 
