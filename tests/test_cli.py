@@ -287,7 +287,7 @@ def test_one_word_trains_another_network_that_every_command_takes(run: Run, tmp_
     done = run("train", "--preset", "digits", "--epochs", "2", *ramp, *narrow, "--out", "mine")
     assert done.code == 0, done.err
     model = "mine/model.safetensors"
-    layers = json.loads(run("stats", model, "--limit", "30", "--json").out)["layers"]
+    layers = json.loads(run("stats", model, "--limit", "30", "--json").out)["models"][0]["layers"]
     assert {"stem_relu", "block1.conv1_relu", "block3.relu", "linear1_relu"} <= {layer["name"] for layer in layers}
     assert run("export", model, "--limit", "20").code == 0
     first, again = (json.loads(run("verify", f"mine/model{end}.safetensors", "--json").out) for end in ("", "-folded"))
