@@ -258,4 +258,4 @@ def _spread(share: float, first: float, second: float, mean: float) -> float:
 
 def _folded(first: float, second: float) -> float | None:
     larger = max(first, second)
-    return min(first, second) / larger if larger > 0 else None
+    return abs(min(first, second)) / larger if larger > 0 else None  # not −0, the negative of no sum

@@ -1,5 +1,6 @@
 """Numbers of each ReLU layer: by hand, over several batches, and where they are not finite."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,7 @@ def test_without_active_and_inactive_units_there_are_no_ratios():
 def test_one_sided_layers_have_ratio_zero():
     (state,) = layer_states([trace(("a", box([[1.0, 2.0]], [[2.0, 5.0]])))])
     assert (state.mean_ratio, state.variance_ratio) == (0, 0)
+    assert math.copysign(1, state.mean_ratio) == 1
 
 
 @pytest.mark.parametrize("active", range(11))
