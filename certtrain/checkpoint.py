@@ -3,6 +3,7 @@
 preset.json             the resolved preset
 metrics.jsonl           one line an epoch
 checkpoints/*.safetensors   the last two
+epochs/*.safetensors    the network after every so many epochs, as a model file, if train.keep_every asks for it
 model.safetensors       written when the run is finished, with
 report.json             its results, and
 report.html             all of it for people
@@ -19,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from certtrain.errors import RunError
+from certtrain.errors import ModelFileError, RunError
+from certtrain.modelfile import Classifier, Metadata, fill_network
 from certtrain.preset import Preset, load_preset
 from certtrain.storage import append_line, check_new_run, check_unfinished_run, truncate, write_atomic, write_json
 
@@ -101,9 +103,31 @@ class RunFolder:
         truncate(self.metrics, 0)
         return Progress(), damaged
 
+    def epoch(self, number: int) -> Path:
+        """Where the network after that many epochs is kept."""
+        return self.path / "epochs" / f"epoch-{number:04d}.safetensors"
+
     def log(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics."""
         append_line(self.metrics, json.dumps(record, allow_nan=False))
+
+
+def read_network(path: Path, metadata: Metadata) -> Classifier:
+    """The network that a checkpoint holds, in evaluation mode; `metadata` says what network it is.
+
+    Where the run keeps a moving average of the weights, it is that. Raises ModelFileError if the file is no
+    checkpoint, is damaged, or holds another network.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            prefix = "average/" if any(name.startswith("average/") for name in names) else "network/"
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
+        return Classifier(fill_network(metadata, tensors), metadata).eval()
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"checkpoint {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ModelFileError(f"checkpoint {path} does not hold the network of its run: {error}") from error
 
 
 def collect(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
-"""Per-layer numbers from the boxes of a pass: ReLU states, widths, growth, balance."""
+"""Per-layer numbers from the boxes of a pass: ReLU states, widths, growth, balance. And what a bad number means."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,17 @@ from certtrain.bounds.interval import Box, boundable
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.errors import NonFiniteError
 
-EXPLODING = 1e3  # growth of the mean width since the input from which bounds are called exploding
+# From where on a layer is called bad. The digits preset, which trains by the paper's method, stays clear of them all.
+EXPLODING = 1e3  # growth of the mean width since the input, if it also leaves this share of the ReLUs unstable:
+MATTERS = 0.5  # while ε is small, bounds that have grown a lot may still be narrow
+DEAD = 0.5  # share of units that are off for every example
+INACTIVE = 0.95  # share of ReLUs that are surely off
+UNSTABLE = 0.8  # share of ReLUs whose sign the bounds leave open
+UNBALANCED = 0.1  # the smaller balance ratio, below this; the regulariser's tolerance τ is 0.5
+
+Kind = Literal["exploding", "dead", "inactive", "unstable", "unbalanced"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # the worst first
+AT_START: tuple[Kind, ...] = ("exploding", "dead", "inactive")  # before training; the ramp of ε settles the rest
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,125 @@ class LayerState:
     @property
     def exploding(self) -> bool:
         """Whether bounds have grown beyond use on the way to this layer."""
-        return self.growth is not None and not self.growth < EXPLODING
+        return self.growth is not None and self.growth >= EXPLODING and self.unstable >= MATTERS
+
+
+@dataclass(frozen=True)
+class LayerMeans:
+    """Means of a network's layers, each counting the same, over those that have the number; None where none has it.
+
+    largest_growth: the growth at the layer where it is largest.
+    """
+
+    active: float | None
+    inactive: float | None
+    unstable: float | None
+    dead: float | None
+    growth: float | None
+    largest_growth: float | None
+    mean_ratio: float | None
+    variance_ratio: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """All fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with one layer.
+
+    badness: 1 at the threshold of its kind and more beyond it. sentence: what the row means and what helps, in one
+    plain sentence.
+    """
+
+    layer: str
+    kind: Kind
+    badness: float
+    sentence: str
+
+    def to_dict(self) -> dict[str, str]:
+        """What is wrong where, and the sentence."""
+        return {"layer": self.layer, "kind": self.kind, "sentence": self.sentence}
+
+
+def layer_means(layers: Sequence[LayerState]) -> LayerMeans:
+    """The line that sums a network up."""
+
+    def known(name: str) -> list[float]:
+        values = (layer.to_dict()[name] for layer in layers)
+        return [value for value in values if value is not None]
+
+    names = ("active", "inactive", "unstable", "dead", "growth", "mean_ratio", "variance_ratio")
+    means = {name: fmean(known(name)) if known(name) else None for name in names}
+    return LayerMeans(**means, largest_growth=max(known("growth"), default=None))
+
+
+def explain(layer: LayerState, kinds: Collection[Kind] = KINDS) -> Finding | None:
+    """The worst thing about a layer, of those asked for, or None if there is nothing wrong with it."""
+    found = _exploding(layer), _dead(layer), _inactive(layer), _unstable(layer), _unbalanced(layer)
+    return next((finding for finding in found if finding is not None and finding.kind in kinds), None)
+
+
+def worst(layers: Iterable[LayerState], at_most: int = 3, kinds: Collection[Kind] = KINDS) -> list[Finding]:
+    """What is wrong with the worst layers, the worst first: by kind, then by how far beyond its threshold."""
+    found = [finding for layer in layers if (finding := explain(layer, kinds)) is not None]
+    return sorted(found, key=lambda finding: (KINDS.index(finding.kind), -finding.badness))[:at_most]
+
+
+def _exploding(layer: LayerState) -> Finding | None:
+    if layer.growth is None or not layer.exploding:
+        return None
+    sentence = (
+        f"bounds explode: at {layer.name!r} they are {layer.growth:.3g} times as wide as the input, so "
+        'hardly a point can be certified; start from init = "ibp", or let ε rise for longer (eps.length)'
+    )
+    return Finding(layer.name, "exploding", layer.growth / EXPLODING, sentence)
+
+
+def _dead(layer: LayerState) -> Finding | None:
+    if layer.dead < DEAD:
+        return None
+    sentence = (
+        f"{_percent(layer.dead)} of the units of {layer.name!r} are dead: they are off for every example and learn no "
+        "more; try a smaller train.learning_rate or a larger regularizer.weight"
+    )
+    return Finding(layer.name, "dead", layer.dead / DEAD, sentence)
+
+
+def _inactive(layer: LayerState) -> Finding | None:
+    if layer.inactive < INACTIVE:
+        return None
+    sentence = (
+        f"{layer.name!r} is nearly shut: {_percent(layer.inactive)} of its ReLUs are off, so little of an image gets "
+        "through; try a larger regularizer.weight, or let ε rise for longer (eps.length)"
+    )
+    return Finding(layer.name, "inactive", layer.inactive / INACTIVE, sentence)
+
+
+def _unstable(layer: LayerState) -> Finding | None:
+    if layer.unstable < UNSTABLE:
+        return None
+    sentence = (
+        f"{_percent(layer.unstable)} of the ReLUs of {layer.name!r} are unstable: their bounds leave open whether they "
+        "are on or off; let ε rise for longer (eps.length), or choose a smaller ε"
+    )
+    return Finding(layer.name, "unstable", layer.unstable / UNSTABLE, sentence)
+
+
+def _unbalanced(layer: LayerState) -> Finding | None:
+    ratios = [ratio for ratio in (layer.mean_ratio, layer.variance_ratio) if ratio is not None]
+    if not ratios or min(ratios) >= UNBALANCED:
+        return None
+    sentence = (
+        f"{layer.name!r} leans to one side: its active and inactive ReLUs are out of balance (ratio {min(ratios):.2g}, "
+        "1 at best, 0.5 is good); turn regularizer.relu_balance on, or raise regularizer.weight"
+    )
+    return Finding(layer.name, "unbalanced", UNBALANCED / max(min(ratios), 1e-9), sentence)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
 
 
 def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
@@ -129,4 +258,4 @@ def _spread(share: float, first: float, second: float, mean: float) -> float:
 
 def _folded(first: float, second: float) -> float | None:
     larger = max(first, second)
-    return min(first, second) / larger if larger > 0 else None
+    return abs(min(first, second)) / larger if larger > 0 else None  # not −0, the negative of no sum

@@ -75,7 +75,28 @@ def load_model(path: str | Path) -> Classifier:
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from error
     metadata = _parse(path, header)
-    return Classifier(_fill(path, metadata, tensors), metadata).eval()
+    try:
+        return Classifier(fill_network(metadata, tensors), metadata).eval()
+    except ValueError as error:
+        raise ModelFileError(f"{path} does not hold the network that its header describes: {error}") from error
+
+
+def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequential:
+    """The network that `metadata` describes, made of `tensors` by name.
+
+    It is built without memory first, so that a header asking for a huge network costs nothing.
+    Raises ValueError if they do not fit.
+    """
+    channels = metadata.input_shape[0]
+    spec = InputSpec(metadata.input_shape, len(metadata.class_names), (0.0,) * channels, (1.0,) * channels)
+    try:
+        with torch.device("meta"):
+            network = build_model(metadata.architecture, spec)
+    except (DataError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
+    _check_tensors(network, tensors)
+    network.load_state_dict(tensors, assign=True)
+    return network
 
 
 def versions() -> dict[str, str]:
@@ -86,26 +107,17 @@ def versions() -> dict[str, str]:
 
 
 def _parse(path: Path, header: dict[str, str]) -> Metadata:
+    if "progress" in header:
+        raise ModelFileError(
+            f"{path} is a checkpoint, which says too little of its network; `certtrain stats` reads it where the "
+            "run wrote it, beside the run's preset.json"
+        )
     if KEY not in header:
         raise ModelFileError(f"{path} was not written by certtrain: its header does not say what network it holds")
     try:
         return Metadata.model_validate_json(header[KEY])
     except ValidationError as error:
         raise ModelFileError(f"{path} has a header that certtrain cannot read:\n{explain(error)}") from error
-
-
-def _fill(path: Path, metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequential:
-    """Build without memory first, so that a header asking for a huge network costs nothing."""
-    channels = metadata.input_shape[0]
-    spec = InputSpec(metadata.input_shape, len(metadata.class_names), (0.0,) * channels, (1.0,) * channels)
-    try:
-        with torch.device("meta"):
-            network = build_model(metadata.architecture, spec)
-        _check_tensors(network, tensors)
-    except (DataError, RuntimeError, ValueError) as error:
-        raise ModelFileError(f"{path} does not hold the network that its header describes: {error}") from error
-    network.load_state_dict(tensors, assign=True)
-    return network
 
 
 def _check_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -118,6 +118,9 @@ class TrainSection(Section):
     micro_batch: Positive | None = None
     """Examples that go through the bounds at a time, for cards with little memory; the step is still that of
     the whole batch. With several processes, of each process's part of it."""
+    keep_every: Positive | None = None
+    """Keep the network of every so many epochs as a model file in the run's folder `epochs`, so that
+    `certtrain stats RUN --by-epoch` can follow it at one ε; without it a run keeps its newest checkpoints alone."""
     precision: Precision = "fp32"
     """Arithmetic of convolutions and linear layers in training; tf32 is for NVIDIA GPUs. Verification has its own."""
     compile: Compile = "auto"

@@ -21,7 +21,7 @@ from certtrain.attack import PGD
 from certtrain.checkpoint import Progress, RunFolder, collect, put_back
 from certtrain.compiling import check_compile, will_compile
 from certtrain.data import Augmentation, Batches
-from certtrain.diagnostics import LayerState, layer_states, relu_units
+from certtrain.diagnostics import LayerState, layer_states, relu_units, worst
 from certtrain.distributed import ALONE, Group
 from certtrain.errors import CerttrainError, DeviceError, NonFiniteError, RunError
 from certtrain.evaluate import certified_accuracy, natural_accuracy
@@ -135,6 +135,7 @@ class Trainer:
         self.networks = {"network": self.network} if average is None else {"network": self.network, "average": average}
         self.progress = Progress()
         self.layers: tuple[LayerState, ...] = ()
+        self.exploding = False
         self.reading, self.looking, self.saving, self.clock = (_Stopwatch() for _ in range(4))
 
     def run(self) -> Report | None:
@@ -348,7 +349,6 @@ class Trainer:
 
     def _look(self, step: int) -> None:
         """See how the layers stand on the batch of `step`."""
-        was_exploding = any(layer.exploding for layer in self.layers)
         try:
             x, _ = self.batches.whole_batch(*divmod(step, self.batches.steps_per_epoch))
             with tensor_cores(False):
@@ -356,11 +356,10 @@ class Trainer:
         except NonFiniteError as error:
             raise self._not_finite(f"step {step}: after its update {error}") from error
         self.looking.restart()
-        worst = max(self.layers, key=lambda layer: layer.growth or 0.0, default=None)
-        if self.stepper.eps(step) > 0 and worst is not None and worst.exploding and not was_exploding:
-            epoch = step // self.batches.steps_per_epoch + 1
-            where = f"at {worst.name!r} they are {worst.growth:.1e} times as wide as the input"
-            self.emit(Note(f"bounds explode in epoch {epoch}: {where}"))
+        exploding = worst(self.layers, at_most=1, kinds=["exploding"]) if self.stepper.eps(step) > 0 else []
+        if exploding and not self.exploding:
+            self.emit(Note(f"epoch {step // self.batches.steps_per_epoch + 1}: {exploding[0].sentence}"))
+        self.exploding = bool(exploding)
 
     def _end_epoch(self) -> None:
         self.group.lead(self._tell_epoch)
@@ -375,7 +374,15 @@ class Trainer:
         record |= self._averages() | self._evaluate()
         record["seconds"] = self.progress.seconds
         self.folder.log(record | {"layers": [layer.to_dict() for layer in self.layers]})
+        self._keep(epoch)
         self.emit(EpochDone(epoch, record, self.layers))
+
+    def _keep(self, epoch: int) -> None:
+        """Put the network by as a model file, if it is the turn of this epoch."""
+        settings = self.preset.train
+        if settings.keep_every is not None and epoch % settings.keep_every == 0:
+            described = describe(self.preset, self.images.train, note=f"after epoch {epoch} of {settings.epochs}")
+            save_model(self.folder.epoch(epoch), self._result(), described)
 
     def _evaluate(self) -> dict[str, float]:
         """What the steps do not measure: natural accuracy if they carry no clean batch, and the held-out examples."""

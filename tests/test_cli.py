@@ -174,20 +174,100 @@ def test_stats_as_table_json_csv_and_picture(run: Run, model: Path, tmp_path: Pa
     assert done.code == 0, done.err
     assert "linear1_relu" in done.out
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
-    layers = json.loads(run("stats", str(model), "--limit", "30", "--json").out)["layers"]
+    found = json.loads(run("stats", str(model), "--limit", "30", "--json").out)
+    assert (found["dataset"], found["split"], found["examples"], found["eps"]) == ("digits", "train", 30, 0.02)
+    (only,) = found["models"]
+    layers = only["layers"]
     assert [row["name"] for row in rows] == [layer["name"] for layer in layers] == ["linear1_relu"]
-    assert float(rows[0]["growth"]) == layers[0]["growth"]
+    assert (rows[0]["model"], only["name"], only["model"]) == ("run", "run", str(model))
+    assert float(rows[0]["growth"]) == layers[0]["growth"] == only["means"]["growth"]
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_init_compares_the_schemes_and_saves(run: Run, tmp_path: Path) -> None:
-    done = run("init", "--preset", "digits", "--compare", "--scheme", "xavier", "--json")
-    found = json.loads(done.out)
-    assert [scheme["scheme"] for scheme in found["schemes"]] == ["xavier", "ibp", "kaiming", "orthogonal"]
-    growth = {s["scheme"]: s["by_weights"][-1]["growth"] for s in found["schemes"]}
-    assert growth["kaiming"] > 20 * growth["ibp"]
-    assert (tmp_path / "digits-xavier.safetensors").exists()
+def test_stats_of_a_folder_a_checkpoint_and_another_model(run: Run, trained: Path, model: Path, tmp_path: Path) -> None:
+    assert run("init", "-p", "digits", *TINY, "--out", "fresh.safetensors").code == 0
+    (newest,) = list((trained / "checkpoints").glob("step-000000046.safetensors"))
+    words = ["stats", str(trained), str(newest), "fresh.safetensors", "--limit", "30"]
+    done = run(*words, "--csv", "s.csv", "--plot", "s.png")
+    assert done.code == 0, done.err
+    assert "no layer stands out" in done.out
+    found = json.loads(run(*words, "--json").out)["models"]
+    assert [entry["name"] for entry in found] == ["run", "step-000000046", "fresh"]
+    assert found[0]["layers"] == found[1]["layers"] != found[2]["layers"]
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [row["model"] for row in rows] == ["run", "step-000000046", "fresh"]
+
+
+def test_stats_by_epoch(run: Run, trained: Path, tmp_path: Path) -> None:
+    words = ["stats", str(trained), "--by-epoch", "--limit", "30"]
+    done = run(*words, "--csv", "h.csv", "--plot", "h.png")
+    assert done.code == 0, done.err
+    assert "run: as it was trained" in done.out
+    assert "its networks: digits, train set, 30 examples, ε = 0.02" in done.out
+    found = json.loads(run(*words, "--json").out)
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["layers"] for entry in found["epochs"]] == [line["layers"] for line in lines]
+    assert [(entry["step"], entry["epoch"]) for entry in found["networks"]["models"]] == [(0, 0), (46, 2)]
+    rows = list(csv.DictReader((tmp_path / "h.csv").read_text().splitlines()))
+    assert [(row["network"], row["epoch"]) for row in rows] == [
+        ("in training", "1"),
+        ("in training", "2"),
+        ("step-000000000", "0"),
+        ("model", "2"),
+    ]
+    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_init_saves_the_network_and_shows_its_growth(run: Run, tmp_path: Path) -> None:
+    done = run("init", "--preset", "digits", "--scheme", "xavier", "--plot", "g.png")
+    assert done.code == 0, done.err
+    assert "wrote digits-xavier.safetensors" in done.out
+    assert (tmp_path / "g.png").exists()
     assert run("stats", "digits-xavier.safetensors", "--limit", "10").code == 0
+    found = json.loads(run("init", "--preset", "digits", "--scheme", "xavier", "--json", "--force").out)
+    assert (found["model"], found["schemes"][0]["scheme"]) == ("digits-xavier.safetensors", "xavier")
+
+
+def test_init_compares_the_schemes_over_seeds_and_writes_no_model(run: Run, tmp_path: Path) -> None:
+    words = ["init", "--preset", "digits", "--compare", "--scheme", "xavier", "--seed", "4", "--seeds", "2"]
+    found = json.loads(run(*words, "--json").out)
+    assert (found["model"], found["seeds"]) == (None, [4, 5])
+    assert [scheme["scheme"] for scheme in found["schemes"]] == ["xavier", "ibp", "kaiming", "orthogonal"]
+    growth = {s["scheme"]: s["by_weights"][-1] for s in found["schemes"]}
+    assert growth["kaiming"]["growth"] > 20 * growth["ibp"]["growth"]
+    assert all(len(row["values"]) == 2 and row["min"] < row["growth"] < row["max"] for row in growth.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_compares_in_the_terminal_and_as_a_picture(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
+    done = run("init", "--preset", "digits", "--compare", "--plot", "c.png")
+    assert done.code == 0, done.err
+    assert "seeds 0 to 2" in done.out
+    assert {path.name for path in tmp_path.iterdir()} == {"c.png"}
+
+
+def test_a_comparison_writes_the_model_it_is_asked_for(run: Run) -> None:
+    done = run("init", "-p", "digits", "--compare", "--seeds", "1", "--seed", "3", "--out", "m.safetensors")
+    assert "wrote m.safetensors" in done.out
+    assert run("init", "-p", "digits", "--seed", "3", "--out", "n.safetensors").code == 0
+    first, second = Path("m.safetensors").read_bytes(), Path("n.safetensors").read_bytes()
+    assert first == second
+
+
+def test_init_sweeps_depth(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
+    words = ["init", "-p", "digits", "--sweep-depth", "4,1,2,2", "--seeds", "2", *TINY]
+    done = run(*words, "--plot", "s.png")
+    assert done.code == 0, done.err
+    assert "linear layers of 8 units" in done.out
+    assert "kaiming: ×" in done.out
+    assert {path.name for path in tmp_path.iterdir()} == {"s.png"}
+    found = json.loads(run(*words, "--json").out)
+    assert found["network"] == "linear layers of 8 units"
+    for scheme in found["schemes"]:
+        assert [point["depth"] for point in scheme["depths"]] == [1, 2, 4]
+        assert scheme["rate"] > 0
 
 
 def test_export_writes_both_files_checked(run: Run, model: Path, tmp_path: Path) -> None:
@@ -207,7 +287,7 @@ def test_one_word_trains_another_network_that_every_command_takes(run: Run, tmp_
     done = run("train", "--preset", "digits", "--epochs", "2", *ramp, *narrow, "--out", "mine")
     assert done.code == 0, done.err
     model = "mine/model.safetensors"
-    layers = json.loads(run("stats", model, "--limit", "30", "--json").out)["layers"]
+    layers = json.loads(run("stats", model, "--limit", "30", "--json").out)["models"][0]["layers"]
     assert {"stem_relu", "block1.conv1_relu", "block3.relu", "linear1_relu"} <= {layer["name"] for layer in layers}
     assert run("export", model, "--limit", "20").code == 0
     first, again = (json.loads(run("verify", f"mine/model{end}.safetensors", "--json").out) for end in ("", "-folded"))
@@ -246,6 +326,15 @@ BAD = {
     "preset and resume": (["train", "-p", "digits", "--resume", "x"], 2, "as it was begun"),
     "resume nothing": (["train", "--resume", "absent"], 1, "no run to resume"),
     "target cannot be made": (["verify", "MODEL", "--points", "/proc/x.jsonl"], 1, "cannot write /proc/x.jsonl"),
+    "several seeds of one network": (["init", "-p", "digits", "--seeds", "2"], 2, "--compare and --sweep-depth"),
+    "no depths": (["init", "-p", "digits", "--sweep-depth", "two"], 2, "2,4,8,16"),
+    "one depth": (["init", "-p", "digits", "--sweep-depth", "4,4"], 2, "two depths or more"),
+    "depth of nothing": (["init", "-p", "digits", "--sweep-depth", "0,4"], 2, "from 1 to 512"),
+    "a sweep's model": (["init", "-p", "digits", "--sweep-depth", "1,2", "--out", "m.safetensors"], 2, "--out"),
+    "one model is missing": (["stats", "MODEL", "absent.safetensors"], 1, "no model file absent.safetensors"),
+    "folder without a run": (["stats", "MODEL", "."], 1, "holds no run"),
+    "two runs by epoch": (["stats", "MODEL", "MODEL", "--by-epoch"], 2, "give one folder"),
+    "a model by epoch": (["stats", "MODEL", "--by-epoch"], 1, "is no folder"),
     "picture of another kind": (["stats", "MODEL", "--plot", "s.pdf"], 2, ".png"),
     "folder for a model": (["verify", "."], 1, "is a folder"),
     "file for a run": (["train", "-p", "digits", "--out", "foreign.safetensors"], 1, "choose another --out"),

@@ -1,5 +1,8 @@
 """Numbers of each ReLU layer: by hand, over several batches, and where they are not finite."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import SHAPE, classifier
@@ -9,7 +12,22 @@ from certtrain import propagate
 from certtrain.bounds.graph import LayerCall
 from certtrain.bounds.interval import Box, Visit
 from certtrain.bounds.trace import BoundTrace, Logits
-from certtrain.diagnostics import EXPLODING, LayerState, layer_states
+from certtrain.diagnostics import (
+    AT_START,
+    DEAD,
+    EXPLODING,
+    INACTIVE,
+    KINDS,
+    MATTERS,
+    UNBALANCED,
+    UNSTABLE,
+    Kind,
+    LayerState,
+    explain,
+    layer_means,
+    layer_states,
+    worst,
+)
 from certtrain.errors import NonFiniteError
 from certtrain.regularizers import Sums, balance_ratios, sums_of
 
@@ -85,6 +103,7 @@ def test_without_active_and_inactive_units_there_are_no_ratios():
 def test_one_sided_layers_have_ratio_zero():
     (state,) = layer_states([trace(("a", box([[1.0, 2.0]], [[2.0, 5.0]])))])
     assert (state.mean_ratio, state.variance_ratio) == (0, 0)
+    assert math.copysign(1, state.mean_ratio) == 1
 
 
 @pytest.mark.parametrize("active", range(11))
@@ -120,3 +139,116 @@ def test_the_first_layer_that_is_not_finite_is_named(value: float, part: str):
 def test_a_network_without_relu_has_no_states():
     start = Box(torch.zeros(1, 2), torch.ones(1, 2))
     assert layer_states([BoundTrace(start, start, [], Logits(start, None, start))]) == []
+
+
+# --- what a bad row means --------------------------------------------------------------------------------
+
+FINE = LayerState(
+    name="fine",
+    units=10,
+    active=0.4,
+    inactive=0.5,
+    unstable=0.1,
+    dead=0.1,
+    centre=0.0,
+    width=0.2,
+    growth=2.0,
+    mean_ratio=0.8,
+    variance_ratio=0.9,
+)
+
+
+def test_a_good_layer_needs_no_sentence():
+    assert explain(FINE) is None
+    assert worst([FINE, FINE]) == []
+    assert worst([]) == []
+
+
+ON_THE_EDGE: dict[Kind, dict[str, float]] = {
+    "exploding": {"growth": EXPLODING, "unstable": MATTERS},
+    "dead": {"dead": DEAD},
+    "inactive": {"inactive": INACTIVE},
+    "unstable": {"unstable": UNSTABLE},
+    "unbalanced": {"mean_ratio": UNBALANCED * 0.999},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_starts_at_its_threshold(kind: Kind):
+    finding = explain(replace(FINE, **ON_THE_EDGE[kind]))
+    assert finding is not None
+    assert (finding.kind, finding.layer) == (kind, "fine")
+    assert finding.badness == pytest.approx(1, rel=0.01)
+    closer = {"growth": EXPLODING * 0.999} | dict.fromkeys(("dead", "inactive", "unstable"), 0.4) | {"mean_ratio": 0.1}
+    assert explain(replace(FINE, **{name: closer[name] for name in ON_THE_EDGE[kind]})) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"growth": 4.2e4, "unstable": 0.99}, ("4.2e+04 times as wide", 'init = "ibp"', "eps.length")),
+        ({"dead": 0.625}, ("62.5% of the units", "dead", "train.learning_rate")),
+        ({"inactive": 0.97}, ("97.0% of its ReLUs are off", "regularizer.weight")),
+        ({"unstable": 0.995}, ("99.5% of the ReLUs", "unstable", "a smaller ε")),
+        ({"variance_ratio": 0.03}, ("ratio 0.03", "regularizer.relu_balance")),
+    ],
+)
+def test_a_sentence_says_what_is_wrong_where_and_what_helps(changes: dict[str, float], told: tuple[str, ...]):
+    finding = explain(replace(FINE, name="conv3_relu", **changes))
+    assert finding is not None
+    assert all(part in finding.sentence for part in ("'conv3_relu'", *told))
+    assert "\n" not in finding.sentence
+    assert finding.to_dict() == {"layer": "conv3_relu", "kind": finding.kind, "sentence": finding.sentence}
+
+
+def test_wide_bounds_do_not_matter_while_they_leave_most_relus_stable():
+    """As at the start of the ramp, when BatchNorm has let them grow and ε is tiny."""
+    assert explain(replace(FINE, growth=1e6, unstable=0.02)) is None
+
+
+def test_a_layer_without_growth_or_ratios_can_still_be_judged():
+    bare = replace(FINE, growth=None, mean_ratio=None, variance_ratio=None)
+    assert explain(bare) is None
+    assert [finding.kind for finding in worst([replace(bare, unstable=1.0)])] == ["unstable"]
+
+
+def test_a_ratio_of_zero_is_out_of_balance():
+    finding = explain(replace(FINE, mean_ratio=0.0))
+    assert finding is not None
+    assert finding.kind == "unbalanced"
+
+
+def test_the_worst_kind_comes_first_then_the_worst_layer():
+    layers = [
+        replace(FINE, name="a", unstable=0.85),
+        replace(FINE, name="b", dead=0.6),
+        FINE,
+        replace(FINE, name="c", unstable=0.95),
+        replace(FINE, name="d", growth=2e3, unstable=1.0),
+        replace(FINE, name="e", growth=9e3, unstable=1.0),
+    ]
+    assert [(f.layer, f.kind) for f in worst(layers, at_most=9)] == [
+        ("e", "exploding"),
+        ("d", "exploding"),
+        ("b", "dead"),
+        ("c", "unstable"),
+        ("a", "unstable"),
+    ]
+    assert [f.layer for f in worst(layers, at_most=2)] == ["e", "d"]
+
+
+def test_before_training_unstable_and_unbalanced_layers_are_no_fault():
+    layers = [replace(FINE, unstable=1.0), replace(FINE, mean_ratio=0.0), replace(FINE, name="dead", dead=0.9)]
+    assert [finding.layer for finding in worst(layers, kinds=AT_START)] == ["dead"]
+
+
+def test_means_count_each_layer_the_same_and_leave_out_what_is_not_there():
+    other = replace(FINE, units=1000, active=0.8, growth=6.0, mean_ratio=None)
+    means = layer_means([FINE, other])
+    assert (means.active, means.growth, means.largest_growth) == pytest.approx((0.6, 4.0, 6.0))
+    assert means.mean_ratio == FINE.mean_ratio
+    assert means.variance_ratio == pytest.approx(0.9)
+
+
+def test_without_layers_there_are_no_means():
+    assert set(layer_means([]).to_dict().values()) == {None}

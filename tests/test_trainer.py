@@ -128,6 +128,19 @@ def test_metrics_hold_the_state_of_each_layer(finished: Path):
         )
 
 
+def test_an_explosion_is_noted_once_with_its_sentence(tmp_path: Path):
+    """Wide linear layers by the kaiming scheme multiply the bounds; without BatchNorm nothing scales them back."""
+    events: list[Event] = []
+    deep = {"name": "mlp", "hidden": [64] * 6, "batch_norm": False}
+    preset = load_preset(
+        "digits", {"model": deep, "init": "kaiming", "train.epochs": 2, "eps.max": 0.1, "eps.start": 1, "eps.length": 0}
+    )
+    train(preset, tmp_path / "out", Surroundings(emit=events.append))
+    notes = [event.text for event in events if isinstance(event, Note) and "explode" in event.text]
+    assert len(notes) == 1
+    assert notes[0].startswith("epoch 1: bounds explode: at 'linear")
+
+
 def test_the_model_says_what_it_is(finished: Path):
     model = load_model(finished / "model.safetensors")
     about = model.metadata

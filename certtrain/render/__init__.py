@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import (
@@ -26,69 +26,22 @@ from rich.text import Text
 
 from certtrain.epsilon import format_eps
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.render.layers import live_layers
+from certtrain.render.layers import show_compared as show_compared
+from certtrain.render.layers import show_history as show_history
+from certtrain.render.layers import show_initial as show_initial
+from certtrain.render.layers import show_models as show_models
+from certtrain.render.layers import show_states as show_states
+from certtrain.render.layers import show_sweep as show_sweep
+from certtrain.render.pieces import duration, err, new_table, out, percent, times
+from certtrain.render.pieces import error as error
+from certtrain.render.pieces import note as note
+from certtrain.render.pieces import say as say
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
-    from certtrain.diagnostics import LayerState
+    from certtrain.diagnostics import Finding, LayerState
     from certtrain.export import Comparison
-    from certtrain.inspection import InitialNetwork
     from certtrain.verify import Report
-
-BAR = 20  # characters of a layer's bar
-STATES = (("active", "█", "green"), ("unstable", "▒", "yellow"), ("inactive", "░", "bright_black"))
-
-out = Console()
-err = Console(stderr=True)
-
-
-def error(message: str) -> None:
-    """One error, on the error stream."""
-    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-
-
-def note(message: str) -> None:
-    """Something worth knowing, on the error stream."""
-    err.print(Text.assemble(("note: ", "bold yellow"), message), soft_wrap=True)
-
-
-# --- small pieces ----------------------------------------------------------------------------------------
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f}%"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _growth(layer: LayerState) -> Text:
-    return Text(_number(layer.growth) + "×", style="bold red" if layer.exploding else "")
-
-
-def _bar(layer: LayerState, width: int = BAR) -> Text:
-    """Active, unstable and inactive shares; a share above zero is never hidden by rounding."""
-    shares = (layer.active, layer.unstable, layer.inactive)
-    cells = [max(round(share * width), int(share > 0)) for share in shares]
-    cells[cells.index(max(cells))] += width - sum(cells)
-    return Text.assemble(*[(sign * n, style) for (_, sign, style), n in zip(STATES, cells, strict=True)])
-
-
-def _legend() -> Text:
-    return Text.assemble(*[part for name, sign, style in STATES for part in ((sign, style), f" {name} ")])
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column(columns[0], no_wrap=True)
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    return table
 
 
 @contextmanager
@@ -137,16 +90,24 @@ def _stopped(event: Stopped) -> str:
     )
 
 
+def _findings(eps: float | None, layers: Sequence[LayerState]) -> list[Finding]:
+    """What is wrong with the worst layers; before the ramp there is no box that could be too wide."""
+    from certtrain.diagnostics import worst
+
+    return worst(layers) if eps else []
+
+
 def _finished(event: Finished) -> str:
     page = "" if event.page is None else f"; report: {event.page}"
-    return f"trained in {_duration(event.seconds)}; model: {event.model}{page}"
+    return f"trained in {duration(event.seconds)}; model: {event.model}{page}"
 
 
 class PlainView:
-    """A line for each epoch, for logs and pipes."""
+    """A line for each epoch, for logs and pipes; a sentence where a layer goes wrong in a new way."""
 
     def __init__(self) -> None:
         self.start, self.first, self.steps, self.epochs = time.monotonic(), 0, 0, 0
+        self.said = set[tuple[str, str]]()
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -156,6 +117,7 @@ class PlainView:
                 self._say(_started(event))
             case EpochDone():
                 self._say(self._epoch(event))
+                self._explain(_findings(event.record["eps"], event.layers))
             case Note():
                 self._say(f"note: {event.text}")
             case Stopped():
@@ -174,12 +136,26 @@ class PlainView:
         step = int(record["step"] or 0)
         left = (time.monotonic() - self.start) / max(step - self.first, 1) * (self.steps - step)
         held_out = record.get("validation_certified_accuracy")
-        validation = "" if held_out is None else f"  held out: certified {_percent(held_out)}"
+        validation = "" if held_out is None else f"  held out: certified {percent(held_out)}"
         return (
             f"epoch {event.epoch:>{len(str(self.epochs))}}/{self.epochs}  ε {record['eps']:.4f}  "
-            f"loss {record['loss']:.3f}  natural {_percent(record['natural_accuracy'])}  "
-            f"certified {_percent(record['certified_accuracy'])}{validation}  {_duration(left)} left"
+            f"loss {record['loss']:.3f}  natural {percent(record['natural_accuracy'])}  "
+            f"certified {percent(record['certified_accuracy'])}{validation}  {self._layers(event)}{duration(left)} left"
         )
+
+    def _layers(self, event: EpochDone) -> str:
+        from certtrain.diagnostics import layer_means
+
+        means = layer_means(event.layers)
+        shares = f"unstable {percent(means.unstable)}  dead {percent(means.dead)}  growth {times(means.largest_growth)}"
+        return f"{shares}  " if event.layers else ""
+
+    def _explain(self, findings: Sequence[Finding]) -> None:
+        """The worst one, if it has not been said before; the training itself notes an explosion."""
+        news = [f for f in findings[:1] if f.kind != "exploding" and (f.layer, f.kind) not in self.said]
+        for finding in news:
+            self._say(f"! {finding.sentence}")
+            self.said.add((finding.layer, finding.kind))
 
 
 class LiveView:
@@ -249,7 +225,8 @@ class LiveView:
     def _panel(self, step: StepDone) -> Panel:
         assert self.started is not None  # steps come after the start
         title = f"epoch {step.epoch}/{self.started.preset.train.epochs}"
-        return Panel(Group(self._numbers(step), Text(), _layers(step.layers)), title=title, title_align="left")
+        layers = live_layers(step.layers, _findings(step.eps, step.layers))
+        return Panel(Group(self._numbers(step), Text(), layers), title=title, title_align="left")
 
     def _numbers(self, step: StepDone) -> Table:
         grid = Table.grid(padding=(0, 2))
@@ -282,7 +259,7 @@ class JsonView:
                 facts = {"folder": str(event.folder), "device": event.device, "step": event.step, "steps": event.steps}
                 self._say("started", facts | {"preset": event.preset.model_dump(mode="json")})
             case EpochDone():
-                self._say("epoch", dict(event.record))
+                self._say("epoch", dict(event.record) | self._layers(event))
             case Note():
                 self._say("note", {"text": event.text})
             case Stopped():
@@ -291,6 +268,10 @@ class JsonView:
             case Finished():
                 files = {"model": str(event.model), "page": event.page and str(event.page)}
                 self._say("finished", files | {"seconds": event.seconds, "results": event.report.to_dict()})
+
+    def _layers(self, event: EpochDone) -> dict[str, Any]:
+        findings = [finding.to_dict() for finding in _findings(event.record["eps"], event.layers)]
+        return {"findings": findings, "layers": [layer.to_dict() for layer in event.layers]}
 
     def _say(self, name: str, values: dict[str, Any]) -> None:
         show_json({"event": name, **values}, indent=None)
@@ -322,7 +303,7 @@ def show_report(report: Report) -> None:
     """Accuracies and errors of a verification, and the bracket that they leave."""
     title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
     out.print(Text(title, style="italic"))
-    table = _table("", "accuracy", "error", "examples")
+    table = new_table("", "accuracy", "error", "examples")
     attack = f"{report.attack['steps']} steps × {report.attack['restarts']}"
     rows = (
         ("natural", report.natural_accuracy, "no perturbation"),
@@ -332,86 +313,20 @@ def show_report(report: Report) -> None:
     table.add_column("", justify="left", style="bright_black")
     for name, share, remark in rows:
         count = round(share * report.examples)
-        table.add_row(name, _percent(share), _percent(1 - share), f"{count:,}", remark)
+        table.add_row(name, percent(share), percent(1 - share), f"{count:,}", remark)
     out.print(table)
     gap = report.pgd_accuracy - report.certified_accuracy
-    span = f"between {_percent(report.certified_accuracy)} and {_percent(report.pgd_accuracy)}"
-    out.print(Text(f"robust accuracy lies {span}; {report.open:,} examples ({_percent(gap)}) are open"))
-    out.print(Text(f"verified error {_percent(1 - report.certified_accuracy)}; {report.seconds:.1f} s", style="bold"))
+    span = f"between {percent(report.certified_accuracy)} and {percent(report.pgd_accuracy)}"
+    out.print(Text(f"robust accuracy lies {span}; {report.open:,} examples ({percent(gap)}) are open"))
+    out.print(Text(f"verified error {percent(1 - report.certified_accuracy)}; {report.seconds:.1f} s", style="bold"))
     for assumption in report.assumptions:
         out.print(Text(f"assumes {assumption}", style="bright_black"))
 
 
-def _layers(layers: Sequence[LayerState]) -> Table:
-    """One compact bar a layer."""
-    table = _table("layer", "growth", "dead")
-    table.add_column(_legend(), justify="left")
-    room = out.width - 32 - max((len(layer.name) for layer in layers), default=0)
-    for layer in layers:
-        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, max(10, min(48, room))))
-    return table
-
-
-def show_states(layers: Sequence[LayerState], title: str) -> None:
-    """All numbers of each ReLU layer, in two tables that fit a narrow terminal."""
-    out.print(Text(title, style="italic"))
-    states = _table("layer", "units", "active", "unstable", "inactive", "dead")
-    states.add_column("", justify="left", no_wrap=True)
-    widths = _table("layer", "centre", "width", "growth", "r mean", "r variance")
-    for layer in layers:
-        shares = (layer.active, layer.unstable, layer.inactive, layer.dead)
-        states.add_row(layer.name, f"{layer.units:,}", *(f"{100 * share:.1f}%" for share in shares), _bar(layer))
-        ratios = (_number(layer.mean_ratio), _number(layer.variance_ratio))
-        widths.add_row(layer.name, _number(layer.centre), _number(layer.width), _growth(layer), *ratios)
-    out.print(states)
-    out.print(_legend())
-    out.print()
-    out.print(widths)
-    remark = "growth: mean width over the network input's; r: how alike active and inactive are, 1 at best"
-    out.print(Text(remark, style="bright_black"))
-    for layer in layers:
-        if layer.exploding:
-            text = f"bounds explode: at {layer.name!r} they are {_number(layer.growth)} times as wide as the input"
-            note(text)
-
-
-def show_initial(networks: Sequence[InitialNetwork], title: str) -> None:
-    """How the mean bound width grows from the input, a column for each scheme."""
-    out.print(Text(title, style="italic"))
-    table = _table("growth of the mean width", *(n.scheme for n in networks))
-    for row in zip(*(n.by_weights for n in networks), strict=True):
-        table.add_row(row[0].name, *map(_growth, row))
-    out.print(table)
-    normalized = [n.in_training for n in networks if n.in_training is not None]
-    if not normalized:
-        return
-    table = _table("with BatchNorm on the batch", *(n.scheme for n in networks))
-    for row in zip(*normalized, strict=True):
-        table.add_row(row[0].name, *map(_growth, row))
-    out.print()
-    out.print(table)
-    remark = "Above, BatchNorm is at its start and passes values on; below, it rescales each layer, as in training."
-    out.print(Text(remark, style="bright_black"))
-
-
-def show_records(network: InitialNetwork) -> None:
-    """What the initialisation did to each layer."""
-    out.print(Text(f"{network.scheme} initialisation", style="italic"))
-    table = _table("layer", "fan-in", "std of the weights", "halved")
-    for record in network.records:
-        table.add_row(record.name, f"{record.fan_in:,}", f"{record.std:.3e}", "yes" if record.halved else "no")
-    out.print(table)
-
-
 def show_comparisons(comparisons: Sequence[Comparison]) -> None:
     """How far each export lies from the original."""
-    table = _table("export", "examples", "difference", "allowed", "largest logit", "same class")
+    table = new_table("export", "examples", "difference", "allowed", "largest logit", "same class")
     for c in comparisons:
         numbers = (f"{c.largest_difference:.2e}", f"{c.tolerance:.2e}", f"{c.largest_logit:.3g}")
         table.add_row(c.what, f"{c.examples:,}", *numbers, f"{c.same_classes:,}")
     out.print(table)
-
-
-def say(text: str) -> None:
-    """One line on the output stream."""
-    out.print(Text(text), soft_wrap=True)

@@ -1,0 +1,124 @@
+"""What the commands have in common: options, and what they make of them."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from certtrain.epsilon import parse_eps
+from certtrain.errors import EpsilonError, StorageError
+
+if TYPE_CHECKING:
+    from certtrain.data import ImageSet
+    from certtrain.modelfile import Classifier
+    from certtrain.preset import Preset
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Split(StrEnum):
+    """Which part of a data set."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def _eps(text: str) -> float:
+    try:
+        return parse_eps(text)
+    except EpsilonError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def png_file(text: str) -> Path:
+    """A path that a picture can have."""
+    if not text.endswith(".png"):
+        raise typer.BadParameter(f"{text!r} does not end in .png")
+    return Path(text)
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CERTTRAIN_DATA_DIR",
+        help="Folder with the data: torchvision's layout, or train/<class>/* and test/<class>/*. "
+        "Without it data are downloaded where torchvision can; the digits are embedded and need none.",
+    ),
+]
+Eps = Annotated[
+    float | None, typer.Option("--eps", parser=_eps, metavar="RADIUS", help="Radius ε of the box, like 8/255 or 0.3.")
+]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file that certtrain wrote.")]
+PresetName = Annotated[
+    str | None, typer.Option("--preset", "-p", metavar="NAME|FILE", help="A shipped preset, or a .toml file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Set any field of the preset, like train.batch_size=64."),
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed; the preset's if not given.")]
+DeviceName = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Look only at the first so many examples.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
+
+
+def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) -> "Preset":
+    """The preset with the fields that --set and the options of their own replace; the options win."""
+    from certtrain.preset import load_preset, parse_override, preset_names
+
+    if name is None:
+        raise typer.BadParameter(f"missing; shipped presets: {', '.join(preset_names())}", param_hint="--preset")
+    changes = dict(parse_override(text) for text in overrides or [])
+    changes |= {path.replace("__", "."): value for path, value in named.items() if value is not None}
+    return load_preset(name, changes)
+
+
+def compute_device(device: Device) -> str:
+    from certtrain.allocator import keep_freed_memory
+    from certtrain.device import choose_device
+
+    keep_freed_memory()
+    return choose_device(device.value)
+
+
+def open_model(path: Path, device: Device) -> "Classifier":
+    from certtrain.storage import check_model_file
+
+    check_model_file(path)  # before torch is loaded
+    from certtrain.modelfile import load_model
+
+    return load_model(path).to(compute_device(device))
+
+
+def open_split(model: "Classifier", split: Split, data_dir: Path | None, limit: int | None) -> "ImageSet":
+    from certtrain import render
+    from certtrain.assemble import load_split
+
+    with render.loading() as report:
+        return load_split(model.metadata, split.value, data_dir, report).take(limit)
+
+
+def check_plots() -> None:
+    """Before any work is done, see that pictures can be drawn."""
+    from certtrain.plot import check_matplotlib
+
+    check_matplotlib()
+
+
+def check_targets(force: bool, *paths: Path | None) -> None:
+    """Before any work is done, see that its results can be written, and replace nothing unasked."""
+    from certtrain.storage import check_writable
+
+    for path in filter(None, paths):
+        if path.exists() and not force:
+            raise StorageError(f"{path} is there already; give another name, or --force to replace it")
+        check_writable(path)

@@ -1,0 +1,163 @@
+"""certtrain train"""
+
+import signal
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from certtrain.cli.options import (
+    AsJson,
+    DataDir,
+    Device,
+    DeviceName,
+    Eps,
+    Overrides,
+    PresetName,
+    Seed,
+    compute_device,
+    resolve_preset,
+)
+
+if TYPE_CHECKING:
+    from certtrain.events import Event, Listener
+    from certtrain.preset import Preset
+
+
+class Precision(StrEnum):
+    """In which arithmetic to train."""
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
+class Compile(StrEnum):
+    """Whether to compile the training step."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+def _seconds(text: str) -> float:
+    """Seconds from 90, 90s, 9m or 2h."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        seconds = float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a time; write it like 90s, 9m or 2h") from error
+    if not 0 < seconds < float("inf"):
+        raise typer.BadParameter(f"{text!r} is not a time above zero")
+    return seconds
+
+
+TimeBudget = Annotated[
+    float | None,
+    typer.Option(
+        parser=_seconds, metavar="TIME", help="Stop at a checkpoint so long after the start of the command, like 9m."
+    ),
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")]
+
+
+def train(
+    preset: PresetName = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder.")] = None,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run; one under runs/ if not given.")] = None,
+    eps: Eps = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Train for so many epochs.")] = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Arithmetic of the training; tf32 is for NVIDIA GPUs.")
+    ] = None,
+    compile_: Annotated[
+        Compile | None, typer.Option("--compile", help="Compile the training step; auto does where a run repays it.")
+    ] = None,
+    device: DeviceName = Device.auto,
+    time_budget: TimeBudget = None,
+    tensorboard: TensorBoard = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a network, certify it on the test set, and write model and report.
+
+    Stopped by Ctrl-C or --time-budget, a run ends at a checkpoint and says how to go on.
+    """
+    changes: dict[str, Any] = {"eps__max": eps, "train__epochs": epochs, "seed": seed}
+    changes |= {"train__precision": precision and precision.value, "train__compile": compile_ and compile_.value}
+    if resume is not None and (preset or out or overrides or any(value is not None for value in changes.values())):
+        message = "a run goes on as it was begun; it takes no preset, no --out and no changed field"
+        raise typer.BadParameter(message, param_hint="--resume")
+    resolved = resolve_preset(preset, overrides, **changes) if resume is None else None
+    _check_run(resume, out)
+    stop = _Stopper(time_budget)
+    from certtrain import render, trainer
+    from certtrain.distributed import joined
+
+    place = compute_device(device)
+    with joined(place) as group, render.training_view(as_json, silent=not group.leads) as view:
+        listeners = [view, *_tensorboard(tensorboard)]
+        surroundings = trainer.Surroundings(data_dir, place, stop.reason, _all(listeners), group)
+        if resolved is not None:
+            trainer.train(resolved, out or _new_folder(resolved), surroundings)
+        elif resume is not None:
+            trainer.resume(resume, surroundings)
+    if stop.interrupted:
+        raise typer.Exit(128 + signal.SIGINT)
+
+
+def _check_run(resume: Path | None, out: Path | None) -> None:
+    """See, before torch is loaded, that there is a run to go on with, or room for a new one."""
+    from certtrain.storage import check_new_run, check_unfinished_run
+
+    if resume is not None:
+        check_unfinished_run(resume)
+    elif out is not None:
+        check_new_run(out)
+
+
+class _Stopper:
+    """Asks a training to stop when its time is over or the user interrupts; a second interrupt is not held back."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds, self.start, self.interrupted = seconds, time.monotonic(), False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def reason(self) -> str | None:
+        if self.interrupted:
+            return "interrupted"
+        over = self.seconds is not None and time.monotonic() - self.start >= self.seconds
+        return "the time budget is spent" if over else None
+
+
+def _tensorboard(wanted: bool) -> "list[Listener]":
+    if not wanted:
+        return []
+    from certtrain.tensorboard import TensorBoardLog
+
+    return [TensorBoardLog()]
+
+
+def _all(listeners: Sequence["Listener"]) -> "Listener":
+    def emit(event: "Event") -> None:
+        for listener in listeners:
+            listener(event)
+
+    return emit
+
+
+def _new_folder(preset: "Preset") -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{preset.name}-seed{preset.seed}-{stamp}"

@@ -1,0 +1,259 @@
+"""Layers as tables: the states of one model, of several, of a run's epochs, and the growth at initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from certtrain.render.pieces import BAR, growth_text, legend, new_table, number, out, say, state_bar, times
+
+if TYPE_CHECKING:  # so that an error can be shown without loading torch
+    from certtrain.diagnostics import Finding, LayerMeans, LayerState
+    from certtrain.following import EpochRecord, History
+    from certtrain.growth import DepthSweep, LayerGrowth, SchemeGrowth, Spread
+    from certtrain.inspection import InitialNetwork, ModelStates
+
+MOST_EPOCHS = 40  # that a table shows
+GREY = "bright_black"
+WARNING = "yellow"
+
+GROWTH = "growth: how many times wider the bounds are at a ReLU's input than at the network's, on average"
+RATIOS = "r: how alike active and inactive ReLUs are in mean and variance, 1 at best"
+BY_WEIGHTS = (
+    "BatchNorm is at its start (mean 0, variance 1) and passes values on as they are: this growth is the weights' own."
+)
+IN_TRAINING = (
+    "BatchNorm divides by the spread of the batch, and so undoes the scale of the weights: this is what the first "
+    "training step sees, and by it the schemes look alike. The ramp of ε and the regularisers bring it down."
+)
+TRENDS = {
+    "exponential": "each layer multiplies the width, which grows exponentially with depth",
+    "constant": "the width changes little from layer to layer, however deep the network is",
+    "shrinking": "the width shrinks from layer to layer, as it does where zeros pad the border of small images",
+}
+
+
+def tell(findings: Iterable[tuple[str, Finding]], fine: str = "") -> None:
+    """One sentence for each, after what it is about; else the sentence that all is fine."""
+    lines = [(f"{about}: " if about else "") + finding.sentence for about, finding in findings]
+    for line in lines:
+        out.print(Text.assemble(("! ", f"bold {WARNING}"), (line, WARNING)))
+    if fine and not lines:
+        say(fine, GREY)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def _states(layer: LayerState | LayerMeans) -> tuple[str, str, str, str]:
+    return _share(layer.active), _share(layer.unstable), _share(layer.inactive), _share(layer.dead)
+
+
+def _small(eps: float) -> str:
+    return f"{eps:.4f}" if eps == 0 or eps >= 1e-4 else f"{eps:.0e}"
+
+
+def _ratios(layer: LayerState | LayerMeans) -> tuple[str, str]:
+    return number(layer.mean_ratio), number(layer.variance_ratio)
+
+
+# --- trained networks ------------------------------------------------------------------------------------
+
+
+def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> RenderableType:
+    """What `stats` shows, as compact as a picture of a running training needs it; the worst layer's sentence.
+
+    Where there is no room, the bars make way for the numbers, and beside long names the ratios too.
+    """
+    room = out.width - 66 - max((len(layer.name) for layer in layers), default=0)  # beside the numbers
+    with_ratios, with_bar = room >= 0, room >= 12
+    table = new_table("layer", "growth", "active", "unstable", "inactive", "dead", *(("r mean", "r var") * with_ratios))
+    if with_bar:
+        table.add_column(legend(), justify="left")
+    for layer in layers:
+        ratios = _ratios(layer) * with_ratios
+        bar = [state_bar(layer, min(48, room - 2))] * with_bar
+        table.add_row(layer.name, growth_text(layer), *_states(layer), *ratios, *bar)
+    return Group(table, *(Text(f"! {finding.sentence}", style=WARNING) for finding in findings[:1]))
+
+
+def show_states(model: ModelStates, title: str) -> None:
+    """All numbers of each ReLU layer, in two tables that fit a narrow terminal, and what is wrong."""
+    out.print(Text(title, style="italic"))
+    states = new_table("layer", "units", "active", "unstable", "inactive", "dead")
+    states.add_column("", justify="left", no_wrap=True)
+    widths = new_table("layer", "centre", "width", "growth", "r mean", "r variance")
+    for layer in model.layers:
+        states.add_row(layer.name, f"{layer.units:,}", *_states(layer), state_bar(layer, BAR))
+        numbers = number(layer.centre), number(layer.width), growth_text(layer)
+        widths.add_row(layer.name, *numbers, *_ratios(layer))
+    means = model.means
+    states.add_row("mean", "", *_states(means), style=GREY)
+    widths.add_row("mean", "", "", times(means.growth), *_ratios(means), style=GREY)
+    out.print(states)
+    out.print(legend())
+    out.print()
+    out.print(widths)
+    _explain_numbers()
+    tell((("", finding) for finding in model.findings), "no layer stands out")
+
+
+def show_models(models: Sequence[ModelStates], title: str) -> None:
+    """Several models side by side: for each layer a line for each model, then the means."""
+    out.print(Text(title, style="italic"))
+    table = new_table("layer", "model", "growth", "unstable", "inactive", "dead", "r mean", "r var")
+    table.columns[1].justify = "left"
+    names = list(dict.fromkeys(layer.name for model in models for layer in model.layers))
+    layers = [{layer.name: layer for layer in model.layers} for model in models]
+    for name in names:
+        for number_, (model, known) in enumerate(zip(models, layers, strict=True)):
+            table.add_row("" if number_ else name, model.name, *_cells(known.get(name)))
+    for number_, model in enumerate(models):
+        table.add_row("" if number_ else "mean", model.name, *_cells(model.means), style="bold")
+    out.print(table)
+    _explain_numbers()
+    for model in models:
+        tell(((model.name, finding) for finding in model.findings[:1]), f"{model.name}: no layer stands out")
+
+
+def _cells(layer: LayerState | LayerMeans | None) -> tuple[str | Text, ...]:
+    """Dashes for a layer that a model does not have."""
+    if layer is None:
+        return ("–",) * 6
+    return times(layer.growth), *_states(layer)[1:], *_ratios(layer)
+
+
+def _explain_numbers() -> None:
+    for remark in (GROWTH, RATIOS):
+        out.print(Text(remark, style=GREY))
+
+
+def show_history(history: History, stages: Sequence[ModelStates], titles: tuple[str, str]) -> None:
+    """A run's epochs as they were trained, then its checkpoints at one ε, and when it was at its worst."""
+    out.print(Text(titles[0], style="italic"))
+    table = new_table("epoch", "ε", "certified", "active", "unstable", "inactive", "dead", "growth", "trouble")
+    for record in _thinned(history.epochs):
+        finding = next(iter(record.findings), None)
+        numbers = *_states(record.means), times(record.means.largest_growth)
+        kind = Text(finding.kind, style=WARNING) if finding else ""
+        table.add_row(str(record.epoch), _small(record.eps), _share(record.certified_accuracy), *numbers, kind)
+    out.print(table)
+    _remark_on_epochs(history)
+    if stages:
+        _show_stages(stages, titles[1])
+    worst = ((f"epoch {epoch}", finding) for epoch, finding in history.worst_epochs())
+    tell(worst, "in no epoch did a layer stand out" if history.epochs else "")
+
+
+def _thinned(rows: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
+    """So many that a screen holds them: every few of them, and the last."""
+    every = -(-len(rows) // MOST_EPOCHS)
+    return rows if every < 2 else [rows[i] for i in range(len(rows)) if (i + 1) % every == 0 or i + 1 == len(rows)]
+
+
+def _remark_on_epochs(history: History) -> None:
+    shown, all_ = len(_thinned(history.epochs)), len(history.epochs)
+    remarks = [
+        "certified: of the training examples, at the epoch's ε; states: means over the layers; growth: the largest"
+    ]
+    if shown < all_:
+        remarks.append(f"{shown} of {all_} epochs; all of them are in --csv, --json and --plot")
+    for remark in remarks if history.epochs else ["no epoch is over yet"]:
+        out.print(Text(remark, style=GREY))
+
+
+def _show_stages(stages: Sequence[ModelStates], title: str) -> None:
+    out.print()
+    out.print(Text(title, style="italic"))
+    table = new_table("epoch", "active", "unstable", "inactive", "dead", "growth", "r mean", "r var")
+    table.add_column("network", justify="left")
+    for stage in stages:
+        epoch = "–" if stage.epoch is None else f"{stage.epoch:.4g}"
+        numbers = *_states(stage.means), times(stage.means.largest_growth), *_ratios(stage.means)
+        table.add_row(epoch, *numbers, stage.name)
+    out.print(table)
+
+
+# --- networks at initialisation --------------------------------------------------------------------------
+
+
+def show_initial(network: InitialNetwork, title: str, findings: Sequence[Finding]) -> None:
+    """One network before training: what was done to each layer, and how its bounds grow."""
+    out.print(Text(f"{network.scheme} initialisation", style="italic"))
+    records = new_table("layer", "fan-in", "std of the weights", "halved")
+    for record in network.records:
+        records.add_row(record.name, f"{record.fan_in:,}", f"{record.std:.3e}", "yes" if record.halved else "no")
+    out.print(records)
+    out.print()
+    out.print(Text(title, style="italic"))
+    trained = network.in_training
+    columns = ("by the weights",) if trained is None else ("by the weights", "in training")
+    table = new_table("growth at", *columns)
+    for number_, layer in enumerate(network.by_weights):
+        table.add_row(layer.name, growth_text(layer), *([] if trained is None else [growth_text(trained[number_])]))
+    out.print(table)
+    out.print(Text(GROWTH, style=GREY))
+    if trained is not None:
+        out.print(Text(f"by the weights: {BY_WEIGHTS}", style=GREY))
+        out.print(Text(f"in training: {IN_TRAINING}", style=GREY))
+    tell(("", finding) for finding in findings)
+
+
+def show_compared(schemes: Sequence[SchemeGrowth], title: str) -> None:
+    """The growth at each ReLU, a column for each scheme, over the seeds."""
+    out.print(Text(title, style="italic"))
+    out.print(Text(f"{GROWTH}{_over_seeds(len(schemes[0].networks))}", style=GREY))
+    out.print()
+    trained = [scheme.in_training for scheme in schemes]
+    by_weights = [scheme.by_weights for scheme in schemes]
+    names = [scheme.scheme for scheme in schemes]
+    out.print(_growth_table("by the weights", names, by_weights))
+    with_batch_norm = [layers for layers in trained if layers is not None]
+    if with_batch_norm:
+        out.print(Text(BY_WEIGHTS, style=GREY))
+        out.print()
+        out.print(_growth_table("in training", names, with_batch_norm))
+        out.print(Text(IN_TRAINING, style=GREY))
+    tell((scheme.scheme, finding) for scheme in schemes for finding in scheme.findings)
+
+
+def show_sweep(sweeps: Sequence[DepthSweep], title: str) -> None:
+    """The growth at the last ReLU, a line for each depth and a column for each scheme, and the rate of each."""
+    out.print(Text(title, style="italic"))
+    out.print(Text(f"{GROWTH}{_over_seeds(len(sweeps[0].growth[0].values))}", style=GREY))
+    out.print()
+    table = new_table("ReLU layers", *(sweep.scheme for sweep in sweeps))
+    for number_, depth in enumerate(sweeps[0].depths):
+        table.add_row(str(depth), *(_spread(sweep.growth[number_]) for sweep in sweeps))
+    out.print(table)
+    out.print()
+    for sweep in sweeps:
+        style = "bold red" if sweep.trend == "exponential" else "bold green"
+        rate = (f"{sweep.scheme}: {'no width is left' if sweep.rate is None else f'×{sweep.rate:.3g} a layer'}", style)
+        out.print(Text.assemble(rate, f"; {TRENDS[sweep.trend]}"))
+
+
+def _growth_table(title: str, names: Sequence[str], schemes: Sequence[Sequence[LayerGrowth]]) -> Table:
+    table = new_table(title, *names)
+    for row in zip(*schemes, strict=True):
+        table.add_row(row[0].name, *(_spread(layer.growth) for layer in row))
+    return table
+
+
+def _spread(growth: Spread) -> Text:
+    """The mean and, of several seeds, the standard deviation as a share of it; red where bounds explode."""
+    from certtrain.diagnostics import EXPLODING
+
+    text = times(growth.mean)
+    if len(growth.values) > 1:
+        text += f" ±{100 * growth.std / growth.mean:.0f}%" if growth.mean > 0 else " ±0%"
+    return Text(text, style="" if growth.mean < EXPLODING else "bold red")
+
+
+def _over_seeds(seeds: int) -> str:
+    return f"; mean and standard deviation of {seeds} seeds" if seeds > 1 else ""

@@ -1,0 +1,82 @@
+"""What all pictures and tables share: the two streams, numbers as text, plain tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # so that an error can be shown without loading torch
+    from certtrain.diagnostics import LayerState
+
+BAR = 20  # characters of a layer's bar
+STATES = (("active", "█", "green"), ("unstable", "▒", "yellow"), ("inactive", "░", "bright_black"))
+
+out = Console()
+err = Console(stderr=True)
+
+
+def error(message: str) -> None:
+    """One error, on the error stream."""
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Something worth knowing, on the error stream."""
+    err.print(Text.assemble(("note: ", "bold yellow"), message), soft_wrap=True)
+
+
+def say(text: str, style: str = "") -> None:
+    """One line on the output stream."""
+    out.print(Text(text, style=style), soft_wrap=True)
+
+
+def percent(share: float | None) -> str:
+    """A share with two digits, or a dash."""
+    return "–" if share is None else f"{100 * share:.2f}%"
+
+
+def number(value: float | None) -> str:
+    """Three digits that count, or a dash."""
+    return "–" if value is None else f"{value:.3g}"
+
+
+def times(value: float | None) -> str:
+    """A factor, or a dash."""
+    return "–" if value is None else f"{value:.3g}×"
+
+
+def growth_text(layer: LayerState) -> Text:
+    """A layer's growth, in red where bounds explode."""
+    return Text(times(layer.growth), style="bold red" if layer.exploding else "")
+
+
+def state_bar(layer: LayerState, width: int = BAR) -> Text:
+    """Active, unstable and inactive shares; a share above zero is never hidden by rounding."""
+    shares = (layer.active, layer.unstable, layer.inactive)
+    cells = [max(round(share * width), int(share > 0)) for share in shares]
+    cells[cells.index(max(cells))] += width - sum(cells)
+    return Text.assemble(*[(sign * n, style) for (_, sign, style), n in zip(STATES, cells, strict=True)])
+
+
+def legend() -> Text:
+    """What the signs of a bar mean."""
+    return Text.assemble(*[part for name, sign, style in STATES for part in ((sign, style), f" {name} ")])
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def new_table(*columns: str) -> Table:
+    """A plain table: the first column to the left, the others to the right."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column(columns[0], no_wrap=True)
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
