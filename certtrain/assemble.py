@@ -17,9 +17,10 @@ from certtrain.data import (
 )
 from certtrain.errors import DataError
 from certtrain.initialize import InitRecord, initialize_
+from certtrain.layers import Module
 from certtrain.modelfile import Metadata, versions
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import Preset, Scheme
+from certtrain.preset import Architecture, Preset, Scheme
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Images:
         return self.validation
 
 
-def load_run_images(preset: Preset, data_dir: Path | None, on_progress: Progress | None = None) -> Images:
+def load_run_images(preset: Preset, data_dir: str | Path | None, on_progress: Progress | None = None) -> Images:
     """Training, validation and test images of a preset.
 
     Raises DataError, before any training, if one is missing or they do not
@@ -80,7 +81,7 @@ def make_network(
     """The preset's network for these images, initialised by its scheme and seed, or by another scheme."""
     mean, std = _normalization(preset, train)
     spec = InputSpec(train.input_shape, len(train.class_names), mean, std)
-    network = build_model(preset.model, spec)
+    network = build_model(_architecture(preset), spec)
     generator = Generator().manual_seed(derive_seed(preset.seed, "weights"))
     return network, initialize_(network, scheme or preset.init, generator)
 
@@ -88,7 +89,7 @@ def make_network(
 def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[str, Any] | None = None) -> Metadata:
     """What the model file of such a run says of itself."""
     return Metadata(
-        architecture=preset.model,
+        architecture=_architecture(preset),
         input_shape=train.input_shape,
         class_names=train.class_names,
         dataset=preset.data.name,
@@ -99,6 +100,11 @@ def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[s
         note=note,
         results=results,
     )
+
+
+def _architecture(preset: Preset) -> Architecture:
+    assert not isinstance(preset.model, Module)  # `settle` comes first
+    return preset.model
 
 
 def _normalization(preset: Preset, train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -155,7 +155,18 @@ def _load_preset(name: str | None, overrides: list[str] | None, **named: Any) ->
         raise typer.BadParameter(f"missing; shipped presets: {', '.join(preset_names())}", param_hint="--preset")
     changes = dict(parse_override(text) for text in overrides or [])
     changes |= {path.replace("__", "."): value for path, value in named.items() if value is not None}
-    return load_preset(name, changes)
+    resolved = load_preset(name, changes)
+    _check_source(resolved)
+    return resolved
+
+
+def _check_source(preset: "Preset") -> None:
+    """See, before torch is loaded, that the file of a network of the user's own is there."""
+    from certtrain.layers import Module
+    from certtrain.storage import check_source
+
+    if isinstance(preset.model, Module) and isinstance(preset.model.source, str):
+        check_source(Path(preset.model.source.rpartition(":")[0]))
 
 
 def _device(device: Device) -> str:
@@ -230,9 +241,11 @@ def init(
     from certtrain.data import load_images
     from certtrain.inspection import inspect_initial
     from certtrain.modelfile import save_model
+    from certtrain.source import settle
 
     with render.loading() as report:
         images = load_images(resolved.data.name, "train", data_dir=data_dir, on_progress=report)
+    resolved = settle(resolved, images)
     others: list[SchemeName] = [s.value for s in Scheme if s.value != resolved.init] if compare else []
     names = [resolved.init, *others]
     networks = [inspect_initial(resolved, images, name, resolved.eps.max) for name in names]

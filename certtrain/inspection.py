@@ -65,7 +65,7 @@ def inspect_initial(preset: Preset, train: ImageSet, scheme: Scheme, eps: float,
     network, records = make_network(preset, train, scheme)
     x = to_unit(train.take(examples).images)
     by_weights = _states_of(network.eval(), x, eps)
-    normalized = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in network)
+    normalized = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in network.modules())
     in_training = _states_of(network.train(), x, eps) if normalized else None
     return InitialNetwork(scheme, network, records, by_weights, in_training)
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from certtrain.errors import DataError, ModelFileError
+from certtrain.errors import DataError, ModelFileError, NetworkError
 from certtrain.models import InputSpec, build_model
 from certtrain.preset import Architecture, explain
 from certtrain.storage import check_model_file, write_atomic
@@ -101,7 +101,7 @@ def _fill(path: Path, metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequ
         with torch.device("meta"):
             network = build_model(metadata.architecture, spec)
         _check_tensors(network, tensors)
-    except (DataError, RuntimeError, ValueError) as error:
+    except (DataError, NetworkError, RuntimeError, ValueError) as error:
         raise ModelFileError(f"{path} does not hold the network that its header describes: {error}") from error
     network.load_state_dict(tensors, assign=True)
     return network
@@ -116,7 +116,7 @@ def _check_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinity")
-        if name.endswith(("running_var", "normalize.std")) and bool((tensor < 0).any()):
+        if name.endswith(("running_var", ".std")) and bool((tensor < 0).any()):
             raise ValueError(f"{name} is negative")
-    if not bool((tensors["normalize.std"] > 0).all()):
-        raise ValueError("normalize.std holds a zero")
+        if name.endswith(".std") and not bool((tensor > 0).all()):
+            raise ValueError(f"{name} holds a zero")

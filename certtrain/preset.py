@@ -8,15 +8,18 @@ import difflib
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError, PresetError
+from certtrain.layers import SECTIONS, Graph, Module
+from certtrain.section import Positive, Section
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
 Scheme = Literal["ibp", "kaiming", "xavier", "orthogonal"]
@@ -32,13 +35,6 @@ def _radius(value: Any) -> float:
 
 
 Radius = Annotated[float, BeforeValidator(_radius), Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1, le=2**20)]  # no network is wider; a hostile file may say so
-
-
-class Section(BaseModel):
-    """What all sections share: values do not change, and a misspelt field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -106,7 +102,8 @@ class MLP(Section):
     """BatchNorm after every layer but the last."""
 
 
-Architecture = Annotated[CNN7 | CNN | MLP, Field(discriminator="name")]
+# What a model file may hold: all of it is data. A preset may name a Module as well, which is code.
+Architecture = Annotated[CNN7 | CNN | MLP | Graph, Field(discriminator="name")]
 
 
 class EpsSection(Section):
@@ -177,7 +174,7 @@ class Preset(Section):
     init: Scheme = "ibp"
     """How the weights start."""
     data: DataSection
-    model: Architecture
+    model: Annotated[Architecture | Module, Field(discriminator="name")]
     eps: EpsSection
     train: TrainSection
     regularizer: RegularizerSection = RegularizerSection()
@@ -208,19 +205,21 @@ def preset_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in preset_folder().iterdir() if f.name.endswith(".toml"))
 
 
-def load_preset(name_or_file: str, overrides: dict[str, Any] | None = None) -> Preset:
-    """The preset of that name, or in that .toml or .json file, with fields replaced.
+def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
+    """The preset of that name, in that .toml or .json file, or of these fields, with some of them replaced.
 
-    `overrides` maps dotted paths to values ({"train.epochs": 3}).
+    Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
+    maps dotted paths to values ({"train.epochs": 3}).
     Raises PresetError that names the file and each wrong field.
     """
-    values = _read(name_or_file)
+    values = _copied(source) if isinstance(source, Mapping) else _read(str(source))
     for path, value in (overrides or {}).items():
         _replace(values, path, value)
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        raise PresetError(f"preset {name_or_file!r} is not valid:\n{explain(error)}") from error
+        title = values.get("name", "given") if isinstance(source, Mapping) else str(source)
+        raise PresetError(f"preset {title!r} is not valid:\n{explain(error)}") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -253,6 +252,10 @@ def _read(name_or_file: str) -> dict[str, Any]:
     return values
 
 
+def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
+
+
 def _replace(values: dict[str, Any], path: str, value: Any) -> None:
     *sections, field = path.split(".")
     for section in sections:
@@ -274,7 +277,8 @@ def explain(error: ValidationError) -> str:
 
 
 def _suggest(field: str) -> str:
-    sections = (Preset, DataSection, CNN7, CNN, MLP, EpsSection, RegularizerSection, TrainSection)
+    networks: list[type[Section]] = [CNN7, CNN, MLP, Graph, Module, *SECTIONS.values()]
+    sections: list[type[Section]] = [*networks, Preset, DataSection, EpsSection, RegularizerSection, TrainSection]
     known = {name for section in sections for name in section.model_fields}
     near = difflib.get_close_matches(field, known, n=1)
     return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")

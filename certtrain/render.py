@@ -26,11 +26,13 @@ from rich.text import Text
 
 from certtrain.epsilon import format_eps
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.layers import Graph
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics import LayerState
     from certtrain.export import Comparison
     from certtrain.inspection import InitialNetwork
+    from certtrain.preset import Preset
     from certtrain.verify import Report
 
 BAR = 20  # characters of a layer's bar
@@ -122,10 +124,16 @@ def _started(event: Started) -> str:
     preset = event.preset
     begin = f"resumed at step {event.step}" if event.step else "new run"
     return (
-        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {preset.model.name} with "
+        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {_network(preset)} with "
         f"{event.parameters:,} parameters, ε = {format_eps(preset.eps.max)}, seed {preset.seed}, "
         f"{event.device}; {begin} in {event.folder}"
     )
+
+
+def _network(preset: Preset) -> str:
+    """What the network is called: its code's name, if it was read from code."""
+    model = preset.model
+    return model.origin.source if isinstance(model, Graph) and model.origin else model.name
 
 
 def _stopped(event: Stopped) -> str:

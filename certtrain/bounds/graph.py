@@ -6,7 +6,7 @@ replaced by the layer they equal (`torch.relu(x)` by `nn.ReLU()`, `x + y` by
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,6 +75,15 @@ class LayerGraph:
         for value, i in last.items():
             done[i].append(value)
         return done
+
+    def results(self, x: Tensor) -> Iterator[Tensor]:
+        """Each call's result for the inputs `x` (B, …), in order; what no later call needs is not kept."""
+        values = {0: x}
+        for number, (call, done) in enumerate(zip(self.calls, self.last_uses(), strict=True)):
+            values[number + 1] = call.layer(*(values[value] for value in call.inputs))
+            yield values[number + 1]
+            for value in done:
+                del values[value]
 
 
 def trace_layers(model: nn.Module) -> LayerGraph:
