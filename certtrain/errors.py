@@ -6,7 +6,7 @@ CerttrainError
 ├── DataError            a data set is missing, unreadable or of the wrong shape
 ├── MethodError          a bound method that is not known
 ├── UnsupportedLayer     a network holds something that no bound rule covers
-├── NetworkError         a network of the user's own cannot be had from its source, or does not fit the images
+├── NetworkError         a user's own network cannot be had from its source, or does not fit what is asked
 ├── DeviceError          the asked-for device is not there, or too small
 ├── ModelFileError       a model file is missing, damaged or foreign
 ├── RunError             a run folder cannot be started or resumed
@@ -46,7 +46,7 @@ class UnsupportedLayer(CerttrainError):
 
 
 class NetworkError(CerttrainError):
-    """A network of the user's own cannot be had from its source, or does not fit the images."""
+    """A user's own network cannot be had from its source, or does not fit what is asked of it."""
 
 
 class DeviceError(CerttrainError):

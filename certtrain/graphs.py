@@ -5,20 +5,18 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.bounds.interval import RULES
-from certtrain.errors import DataError, NetworkError, UnsupportedLayer
+from certtrain.errors import NetworkError, UnsupportedLayer
 from certtrain.layers import DEEPEST, INPUT, SECTIONS, Graph, Layer, Shared
 from certtrain.preset import explain
+from certtrain.shapes import graph_shapes
 
 TYPES = {layer.__name__: layer for layer in RULES}
-MOST_VALUES = 2**28  # of a layer for one image: 1 GiB in float32
-# What torch and Normalize raise where something does not fit.
-COMPLAINTS = (RuntimeError, ValueError, TypeError, IndexError, OverflowError, DataError)
+COMPLAINTS = (RuntimeError, ValueError, TypeError, OverflowError)  # torch's, of a layer that cannot be
 
 
 class GraphNetwork(nn.Module):
@@ -32,13 +30,15 @@ class GraphNetwork(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
+        self._graph = LayerGraph(())  # so that no layer can take its name
         layers: dict[str, nn.Module] = {}
+        groups: dict[str, nn.Module] = {"": self}
         for section in graph.layers:
             if isinstance(section, Shared):
                 layers[section.name] = layers[section.layer]
             else:
                 layers[section.name] = _make(section)
-                _put(self, section.name, layers[section.name])
+                _put(groups, section.name, layers[section.name])
         values = {name: number for number, name in enumerate([INPUT, *layers])}
         calls = (LayerCall(s.name, layers[s.name], tuple(values[i] for i in s.inputs)) for s in graph.layers)
         self._graph = LayerGraph(tuple(calls))
@@ -52,11 +52,11 @@ class GraphNetwork(nn.Module):
 def build_graph(graph: Graph, shape: tuple[int, int, int], classes: int) -> GraphNetwork:
     """The untrained network of these layers for images of `shape` (C, H, W).
 
-    Raises NetworkError, at no cost in memory, if a layer does not fit what it
-    is given, or the result is not one logit for each of the classes.
+    Raises NetworkError, before anything is built, if a layer does not fit what
+    it is given, or the result is not one logit for each of the classes.
     """
-    with torch.device("meta"):
-        _check_fit(GraphNetwork(graph), shape, classes)
+    result = graph_shapes(graph, shape)[graph.layers[-1].name]
+    check_logits("the network", (2, *result), shape, classes)
     return GraphNetwork(graph)
 
 
@@ -73,7 +73,8 @@ def graph_of(layers: LayerGraph) -> Found:
     Raises UnsupportedLayer if a layer cannot be said in data.
     """
     calls = _used(layers.calls)
-    names = dict(zip(calls, _names(call.name for call in calls.values()), strict=True))
+    first: dict[nn.Module, str] = {}
+    names = dict(zip(calls, _names(first.setdefault(c.layer, c.name) for c in calls.values()), strict=True))
     homes: dict[nn.Module, str] = {}
     sections, state = list[Layer](), dict[str, Tensor]()
     for value, call in calls.items():
@@ -100,29 +101,16 @@ def _make(section: Layer) -> nn.Module:
         raise NetworkError(f"layer {section.name!r} cannot be made: {error}") from error
 
 
-def _put(root: nn.Module, name: str, layer: nn.Module) -> None:
-    *groups, last = name.split(".")
+def _put(groups: dict[str, nn.Module], name: str, layer: nn.Module) -> None:
+    """Add a layer to its group, which is made if need be; `groups` has all groups by their names."""
+    group, _, last = name.rpartition(".")
+    if group not in groups:
+        groups[group] = nn.Module()
+        _put(groups, group, groups[group])
     try:
-        for group in groups:
-            if group not in dict(root.named_children()):
-                root.add_module(group, nn.Module())
-            root = root.get_submodule(group)
-        root.add_module(last, layer)
+        groups[group].add_module(last, layer)
     except KeyError as error:
         raise NetworkError(f"a layer cannot be called {name!r}: torch's modules use that name themselves") from error
-
-
-def _check_fit(network: GraphNetwork, shape: tuple[int, int, int], classes: int) -> None:
-    result = torch.empty(2, *shape)
-    results = network.eval()._graph.results(result)
-    for call in network._graph.calls:
-        try:
-            result = next(results)
-        except COMPLAINTS as error:
-            raise NetworkError(f"layer {call.name!r} does not fit what it is given: {error}") from error
-        if (size := result[0].numel()) > MOST_VALUES:
-            raise NetworkError(f"layer {call.name!r} gives {size:,} values for one image; {MOST_VALUES:,} are the most")
-    check_logits("the network", tuple(result.shape), shape, classes)
 
 
 def check_logits(title: str, found: tuple[int, ...], shape: tuple[int, int, int], classes: int) -> None:
@@ -169,9 +157,9 @@ def _names(names: Iterable[str]) -> Iterator[str]:
     """Names that a file can hold and a module can have, as near to the given ones as can be."""
     taken, groups = {INPUT}, set[str]()
     for name in map(_clean, names):
-        flat = name.replace(".", "_")
-        tries = chain([name, flat], (f"{flat}_{number}" for number in count(1)))
-        free = next(t for t in tries if t not in taken and t not in groups and not taken & _groups(t))
+        name = name.replace(".", "_") if taken & _groups(name) else name
+        tries = chain([name], (f"{name}_{number}" for number in count(1)))
+        free = next(t for t in tries if t not in taken and t not in groups)
         taken.add(free)
         groups |= _groups(free)
         yield free

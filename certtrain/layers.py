@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_v
 from certtrain.section import LARGEST, Positive, Section
 
 INPUT = "input"  # what layers call the network's own input
-MOST_LAYERS = 4096  # more than any network that bounds are of use for; a hostile file may ask for more
-DEEPEST = 10  # parts of a dotted name
+MOST_LAYERS = 2048  # more than any network that bounds are of use for; a hostile file may ask for more
+DEEPEST = 8  # parts of a dotted name
 
 
 def _pair(value: Any) -> Any:

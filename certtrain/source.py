@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.abc import SourceLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +22,13 @@ from certtrain.bounds.interval import boundable
 from certtrain.data import ImageSet
 from certtrain.errors import NetworkError, UnsupportedLayer
 from certtrain.graphs import Found, GraphNetwork, check_logits, graph_of
-from certtrain.layers import Graph, Module, Origin
+from certtrain.layers import Dropout, Graph, Module, Origin
 from certtrain.preset import Preset
 from certtrain.storage import check_source
 
 Shape = tuple[int, int, int]
 Code = (Exception, SystemExit)  # all that a file of the user's can raise, but for the user's own interrupt
+OURS = ("<", str(Path(__file__).parent), str(Path(torch.__file__).parent))  # the start of files that are not the user's
 
 
 def settle(preset: Preset, train: ImageSet) -> Preset:
@@ -151,7 +153,7 @@ def _call(maker: _Maker, arguments: dict[str, Any], shape: Shape, classes: int) 
         raise NetworkError(f"{title}({words}) raises {_said(error)}") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{title} returns {network!r}, which is no torch.nn.Module")
-    return network.cpu()
+    return network
 
 
 def _parameters(make: Callable[..., Any]) -> set[str]:
@@ -162,7 +164,11 @@ def _parameters(make: Callable[..., Any]) -> set[str]:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    """What went wrong, and in which line of the user's."""
+    text = f"{type(error).__name__}: {error}"
+    files = ((frame.filename, frame.lineno) for frame in extract_tb(error.__traceback__))
+    theirs = [(file, line) for file, line in files if not file.startswith(OURS) and not isinstance(error, SyntaxError)]
+    return f"{text} ({theirs[-1][0]}, line {theirs[-1][1]})" if theirs else text
 
 
 # --- what it has made ------------------------------------------------------------------------------------
@@ -170,6 +176,8 @@ def _said(error: BaseException) -> str:
 
 def _check_parameters(title: str, network: nn.Module) -> None:
     for name, parameter in network.named_parameters():
+        if parameter.device.type != "cpu":
+            raise NetworkError(f"{title}: {name!r} is on {parameter.device}; make the network on the CPU")
         if parameter.dtype != torch.float32:
             raise NetworkError(f"{title}: {name!r} is {parameter.dtype}; certtrain trains in torch.float32")
         if not parameter.requires_grad:
@@ -197,9 +205,11 @@ def _layers(title: str, network: nn.Module) -> Found:
         raise UnsupportedLayer(f"{title}: its forward pass cannot be followed: {_said(error)}") from error
     if trained.graph != found.graph:
         raise UnsupportedLayer(f"{title} has other layers in training than in evaluation; they must be the same")
-    for name, layer in network.named_modules():
-        if isinstance(layer, nn.Dropout) and layer.p > 0:
-            raise UnsupportedLayer(f"{title}: layer {name!r} is random in training; bounds need a Dropout of p = 0")
+    for layer in found.graph.layers:
+        if isinstance(layer, Dropout) and layer.p > 0:
+            raise UnsupportedLayer(
+                f"{title}: layer {layer.name!r} is random in training; bounds need a Dropout of p = 0"
+            )
     return found
 
 

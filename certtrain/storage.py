@@ -91,8 +91,8 @@ def check_source(path: Path) -> None:
     try:
         path.read_bytes()
     except OSError as error:
-        where = "" if path.is_absolute() else f" in the current folder, {Path.cwd()}"
-        raise NetworkError(f"there is no source file {path}{where}: {error.strerror or error}") from error
+        where = "" if path.is_absolute() else f" in the current folder, {Path.cwd()},"
+        raise NetworkError(f"the source file {path}{where} cannot be read: {error.strerror or error}") from error
 
 
 def check_new_run(path: Path) -> None:
