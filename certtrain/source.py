@@ -54,7 +54,7 @@ def read_network(module: Module, shape: Shape, classes: int) -> Graph:
         expected = _logits(maker.title, network, x)
         check_logits(maker.title, tuple(expected.shape), shape, classes)
         found = _layers(maker.title, network)
-    _check_same(maker.title, found, x, expected)
+        _check_same(maker.title, found, x, expected)
     origin = Origin(source=maker.title, arguments=module.arguments, sha256=maker.sha256)
     return found.graph.model_copy(update={"origin": origin})
 
