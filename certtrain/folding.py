@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from certtrain.bounds.graph import LayerCall, LayerGraph, trace_layers
+from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.errors import UnsupportedLayer
-from certtrain.graphs import graph_of
+from certtrain.graphs import graph_of, layers_of
 from certtrain.layers import Graph
 from certtrain.modelfile import Classifier, Metadata
 from certtrain.models import InputSpec, build_model
@@ -38,7 +38,7 @@ def fold_batch_norm(model: Classifier) -> Classifier:
     UnsupportedLayer if a BatchNorm has no running statistics.
     """
     exact = copy.deepcopy(model).cpu().eval().double()
-    graph = trace_layers(_body(exact))
+    graph = layers_of(_body(exact))
     folded = _fold(graph)
     if not folded:
         return exact.float()

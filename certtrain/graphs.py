@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from certtrain.bounds.graph import LayerCall, LayerGraph
+from certtrain.bounds.graph import LayerCall, LayerGraph, trace_layers
 from certtrain.bounds.interval import RULES
 from certtrain.errors import NetworkError, UnsupportedLayer
 from certtrain.layers import DEEPEST, INPUT, SECTIONS, Graph, Layer, Shared
@@ -49,6 +49,14 @@ class GraphNetwork(nn.Module):
         return x
 
 
+def layers_of(network: nn.Module) -> LayerGraph:
+    """A network's layers: of a GraphNetwork by the names that its data give them, of any other as traced.
+
+    Raises UnsupportedLayer as `trace_layers`.
+    """
+    return network._graph if isinstance(network, GraphNetwork) else trace_layers(network)
+
+
 def build_graph(graph: Graph, shape: tuple[int, int, int], classes: int) -> GraphNetwork:
     """The untrained network of these layers for images of `shape` (C, H, W).
 
@@ -73,8 +81,7 @@ def graph_of(layers: LayerGraph) -> Found:
     Raises UnsupportedLayer if a layer cannot be said in data.
     """
     calls = _used(layers.calls)
-    first: dict[nn.Module, str] = {}
-    names = dict(zip(calls, _names(first.setdefault(c.layer, c.name) for c in calls.values()), strict=True))
+    names = dict(zip(calls, _names(call.name for call in calls.values()), strict=True))
     homes: dict[nn.Module, str] = {}
     sections, state = list[Layer](), dict[str, Tensor]()
     for value, call in calls.items():

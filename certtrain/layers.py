@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_v
 from certtrain.section import LARGEST, Positive, Section
 
 INPUT = "input"  # what layers call the network's own input
-MOST_LAYERS = 2048  # more than any network that bounds are of use for; a hostile file may ask for more
+MOST_LAYERS = 1024  # more than any network that bounds are of use for; a hostile file may ask for more
 DEEPEST = 8  # parts of a dotted name
 
 

@@ -47,7 +47,16 @@ def test_the_engine_loads_neither_rich_nor_typer():
 
 
 @pytest.mark.parametrize(
-    "module", ["certtrain", "certtrain.preset", "certtrain.errors", "certtrain.schedule", "certtrain.storage"]
+    "module",
+    [
+        "certtrain",
+        "certtrain.preset",
+        "certtrain.layers",
+        "certtrain.shapes",
+        "certtrain.errors",
+        "certtrain.schedule",
+        "certtrain.storage",
+    ],
 )
 def test_light_modules_load_no_torch(module: str):
     loaded = loaded_after(f"import {module}")
@@ -66,6 +75,7 @@ def test_light_modules_load_no_torch(module: str):
         ("train", "--preset", "none"),
         ("train", "--preset", "digits", "--set", "train.epochs=0"),
         ("train", "--preset", "digits", "--out", "tests"),
+        ("train", "--preset", "digits", "--set", "model={name='module', source='none.py:Net'}"),
         ("train", "--resume", "none"),
         ("verify", "none"),
         ("verify", "tests"),

@@ -8,6 +8,7 @@ replaced by the layer they equal (`torch.relu(x)` by `nn.ReLU()`, `x + y` by
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import torch
@@ -167,7 +168,8 @@ class _Reader:
             self._append(node.name, _as_layer(node), node)
 
     def _append(self, name: str, layer: nn.Module, node: fx.Node) -> None:
-        name = node.name if name in self.names else name  # a layer that is called twice
+        again = (f"{name}_{number}" for number in count(1))  # a layer that is called twice
+        name = next(free for free in chain([name], again) if free not in self.names)
         self.names.add(name)
         self.calls.append(LayerCall(name, layer, self._inputs(name, layer, node)))
         self.values[node] = len(self.calls)
