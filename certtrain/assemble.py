@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Generator, nn
 
 from certtrain.data import (
@@ -15,12 +16,12 @@ from certtrain.data import (
     pixel_statistics,
     split_validation,
 )
-from certtrain.errors import DataError
+from certtrain.errors import DataError, ModelFileError, NetworkError
 from certtrain.initialize import InitRecord, initialize_
 from certtrain.layers import Module
 from certtrain.modelfile import Metadata, versions
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import Architecture, Preset, Scheme
+from certtrain.preset import Architecture, Preset, Scheme, explain
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ def load_run_images(preset: Preset, data_dir: str | Path | None, on_progress: Pr
 def load_split(metadata: Metadata, split: str, data_dir: Path | None, on_progress: Progress | None = None) -> ImageSet:
     """One split of the data set that a model file names: train, validation (as held out then), or test.
 
-    Raises DataError, also for the validation split of a run that held nothing out.
+    Raises DataError, also for the validation split of a run that held nothing
+    out, or ModelFileError if the file's preset cannot be read.
     """
-    channels, preset = metadata.input_shape[0], Preset.model_validate(metadata.preset)
+    channels, preset = metadata.input_shape[0], _preset_of(metadata)
     wanted = "test" if split == "test" else "train"
     images = load_images(metadata.dataset, wanted, data_dir=data_dir, channels=channels, on_progress=on_progress)
     if split == "test" or (split == "train" and not preset.data.validation):
@@ -73,6 +75,13 @@ def load_split(metadata: Metadata, split: str, data_dir: Path | None, on_progres
         raise DataError("the model's run held no validation examples out (data.validation = 0); use --split train")
     rest, held_out = split_validation(images, preset.data.validation, preset.seed)
     return held_out if split == "validation" else rest
+
+
+def _preset_of(metadata: Metadata) -> Preset:
+    try:
+        return Preset.model_validate(metadata.preset)
+    except ValidationError as error:
+        raise ModelFileError(f"the model file holds a preset that certtrain cannot read:\n{explain(error)}") from error
 
 
 def make_network(
@@ -103,7 +112,8 @@ def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[s
 
 
 def _architecture(preset: Preset) -> Architecture:
-    assert not isinstance(preset.model, Module)  # `settle` comes first
+    if isinstance(preset.model, Module):  # `settle` comes first, and a run's folder holds what it gives
+        raise NetworkError(f"the network of preset {preset.name!r} is code, which runs only when a run begins")
     return preset.model
 
 

@@ -94,7 +94,10 @@ def graph_of(layers: LayerGraph) -> Found:
         sections.append(_section(call, wires))
         state |= {f"{home}.{key}": tensor for key, tensor in tensors.items()}
     _check_ties(homes)
-    return Found(Graph(name="graph", layers=tuple(sections)), state)
+    try:
+        return Found(Graph(name="graph", layers=tuple(sections)), state)
+    except ValidationError as error:
+        raise UnsupportedLayer(f"the network cannot be written to a file:\n{explain(error)}") from error
 
 
 # --- from data -------------------------------------------------------------------------------------------

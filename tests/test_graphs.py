@@ -282,6 +282,12 @@ def test_weights_in_common_are_an_error():
         graph_of(trace_layers(tied))
 
 
+def test_too_many_layers_are_an_error():
+    deep = LayerGraph(tuple(LayerCall(f"relu{value}", nn.ReLU(), (value,)) for value in range(1025)))
+    with pytest.raises(UnsupportedLayer, match=r"cannot be written to a file:\n  layers: .*one to 1024 layers"):
+        graph_of(deep)
+
+
 def test_batch_norm_without_statistics_is_an_error():
     with pytest.raises(UnsupportedLayer, match="'0' keeps no running statistics"):
         graph_of(trace_layers(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))))
