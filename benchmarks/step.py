@@ -2,8 +2,9 @@
 
 In one process, the ways interleaved: the standard step (natural cross-entropy, clipping, fused Adam) and
 certtrain's full step (bounds, certified loss, both regularisers, clipping, fused Adam), eager and compiled, in each
-arithmetic that the device has, with BatchNorm's statistics from the clean batch and from the boxes' centres. All
-ratios are to the standard step in fp32 of the same round. Peak memory is of a process of its own for each way.
+arithmetic that the device has, with BatchNorm's statistics from the clean batch and from the boxes' centres, and with
+CROWN-IBP's linear bounds in fp32. All ratios are to the standard step in fp32 of the same round. Peak memory is of a
+process of its own for each way.
 
 python benchmarks/step.py                     # CNN-7 at CIFAR-10 shape, batch 64
 python benchmarks/step.py --preset mnist-cpu  # another network; any preset's
@@ -11,6 +12,7 @@ python benchmarks/step.py --preset mnist-cpu  # another network; any preset's
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,7 @@ from certtrain.device import choose_device
 from certtrain.initialize import ibp_init_
 from certtrain.models import InputSpec, build_model
 from certtrain.precision import arithmetic
-from certtrain.preset import Preset, load_preset
+from certtrain.preset import BoundsSection, Preset, load_preset
 from certtrain.step import Stepper
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "tinyimagenet": (3, 64, 64)}
@@ -43,21 +45,25 @@ class Way:
     kind: str  # standard, eager or compiled
     precision: str
     centre: bool = False
+    linear: str = ""  # fused, or by class: CROWN-IBP's linear bounds besides
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.precision}{', centre statistics' if self.centre else ''}"
+        linear = f", linear bounds {self.linear}" if self.linear else ""
+        return f"{self.kind} {self.precision}{', centre statistics' if self.centre else ''}{linear}"
 
 
 def ways(device: str) -> list[Way]:
     """All ways, the one that the others are compared with first."""
     precisions = ["fp32", "tf32", "bf16"] if device == "cuda" else ["fp32", "bf16"]
     standard = [Way("standard", precision) for precision in precisions]
-    return standard + [
+    certified = [
         Way(kind, precision, centre)
         for centre in (False, True)
         for kind in ("eager", "compiled")
         for precision in precisions
     ]
+    linear = [Way(kind, "fp32", False, how) for kind in ("eager", "compiled") for how in ("fused", "by class")]
+    return standard + certified + linear
 
 
 @dataclass
@@ -92,8 +98,9 @@ class Bench:
             return self._standard(way.precision)
         changes = {"precision": way.precision, "batch_norm_statistics": "centre" if way.centre else "clean"}
         settings = self.preset.train.model_copy(update=changes)
+        bounds = BoundsSection(method="crown-ibp" if way.linear else "ibp", loss_fusion=way.linear != "by class")
         stepper = Stepper(
-            self.preset.model_copy(update={"train": settings}),
+            self.preset.model_copy(update={"train": settings, "bounds": bounds}),
             self.network(),
             EPOCH,
             compile=way.kind == "compiled",
@@ -141,7 +148,12 @@ def peak_memory(bench: Bench, way: Way) -> float:
 
 def peak_of_a_process(arguments: argparse.Namespace, way: Way) -> float:
     command = [sys.executable, __file__, "--preset", arguments.preset, "--batch-size", str(arguments.batch_size)]
-    command += ["--device", arguments.device, "--memory-of", json.dumps([way.kind, way.precision, way.centre])]
+    command += [
+        "--device",
+        arguments.device,
+        "--memory-of",
+        json.dumps([way.kind, way.precision, way.centre, way.linear]),
+    ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -158,6 +170,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", default="", metavar="REGEX", help="certified ways whose name it is found in")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -168,7 +181,8 @@ def main() -> None:
         print(peak_memory(bench, Way(*json.loads(arguments.memory_of))))
         return
     keep_freed_memory()
-    steps = {way: bench.step(way) for way in ways(bench.device)}
+    chosen = [way for way in ways(bench.device) if way.kind == "standard" or re.search(arguments.only, str(way))]
+    steps = {way: bench.step(way) for way in chosen}
     compiling = {way: sum(bench.seconds(step) for _ in range(2)) for way, step in steps.items()}
     times: dict[Way, list[float]] = {way: [] for way in steps}
     data = []

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.interval import Box, interval_pass
+from certtrain.bounds.interval import Box, interval_pass, taken_statistics
 from certtrain.bounds.statistics import Source, Statistics, given_statistics
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
@@ -122,8 +122,10 @@ class Accumulated:
     def _terms(self, margins: Tensor, sums: Tensor | None) -> LossTerms:
         batch = self.batch
         with self.settings.forward():
+            robust = certified_cross_entropy(margins, batch.labels)
+            weights = batch.regularizers
             return combined_terms(
-                self.logits, margins, sums, batch.labels, certified=batch.certified, regularizers=batch.regularizers
+                self.logits, robust, margins, sums, batch.labels, certified=batch.certified, regularizers=weights
             )
 
 
@@ -147,7 +149,7 @@ def clean_pass(graph: LayerGraph, x: Tensor, source: Source) -> tuple[Tensor, li
     """Carry the batch `x` (B, …) beside no boxes: its logits (B, K), and what BatchNorm normalised by."""
     passed = interval_pass(graph, Box(x[:0], x[:0], x), source=source)
     assert passed.output.clean is not None  # what goes in with a clean batch comes out with one
-    return passed.output.clean, passed.statistics
+    return passed.output.clean, taken_statistics(passed.visits)
 
 
 def _leaf(statistics: Statistics) -> Statistics:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Generator, nn
 
+from certtrain.architecture import Architecture
 from certtrain.data import (
     NORMALIZATION,
     ImageSet,
@@ -21,7 +22,7 @@ from certtrain.initialize import InitRecord, initialize_
 from certtrain.layers import Module
 from certtrain.modelfile import Metadata, versions
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import Architecture, Preset, Scheme, explain
+from certtrain.preset import Preset, Scheme, explain
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,15 @@ def load_run_images(preset: Preset, data_dir: str | Path | None, on_progress: Pr
             f"the training images of {preset.data.name} have shape {train.input_shape} and "
             f"{len(train.class_names)} classes, its test images {test.input_shape} and {len(test.class_names)}"
         )
-    if not preset.data.validation:
-        return Images(train, None, test)
-    rest, validation = split_validation(train, preset.data.validation, preset.seed)
-    return Images(rest, validation, test)
+    return Images(*_training_parts(preset, train), test)
+
+
+def _training_parts(preset: Preset, train: ImageSet) -> tuple[ImageSet, ImageSet | None]:
+    """What a preset trains on, and what it holds out of the training set."""
+    validation = None
+    if preset.data.validation:
+        train, validation = split_validation(train, preset.data.validation, preset.seed)
+    return train.sample(preset.data.examples, preset.seed), validation
 
 
 def load_split(metadata: Metadata, split: str, data_dir: Path | None, on_progress: Progress | None = None) -> ImageSet:
@@ -69,12 +75,14 @@ def load_split(metadata: Metadata, split: str, data_dir: Path | None, on_progres
     channels, preset = metadata.input_shape[0], _preset_of(metadata)
     wanted = "test" if split == "test" else "train"
     images = load_images(metadata.dataset, wanted, data_dir=data_dir, channels=channels, on_progress=on_progress)
-    if split == "test" or (split == "train" and not preset.data.validation):
+    if split == "test":
         return images
-    if not preset.data.validation:
+    trained_on, held_out = _training_parts(preset, images)
+    if split == "train":
+        return trained_on
+    if held_out is None:
         raise DataError("the model's run held no validation examples out (data.validation = 0); use --split train")
-    rest, held_out = split_validation(images, preset.data.validation, preset.seed)
-    return held_out if split == "validation" else rest
+    return held_out
 
 
 def _preset_of(metadata: Metadata) -> Preset:

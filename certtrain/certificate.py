@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method, fitting
+from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
 from certtrain.bounds.interval import boundable
-from certtrain.bounds.trace import bound_logits
+from certtrain.bounds.methods import method_named
 from certtrain.epsilon import parse_eps
 from certtrain.objective import certified_points, correct_points
 from certtrain.precision import tensor_cores
@@ -51,7 +51,7 @@ def certify(model: nn.Module, x: Tensor, labels: Tensor, eps: float, *, method: 
     """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
 
     `x` are pixels in [0, 1]; the model must be in evaluation mode. `method`
-    "auto" takes the methods from cheap to dear; so far that is "ibp".
+    "auto" is "ibp", the interval bounds; "crown-ibp" is dearer, and tighter on most networks.
     Raises UnsupportedLayer, MethodError, EpsilonError or DataError.
     """
     return Certifier(model, method).certify(x, labels, eps)
@@ -62,7 +62,7 @@ class Certifier:
 
     def __init__(self, model: nn.Module, method: str = "auto") -> None:
         self.method = "ibp" if method == "auto" else method
-        check_method(self.method)
+        self.bound = method_named(self.method)
         self.model = model
         exact = copy.deepcopy(model).double()
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.
@@ -76,7 +76,7 @@ class Certifier:
         check_input(x, CLIP)
         eps = parse_eps(eps)
         with fitting(x):
-            logits, bounds = self.model(x), bound_logits(self.graph, x.double().contiguous(), eps, CLIP)
+            logits, bounds = self.model(x), self.bound(self.graph, x.double().contiguous(), eps, CLIP)
         check_labels(labels, logits.shape)
         margins = bounds.margins(labels)
         correct, proved = correct_points(logits, labels), certified_points(margins, labels)

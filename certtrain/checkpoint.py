@@ -4,7 +4,8 @@ preset.json             the resolved preset
 metrics.jsonl           one line an epoch
 checkpoints/*.safetensors   the last two
 model.safetensors       written when the run is finished, with
-report.json             its results
+report.json             its results, and
+report.html             all of it for people
 """
 
 import json
@@ -45,6 +46,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
         self.report = path / "report.json"
+        self.page = path / "report.html"
         self.last_good: Path | None = None
         """The checkpoint last written or restored here."""
 

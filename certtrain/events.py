@@ -86,11 +86,12 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is over: its model file, and its results on the test set."""
+    """The run is over: its model file, its results, and its page if that could be written."""
 
     model: Path
     report: Report
     seconds: float
+    page: Path | None = None
 
 
 Event = Started | Loading | StepDone | EpochDone | Note | Verifying | Stopped | Finished

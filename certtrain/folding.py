@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from certtrain.architecture import Architecture
 from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.errors import UnsupportedLayer
 from certtrain.graphs import graph_of, layers_of
 from certtrain.layers import Graph
 from certtrain.modelfile import Classifier, Metadata
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import Architecture
 
 NOTE = "BatchNorm folded; the results were measured before that"
 NOTE_OF_SOME = "BatchNorm folded where it follows a layer with weights; the results were measured before that"

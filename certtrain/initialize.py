@@ -31,7 +31,10 @@ def ibp_init_(model: nn.Module, generator: Generator | None = None) -> list[Init
 
     It keeps the mean radius of the bounds the same from layer to layer. A layer
     fed by a residual sum, directly or through layers without weights, has its
-    weights halved (Shi et al. 2021, section 3.1). The last layer is left alone.
+    weights halved (Shi et al. 2021, section 3.1). That keeps the radius where
+    both ways into the sum have a layer with weights; where one hands x on as it
+    is, the radius still grows with each block, if less. The last layer is left
+    alone.
 
     Raises UnsupportedLayer as `trace_layers`, or if the network has no weights.
     """

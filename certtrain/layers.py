@@ -201,6 +201,11 @@ class Graph(Section):
     origin: Origin | None = None
     """Where the layers come from, if they were read from code."""
 
+    @property
+    def title(self) -> str:
+        """What the network is called: as its code is, if it was read from code."""
+        return self.name if self.origin is None else self.origin.source
+
     @field_validator("layers", mode="before")
     @classmethod
     def _chained(cls, layers: Any) -> Any:

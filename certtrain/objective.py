@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from certtrain.bounds.checks import check_input, check_labels, fitting
 from certtrain.bounds.interval import boundable
+from certtrain.bounds.linear import margins as linear_margins
+from certtrain.bounds.methods import method_named
 from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError
+from certtrain.fusion import fused_cross_entropy
 from certtrain.regularizers import regularizer_losses, sums_of
-from certtrain.schedule import regularizer_weight
+from certtrain.schedule import warmup_weight
 
 SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
 
@@ -38,6 +41,14 @@ class LossTerms:
 
 
 @dataclass(frozen=True)
+class LinearShare:
+    """How linear bounds take part in the robust loss: with which weight beside the intervals, fused or by class."""
+
+    weight: float | Tensor
+    fused: bool
+
+
+@dataclass(frozen=True)
 class Regularizers:
     """Each regulariser's weight in this step, and their tolerance τ."""
 
@@ -55,13 +66,19 @@ def objective_terms(
     eps_max: float,
     weight: float = 0.5,
     tolerance: float = 0.5,
+    method: str = "ibp",
+    loss_fusion: bool = True,
 ) -> LossTerms:
     """The loss terms of one training-mode pass of `x` (B, …) with `labels` (B,) at radius `eps`.
 
     total = robust + λ (1 − ε/ε_max) (tightness + balance), with λ the `weight`
     (Shi et al. 2021, eq. 12); while ε is zero, the natural cross-entropy takes
-    the robust one's place. Raises as `propagate`.
+    the robust one's place. By `method` "crown-ibp", linear bounds take part in
+    the robust loss with weight 1 − ε/ε_max (Zhang et al. 2020, eq. 9): with
+    `loss_fusion` by a bound of the loss itself, else by the margins'. Raises as
+    `propagate`, and MethodError.
     """
+    method_named(method)
     check_input(x, (0.0, 1.0))
     eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), boundable(model)
     if not 0 < eps_max >= eps:
@@ -70,8 +87,10 @@ def objective_terms(
         trace = trace_bounds(graph, x, max(eps, SMALLEST_EPS), (0.0, 1.0))
     check_labels(labels, trace.logits.box.centre.shape)
     remember(trace.statistics)
-    factor = regularizer_weight(eps, eps_max=eps_max, weight=weight)
-    return loss_terms(trace, labels, certified=float(eps > 0), regularizers=Regularizers(factor, factor, tolerance))
+    warm = warmup_weight(eps, eps_max=eps_max)
+    regularizers = Regularizers(weight * warm, weight * warm, tolerance)
+    linear = LinearShare(warm, loss_fusion) if method == "crown-ibp" else None
+    return loss_terms(trace, labels, certified=float(eps > 0), regularizers=regularizers, linear=linear)
 
 
 def loss_terms(
@@ -80,6 +99,7 @@ def loss_terms(
     *,
     certified: float | Tensor,
     regularizers: Regularizers | None,
+    linear: LinearShare | None = None,
     pool: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> LossTerms:
     """The loss terms from one pass; `certified` is 1 to minimise the certified cross-entropy, 0 for the natural.
@@ -90,8 +110,24 @@ def loss_terms(
     """
     logits = trace.logits.box.centre if trace.clean is None else trace.clean
     sums = None if regularizers is None or not trace.relu_boxes else pool(trace_sums(trace))
+    robust, margins = robust_loss(trace, labels, linear)
+    return combined_terms(logits, robust, margins, sums, labels, certified=certified, regularizers=regularizers)
+
+
+def robust_loss(trace: BoundTrace, labels: Tensor, linear: LinearShare | None = None) -> tuple[Tensor, Tensor]:
+    """The certified cross-entropy, and the margins (B, K) that it comes from.
+
+    Fused linear bounds have no margins: then the two losses are mixed, and the margins are the intervals'.
+    """
     margins = trace.margins(labels)
-    return combined_terms(logits, margins, sums, labels, certified=certified, regularizers=regularizers)
+    if linear is None:
+        return certified_cross_entropy(margins, labels), margins
+    if linear.fused:
+        fused = fused_cross_entropy(trace, labels).mean()
+        return torch.lerp(certified_cross_entropy(margins, labels).to(fused), fused, linear.weight), margins
+    by_class = linear_margins(trace, labels)
+    margins = torch.lerp(margins.to(by_class), by_class, linear.weight)
+    return certified_cross_entropy(margins, labels), margins
 
 
 def trace_sums(trace: BoundTrace) -> Tensor:
@@ -101,6 +137,7 @@ def trace_sums(trace: BoundTrace) -> Tensor:
 
 def combined_terms(
     logits: Tensor,
+    robust: Tensor,
     margins: Tensor,
     sums: Tensor | None,
     labels: Tensor,
@@ -110,8 +147,7 @@ def combined_terms(
 ) -> LossTerms:
     """The loss terms from what they depend on: logits and margins (B, K), and `trace_sums` for the regularisers."""
     natural = F.cross_entropy(logits, labels)
-    robust = certified_cross_entropy(margins, labels)
-    total = torch.lerp(natural, robust, certified)
+    total = torch.lerp(natural.to(robust), robust, certified)
     zero = torch.zeros_like(total)
     if regularizers is None or sums is None:
         return LossTerms(total, robust, natural, zero, zero, zero, margins)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from certtrain.architecture import NETWORKS, Architecture
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError, PresetError
 from certtrain.layers import SECTIONS, Graph, Module
@@ -44,6 +45,8 @@ class DataSection(Section):
     """Which data set; "folder" reads train/<class>/* and test/<class>/* under the data folder."""
     validation: int = Field(0, ge=0)
     """How many training examples are held out to watch the training; the test set is never used for that."""
+    examples: int | None = Field(None, ge=2)
+    """Train on so many examples alone, drawn by the seed from those that are not held out; by default on all."""
     verify_on: Literal["test", "validation"] = "test"
     """What the trained network is verified on; "validation" leaves the test set alone while settings are chosen."""
     flip: bool = False
@@ -54,56 +57,6 @@ class DataSection(Section):
     """Channel means of the normalisation layer; by default the data set's own."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Channel standard deviations of the normalisation layer; by default the data set's own."""
-
-
-class CNN7(Section):
-    """The seven-layer network of the paper: five 3×3 convolutions, two linear layers."""
-
-    name: Literal["cnn7"]
-    width: Positive = 64
-    """Channels of the first two convolutions; the other three have twice as many."""
-    linear_size: Positive = 512
-    """Units of the hidden linear layer."""
-    last_stride: Literal[1, 2] = 1
-    """Stride of the last convolution; 2 for images of 64 pixels."""
-    batch_norm: bool = True
-    """BatchNorm after every layer but the last."""
-
-
-class CNN(Section):
-    """Convolutions one after the other, then hidden linear layers."""
-
-    name: Literal["cnn"]
-    channels: tuple[Positive, ...] = Field(min_length=1)
-    """Channels of each convolution."""
-    kernels: tuple[Positive, ...]
-    """Kernel size of each convolution, padded by (kernel − 1) // 2 pixels."""
-    strides: tuple[Positive, ...]
-    """Stride of each convolution."""
-    linear: tuple[Positive, ...] = ()
-    """Units of each hidden linear layer."""
-    batch_norm: bool = True
-    """BatchNorm after every layer but the last."""
-
-    @model_validator(mode="after")
-    def _equal_lengths(self) -> Self:
-        if not len(self.channels) == len(self.kernels) == len(self.strides):
-            raise ValueError("channels, kernels and strides must be equally long")
-        return self
-
-
-class MLP(Section):
-    """Hidden linear layers on the flattened image."""
-
-    name: Literal["mlp"]
-    hidden: tuple[Positive, ...] = Field(min_length=1)
-    """Units of each hidden layer."""
-    batch_norm: bool = True
-    """BatchNorm after every layer but the last."""
-
-
-# What a model file may hold: all of it is data. A preset may name a Module as well, which is code.
-Architecture = Annotated[CNN7 | CNN | MLP | Graph, Field(discriminator="name")]
 
 
 class EpsSection(Section):
@@ -117,6 +70,16 @@ class EpsSection(Section):
     """Epochs the ramp takes."""
     train_factor: float = Field(1.0, ge=1.0)
     """The ramp ends at this multiple of ε; the network is evaluated at ε itself."""
+
+
+class BoundsSection(Section):
+    """Which bounds the robust loss comes from in training."""
+
+    method: Literal["ibp", "crown-ibp"] = "ibp"
+    """ibp: interval bounds; crown-ibp: linear bounds beside them, with weight 1 − ε/ε_max, so that they fade out with
+    the warm-up."""
+    loss_fusion: bool = True
+    """With crown-ibp, bound the loss itself, by one pass back through the network, not every class's margin."""
 
 
 class RegularizerSection(Section):
@@ -177,6 +140,7 @@ class Preset(Section):
     model: Annotated[Architecture | Module, Field(discriminator="name")]
     eps: EpsSection
     train: TrainSection
+    bounds: BoundsSection = BoundsSection()
     regularizer: RegularizerSection = RegularizerSection()
 
     @model_validator(mode="after")
@@ -187,6 +151,8 @@ class Preset(Section):
             raise ValueError(
                 'train.micro_batch needs train.batch_norm_statistics = "clean": centres come from whole boxes'
             )
+        if self.train.micro_batch is not None and self.bounds.method != "ibp":
+            raise ValueError('train.micro_batch needs bounds.method = "ibp"')
         if self.train.schedule == "linear" and self.train.warmup >= self.train.epochs:
             raise ValueError("train.warmup must be shorter than train.epochs, so that a linear rate can fall")
         if self.data.verify_on == "validation" and not self.data.validation:
@@ -209,10 +175,14 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     """The preset of that name, in that .toml or .json file, or of these fields, with some of them replaced.
 
     Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
-    maps dotted paths to values ({"train.epochs": 3}).
+    maps dotted paths to values ({"train.epochs": 3}). Another network's name
+    brings that network's own defaults; only batch_norm, which means the same
+    in every network, stays as it was.
     Raises PresetError that names the file and each wrong field.
     """
     values = _copied(source) if isinstance(source, Mapping) else _read(str(source))
+    if overrides and "model.name" in overrides:
+        _change_network(values, overrides["model.name"])
     for path, value in (overrides or {}).items():
         _replace(values, path, value)
     try:
@@ -265,20 +235,49 @@ def _replace(values: dict[str, Any], path: str, value: Any) -> None:
     values[field] = value
 
 
+def _change_network(values: dict[str, Any], name: Any) -> None:
+    """Let go of the fields that speak of another network than `name`."""
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("name") != name:
+        kept = ["batch_norm"] if str(name) in NETWORKS else []
+        values["model"] = {field: value for field, value in model.items() if field in kept}
+
+
 def explain(error: ValidationError) -> str:
     """One line for each wrong field: its dotted path and what is wrong with it."""
     lines = []
     for problem in error.errors():
-        path = [str(part) for part in problem["loc"]] or ["preset"]
+        network, path = _place(problem["loc"])
         unknown = problem["type"] == "extra_forbidden"
-        message = _suggest(path[-1]) if unknown else problem["msg"].removeprefix("Value error, ")
+        message = _suggest(path[-1], network) if unknown else problem["msg"].removeprefix("Value error, ")
         lines.append(f"  {'.'.join(path)}: {message}")
     return "\n".join(lines)
 
 
-def _suggest(field: str) -> str:
-    networks: list[type[Section]] = [CNN7, CNN, MLP, Graph, Module, *SECTIONS.values()]
-    sections: list[type[Section]] = [*networks, Preset, DataSection, EpsSection, RegularizerSection, TrainSection]
-    known = {name for section in sections for name in section.model_fields}
+def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
+    """The network whose own field is meant, if any, and the path; pydantic has the network's name inside the path."""
+    path = [str(part) for part in location] or ["preset"]
+    if path[0] in ("model", "architecture") and len(path) > 1:
+        return path[1] if len(path) == 3 else None, [path[0], *path[2:]]
+    return None, path
+
+
+def _suggest(field: str, network: str | None) -> str:
+    networks: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": Module}
+    sections: list[type[Section]] = [
+        Preset,
+        DataSection,
+        *networks.values(),
+        *SECTIONS.values(),
+        EpsSection,
+        BoundsSection,
+        RegularizerSection,
+        TrainSection,
+    ]
+    if network is not None:
+        sections = [networks[network]]
+    known = dict.fromkeys(name for section in sections for name in section.model_fields)
     near = difflib.get_close_matches(field, known, n=1)
-    return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+    if near or network is None:
+        return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"there is no such field; {network!r} has {', '.join(known)}"

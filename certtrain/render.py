@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics import LayerState
     from certtrain.export import Comparison
     from certtrain.inspection import InitialNetwork
-    from certtrain.preset import Preset
     from certtrain.verify import Report
 
 BAR = 20  # characters of a layer's bar
@@ -122,26 +121,27 @@ def loading() -> Iterator[Callable[[str, int, int], None]]:
 
 def _started(event: Started) -> str:
     preset = event.preset
+    network = preset.model.title if isinstance(preset.model, Graph) else preset.model.name
     begin = f"resumed at step {event.step}" if event.step else "new run"
     return (
-        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {_network(preset)} with "
+        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {network} with "
         f"{event.parameters:,} parameters, ε = {format_eps(preset.eps.max)}, seed {preset.seed}, "
         f"{event.device}; {begin} in {event.folder}"
     )
 
 
-def _network(preset: Preset) -> str:
-    """What the network is called: its code's name, if it was read from code."""
-    model = preset.model
-    return model.origin.source if isinstance(model, Graph) and model.origin else model.name
-
-
 def _stopped(event: Stopped) -> str:
-    data = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
+    options = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
+    options += " --tensorboard" if (event.folder / "tensorboard").is_dir() else ""
     return (
         f"stopped ({event.reason}) at step {event.step} of {event.steps}; "
-        f"go on with: certtrain train --resume {event.folder}{data}"
+        f"go on with: certtrain train --resume {event.folder}{options}"
     )
+
+
+def _finished(event: Finished) -> str:
+    page = "" if event.page is None else f"; report: {event.page}"
+    return f"trained in {_duration(event.seconds)}; model: {event.model}{page}"
 
 
 class PlainView:
@@ -165,7 +165,7 @@ class PlainView:
             case Loading(done=done, total=total) if done == total:
                 self._say(event.what)
             case Finished():
-                self._say(f"trained in {_duration(event.seconds)}; model: {event.model}")
+                self._say(_finished(event))
                 show_report(event.report)
 
     def _say(self, text: str) -> None:
@@ -224,7 +224,7 @@ class LiveView:
             case Stopped():
                 self._close(Text(_stopped(event)))
             case Finished():
-                self._close(Text(f"trained in {_duration(event.seconds)}; model: {event.model}"))
+                self._close(Text(_finished(event)))
                 show_report(event.report)
 
     def _begin(self, event: Started) -> None:
@@ -291,8 +291,8 @@ class JsonView:
                 facts = {"reason": event.reason, "step": event.step, "steps": event.steps}
                 self._say("stopped", facts | {"folder": str(event.folder)})
             case Finished():
-                facts = {"model": str(event.model), "seconds": event.seconds}
-                self._say("finished", facts | {"results": event.report.to_dict()})
+                files = {"model": str(event.model), "page": event.page and str(event.page)}
+                self._say("finished", files | {"seconds": event.seconds, "results": event.report.to_dict()})
 
     def _say(self, name: str, values: dict[str, Any]) -> None:
         show_json({"event": name, **values}, indent=None)
@@ -348,8 +348,9 @@ def _layers(layers: Sequence[LayerState]) -> Table:
     """One compact bar a layer."""
     table = _table("layer", "growth", "dead")
     table.add_column(_legend(), justify="left")
+    room = out.width - 32 - max((len(layer.name) for layer in layers), default=0)
     for layer in layers:
-        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, max(10, min(48, out.width - 44))))
+        table.add_row(layer.name, _growth(layer), _percent(layer.dead), _bar(layer, max(10, min(48, room))))
     return table
 
 

@@ -38,6 +38,9 @@ def linear_rate_at(step: int, *, base: float, steps: int, warmup: int) -> float:
     return base * (steps - step) / max(steps - warmup, 1)
 
 
-def regularizer_weight(eps: float, *, eps_max: float, weight: float) -> float:
-    """λ (1 − ε/ε_max): falls to zero as the warm-up ends (Shi et al. 2021, eq. 12)."""
-    return weight * (1 - eps / eps_max)
+def warmup_weight(eps: float, *, eps_max: float) -> float:
+    """1 − ε/ε_max: of what fades out with the warm-up.
+
+    The regularisers (Shi et al. 2021, eq. 12), and CROWN-IBP's linear bounds (Zhang et al. 2020, eq. 9).
+    """
+    return 1 - eps / eps_max

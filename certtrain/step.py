@@ -21,11 +21,19 @@ from certtrain.certificate import CLIP
 from certtrain.compiling import compiled
 from certtrain.distributed import ALONE, Group
 from certtrain.errors import DeviceError
-from certtrain.objective import SMALLEST_EPS, LossTerms, Regularizers, certified_points, correct_points, loss_terms
+from certtrain.objective import (
+    SMALLEST_EPS,
+    LinearShare,
+    LossTerms,
+    Regularizers,
+    certified_points,
+    correct_points,
+    loss_terms,
+)
 from certtrain.optimizer import Adam
 from certtrain.precision import arithmetic, tensor_cores
 from certtrain.preset import Preset
-from certtrain.schedule import eps_at, learning_rate_at, linear_rate_at, regularizer_weight
+from certtrain.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
 
 LARGEST_RATE = torch.finfo(torch.float32).max  # that the optimiser's own scalar holds
 
@@ -37,6 +45,14 @@ class Controls(NamedTuple):
     certified: Tensor
     tightness: Tensor
     relu_balance: Tensor
+    linear: Tensor
+
+
+class Parts(NamedTuple):
+    """What a step computes besides interval bounds; with each other choice it is compiled anew."""
+
+    regularizers: bool
+    linear: bool
 
 
 class Reading(NamedTuple):
@@ -100,20 +116,24 @@ class Stepper:
 
     def _controls(self, step: int) -> Controls:
         eps, settings = self.eps(step), self.preset.regularizer
-        weight = regularizer_weight(eps, eps_max=self._eps_max(), weight=settings.weight)
-        values = (max(eps, SMALLEST_EPS), float(eps > 0), weight * settings.tightness, weight * settings.relu_balance)
+        warm = warmup_weight(eps, eps_max=self._eps_max())
+        weight = settings.weight * warm
+        weights = (weight * settings.tightness, weight * settings.relu_balance, warm)
+        values = (max(eps, SMALLEST_EPS), float(eps > 0), *weights)
         dtype = next(self.network.parameters()).dtype
         return Controls(*torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True).unbind())
 
-    def _regularized(self, step: int) -> bool:
-        """Whether the step computes the regularisers.
+    def _parts_of(self, step: int) -> Parts:
+        """What the step computes of what fades out with the warm-up.
 
-        Once their weight is zero they are left out, but not from a compiled
-        step, where they cost less than compiling it again.
+        In a compiled step the regularisers cost less than compiling it again;
+        linear bounds cost more.
         """
-        settings = self.preset.regularizer
-        wanted = settings.weight > 0 and (settings.tightness or settings.relu_balance)
-        return wanted and (self.compile or self.eps(step) < self._eps_max())
+        settings, eps = self.preset.regularizer, self.eps(step)
+        warming, linear = eps < self._eps_max(), self.preset.bounds.method == "crown-ibp"
+        regularized = settings.weight > 0 and (settings.tightness or settings.relu_balance)
+        kept = self.compile and not linear
+        return Parts(regularized and (warming or kept), linear and warming and (eps > 0 or self.compile))
 
     # --- the step ----------------------------------------------------------------------------------------
 
@@ -145,24 +165,24 @@ class Stepper:
         """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
         self.network.train()
         self.optimizer.zero_grad()
-        x, controls, regularized = _channels_last(x), self._controls(step), self._regularized(step)
+        x, controls, parts = _channels_last(x), self._controls(step), self._parts_of(step)
         if self.preset.train.micro_batch is not None:
-            return self._accumulate(x, labels, controls, regularized, share)
+            return self._accumulate(x, labels, controls, parts, share)
         with self._arithmetic():
-            total, measured = self.loss(x, labels, controls, regularized)
+            total, measured = self.loss(x, labels, controls, parts)
         (total * share).backward()
         return measured
 
     def _accumulate(
-        self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool, share: float
+        self, x: Tensor, labels: Tensor, controls: Controls, parts: Parts, share: float
     ) -> dict[str, Tensor]:
         """The same gradient, from a few examples at a time."""
-        weights = self._weights(controls, regularized)
-        passed = Accumulated(self._parts(), Batch(x, labels, controls.eps, controls.certified, weights, share))
+        weights = self._weights(controls, parts)
+        passed = Accumulated(self._in_parts(), Batch(x, labels, controls.eps, controls.certified, weights, share))
         remember(passed.statistics)
         return _measure(passed.terms, passed.logits, labels)
 
-    def _parts(self) -> Settings:
+    def _in_parts(self) -> Settings:
         size, source, pool = self.preset.train.micro_batch or 1, self.source, self.group.total
         return Settings(self.graph, size, source, pool, self._arithmetic)
 
@@ -172,18 +192,22 @@ class Stepper:
         self.group.add_up([*gradients, bad])
         return nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
 
-    def _loss(
-        self, x: Tensor, labels: Tensor, controls: Controls, regularized: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, x: Tensor, labels: Tensor, controls: Controls, parts: Parts) -> tuple[Tensor, dict[str, Tensor]]:
         trace = trace_bounds(self.graph, x, controls.eps, CLIP, with_clean=self._with_clean(), source=self.source)
         remember(trace.statistics)
-        weights, pool = self._weights(controls, regularized), self.group.total
-        terms = loss_terms(trace, labels, certified=controls.certified, regularizers=weights, pool=pool)
+        terms = loss_terms(
+            trace,
+            labels,
+            certified=controls.certified,
+            regularizers=self._weights(controls, parts),
+            linear=LinearShare(controls.linear, self.preset.bounds.loss_fusion) if parts.linear else None,
+            pool=self.group.total,
+        )
         return terms.total, _measure(terms, trace.clean, labels)
 
-    def _weights(self, controls: Controls, regularized: bool) -> Regularizers | None:
+    def _weights(self, controls: Controls, parts: Parts) -> Regularizers | None:
         tolerance = self.preset.regularizer.tolerance
-        return Regularizers(controls.tightness, controls.relu_balance, tolerance) if regularized else None
+        return Regularizers(controls.tightness, controls.relu_balance, tolerance) if parts.regularizers else None
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.preset.train.precision, self.device.type)

@@ -9,6 +9,7 @@ first of them decides what depends on the clock, speaks, writes and verifies.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from certtrain.data import Augmentation, Batches
 from certtrain.device import choose_device
 from certtrain.diagnostics import LayerState, layer_states, relu_units
 from certtrain.distributed import ALONE, Group
-from certtrain.errors import DeviceError, NonFiniteError, RunError
+from certtrain.errors import CerttrainError, DeviceError, NonFiniteError, RunError
 from certtrain.evaluate import certified_accuracy, natural_accuracy
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.modelfile import Classifier, save_model
 from certtrain.precision import check_precision, tensor_cores
 from certtrain.preset import Preset
+from certtrain.report import write_report
 from certtrain.source import changed_source, settle
 from certtrain.step import Stepper
 from certtrain.storage import write_json
@@ -66,7 +68,7 @@ class Surroundings:
 
 
 def train(preset: Preset, out: str | Path, surroundings: Surroundings = Surroundings()) -> Report | None:
-    """Train by `preset` into the new folder `out`, verify on the test set, and write model and report.
+    """Train by `preset` into the new folder `out`, verify on the test set, and write model, results and report.
 
     The code of a network of the user's own is run here, and its layers are kept
     with the run. The result is None if the run was stopped. Raises a CerttrainError.
@@ -249,11 +251,21 @@ class Trainer:
         save_model(self.folder.model, self._result(), describe(self.preset, self.images.train, results=results))
         training: dict[str, Any] = {"steps": self.steps, "seconds": self.progress.seconds, "device": self.device}
         training["processes"] = self.group.size
+        training["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results, "training": training}
         metadata = describe(self.preset, self.images.train)
         write_json(self.folder.report, record | {"verification_seconds": seconds, "versions": metadata.versions})
-        self.emit(Finished(self.folder.model, report, self.progress.seconds))
+        self.emit(Finished(self.folder.model, report, self.progress.seconds, self._write_page()))
         return report
+
+    def _write_page(self) -> Path | None:
+        try:
+            write_report(self.folder.path, self.folder.page)
+        except Exception as error:  # the results are safe by now, and no picture is worth a run that ends in an error
+            what = str(error) if isinstance(error, CerttrainError) else f"{type(error).__name__}: {error}"
+            self.emit(Note(f"there is no {self.folder.page}: {what}"))
+            return None
+        return self.folder.page
 
     def _verify(self) -> Report:
         done, total = 0, len(self.final)

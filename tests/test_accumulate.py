@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.accumulate import clean_pass, traces_in_parts
+from certtrain.architecture import CNN, MLP
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.statistics import batch_statistics
 from certtrain.bounds.trace import trace_bounds
@@ -15,7 +16,7 @@ from certtrain.diagnostics import layer_states
 from certtrain.errors import PresetError
 from certtrain.initialize import ibp_init_
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import CNN, MLP, Preset, load_preset
+from certtrain.preset import Preset, load_preset
 from certtrain.step import Reading, Stepper
 
 SHAPE, CLASSES, BATCH = (2, 6, 6), 4, 11

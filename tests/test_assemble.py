@@ -110,3 +110,24 @@ def test_the_metadata_say_what_the_run_was():
     assert (found.input_shape, len(found.class_names), found.results) == ((1, 8, 8), 10, {"certified": 1})
     assert Preset.model_validate(found.preset) == preset
     assert set(found.versions) >= {"certtrain", "torch"}
+
+
+def test_a_run_may_train_on_a_part_of_its_images():
+    part, whole = images(data__examples=50, data__validation=100), images(data__validation=100)
+    assert (len(part.train), len(part.validation)) == (50, 100)
+    assert torch.equal(part.validation.images, whole.validation.images)
+    left = {tuple(image) for image in whole.train.images.flatten(1).tolist()}
+    assert {tuple(image) for image in part.train.images.flatten(1).tolist()} <= left
+    other = images(data__examples=50, data__validation=100, seed=1)
+    assert not torch.equal(part.train.images, other.train.images)
+
+
+def test_the_training_split_of_such_a_model_is_what_it_trained_on():
+    preset = digits(data__examples=50)
+    run = load_run_images(preset, None)
+    assert torch.equal(load_split(describe(preset, run.train), "train", None).images, run.train.images)
+
+
+def test_more_examples_than_there_are_is_an_error():
+    with pytest.raises(DataError, match="there are 1337 examples of digits to train on, not 1400"):
+        images(data__examples=1400, data__validation=100)

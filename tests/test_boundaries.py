@@ -43,16 +43,18 @@ def test_the_engine_is_found():
 def test_the_engine_loads_neither_rich_nor_typer():
     loaded = loaded_after("\n".join(f"import {name}" for name in ENGINE))
     assert "torch" in loaded
-    assert not loaded & {"rich", "typer", "click"}
+    assert not loaded & {"rich", "typer", "click", "matplotlib", "tensorboard"}
 
 
 @pytest.mark.parametrize(
     "module",
     [
         "certtrain",
-        "certtrain.preset",
+        "certtrain.architecture",
         "certtrain.layers",
         "certtrain.shapes",
+        "certtrain.preset",
+        "certtrain.report",
         "certtrain.errors",
         "certtrain.schedule",
         "certtrain.storage",

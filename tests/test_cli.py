@@ -75,8 +75,9 @@ def test_train_writes_a_whole_run_and_says_where(run: Run, tmp_path: Path) -> No
     done = run(*QUICK, "--out", "mine", "--seed", "7", "--eps", "5/255")
     assert done.code == 0, done.err
     names = {path.name for path in (tmp_path / "mine").iterdir()}
-    assert names == {"preset.json", "metrics.jsonl", "checkpoints", "model.safetensors", "report.json"}
-    assert "mine/model.safetensors" in done.out
+    results = {"model.safetensors", "report.json", "report.html"}
+    assert names == {"preset.json", "metrics.jsonl", "checkpoints"} | results
+    assert "model: mine/model.safetensors; report: mine/report.html" in done.out
     assert "verified error" in done.out
     preset = json.loads((tmp_path / "mine" / "preset.json").read_text())
     assert (preset["seed"], preset["eps"]["max"], preset["train"]["epochs"]) == (7, 5 / 255, 2)
@@ -93,16 +94,30 @@ def test_train_prints_json_lines(run: Run) -> None:
     assert [e["event"] for e in events] == ["started", "note", "epoch", "epoch", "finished"]
     assert events[1]["text"].startswith("the step is not compiled: that takes up to a minute")
     assert 0 <= events[-1]["results"]["certified_accuracy"] <= 1
+    assert (events[-1]["model"], events[-1]["page"]) == ("mine/model.safetensors", "mine/report.html")
 
 
 def test_train_writes_event_files(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="event files need the extra 'tensorboard'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert run(*QUICK, "--out", "mine", "--tensorboard").code == 0
+    stopped = run(*QUICK, "--out", "mine", "--tensorboard", "--time-budget", "0.000001s")
+    assert "--resume mine --tensorboard\n" in stopped.out
+    assert run("train", "--resume", "mine", "--tensorboard").code == 0
     found = EventAccumulator(str(tmp_path / "mine" / "tensorboard")).Reload()
-    assert [point.step for point in found.Scalars("certified_accuracy")] == [1, 2]
+    assert [point.step for point in found.Scalars("accuracy/certified_accuracy")] == [1, 2]
     assert found.Scalars("active/linear1_relu")
+
+
+def test_without_matplotlib_train_ends_well_and_the_page_says_what_is_missing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run(*QUICK, "--out", "mine")
+    assert (done.code, done.err) == (0, "")
+    page = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
+    assert "<svg" not in page
+    assert "pip install &quot;certtrain[plot]&quot;" in page
 
 
 def test_a_time_budget_stops_at_a_checkpoint_and_resume_finishes(run: Run, tmp_path: Path) -> None:
@@ -181,6 +196,27 @@ def test_export_writes_both_files_checked(run: Run, model: Path, tmp_path: Path)
     assert done.code == 0, done.err
     assert (tmp_path / "net.onnx").exists()
     assert run("verify", "folded.safetensors", "--limit", "20").code == 0
+
+
+@pytest.mark.parametrize("network", ["wide-resnet", "resnext"])
+def test_one_word_trains_another_network_that_every_command_takes(run: Run, tmp_path: Path, network: str) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
+    narrow = ["--set", f"model.name={network}", "--set", "model.stem=2", "--set", "model.linear_size=8"]
+    narrow += ["--set", "model.widen_factor=1" if network == "wide-resnet" else "model.bottleneck_width=2"]
+    ramp = ["--set", "eps={max=0.02, start=1, length=1}"]
+    done = run("train", "--preset", "digits", "--epochs", "2", *ramp, *narrow, "--out", "mine")
+    assert done.code == 0, done.err
+    model = "mine/model.safetensors"
+    layers = json.loads(run("stats", model, "--limit", "30", "--json").out)["layers"]
+    assert {"stem_relu", "block1.conv1_relu", "block3.relu", "linear1_relu"} <= {layer["name"] for layer in layers}
+    assert run("export", model, "--limit", "20").code == 0
+    first, again = (json.loads(run("verify", f"mine/model{end}.safetensors", "--json").out) for end in ("", "-folded"))
+    assert again["certified"] == pytest.approx(first["certified"], abs=1)
+    assert (tmp_path / "mine" / "model.onnx").exists()
+    found = json.loads(run("init", "--preset", "digits", *narrow, "--out", "i.safetensors", "--json").out)
+    (scheme,) = found["schemes"]
+    assert {layer["name"] for layer in scheme["layers"] if layer["halved"]} >= {"block2.conv1", "linear1"}
+    assert len(scheme["in_training"]) == len(layers)
 
 
 def test_nothing_is_replaced_without_force(run: Run, model: Path, tmp_path: Path) -> None:

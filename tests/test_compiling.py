@@ -1,22 +1,23 @@
 """The compiled step: the same numbers as the reference's, one graph for all phases, and when it is made."""
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
 from oracles.nets import NETS
 from reference import EPS, below, inputs, network
-from test_oracles import EVALUATED, LOSSES, TRAINED, assert_close, without_own_column
+from test_oracles import EVALUATED, LOSSES, OURS, TRAINED, assert_close, without_own_column
 from torch import Tensor, nn
 
 from certtrain.bounds.interval import boundable
-from certtrain.bounds.trace import bound_logits
+from certtrain.bounds.methods import method_named
 from certtrain.compiling import check_compile, compiled, has_compiler, will_compile
 from certtrain.diagnostics import relu_units
 from certtrain.errors import DeviceError
 from certtrain.models import InputSpec, build_model
 from certtrain.preset import Preset, load_preset
-from certtrain.step import Controls, Stepper
+from certtrain.step import Controls, Parts, Stepper
 
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
 quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
@@ -43,8 +44,9 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
         model.load_state_dict(start)
         model.zero_grad()
         weight = 0.5 * (1 - EPS[eps] / (8 / 255))
-        values = (max(EPS[eps], 1e-6), float(EPS[eps] > 0), weight, weight)
-        total, measured = stepper.loss(x, labels, Controls(*torch.tensor(values, dtype=torch.float64).unbind()), True)
+        values = (max(EPS[eps], 1e-6), float(EPS[eps] > 0), weight, weight, 0.0)
+        controls = Controls(*torch.tensor(values, dtype=torch.float64).unbind())
+        total, measured = stepper.loss(x, labels, controls, Parts(regularizers=True, linear=False))
         total.backward()
         expected = below(net, f"train/eps={eps}/")
         names = {
@@ -65,30 +67,39 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
 @quiet
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize("method", OURS)
 @pytest.mark.parametrize("net", NETS)
-def test_compiled_bounds_give_the_references_values(net: str):
+def test_compiled_bounds_give_the_references_values(net: str, method: str):
     model, (x, labels) = network(net), inputs(net)
-    graph = boundable(model)
+    graph, bound = boundable(model), method_named(method.lower())
 
-    def bounds(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = bound_logits(graph, x, eps, (0.0, 1.0))
-        return logits.box.lower, logits.box.upper, logits.margins(labels)
+    def bounds(x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        found = bound(graph, x, eps, (0.0, 1.0))
+        return *found.ends(), found.margins(labels)
 
     fast = compiled(bounds, pytest.fail)
-    for _, eps in (case for case in EVALUATED if case[0] == net):
+    for eps in (eps for name, eps, by in EVALUATED if (name, by) == (net, method)):
         with torch.no_grad():
             lower, upper, margins = fast(x, torch.tensor(EPS[eps], dtype=torch.float64))
         found = {"logits_lower": lower, "logits_upper": upper, "margins_lower": without_own_column(margins, labels)}
-        expected = below(net, f"eval/eps={eps}/IBP/")
+        expected = below(net, f"eval/eps={eps}/{method}/")
         assert_close(found, {name: expected[name] for name in found})
 
 
 # --- a run of steps --------------------------------------------------------------------------------------
 
 
-def small(**changes: object) -> Preset:
-    settings = {"model.channels": [4], "model.kernels": [3], "model.strides": [2], "model.linear": [8]}
-    settings |= {"eps.start": 2, "eps.length": 2, "train.epochs": 5}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "cnn": {"channels": [4], "kernels": [3], "strides": [2], "linear": [8]},
+    "wide-resnet": {"stem": 2, "widen_factor": 1, "linear_size": 8},
+    "resnext": {"stem": 4, "bottleneck_width": 2, "blocks": [2, 1], "strides": [2, 1], "linear_size": 8},
+}
+
+
+def small(network: str = "cnn", bounds: dict[str, object] | None = None, **changes: object) -> Preset:
+    settings: dict[str, Any] = {"eps.start": 2, "eps.length": 2, "train.epochs": 5, "model.name": network}
+    settings |= {f"model.{name}": value for name, value in NETWORKS[network].items()}
+    settings |= {f"bounds.{name}": value for name, value in (bounds or {}).items()}
     return load_preset("digits", settings | {f"train.{name}": value for name, value in changes.items()})
 
 
@@ -109,27 +120,34 @@ def stepped(preset: Preset, *, compile: bool) -> tuple[nn.Module, dict[str, floa
 @quiet
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("statistics", ["clean", "centre"])
-def test_compiled_and_eager_steps_are_equal(statistics: str):
-    preset = small(batch_norm_statistics=statistics)
-    (network, sums), (twin, others) = (stepped(preset, compile=compile) for compile in (True, False))
-    assert sums.pop("tightness_loss") >= others.pop("tightness_loss")  # the eager step leaves out what has no weight
-    assert sums.pop("relu_balance_loss") >= others.pop("relu_balance_loss")
-    sums.pop("layers_without_balance"), others.pop("layers_without_balance")
-    assert sums == pytest.approx(others, rel=1e-9)
-    for (name, mine), other in zip(network.state_dict().items(), twin.state_dict().values(), strict=True):
-        assert torch.allclose(mine, other, rtol=1e-7, atol=1e-9), name
-
-
-@quiet
-@needs_compiler
-@pytest.mark.slow
-def test_one_graph_serves_every_phase():
+@pytest.mark.parametrize(
+    ("network", "statistics", "bounds", "graphs"),
+    [
+        ("cnn", "clean", {}, 1),
+        ("cnn", "centre", {}, 1),
+        ("wide-resnet", "clean", {}, 1),
+        ("resnext", "clean", {}, 1),
+        ("cnn", "clean", {"method": "crown-ibp"}, 2),  # without linear bounds after the ramp
+        ("cnn", "centre", {"method": "crown-ibp", "loss_fusion": False}, 2),
+    ],
+)
+def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(
+    network: str, statistics: str, bounds: dict[str, object], graphs: int
+):
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    stepped(small(), compile=True)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    preset = small(network, bounds, batch_norm_statistics=statistics)
+    (model, sums), (twin, others) = (stepped(preset, compile=compile) for compile in (True, False))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     assert not torch._dynamo.utils.counters["graph_break"]
+    for name in ("tightness_loss", "relu_balance_loss"):
+        assert sums.pop(name) >= others.pop(name) * (1 - 1e-9)  # the eager step leaves out what has no weight
+    sums.pop("layers_without_balance"), others.pop("layers_without_balance")
+    robust, other = sums.pop("robust_loss"), others.pop("robust_loss")
+    assert robust == pytest.approx(other, rel=1e-4 if bounds else 1e-9)  # nor linear bounds, while ε is zero
+    assert sums == pytest.approx(others, rel=1e-9)
+    for (name, mine), other in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-7, atol=1e-9), name
 
 
 @quiet

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from tiny import SHAPE, classifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from certtrain import propagate
-from certtrain.bounds.interval import Box
+from certtrain.bounds.graph import LayerCall
+from certtrain.bounds.interval import Box, Visit
 from certtrain.bounds.trace import BoundTrace, Logits
 from certtrain.diagnostics import EXPLODING, LayerState, layer_states
 from certtrain.errors import NonFiniteError
@@ -17,7 +18,8 @@ def trace(*layers: tuple[str, Box], input_radius: float = 0.25) -> BoundTrace:
     """A pass of which only the input's and the layers' boxes matter."""
     count = len(layers[0][1].centre)
     start = Box(torch.zeros(count, 2), torch.full((count, 2), input_radius))
-    return BoundTrace(torch.zeros(count, 3), start, list(layers), Logits(start, None, start))
+    visits = [Visit(LayerCall(name, nn.ReLU(), (0,)), box.radius.shape, box, None) for name, box in layers]
+    return BoundTrace(start, start, visits, Logits(start, None, start))
 
 
 def box(lower: list[list[float]], upper: list[list[float]]) -> Box:
@@ -117,4 +119,4 @@ def test_the_first_layer_that_is_not_finite_is_named(value: float, part: str):
 
 def test_a_network_without_relu_has_no_states():
     start = Box(torch.zeros(1, 2), torch.ones(1, 2))
-    assert layer_states([BoundTrace(torch.zeros(1, 3), start, [], Logits(start, None, start))]) == []
+    assert layer_states([BoundTrace(start, start, [], Logits(start, None, start))]) == []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain import export as exporting
+from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.bounds.graph import Add, Normalize, trace_layers
 from certtrain.bounds.interval import RULES
 from certtrain.data import ImageSet, load_images, to_unit
@@ -24,7 +25,6 @@ from certtrain.layers import Graph, Origin, Shared
 from certtrain.modelfile import Classifier, Metadata, load_model
 from certtrain.models import InputSpec, build_model
 from certtrain.operators import OPERATORS as OPERATORS_OF_LAYERS
-from certtrain.preset import CNN, CNN7, MLP, Architecture
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None,
@@ -37,8 +37,13 @@ ARCHITECTURES: list[Architecture] = [
     CNN(name="cnn", channels=(4, 6), kernels=(3, 4), strides=(1, 2), linear=(12,)),
     CNN(name="cnn", channels=(5,), kernels=(5,), strides=(2,)),
     CNN7(name="cnn7", width=4, linear_size=16, last_stride=2),
+    CNN(name="cnn", channels=(4, 6), kernels=(4, 3), strides=(2, 1), paddings=(0, 2)),
+    WideResNet(name="wide-resnet", stem=3, widen_factor=1, linear_size=8),
+    ResNeXt(name="resnext", stem=3, bottleneck_width=2, blocks=(1, 2), strides=(1, 2), linear_size=8),
 ]
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=["mlp", "cnn", "cnn-no-linear", "cnn7"])
+every_architecture = pytest.mark.parametrize(
+    "architecture", ARCHITECTURES, ids=["mlp", "cnn", "cnn-no-linear", "cnn7", "cnn-paddings", "wide-resnet", "resnext"]
+)
 with_and_without = pytest.mark.parametrize("batch_norm", [True, False], ids=["batch norm", "plain"])
 
 

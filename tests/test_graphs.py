@@ -297,7 +297,7 @@ def test_batch_norm_without_statistics_is_an_error():
 
 RELU = {"name": "a", "type": "ReLU"}
 WRONG: dict[str, tuple[Any, str]] = {
-    "no layers": ([], r"model\.graph\.layers: it is a list of one to 1024 layers"),
+    "no layers": ([], r"model\.layers: it is a list of one to 1024 layers"),
     "too many": ([RELU | {"name": f"a{i}"} for i in range(1025)], "one to 1024 layers"),
     "no list": ("ReLU", "one to 1024 layers"),
     "no layer": ([5], r"layers\.0: Input should be a valid dictionary"),

@@ -16,10 +16,10 @@ from tiny import SHAPE, metadata, network
 from torch import Tensor, nn
 
 from certtrain import load_model
+from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.errors import ModelFileError, StorageError
 from certtrain.layers import Graph
 from certtrain.modelfile import KEY, save_model
-from certtrain.preset import CNN, CNN7, MLP, Architecture
 
 LAYERS: list[dict[str, Any]] = [
     {"name": "conv", "type": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3, "padding": 1},
@@ -37,7 +37,11 @@ ARCHITECTURES: list[Architecture] = [
     MLP(name="mlp", hidden=(8, 4)),
     MLP(name="mlp", hidden=(8,), batch_norm=False),
     CNN(name="cnn", channels=(2, 3), kernels=(3, 3), strides=(1, 2), linear=(4,)),
+    CNN(name="cnn", channels=(2,), kernels=(2,), strides=(1,), paddings=(0,)),
     CNN7(name="cnn7", width=2, linear_size=4, last_stride=2),
+    WideResNet(name="wide-resnet", stem=2, widen_factor=1, linear_size=4),
+    WideResNet(name="wide-resnet", stem=2, widen_factor=1, linear_size=4, batch_norm=False),
+    ResNeXt(name="resnext", stem=2, bottleneck_width=1, blocks=(2, 1), strides=(1, 2), linear_size=4),
 ]
 
 
@@ -172,6 +176,15 @@ GIGANTIC = {
     "beyond 64 bits": {"architecture": {"name": "mlp", "hidden": [10**30]}},
     "product beyond 64 bits": {"architecture": {"name": "mlp", "hidden": [10**18, 10**18]}},
     "wide": {"architecture": {"name": "cnn7", "width": HUGE}, "input_shape": [1, 8, 8]},
+    "padding": {"architecture": {"name": "cnn", "channels": [2], "kernels": [3], "strides": [1], "paddings": [HUGE]}},
+    "padding that is allowed": {
+        "architecture": {"name": "cnn", "channels": [2**20], "kernels": [1], "strides": [1], "paddings": [1024]}
+    },
+    "residual": {"architecture": {"name": "wide-resnet", "stem": 2**20, "widen_factor": 2**20}},
+    "groups": {"architecture": {"name": "resnext", "cardinality": 2**20, "bottleneck_width": 2**20}},
+    "blocks": {"architecture": {"name": "wide-resnet", "blocks": [HUGE, 1, 1]}},
+    "blocks that are allowed": {"architecture": {"name": "resnext", "blocks": [64] * 8, "strides": [1] * 8}},
+    "stages": {"architecture": {"name": "resnext", "blocks": [1] * 1000, "strides": [1] * 1000}},
     "kernel": {"architecture": {"name": "cnn", "channels": [HUGE], "kernels": [3], "strides": [1]}},
     "images": {"input_shape": [1, HUGE, HUGE]},
     "channels": {"input_shape": [3 * 10**7, 2, 2]},

@@ -13,7 +13,7 @@ from certtrain.bounds.trace import BoundTrace
 from certtrain.errors import DataError, EpsilonError
 from certtrain.objective import Regularizers, certified_cross_entropy, certified_points, correct_points, loss_terms
 from certtrain.regularizers import Sums, balance_ratios, relu_balance_loss, sums_of, tightness_loss
-from certtrain.schedule import regularizer_weight
+from certtrain.schedule import warmup_weight
 
 NAN, INF = math.nan, math.inf
 
@@ -220,7 +220,7 @@ def small(*, relu: bool = True) -> nn.Sequential:
 
 @pytest.mark.parametrize(("eps", "share"), [(0.0, 1.0), (0.025, 0.75), (0.05, 0.5), (0.1, 0.0)])
 def test_the_weight_falls_to_zero_as_the_warm_up_ends(eps: float, share: float):
-    assert regularizer_weight(eps, eps_max=0.1, weight=0.6) == pytest.approx(0.6 * share)
+    assert warmup_weight(eps, eps_max=0.1) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.02, 0.1])

@@ -9,11 +9,12 @@ from torch import Tensor
 from certtrain import eps_at, margin_bounds, objective_terms, output_bounds, propagate
 
 TOLERANCE = 1e-9
-METHODS = {"IBP", "CROWN-IBP", "CROWN", "alpha-CROWN"}  # only the first is the engine's so far
+METHODS = {"IBP", "CROWN-IBP", "CROWN", "alpha-CROWN"}
+OURS = ("IBP", "CROWN-IBP")
 
 
 def cases(*start: str) -> list[tuple[str, str]]:
-    """Each (net, ε as the files write it) for which there are keys with such a `start` and method IBP, if any."""
+    """Each (net, ε as the files write it) for which there are keys with such a `start`: kind, and method if any."""
     keys = [(net, key.split("/")) for net in NETS for key in tensors(net)]
     return sorted({(net, k[1].removeprefix("eps=")) for net, k in keys if k[0] == start[0] and start[1:] == _method(k)})
 
@@ -22,7 +23,8 @@ def _method(key: list[str]) -> tuple[str, ...]:
     return (key[2],) if key[0] == "eval" else ()
 
 
-EVALUATED, TRAINED = cases("eval", "IBP"), cases("train")
+TRAINED = cases("train")
+EVALUATED = [(net, eps, method) for method in OURS for net, eps in cases("eval", method)]
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: float | None = None) -> None:
@@ -37,14 +39,16 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: f
 def test_all_networks_are_there():
     assert sorted(NETS) == sorted(path.stem for path in FOLDER.glob("*.safetensors"))
     assert len(NETS) == 4
-    assert {net for net, _ in EVALUATED} == {net for net, _ in TRAINED} == set(NETS)
+    assert {net for net, _ in TRAINED} == set(NETS)
+    for method in OURS:
+        assert {net for net, _, name in EVALUATED if name == method} == set(NETS)
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_no_key_of_this_engine_is_left_unchecked(net: str):
-    checked = [f"eval/eps={eps}/IBP/" for n, eps in EVALUATED if n == net]
+    checked = [f"eval/eps={eps}/{method}/" for n, eps, method in EVALUATED if n == net]
     checked += [f"train/eps={eps}/" for n, eps in TRAINED if n == net]
-    others = [f"eval/eps={eps}/{method}/" for eps in EPS for method in METHODS - {"IBP"}]
+    others = [f"eval/eps={eps}/{method}/" for eps in EPS for method in METHODS - {*OURS}]
     left = [key for key in tensors(net) if not key.startswith((*checked, *others, "weight/"))]
     assert sorted(left) == ["x", "y"]
 
@@ -54,22 +58,22 @@ def without_own_column(margins: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([torch.cat([row[:y], row[y + 1 :]]) for row, y in zip(margins, labels.tolist(), strict=True)])
 
 
-def evaluated(net: str, eps: float) -> dict[str, Tensor]:
+def evaluated(net: str, eps: float, method: str) -> dict[str, Tensor]:
     model, (x, labels) = network(net), inputs(net)
-    lower, upper = output_bounds(model, x, eps)
-    margins = without_own_column(margin_bounds(model, x, labels, eps), labels)
+    lower, upper = output_bounds(model, x, eps, method=method.lower())
+    margins = without_own_column(margin_bounds(model, x, labels, eps, method=method.lower()), labels)
     found = {"logits_lower": lower, "logits_upper": upper, "margins_lower": margins}
     for number, box in enumerate(propagate(model, x, eps).relu_inputs):
         found |= {f"relu{number}/lower": box.lower, f"relu{number}/upper": box.upper}
     return found
 
 
-@pytest.mark.parametrize(("net", "eps"), EVALUATED)
-def test_bounds_in_evaluation_mode(net: str, eps: str):
-    assert_close(evaluated(net, EPS[eps]), below(net, f"eval/eps={eps}/IBP/"))
+@pytest.mark.parametrize(("net", "eps", "method"), EVALUATED)
+def test_bounds_in_evaluation_mode(net: str, eps: str, method: str):
+    assert_close(evaluated(net, EPS[eps], method), below(net, f"eval/eps={eps}/{method}/"))
 
 
-@pytest.mark.parametrize(("net", "eps"), EVALUATED)
+@pytest.mark.parametrize(("net", "eps"), cases("eval", "IBP"))
 def test_all_relu_inputs_are_compared_where_there_are_any(net: str, eps: str):
     expected = [key for key in below(net, f"eval/eps={eps}/IBP/") if key.startswith("relu")]
     relus = len(propagate(network(net), inputs(net)[0], 0.0).relu_inputs)

@@ -186,6 +186,8 @@ def test_the_run_and_its_model_hold_the_layers(run: Run, folder: Path):
     loaded = certtrain.load_model("run/model.safetensors").network.state_dict()
     assert names <= loaded.keys()
     assert "twice_1.weight" not in loaded
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "mynet.py:MyNet: width 3, 25 layers" in page
 
 
 def test_a_run_s_own_preset_trains_the_same_network_again(run: Run, folder: Path):
@@ -235,8 +237,8 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no name": (("--set", "model.source='mynet.py:Yours'"), "mynet.py has no 'Yours'; it has Block, MyNet, Small"),
     "argument": (("--set", "model.arguments={depth=3}"), "raises TypeError: MyNet.__init__() got an unexpected"),
     "value": (("--set", "model.arguments={width=-1}"), "raises RuntimeError: Trying to create tensor with negative"),
-    "arguments": (("--set", "model.arguments=3"), "model.module.arguments"),
-    "type": (("--set", "model={name='graph', layers=[{name='a', type='GELU'}]}"), "model.graph.layers.0: "),
+    "arguments": (("--set", "model.arguments=3"), "model.arguments"),
+    "type": (("--set", "model={name='graph', layers=[{name='a', type='GELU'}]}"), "model.layers.0: "),
     "shape": (
         ("--set", "model={name='graph', layers=[{name='a', type='Linear', in_features=5, out_features=3}]}"),
         "layer 'a' does not fit what it is given, of shape (3, 6, 6): it takes 5 features",

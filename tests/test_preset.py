@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from certtrain.architecture import CNN, NETWORKS, WideResNet
 from certtrain.errors import PresetError
-from certtrain.preset import CNN, Preset, load_preset, parse_override, preset_names
+from certtrain.preset import Preset, load_preset, parse_override, preset_names
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "presets").rglob("*.toml"))
@@ -49,6 +50,12 @@ PAPER = {
     "mnist-70ep": (70, 256, (50, 60), 1, 20, 0.4, 0.5),
     "tinyimagenet-80ep": (80, 128, (61, 71), 2, 20, 1 / 255, 0.2),
 }
+OTHER_NETWORKS = {
+    "cifar10-wide-resnet": "cifar10-160ep",
+    "cifar10-resnext": "cifar10-160ep",
+    "tinyimagenet-wide-resnet": "tinyimagenet-80ep",
+    "tinyimagenet-resnext": "tinyimagenet-80ep",
+}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -60,6 +67,36 @@ def test_the_papers_presets_have_the_papers_numbers(name: str):
     assert (train.learning_rate, train.decay, train.clip_norm, preset.init) == (5e-4, 0.2, 10.0, "ibp")
     assert (preset.model.name, preset.model.width, preset.model.linear_size) == ("cnn7", 64, 512)
     assert (preset.regularizer.tightness, preset.regularizer.relu_balance) == (True, True)
+
+
+@pytest.mark.parametrize("name", OTHER_NETWORKS)
+def test_another_network_is_trained_as_cnn7_is(name: str):
+    preset, other = load_preset(name), load_preset(OTHER_NETWORKS[name])
+    own = {"name", "description", "model"}
+    assert preset.model_dump(exclude=own) == other.model_dump(exclude=own)
+    assert preset.model.batch_norm
+    assert "not yet measured" in preset.description
+
+
+def test_vanilla_ibp_differs_in_the_three_improvements_alone():
+    preset, other = load_preset("cifar10-vanilla-ibp"), load_preset("cifar10-160ep")
+    assert (preset.init, preset.model.batch_norm) == ("xavier", False)
+    assert (preset.regularizer.tightness, preset.regularizer.relu_balance) == (False, False)
+    undone = {"init": "ibp", "model.batch_norm": True, "regularizer.tightness": True, "regularizer.relu_balance": True}
+    own = {"name", "description"}
+    assert load_preset(preset.name, undone).model_dump(exclude=own) == other.model_dump(exclude=own)
+
+
+def test_crown_ibp_differs_from_vanilla_ibp_in_its_bounds_alone():
+    preset, other = load_preset("cifar10-crown-ibp"), load_preset("cifar10-vanilla-ibp")
+    assert (preset.bounds.method, preset.bounds.loss_fusion) == ("crown-ibp", True)
+    own = {"name", "description", "bounds"}
+    assert preset.model_dump(exclude=own) == other.model_dump(exclude=own)
+
+
+def test_linear_bounds_do_not_go_with_parts_of_a_batch():
+    with pytest.raises(PresetError, match=r'train.micro_batch needs bounds.method = "ibp"'):
+        load_preset("cifar10-crown-ibp", {"train.micro_batch": 16})
 
 
 def test_the_preset_module_needs_no_torch():
@@ -123,7 +160,15 @@ def unpack_wheel(folder: Path) -> Path:
         ({"init": "he"}, r"init: .*'ibp'"),
         ({"data.name": "svhn"}, r"data\.name: .*'digits'"),
         ({"model.name": "resnet"}, r"model: .*'cnn7'"),
-        ({"model.strides": [1]}, r"model.*equally long"),
+        ({"model.strides": [1]}, r"model: .*equally long"),
+        ({"model.paddings": [1]}, r"model: paddings must be as long as channels"),
+        ({"model.paddings": [-1, 0]}, r"model\.paddings\.0: .*greater"),
+        ({"model.chanels": [1, 2]}, r"model\.chanels: .*'channels'"),
+        ({"model.widen_factor": 2}, r"model\.widen_factor: .*'cnn' has name, channels, kernels"),
+        ({"model.name": "mlp"}, r"model\.hidden: Field required"),
+        ({"model.name": "wide-resnet", "model.blocks": [1]}, r"model: blocks and strides must be equally long"),
+        ({"model.name": "resnext", "model.blocks": [65, 1, 1]}, r"model\.blocks\.0: .*64"),
+        ({"model.name": "resnext", "model.channels": [1]}, r"model\.channels: .*'resnext' has .*cardinality"),
         ({"data.mean": [0.5]}, r"data\.mean and data\.std go together"),
         ({"seed": -1}, r"seed"),
         ({"name": "a/b"}, r"name"),
@@ -225,6 +270,30 @@ def test_overrides_replace_single_fields():
 def test_an_override_of_a_whole_section_replaces_it():
     preset = load_preset("digits", {"model": {"name": "mlp", "hidden": [5]}})
     assert preset.model.model_dump() == {"name": "mlp", "hidden": (5,), "batch_norm": True}
+
+
+@pytest.mark.parametrize("name", ["cnn7", "dm-small", "dm-medium", "wide-resnet", "resnext"])
+@pytest.mark.parametrize("preset", ["digits", "cifar10-160ep", "tinyimagenet-resnext"])
+def test_one_word_puts_another_network_into_a_preset_with_its_own_defaults(preset: str, name: str):
+    if load_preset(preset).model.name != name:
+        assert load_preset(preset, {"model.name": name}).model == NETWORKS[name](name=name)
+
+
+def test_the_same_network_keeps_its_fields():
+    before = load_preset("tinyimagenet-resnext")
+    assert load_preset(before.name, {"model.name": "resnext"}) == before
+
+
+def test_another_network_keeps_whether_there_is_batch_norm():
+    assert not load_preset("cifar10-vanilla-ibp", {"model.name": "wide-resnet"}).model.batch_norm
+    assert load_preset("cifar10-vanilla-ibp", {"model.name": "resnext", "model.batch_norm": True}).model.batch_norm
+
+
+def test_another_networks_fields_may_come_before_its_name():
+    fields = [("model.stem", 4), ("model.name", "wide-resnet"), ("model.linear_size", 8)]
+    for overrides in (fields, fields[::-1]):
+        found = load_preset("digits", dict(overrides)).model
+        assert found == WideResNet(name="wide-resnet", stem=4, linear_size=8)
 
 
 def test_seed_zero_is_a_seed():

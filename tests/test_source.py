@@ -298,22 +298,29 @@ def preset(**model: Any) -> Preset:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"source": "mynet.py"}, r'model\.module\.source: it names a Python file .* like "mynet\.py:MyNet"'),
-        ({"source": "mynet.py:"}, r"model\.module\.source"),
-        ({"source": ":MyNet"}, r"model\.module\.source"),
-        ({"source": "mynet.toml:MyNet"}, r"model\.module\.source"),
-        ({"source": "mynet.py:a b"}, r"model\.module\.source"),
-        ({"source": 5}, r"model\.module\.source"),
-        ({}, r"model\.module\.source: Field required"),
-        ({"source": "mynet.py:X", "arguments": 5}, r"model\.module\.arguments"),
-        ({"source": "mynet.py:X", "arguments": {"a": float("nan")}}, r"model\.module\.arguments\.a.*finite"),
-        ({"source": "mynet.py:X", "arguments": {"a": object()}}, r"model\.module\.arguments\.a"),
-        ({"source": "mynet.py:X", "args": {}}, r"model\.module\.args: .*did you mean"),
+        ({"source": "mynet.py"}, r'model\.source: it names a Python file .* like "mynet\.py:MyNet"'),
+        ({"source": "mynet.py:"}, r"model\.source"),
+        ({"source": ":MyNet"}, r"model\.source"),
+        ({"source": "mynet.toml:MyNet"}, r"model\.source"),
+        ({"source": "mynet.py:a b"}, r"model\.source"),
+        ({"source": 5}, r"model\.source"),
+        ({}, r"model\.source: Field required"),
+        ({"source": "mynet.py:X", "arguments": 5}, r"model\.arguments"),
+        ({"source": "mynet.py:X", "arguments": {"a": float("nan")}}, r"model\.arguments\.a.*finite"),
+        ({"source": "mynet.py:X", "arguments": {"a": object()}}, r"model\.arguments\.a"),
+        ({"source": "mynet.py:X", "args": {}}, r"model\.args: .*did you mean"),
     ],
 )
 def test_a_wrong_section_is_named(model: dict[str, Any], message: str):
     with pytest.raises(PresetError, match=message):
         preset(**model)
+
+
+def test_another_networks_fields_are_let_go_of():
+    plain = {"model": {"name": "mlp", "hidden": [3], "batch_norm": False}}
+    fields = load_preset("digits", plain).model_dump()
+    found = load_preset(fields, {"model.name": "module", "model.source": "mynet.py:MyNet"})
+    assert found.model == Module(name="module", source="mynet.py:MyNet")
 
 
 def test_a_preset_is_settled_once():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ PER_EPOCH, STEPS = 10, 30  # 1,200 images are left to train on
 
 @pytest.fixture(autouse=True, scope="module")
 def attentive() -> Iterator[None]:
-    """Read after every step, and save at the end of every epoch."""
+    """Read after every step, save at the end of every epoch, and draw nothing: that is test_report.py's."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("certtrain.trainer.write_report", lambda run, path: path.write_text("drawn"))
         patch.setattr("certtrain.trainer.READ_SECONDS", 0.0)
         patch.setattr("certtrain.trainer.EPOCH_CHECKPOINT_SECONDS", 0.0)
         yield
@@ -62,9 +64,10 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def without_seconds(value: Any) -> Any:
-    """The same plain values but for all times."""
+    """The same plain values but for all times and dates."""
     if isinstance(value, dict):
-        return {key: without_seconds(item) for key, item in value.items() if "seconds" not in key}
+        timeless = [key for key in value if "seconds" not in key and key != "finished"]
+        return {key: without_seconds(value[key]) for key in timeless}
     return value
 
 
@@ -99,7 +102,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, heard: list[Event]) -> Pa
 def test_a_run_leaves_all_its_files(finished: Path):
     found = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
     checkpoints = [f"checkpoints/step-{step:09d}.safetensors" for step in (20, 30)]
-    assert found == [*checkpoints, "metrics.jsonl", "model.safetensors", "preset.json", "report.json"]
+    assert found == [*checkpoints, "metrics.jsonl", "model.safetensors", "preset.json", "report.html", "report.json"]
 
 
 def test_the_resolved_preset_is_kept(finished: Path):
@@ -143,6 +146,37 @@ def test_the_report_adds_up(finished: Path):
     assert results["certified_accuracy"] <= results["pgd_accuracy"] <= results["natural_accuracy"]
     assert results["certified"] > 0
     assert results["natural_accuracy"] > 0.3  # ten classes: it has learnt something
+
+
+@pytest.mark.parametrize("error", [StorageError("the disk is full"), ValueError("a fault")], ids=["storage", "fault"])
+def test_a_run_without_its_page_is_a_whole_run(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(run: Path, path: Path) -> None:
+        assert report(run)["results"]["examples"] == 360  # the results are safe before the page is drawn
+        raise error
+
+    heard: list[Event] = []
+    monkeypatch.setattr("certtrain.trainer.write_report", fail)
+    assert train(small(train__epochs=1), tmp_path / "out", Surroundings(emit=heard.append)) is not None
+    (note,) = [event.text for event in heard if isinstance(event, Note) and "report.html" in event.text]
+    assert note.endswith(str(error))
+    (done,) = [event for event in heard if isinstance(event, Finished)]
+    assert done.page is None
+
+
+def test_only_a_run_that_is_over_has_a_page(tmp_path: Path):
+    heard: list[Event] = []
+    surroundings = Surroundings(emit=heard.append, should_stop=stop_before(25))
+    train(small(), tmp_path / "out", surroundings)
+    assert not (tmp_path / "out" / "report.html").exists()
+    resume(tmp_path / "out", Surroundings(emit=heard.append))
+    (done,) = [event for event in heard if isinstance(event, Finished)]
+    assert done.page == tmp_path / "out" / "report.html"
+    assert done.page.read_text() == "drawn"
+
+
+def test_the_report_says_when_the_run_was_over(finished: Path):
+    when = datetime.fromisoformat(report(finished)["training"]["finished"])
+    assert abs(datetime.now(UTC) - when) < timedelta(hours=1)
 
 
 def test_a_run_tells_what_it_does(heard: list[Event], finished: Path):

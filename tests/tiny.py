@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from certtrain.architecture import MLP
 from certtrain.data import ImageSet
 from certtrain.modelfile import Classifier, Metadata
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import MLP
 
 SHAPE, CLASSES = (1, 2, 2), ("cat", "dog", "owl")
 

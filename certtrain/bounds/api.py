@@ -2,10 +2,11 @@
 
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, check_method, fitting
+from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
 from certtrain.bounds.interval import boundable
+from certtrain.bounds.methods import Bounds, method_named
 from certtrain.bounds.statistics import remember
-from certtrain.bounds.trace import BoundTrace, Clip, Logits, bound_logits, trace_bounds
+from certtrain.bounds.trace import BoundTrace, Clip, trace_bounds
 from certtrain.epsilon import parse_eps
 
 
@@ -32,11 +33,12 @@ def output_bounds(
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds (B, K) of the logits over the box of radius `eps` around each of `x` (B, …).
 
+    `method` is "ibp", or "crown-ibp": linear bounds followed back from the
+    logits, with interval bounds for the layers between (Zhang et al. 2020).
     Needs evaluation mode where BatchNorm is used, so that a bound does not
-    depend on the rest of the batch. Raises as `propagate`.
+    depend on the rest of the batch. Raises as `propagate`, and MethodError.
     """
-    box = _logits(model, x, eps, method, clip).box
-    return box.lower, box.upper
+    return _bounds(model, x, eps, method, clip).ends()
 
 
 def margin_bounds(
@@ -48,16 +50,16 @@ def margin_bounds(
     columns are finite and above zero. Raises as `output_bounds`, and DataError
     for a label outside the classes.
     """
-    logits = _logits(model, x, eps, method, clip)
-    check_labels(labels, logits.box.radius.shape)
-    return logits.margins(labels)
+    bounds = _bounds(model, x, eps, method, clip)
+    check_labels(labels, bounds.shape)
+    return bounds.margins(labels)
 
 
-def _logits(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) -> Logits:
-    check_method(method)
+def _bounds(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) -> Bounds:
+    bound = method_named(method)
     check_input(x, clip)
     graph = boundable(model)
     check_evaluation_mode(graph)
     eps = parse_eps(eps)
     with fitting(x):
-        return bound_logits(graph, x, eps, clip)
+        return bound(graph, x, eps, clip)

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph
-from certtrain.errors import DataError, MethodError, UnsupportedLayer
-
-METHODS = ("ibp",)
+from certtrain.errors import DataError, UnsupportedLayer
 
 
 @contextmanager
@@ -21,12 +19,6 @@ def fitting(x: Tensor) -> Iterator[None]:
         raise
     except RuntimeError as error:
         raise DataError(f"inputs of shape {tuple(x.shape)} do not fit the network: {error}") from error
-
-
-def check_method(method: str) -> None:
-    """Raise MethodError unless there is such a bound method."""
-    if method not in METHODS:
-        raise MethodError(f"bound method {method!r} is not known; choose from: {', '.join(METHODS)}")
 
 
 def check_evaluation_mode(graph: LayerGraph) -> None:

@@ -6,7 +6,7 @@ Affine layer: c' = Wc + b, r' = |W| r (Gowal et al. 2018, eq. 6 to 8).
 Monotone layer: applied to both ends of the interval.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -56,40 +56,50 @@ def input_box(x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None, 
     return Box((lower + upper) / 2, (upper - lower) / 2, x if with_clean else None)
 
 
+class Visit(NamedTuple):
+    """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics."""
+
+    call: LayerCall
+    shape: torch.Size
+    box: Box | None
+    statistics: Statistics | None
+
+
 class Passed(NamedTuple):
-    """What a pass leaves behind: the output's box, the head's input, what was watched, and what BatchNorm took."""
+    """What a pass leaves behind: the output's box, the head's input, and a visit for each call, in order."""
 
     output: Box
     head_input: Box
-    watched: list[tuple[str, Box]]
-    statistics: list[Statistics]
+    visits: list[Visit]
 
 
 def interval_pass(
     graph: LayerGraph, box: Box, *, watch: tuple[type[nn.Module], ...] = (), source: Source = batch_statistics
 ) -> Passed:
-    """Carry `box` through the network; `watch` names layer types whose input boxes are kept, in order.
+    """Carry `box` through the network; `watch` names layer types whose input boxes are kept.
 
     In training mode BatchNorm takes one set of statistics for all that the box
     carries: the clean batch's, or the centres' where no clean batch is carried.
-    They are returned, and the running statistics are left alone.
+    They are kept, and the running statistics are left alone.
     """
     values = {0: box}
-    watched: list[tuple[str, Box]] = []
-    taken: list[Statistics] = []
+    visits: list[Visit] = []
     inputs: tuple[Box, ...] = ()
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
-        inputs = tuple(values[i] for i in call.inputs)
-        if isinstance(call.layer, watch):
-            watched.append((call.name, inputs[0]))
-        extra: tuple[Statistics, ...] = ()
-        if isinstance(call.layer, BatchNorm):
-            extra = (box_statistics(call.layer, inputs[0], source),)
-            taken += extra if call.layer.training else ()
-        values[number + 1] = RULES[type(call.layer)](call.layer, *inputs, *extra)
+        layer, inputs = call.layer, tuple(values[i] for i in call.inputs)
+        statistics = box_statistics(layer, inputs[0], source) if isinstance(layer, BatchNorm) else None
+        extra = () if statistics is None else (statistics,)
+        values[number + 1] = RULES[type(layer)](layer, *inputs, *extra)
+        kept = inputs[0] if isinstance(layer, watch) else None
+        visits.append(Visit(call, inputs[0].radius.shape, kept, statistics))
         for value in done:
             del values[value]
-    return Passed(values[len(graph.calls)], inputs[0], watched, taken)
+    return Passed(values[len(graph.calls)], inputs[0], visits)
+
+
+def taken_statistics(visits: Iterable[Visit]) -> list[Statistics]:
+    """What the BatchNorm layers that are in training have normalised by, in order."""
+    return [visit.statistics for visit in visits if visit.statistics is not None and visit.call.layer.training]
 
 
 def box_statistics(layer: BatchNorm, box: Box, source: Source = batch_statistics) -> Statistics:
@@ -154,13 +164,18 @@ def _normalize(layer: Normalize, box: Box) -> Box:
 
 def _batch_norm(layer: BatchNorm, box: Box, statistics: Statistics) -> Box:
     """x ↦ (x − mean) / √(var + e) · weight + bias, with the same statistics for all that the box carries."""
+    scale, shift = scale_and_shift(layer, statistics, box.radius.dim())
+    return box.through(lambda points: torch.addcmul(shift, points, scale), lambda radius: radius * scale.abs())
+
+
+def scale_and_shift(layer: BatchNorm, statistics: Statistics, dim: int) -> tuple[Tensor, Tensor]:
+    """BatchNorm as x ↦ scale · x + shift, each of shape (1, C, 1, …) for an `x` of so many dimensions."""
     scale = torch.rsqrt(statistics.variance + layer.eps)
     if layer.affine:
         scale = scale * layer.weight
     shift = layer.bias - statistics.mean * scale if layer.affine else -statistics.mean * scale
-    shape = (1, -1) + (1,) * (box.radius.dim() - 2)
-    scale, shift = scale.view(shape), shift.view(shape)
-    return box.through(lambda points: torch.addcmul(shift, points, scale), lambda radius: radius * scale.abs())
+    shape = (1, -1) + (1,) * (dim - 2)
+    return scale.view(shape), shift.view(shape)
 
 
 def _monotone(layer: Pointwise, box: Box, ends: Pointwise | None = None) -> Box:

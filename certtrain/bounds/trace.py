@@ -1,16 +1,19 @@
 """What one interval pass found: the output's bounds, margins, and the boxes on the way there."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import RULES, Box, input_box, interval_pass
+from certtrain.bounds.interval import RULES, Box, Visit, input_box, interval_pass, taken_statistics
 from certtrain.bounds.statistics import Source, Statistics, batch_statistics
 
 Clip = tuple[float, float] | None
+
+# Layers whose input boxes a trace keeps: those that linear bounds must relax.
+NONLINEAR = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.MaxPool2d)
 
 
 class Interval(NamedTuple):
@@ -32,37 +35,61 @@ class Logits:
     head: nn.Linear | None
     head_input: Box
 
+    @property
+    def shape(self) -> torch.Size:
+        """(B, K)."""
+        return self.box.radius.shape
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds (B, K) of the logits."""
+        return self.box.lower, self.box.upper
+
     def margins(self, labels: Tensor) -> Tensor:
-        """Lower bounds (B, K) of logit[y] − logit[j]; column y is 0.
+        """Lower bounds (B, K) of logit[y] − logit[j]; column y is 0."""
+        return self.margin_box(labels).lower
+
+    def margin_box(self, labels: Tensor) -> Box:
+        """The box of logit[y] − logit[j], (B, K); column y is 0.
 
         A linear last layer is elided (Gowal et al. 2018, section 3): the
         difference of two of its rows is bounded, not each logit apart.
         """
-        column = labels.unsqueeze(1)
+        column, (centre, radius, _) = labels.unsqueeze(1), self.box
+        gap = centre.gather(1, column) - centre
         if self.head is None:
-            gap = self.box.lower.gather(1, column) - self.box.upper
-            return gap.scatter(1, column, 0.0)
-        centre, weight = self.box.centre, self.head.weight
-        spread = (weight[labels].unsqueeze(1) - weight).abs()  # (B, K, features)
-        radius = torch.einsum("bkf,bf->bk", spread, self.head_input.radius)
-        return centre.gather(1, column) - centre - radius
+            return Box(gap, (radius.gather(1, column) + radius).scatter(1, column, 0.0))
+        spread = (self.head.weight[labels].unsqueeze(1) - self.head.weight).abs()  # (B, K, features)
+        return Box(gap, torch.einsum("bkf,bf->bk", spread, self.head_input.radius))
 
 
 @dataclass(frozen=True)
 class BoundTrace:
     """One pass of a batch and its boxes.
 
-    `clean` are the logits (B, K) of the clean batch, None where it was not
-    carried; `input` is the box that the normalisation layer hands on,
-    `relu_boxes` the box at each ReLU's input in the order of the forward pass,
-    `statistics` what BatchNorm layers in training normalised by.
+    `start` is the box of the network's own inputs, `input` the one that the
+    normalisation layer hands on; `visits` say what each layer met.
     """
 
-    clean: Tensor | None
+    start: Box
     input: Box
-    relu_boxes: list[tuple[str, Box]]
+    visits: list[Visit]
     logits: Logits
-    statistics: list[Statistics] = field(default_factory=list)
+
+    @property
+    def clean(self) -> Tensor | None:
+        """The logits (B, K) of the clean batch, None where it was not carried."""
+        return self.logits.box.clean
+
+    @property
+    def relu_boxes(self) -> list[tuple[str, Box]]:
+        """The box at each ReLU's input, in the order of the forward pass."""
+        found = [(visit.call, visit.box) for visit in self.visits]
+        return [(call.name, box) for call, box in found if isinstance(call.layer, nn.ReLU) and box is not None]
+
+    @property
+    def statistics(self) -> list[Statistics]:
+        """What BatchNorm layers in training normalised by."""
+        return taken_statistics(self.visits)
 
     @property
     def lower(self) -> Tensor:
@@ -95,9 +122,9 @@ def trace_bounds(
 ) -> BoundTrace:
     """Carry the boxes around `x` (B, …), and the clean batch with them, through the network in one pass."""
     box = input_box(x, eps, clip, with_clean=with_clean)
-    passed = interval_pass(graph, box, watch=(nn.ReLU,), source=source)
+    passed = interval_pass(graph, box, watch=NONLINEAR, source=source)
     logits = Logits(passed.output, graph.head, passed.head_input)
-    return BoundTrace(passed.output.clean, _normalized(graph, box), passed.watched, logits, passed.statistics)
+    return BoundTrace(box, _normalized(graph, box), passed.visits, logits)
 
 
 def bound_logits(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> Logits:

@@ -57,6 +57,20 @@ class ImageSet:
             raise DataError(f"cannot take {limit} examples of {self.name} ({self.split}); take 1 or more.")
         return replace(self, images=self.images[:limit], labels=self.labels[:limit])
 
+    def sample(self, count: int | None, seed: int) -> "ImageSet":
+        """`count` random examples in the set's order, by `seed`; all for None.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if count is None:
+            return self
+        if count > len(self):
+            raise DataError(f"there are {len(self)} examples of {self.name} to train on, not {count}.")
+        generator = torch.Generator().manual_seed(derive_seed(seed, "examples"))
+        chosen = torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.labels.device)
+        return _select(self, chosen, self.split)
+
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set with its tensors on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))

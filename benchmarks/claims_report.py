@@ -1,0 +1,148 @@
+"""What `claims.py` has found, as a Markdown table and as one HTML page with its pictures.
+
+python benchmarks/claims_report.py --folder claims --page claims.html
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from claims import METHODS, RADII, SEEDS, WARM_UPS, Run
+
+from certtrain import html
+from certtrain.curves import Curve, Epochs, draw_curves
+from certtrain.html import Html
+from certtrain.storage import write_atomic
+
+COLOURS = ("#9096a0", "#1c1e21", "#d9a521", "#8a5a00", "#23894c", "#2f6fc4", "#cc3a2b", "#8a4fbf", "#4cc2c2")
+STATES = {"dead": "units that are inactive for every example", "unstable": "unstable ReLUs", "active": "active ReLUs"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """All results that are there, by run."""
+
+    records: dict[Run, dict[str, Any]]
+
+    def of(self, method: str, warm_up: str, eps: float) -> list[dict[str, Any]]:
+        """The records of one cell of the table, by seed."""
+        runs = sorted((run for run in self.records if run == Run(method, warm_up, eps, run.seed)), key=lambda r: r.seed)
+        return [self.records[run] for run in runs]
+
+
+def read(folder: Path) -> Found:
+    """The results in the folder."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return Found({Run(**record["run"]): record for record in records})
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+def cell(records: list[dict[str, Any]], figure: str) -> str:
+    """Mean and standard deviation in per cent of the error; how many runs have failed."""
+    errors = [100 * (1 - record["results"][figure]) for record in records if record["results"]]
+    failed = len(records) - len(errors)
+    lost = f" ({failed} failed)" if failed else ""
+    if not errors:
+        return f"–{lost}"
+    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    return f"{statistics.mean(errors):.2f}{spread}{lost}"
+
+
+def header() -> list[str]:
+    """One column of natural and one of verified error for each warm-up."""
+    return ["method", *(f"{figure} error %, {warm_up}" for warm_up in WARM_UPS for figure in ("natural", "verified"))]
+
+
+def rows(found: Found, eps: float) -> Iterator[list[str]]:
+    """A row for each method that has results."""
+    for method in METHODS:
+        cells = [found.of(method, warm_up, eps) for warm_up in WARM_UPS]
+        if any(cells):
+            figures = ("natural_accuracy", "certified_accuracy")
+            yield [method, *(cell(records, figure) for records in cells for figure in figures)]
+
+
+def markdown(found: Found) -> str:
+    """The tables of all radii."""
+    lines = []
+    for eps in RADII:
+        seeds = sorted({run.seed for run in found.records if run.eps == eps})
+        lines += [f"\nε = {eps}, seeds {', '.join(map(str, seeds))}\n", f"| {' | '.join(header())} |"]
+        lines += ["|---" * len(header()) + "|", *(f"| {' | '.join(row)} |" for row in rows(found, eps))]
+    return "\n".join(lines)
+
+
+# --- the pictures ----------------------------------------------------------------------------------------
+
+
+def mean_curve(records: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> list[float]:
+    """The mean over seeds of a value of each epoch, of the runs that went to their end."""
+    whole = [[value(epoch) for epoch in record["epochs"]] for record in records if record["results"]]
+    return [statistics.mean(values) for values in zip(*whole, strict=True)]
+
+
+def picture(found: Found, name: str, eps: float, warm_up: str, value: Callable[[dict[str, Any]], float]) -> Html:
+    """One line for each method, over the epochs."""
+    settings = WARM_UPS[warm_up]
+    ramp = (settings["eps.start"], settings["eps.start"] + settings["eps.length"] - 1)
+    axis = Epochs(range(1, settings["train.epochs"] + 1), ramp)
+    curves = []
+    for method, colour in zip(METHODS, COLOURS, strict=True):
+        if values := mean_curve(found.of(method, warm_up, eps), value):
+            curves.append(Curve(method, values, colour, dashed=" without" in method or " with" in method))
+    return draw_curves(f"{name}-{warm_up}-{round(100 * eps)}", axis, curves, label=name, percent=True)
+
+
+def layer_mean(state: str) -> Callable[[dict[str, Any]], float]:
+    """The mean of a share over the layers of an epoch."""
+    return lambda epoch: statistics.mean(layer[state] for layer in epoch["layers"])
+
+
+def blocks(found: Found) -> Iterator[Html]:
+    """The page's content."""
+    yield html.paragraph(
+        "MNIST, 20,000 training examples, a network of four convolutions and two linear layers; errors on 5,000 "
+        "held-out examples, mean and standard deviation over seeds. The short warm-up takes 2 epochs of 6, the long "
+        "one 8 of 12; both begin after one natural epoch and leave three at the full radius."
+    )
+    for eps in RADII:
+        table = list(rows(found, eps))
+        if not table:
+            continue
+        yield html.heading(f"ε = {eps}")
+        yield html.table(header(), table)
+        yield html.gallery(figures(found, eps))
+
+
+def figures(found: Found, eps: float) -> Iterator[Html]:
+    """Verified error and ReLU states over the epochs."""
+    for warm_up in WARM_UPS:
+        drawn = picture(found, "verified error", eps, warm_up, lambda e: 1 - e["validation_certified_accuracy"])
+        yield html.figure(drawn, f"Verified error, {warm_up} warm-up", "At the full radius in every epoch.")
+    for (state, meaning), warm_up in product(STATES.items(), WARM_UPS):
+        drawn = picture(found, state, eps, warm_up, layer_mean(state))
+        yield html.figure(drawn, f"{state}, {warm_up} warm-up", f"Share of {meaning}, mean over the layers.")
+
+
+def main() -> None:
+    """Parse the arguments, print the table, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("claims"))
+    parser.add_argument("--page", type=Path, default=Path("claims.html"))
+    arguments = parser.parse_args()
+    found = read(arguments.folder)
+    print(markdown(found))
+    total = len(METHODS) * len(WARM_UPS) * len(RADII) * len(SEEDS)
+    print(f"\n{len(found.records)} of {total} runs are there")
+    write_atomic(arguments.page, html.page("The paper's claims at small scale", blocks(found)).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The bound methods by name, from cheap to dear."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from certtrain.bounds import linear
+from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.trace import BoundTrace, Clip, bound_logits, trace_bounds
+from certtrain.errors import MethodError
+
+
+class Bounds(Protocol):
+    """What a method has found for one batch of boxes."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, K)."""
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds (B, K) of the logits."""
+
+    def margins(self, labels: Tensor) -> Tensor:
+        """Lower bounds (B, K) of logit[y] − logit[j] for the classes y in `labels` (B,); column y is 0."""
+
+
+@dataclass(frozen=True)
+class LinearBounds:
+    """Linear bounds from the boxes of a trace; each question is a pass back through the network."""
+
+    trace: BoundTrace
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, K)."""
+        return self.trace.logits.shape
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """As `Bounds.ends`."""
+        return linear.logits(self.trace)
+
+    def margins(self, labels: Tensor) -> Tensor:
+        """As `Bounds.margins`."""
+        return linear.margins(self.trace, labels)
+
+
+def _crown_ibp(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> LinearBounds:
+    return LinearBounds(trace_bounds(graph, x, eps, clip, with_clean=False))
+
+
+# From a network, inputs (B, …), ε and the range of inputs.
+Method = Callable[[LayerGraph, Tensor, float | Tensor, Clip], Bounds]
+METHODS: dict[str, Method] = {"ibp": bound_logits, "crown-ibp": _crown_ibp}
+
+
+def method_named(name: str) -> Method:
+    """The method of that name. Raises MethodError."""
+    if name not in METHODS:
+        raise MethodError(f"bound method {name!r} is not known; choose from: {', '.join(METHODS)}")
+    return METHODS[name]

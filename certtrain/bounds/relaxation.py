@@ -1,0 +1,73 @@
+"""Lines above and below a nonlinear layer over an interval: what linear bounds put in its place."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certtrain.bounds.interval import Box
+
+
+class Lines(NamedTuple):
+    """lower_slope · x + lower_offset ≤ f(x) ≤ upper_slope · x + upper_offset for every x of a box (B, …)."""
+
+    lower_slope: Tensor
+    lower_offset: Tensor
+    upper_slope: Tensor
+    upper_offset: Tensor
+
+
+def relaxed(layer: nn.Module, box: Box) -> Lines:
+    """The lines for an element-wise layer over `box` (B, …)."""
+    return RELAXATIONS[type(layer)](layer, box)
+
+
+def _relu(layer: nn.ReLU, box: Box) -> Lines:
+    return _rectifier(0.0, torch.relu, box)
+
+
+def _leaky_relu(layer: nn.LeakyReLU, box: Box) -> Lines:
+    return _rectifier(layer.negative_slope, lambda x: F.leaky_relu(x, layer.negative_slope), box)
+
+
+def _rectifier(slope: float, function: Callable[[Tensor], Tensor], box: Box) -> Lines:
+    """The chord on one side, and on the other a line through zero of slope 1 where u > −l, else `slope`.
+
+    Zhang et al. 2018 (CROWN), section 3.2: of the two lines the one that leaves the smaller area.
+    """
+    lower, upper = box.lower, box.upper
+    bent = (upper > -lower).to(lower.dtype) * (1 - slope) + slope
+    width = upper - lower
+    low = function(lower)
+    chord = torch.where(width > 0, (function(upper) - low) / torch.where(width > 0, width, 1.0), bent)
+    through, offset = (bent, torch.zeros_like(bent)), (chord, low - chord * lower)
+    return Lines(*through, *offset) if slope <= 1 else Lines(*offset, *through)  # concave above slope 1
+
+
+def _sigmoid(layer: nn.Sigmoid, box: Box) -> Lines:
+    return _s_shaped(torch.sigmoid, lambda y: y * (1 - y), box)
+
+
+def _tanh(layer: nn.Tanh, box: Box) -> Lines:
+    return _s_shaped(torch.tanh, lambda y: 1 - y.square(), box)
+
+
+def _s_shaped(function: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor], box: Box) -> Lines:
+    """Two lines of the least slope k in the interval, which an S-shaped function has at one of its ends.
+
+    f(x) − kx never falls in between, so its ends bound it (Singh et al. 2019, DeepPoly).
+    """
+    low, high = function(box.lower), function(box.upper)
+    slope = torch.minimum(derivative(low), derivative(high))
+    return Lines(slope, low - slope * box.lower, slope, high - slope * box.upper)
+
+
+# Layer → lines, for layers that act on each value by itself.
+RELAXATIONS: dict[type[nn.Module], Callable[..., Lines]] = {
+    nn.ReLU: _relu,
+    nn.LeakyReLU: _leaky_relu,
+    nn.Sigmoid: _sigmoid,
+    nn.Tanh: _tanh,
+}
