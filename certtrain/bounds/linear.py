@@ -125,7 +125,11 @@ def _averaging(visit: Visit, slope: Tensor) -> Back:
 
 
 def _reshaped(visit: Visit, slope: Tensor) -> Back:
-    return Back(slope.reshape(*slope.shape[:2], *visit.shape[1:]))
+    """Λ in its earlier shape; images in channels-last memory, as training has them."""
+    back = slope.reshape(-1, *visit.shape[1:])
+    if back.dim() == 4:
+        back = back.contiguous(memory_format=torch.channels_last)
+    return Back(back.view(*slope.shape[:2], *visit.shape[1:]))
 
 
 def _add(visit: Visit, slope: Tensor) -> Back:
@@ -134,10 +138,18 @@ def _add(visit: Visit, slope: Tensor) -> Back:
 
 def _elementwise(visit: Visit, slope: Tensor) -> Back:
     assert visit.box is not None  # a trace keeps the boxes of all nonlinear layers
-    lines = relaxed(visit.call.layer, visit.box)
-    positive, negative = slope.clamp(min=0), slope.clamp(max=0)
+    lines, (positive, negative) = relaxed(visit.call.layer, visit.box), _by_sign(slope)
     back = positive * lines.lower_slope.unsqueeze(1) + negative * lines.upper_slope.unsqueeze(1)
-    return Back(back, _dot(positive, lines.lower_offset) + _dot(negative, lines.upper_offset))
+    constant = slope.new_zeros(())
+    for part, offset in ((positive, lines.lower_offset), (negative, lines.upper_offset)):
+        constant = constant if offset is None else constant + _dot(part, offset)
+    return Back(back, constant)
+
+
+def _by_sign(slope: Tensor) -> tuple[Tensor, Tensor]:
+    """The positive and the negative part, which add up to `slope`."""
+    positive = torch.relu(slope)
+    return positive, slope - positive
 
 
 def _max_pool2d(visit: Visit, slope: Tensor) -> Back:
@@ -147,7 +159,7 @@ def _max_pool2d(visit: Visit, slope: Tensor) -> Back:
     assert box is not None
     window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
     _, chosen = F.max_pool2d(box.lower, *window, return_indices=True)
-    positive, negative = slope.clamp(min=0), slope.clamp(max=0)
+    positive, negative = _by_sign(slope)
     places = chosen.flatten(2).unsqueeze(1).expand(-1, slope.shape[1], -1, -1)
     back = slope.new_zeros(*slope.shape[:2], visit.shape[1], visit.shape[2] * visit.shape[3])
     back = back.scatter_add(3, places, positive.flatten(3))

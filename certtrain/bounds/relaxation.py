@@ -11,12 +11,15 @@ from certtrain.bounds.interval import Box
 
 
 class Lines(NamedTuple):
-    """lower_slope · x + lower_offset ≤ f(x) ≤ upper_slope · x + upper_offset for every x of a box (B, …)."""
+    """lower_slope · x + lower_offset ≤ f(x) ≤ upper_slope · x + upper_offset for every x of a box (B, …).
+
+    An offset is None where it is zero everywhere.
+    """
 
     lower_slope: Tensor
-    lower_offset: Tensor
+    lower_offset: Tensor | None
     upper_slope: Tensor
-    upper_offset: Tensor
+    upper_offset: Tensor | None
 
 
 def relaxed(layer: nn.Module, box: Box) -> Lines:
@@ -38,11 +41,11 @@ def _rectifier(slope: float, function: Callable[[Tensor], Tensor], box: Box) -> 
     Zhang et al. 2018 (CROWN), section 3.2: of the two lines the one that leaves the smaller area.
     """
     lower, upper = box.lower, box.upper
-    bent = (upper > -lower).to(lower.dtype) * (1 - slope) + slope
-    width = upper - lower
+    # A sign is much cheaper than a mask of bool, and so is a clamp than a choice: without width any slope will do.
+    bent = (lower + upper).detach().sign().relu() * (1 - slope) + slope
     low = function(lower)
-    chord = torch.where(width > 0, (function(upper) - low) / torch.where(width > 0, width, 1.0), bent)
-    through, offset = (bent, torch.zeros_like(bent)), (chord, low - chord * lower)
+    chord = (function(upper) - low) / (upper - lower).clamp(min=torch.finfo(low.dtype).tiny)
+    through, offset = (bent, None), (chord, low - chord * lower)
     return Lines(*through, *offset) if slope <= 1 else Lines(*offset, *through)  # concave above slope 1
 
 

@@ -88,14 +88,18 @@ def boxes() -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
+def at(x: Tensor, slope: Tensor, offset: Tensor | None) -> Tensor:
+    return slope * x + (0.0 if offset is None else offset)
+
+
 @pytest.mark.parametrize("name", CURVED)
 def test_lines_lie_on_their_sides_of_the_curve(name: str):
     layer, (lower, upper) = CURVED[name].double(), boxes()
     lines = relaxed(layer, Box((lower + upper) / 2, (upper - lower) / 2))
     for share in torch.linspace(0, 1, 101, dtype=torch.float64):
         x = torch.lerp(lower, upper, share)
-        assert bool((lines.lower_slope * x + lines.lower_offset <= layer(x.clone()) + 1e-14).all())
-        assert bool((lines.upper_slope * x + lines.upper_offset >= layer(x.clone()) - 1e-14).all())
+        assert bool((at(x, lines.lower_slope, lines.lower_offset) <= layer(x.clone()) + 1e-14).all())
+        assert bool((at(x, lines.upper_slope, lines.upper_offset) >= layer(x.clone()) - 1e-14).all())
 
 
 @pytest.mark.parametrize("name", ["relu", "leaky relu", "steep leaky relu", "flat leaky relu"])
@@ -106,18 +110,19 @@ def test_where_a_rectifier_does_not_bend_both_lines_are_exact(name: str):
     for end in (lower, upper):
         for slope, offset in ((lines.lower_slope, lines.lower_offset), (lines.upper_slope, lines.upper_offset)):
             torch.testing.assert_close(
-                (slope * end + offset)[straight], layer(end.clone())[straight], rtol=0, atol=1e-14
+                at(end, slope, offset)[straight], layer(end.clone())[straight], rtol=0, atol=1e-14
             )
 
 
 @pytest.mark.parametrize(
     ("ends", "expected"),
-    [((-1.0, 3.0), (1.0, 0.0, 0.75, 0.75)), ((-3.0, 1.0), (0.0, 0.0, 0.25, 0.75)), ((-2.0, 2.0), (0.0, 0.0, 0.5, 1.0))],
+    [((-1.0, 3.0), (1.0, 0.75, 0.75)), ((-3.0, 1.0), (0.0, 0.25, 0.75)), ((-2.0, 2.0), (0.0, 0.5, 1.0))],
 )
 def test_the_lines_of_a_relu_by_hand(ends: tuple[float, float], expected: tuple[float, ...]):
     lower, upper = (torch.tensor([[end]]) for end in ends)
     lines = relaxed(nn.ReLU(), Box((lower + upper) / 2, (upper - lower) / 2))
-    assert [value.item() for value in lines] == list(expected)
+    assert lines.lower_offset is None
+    assert [lines.lower_slope.item(), lines.upper_slope.item(), lines.upper_offset.item()] == list(expected)
 
 
 # --- whole networks --------------------------------------------------------------------------------------
