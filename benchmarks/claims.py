@@ -85,6 +85,16 @@ def runs(arguments: argparse.Namespace) -> Iterator[Run]:
         yield Run(method, warm_up, eps, seed)
 
 
+def read(folder: Path) -> dict[Run, dict[str, Any]]:
+    """The results in the folder; they must all have been made with the settings that stand here."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = {Run(**record["run"]): record for record in records}
+    for run, record in found.items():
+        if record["settings"] != run.changes():
+            raise SystemExit(f"{run.file(folder)} was made with other settings: move it away")
+    return found
+
+
 def train_one(run: Run, data_dir: Path | None, folder: Path) -> str:
     """Train, and write the result; a line that says how it went."""
     import torch
@@ -106,8 +116,9 @@ def train_one(run: Run, data_dir: Path | None, folder: Path) -> str:
         except NonFiniteError as error:  # a result as well
             failure = str(error)
         metrics = out / "metrics.jsonl"
-        epochs = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    record = {"run": asdict(run), "results": results, "failure": failure, "epochs": epochs}
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    record = {"run": asdict(run), "settings": run.changes(), "results": results, "failure": failure}
+    record["epochs"] = [json.loads(line) for line in lines]
     write_atomic(run.file(folder), json.dumps(record).encode())
     outcome = failure or f"certified {100 * results['certified_accuracy']:.2f} %" if results else failure
     return f"{run}: {outcome}"
@@ -116,7 +127,8 @@ def train_one(run: Run, data_dir: Path | None, folder: Path) -> str:
 def run_all(arguments: argparse.Namespace) -> None:
     """Train what is missing, in so many processes."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    missing = [run for run in runs(arguments) if not run.file(arguments.folder).exists()]
+    there = read(arguments.folder)
+    missing = [run for run in runs(arguments) if run not in there]
     print(f"{len(missing)} runs to do", flush=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(train_one, run, arguments.data_dir, arguments.folder) for run in missing]

@@ -4,7 +4,6 @@ python benchmarks/claims_report.py --folder claims --page claims.html
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from claims import METHODS, RADII, SEEDS, WARM_UPS, Run
+from claims import METHODS, RADII, SEEDS, WARM_UPS, Run, read
 
 from certtrain import html
 from certtrain.curves import Curve, Epochs, draw_curves
@@ -33,12 +32,6 @@ class Found:
         """The records of one cell of the table, by seed."""
         runs = sorted((run for run in self.records if run == Run(method, warm_up, eps, run.seed)), key=lambda r: r.seed)
         return [self.records[run] for run in runs]
-
-
-def read(folder: Path) -> Found:
-    """The results in the folder."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return Found({Run(**record["run"]): record for record in records})
 
 
 # --- the table -------------------------------------------------------------------------------------------
@@ -74,6 +67,8 @@ def markdown(found: Found) -> str:
     lines = []
     for eps in RADII:
         seeds = sorted({run.seed for run in found.records if run.eps == eps})
+        if not seeds:
+            continue
         lines += [f"\nε = {eps}, seeds {', '.join(map(str, seeds))}\n", f"| {' | '.join(header())} |"]
         lines += ["|---" * len(header()) + "|", *(f"| {' | '.join(row)} |" for row in rows(found, eps))]
     return "\n".join(lines)
@@ -137,7 +132,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("claims"))
     parser.add_argument("--page", type=Path, default=Path("claims.html"))
     arguments = parser.parse_args()
-    found = read(arguments.folder)
+    found = Found(read(arguments.folder))
     print(markdown(found))
     total = len(METHODS) * len(WARM_UPS) * len(RADII) * len(SEEDS)
     print(f"\n{len(found.records)} of {total} runs are there")

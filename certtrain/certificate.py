@@ -78,7 +78,8 @@ class Certifier:
         with fitting(x):
             logits, bounds = self.model(x), self.bound(self.graph, x.double().contiguous(), eps, CLIP)
         check_labels(labels, logits.shape)
-        margins = bounds.margins(labels)
+        with fitting(x):
+            margins = bounds.margins(labels)
         correct, proved = correct_points(logits, labels), certified_points(margins, labels)
         verdicts = [_verdict(c, p) for c, p in zip(correct.tolist(), proved.tolist(), strict=True)]
         smallest = margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)

@@ -20,7 +20,8 @@ def fused_cross_entropy(trace: BoundTrace, labels: Tensor) -> Tensor:
     It is never above the certified cross-entropy of the interval bounds where
     the linear bounds are tighter than those. It may lie on either side of that
     of the linear bounds: a chord is looser than exp, one function for all
-    classes is tighter than one for each.
+    classes is tighter than one for each. Where the intervals are wide a chord is
+    far above exp, and the bound little below the intervals' own.
     """
     margins = trace.logits.margin_box(labels)
     lower, upper = _at_least_float(-margins.upper), _at_least_float(-margins.lower)  # of z (B, K)

@@ -89,7 +89,7 @@ def objective_terms(
     remember(trace.statistics)
     warm = warmup_weight(eps, eps_max=eps_max)
     regularizers = Regularizers(weight * warm, weight * warm, tolerance)
-    linear = LinearShare(warm, loss_fusion) if method == "crown-ibp" else None
+    linear = LinearShare(warm, loss_fusion) if method == "crown-ibp" and warm > 0 else None
     return loss_terms(trace, labels, certified=float(eps > 0), regularizers=regularizers, linear=linear)
 
 

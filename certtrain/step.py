@@ -130,7 +130,8 @@ class Stepper:
         linear bounds cost more.
         """
         settings, eps = self.preset.regularizer, self.eps(step)
-        warming, linear = eps < self._eps_max(), self.preset.bounds.method == "crown-ibp"
+        warming = eps < self._eps_max()
+        linear = self.preset.bounds.method == "crown-ibp" and self.preset.eps.length > 0
         regularized = settings.weight > 0 and (settings.tightness or settings.relu_balance)
         kept = self.compile and not linear
         return Parts(regularized and (warming or kept), linear and warming and (eps > 0 or self.compile))

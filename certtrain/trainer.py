@@ -295,9 +295,14 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"the memory of {self.device} does not hold a batch of {len(labels)} examples. "
-                "Try a smaller train.batch_size, train.micro_batch for the same step in less memory, or --device cpu"
+                f"Try a smaller train.batch_size, {self._smaller_step()}, or --device cpu"
             ) from error
         self.progress.step += 1
+
+    def _smaller_step(self) -> str:
+        if self.preset.bounds.method == "ibp":
+            return "train.micro_batch for the same step in less memory"
+        return "bounds.loss_fusion = true" if not self.preset.bounds.loss_fusion else 'bounds.method = "ibp"'
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         return self.batches.batch(*divmod(step, self.batches.steps_per_epoch))

@@ -38,7 +38,9 @@ def output_bounds(
     Needs evaluation mode where BatchNorm is used, so that a bound does not
     depend on the rest of the batch. Raises as `propagate`, and MethodError.
     """
-    return _bounds(model, x, eps, method, clip).ends()
+    bounds = _bounds(model, x, eps, method, clip)
+    with fitting(x):
+        return bounds.ends()
 
 
 def margin_bounds(
@@ -52,7 +54,8 @@ def margin_bounds(
     """
     bounds = _bounds(model, x, eps, method, clip)
     check_labels(labels, bounds.shape)
-    return bounds.margins(labels)
+    with fitting(x):
+        return bounds.margins(labels)
 
 
 def _bounds(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) -> Bounds:

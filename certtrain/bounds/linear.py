@@ -160,9 +160,9 @@ def _max_pool2d(visit: Visit, slope: Tensor) -> Back:
     window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
     _, chosen = F.max_pool2d(box.lower, *window, return_indices=True)
     positive, negative = _by_sign(slope)
-    places = chosen.flatten(2).unsqueeze(1).expand(-1, slope.shape[1], -1, -1)
-    back = slope.new_zeros(*slope.shape[:2], visit.shape[1], visit.shape[2] * visit.shape[3])
-    back = back.scatter_add(3, places, positive.flatten(3))
+    places = chosen.flatten(-2).unsqueeze(1).expand(-1, slope.shape[1], *[-1] * (chosen.dim() - 2))
+    back = slope.new_zeros(*slope.shape[:2], *visit.shape[1:]).flatten(-2)
+    back = back.scatter_add(-1, places, positive.flatten(-2))
     return Back(back.reshape(*slope.shape[:2], *visit.shape[1:]), _dot(negative, F.max_pool2d(box.upper, *window)))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from certtrain.bounds import linear
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.trace import BoundTrace, Clip, bound_logits, trace_bounds
-from certtrain.errors import MethodError
+from certtrain.errors import DataError, MethodError
 
 
 class Bounds(Protocol):
@@ -48,7 +48,10 @@ class LinearBounds:
 
 
 def _crown_ibp(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> LinearBounds:
-    return LinearBounds(trace_bounds(graph, x, eps, clip, with_clean=False))
+    trace = trace_bounds(graph, x, eps, clip, with_clean=False)
+    if len(trace.logits.shape) != 2:
+        raise DataError(f"linear bounds need logits of shape (B, K), but the network's are {tuple(trace.logits.shape)}")
+    return LinearBounds(trace)
 
 
 # From a network, inputs (B, …), ε and the range of inputs.

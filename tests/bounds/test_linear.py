@@ -12,6 +12,7 @@ from certtrain.bounds.graph import Add
 from certtrain.bounds.interval import Box
 from certtrain.bounds.relaxation import RELAXATIONS, relaxed
 from certtrain.bounds.trace import NONLINEAR
+from certtrain.errors import DataError
 
 BATCH = 3
 ELEMENTWISE = {name: layer for name, (layer, _) in MONOTONE.items() if type(layer) in RELAXATIONS}
@@ -180,3 +181,17 @@ def test_a_layer_that_nothing_uses_is_left_out():
     expected = output_bounds(model.used, x, 0.1)
     for mine, theirs in zip(output_bounds(model, x, 0.1, method="crown-ibp"), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_outputs_that_are_no_logits_are_an_error():
+    with pytest.raises(DataError, match=r"need logits of shape \(B, K\)"):
+        output_bounds(nn.Sequential(nn.ReLU()), torch.rand(3, 3, 3), 0.1, method="crown-ibp")
+
+
+def test_an_unbatched_maximum_is_followed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2)).double()
+    x = torch.rand(3, 4, 4, dtype=torch.float64)
+    lower, upper = output_bounds(model, x, 0.0, method="crown-ibp")
+    torch.testing.assert_close(lower, model(x))
+    torch.testing.assert_close(upper, model(x))
