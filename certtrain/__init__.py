@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from certtrain.modelfile import load_model as load_model
     from certtrain.objective import LossTerms as LossTerms
     from certtrain.objective import objective_terms as objective_terms
+    from certtrain.preset import load_preset as load_preset
     from certtrain.schedule import eps_at as eps_at
+    from certtrain.trainer import Surroundings as Surroundings
+    from certtrain.trainer import resume as resume
+    from certtrain.trainer import train as train
 
 __version__ = "0.1.0"
 
@@ -30,14 +34,18 @@ _HOME = {
     "CerttrainError": "errors",
     "InitRecord": "initialize",
     "LossTerms": "objective",
+    "Surroundings": "trainer",
     "certify": "certificate",
     "eps_at": "schedule",
     "ibp_init_": "initialize",
     "load_model": "modelfile",
+    "load_preset": "preset",
     "margin_bounds": "bounds.api",
     "objective_terms": "objective",
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
+    "resume": "trainer",
+    "train": "trainer",
 }
 __all__ = sorted(_HOME)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.interval import Box, interval_pass, taken_statistics
@@ -84,8 +84,8 @@ class Accumulated:
 
     @torch.no_grad()
     def _sums(self) -> Tensor | None:
-        """What the regularisers depend on, over the whole batch."""
-        if self.batch.regularizers is None:
+        """What the regularisers depend on, over the whole batch; None without them, or without ReLUs."""
+        if self.batch.regularizers is None or not any(isinstance(c.layer, nn.ReLU) for c in self.settings.graph.calls):
             return None
         with self.settings.forward():
             parts = [trace_sums(self._trace(x)) for x, _ in self._parts()]

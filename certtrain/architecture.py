@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from certtrain.layers import Graph
 from certtrain.section import Positive, Section
 
 Blocks = Annotated[int, Field(ge=1, le=64)]  # each is built before a file's tensors are compared with it
@@ -108,11 +109,12 @@ class ResNeXt(Residual):
     """Channels of a group in the first stage; a block gives twice as many as all its groups have."""
 
 
-Architecture = Annotated[CNN7 | DM | CNN | MLP | WideResNet | ResNeXt, Field(discriminator="name")]
+Named = CNN7 | DM | CNN | MLP | WideResNet | ResNeXt
+
+# What a model file may hold: all of it is data. A preset may name a Module as well, which is code.
+Architecture = Annotated[Named | Graph, Field(discriminator="name")]
 
 NETWORKS: dict[str, type[Section]] = {
-    name: section
-    for section in get_args(get_args(Architecture)[0])
-    for name in get_args(section.model_fields["name"].annotation)
+    name: section for section in get_args(Named) for name in get_args(section.model_fields["name"].annotation)
 }
-"""Each network's section by its name in a preset."""
+"""Each named network's section by its name in a preset."""

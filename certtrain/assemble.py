@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Generator, nn
 
+from certtrain.architecture import Architecture
 from certtrain.data import (
     NORMALIZATION,
     ImageSet,
@@ -15,11 +17,12 @@ from certtrain.data import (
     pixel_statistics,
     split_validation,
 )
-from certtrain.errors import DataError
+from certtrain.errors import DataError, ModelFileError, NetworkError
 from certtrain.initialize import InitRecord, initialize_
+from certtrain.layers import Module
 from certtrain.modelfile import Metadata, versions
 from certtrain.models import InputSpec, build_model
-from certtrain.preset import Preset, Scheme
+from certtrain.preset import Preset, Scheme, explain
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Images:
         return self.validation
 
 
-def load_run_images(preset: Preset, data_dir: Path | None, on_progress: Progress | None = None) -> Images:
+def load_run_images(preset: Preset, data_dir: str | Path | None, on_progress: Progress | None = None) -> Images:
     """Training, validation and test images of a preset.
 
     Raises DataError, before any training, if one is missing or they do not
@@ -66,9 +69,10 @@ def _training_parts(preset: Preset, train: ImageSet) -> tuple[ImageSet, ImageSet
 def load_split(metadata: Metadata, split: str, data_dir: Path | None, on_progress: Progress | None = None) -> ImageSet:
     """One split of the data set that a model file names: train, validation (as held out then), or test.
 
-    Raises DataError, also for the validation split of a run that held nothing out.
+    Raises DataError, also for the validation split of a run that held nothing
+    out, or ModelFileError if the file's preset cannot be read.
     """
-    channels, preset = metadata.input_shape[0], Preset.model_validate(metadata.preset)
+    channels, preset = metadata.input_shape[0], _preset_of(metadata)
     wanted = "test" if split == "test" else "train"
     images = load_images(metadata.dataset, wanted, data_dir=data_dir, channels=channels, on_progress=on_progress)
     if split == "test":
@@ -81,13 +85,20 @@ def load_split(metadata: Metadata, split: str, data_dir: Path | None, on_progres
     return held_out
 
 
+def _preset_of(metadata: Metadata) -> Preset:
+    try:
+        return Preset.model_validate(metadata.preset)
+    except ValidationError as error:
+        raise ModelFileError(f"the model file holds a preset that certtrain cannot read:\n{explain(error)}") from error
+
+
 def make_network(
     preset: Preset, train: ImageSet, scheme: Scheme | None = None
 ) -> tuple[nn.Sequential, list[InitRecord]]:
     """The preset's network for these images, initialised by its scheme and seed, or by another scheme."""
     mean, std = _normalization(preset, train)
     spec = InputSpec(train.input_shape, len(train.class_names), mean, std)
-    network = build_model(preset.model, spec)
+    network = build_model(_architecture(preset), spec)
     generator = Generator().manual_seed(derive_seed(preset.seed, "weights"))
     return network, initialize_(network, scheme or preset.init, generator)
 
@@ -95,7 +106,7 @@ def make_network(
 def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[str, Any] | None = None) -> Metadata:
     """What the model file of such a run says of itself."""
     return Metadata(
-        architecture=preset.model,
+        architecture=_architecture(preset),
         input_shape=train.input_shape,
         class_names=train.class_names,
         dataset=preset.data.name,
@@ -106,6 +117,12 @@ def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[s
         note=note,
         results=results,
     )
+
+
+def _architecture(preset: Preset) -> Architecture:
+    if isinstance(preset.model, Module):  # `settle` comes first, and a run's folder holds what it gives
+        raise NetworkError(f"the network of preset {preset.name!r} is code, which runs only when a run begins")
+    return preset.model
 
 
 def _normalization(preset: Preset, train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

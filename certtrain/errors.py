@@ -6,6 +6,7 @@ CerttrainError
 ├── DataError            a data set is missing, unreadable or of the wrong shape
 ├── MethodError          a bound method that is not known
 ├── UnsupportedLayer     a network holds something that no bound rule covers
+├── NetworkError         a user's own network cannot be had from its source, or does not fit what is asked
 ├── DeviceError          the asked-for device is not there, or too small
 ├── ModelFileError       a model file is missing, damaged or foreign
 ├── RunError             a run folder cannot be started or resumed
@@ -42,6 +43,10 @@ class MethodError(CerttrainError):
 
 class UnsupportedLayer(CerttrainError):
     """A network holds something that no bound rule covers."""
+
+
+class NetworkError(CerttrainError):
+    """A user's own network cannot be had from its source, or does not fit what is asked of it."""
 
 
 class DeviceError(CerttrainError):

@@ -81,7 +81,7 @@ class Stopped:
     step: int
     steps: int
     folder: Path
-    data_dir: Path | None
+    data_dir: str | Path | None
 
 
 @dataclass(frozen=True)

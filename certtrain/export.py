@@ -11,22 +11,23 @@ few, old and plain operators.
 import copy
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
+from certtrain.bounds.graph import LayerCall, LayerGraph, trace_layers
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MissingExtra, SoundnessError, StorageError, UnsupportedLayer
 from certtrain.folding import fold_batch_norm
 from certtrain.modelfile import Classifier, Metadata, load_model, save_model, versions
+from certtrain.operators import Operator, operators_of
 from certtrain.storage import write_atomic
 from certtrain.verify import check_fit
 
@@ -222,56 +223,10 @@ def _extra(module: str) -> ModuleType:
         raise MissingExtra(f'ONNX export needs more packages ({error}): pip install "certtrain[onnx]"') from error
 
 
-class Operator(NamedTuple):
-    """One ONNX operator. It takes what its layer takes, or the operator before it gives, and then its constants."""
-
-    type: str
-    constants: Mapping[str, Tensor | None] = MappingProxyType({})
-    attributes: Mapping[str, Any] = MappingProxyType({})
-
-
-def _normalize(layer: Normalize) -> list[Operator]:
-    return [Operator("Sub", {"mean": layer.mean}), Operator("Div", {"std": layer.std})]
-
-
-def _conv2d(layer: nn.Conv2d) -> list[Operator]:
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        raise UnsupportedLayer(f"a convolution with padding {layer.padding!r} of {layer.padding_mode!r}")
-    attributes = {
-        "kernel_shape": layer.kernel_size,
-        "strides": layer.stride,
-        "pads": layer.padding * 2,
-        "dilations": layer.dilation,
-        "group": layer.groups,
-    }
-    return [Operator("Conv", {"weight": layer.weight, "bias": layer.bias}, attributes)]
-
-
-def _linear(layer: nn.Linear) -> list[Operator]:
-    return [Operator("Gemm", {"weight": layer.weight, "bias": layer.bias}, {"transB": 1})]
-
-
-def _flatten(layer: nn.Flatten) -> list[Operator]:
-    if (layer.start_dim, layer.end_dim) != (1, -1):
-        raise UnsupportedLayer(f"{layer}: only the flattening of all but the batch dimension")
-    return [Operator("Flatten", {}, {"axis": 1})]
-
-
-# What each layer is in ONNX.
-OPERATORS: dict[type[nn.Module], Callable[..., list[Operator]]] = {
-    Normalize: _normalize,
-    nn.Conv2d: _conv2d,
-    nn.Linear: _linear,
-    nn.ReLU: lambda layer: [Operator("Relu")],
-    nn.Flatten: _flatten,
-    Add: lambda layer: [Operator("Add")],
-}
-
-
 def _onnx_model(graph: LayerGraph, metadata: Metadata) -> Any:
     """The ModelProto of a network of these layers."""
     helper = _extra("onnx.helper")
-    nodes, constants = _translate(graph)
+    nodes, constants = _translate(graph, metadata.input_shape)
     model = helper.make_model(
         helper.make_graph(
             nodes,
@@ -300,14 +255,15 @@ def _properties(metadata: Metadata) -> dict[str, str]:
     }
 
 
-def _translate(graph: LayerGraph) -> tuple[list[Any], list[Any]]:
+def _translate(graph: LayerGraph, input_shape: tuple[int, int, int]) -> tuple[list[Any], list[Any]]:
     """Nodes in order and the constants they read, each named after its layer."""
+    shapes = _shapes(graph, input_shape)
     values = [INPUT, *(call.name for call in graph.calls[:-1]), OUTPUT]
     nodes: list[Any] = []
     constants: list[Any] = []
     for call, output in zip(graph.calls, values[1:], strict=True):
         inputs = [values[i] for i in call.inputs]
-        for operator, result in _steps(call, output):
+        for operator, result in _steps(call, shapes[call.inputs[0]], output):
             tensors = _constants(call.name, operator)
             nodes.append(_node(operator, inputs + [tensor.name for tensor in tensors], result))
             constants.extend(tensors)
@@ -315,12 +271,18 @@ def _translate(graph: LayerGraph) -> tuple[list[Any], list[Any]]:
     return nodes, constants
 
 
-def _steps(call: LayerCall, output: str) -> Iterator[tuple[Operator, str]]:
+@torch.no_grad()
+def _shapes(graph: LayerGraph, input_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    """What each value is for one image, without the batch's dimension."""
+    return [input_shape, *(tuple(result.shape[1:]) for result in graph.results(torch.zeros(1, *input_shape)))]
+
+
+def _steps(call: LayerCall, given: tuple[int, ...], output: str) -> Iterator[tuple[Operator, str]]:
     """The operators that a layer is, each with the name of its result; the last gives `output`."""
-    if type(call.layer) not in OPERATORS:
-        known = ", ".join(sorted(layer.__name__ for layer in OPERATORS))
-        raise UnsupportedLayer(f"{call.name!r} is a {type(call.layer).__name__}, which is not exported; {known} are")
-    operators = OPERATORS[type(call.layer)](call.layer)
+    try:
+        operators = operators_of(call.layer, given)
+    except UnsupportedLayer as error:
+        raise UnsupportedLayer(f"{call.name!r} is not exported: {error}") from error
     between = [f"{call.name}.{operator.type.lower()}" for operator in operators[:-1]]
     return zip(operators, [*between, output], strict=True)
 

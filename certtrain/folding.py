@@ -3,40 +3,73 @@
 In evaluation mode BatchNorm is affine per channel: with s = γ/√(var + eps),
 BN(Wx + b) = (sW)x + s(b − mean) + β. The products are taken in float64 and
 rounded once to float32, so a folded network differs from its original by no
-more than rounding.
+more than rounding. A BatchNorm that no such layer comes before, as after a
+residual sum, stays.
 """
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from certtrain.bounds.graph import LayerCall, LayerGraph, trace_layers
+from certtrain.architecture import Architecture
+from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.errors import UnsupportedLayer
+from certtrain.graphs import graph_of, layers_of
+from certtrain.layers import Graph
 from certtrain.modelfile import Classifier, Metadata
 from certtrain.models import InputSpec, build_model
 
 NOTE = "BatchNorm folded; the results were measured before that"
+NOTE_OF_SOME = "BatchNorm folded where it follows a layer with weights; the results were measured before that"
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def fold_batch_norm(model: Classifier) -> Classifier:
-    """The same function of pixels (B, C, H, W) without BatchNorm: a new network on the CPU, in evaluation mode.
+    """The same function of pixels (B, C, H, W), its BatchNorm folded: a new network on the CPU, in evaluation mode.
 
-    Its metadata names the architecture without BatchNorm and says what was
-    done. A network that has no BatchNorm is copied as it is. Raises
-    UnsupportedLayer if a BatchNorm does not follow a convolution or linear
-    layer, or another layer uses that one's result too.
+    A BatchNorm is folded if it follows a convolution or linear layer whose
+    result nothing else uses. A network where there is none is copied as it is.
+    The metadata say what was done: they name the architecture without
+    BatchNorm, or list the layers where it has no such name. Raises
+    UnsupportedLayer if a BatchNorm has no running statistics.
     """
-    exact = copy.deepcopy(model).cpu().eval()
-    if not model.metadata.architecture.batch_norm:
-        return exact
-    folded = _fold(trace_layers(exact.double()))
-    state = {name: tensor for name, tensor in exact.state_dict().items() if name.rpartition(".")[0] not in folded}
-    return _build(_folded_metadata(model.metadata), state)
+    exact = copy.deepcopy(model).cpu().eval().double()
+    graph = layers_of(_body(exact))
+    folded = _fold(graph)
+    if not folded:
+        return exact.float()
+    rest = _without(graph, folded)
+    whole = not any(isinstance(call.layer, BATCH_NORMS) for call in rest.calls)
+    if whole and not isinstance(model.metadata.architecture, Graph):
+        return _named(model.metadata, exact.state_dict(), folded)
+    return _listed(model.metadata, exact.state_dict(), rest, NOTE if whole else NOTE_OF_SOME)
+
+
+def _named(metadata: Metadata, state: dict[str, Tensor], folded: set[str]) -> Classifier:
+    """The architecture of the same name without BatchNorm."""
+    architecture = metadata.architecture.model_copy(update={"batch_norm": False})
+    state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in folded}
+    return _build(_noted(metadata, architecture, NOTE), state)
+
+
+def _listed(metadata: Metadata, state: dict[str, Tensor], rest: LayerGraph, note: str) -> Classifier:
+    """The network of the layers that are left."""
+    found = graph_of(rest)
+    origin = metadata.architecture.origin if isinstance(metadata.architecture, Graph) else None
+    state = {name: tensor for name, tensor in state.items() if name.startswith("normalize.")}
+    state |= {f"network.{name}": tensor for name, tensor in found.state.items()}
+    return _build(_noted(metadata, found.graph.model_copy(update={"origin": origin}), note), state)
+
+
+def _body(model: Classifier) -> nn.Module:
+    """What comes after the normalisation."""
+    if isinstance(model.metadata.architecture, Graph):
+        return model.get_submodule("network")
+    return nn.Sequential(OrderedDict(list(model.named_children())[1:]))
 
 
 def _fold(graph: LayerGraph) -> set[str]:
@@ -47,8 +80,22 @@ def _fold(graph: LayerGraph) -> set[str]:
     return {norm.name for _, norm in pairs}
 
 
+def _without(graph: LayerGraph, folded: set[str]) -> LayerGraph:
+    """The other calls: what took a folded one's result takes what that was given."""
+    calls: list[LayerCall] = []
+    new = {0: 0}
+    for value, call in enumerate(graph.calls, start=1):
+        inputs = tuple(new[i] for i in call.inputs)
+        if call.name in folded:
+            new[value] = inputs[0]
+        else:
+            calls.append(call._replace(inputs=inputs))
+            new[value] = len(calls)
+    return LayerGraph(tuple(calls))
+
+
 def _pairs(graph: LayerGraph) -> Iterator[tuple[nn.Conv2d | nn.Linear, LayerCall]]:
-    """Each BatchNorm's call, after the layer that it follows."""
+    """Each BatchNorm's call that can be folded, after the layer that it follows."""
     users = Counter(value for call in graph.calls for value in call.inputs)
     calls = Counter(id(call.layer) for call in graph.calls)
     for call in graph.calls:
@@ -56,12 +103,8 @@ def _pairs(graph: LayerGraph) -> Iterator[tuple[nn.Conv2d | nn.Linear, LayerCall
             continue
         value = call.inputs[0]
         before = graph.calls[value - 1].layer if value else None
-        if not isinstance(before, (nn.Conv2d, nn.Linear)) or users[value] > 1 or calls[id(before)] > 1:
-            raise UnsupportedLayer(
-                f"{call.name!r} cannot be folded: a BatchNorm must follow a convolution or a linear layer "
-                "whose result nothing else uses"
-            )
-        yield before, call
+        if isinstance(before, (nn.Conv2d, nn.Linear)) and users[value] == 1 and calls[id(before)] == 1:
+            yield before, call
 
 
 def _fuse(layer: nn.Conv2d | nn.Linear, norm: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter]:
@@ -74,9 +117,8 @@ def _fuse(layer: nn.Conv2d | nn.Linear, norm: nn.Module, name: str) -> tuple[nn.
     )
 
 
-def _folded_metadata(metadata: Metadata) -> Metadata:
-    architecture = metadata.architecture.model_copy(update={"batch_norm": False})
-    note = f"{metadata.note}; {NOTE}" if metadata.note else NOTE
+def _noted(metadata: Metadata, architecture: Architecture, note: str) -> Metadata:
+    note = f"{metadata.note}; {note}" if metadata.note else note
     return metadata.model_copy(update={"architecture": architecture, "note": note})
 
 

@@ -15,7 +15,7 @@ from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
 from certtrain.data import ImageSet, to_unit
 from certtrain.diagnostics import AT_START, Finding, LayerMeans, LayerState, layer_means, layer_states, worst
-from certtrain.errors import EpsilonError, NonFiniteError
+from certtrain.errors import EpsilonError, NetworkError, NonFiniteError
 from certtrain.initialize import InitRecord
 from certtrain.modelfile import Classifier
 from certtrain.preset import Preset, Scheme
@@ -90,9 +90,12 @@ def inspect_model(
 ) -> list[LayerState]:
     """The state of each ReLU layer over `images` in boxes of radius `eps`.
 
-    Raises DataError if the images do not fit, NonFiniteError if bounds are not finite.
+    Raises DataError if the images do not fit, NonFiniteError if bounds are not
+    finite, NetworkError if there is no ReLU.
     """
     check_fit(model, images)
+    if not any(isinstance(call.layer, nn.ReLU) for call in boundable(model).calls):
+        raise NetworkError("the network has no ReLU layer, and so no states of ReLUs to show")
     return layer_states(_traces(model.eval(), images, eps, batch_size, on_progress))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from certtrain.architecture import Architecture
-from certtrain.errors import DataError, ModelFileError
+from certtrain.errors import DataError, ModelFileError, NetworkError
 from certtrain.models import InputSpec, build_model
 from certtrain.preset import explain
 from certtrain.storage import check_model_file, write_atomic
@@ -92,7 +92,7 @@ def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequentia
     try:
         with torch.device("meta"):
             network = build_model(metadata.architecture, spec)
-    except (DataError, RuntimeError) as error:
+    except (DataError, NetworkError, RuntimeError) as error:
         raise ValueError(str(error)) from error
     _check_tensors(network, tensors)
     network.load_state_dict(tensors, assign=True)
@@ -129,7 +129,7 @@ def _check_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinity")
-        if name.endswith(("running_var", "normalize.std")) and bool((tensor < 0).any()):
+        if name.endswith(("running_var", ".std")) and bool((tensor < 0).any()):
             raise ValueError(f"{name} is negative")
-    if not bool((tensors["normalize.std"] > 0).all()):
-        raise ValueError("normalize.std holds a zero")
+        if name.endswith(".std") and not bool((tensor > 0).all()):
+            raise ValueError(f"{name} holds a zero")

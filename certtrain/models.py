@@ -9,6 +9,8 @@ from certtrain.architecture import CNN, CNN7, DM, MLP, Architecture, Residual, R
 from certtrain.blocks import Layers, ResidualBlock, Shape, append_layer, output_shape
 from certtrain.bounds.graph import Normalize
 from certtrain.errors import DataError
+from certtrain.graphs import build_graph
+from certtrain.layers import Graph
 from certtrain.section import Section
 
 
@@ -25,14 +27,20 @@ class InputSpec:
 def build_model(architecture: Architecture, spec: InputSpec) -> nn.Sequential:
     """An untrained network of named layers, from pixels (B, C, H, W) to logits (B, K).
 
+    A graph's layers come after the normalisation, all of them under "network".
+
     Raises DataError if the images are too small for it, or the normalisation
-    has another number of channels than the images.
+    has another number of channels than the images; NetworkError if a graph's
+    layers do not fit the images or the classes.
     """
     if not len(spec.mean) == len(spec.std) == spec.shape[0]:
         raise DataError(
             f"images have {spec.shape[0]} channels, but mean and std have {len(spec.mean)} and {len(spec.std)}"
         )
     layers = Layers(normalize=Normalize(spec.mean, spec.std))
+    if isinstance(architecture, Graph):
+        layers["network"] = build_graph(architecture, spec.shape, spec.classes)
+        return nn.Sequential(layers)
     features = BUILDERS[type(architecture)](architecture, spec.shape, layers)
     layers["head"] = nn.Linear(features, spec.classes)
     return nn.Sequential(layers)

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from certtrain.architecture import NETWORKS, Architecture
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError, PresetError
+from certtrain.layers import SECTIONS, Graph, Module
 from certtrain.section import Positive, Section
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
@@ -138,7 +140,7 @@ class Preset(Section):
     init: Scheme = "ibp"
     """How the weights start."""
     data: DataSection
-    model: Architecture
+    model: Annotated[Architecture | Module, Field(discriminator="name")]
     eps: EpsSection
     train: TrainSection
     bounds: BoundsSection = BoundsSection()
@@ -172,15 +174,16 @@ def preset_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in preset_folder().iterdir() if f.name.endswith(".toml"))
 
 
-def load_preset(name_or_file: str, overrides: dict[str, Any] | None = None) -> Preset:
-    """The preset of that name, or in that .toml or .json file, with fields replaced.
+def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
+    """The preset of that name, in that .toml or .json file, or of these fields, with some of them replaced.
 
-    `overrides` maps dotted paths to values ({"train.epochs": 3}). Another
-    network's name brings that network's own defaults; only batch_norm, which
-    means the same in every network, stays as it was.
+    Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
+    maps dotted paths to values ({"train.epochs": 3}). Another network's name
+    brings that network's own defaults; only batch_norm, which means the same
+    in every network, stays as it was.
     Raises PresetError that names the file and each wrong field.
     """
-    values = _read(name_or_file)
+    values = _copied(source) if isinstance(source, Mapping) else _read(str(source))
     if overrides and "model.name" in overrides:
         _change_network(values, overrides["model.name"])
     for path, value in (overrides or {}).items():
@@ -188,7 +191,8 @@ def load_preset(name_or_file: str, overrides: dict[str, Any] | None = None) -> P
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        raise PresetError(f"preset {name_or_file!r} is not valid:\n{explain(error)}") from error
+        title = values.get("name", "given") if isinstance(source, Mapping) else str(source)
+        raise PresetError(f"preset {title!r} is not valid:\n{explain(error)}") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -221,6 +225,10 @@ def _read(name_or_file: str) -> dict[str, Any]:
     return values
 
 
+def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
+
+
 def _replace(values: dict[str, Any], path: str, value: Any) -> None:
     *sections, field = path.split(".")
     for section in sections:
@@ -234,7 +242,8 @@ def _change_network(values: dict[str, Any], name: Any) -> None:
     """Let go of the fields that speak of another network than `name`."""
     model = values.get("model")
     if isinstance(model, dict) and model.get("name") != name:
-        values["model"] = {field: value for field, value in model.items() if field == "batch_norm"}
+        kept = ["batch_norm"] if str(name) in NETWORKS else []
+        values["model"] = {field: value for field, value in model.items() if field in kept}
 
 
 def explain(error: ValidationError) -> str:
@@ -257,17 +266,19 @@ def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
 
 
 def _suggest(field: str, network: str | None) -> str:
+    networks: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": Module}
     sections: list[type[Section]] = [
         Preset,
         DataSection,
-        *NETWORKS.values(),
+        *networks.values(),
+        *SECTIONS.values(),
         EpsSection,
         BoundsSection,
         RegularizerSection,
         TrainSection,
     ]
     if network is not None:
-        sections = [NETWORKS[network]]
+        sections = [networks[network]]
     known = dict.fromkeys(name for section in sections for name in section.model_fields)
     near = difflib.get_close_matches(field, known, n=1)
     if near or network is None:

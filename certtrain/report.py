@@ -9,7 +9,9 @@ from certtrain.epsilon import format_eps
 from certtrain.errors import MissingExtra
 from certtrain.history import Layer, Results, Run, read_run
 from certtrain.html import Cell, Html, number, percent
+from certtrain.layers import Graph
 from certtrain.pictures import ACCURACIES, curve_pictures, layer_pictures
+from certtrain.preset import Preset
 from certtrain.section import Section
 from certtrain.storage import write_atomic
 
@@ -111,7 +113,7 @@ def _settings(run: Run) -> Iterator[tuple[Cell, Cell]]:
     held_out = f"; {preset.data.validation:,} training examples held out" if preset.data.validation else ""
     yield "preset", preset.name
     yield "data set", f"{preset.data.name}{_images(run)}{held_out}"
-    yield "network", f"{preset.model.name}: {_fields(preset.model)}"
+    yield "network", _network(preset)
     yield "parameters", None if run.weights is None else run.weights.parameters
     yield "initialisation", preset.init
     yield "ε", f"{format_eps(preset.eps.max)}; {_ramp(run)}"
@@ -128,8 +130,17 @@ def _images(run: Run) -> str:
     return f": images of {shape}, {len(names)} classes ({some})"
 
 
+def _network(preset: Preset) -> str:
+    """The architecture's name and fields; of a list of layers, where it comes from and how many they are."""
+    if not isinstance(preset.model, Graph):
+        return f"{preset.model.name}: {_fields(preset.model)}"
+    origin = preset.model.origin
+    arguments = [f"{name} {value}" for name, value in origin.arguments.items()] if origin else []
+    return f"{preset.model.title}: {', '.join([*arguments, f'{len(preset.model.layers)} layers'])}"
+
+
 def _fields(section: Section) -> str:
-    values = {name: value for name, value in section.model_dump(mode="json").items() if name != "name"}
+    values = section.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in values.items())
 
 

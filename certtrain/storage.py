@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from certtrain.errors import ModelFileError, RunError, StorageError
+from certtrain.errors import ModelFileError, NetworkError, RunError, StorageError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -84,6 +84,15 @@ def check_model_file(path: Path) -> None:
         raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
+
+
+def check_source(path: Path) -> None:
+    """Raise NetworkError unless there is a Python file at `path` that can be read."""
+    try:
+        path.read_bytes()
+    except OSError as error:
+        where = "" if path.is_absolute() else f" in the current folder, {Path.cwd()},"
+        raise NetworkError(f"the source file {path}{where} cannot be read: {error.strerror or error}") from error
 
 
 def check_new_run(path: Path) -> None:

@@ -8,7 +8,7 @@ first of them decides what depends on the clock, speaks, writes and verifies.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from certtrain.attack import PGD
 from certtrain.checkpoint import Progress, RunFolder, collect, put_back
 from certtrain.compiling import check_compile, will_compile
 from certtrain.data import Augmentation, Batches
+from certtrain.device import choose_device
 from certtrain.diagnostics import LayerState, layer_states, relu_units, worst
 from certtrain.distributed import ALONE, Group
 from certtrain.errors import CerttrainError, DeviceError, NonFiniteError, RunError
@@ -30,6 +31,7 @@ from certtrain.modelfile import Classifier, save_model
 from certtrain.precision import check_precision, tensor_cores
 from certtrain.preset import Preset
 from certtrain.report import write_report
+from certtrain.source import changed_source, settle
 from certtrain.step import Stepper
 from certtrain.storage import write_json
 from certtrain.verify import Point, Report, check_fit, verify
@@ -47,13 +49,13 @@ NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured at the end of a
 class Surroundings:
     """What a run works with that does not decide its result.
 
-    data_dir: where the data are, as for `load_images`. device: "cpu" or "cuda".
+    data_dir: where the data are, as for `load_images`. device: "cpu", "cuda" or "auto".
     should_stop: asked before each step; a reason stops the run at a checkpoint.
     emit: hears of everything that happens.
     group: the processes that train together; `should_stop` and `emit` are used in the first of them alone.
     """
 
-    data_dir: Path | None = None
+    data_dir: str | Path | None = None
     device: str = "cpu"
     should_stop: Callable[[], str | None] = lambda: None
     emit: Listener = lambda event: None
@@ -65,21 +67,31 @@ class Surroundings:
             self.emit(event)
 
 
-def train(preset: Preset, out: Path, surroundings: Surroundings = Surroundings()) -> Report | None:
+def train(preset: Preset, out: str | Path, surroundings: Surroundings = Surroundings()) -> Report | None:
     """Train by `preset` into the new folder `out`, verify on the test set, and write model, results and report.
 
-    The result is None if the run was stopped. Raises a CerttrainError.
+    The code of a network of the user's own is run here, and its layers are kept
+    with the run. The result is None if the run was stopped. Raises a CerttrainError.
     """
+    surroundings = _placed(surroundings)
     images = _prepare(preset, surroundings)  # the folder comes last, so that no error before it leaves one behind
-    trainer = Trainer(preset, RunFolder(out), images, surroundings)
-    trainer.folder = surroundings.group.lead(lambda: RunFolder.create(out, preset))
+    preset = surroundings.group.lead(lambda: settle(preset, images.train))
+    trainer = Trainer(preset, RunFolder(Path(out)), images, surroundings)
+    trainer.folder = surroundings.group.lead(lambda: RunFolder.create(Path(out), preset))
     return trainer.run()
 
 
-def resume(out: Path, surroundings: Surroundings = Surroundings()) -> Report | None:
-    """Go on with the run in `out` from its last checkpoint. As `train` otherwise."""
-    folder, preset = surroundings.group.lead(lambda: RunFolder.open(out))
+def resume(out: str | Path, surroundings: Surroundings = Surroundings()) -> Report | None:
+    """Go on with the run in `out` from its last checkpoint, with the layers it began with. As `train` otherwise."""
+    surroundings = _placed(surroundings)
+    folder, preset = surroundings.group.lead(lambda: RunFolder.open(Path(out)))
+    if file := changed_source(preset):
+        surroundings.tell(Note(f"{file} has changed; the run goes on with the network as it was when it began"))
     return Trainer(preset, folder, _prepare(preset, surroundings), surroundings).run()
+
+
+def _placed(surroundings: Surroundings) -> Surroundings:
+    return replace(surroundings, device=choose_device(surroundings.device))
 
 
 def _prepare(preset: Preset, surroundings: Surroundings) -> Images:

@@ -9,7 +9,7 @@ import torch
 from certtrain import assemble
 from certtrain.assemble import Images, describe, load_run_images, load_split, make_network
 from certtrain.data import ImageSet
-from certtrain.errors import DataError
+from certtrain.errors import DataError, ModelFileError, NetworkError
 from certtrain.preset import Preset, load_preset
 
 
@@ -56,6 +56,18 @@ def test_a_run_that_held_nothing_out_has_no_validation_split():
     assert len(load_split(metadata, "train", None)) == 1437
     with pytest.raises(DataError, match="held no validation examples out"):
         load_split(metadata, "validation", None)
+
+
+def test_a_model_file_s_preset_that_cannot_be_read_is_one_error():
+    metadata = describe(digits(), images().train).model_copy(update={"preset": {"name": "own"}})
+    with pytest.raises(ModelFileError, match=r"holds a preset that certtrain cannot read:\n  data: Field required"):
+        load_split(metadata, "test", None)
+
+
+def test_a_network_is_not_made_from_code():
+    preset = load_preset("digits", {"model": {"name": "module", "source": "mynet.py:MyNet"}})
+    with pytest.raises(NetworkError, match="code, which runs only when a run begins"):
+        make_network(preset, images().train)
 
 
 def test_training_and_test_images_must_fit_each_other(monkeypatch: pytest.MonkeyPatch):

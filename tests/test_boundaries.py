@@ -55,6 +55,8 @@ def test_the_engine_loads_neither_rich_nor_typer():
     [
         "certtrain",
         "certtrain.architecture",
+        "certtrain.layers",
+        "certtrain.shapes",
         "certtrain.preset",
         "certtrain.report",
         "certtrain.errors",
@@ -80,6 +82,7 @@ def test_light_modules_load_no_torch(module: str):
         ("train", "--preset", "none"),
         ("train", "--preset", "digits", "--set", "train.epochs=0"),
         ("train", "--preset", "digits", "--out", "tests"),
+        ("train", "--preset", "digits", "--set", "model={name='module', source='none.py:Net'}"),
         ("train", "--resume", "none"),
         ("verify", "none"),
         ("verify", "tests"),

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from certtrain import export as exporting
 from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
-from certtrain.bounds.graph import Add, trace_layers
+from certtrain.bounds.graph import Add, Normalize, trace_layers
+from certtrain.bounds.interval import RULES
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import DataError, MissingExtra, SoundnessError, StorageError, UnsupportedLayer
 from certtrain.export import compare, export, export_onnx, export_weights, onnx_runner
 from certtrain.folding import _fold, fold_batch_norm
+from certtrain.layers import Graph, Origin, Shared
 from certtrain.modelfile import Classifier, Metadata, load_model
 from certtrain.models import InputSpec, build_model
+from certtrain.operators import OPERATORS as OPERATORS_OF_LAYERS
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None,
@@ -47,10 +50,11 @@ with_and_without = pytest.mark.parametrize("batch_norm", [True, False], ids=["ba
 def classifier(architecture: Architecture, batch_norm: bool = True, seed: int = 0) -> Classifier:
     """An untrained network whose BatchNorm has something to do: scales of both signs, some of them tiny."""
     torch.manual_seed(seed)
-    architecture = architecture.model_copy(update={"batch_norm": batch_norm})
+    if not isinstance(architecture, Graph):
+        architecture = architecture.model_copy(update={"batch_norm": batch_norm})
     network = build_model(architecture, InputSpec(SHAPE, 3, (0.4, 0.5), (0.2, 0.3)))
     for layer in network.modules():
-        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine:
             scramble(layer)
     metadata = Metadata(
         architecture=architecture,
@@ -196,19 +200,23 @@ def test_residual_sums_are_folded_branch_by_branch() -> None:
     [
         pytest.param([nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3)], id="first"),
         pytest.param([nn.Conv2d(2, 2, 3), nn.ReLU(), nn.BatchNorm2d(2)], id="after a ReLU"),
-        pytest.param([nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)], id="no statistics"),
         pytest.param([conv := nn.Conv2d(2, 2, 3), nn.ReLU(), conv, nn.BatchNorm2d(2)], id="used twice"),
     ],
 )
-def test_what_cannot_be_folded_is_an_error_with_its_name(layers: list[nn.Module]) -> None:
-    graph = trace_layers(nn.Sequential(*layers).eval())
-    name = next(call.name for call in graph.calls if isinstance(call.layer, nn.BatchNorm2d))
-    with pytest.raises(UnsupportedLayer, match=f"'{name}' cannot be folded"):
-        _fold(graph)
+def test_what_no_layer_can_take_in_is_not_folded(layers: list[nn.Module]) -> None:
+    before = copy.deepcopy(conv.state_dict())
+    assert _fold(trace_layers(nn.Sequential(*layers).eval())) == set()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in conv.state_dict().items())
+
+
+def test_batch_norm_without_statistics_is_an_error_with_its_name() -> None:
+    layers = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
+    with pytest.raises(UnsupportedLayer, match="'1' cannot be folded: it keeps no running statistics"):
+        _fold(trace_layers(layers.eval()))
 
 
 def test_a_value_that_something_else_uses_is_not_folded() -> None:
-    class Shared(nn.Module):
+    class UsedTwice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.bn = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
@@ -218,8 +226,88 @@ def test_a_value_that_something_else_uses_is_not_folded() -> None:
             out: Tensor = self.bn(y) + y
             return out
 
-    with pytest.raises(UnsupportedLayer, match="nothing else uses"):
-        _fold(trace_layers(Shared().eval()))
+    assert _fold(trace_layers(UsedTwice().eval())) == set()
+
+
+# --- folding a graph ---------------------------------------------------------------------------------------
+
+# What is folded: bn1 into conv1 and, called twice, bn2 into conv2 and conv3. What is not: bn0 after a sum, the second
+# call of bn1, and bn4, whose convolution is called twice.
+LAYERS: list[dict[str, Any]] = [
+    {"name": "conv1", "type": "Conv2d", "in_channels": 2, "out_channels": 4, "kernel_size": 3, "bias": False},
+    {"name": "part.bn1", "type": "BatchNorm2d", "num_features": 4},
+    {"name": "relu1", "type": "ReLU"},
+    {"name": "conv2", "type": "Conv2d", "in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1},
+    {"name": "bn2", "type": "BatchNorm2d", "num_features": 4},
+    {"name": "sum", "type": "Add", "inputs": ["bn2", "relu1"]},
+    {"name": "bn0", "type": "BatchNorm2d", "num_features": 4, "affine": False},
+    {"name": "relu2", "type": "ReLU"},
+    {"name": "conv3", "type": "Conv2d", "in_channels": 4, "out_channels": 4, "kernel_size": 1},
+    {"name": "bn2_again", "type": "Shared", "layer": "bn2"},
+    {"name": "relu3", "type": "ReLU"},
+    {"name": "bn1_again", "type": "Shared", "layer": "part.bn1"},
+    {"name": "conv4", "type": "Conv2d", "in_channels": 4, "out_channels": 4, "kernel_size": 1},
+    {"name": "bn4", "type": "BatchNorm2d", "num_features": 4},
+    {"name": "relu4", "type": "ReLU"},
+    {"name": "conv4_again", "type": "Shared", "layer": "conv4"},
+    {"name": "flat", "type": "Flatten"},
+    {"name": "hidden", "type": "Linear", "in_features": 144, "out_features": 8},
+    {"name": "bn5", "type": "BatchNorm1d", "num_features": 8},
+    {"name": "relu5", "type": "ReLU"},
+    {"name": "head", "type": "Linear", "in_features": 8, "out_features": 3},
+]
+KEPT = ["bn0", "bn1_again", "bn4"]
+
+
+def listed(layers: list[dict[str, Any]]) -> Classifier:
+    """A classifier of these layers, whose BatchNorm has something to do."""
+    origin = {"source": "mynet.py:MyNet"}
+    return classifier(Graph.model_validate({"name": "graph", "layers": layers, "origin": origin}))
+
+
+def test_a_graph_loses_what_is_folded_and_keeps_the_rest() -> None:
+    model = listed(LAYERS)
+    before = copy.deepcopy(model.state_dict())
+    folded = fold_batch_norm(model)
+    architecture = folded.metadata.architecture
+    assert isinstance(architecture, Graph)
+    assert architecture.origin == Origin(source="mynet.py:MyNet")
+    folded_away = ("part.bn1", "bn2", "bn2_again", "bn5")
+    assert [layer.name for layer in architecture.layers] == [
+        layer["name"] for layer in LAYERS if layer["name"] not in folded_away
+    ]
+    assert [layer.name for layer in architecture.layers if isinstance(layer, Shared)] == ["conv4_again"]
+    assert architecture.layers[0].bias
+    assert folded.metadata.note.startswith("BatchNorm folded where it follows a layer with weights")
+    assert close(folded(points(20)), model(points(20)))
+    assert close(folded.double()(points(20).double()), copy.deepcopy(model).double()(points(20).double()), 3e-7)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_graph_may_lose_all_its_batch_norm() -> None:
+    kept = [layer for layer in LAYERS if layer["name"] not in KEPT]
+    folded = fold_batch_norm(listed(kept))
+    assert not any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in folded.modules())
+    assert folded.metadata.note.startswith("BatchNorm folded; the results")
+
+
+def test_a_graph_without_foldable_batch_norm_is_copied_bit_for_bit() -> None:
+    model = listed([LAYERS[1] | {"num_features": 2}, *LAYERS[-5:-4], LAYERS[-4] | {"in_features": 128}, *LAYERS[-2:]])
+    folded = fold_batch_norm(model)
+    assert folded.metadata == model.metadata
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in folded.state_dict().items())
+
+
+@needs_onnx
+def test_a_graph_is_exported_with_the_batch_norm_that_stays(tmp_path: Path) -> None:
+    model = listed(LAYERS)
+    done = export(model, images(), weights=tmp_path / "w.safetensors", onnx=tmp_path / "n.onnx")
+    assert [comparison.same_classes for comparison in done] == [70, 70]
+    operators = [node.op_type for node in exported(model, tmp_path).graph.node]
+    assert operators.count("BatchNormalization") == len(KEPT)
+    assert close(onnx_runner(tmp_path / "n.onnx")(points(20)), model(points(20)))
+    loaded = load_model(tmp_path / "w.safetensors")
+    assert torch.equal(loaded(points(4)), fold_batch_norm(model)(points(4)))
 
 
 def test_the_weights_file_holds_the_folded_network(cnn: Classifier, tmp_path: Path) -> None:
@@ -306,11 +394,80 @@ def test_residual_sums_are_exported(cnn: Classifier, tmp_path: Path) -> None:
     assert close(onnx_runner(tmp_path / "block.onnx")(points(3)), folded(points(3)))
 
 
+# Layers with arguments unlike the defaults, and what they take.
+OPERATORS: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Conv2d(2, 3, (3, 2), (2, 1), (1, 0), (1, 2)), SHAPE),
+    (nn.Conv2d(2, 4, 3, padding="same", dilation=2, groups=2), SHAPE),
+    (nn.Conv2d(2, 4, 3, padding="valid", bias=False), SHAPE),
+    (nn.BatchNorm2d(2, eps=0.1), SHAPE),
+    (nn.BatchNorm2d(2, affine=False), SHAPE),
+    (nn.BatchNorm1d(5), (5,)),
+    (nn.MaxPool2d(3, 2, 1, dilation=2), SHAPE),
+    (nn.MaxPool2d(3, 2, ceil_mode=True), SHAPE),
+    (nn.MaxPool2d(2, 3, 1, ceil_mode=True), SHAPE),
+    (nn.AvgPool2d(3, 2, 1), SHAPE),
+    (nn.AvgPool2d(3, 2, 1, count_include_pad=False), SHAPE),
+    (nn.AvgPool2d((3, 2), 3, 1, ceil_mode=True), SHAPE),
+    (nn.AvgPool2d(3, 2, ceil_mode=True), SHAPE),
+    (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), SHAPE),
+    (nn.AvgPool2d(3, 2, 1, ceil_mode=True, divisor_override=5), SHAPE),
+    (nn.AdaptiveAvgPool2d(1), SHAPE),
+    (nn.AdaptiveAvgPool2d((4, None)), SHAPE),
+    (nn.Flatten(), SHAPE),
+    (nn.Flatten(1, 3), SHAPE),
+    (nn.Identity(), SHAPE),
+    (nn.Dropout(0.5), SHAPE),
+    (nn.ReLU(), SHAPE),
+    (nn.LeakyReLU(0.3), SHAPE),
+    (nn.Sigmoid(), SHAPE),
+    (nn.Tanh(), SHAPE),
+    (nn.Linear(5, 3, bias=False), (5,)),
+    (Normalize((0.1, 0.7), (0.3, 1.1)), SHAPE),
+]
+
+
 @needs_onnx
-def test_a_layer_that_is_not_exported_is_named(cnn: Classifier) -> None:
-    graph = trace_layers(nn.Sequential(nn.Conv2d(2, 2, 3), nn.Tanh()))
-    with pytest.raises(UnsupportedLayer, match=r"'1' is a Tanh, which is not exported; .*Conv2d"):
-        exporting._onnx_model(graph, cnn.metadata)
+@pytest.mark.parametrize(("layer", "shape"), OPERATORS, ids=lambda value: str(value))
+def test_every_layer_is_exported_as_what_it_computes(layer: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    import onnx
+
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine:
+        scramble(layer)
+    expected = layer.eval()(x)
+    nodes, constants = exporting._translate(trace_layers(layer), shape)
+    given, found = (
+        onnx.helper.make_tensor_value_info(name, 1, ["batch", *value.shape[1:]])
+        for name, value in (("pixels", x), ("logits", expected))
+    )
+    graph = onnx.helper.make_graph(nodes, "layer", [given], [found], constants)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
+    onnx.checker.check_model(proto, full_check=True)
+    (tmp_path / "layer.onnx").write_bytes(proto.SerializeToString())
+    assert close(onnx_runner(tmp_path / "layer.onnx")(x), expected.detach())
+
+
+def test_every_layer_with_a_rule_has_operators() -> None:
+    assert OPERATORS_OF_LAYERS.keys() == RULES.keys()
+    assert {type(layer) for layer, _ in OPERATORS} | {Add} == RULES.keys()
+
+
+NOT_EXPORTED: list[tuple[nn.Module, str]] = [
+    (nn.GELU(), r"it is a GELU; what can be exported are .*Conv2d"),
+    (nn.Flatten(1, 2), "only the flattening of all but the batch dimension"),
+    (nn.Linear(8, 3), r"needs flat inputs, and these have shape \(2, 8, 8\)"),
+    (nn.AdaptiveAvgPool2d(3), "8×8 values are no multiple of its output's"),
+    (nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True), "reach so far over the end"),
+    (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "pads by 'circular'"),
+    (nn.BatchNorm2d(2, track_running_stats=False), "keeps no running statistics"),
+]
+
+
+@pytest.mark.parametrize(("layer", "message"), NOT_EXPORTED, ids=lambda value: str(value))
+def test_a_layer_that_is_not_exported_is_named(layer: nn.Module, message: str) -> None:
+    graph = trace_layers(nn.Sequential(nn.Identity(), layer))
+    with pytest.raises(UnsupportedLayer, match=f"'1' is not exported: .*{message}"):
+        exporting._translate(graph, SHAPE)
 
 
 @pytest.mark.parametrize("absent", ["onnx", "onnxruntime"])

@@ -18,9 +18,22 @@ from torch import Tensor, nn
 from certtrain import load_model
 from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.errors import ModelFileError, StorageError
+from certtrain.layers import Graph
 from certtrain.modelfile import KEY, save_model
 
+LAYERS: list[dict[str, Any]] = [
+    {"name": "conv", "type": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3, "padding": 1},
+    {"name": "part.bn", "type": "BatchNorm2d", "num_features": 1},
+    {"name": "part.again", "type": "Shared", "layer": "conv"},
+    {"name": "sum", "type": "Add", "inputs": ["part.again", "input"]},
+    {"name": "relu", "type": "ReLU"},
+    {"name": "scale", "type": "Normalize", "mean": [0.5], "std": [0.5]},
+    {"name": "flat", "type": "Flatten"},
+    {"name": "head", "type": "Linear", "in_features": 4, "out_features": 3},
+]
+GRAPH = Graph.model_validate({"name": "graph", "layers": LAYERS})
 ARCHITECTURES: list[Architecture] = [
+    GRAPH,
     MLP(name="mlp", hidden=(8, 4)),
     MLP(name="mlp", hidden=(8,), batch_norm=False),
     CNN(name="cnn", channels=(2, 3), kernels=(3, 3), strides=(1, 2), linear=(4,)),
@@ -40,7 +53,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"{a.name} {a.batch_norm}")
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: str(a)[:40])
 def test_a_saved_model_comes_back(architecture: Architecture, tmp_path: Path):
     described = metadata(architecture=architecture, note="untrained", results={"natural_accuracy": 0.5})
     original = network(described)
@@ -182,6 +195,50 @@ GIGANTIC = {
 }
 
 
+def listed(*layers: dict[str, Any]) -> dict[str, Any]:
+    """A header's change: an architecture of these layers."""
+    return {"architecture": {"name": "graph", "layers": list(layers)}}
+
+
+def line(count: int, **changes: Any) -> dict[str, Any]:
+    """So many small convolutions in groups of groups, and a head that fits what they give, and the file's classes."""
+    conv = {"type": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 1} | changes
+    names = (".".join(f"{letter}{number}" for letter in "abcdefgh") for number in range(count))
+    return listed(*({"name": name} | conv for name in names), *LAYERS[-2:])
+
+
+def one(kind: str, **fields: Any) -> dict[str, Any]:
+    """One layer, before a head."""
+    return listed({"name": "a", "type": kind} | fields, *LAYERS[-2:])
+
+
+GIGANTIC |= {
+    "many layers": line(1000),
+    "too many layers": line(10**5),
+    "wide layers": line(1000, in_channels=2**20, out_channels=2**20, kernel_size=2**20),
+    "beyond 64 bits, a layer": one("Conv2d", in_channels=1, out_channels=10**30, kernel_size=1),
+    "huge convolution": one("Conv2d", in_channels=1, out_channels=2**20, kernel_size=2**20, padding=2**19),
+    "huge linear layer": listed(LAYERS[-2], {"name": "l", "type": "Linear", "in_features": 4, "out_features": 2**20}),
+    "huge averages": one("AdaptiveAvgPool2d", output_size=2**20),
+    "huge window": one("MaxPool2d", kernel_size=2**20, padding=2**19, stride=1),
+    "huge padding": one("Conv2d", in_channels=1, out_channels=1, kernel_size=1, padding=2**20),
+    "many means": one("Normalize", mean=[0.0] * 10**6, std=[1.0] * 10**6),
+    "long name": one("ReLU", name="a" * 10**6),
+    "deep name": one("ReLU", name=".".join("a" * 10**5)),
+    "deep arguments": {
+        "architecture": {"name": "graph", "layers": LAYERS, "origin": json.loads('{"a":' * 900 + "1" + "}" * 900)}
+    },
+    "cycle": listed(LAYERS[0] | {"inputs": ["head"]}, *LAYERS[-2:]),
+    "itself": listed(LAYERS[0] | {"inputs": ["conv"]}, *LAYERS[-2:]),
+    "inputs": listed(LAYERS[0] | {"inputs": ["input"] * 10**5}, *LAYERS[-2:]),
+    "python": one("eval"),
+    "dunder": one("__import__"),
+    "torch's own": one("ReLU", name="forward"),
+    "our own": one("ReLU", name="_graph"),
+    "code": {"architecture": {"name": "module", "source": "evil.py:Net"}},
+}
+
+
 @pytest.mark.parametrize("name", GIGANTIC)
 def test_a_header_that_asks_for_a_gigantic_network_costs_nothing(name: str, path: Path):
     with_header(path, GIGANTIC[name])
@@ -190,6 +247,19 @@ def test_a_header_that_asks_for_a_gigantic_network_costs_nothing(name: str, path
         load_model(path)
     assert time.monotonic() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_no_code_is_run_that_a_file_names(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('it was run')\n", encoding="utf-8")
+    module = {"name": "module", "source": "evil.py:Net"}
+    with pytest.raises(ModelFileError, match=r"'module' .* does not match any of the expected tags"):
+        load_model(with_header(path, {"architecture": module}))
+    described = metadata(architecture=GRAPH)
+    save_model(path, network(described), described)
+    origin = {"source": "evil.py:Net"}
+    change = {"architecture": described.model_dump(mode="json")["architecture"] | {"origin": origin}}
+    assert load_model(with_header(path, change | {"preset": {"model": module}})).metadata.preset == {"model": module}
 
 
 # --- tensors ---------------------------------------------------------------------------------------------
@@ -228,6 +298,27 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_tensors_that_do_not_fit_are_named(name: str, path: Path):
     change, message = CHANGES[name]
+    with pytest.raises(ModelFileError, match=rf"does not hold the network that its header describes: .*{message}"):
+        load_model(with_tensors(path, change))
+
+
+GRAPH_CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "missing": (lambda t: t.pop("network.conv.bias"), r"network\.conv\.bias"),
+    "shared": (lambda t: t.update({"network.part.again.bias": torch.zeros(1)}), r"network\.part\.again\.bias"),
+    "unprefixed": (lambda t: t.update({"conv.bias": torch.zeros(1)}), r"conv\.bias"),
+    "wrong shape": (lambda t: t.update({"network.head.bias": torch.zeros(4)}), r"head\.bias is .*\(4,\), not \(3,\)"),
+    "NaN weight": (put("network.conv.weight", torch.nan), r"network\.conv\.weight holds NaN"),
+    "negative variance": (put("network.part.bn.running_var", -1.0), r"running_var is negative"),
+    "no deviation": (put("network.scale.std", 0.0), r"network\.scale\.std holds a zero"),
+}
+
+
+@pytest.mark.parametrize("name", GRAPH_CHANGES)
+def test_tensors_that_do_not_fit_the_layers_are_named(name: str, path: Path):
+    change, message = GRAPH_CHANGES[name]
+    described = metadata(architecture=GRAPH)
+    save_model(path, network(described), described)
+    assert load_model(with_tensors(path, lambda tensors: None)).metadata == described
     with pytest.raises(ModelFileError, match=rf"does not hold the network that its header describes: .*{message}"):
         load_model(with_tensors(path, change))
 

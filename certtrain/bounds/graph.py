@@ -6,8 +6,9 @@ replaced by the layer they equal (`torch.relu(x)` by `nn.ReLU()`, `x + y` by
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,15 @@ class LayerGraph:
         for value, i in last.items():
             done[i].append(value)
         return done
+
+    def results(self, x: Tensor) -> Iterator[Tensor]:
+        """Each call's result for the inputs `x` (B, …), in order; what no later call needs is not kept."""
+        values = {0: x}
+        for number, (call, done) in enumerate(zip(self.calls, self.last_uses(), strict=True)):
+            values[number + 1] = call.layer(*(values[value] for value in call.inputs))
+            yield values[number + 1]
+            for value in done:
+                del values[value]
 
 
 def trace_layers(model: nn.Module) -> LayerGraph:
@@ -158,7 +168,8 @@ class _Reader:
             self._append(node.name, _as_layer(node), node)
 
     def _append(self, name: str, layer: nn.Module, node: fx.Node) -> None:
-        name = node.name if name in self.names else name  # a layer that is called twice
+        again = (f"{name}_{number}" for number in count(1))  # a layer that is called twice
+        name = next(free for free in chain([name], again) if free not in self.names)
         self.names.add(name)
         self.calls.append(LayerCall(name, layer, self._inputs(name, layer, node)))
         self.values[node] = len(self.calls)

@@ -126,11 +126,13 @@ def init(
     check_targets(force, out, plot)
     from certtrain import render
     from certtrain.data import load_images
+    from certtrain.source import settle
 
     if plot is not None:
         check_plots()
     with render.loading() as report:
         images = load_images(resolved.data.name, "train", data_dir=data_dir, on_progress=report)
+    resolved = settle(resolved, images)
     numbers = range(resolved.seed, resolved.seed + (seeds or FEW_SEEDS))
     view = _View(resolved, images, numbers, limit, compute_device(device), plot, as_json)
     facts = view.sweep(sweep_depth) if sweep_depth else view.compare() if compare else view.show()

@@ -79,7 +79,18 @@ def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) 
         raise typer.BadParameter(f"missing; shipped presets: {', '.join(preset_names())}", param_hint="--preset")
     changes = dict(parse_override(text) for text in overrides or [])
     changes |= {path.replace("__", "."): value for path, value in named.items() if value is not None}
-    return load_preset(name, changes)
+    resolved = load_preset(name, changes)
+    _check_source(resolved)
+    return resolved
+
+
+def _check_source(preset: "Preset") -> None:
+    """See, before torch is loaded, that the file of a network of the user's own is there."""
+    from certtrain.layers import Module
+    from certtrain.storage import check_source
+
+    if isinstance(preset.model, Module) and isinstance(preset.model.source, str):
+        check_source(Path(preset.model.source.rpartition(":")[0]))
 
 
 def compute_device(device: Device) -> str:

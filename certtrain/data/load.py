@@ -38,7 +38,7 @@ def load_images(
     name: str,
     split: str,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     channels: int | None = None,
     on_progress: Progress | None = None,
 ) -> ImageSet:
@@ -64,14 +64,14 @@ def load_images(
     return loaded
 
 
-def _checked(name: str, split: str, data_dir: Path | None, channels: int | None, report: Progress) -> Request:
+def _checked(name: str, split: str, data_dir: str | Path | None, channels: int | None, report: Progress) -> Request:
     if name not in _LOADERS:
         raise DataError(f"there is no data set {name!r}; known are {', '.join(_LOADERS)}.")
     if split not in ("train", "test"):
         raise DataError(f"there is no split {split!r}; choose train or test.")
     if channels not in (None, 1, 3):
         raise DataError(f"images have 1 channel or 3, not {channels}.")
-    folder = None if data_dir is None else data_dir.expanduser()
+    folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and name != "digits" and not folder.is_dir():
         raise DataError(f"{name} not found: the data folder {folder} is not there, or is no folder.")
     return Request(split, folder, channels, report)

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from certtrain.epsilon import format_eps
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.layers import Graph
 from certtrain.render.layers import live_layers
 from certtrain.render.layers import show_compared as show_compared
 from certtrain.render.layers import show_history as show_history
@@ -73,9 +74,10 @@ def loading() -> Iterator[Callable[[str, int, int], None]]:
 
 def _started(event: Started) -> str:
     preset = event.preset
+    network = preset.model.title if isinstance(preset.model, Graph) else preset.model.name
     begin = f"resumed at step {event.step}" if event.step else "new run"
     return (
-        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {preset.model.name} with "
+        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {network} with "
         f"{event.parameters:,} parameters, ε = {format_eps(preset.eps.max)}, seed {preset.seed}, "
         f"{event.device}; {begin} in {event.folder}"
     )

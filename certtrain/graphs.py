@@ -1,0 +1,201 @@
+"""From layers as data to a network of torch's layers, and back."""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, count
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from certtrain.bounds.graph import LayerCall, LayerGraph, trace_layers
+from certtrain.bounds.interval import RULES
+from certtrain.errors import NetworkError, UnsupportedLayer
+from certtrain.layers import DEEPEST, INPUT, SECTIONS, Graph, Layer, Shared
+from certtrain.preset import explain
+from certtrain.shapes import graph_shapes
+
+TYPES = {layer.__name__: layer for layer in RULES}
+COMPLAINTS = (RuntimeError, ValueError, TypeError, OverflowError)  # torch's, of a layer that cannot be
+
+
+class GraphNetwork(nn.Module):
+    """A network made from data: normalised images (B, C, H, W) to logits (B, K).
+
+    Its layers have the names that the data give them, dots opening groups, so
+    its tensors are called as those of the module that the data were read from.
+
+    Raises NetworkError if torch does not make such a layer or takes such a name.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._graph = LayerGraph(())  # so that no layer can take its name
+        layers: dict[str, nn.Module] = {}
+        groups: dict[str, nn.Module] = {"": self}
+        for section in graph.layers:
+            if isinstance(section, Shared):
+                layers[section.name] = layers[section.layer]
+            else:
+                layers[section.name] = _make(section)
+                _put(groups, section.name, layers[section.name])
+        values = {name: number for number, name in enumerate([INPUT, *layers])}
+        calls = (LayerCall(s.name, layers[s.name], tuple(values[i] for i in s.inputs)) for s in graph.layers)
+        self._graph = LayerGraph(tuple(calls))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for result in self._graph.results(x):
+            x = result
+        return x
+
+
+def layers_of(network: nn.Module) -> LayerGraph:
+    """A network's layers: of a GraphNetwork by the names that its data give them, of any other as traced.
+
+    Raises UnsupportedLayer as `trace_layers`.
+    """
+    return network._graph if isinstance(network, GraphNetwork) else trace_layers(network)
+
+
+def build_graph(graph: Graph, shape: tuple[int, int, int], classes: int) -> GraphNetwork:
+    """The untrained network of these layers for images of `shape` (C, H, W).
+
+    Raises NetworkError, before anything is built, if a layer does not fit what
+    it is given, or the result is not one logit for each of the classes.
+    """
+    result = graph_shapes(graph, shape)[graph.layers[-1].name]
+    check_logits("the network", (2, *result), shape, classes)
+    return GraphNetwork(graph)
+
+
+class Found(NamedTuple):
+    """Layers as data, and their tensors by the names that they have in the network built from that data."""
+
+    graph: Graph
+    state: dict[str, Tensor]
+
+
+def graph_of(layers: LayerGraph) -> Found:
+    """The data from which a network of the same layers can be built. Layers without use are left out.
+
+    Raises UnsupportedLayer if a layer cannot be said in data.
+    """
+    calls = _used(layers.calls)
+    names = dict(zip(calls, _names(call.name for call in calls.values()), strict=True))
+    homes: dict[nn.Module, str] = {}
+    sections, state = list[Layer](), dict[str, Tensor]()
+    for value, call in calls.items():
+        wires: dict[str, Any] = {"name": names[value], "inputs": [names.get(i, INPUT) for i in call.inputs]}
+        tensors = call.layer.state_dict()
+        home = homes.setdefault(call.layer, names[value])
+        if home != names[value] and tensors:
+            sections.append(Shared(type="Shared", layer=home, **wires))
+            continue
+        sections.append(_section(call, wires))
+        state |= {f"{home}.{key}": tensor for key, tensor in tensors.items()}
+    _check_ties(homes)
+    try:
+        return Found(Graph(name="graph", layers=tuple(sections)), state)
+    except ValidationError as error:
+        raise UnsupportedLayer(f"the network cannot be written to a file:\n{explain(error)}") from error
+
+
+# --- from data -------------------------------------------------------------------------------------------
+
+
+def _make(section: Layer) -> nn.Module:
+    arguments = section.model_dump(exclude=set(Layer.model_fields))
+    try:
+        return TYPES[type(section).__name__](**arguments)
+    except COMPLAINTS as error:
+        raise NetworkError(f"layer {section.name!r} cannot be made: {error}") from error
+
+
+def _put(groups: dict[str, nn.Module], name: str, layer: nn.Module) -> None:
+    """Add a layer to its group, which is made if need be; `groups` has all groups by their names."""
+    group, _, last = name.rpartition(".")
+    if group not in groups:
+        groups[group] = nn.Module()
+        _put(groups, group, groups[group])
+    try:
+        groups[group].add_module(last, layer)
+    except KeyError as error:
+        raise NetworkError(f"a layer cannot be called {name!r}: torch's modules use that name themselves") from error
+
+
+def check_logits(title: str, found: tuple[int, ...], shape: tuple[int, int, int], classes: int) -> None:
+    """Raise NetworkError unless `found` is the shape of logits for two images of `shape` (C, H, W)."""
+    if found != (2, classes):
+        raise NetworkError(
+            f"{title} gives values of shape {found} for two images of shape {shape} (channels, height, width); "
+            f"logits for {classes} classes have shape (2, {classes})"
+        )
+
+
+# --- to data ---------------------------------------------------------------------------------------------
+
+
+def _section(call: LayerCall, wires: dict[str, Any]) -> Layer:
+    layer, section = call.layer, SECTIONS[type(call.layer).__name__]
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and not layer.track_running_stats:
+        raise UnsupportedLayer(f"layer {call.name!r} keeps no running statistics: its bounds would depend on the batch")
+    fields = section.model_fields.keys() - Layer.model_fields.keys()
+    try:
+        return section(**wires, type=section.__name__, **{field: _plain(layer, field) for field in fields})
+    except ValidationError as error:
+        raise UnsupportedLayer(f"layer {call.name!r} cannot be written to a file:\n{explain(error)}") from error
+
+
+def _plain(layer: nn.Module, field: str) -> Any:
+    """A constructor's argument, from the attribute in which a layer keeps it."""
+    value = getattr(layer, field)
+    if field == "bias":
+        return value is not None
+    return value.flatten().tolist() if isinstance(value, Tensor) else value
+
+
+def _used(calls: tuple[LayerCall, ...]) -> dict[int, LayerCall]:
+    """The calls that the last one depends on, by their values, in order."""
+    wanted = {len(calls)}
+    for value in range(len(calls), 0, -1):
+        if value in wanted:
+            wanted.update(calls[value - 1].inputs)
+    return {value: calls[value - 1] for value in sorted(wanted) if value}
+
+
+def _names(names: Iterable[str]) -> Iterator[str]:
+    """Names that a file can hold and a module can have, as near to the given ones as can be."""
+    taken, groups = {INPUT}, set[str]()
+    for name in map(_clean, names):
+        name = name.replace(".", "_") if taken & _groups(name) else name
+        tries = chain([name], (f"{name}_{number}" for number in count(1)))
+        free = next(t for t in tries if t not in taken and t not in groups)
+        taken.add(free)
+        groups |= _groups(free)
+        yield free
+
+
+def _clean(name: str) -> str:
+    parts = [re.sub(r"\W", "_", part, flags=re.ASCII) for part in name.split(".")]
+    parts = [f"{part}_" if part in RESERVED else part for part in parts]
+    return ".".join([*parts[: DEEPEST - 1], "_".join(parts[DEEPEST - 1 :])] if len(parts) > DEEPEST else parts)
+
+
+def _groups(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts))}
+
+
+def _check_ties(homes: dict[nn.Module, str]) -> None:
+    """Weights that two layers have in common would come apart."""
+    owners: dict[int, str] = {}
+    for layer, name in homes.items():
+        for parameter in layer.parameters():
+            owner = owners.setdefault(id(parameter), name)
+            if owner != name:
+                raise UnsupportedLayer(
+                    f"layers {owner!r} and {name!r} have a weight in common; call one layer twice instead"
+                )
+
+
+RESERVED = frozenset(dir(nn.Module())) | {"_graph"}

@@ -1,0 +1,179 @@
+"""What each layer is in ONNX: few, old and plain operators, whose meaning does not depend on the reader."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.graph import Add, Normalize
+from certtrain.errors import UnsupportedLayer
+
+Shape = tuple[int, ...]
+
+
+class Operator(NamedTuple):
+    """One ONNX operator. It takes what its layer takes, or the operator before it gives, and then its constants."""
+
+    type: str
+    constants: Mapping[str, Tensor | None] = MappingProxyType({})
+    attributes: Mapping[str, Any] = MappingProxyType({})
+
+
+def operators_of(layer: nn.Module, given: Shape) -> list[Operator]:
+    """The operators, one after the other, that compute what `layer` does for an input of shape (B, *given).
+
+    Raises UnsupportedLayer, without the layer's name, if there are none.
+    """
+    if type(layer) not in OPERATORS:
+        known = ", ".join(sorted(layer.__name__ for layer in OPERATORS))
+        raise UnsupportedLayer(f"it is a {type(layer).__name__}; what can be exported are {known}")
+    return OPERATORS[type(layer)](layer, given)
+
+
+def _normalize(layer: Normalize, given: Shape) -> list[Operator]:
+    return [Operator("Sub", {"mean": layer.mean}), Operator("Div", {"std": layer.std})]
+
+
+def _conv2d(layer: nn.Conv2d, given: Shape) -> list[Operator]:
+    if layer.padding_mode != "zeros":
+        raise UnsupportedLayer(f"it pads by {layer.padding_mode!r}")
+    attributes = {
+        "kernel_shape": layer.kernel_size,
+        "strides": layer.stride,
+        "pads": _conv_pads(layer),
+        "dilations": layer.dilation,
+        "group": layer.groups,
+    }
+    return [Operator("Conv", {"weight": layer.weight, "bias": layer.bias}, attributes)]
+
+
+def _conv_pads(layer: nn.Conv2d) -> Shape:
+    """Rows above, columns at the left, rows below, columns at the right."""
+    if not isinstance(layer.padding, str):
+        return (*layer.padding, *layer.padding)
+    wanted = [
+        d * (k - 1) if layer.padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+    ]
+    return (*(total // 2 for total in wanted), *(total - total // 2 for total in wanted))
+
+
+def _linear(layer: nn.Linear, given: Shape) -> list[Operator]:
+    if len(given) != 1:
+        raise UnsupportedLayer(f"a linear layer needs flat inputs, and these have shape {given}")
+    return [Operator("Gemm", {"weight": layer.weight, "bias": layer.bias}, {"transB": 1})]
+
+
+def _flatten(layer: nn.Flatten, given: Shape) -> list[Operator]:
+    if layer.start_dim != 1 or layer.end_dim not in (-1, len(given)):
+        raise UnsupportedLayer(f"{layer}: only the flattening of all but the batch dimension")
+    return [Operator("Flatten", {}, {"axis": 1})]
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, given: Shape) -> list[Operator]:
+    if layer.running_mean is None or layer.running_var is None:
+        raise UnsupportedLayer("it keeps no running statistics")
+    ones = torch.ones_like(layer.running_mean)
+    constants = {
+        "scale": layer.weight if layer.affine else ones,
+        "bias": layer.bias if layer.affine else ones - 1,
+        "mean": layer.running_mean,
+        "variance": layer.running_var,
+    }
+    return [Operator("BatchNormalization", constants, {"epsilon": layer.eps})]
+
+
+class _Window(NamedTuple):
+    """A pooling's window: height and width of each of its measures, and what it needs beyond the padding at the end.
+
+    torch's `ceil_mode` lets a window reach over the end. Readers of ONNX
+    differ in what they make of that, so the missing rows and columns are padded.
+    """
+
+    kernel: Shape
+    stride: Shape
+    padding: Shape
+    extra: Shape
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        end = (p + e for p, e in zip(self.padding, self.extra, strict=True))
+        return {"kernel_shape": self.kernel, "strides": self.stride, "pads": (*self.padding, *end)}
+
+
+def _window(layer: nn.MaxPool2d | nn.AvgPool2d, given: Shape, dilation: Shape = (1, 1)) -> _Window:
+    kernel, stride, padding = _both(layer.kernel_size), _both(layer.stride), _both(layer.padding)
+    extra: Shape = (0, 0)
+    if layer.ceil_mode:
+        sides = zip(given[-2:], kernel, stride, padding, dilation, strict=True)
+        extra = tuple(_beyond(*side) for side in sides)
+    if any(p + e >= k for p, e, k in zip(padding, extra, kernel, strict=True)):
+        raise UnsupportedLayer(f"{layer}: its windows reach so far over the end that one can lie in the padding alone")
+    return _Window(kernel, stride, padding, extra)
+
+
+def _beyond(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """How far the last window of a pooling with `ceil_mode` reaches beyond the padding at the end."""
+    reach = dilation * (kernel - 1) + 1
+    windows = -(-(size + 2 * padding - reach) // stride) + 1
+    if (windows - 1) * stride >= size + padding:  # a window must begin before the padding at the end
+        windows -= 1
+    return max((windows - 1) * stride + reach - size - 2 * padding, 0)
+
+
+def _both(value: Any) -> Shape:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _max_pool(layer: nn.MaxPool2d, given: Shape) -> list[Operator]:
+    dilation = _both(layer.dilation)
+    return [Operator("MaxPool", {}, _window(layer, given, dilation).attributes | {"dilations": dilation})]
+
+
+def _avg_pool(layer: nn.AvgPool2d, given: Shape) -> list[Operator]:
+    window = _window(layer, given)
+    if layer.divisor_override is not None:
+        mean = Operator("AveragePool", {}, window.attributes | {"count_include_pad": 1})
+        factor = window.kernel[0] * window.kernel[1] / layer.divisor_override
+        return [mean, Operator("Mul", {"factor": torch.tensor(factor)})]
+    counted = layer.count_include_pad and any(window.padding)
+    if counted and any(window.extra):  # torch counts the padding, but not what lies beyond it
+        pads = torch.tensor([0, 0, *window.padding] * 2)
+        rest = window._replace(padding=(0, 0))
+        return [Operator("Pad", {"pads": pads}), Operator("AveragePool", {}, rest.attributes)]
+    return [Operator("AveragePool", {}, window.attributes | {"count_include_pad": int(counted)})]
+
+
+def _adaptive_avg_pool(layer: nn.AdaptiveAvgPool2d, given: Shape) -> list[Operator]:
+    wanted = [
+        size if size is not None else side for size, side in zip(_both(layer.output_size), given[-2:], strict=True)
+    ]
+    if any(side % size for side, size in zip(given[-2:], wanted, strict=True)):
+        raise UnsupportedLayer(f"{layer}: {given[-2]}×{given[-1]} values are no multiple of its output's")
+    kernel = tuple(side // size for side, size in zip(given[-2:], wanted, strict=True))
+    return [Operator("AveragePool", {}, {"kernel_shape": kernel, "strides": kernel})]
+
+
+def _plain(name: str) -> Callable[[nn.Module, Shape], list[Operator]]:
+    return lambda layer, given: [Operator(name)]
+
+
+OPERATORS: dict[type[nn.Module], Callable[..., list[Operator]]] = {
+    Normalize: _normalize,
+    nn.Conv2d: _conv2d,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
+    nn.AdaptiveAvgPool2d: _adaptive_avg_pool,
+    nn.Flatten: _flatten,
+    nn.Identity: _plain("Identity"),
+    nn.Dropout: _plain("Identity"),
+    nn.ReLU: _plain("Relu"),
+    nn.LeakyReLU: lambda layer, given: [Operator("LeakyRelu", {}, {"alpha": layer.negative_slope})],
+    nn.Sigmoid: _plain("Sigmoid"),
+    nn.Tanh: _plain("Tanh"),
+    Add: _plain("Add"),
+}
