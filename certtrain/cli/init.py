@@ -117,7 +117,9 @@ def init(
     if seeds is not None and not (compare or sweep_depth):
         raise typer.BadParameter("several seeds are for --compare and --sweep-depth", param_hint="--seeds")
     if out is not None and sweep_depth:
-        raise typer.BadParameter("a depth sweep is of networks other than the preset's", param_hint="--out")
+        raise typer.BadParameter(
+            "a depth sweep is of other networks than the preset's, so it writes no model", param_hint="--out"
+        )
     resolved = resolve_preset(preset, overrides, init=scheme and scheme.value, eps__max=eps, seed=seed)
     if not (compare or sweep_depth):
         out = out or Path(f"{resolved.name}-{resolved.init}.safetensors")
