@@ -169,8 +169,10 @@ class Stepper:
         x, controls, parts = _channels_last(x), self._controls(step), self._parts_of(step)
         if self.preset.train.micro_batch is not None:
             return self._accumulate(x, labels, controls, parts, share)
+        # A compiled graph is of one size; of an epoch's last batch, where it is smaller, none is made.
+        smaller = self.group.size == 1 and len(x) < self.preset.train.batch_size
         with self._arithmetic():
-            total, measured = self.loss(x, labels, controls, parts)
+            total, measured = (self._loss if smaller else self.loss)(x, labels, controls, parts)
         (total * share).backward()
         return measured
 
