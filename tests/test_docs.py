@@ -1,0 +1,94 @@
+"""The documentation is true: its commands and its Python run as they stand, and what it names is there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from documents import DOCS, ROOT, blocks, commands, run
+from PIL import Image, ImageDraw
+
+from certtrain.layers import SECTIONS
+
+OWN = (DOCS / "own.md").read_text(encoding="utf-8")
+
+
+def _draw(page: str, folder: Path, how_many: dict[str, int]) -> None:
+    """The image folder that the page lays out, with circles and crosses of many sizes and places."""
+    (layout,) = [block.text for block in blocks(page) if block.language == "text"]
+    random = torch.Generator().manual_seed(0)
+    for first in layout.split():
+        place = folder / Path(first).parent
+        place.mkdir(parents=True)
+        for number in range(how_many[place.parent.name]):
+            left, top, size = (int(torch.randint(n, (), generator=random)) for n in (5, 5, 4))
+            box = (left, top, left + 7 + size, top + 7 + size)
+            image = Image.new("RGB", (16, 16), "black")
+            pen = ImageDraw.Draw(image)
+            if place.name == "circle":
+                pen.ellipse(box, outline="white", width=2)
+            else:
+                pen.line(box, fill="white", width=2)
+                pen.line((box[0], box[3], box[2], box[1]), fill="white", width=2)
+            image.save(place / f"{number + 1:04}.png")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder in which the page on one's own model and data has been followed, and what each command printed."""
+    folder = tmp_path_factory.mktemp("own")
+    _draw(OWN, folder, {"train": 60, "test": 20})
+    for block in blocks(OWN):
+        if block.file is not None:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+    return folder, [run(command, folder) for command in commands(OWN)]
+
+
+@pytest.mark.slow
+def test_own_network_and_images_train_from_the_command_line_as_the_page_says(own: tuple[Path, list[str]]) -> None:
+    folder, (printed, *_) = own
+    files = {path.name for path in (folder / "runs/shapes").iterdir()}
+    assert {"model.safetensors", "model-folded.safetensors", "model.onnx", "report.json", "report.html"} <= files
+    results = json.loads((folder / "runs/shapes/report.json").read_text())["results"]
+    assert results["certified_accuracy"] > 0.6
+    assert results["examples"] == 40
+    assert "network.relu_2" in printed  # stats
+
+
+@pytest.mark.slow
+def test_verify_prints_the_certified_accuracy_of_ones_own_network(own: tuple[Path, list[str]]) -> None:
+    folder, (printed, *_) = own
+    results = json.loads((folder / "runs/shapes/report.json").read_text())["results"]
+    assert printed.count(f"{100 * results['certified_accuracy']:.2f}%") >= 2  # after the training, and by verify
+    assert "ε = 2/255" in printed
+
+
+@pytest.mark.slow
+def test_the_same_run_from_python_has_the_same_result(own: tuple[Path, list[str]]) -> None:
+    folder, (_, printed, _) = own
+    reports = [json.loads((folder / "runs" / run / "report.json").read_text()) for run in ("shapes", "from-python")]
+    shapes, from_python = (report["results"] for report in reports)
+    assert f"certified on the test images: {from_python['certified_accuracy']:.1%}" in printed
+    assert len(re.findall(r"^\d{4}\.png: \w+, margin -?\d+\.\d{3}$", printed, flags=re.M)) == 5
+    if not torch.cuda.is_available():  # the command would take it, the script does not
+        assert shapes["certified_accuracy"] == from_python["certified_accuracy"]
+
+
+@pytest.mark.slow
+def test_ones_own_loop_trains_a_network_that_certifies(own: tuple[Path, list[str]]) -> None:
+    _, (_, _, printed) = own
+    (certified,) = re.findall(r"^certified: (\d+) of 40$", printed, flags=re.M)
+    assert int(certified) > 24
+
+
+def test_the_page_on_ones_own_network_lists_every_layer_with_a_rule() -> None:
+    (line,) = re.findall(r"^These have a rule as modules: ([^.]*)\.", OWN, flags=re.M)
+    assert set(re.findall(r"`(\w+)`", line)) == set(SECTIONS) - {"Add", "Shared", "Normalize"}
+
+
+def test_files_of_a_page_are_written_once_and_used() -> None:
+    files = [block.file for block in blocks(OWN) if block.file is not None]
+    assert len(files) == len(set(files)) == 4
+    shell = "\n".join(commands(OWN))
+    assert {"train_shapes.py", "own_loop.py", "shapes.toml"} <= set(re.findall(r"[\w-]+\.(?:py|toml)", shell))
