@@ -2,13 +2,17 @@
 
 import json
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from documents import DOCS, ROOT, blocks, commands, run
+from documents import DOCS, blocks, commands, run
 from PIL import Image, ImageDraw
+from typer.main import get_command
 
+from certtrain import cli
 from certtrain.layers import SECTIONS
 
 OWN = (DOCS / "own.md").read_text(encoding="utf-8")
@@ -92,3 +96,46 @@ def test_files_of_a_page_are_written_once_and_used() -> None:
     assert len(files) == len(set(files)) == 4
     shell = "\n".join(commands(OWN))
     assert {"train_shapes.py", "own_loop.py", "shapes.toml"} <= set(re.findall(r"[\w-]+\.(?:py|toml)", shell))
+
+
+# --- a page for each command -----------------------------------------------------------------------------
+
+GENERATE = runpy.run_path(str(DOCS / "generate.py"))
+COMMANDS = get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+def test_the_commands_pages_are_what_the_program_says() -> None:
+    written = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "commands").iterdir()}
+    assert written == GENERATE["pages"](), "run python docs/generate.py"
+
+
+def test_every_command_argument_and_option_has_help() -> None:
+    for name, command in COMMANDS.items():
+        assert command.help, name
+        assert all(parameter.help for parameter in command.params), name
+
+
+def test_the_commands_pages_name_every_option_and_its_default() -> None:
+    page = GENERATE["pages"]()["verify.md"]
+    assert "- `--pgd-steps N`: Steps of the attack. At least 1. Default: `20`." in page
+    assert "- `--split train|validation|test`: Which part of the data. Default: `test`." in page
+    assert "- `--json`: Print JSON instead of tables." in page
+    assert "Environment variable: `CERTTRAIN_DATA_DIR`." in page
+    assert "train/\\<class>/\\*" in page
+    for name, command in COMMANDS.items():
+        for parameter in command.params:
+            assert all(f"`{option}" in GENERATE["pages"]()[f"{name}.md"] for option in parameter.opts if "-" in option)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda path: path.name)
+def test_every_command_line_of_a_page_is_one_that_the_program_takes(page: Path) -> None:
+    for line in "\n".join(commands(page.read_text(encoding="utf-8"))).replace(".venv/bin/", "").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["certtrain"]:
+            assert COMMANDS[words[1]].make_context(words[1], words[2:]) is not None
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda path: path.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
