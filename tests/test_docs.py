@@ -12,10 +12,15 @@ from documents import DOCS, blocks, commands, run
 from PIL import Image, ImageDraw
 from typer.main import get_command
 
-from certtrain import cli
+from certtrain import cli, diagnostics
+from certtrain.bounds.methods import METHODS
+from certtrain.certificate import ASSUMPTIONS, VERDICTS
 from certtrain.layers import SECTIONS
+from certtrain.preset import load_preset
 
-OWN = (DOCS / "own.md").read_text(encoding="utf-8")
+OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES = (
+    (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("own", "quickstart", "diagnostics", "certificates")
+)
 
 
 def _draw(page: str, folder: Path, how_many: dict[str, int]) -> None:
@@ -139,3 +144,79 @@ def test_every_command_line_of_a_page_is_one_that_the_program_takes(page: Path) 
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+# --- the other pages -------------------------------------------------------------------------------------
+
+
+def _shape(text: str) -> list[str]:
+    """The lines of a printed text without their numbers, bars and spaces: what stays the same from run to run."""
+    bare = [re.sub(r"[-\d.,:]+|[█▒░]{2,}|\s", "", line) for line in text.splitlines()]
+    return [line for line in bare if line]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder in which the quickstart has been followed, without installs and downloads; what each block printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    shell = [block for block in commands(QUICKSTART) if not re.search("pip install|mnist|torchrun", block)]
+    assert len(shell) == 4
+    return folder, {block: run(block, folder) for block in shell}
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_and_prints_what_it_shows(quickstart: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = quickstart
+    (shown,) = [block.text for block in blocks(QUICKSTART) if block.language == "text"]
+    first = next(iter(printed.values()))
+    assert set(_shape(shown)) <= set(_shape(first))
+    for name in re.findall(r"^- `([\w./]+)`: ", QUICKSTART, flags=re.M):
+        assert (folder / "runs/digits" / name).exists(), name
+    assert (folder / "runs/stopped/report.json").is_file()  # it was stopped, and went on to its end
+
+
+@pytest.mark.slow
+def test_the_diagnostics_page_shows_tables_as_the_program_prints_them(quickstart: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = quickstart
+    states, initial = [block.text for block in blocks(DIAGNOSTICS) if block.language == "text"]
+    (seen,) = [text for block, text in printed.items() if "certtrain stats" in block]
+    assert set(_shape(states)) <= set(_shape(seen))
+    assert set(_shape(initial)) <= set(_shape(run("certtrain init --preset digits", folder)))
+
+
+def test_the_diagnostics_page_names_each_threshold_with_its_value() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", DIAGNOSTICS, flags=re.M))
+    assert tuple(rows) == diagnostics.KINDS
+    assert f"at least {diagnostics.EXPLODING:,.0f}, " in rows["exploding"]
+    assert f"at least {diagnostics.MATTERS:.0%} " in rows["exploding"]
+    assert f"at least {diagnostics.DEAD:.0%} " in rows["dead"]
+    assert f"at least {diagnostics.INACTIVE:.0%} " in rows["inactive"]
+    assert f"at least {diagnostics.UNSTABLE:.0%} " in rows["unstable"]
+    assert rows["unbalanced"].endswith(f"below {diagnostics.UNBALANCED}")
+    at_start = re.findall(r"Before training only `(\w+)`, `(\w+)` and `(\w+)`", DIAGNOSTICS)
+    assert at_start == [diagnostics.AT_START]
+
+
+def test_what_the_diagnostics_page_says_helps_are_fields_of_a_preset() -> None:
+    preset = load_preset("digits").model_dump()
+    for section, field in re.findall(r"`(eps|train|regularizer)\.(\w+)", DIAGNOSTICS):
+        assert field in preset[section]
+
+
+def test_the_certificates_page_names_every_verdict_method_and_assumption() -> None:
+    verdicts = re.findall(r"^\| `(\w+)` \|", CERTIFICATES, flags=re.M)
+    assert sorted(verdicts) == sorted(VERDICTS)
+    methods = re.findall(r"^- `([\w-]+)`, \w+ bounds:", CERTIFICATES, flags=re.M)
+    assert methods == list(METHODS)
+    first, second = ASSUMPTIONS
+    for words in ("real arithmetic", "float64", "float32"):
+        assert words in first
+        assert words in CERTIFICATES.replace("Real", "real")
+    assert "[0, 1]" in second
+    assert "stays in [0, 1]" in CERTIFICATES
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([\w./]+\.md)\)", index))
+    assert linked == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - {"README.md"}
