@@ -6,6 +6,7 @@ they alternate. Page faults are exact; seconds of a shared machine are not.
 python benchmarks/allocator.py
 """
 
+import argparse
 import json
 import resource
 import statistics
@@ -48,8 +49,11 @@ def measure(keep: bool) -> dict[str, float]:
 
 def main() -> None:
     """Alternate fresh processes and print medians and ratios."""
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1] == "keep")))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", choices=["default", "keep"], nargs="?", help=argparse.SUPPRESS)
+    setting = parser.parse_args().setting
+    if setting is not None:
+        print(json.dumps(measure(setting == "keep")))
         return
     found: dict[str, list[dict[str, float]]] = {"default": [], "keep": []}
     for _ in range(ROUNDS):

@@ -1,6 +1,6 @@
 """What `claims.py` has found, as a Markdown table and as one HTML page with its pictures.
 
-python benchmarks/claims_report.py --folder claims --page claims.html
+python benchmarks/claims_report.py --data-dir DATA --folder claims --page claims.html
 """
 
 import argparse
@@ -11,14 +11,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from claims import METHODS, RADII, SEEDS, WARM_UPS, Run, read
+from claims import METHODS, NETWORK, RADII, SEEDS, WARM_UPS, Run, read
 
 from certtrain import html
-from certtrain.curves import Curve, Epochs, draw_curves
+from certtrain.curves import Curve, Epochs, draw_curves, in_own_style, svg
+from certtrain.data import load_images
+from certtrain.growth import DepthSweep, sweep_depth
 from certtrain.html import Html
+from certtrain.preset import Scheme, load_preset
 from certtrain.storage import write_atomic
 
 COLOURS = ("#9096a0", "#1c1e21", "#d9a521", "#8a5a00", "#23894c", "#2f6fc4", "#cc3a2b", "#8a4fbf", "#4cc2c2")
+SCHEMES: tuple[Scheme, ...] = ("ibp", "kaiming", "xavier", "orthogonal")
+DEPTHS = (2, 4, 8, 16, 32)
 STATES = {"dead": "units that are inactive for every example", "unstable": "unstable ReLUs", "active": "active ReLUs"}
 
 
@@ -74,6 +79,45 @@ def markdown(found: Found) -> str:
     return "\n".join(lines)
 
 
+# --- growth at initialisation ---------------------------------------------------------------------------
+
+
+def growth(data_dir: Path | None) -> list[DepthSweep]:
+    """Mean width at the last ReLU over the input's, against depth, before any training."""
+    images = load_images("mnist", "train", data_dir=data_dir)
+    preset = load_preset("mnist-cpu", {**NETWORK, "eps.max": RADII[0]})
+    return sweep_depth(preset, images, SCHEMES, SEEDS, DEPTHS)
+
+
+def growth_markdown(sweeps: list[DepthSweep]) -> str:
+    """A row for each scheme."""
+    lines = ["\ngrowth of the bounds before training, against depth\n"]
+    lines.append(f"| scheme | {' | '.join(f'{depth} layers' for depth in DEPTHS)} | a layer |")
+    lines.append("|---" * (len(DEPTHS) + 2) + "|")
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in growth_rows(sweeps))])
+
+
+def growth_rows(sweeps: list[DepthSweep]) -> Iterator[list[str]]:
+    """Scheme, mean growth at each depth, the rate a layer."""
+    for sweep in sweeps:
+        yield [sweep.scheme, *(f"{spread.mean:.3g}" for spread in sweep.growth), f"×{html.number(sweep.rate)}"]
+
+
+@in_own_style
+def growth_picture(sweeps: list[DepthSweep]) -> Html:
+    """One line for each scheme; on the logarithmic axis an exponential is straight."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for sweep, colour in zip(sweeps, COLOURS[4:], strict=False):
+        axes.plot(DEPTHS, [spread.mean for spread in sweep.growth], "o-", color=colour, label=sweep.scheme)
+    axes.set(yscale="log", xlabel="layers", ylabel="mean width over the input's", xticks=DEPTHS)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
+    axes.legend()
+    return svg(figure, "growth", "growth of the bounds against depth")
+
+
 # --- the pictures ----------------------------------------------------------------------------------------
 
 
@@ -91,8 +135,16 @@ def picture(found: Found, name: str, eps: float, warm_up: str, value: Callable[[
     curves = []
     for method, colour in zip(METHODS, COLOURS, strict=True):
         if values := mean_curve(found.of(method, warm_up, eps), value):
-            curves.append(Curve(method, values, colour, dashed=" without" in method or " with" in method))
+            curves.append(Curve(short(method), values, colour, dashed=" with" in method))
     return draw_curves(f"{name}-{warm_up}-{round(100 * eps)}", axis, curves, label=name, percent=True)
+
+
+def short(method: str) -> str:
+    """For a legend: "fast − balance", "CROWN-IBP + BN"."""
+    words = {" without ": " − ", " with ": " + ", "IBP initialisation": "init", "BatchNorm": "BN"}
+    for long, brief in words.items():
+        method = method.replace(long, brief)
+    return method
 
 
 def layer_mean(state: str) -> Callable[[dict[str, Any]], float]:
@@ -100,8 +152,12 @@ def layer_mean(state: str) -> Callable[[dict[str, Any]], float]:
     return lambda epoch: statistics.mean(layer[state] for layer in epoch["layers"])
 
 
-def blocks(found: Found) -> Iterator[Html]:
+def blocks(found: Found, sweeps: list[DepthSweep]) -> Iterator[Html]:
     """The page's content."""
+    yield html.heading("Before training: growth against depth")
+    yield html.table(("scheme", *(f"{depth} layers" for depth in DEPTHS), "a layer"), growth_rows(sweeps))
+    yield html.figure(growth_picture(sweeps), "Mean width of the bounds over the input's", "Mean of three seeds.")
+    yield html.heading("Training")
     yield html.paragraph(
         "MNIST, 20,000 training examples, a network of four convolutions and two linear layers; errors on 5,000 "
         "held-out examples, mean and standard deviation over seeds. The short warm-up takes 2 epochs of 6, the long "
@@ -129,14 +185,17 @@ def figures(found: Found, eps: float) -> Iterator[Html]:
 def main() -> None:
     """Parse the arguments, print the table, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("claims"))
     parser.add_argument("--page", type=Path, default=Path("claims.html"))
     arguments = parser.parse_args()
     found = Found(read(arguments.folder))
+    sweeps = growth(arguments.data_dir)
+    print(growth_markdown(sweeps))
     print(markdown(found))
     total = len(METHODS) * len(WARM_UPS) * len(RADII) * len(SEEDS)
     print(f"\n{len(found.records)} of {total} runs are there")
-    write_atomic(arguments.page, html.page("The paper's claims at small scale", blocks(found)).encode())
+    write_atomic(arguments.page, html.page("The paper's claims at small scale", blocks(found, sweeps)).encode())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Make certtrain/data/digits.safetensors from scikit-learn's copy of the UCI digits.
 
-Usage: python benchmarks/make_digits.py [FILE]
 Needs scikit-learn, which certtrain itself does not.
+
+python benchmarks/make_digits.py [FILE]
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -23,7 +24,10 @@ FACTS = {
 
 
 def main() -> None:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET
+    """Parse the arguments, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", metavar="FILE", type=Path, nargs="?", default=TARGET)
+    target = parser.parse_args().target
     digits = load_digits()
     images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(digits.target).to(torch.uint8)

@@ -35,6 +35,7 @@ CASES = {
     "certtrain --help": (*CERTTRAIN, "--help"),
     "an unknown option": (*CERTTRAIN, "train", "--nothing"),
     "an unknown preset": (*CERTTRAIN, "train", "--preset", "nothing"),
+    "no such data folder": (*CERTTRAIN, "train", "--preset", "mnist-cpu", "--data-dir", "no-such-folder"),
     "a field out of range": (*CERTTRAIN, "train", "--preset", "digits", "--set", "train.epochs=0"),
     "a missing model file": (*CERTTRAIN, "verify", "nothing"),
     "import torch": (sys.executable, "-c", "import os, torch; os._exit(0)"),

@@ -29,7 +29,8 @@ from certtrain.data import Augmentation, Batches
 from certtrain.device import choose_device
 from certtrain.initialize import ibp_init_
 from certtrain.models import InputSpec, build_model
-from certtrain.precision import arithmetic
+from certtrain.optimizer import Adam
+from certtrain.precision import arithmetic, tensor_cores
 from certtrain.preset import BoundsSection, Preset, load_preset
 from certtrain.step import Stepper
 
@@ -110,13 +111,15 @@ class Bench:
 
     def _standard(self, precision: str) -> Callable[[], None]:
         network, x, settings = self.network(), self.x.contiguous(memory_format=torch.channels_last), self.preset.train
-        optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, fused=True)
+        # The same optimiser, so that memory compares: torch's own loads its compiler.
+        optimizer = Adam(network.parameters(), settings.learning_rate, fused=True)
 
         def step() -> None:
             optimizer.zero_grad()
-            with arithmetic(precision, self.device):  # type: ignore[arg-type]
-                loss = F.cross_entropy(network(x), self.labels)
-            loss.backward()
+            with tensor_cores(precision == "tf32"):  # the backward pass as well
+                with arithmetic(precision, self.device):  # type: ignore[arg-type]
+                    loss = F.cross_entropy(network(x), self.labels)
+                loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
             optimizer.step()
 
@@ -157,6 +160,13 @@ def peak_of_a_process(arguments: argparse.Namespace, way: Way) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def at_least_two(text: str) -> int:
+    """A spread needs two values."""
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError("two or more")
+    return int(text)
+
+
 def spread(values: list[float]) -> str:
     """Median, and the quartiles around it."""
     low, middle, high = statistics.quantiles(values, n=4)
@@ -168,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10-160ep")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=at_least_two, default=15)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", default="", metavar="REGEX", help="certified ways whose name it is found in")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")

@@ -130,7 +130,7 @@ def show(times: dict[str, list[float]], images: int) -> None:
     print("|---|---|---|---|")
     for way, values in times.items():
         ratios = [mine / plain for mine, plain in zip(values, times[PLAIN], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         over_all = sum(values) / sum(times[PLAIN])
         print(f"| {way} | {images / sum(values):.0f} | {middle:.2f} ({low:.2f}–{high:.2f}) | {over_all:.2f} |")
 

@@ -154,6 +154,8 @@ class Preset(Section):
             raise ValueError(
                 'train.micro_batch needs train.batch_norm_statistics = "clean": centres come from whole boxes'
             )
+        if self.train.micro_batch is not None and self.train.compile == "on":
+            raise ValueError('train.micro_batch is never compiled: leave train.compile at "auto" or "off"')
         if self.train.micro_batch is not None and self.bounds.method != "ibp":
             raise ValueError('train.micro_batch needs bounds.method = "ibp"')
         if self.train.schedule == "linear" and self.train.warmup >= self.train.epochs:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from certtrain.errors import ModelFileError, NetworkError, RunError, StorageError
+from certtrain.errors import DataError, ModelFileError, NetworkError, RunError, StorageError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -84,6 +84,12 @@ def check_model_file(path: Path) -> None:
         raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
+
+
+def check_data_folder(dataset: str, folder: Path | None) -> None:
+    """Raise DataError if `dataset` is to be read from a folder that is not there."""
+    if folder is not None and dataset != "digits" and not folder.expanduser().is_dir():
+        raise DataError(f"{dataset} not found: the data folder {folder} is not there, or is no folder.")
 
 
 def check_source(path: Path) -> None:

@@ -30,6 +30,7 @@ certtrain verify runs/mnist/model.safetensors --limit 500 --points points.jsonl 
 certtrain stats runs/mnist
 certtrain stats runs/first runs/second other.safetensors --plot side-by-side.png
 certtrain stats runs/first --by-epoch --csv run.csv --plot run.png
+certtrain stats runs/first --html run.html
 """,
     "export": """
 certtrain export runs/mnist/model.safetensors                   # both files, beside the model

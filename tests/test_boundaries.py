@@ -94,6 +94,8 @@ def test_light_modules_load_no_torch(module: str):
         ("init", "--preset", "digits", "--out", "pyproject.toml"),
         ("init", "--preset", "digits", "--compare", "--out", "pyproject.toml"),
         ("init", "--preset", "digits", "--sweep-depth", "4"),
+        ("train", "--preset", "mnist-cpu", "--data-dir", "none"),
+        ("init", "--preset", "mnist-cpu", "--data-dir", "none"),
     ],
     ids=" ".join,
 )

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from typer.main import get_command
 
 from certtrain import cli
+from certtrain.report import AGAIN
 
 TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
 QUICK = ["train", "--preset", "digits", "--epochs", "2", *TINY]
@@ -196,6 +197,22 @@ def test_stats_of_a_folder_a_checkpoint_and_another_model(run: Run, trained: Pat
     assert found[0]["layers"] == found[1]["layers"] != found[2]["layers"]
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     assert [row["model"] for row in rows] == ["run", "step-000000046", "fresh"]
+
+
+def test_the_page_of_a_run_is_written_again(run: Run, trained: Path, tmp_path: Path) -> None:
+    page = tmp_path / "again.html"
+    outcome = run(*AGAIN.replace("RUN", str(trained)).replace("report.html", str(page)).split()[1:])
+    assert (outcome.code, outcome.out.split()) == (0, ["wrote", str(page)])
+    assert page.read_bytes() == (trained / "report.html").read_bytes()
+    assert "is there already" in run("stats", trained, "--html", page).err
+    assert run("stats", trained, "--html", page, "--force").code == 0
+
+
+def test_a_page_is_of_one_run(run: Run, trained: Path, model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert "the page of one run" in run("stats", trained, "--by-epoch", "--html", page).err
+    assert "holds no run" in run("stats", tmp_path, "--html", page).err
+    assert not page.exists()
 
 
 def test_stats_by_epoch(run: Run, trained: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ Shown = Callable[[], str]
 @pytest.fixture
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shown:
     """What has been printed, on a terminal of 200 columns."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(render.out, "width", 200)
     return lambda: capsys.readouterr().out
 
 
@@ -80,7 +80,7 @@ def test_json_lines_hold_layers_and_findings(shown: Shown):
 
 def picture(columns: int, monkeypatch: pytest.MonkeyPatch, *layers: LayerState, eps: float = 0.1) -> str:
     """The live picture's panel on a terminal of so many columns."""
-    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(render.out, "width", columns)
     view = render.LiveView()
     view.started = started()
     averages = dict.fromkeys(("loss", "robust_loss", "certified_accuracy", "tightness_loss", "relu_balance_loss"), 0.5)
@@ -106,6 +106,14 @@ def test_the_live_picture_has_bars_where_there_is_room(monkeypatch: pytest.Monke
     assert "█ active ▒ unstable ░ inactive" in text
     assert "!" not in text
     assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_beside_long_names_the_ratios_make_way(monkeypatch: pytest.MonkeyPatch):
+    text = picture(80, monkeypatch, replace(FINE, name="block3.conv12_relu"))
+    assert ["│", "block3.conv12_relu", "2.34×", "41.2%", "10.5%", "48.3%", "11.1%", "│"] in map(
+        str.split, text.splitlines()
+    )
+    assert "r mean" not in text
 
 
 def test_the_live_picture_is_silent_before_the_ramp(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """Event files tell what the metrics do, however often a run was stopped, killed and resumed."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_epochs_trained_again_are_told_once(tmp_path: Path, monkeypatch: pytest.
 
     with pytest.raises(Killed):
         train(small(), out, Surroundings(emit=until_killed))
+    time.sleep(1.1)  # files of one second are told apart by a counter, whose 10 sorts before its 9
     resume(out, Surroundings(emit=TensorBoardLog()))  # from the beginning: there was no checkpoint since
     assert_events_are_the_metrics(out)
 

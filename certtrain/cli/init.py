@@ -19,6 +19,7 @@ from certtrain.cli.options import (
     Overrides,
     PresetName,
     Seed,
+    check_data,
     check_plots,
     check_targets,
     compute_device,
@@ -117,8 +118,11 @@ def init(
     if seeds is not None and not (compare or sweep_depth):
         raise typer.BadParameter("several seeds are for --compare and --sweep-depth", param_hint="--seeds")
     if out is not None and sweep_depth:
-        raise typer.BadParameter("a depth sweep is of networks other than the preset's", param_hint="--out")
+        raise typer.BadParameter(
+            "a depth sweep is of other networks than the preset's, so it writes no model", param_hint="--out"
+        )
     resolved = resolve_preset(preset, overrides, init=scheme and scheme.value, eps__max=eps, seed=seed)
+    check_data(resolved, data_dir)
     if not (compare or sweep_depth):
         out = out or Path(f"{resolved.name}-{resolved.init}.safetensors")
     check_targets(force, out, plot)

@@ -84,6 +84,13 @@ def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) 
     return resolved
 
 
+def check_data(preset: "Preset", data_dir: Path | None) -> None:
+    """See, before torch is loaded, that the folder with the data is there."""
+    from certtrain.storage import check_data_folder
+
+    check_data_folder(preset.data.name, data_dir)
+
+
 def _check_source(preset: "Preset") -> None:
     """See, before torch is loaded, that the file of a network of the user's own is there."""
     from certtrain.layers import Module

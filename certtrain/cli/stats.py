@@ -47,9 +47,20 @@ PlotFile = Annotated[
 ]
 
 
+HtmlFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write the page of one run, given by its folder, from what the folder holds, and look at nothing else.",
+    ),
+]
+
+
 def stats(
     models: Models,
     by_epoch: ByEpoch = False,
+    html: HtmlFile = None,
     eps: Eps = None,
     data_dir: DataDir = None,
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.train,
@@ -67,6 +78,11 @@ def stats(
     """
     if by_epoch and len(models) > 1:
         raise typer.BadParameter("it follows one run; give one folder", param_hint="--by-epoch")
+    if html is not None:
+        if len(models) > 1 or by_epoch or csv_file or plot or as_json:
+            raise typer.BadParameter("it writes the page of one run, and nothing else", param_hint="--html")
+        _write_page(models[0], html, force)
+        return
     _check_sources(models, by_epoch)
     check_targets(force, csv_file, plot)
     if plot is not None:
@@ -141,6 +157,17 @@ def _run(run: Path, look: "Look") -> _Results:
         lambda: render.show_history(history, stages, titles),
         draw,
     )
+
+
+def _write_page(run: Path, path: Path, force: bool) -> None:
+    from certtrain import render
+    from certtrain.report import write_report
+    from certtrain.runfiles import check_run
+
+    check_run(run)
+    check_targets(force, path)
+    write_report(run, path)
+    render.say(f"wrote {path}")
 
 
 def _check_sources(paths: Sequence[Path], by_epoch: bool) -> None:

@@ -20,6 +20,7 @@ from certtrain.cli.options import (
     Overrides,
     PresetName,
     Seed,
+    check_data,
     compute_device,
     resolve_preset,
 )
@@ -96,6 +97,8 @@ def train(
         message = "a run goes on as it was begun; it takes no preset, no --out and no changed field"
         raise typer.BadParameter(message, param_hint="--resume")
     resolved = resolve_preset(preset, overrides, **changes) if resume is None else None
+    if resolved is not None:
+        check_data(resolved, data_dir)
     _check_run(resume, out)
     stop = _Stopper(time_budget)
     from certtrain import render, trainer

@@ -11,6 +11,7 @@ from certtrain.data.images import ImageSet
 from certtrain.data.request import Progress, Request
 from certtrain.data.tinyimagenet import load_tinyimagenet
 from certtrain.errors import DataError
+from certtrain.storage import check_data_folder
 
 _LOADERS: dict[str, Callable[[Request], ImageSet]] = {
     "digits": load_digits,
@@ -72,8 +73,7 @@ def _checked(name: str, split: str, data_dir: str | Path | None, channels: int |
     if channels not in (None, 1, 3):
         raise DataError(f"images have 1 channel or 3, not {channels}.")
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    if folder is not None and name != "digits" and not folder.is_dir():
-        raise DataError(f"{name} not found: the data folder {folder} is not there, or is no folder.")
+    check_data_folder(name, folder)
     return Request(split, folder, channels, report)
 
 

@@ -71,7 +71,7 @@ def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> Re
     Where there is no room, the bars make way for the numbers, and beside long names the ratios too.
     """
     room = out.width - 66 - max((len(layer.name) for layer in layers), default=0)  # beside the numbers
-    with_ratios, with_bar = room >= 0, room >= 12
+    with_ratios, with_bar = room >= 0, room >= 27  # the legend's
     table = new_table("layer", "growth", "active", "unstable", "inactive", "dead", *(("r mean", "r var") * with_ratios))
     if with_bar:
         table.add_column(legend(), justify="left")
