@@ -164,7 +164,8 @@ def test_a_network_is_trained_and_then_used_without_its_code(changes: tuple[str,
     model = ("run/model.safetensors", "--data-dir", "images")
     again = json.loads(run("verify", *model, "--json").out)
     assert {name: again[name] for name in first} == first
-    layers = json.loads(run("stats", *model, "--json").out)["layers"]
+    (looked,) = json.loads(run("stats", *model, "--json").out)["models"]
+    layers = looked["layers"]
     assert len(layers) == (1 if changes else 7)
     exported = run("export", *model, "--json")
     assert exported.code == 0, exported.err

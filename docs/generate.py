@@ -1,0 +1,116 @@
+"""Writes docs/commands/: a page for each command, from the program itself. Run as python docs/generate.py."""
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from typer.main import get_command
+
+from certtrain import cli
+
+FOLDER = Path(__file__).parent / "commands"
+EXAMPLES = {
+    "init": """
+certtrain init --preset cifar10-160ep                                        # the network, untrained, and its bounds
+certtrain init --preset cifar10-160ep --compare --seeds 5 --plot growth.png  # the four initialisations side by side
+certtrain init --preset digits --sweep-depth 2,4,8,16 --plot depth.png       # the same as networks grow deeper
+""",
+    "train": """
+certtrain train --preset digits
+certtrain train --preset mnist-cpu --eps 0.2 --set train.batch_size=64 --out runs/mnist
+certtrain train --resume runs/mnist
+""",
+    "verify": """
+certtrain verify runs/mnist/model.safetensors
+certtrain verify runs/mnist/model.safetensors --eps 0.1 --pgd-steps 100 --pgd-restarts 5
+certtrain verify runs/mnist/model.safetensors --limit 500 --points points.jsonl --json
+""",
+    "stats": """
+certtrain stats runs/mnist
+certtrain stats runs/first runs/second other.safetensors --plot side-by-side.png
+certtrain stats runs/first --by-epoch --csv run.csv --plot run.png
+certtrain stats runs/first --html run.html
+""",
+    "export": """
+certtrain export runs/mnist/model.safetensors                   # both files, beside the model
+certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
+""",
+}
+METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
+
+
+def pages() -> dict[str, str]:
+    """Each command's page by the name of its file."""
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    return {f"{name}.md": _page(name, command) for name, command in commands.items()}
+
+
+def _page(name: str, command: Any) -> str:
+    hints = get_type_hints(command.callback, include_extras=True)
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    usage = " ".join(["certtrain", name, *map(_argument, arguments), "[OPTIONS]"])
+    parts = [
+        f"# certtrain {name}",
+        "<!-- Written by docs/generate.py from the program's own help. -->",
+        *_plain(command.help).split("\n\n"),
+        f"```text\n{usage}\n```",
+        f"```sh\n{EXAMPLES[name].strip()}\n```",
+    ]
+    if arguments:
+        parts += ["## Arguments", "\n".join(f"- `{_argument(p)}`: {_plain(p.help)}" for p in arguments)]
+    parts += ["## Options", "\n".join(_option(p, hints[p.name]) for p in options)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _argument(parameter: Any) -> str:
+    return f"{parameter.metavar}{'…' if parameter.nargs == -1 else ''}"
+
+
+def _option(parameter: Any, hint: Any) -> str:
+    """One line: names, value, help, limits, default, environment variable."""
+    long, *others = sorted(parameter.opts, key=len, reverse=True)
+    names = [f"`{long} {_value(parameter, hint)}".rstrip() + "`", *(f"`{name}`" for name in others)]
+    texts = [_plain(parameter.help)]
+    if (least := get_args(hint)[1].min) is not None:
+        texts.append(f"At least {least}.")
+    if parameter.multiple:
+        texts.append("May be given several times.")
+    if parameter.default is not None and parameter.default is not False:
+        texts.append(f"Default: `{_shown(parameter.default)}`.")
+    if parameter.envvar:
+        texts.append(f"Environment variable: `{parameter.envvar}`.")
+    return f"- {', '.join(names)}: {' '.join(texts)}"
+
+
+def _value(parameter: Any, hint: Any) -> str:
+    """What stands after an option's name; nothing after a switch."""
+    (kind,) = [part for part in (get_args(get_args(hint)[0]) or get_args(hint)[:1]) if part is not type(None)]
+    if kind is bool:
+        return ""
+    if parameter.metavar:
+        return str(parameter.metavar)
+    if issubclass(kind, Enum):
+        return "|".join(choice.value for choice in kind)
+    return METAVARS[kind]
+
+
+def _shown(default: Any) -> str:
+    return str(default.value if isinstance(default, Enum) else default)
+
+
+def _plain(text: str) -> str:
+    """A help text as Markdown that shows every character as it is."""
+    return re.sub(r"([<*_])", r"\\\1", text)
+
+
+def main() -> None:
+    """Write all pages."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

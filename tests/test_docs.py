@@ -1,0 +1,222 @@
+"""The documentation is true: its commands and its Python run as they stand, and what it names is there."""
+
+import json
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from documents import DOCS, blocks, commands, run
+from PIL import Image, ImageDraw
+from typer.main import get_command
+
+from certtrain import cli, diagnostics
+from certtrain.bounds.methods import METHODS
+from certtrain.certificate import ASSUMPTIONS, VERDICTS
+from certtrain.layers import SECTIONS
+from certtrain.preset import load_preset
+
+OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES = (
+    (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("own", "quickstart", "diagnostics", "certificates")
+)
+
+
+def _draw(page: str, folder: Path, how_many: dict[str, int]) -> None:
+    """The image folder that the page lays out, with circles and crosses of many sizes and places."""
+    (layout,) = [block.text for block in blocks(page) if block.language == "text"]
+    random = torch.Generator().manual_seed(0)
+    for first in layout.split():
+        place = folder / Path(first).parent
+        place.mkdir(parents=True)
+        for number in range(how_many[place.parent.name]):
+            left, top, size = (int(torch.randint(n, (), generator=random)) for n in (5, 5, 4))
+            box = (left, top, left + 7 + size, top + 7 + size)
+            image = Image.new("RGB", (16, 16), "black")
+            pen = ImageDraw.Draw(image)
+            if place.name == "circle":
+                pen.ellipse(box, outline="white", width=2)
+            else:
+                pen.line(box, fill="white", width=2)
+                pen.line((box[0], box[3], box[2], box[1]), fill="white", width=2)
+            image.save(place / f"{number + 1:04}.png")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder in which the page on one's own model and data has been followed, and what each command printed."""
+    folder = tmp_path_factory.mktemp("own")
+    _draw(OWN, folder, {"train": 60, "test": 20})
+    for block in blocks(OWN):
+        if block.file is not None:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+    return folder, [run(command, folder) for command in commands(OWN)]
+
+
+@pytest.mark.slow
+def test_own_network_and_images_train_from_the_command_line_as_the_page_says(own: tuple[Path, list[str]]) -> None:
+    folder, (printed, *_) = own
+    files = {path.name for path in (folder / "runs/shapes").iterdir()}
+    assert {"model.safetensors", "model-folded.safetensors", "model.onnx", "report.json", "report.html"} <= files
+    results = json.loads((folder / "runs/shapes/report.json").read_text())["results"]
+    assert results["certified_accuracy"] > 0.6
+    assert results["examples"] == 40
+    assert "network.relu_2" in printed  # stats
+
+
+@pytest.mark.slow
+def test_verify_prints_the_certified_accuracy_of_ones_own_network(own: tuple[Path, list[str]]) -> None:
+    folder, (printed, *_) = own
+    results = json.loads((folder / "runs/shapes/report.json").read_text())["results"]
+    assert printed.count(f"{100 * results['certified_accuracy']:.2f}%") >= 2  # after the training, and by verify
+    assert "ε = 2/255" in printed
+
+
+@pytest.mark.slow
+def test_the_same_run_from_python_has_the_same_result(own: tuple[Path, list[str]]) -> None:
+    folder, (_, printed, _) = own
+    reports = [json.loads((folder / "runs" / run / "report.json").read_text()) for run in ("shapes", "from-python")]
+    shapes, from_python = (report["results"] for report in reports)
+    assert f"certified on the test images: {from_python['certified_accuracy']:.1%}" in printed
+    assert len(re.findall(r"^\d{4}\.png: \w+, margin -?\d+\.\d{3}$", printed, flags=re.M)) == 5
+    if not torch.cuda.is_available():  # the command would take it, the script does not
+        assert shapes["certified_accuracy"] == from_python["certified_accuracy"]
+
+
+@pytest.mark.slow
+def test_ones_own_loop_trains_a_network_that_certifies(own: tuple[Path, list[str]]) -> None:
+    _, (_, _, printed) = own
+    (certified,) = re.findall(r"^certified: (\d+) of 40$", printed, flags=re.M)
+    assert int(certified) > 24
+
+
+def test_the_page_on_ones_own_network_lists_every_layer_with_a_rule() -> None:
+    (line,) = re.findall(r"^These have a rule as modules: ([^.]*)\.", OWN, flags=re.M)
+    assert set(re.findall(r"`(\w+)`", line)) == set(SECTIONS) - {"Add", "Shared", "Normalize"}
+
+
+def test_files_of_a_page_are_written_once_and_used() -> None:
+    files = [block.file for block in blocks(OWN) if block.file is not None]
+    assert len(files) == len(set(files)) == 4
+    shell = "\n".join(commands(OWN))
+    assert {"train_shapes.py", "own_loop.py", "shapes.toml"} <= set(re.findall(r"[\w-]+\.(?:py|toml)", shell))
+
+
+# --- a page for each command -----------------------------------------------------------------------------
+
+GENERATE = runpy.run_path(str(DOCS / "generate.py"))
+COMMANDS = get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+def test_the_commands_pages_are_what_the_program_says() -> None:
+    written = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "commands").iterdir()}
+    assert written == GENERATE["pages"](), "run python docs/generate.py"
+
+
+def test_every_command_argument_and_option_has_help() -> None:
+    for name, command in COMMANDS.items():
+        assert command.help, name
+        assert all(parameter.help for parameter in command.params), name
+
+
+def test_the_commands_pages_name_every_option_and_its_default() -> None:
+    page = GENERATE["pages"]()["verify.md"]
+    assert "- `--pgd-steps N`: Steps of the attack. At least 1. Default: `20`." in page
+    assert "- `--split train|validation|test`: Which part of the data. Default: `test`." in page
+    assert "- `--json`: Print JSON instead of tables." in page
+    assert "Environment variable: `CERTTRAIN_DATA_DIR`." in page
+    assert "train/\\<class>/\\*" in page
+    for name, command in COMMANDS.items():
+        for parameter in command.params:
+            assert all(f"`{option}" in GENERATE["pages"]()[f"{name}.md"] for option in parameter.opts if "-" in option)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda path: path.name)
+def test_every_command_line_of_a_page_is_one_that_the_program_takes(page: Path) -> None:
+    for line in "\n".join(commands(page.read_text(encoding="utf-8"))).replace(".venv/bin/", "").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["certtrain"]:
+            assert COMMANDS[words[1]].make_context(words[1], words[2:]) is not None
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda path: path.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+# --- the other pages -------------------------------------------------------------------------------------
+
+
+def _shape(text: str) -> list[str]:
+    """The lines of a printed text without their numbers, bars and spaces: what stays the same from run to run."""
+    bare = [re.sub(r"[-\d.,:]+|[█▒░]{2,}|\s", "", line) for line in text.splitlines()]
+    return [line for line in bare if line]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder in which the quickstart has been followed, without installs and downloads; what each block printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    shell = [block for block in commands(QUICKSTART) if not re.search("pip install|mnist|torchrun", block)]
+    assert len(shell) == 4
+    return folder, {block: run(block, folder) for block in shell}
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_and_prints_what_it_shows(quickstart: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = quickstart
+    (shown,) = [block.text for block in blocks(QUICKSTART) if block.language == "text"]
+    first = next(iter(printed.values()))
+    assert set(_shape(shown)) <= set(_shape(first))
+    for name in re.findall(r"^- `([\w./]+)`: ", QUICKSTART, flags=re.M):
+        assert (folder / "runs/digits" / name).exists(), name
+    assert (folder / "runs/stopped/report.json").is_file()  # it was stopped, and went on to its end
+
+
+@pytest.mark.slow
+def test_the_diagnostics_page_shows_tables_as_the_program_prints_them(quickstart: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = quickstart
+    states, initial = [block.text for block in blocks(DIAGNOSTICS) if block.language == "text"]
+    (seen,) = [text for block, text in printed.items() if "certtrain stats" in block]
+    assert set(_shape(states)) <= set(_shape(seen))
+    assert set(_shape(initial)) <= set(_shape(run("certtrain init --preset digits", folder)))
+
+
+def test_the_diagnostics_page_names_each_threshold_with_its_value() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", DIAGNOSTICS, flags=re.M))
+    assert tuple(rows) == diagnostics.KINDS
+    assert f"at least {diagnostics.EXPLODING:,.0f}, " in rows["exploding"]
+    assert f"at least {diagnostics.MATTERS:.0%} " in rows["exploding"]
+    assert f"at least {diagnostics.DEAD:.0%} " in rows["dead"]
+    assert f"at least {diagnostics.INACTIVE:.0%} " in rows["inactive"]
+    assert f"at least {diagnostics.UNSTABLE:.0%} " in rows["unstable"]
+    assert rows["unbalanced"].endswith(f"below {diagnostics.UNBALANCED}")
+    at_start = re.findall(r"Before training only `(\w+)`, `(\w+)` and `(\w+)`", DIAGNOSTICS)
+    assert at_start == [diagnostics.AT_START]
+
+
+def test_what_the_diagnostics_page_says_helps_are_fields_of_a_preset() -> None:
+    preset = load_preset("digits").model_dump()
+    for section, field in re.findall(r"`(eps|train|regularizer)\.(\w+)", DIAGNOSTICS):
+        assert field in preset[section]
+
+
+def test_the_certificates_page_names_every_verdict_method_and_assumption() -> None:
+    verdicts = re.findall(r"^\| `(\w+)` \|", CERTIFICATES, flags=re.M)
+    assert sorted(verdicts) == sorted(VERDICTS)
+    methods = re.findall(r"^- `([\w-]+)`, \w+ bounds:", CERTIFICATES, flags=re.M)
+    assert methods == list(METHODS)
+    first, second = ASSUMPTIONS
+    for words in ("real arithmetic", "float64", "float32"):
+        assert words in first
+        assert words in CERTIFICATES.replace("Real", "real")
+    assert "[0, 1]" in second
+    assert "stays in [0, 1]" in CERTIFICATES
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([\w./]+\.md)\)", index))
+    assert linked == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - {"README.md"}
