@@ -76,7 +76,28 @@ def markdown(found: Found) -> str:
             continue
         lines += [f"\nε = {eps}, seeds {', '.join(map(str, seeds))}\n", f"| {' | '.join(header())} |"]
         lines += ["|---" * len(header()) + "|", *(f"| {' | '.join(row)} |" for row in rows(found, eps))]
+        lines += ["", f"| {' | '.join(state_header())} |", "|---" * len(state_header()) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in state_rows(found, eps)]
     return "\n".join(lines)
+
+
+def state_header() -> list[str]:
+    """One column for each state and warm-up."""
+    return ["method", *(f"{state} %, {warm_up}" for warm_up in WARM_UPS for state in STATES)]
+
+
+def state_rows(found: Found, eps: float) -> Iterator[list[str]]:
+    """The ReLUs' states at the end of the training: means over layers and seeds, in per cent."""
+    for method in METHODS:
+        cells = [found.of(method, warm_up, eps) for warm_up in WARM_UPS]
+        if any(cells):
+            yield [method, *(at_the_end(records, state) for records in cells for state in STATES)]
+
+
+def at_the_end(records: list[dict[str, Any]], state: str) -> str:
+    """The mean of a share over the last epochs' layers."""
+    values = [layer_mean(state)(record["epochs"][-1]) for record in records if record["results"]]
+    return f"{100 * statistics.mean(values):.1f}" if values else "–"
 
 
 # --- growth at initialisation ---------------------------------------------------------------------------
@@ -169,6 +190,7 @@ def blocks(found: Found, sweeps: list[DepthSweep]) -> Iterator[Html]:
             continue
         yield html.heading(f"ε = {eps}")
         yield html.table(header(), table)
+        yield html.table(state_header(), state_rows(found, eps))
         yield html.gallery(figures(found, eps))
 
 
