@@ -6,6 +6,8 @@ examples and are judged on 5,000 held-out ones; the test set is not looked at. A
 folder, written when the run is over; what is there already is not run again, so the command can be stopped and started
 at will.
 
+`claims_report.py` makes a table and a page of what is there.
+
 python benchmarks/claims.py run --data-dir DATA --folder claims --jobs 2
 """
 
@@ -90,7 +92,7 @@ def read(folder: Path) -> dict[Run, dict[str, Any]]:
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     found = {Run(**record["run"]): record for record in records}
     for run, record in found.items():
-        if record["settings"] != run.changes():
+        if record.get("settings") != run.changes():
             raise SystemExit(f"{run.file(folder)} was made with other settings: move it away")
     return found
 

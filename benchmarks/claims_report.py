@@ -201,7 +201,11 @@ def figures(found: Found, eps: float) -> Iterator[Html]:
         yield html.figure(drawn, f"Verified error, {warm_up} warm-up", "At the full radius in every epoch.")
     for (state, meaning), warm_up in product(STATES.items(), WARM_UPS):
         drawn = picture(found, state, eps, warm_up, layer_mean(state))
-        yield html.figure(drawn, f"{state}, {warm_up} warm-up", f"Share of {meaning}, mean over the layers.")
+        yield html.figure(
+            drawn,
+            f"{state}, {warm_up} warm-up",
+            f"Share of {meaning} of the epoch's last batch (32 images), mean over the layers.",
+        )
 
 
 def main() -> None:
@@ -215,6 +219,7 @@ def main() -> None:
     sweeps = growth(arguments.data_dir)
     print(growth_markdown(sweeps))
     print(markdown(found))
+    print("\nerrors: mean ± standard deviation over the seeds; states: means over layers and seeds, of 32 images")
     total = len(METHODS) * len(WARM_UPS) * len(RADII) * len(SEEDS)
     print(f"\n{len(found.records)} of {total} runs are there")
     write_atomic(arguments.page, html.page("The paper's claims at small scale", blocks(found, sweeps)).encode())
