@@ -212,8 +212,8 @@ class Graph(Section):
         """Let a layer that names no inputs take the result of the layer before it."""
         if not isinstance(layers, (list, tuple)) or not 0 < len(layers) <= MOST_LAYERS:
             raise ValueError(f"it is a list of one to {MOST_LAYERS} layers")
-        before = [INPUT, *(layer.get("name") if isinstance(layer, dict) else None for layer in layers)]
-        pairs = zip(layers, before, strict=False)
+        before = [INPUT, *(layer.get("name") if isinstance(layer, dict) else None for layer in layers[:-1])]
+        pairs = zip(layers, before, strict=True)
         return [{"inputs": [name]} | layer if isinstance(layer, dict) else layer for layer, name in pairs]
 
     @model_validator(mode="after")
