@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from claims import METHODS, NETWORK, RADII, SEEDS, WARM_UPS, Run, read
+from claims import COMMON, METHODS, NETWORK, RADII, SEEDS, WARM_UPS, Run, read
 
 from certtrain import html
 from certtrain.curves import Curve, Epochs, draw_curves, in_own_style, svg
@@ -152,7 +152,7 @@ def picture(found: Found, name: str, eps: float, warm_up: str, value: Callable[[
     """One line for each method, over the epochs."""
     settings = WARM_UPS[warm_up]
     ramp = (settings["eps.start"], settings["eps.start"] + settings["eps.length"] - 1)
-    axis = Epochs(range(1, settings["train.epochs"] + 1), ramp)
+    axis = Epochs(range(1, COMMON["train.epochs"] + 1), ramp)
     curves = []
     for method, colour in zip(METHODS, COLOURS, strict=True):
         if values := mean_curve(found.of(method, warm_up, eps), value):
@@ -180,9 +180,9 @@ def blocks(found: Found, sweeps: list[DepthSweep]) -> Iterator[Html]:
     yield html.figure(growth_picture(sweeps), "Mean width of the bounds over the input's", "Mean of three seeds.")
     yield html.heading("Training")
     yield html.paragraph(
-        "MNIST, 20,000 training examples, a network of four convolutions and two linear layers; errors on 5,000 "
-        "held-out examples, mean and standard deviation over seeds. The short warm-up takes 2 epochs of 6, the long "
-        "one 8 of 12; both begin after one natural epoch and leave three at the full radius."
+        "MNIST, 10,000 training examples, a network of four convolutions and two linear layers; errors on 2,500 "
+        "held-out examples, mean and standard deviation over seeds. The short warm-up takes 4 epochs of 12, the long "
+        "one 8 of 12; both begin after one natural epoch."
     )
     for eps in RADII:
         table = list(rows(found, eps))
@@ -204,7 +204,7 @@ def figures(found: Found, eps: float) -> Iterator[Html]:
         yield html.figure(
             drawn,
             f"{state}, {warm_up} warm-up",
-            f"Share of {meaning} of the epoch's last batch (32 images), mean over the layers.",
+            f"Share of {meaning} of the first 1,000 training images, mean over the layers.",
         )
 
 
@@ -219,7 +219,7 @@ def main() -> None:
     sweeps = growth(arguments.data_dir)
     print(growth_markdown(sweeps))
     print(markdown(found))
-    print("\nerrors: mean ± standard deviation over the seeds; states: means over layers and seeds, of 32 images")
+    print("\nerrors: mean ± standard deviation over the seeds; states: means over layers and seeds, of 1,000 images")
     total = len(METHODS) * len(WARM_UPS) * len(RADII) * len(SEEDS)
     print(f"\n{len(found.records)} of {total} runs are there")
     write_atomic(arguments.page, html.page("The paper's claims at small scale", blocks(found, sweeps)).encode())

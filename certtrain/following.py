@@ -14,7 +14,7 @@ from certtrain.preset import explain
 
 
 class EpochRecord(BaseModel):
-    """One epoch as it was trained: numbers over all its steps, layers over its last batch, all at its last ε."""
+    """One epoch as it was trained: numbers over all its steps; layers after it, over the first training images; its last ε."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 

@@ -96,7 +96,7 @@ def inspect_model(
     check_fit(model, images)
     if not any(isinstance(call.layer, nn.ReLU) for call in boundable(model).calls):
         raise NetworkError("the network has no ReLU layer, and so no states of ReLUs to show")
-    return layer_states(_traces(model.eval(), images, eps, batch_size, on_progress))
+    return layer_states(traces_over(model, images, eps, batch_size, on_progress))
 
 
 def inspect_initial(
@@ -128,10 +128,15 @@ def _states_of(network: nn.Module, x: Tensor, eps: float) -> list[LayerState]:
 
 
 @torch.no_grad()
-def _traces(
-    model: Classifier, images: ImageSet, eps: float, size: int, on_progress: Callable[[int], None]
+def traces_over(
+    model: nn.Module,
+    images: ImageSet,
+    eps: float,
+    size: int,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[BoundTrace]:
-    graph, device = boundable(model), next(model.parameters()).device
+    """The boxes of `images`, `size` at a time, in the network as it is evaluated; without gradients."""
+    graph, device = boundable(model.eval()), next(model.parameters()).device
     for first in range(0, len(images), size):
         yield trace_bounds(graph, to_unit(images.images[first : first + size].to(device)), eps, CLIP)
         on_progress(min(first + size, len(images)))

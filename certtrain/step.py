@@ -246,18 +246,12 @@ class Stepper:
         values = [mine.get(name, 0.0) for name in [*self.measures(), "examples"]]
         self.sums.copy_(torch.tensor(values, dtype=torch.float64))
 
-    def look(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
-        """The boxes of a whole batch under the weights as they are, in float32; nothing is changed by it.
-
-        They come in parts no larger than a step's, or in one part if the statistics are of the centres; one rank
-        may ask alone.
-        """
-        return self._traces(step, x, -(-len(x) // self.group.size), batch_statistics)
-
-    def _traces(self, step: int, x: Tensor, size: int, source: Source) -> Iterator[BoundTrace]:
+    def _traces(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
+        """The boxes of this rank's part of a batch, as the step computes them."""
         self.network.train()
-        eps, size = max(self.eps(step), SMALLEST_EPS), min(size, self.preset.train.micro_batch or size)
-        return traces_in_parts(self.graph, _channels_last(x), eps, size, with_clean=self._with_clean(), source=source)
+        eps, size = max(self.eps(step), SMALLEST_EPS), self.preset.train.micro_batch or len(x)
+        clean = self._with_clean()
+        return traces_in_parts(self.graph, _channels_last(x), eps, size, with_clean=clean, source=self.source)
 
     def explain(self, step: int, x: Tensor, labels: Tensor) -> str:
         """What was not finite in a step that failed: the first such value, and the layer it comes from.
@@ -267,7 +261,7 @@ class Stepper:
         with tensor_cores(self.preset.train.precision == "tf32"):
             measured = self._gradient(step, x, labels, share=1.0)
         with self._arithmetic():
-            culprit = self._culprit(self._traces(step, x, len(x), self.source))
+            culprit = self._culprit(self._traces(step, x))
         measured |= {"gradient_norm": self._whole_gradient(self._scalar(0.0))}
         bad = [f"{name} is {value.item()}" for name, value in measured.items() if not isfinite(value.item())]
         what = self.group.first(bad[0] if bad else None) or "its loss was not finite"

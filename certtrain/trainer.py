@@ -27,7 +27,9 @@ from certtrain.distributed import ALONE, Group
 from certtrain.errors import CerttrainError, DeviceError, NonFiniteError, RunError
 from certtrain.evaluate import certified_accuracy, natural_accuracy
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.inspection import traces_over
 from certtrain.modelfile import Classifier, save_model
+from certtrain.objective import SMALLEST_EPS
 from certtrain.precision import check_precision, tensor_cores
 from certtrain.preset import Preset
 from certtrain.report import write_report
@@ -38,10 +40,12 @@ from certtrain.verify import Point, Report, check_fit, verify
 
 # How often, in seconds. None of it changes what is trained.
 READ_SECONDS = 0.25  # between two readings of the measurements, each of which waits for the device
-LOOK_SECONDS = 20.0  # between two looks at the ReLU states, each a forward pass; the end of an epoch has one too
+LOOK_SECONDS = 20.0  # between two looks at the ReLU states; the end of an epoch has one too
+LOOK_SHARE = 0.05  # of the time, at most, if looking takes longer
 EPOCH_CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next at the end of an epoch
 CHECKPOINT_SECONDS = 300.0  # and within an epoch
 
+LOOK_EXAMPLES = 1000  # the first training images, as `stats` takes them
 NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured at the end of an epoch, where no step measures it
 
 
@@ -148,6 +152,7 @@ class Trainer:
         self.progress = Progress()
         self.layers: tuple[LayerState, ...] = ()
         self.exploding = False
+        self.look_pause = LOOK_SECONDS
         self.reading, self.looking, self.saving, self.clock = (_Stopwatch() for _ in range(4))
 
     def run(self) -> Report | None:
@@ -337,7 +342,7 @@ class Trainer:
 
     def _tell_step(self) -> None:
         done, per_epoch = self.progress.step, self.batches.steps_per_epoch
-        if not self.layers or done % per_epoch == 0 or self.looking.seconds() >= LOOK_SECONDS:
+        if not self.layers or done % per_epoch == 0 or self.looking.seconds() >= self.look_pause:
             self._look(done - 1)
         eps, rate = self.stepper.eps(done - 1), self.stepper.learning_rate(done - 1)
         self.emit(StepDone(done, (done - 1) // per_epoch + 1, eps, rate, self._averages(), self.layers))
@@ -360,14 +365,16 @@ class Trainer:
         return {name: total / sums["examples"] for name, total in sums.items() if name != "examples"}
 
     def _look(self, step: int) -> None:
-        """See how the layers stand on the batch of `step`."""
+        """See how the layers stand after `step`, by what `stats` would say of the network at the same ε."""
+        self.looking.restart()
+        eps = max(self.stepper.eps(step), SMALLEST_EPS)
+        images, size = self.images.train.take(LOOK_EXAMPLES), min(200, self.preset.train.batch_size // self.group.size)
         try:
-            x, _ = self.batches.whole_batch(*divmod(step, self.batches.steps_per_epoch))
             with tensor_cores(False):
-                self.layers = tuple(layer_states(self.stepper.look(step, x)))
+                self.layers = tuple(layer_states(traces_over(self._result(), images, eps, size)))
         except NonFiniteError as error:
             raise self._not_finite(f"step {step}: after its update {error}") from error
-        self.looking.restart()
+        self.look_pause = max(LOOK_SECONDS, self.looking.restart() / LOOK_SHARE)
         exploding = worst(self.layers, at_most=1, kinds=["exploding"]) if self.stepper.eps(step) > 0 else []
         if exploding and not self.exploding:
             self.emit(Note(f"epoch {step // self.batches.steps_per_epoch + 1}: {exploding[0].sentence}"))

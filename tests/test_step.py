@@ -83,15 +83,6 @@ def test_nothing_is_read_from_the_device_in_a_step(monkeypatch: pytest.MonkeyPat
         one.run(step, *batch())
 
 
-def test_a_look_changes_nothing():
-    one = stepper()
-    one.run(25, *batch())
-    before = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
-    (trace,) = one.look(25, batch()[0])
-    assert [name for name, _ in trace.relu_boxes] == ["conv1_relu", "linear1_relu"]
-    assert equal(before, one.network.state_dict())
-
-
 # --- what is not finite ----------------------------------------------------------------------------------
 
 
@@ -132,8 +123,6 @@ def test_the_average_moves_by_its_decay():
 
 def test_with_centre_statistics_no_clean_batch_is_carried():
     one = stepper(train__batch_norm_statistics="centre")
-    (trace,) = one.look(25, batch()[0])
-    assert trace.clean is None
     assert not {"natural_loss", "natural_accuracy"} & set(one.measures())
 
 

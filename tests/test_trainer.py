@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from certtrain import load_model
 from certtrain.assemble import load_run_images
 from certtrain.checkpoint import RunFolder
+from certtrain.diagnostics import LayerState
 from certtrain.errors import DataError, DeviceError, NonFiniteError, PresetError, RunError, StorageError
 from certtrain.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
+from certtrain.inspection import inspect_model
 from certtrain.preset import Preset, load_preset
 from certtrain.trainer import Surroundings, Trainer, resume, train
 
@@ -126,6 +128,16 @@ def test_metrics_hold_the_state_of_each_layer(finished: Path):
         assert all(
             layer["active"] + layer["inactive"] + layer["unstable"] == pytest.approx(1) for layer in line["layers"]
         )
+
+
+def test_the_state_of_each_layer_is_what_stats_says_of_the_network(finished: Path):
+    last = metrics(finished)[-1]
+    images = load_run_images(small(), None).train.take(1000)
+    found = inspect_model(load_model(finished / "model.safetensors"), images, last["eps"])
+    for layer, expected in zip(last["layers"], found, strict=True):
+        assert LayerState(**layer).name == expected.name
+        numbers = {name: value for name, value in layer.items() if name != "name"}
+        assert numbers == pytest.approx({name: getattr(expected, name) for name in numbers}, rel=1e-4)
 
 
 def test_an_explosion_is_noted_once_with_its_sentence(tmp_path: Path):
