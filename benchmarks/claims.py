@@ -2,9 +2,9 @@
 
 Each method trains with a short and with a long warm-up, with several seeds: vanilla IBP, CROWN-IBP with loss fusion,
 both again with BatchNorm, the paper's method, and that without each of its improvements in turn. They train on 10,000
-examples for equally many steps, and are judged on 2,500 held-out ones; the test set is not looked at. A result is a file of its own in the
-folder, written when the run is over; what is there already is not run again, so the command can be stopped and started
-at will.
+examples for equally many steps, and are judged on 2,500 held-out ones; the test set is not looked at. A result is a
+file of its own in the folder, written when the run is over; what is there already is not run again, so the command can
+be stopped and started at will.
 
 `claims_report.py` makes a table and a page of what is there.
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.interval import Box
@@ -28,24 +27,26 @@ def relaxed(layer: nn.Module, box: Box) -> Lines:
 
 
 def _relu(layer: nn.ReLU, box: Box) -> Lines:
-    return _rectifier(0.0, torch.relu, box)
+    return _rectifier(0.0, box)
 
 
 def _leaky_relu(layer: nn.LeakyReLU, box: Box) -> Lines:
-    return _rectifier(layer.negative_slope, lambda x: F.leaky_relu(x, layer.negative_slope), box)
+    return _rectifier(layer.negative_slope, box)
 
 
-def _rectifier(slope: float, function: Callable[[Tensor], Tensor], box: Box) -> Lines:
+def _rectifier(slope: float, box: Box) -> Lines:
     """The chord on one side, and on the other a line through zero of slope 1 where u > −l, else `slope`.
 
     Zhang et al. 2018 (CROWN), section 3.2: of the two lines the one that leaves the smaller area.
     """
     lower, upper = box.lower, box.upper
-    # A sign is much cheaper than a mask of bool, and so is a clamp than a choice: without width any slope will do.
+    # A sign is much cheaper than a mask of bool.
     bent = (lower + upper).detach().sign().relu() * (1 - slope) + slope
-    low = function(lower)
-    chord = (function(upper) - low) / (upper - lower).clamp(min=torch.finfo(low.dtype).tiny)
-    through, offset = (bent, None), (chord, low - chord * lower)
+    # max(x, sx) is sx and (1 − s) relu(x). Written by u⁺ and l⁻, the chord of a stable unit has no gradient, however
+    # narrow its interval is; by (f(u) − f(l)) / (u − l) it would have one as large as the width is small.
+    above, below = torch.relu(upper), torch.relu(-lower)
+    share = above / (above + below).clamp(min=torch.finfo(above.dtype).tiny) * (1 - slope)
+    through, offset = (bent, None), (share + slope, share * below)
     return Lines(*through, *offset) if slope <= 1 else Lines(*offset, *through)  # concave above slope 1
 
 

@@ -19,6 +19,17 @@ ELEMENTWISE = {name: layer for name, (layer, _) in MONOTONE.items() if type(laye
 CURVED = {**ELEMENTWISE, "steep leaky relu": nn.LeakyReLU(3.0), "flat leaky relu": nn.LeakyReLU(1.0)}
 
 
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.LeakyReLU(0.1)])
+@pytest.mark.parametrize("centre", [-1.0, 1e-20, 1.0])
+def test_the_chord_of_a_stable_unit_has_no_gradient_however_narrow_its_interval(layer: nn.Module, centre: float):
+    middle, radius = torch.tensor([[centre]]).requires_grad_(), torch.tensor([[1e-30]]).requires_grad_()
+    lines = relaxed(layer, Box(middle, radius))
+    assert lines.upper_offset is not None
+    (lines.upper_slope + lines.upper_offset).sum().backward()
+    assert middle.grad == 0
+    assert radius.grad == 0
+
+
 class Features(nn.Module):
     """A layer, where it is a sum with both inputs the same, then all its values as logits."""
 
