@@ -14,7 +14,7 @@ from certtrain.preset import explain
 
 
 class EpochRecord(BaseModel):
-    """One epoch as it was trained: its numbers over all steps, its last ε, and the layers after it over training images."""
+    """One epoch as it was trained: numbers over all its steps, its last ε, and the layers after it on training data."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
