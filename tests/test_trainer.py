@@ -579,7 +579,7 @@ def all_finite(path: Path) -> bool:
 
 
 def test_a_huge_learning_rate_stops_the_run(tmp_path: Path):
-    message = r"step 0: after its update .*'conv2_relu'.*last good checkpoint is .*step-000000000\.safetensors"
+    message = r"step 0: after its update .*'conv1_relu'.*last good checkpoint is .*step-000000000\.safetensors"
     with pytest.raises(NonFiniteError, match=message):
         train(small(train__learning_rate=1e30), tmp_path / "out")
     (checkpoint,) = RunFolder(tmp_path / "out").checkpoints()
