@@ -7,8 +7,9 @@ light or dark mode, and print is always light.
 """
 
 import html
-import math
 from collections.abc import Iterable, Sequence
+
+from certtrain.formats import NONE, number, percent
 
 PALETTE = {
     "paper": ("#ffffff", "#16181c"),
@@ -40,35 +41,13 @@ class Html(str):
 Cell = Html | str | float | int | None
 
 
-# --- plain values as text --------------------------------------------------------------------------------
-
-
-def percent(share: float | None) -> str:
-    """A share of one as a percentage; a dash where there is none."""
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.2f}%"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 1.3 s, 9:05 min or 2:09:05 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
-
-
 def text(value: Cell) -> Html:
     """A value as markup: text escaped, whole numbers with separators, None and NaN as a dash."""
     match value:
         case Html():
             return value
         case None:
-            return Html("–")
+            return Html(NONE)
         case int():
             return Html(f"{value:,}")
         case float():

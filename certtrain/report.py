@@ -7,8 +7,9 @@ from pathlib import Path
 from certtrain import html
 from certtrain.epsilon import format_eps
 from certtrain.errors import MissingExtra
+from certtrain.formats import duration, number, percent, times
 from certtrain.history import Layer, Results, Run, read_run
-from certtrain.html import Cell, Html, number, percent
+from certtrain.html import Cell, Html
 from certtrain.layers import Graph
 from certtrain.pictures import ACCURACIES, curve_pictures, layer_pictures
 from certtrain.preset import Preset
@@ -167,13 +168,13 @@ def _circumstances(run: Run) -> Iterator[tuple[Cell, Cell]]:
     record = run.record
     if record is None:
         if run.epochs:
-            yield "trained so far", html.duration(run.epochs[-1].numbers.get("seconds") or 0.0)
+            yield "trained so far", duration(run.epochs[-1].numbers.get("seconds") or 0.0)
         return
     training = record.training
     processes = f", {training.processes} processes" if training.processes > 1 else ""
     yield "device", training.device + processes
-    yield "trained in", f"{html.duration(training.seconds)}, {training.steps:,} steps"
-    yield "verified in", html.duration(record.verification_seconds)
+    yield "trained in", f"{duration(training.seconds)}, {training.steps:,} steps"
+    yield "verified in", duration(record.verification_seconds)
     if training.finished is not None:
         yield "finished", datetime.fromisoformat(training.finished).strftime("%d %B %Y, %H:%M %Z").lstrip("0")
     yield "versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())
@@ -230,10 +231,9 @@ def _states_table(layers: Iterable[Layer]) -> Html:
 
 def _states_row(layer: Layer) -> list[Cell]:
     shares = dict(zip(STATES, (layer.active, layer.unstable, layer.inactive), strict=True))
-    growth = number(layer.growth) + ("" if layer.growth is None else "×")
     values = [percent(share) for share in (*shares.values(), layer.dead)]
     bar = html.bar((name, share, name) for name, share in shares.items())
-    numbers = (layer.centre, layer.width, growth, layer.mean_ratio, layer.variance_ratio)
+    numbers = (layer.centre, layer.width, times(layer.growth), layer.mean_ratio, layer.variance_ratio)
     return [layer.name, layer.units, bar, *values, *numbers]
 
 
