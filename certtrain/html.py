@@ -26,6 +26,7 @@ PALETTE = {
     "active": ("#2a9d57", "#45b873"),
     "unstable": ("#e9b93c", "#e9b93c"),
     "inactive": ("#b5b9c0", "#5d636d"),
+    "dead": ("#7a4646", "#c08080"),
     "tightness": ("#8a4fbf", "#b98be6"),
     "balance": ("#c46a1b", "#ee9a50"),
 }
