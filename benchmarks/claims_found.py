@@ -35,6 +35,11 @@ class Cell:
         """How many ended with NaN or infinity."""
         return len(self.records) - len(self.whole)
 
+    def missing(self, seeds: int) -> str:
+        """In words: whether there are fewer than so many seeds, and how many have failed."""
+        told = [f"{len(self.records)} of {seeds} seeds"] * (len(self.records) < seeds)
+        return ", ".join(told + [f"{self.failed} failed"] * bool(self.failed))
+
     def errors(self, accuracy: str) -> list[float]:
         """The error in per cent of each seed."""
         return [100 * (1 - record["results"][accuracy]) for record in self.whole]

@@ -128,32 +128,21 @@ class Claim:
         verdicts = {part.verdict for part in self.parts} - {"too few runs"}
         if not verdicts:
             return "too few runs"
-        return AT_THIS_SCALE[verdicts.pop() if len(verdicts) == 1 else "shows in part"]
+        verdict = verdicts.pop() if len(verdicts) == 1 else "shows in part"
+        return "does not show at this scale" if verdict == "does not show" else verdict
 
     @property
     def sentence(self) -> str:
         """The claim, its verdict, the parts by their verdicts, and how much is still to come."""
-        groups = [
-            (words, [str(part) for part in self.parts if part.verdict == verdict]) for verdict, words in FOR.items()
-        ]
-        told = "; ".join(f"{words} {listing(parts)}" for words, parts in groups if parts)
+        parts = {words: [str(part) for part in self.parts if part.verdict == verdict] for verdict, words in FOR.items()}
+        told = [f"{words} {listing(names)}" for words, names in parts.items() if names]
         missing = sum(part.count("too few runs") for part in self.parts)
         all_ = sum(len(part.comparisons) for part in self.parts)
-        end = f"; {missing} of {all_} comparisons have too few runs" if missing else ""
-        return f"{self.topic}: {self.statement}: {self.verdict} ({told}{end})."
+        told += [f"{missing} of {all_} comparisons have too few runs"] * bool(missing)
+        return "; ".join([f"{self.topic}, {self.verdict}: {self.statement}", *told]) + "."
 
 
-FOR = {
-    "shows": "it shows for",
-    "shows in part": "in part for",
-    "does not show": "not for",
-    "too few runs": "nothing can be said yet for",
-}
-AT_THIS_SCALE = {
-    "shows": "shows",
-    "shows in part": "shows in part",
-    "does not show": "does not show at this scale",
-}
+FOR = {"shows": "it shows for", "shows in part": "in part for", "does not show": "not for"}
 
 
 def signed(difference: float) -> str:
@@ -170,10 +159,10 @@ def judge_growth(sweeps: Sequence[DepthSweep]) -> str:
     else:
         others = [scheme for scheme in usual if not exploding[scheme]] + ["ibp"] * exploding["ibp"]
         verdict = f"does not show at this scale for {listing(others)}"
-    rates = [f"×{number(sweep.rate)} by {sweep.scheme}" for sweep in sweeps]
+    rates = [f"{number(sweep.rate)} ({sweep.scheme})" for sweep in sweeps]
     return (
-        "Explosion: before training, bounds explode with depth by the usual initialisations, and not by the IBP "
-        f"initialisation: {verdict} (each layer makes them {listing(rates)})."
+        f"Explosion, {verdict}: before training, bounds explode with depth by the usual initialisations, and not by "
+        f"the IBP initialisation; each layer multiplies their width by {listing(rates)}."
     )
 
 

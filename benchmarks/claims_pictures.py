@@ -33,7 +33,7 @@ def growth_picture(sweeps: Sequence[DepthSweep]) -> Html:
             sweep.depths, [spread.mean for spread in sweep.growth], "o-", color=PALETTE[colour][0], label=sweep.scheme
         )
     axes.set(yscale="log", xlabel="layers", ylabel="mean width over the input's", xticks=sweeps[0].depths)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"))
     axes.legend()
     return svg(figure, "growth", "growth of the bounds against depth")
 
@@ -43,7 +43,7 @@ def error_picture(found: Found, eps: float) -> Html:
     """Verified error over the epochs, of both warm-ups: the mean, and a band from the least to the greatest seed."""
     name = f"verified-error-{round(100 * eps)}"
 
-    def draw(axes: Any, method: str) -> list[Cell]:
+    def draw(axes: Any, method: str) -> dict[str, Cell]:
         cells = {warm_up: found.cell(method, warm_up, eps) for warm_up in WARM_UPS}
         for warm_up, cell in cells.items():
             reference = found.cell("fast", warm_up, eps).by_epoch(_verified_error)
@@ -53,7 +53,7 @@ def error_picture(found: Found, eps: float) -> Html:
                 axes.fill_between(EPOCHS, *_least_and_greatest(values), color=COLOURS[warm_up], alpha=0.2, linewidth=0)
                 axes.plot(EPOCHS, [fmean(v) for v in values], DASHES[warm_up], color=COLOURS[warm_up], linewidth=1.8)
                 axes.axvline(_ramp_end(warm_up), color=COLOURS[warm_up], linewidth=0.8, linestyle=":")
-        return list(cells.values())
+        return cells
 
     handles = [_line(COLOURS[name], DASHES[name], f"{name} warm-up") for name in WARM_UPS]
     handles += [_line(MUTED, "-", "fast, for comparison")]
@@ -65,7 +65,7 @@ def state_picture(found: Found, eps: float, warm_up: str) -> Html:
     """The shares of ReLU states over the epochs, as a stack; the dead are a part of the inactive."""
     name = f"states-{warm_up}-{round(100 * eps)}"
 
-    def draw(axes: Any, method: str) -> list[Cell]:
+    def draw(axes: Any, method: str) -> dict[str, Cell]:
         cell = found.cell(method, warm_up, eps)
         below = [0.0] * len(EPOCHS)
         for state, values in _stack(cell).items():
@@ -75,14 +75,16 @@ def state_picture(found: Found, eps: float, warm_up: str) -> Html:
             below = above
         if cell.whole:
             axes.axvline(_ramp_end(warm_up), color=INK, linewidth=0.8, linestyle=":")
-        return [cell]
+        return {warm_up: cell}
 
     label = f"states of ReLUs over epochs, {warm_up} warm-up, ε = {eps}"
     return _panels(name, label, found.most_seeds(eps), draw, [_patch(state) for state in STACK])
 
 
-def _panels(name: str, label: str, seeds: int, draw: Callable[[Any, str], list[Cell]], handles: Sequence[Any]) -> Html:
-    """A small picture for each method, all with the same axes; `draw` gives the cells that it has drawn."""
+def _panels(
+    name: str, label: str, seeds: int, draw: Callable[[Any, str], dict[str, Cell]], handles: Sequence[Any]
+) -> Html:
+    """A small picture for each method, all with the same axes; `draw` gives the cells that it has drawn, by warm-up."""
     from matplotlib.figure import Figure
 
     rows = -(-len(METHODS) // COLUMNS)
@@ -93,7 +95,10 @@ def _panels(name: str, label: str, seeds: int, draw: Callable[[Any, str], list[C
             axes.set_axis_off()
             continue
         axes.set(
-            xlim=(EPOCHS[0] - 0.5, EPOCHS[-1] + 0.5), ylim=(0, 1), xticks=EPOCHS[1::2], yticks=(0, 0.25, 0.5, 0.75, 1)
+            xlim=(EPOCHS[0] - 0.5, EPOCHS[-1] + 0.5),
+            ylim=(0, 1.02),
+            xticks=EPOCHS[1::2],
+            yticks=(0, 0.25, 0.5, 0.75, 1),
         )
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
         axes.set_title(f"{short(method)}{_remark(draw(axes, method), seeds)}", fontsize=12, loc="left", color=INK)
@@ -103,13 +108,10 @@ def _panels(name: str, label: str, seeds: int, draw: Callable[[Any, str], list[C
     return svg(figure, name, label)
 
 
-def _remark(cells: Sequence[Cell], seeds: int) -> str:
+def _remark(cells: dict[str, Cell], seeds: int) -> str:
     """What is missing in a panel."""
-    if not any(cell.records for cell in cells):
-        return " (no runs yet)"
-    fewest, failed = min(len(cell.records) for cell in cells), sum(cell.failed for cell in cells)
-    told = [f"{fewest} of {seeds} seeds"] * (fewest < seeds) + [f"{failed} failed"] * (failed > 0)
-    return f" ({', '.join(told)})" if told else ""
+    told = [f"{name}: {words}" for name, cell in cells.items() if (words := cell.missing(seeds))]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _verified_error(epoch: dict[str, Any]) -> float:

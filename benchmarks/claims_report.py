@@ -27,7 +27,8 @@ FIGURES = {"natural": "natural_accuracy", "verified": "certified_accuracy"}
 REMARK = "Mean ± standard deviation over the seeds."
 STATES_REMARK = (
     "States at the end of the training, of 1,000 training images: means over the layers, and over the seeds. "
-    "Dead units are inactive for every image, and so a part of the inactive."
+    "Dead units are inactive for every image, and so a part of the inactive. "
+    "A star: fewer seeds than the rest, or failed runs."
 )
 
 
@@ -36,9 +37,8 @@ STATES_REMARK = (
 
 def shown(cell: Cell, values: Sequence[float], seeds: int) -> str:
     """Mean and standard deviation; where there are fewer seeds than `seeds` or some have failed, how many."""
-    told = [f"{len(cell.records)} of {seeds} seeds"] * (len(cell.records) < seeds)
-    told += [f"{cell.failed} failed"] * bool(cell.failed)
-    mark = f" ({', '.join(told)})" if told else ""
+    words = cell.missing(seeds)
+    mark = f" ({words})" if words else ""
     if not values:
         return f"–{mark}"
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -58,13 +58,16 @@ def error_table(found: Found, eps: float) -> list[list[str]]:
 
 
 def state_table(found: Found, eps: float) -> list[list[str]]:
-    """Header, then the states of each method's ReLUs, by warm-up."""
+    """Header, then the states of each method's ReLUs, by warm-up; with a star where seeds are missing."""
     header = ["method", *(f"{state} %, {warm_up}" for warm_up in WARM_UPS for state in STATES)]
+    seeds = found.most_seeds(eps)
     rows = [[method] for method in found.methods(eps)]
     for row in rows:
         for warm_up in WARM_UPS:
-            shares = [found.cell(row[0], warm_up, eps).shares(state) for state in STATES]
-            row += [f"{statistics.fmean(values):.1f}" if values else "–" for values in shares]
+            cell = found.cell(row[0], warm_up, eps)
+            star = "*" if cell.missing(seeds) else ""
+            shares = [cell.shares(state) for state in STATES]
+            row += [f"{statistics.fmean(values):.1f}{star}" if values else "–" for values in shares]
     return [header, *rows]
 
 
