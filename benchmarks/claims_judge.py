@@ -139,7 +139,7 @@ class Claim:
         missing = sum(part.count("too few runs") for part in self.parts)
         all_ = sum(len(part.comparisons) for part in self.parts)
         told += [f"{missing} of {all_} comparisons have too few runs"] * bool(missing)
-        return "; ".join([f"{self.topic}, {self.verdict}: {self.statement}", *told]) + "."
+        return "; ".join([f"{self.topic}, {self.verdict}: “{self.statement}”", *told]) + "."
 
 
 FOR = {"shows": "it shows for", "shows in part": "in part for", "does not show": "not for"}
@@ -161,8 +161,8 @@ def judge_growth(sweeps: Sequence[DepthSweep]) -> str:
         verdict = f"does not show at this scale for {listing(others)}"
     rates = [f"{number(sweep.rate)} ({sweep.scheme})" for sweep in sweeps]
     return (
-        f"Explosion, {verdict}: before training, bounds explode with depth by the usual initialisations, and not by "
-        f"the IBP initialisation; each layer multiplies their width by {listing(rates)}."
+        f"Explosion, {verdict}: “before training, bounds explode with depth by the usual initialisations, and not by "
+        f"the IBP initialisation”; each layer multiplies their width by {listing(rates)}."
     )
 
 

@@ -107,7 +107,7 @@ def markdown(found: Found, sweeps: Sequence[DepthSweep]) -> str:
     sentences = [judge_growth(sweeps), *(claim.sentence for claim in judged)]
     parts = [f"{found.summary}.", "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, start=1)), RULE]
     for claim in judged:
-        parts += [f"{claim.topic}: {claim.statement}.", markdown_table(claim_table(claim))]
+        parts += [f"{claim.topic}: “{claim.statement}”.", markdown_table(claim_table(claim))]
     parts += ["Growth of the bounds before training, against depth:", markdown_table(growth_table(sweeps))]
     for eps in filter(found.methods, RADII):
         parts += [f"ε = {eps}. {REMARK}", markdown_table(error_table(found, eps))]
