@@ -121,8 +121,8 @@ def test_dead_units_are_judged_method_by_method():
     found = made_up({}, {"vanilla IBP": 0.5, "fast without BatchNorm": 0.3, "fast without balance": 0.05})
     assert sentence(found, 0) == (
         "Imbalance, shows in part: “by vanilla IBP, and without BatchNorm or a regulariser, more units are dead than "
-        "by the whole method (fast)”; it shows for vanilla IBP (+40.0) and fast without BatchNorm (+20.0); not for fast "
-        "without tightness (0.0) and fast without balance (−5.0; the opposite in 4 of 4 settings)."
+        "by the whole method (fast)”; it shows for vanilla IBP (+40.0) and fast without BatchNorm (+20.0); not for "
+        "fast without tightness (0.0) and fast without balance (−5.0; the opposite in 4 of 4 settings)."
     )
 
 
