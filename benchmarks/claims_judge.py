@@ -174,29 +174,29 @@ def claims(found: Found) -> list[Claim]:
             for state, what in (("dead", "units are dead"), ("inactive", "ReLUs are off"))
         ),
         Claim(
-            "Improvements",
+            "Each improvement",
             "without any one of them the verified error is greater than with all (fast)",
             tuple(Part(method, _against_fast(found, method)) for method in REMOVALS),
         ),
         Claim(
-            "Short warm-up",
-            "with all improvements its verified error is no greater than the long one's",
+            "Short warm-up of fast",
+            "with all improvements the short warm-up's verified error is no greater than the long one's",
             (Part("fast", _short_against_long(found, "fast", no_more=True)),),
         ),
         Claim(
-            "Short warm-up",
-            "for the baselines its verified error is greater than the long one's",
+            "Short warm-up of the baselines",
+            "without the improvements the short warm-up's verified error is greater than the long one's",
             tuple(Part(method, _short_against_long(found, method)) for method in BASELINES),
         ),
         Claim(
-            "Short warm-up",
-            "the baselines' verified error, with the long one, is greater than that of fast with the short one",
+            "Short against long",
+            "the baselines' verified error with the long warm-up is greater than that of fast with the short one",
             tuple(Part(method, _long_against_fast(found, method)) for method in BASELINES),
         ),
     ]
 
 
-def _imbalance(found: Found, state: str, what: str) -> Claim:
+def _imbalance(found: Found, topic: str, state: str, what: str) -> Claim:
     """Vanilla IBP, and fast without what is said to mend it, against fast."""
     unmended = ["vanilla IBP", *(method for method in REMOVALS if "initialisation" not in method)]
     parts = []
@@ -209,7 +209,7 @@ def _imbalance(found: Found, state: str, what: str) -> Claim:
         }
         parts.append(Part(method, comparisons))
     statement = f"by vanilla IBP, and without BatchNorm or a regulariser, more {what} than by the whole method (fast)"
-    return Claim("Imbalance", statement, tuple(parts))
+    return Claim(topic, statement, tuple(parts))
 
 
 def _against_fast(found: Found, method: str) -> dict[str, Comparison]:

@@ -26,7 +26,7 @@ def growth_picture(sweeps: Sequence[DepthSweep]) -> Html:
     """One line for each scheme; on the logarithmic axis an exponential is straight."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     for sweep, colour in zip(sweeps, LINES, strict=True):
         axes.plot(

@@ -128,9 +128,9 @@ def blocks(found: Found, sweeps: Sequence[DepthSweep]) -> Iterator[Html]:
     yield html.note(f"{found.summary}.")
     yield html.heading("What the results say")
     yield html.paragraph(RULE)
-    yield html.paragraph(judge_growth(sweeps))
+    yield from under_heading(judge_growth(sweeps))
     for claim in claims(found):
-        yield html.paragraph(claim.sentence)
+        yield from under_heading(claim.sentence)
         header, *rows = claim_table(claim)
         yield html.details("The differences that this rests on", [html.table(header, rows)])
     yield html.heading("Before training: growth against depth")
@@ -141,6 +141,13 @@ def blocks(found: Found, sweeps: Sequence[DepthSweep]) -> Iterator[Html]:
     )
     for eps in filter(found.methods, RADII):
         yield from training_blocks(found, eps)
+
+
+def under_heading(sentence: str) -> Iterator[Html]:
+    """What a sentence says before its colon as a heading, and the rest below it."""
+    topic, _, rest = sentence.partition(": ")
+    yield html.heading(topic, level=3)
+    yield html.paragraph(rest)
 
 
 def training_blocks(found: Found, eps: float) -> Iterator[Html]:

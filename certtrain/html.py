@@ -203,6 +203,7 @@ SHEET = """* { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }
+h1, h2, h3 { text-wrap: balance; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--grid); }
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
 p, ul { margin: .5rem 0; max-width: 46rem; }
@@ -215,13 +216,15 @@ pre { background: var(--shade); padding: .8rem; overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
+thead th { white-space: normal; }
+td.left:not(:first-child) { white-space: normal; }
 th:first-child, td:first-child { padding-left: 0; }
 th.left, td.left { text-align: left; }
 .facts td { white-space: normal; overflow-wrap: anywhere; }
 .facts th { vertical-align: top; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: .8rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin: .8rem 0; }
 .tiles div { background: var(--shade); padding: .7rem .9rem; display: flex; flex-direction: column; }
-.tiles b { font-size: 2rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
+.tiles b { font-size: 1.75rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
 .bar { display: flex; height: 1.6rem; margin: .6rem 0; background: var(--shade); }
 .bar i { min-width: 2px; }
 td .bar { height: 1rem; width: 12rem; margin: .1rem 0; }
