@@ -169,10 +169,8 @@ def judge_growth(sweeps: Sequence[DepthSweep]) -> str:
 def claims(found: Found) -> list[Claim]:
     """The claims about training."""
     return [
-        *(
-            _imbalance(found, state, what)
-            for state, what in (("dead", "units are dead"), ("inactive", "ReLUs are off"))
-        ),
+        _imbalance(found, "Dead units", "dead", "units are dead"),
+        _imbalance(found, "Inactive ReLUs", "inactive", "ReLUs are off"),
         Claim(
             "Each improvement",
             "without any one of them the verified error is greater than with all (fast)",

@@ -212,8 +212,8 @@ def _layers(run: Run) -> Iterator[Html]:
     yield _states_table(run.layers)
     yield html.paragraph(
         "Shares of the ReLUs over the first training images: active and inactive are those whose bounds lie on one "
-        "side of zero; dead ones are inactive for every image. Growth is the mean width of the bounds over the input's. "
-        "r is how alike active and inactive ReLUs are, in mean and in variance: 1 at best."
+        "side of zero; dead ones are inactive for every image. Growth is the mean width of the bounds over the "
+        "input's. r is how alike active and inactive ReLUs are, in mean and in variance: 1 at best."
     )
     try:
         pictures = [*layer_pictures(run)]

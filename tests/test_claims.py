@@ -120,7 +120,7 @@ def test_growth_is_judged_by_its_trend():
 def test_dead_units_are_judged_method_by_method():
     found = made_up({}, {"vanilla IBP": 0.5, "fast without BatchNorm": 0.3, "fast without balance": 0.05})
     assert sentence(found, 0) == (
-        "Imbalance, shows in part: “by vanilla IBP, and without BatchNorm or a regulariser, more units are dead than "
+        "Dead units, shows in part: “by vanilla IBP, and without BatchNorm or a regulariser, more units are dead than "
         "by the whole method (fast)”; it shows for vanilla IBP (+40.0) and fast without BatchNorm (+20.0); not for "
         "fast without tightness (0.0) and fast without balance (−5.0; the opposite in 4 of 4 settings)."
     )
@@ -128,10 +128,10 @@ def test_dead_units_are_judged_method_by_method():
 
 def test_a_short_warm_up_that_is_as_good_shows_and_one_that_is_worse_does_not():
     good = sentence(made_up({"fast, short": 0.21}), 3)
-    assert good.startswith("Short warm-up, shows: “with all improvements")
+    assert good.startswith("Short warm-up of fast, shows: “with all improvements")
     assert good.endswith("it shows for fast (+1.0).")
     bad = sentence(made_up({"fast, short": 0.3}), 3)
-    assert bad.startswith("Short warm-up, does not show at this scale:")
+    assert bad.startswith("Short warm-up of fast, does not show at this scale:")
     assert bad.endswith("not for fast (+10.0; the opposite in 2 of 2 settings).")
 
 
