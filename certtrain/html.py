@@ -232,6 +232,7 @@ td .bar { height: 1rem; width: 12rem; margin: .1rem 0; }
 .legend i { display: inline-block; width: .8em; height: .8em; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem 0; }
 figure { margin: 0; break-inside: avoid; }
+main > figure { margin: 1.2rem 0; }
 svg { display: block; width: 100%; height: auto; stroke-linejoin: round; }
 svg text { font-family: system-ui, sans-serif; }
 details { margin: .8rem 0; }

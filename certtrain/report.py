@@ -1,5 +1,6 @@
 """A run as one HTML page: its result, its curves, its layers and its preset, from the files of its folder alone."""
 
+import math
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from certtrain import html
 from certtrain.epsilon import format_eps
 from certtrain.errors import MissingExtra
-from certtrain.formats import duration, number, percent, times
+from certtrain.formats import column, duration, number, percent, times
 from certtrain.history import Layer, Results, Run, read_run
 from certtrain.html import Cell, Html
 from certtrain.layers import Graph
@@ -244,7 +245,8 @@ def _numbers(run: Run) -> Iterator[Html]:
     if not run.epochs:
         return
     names = [name for name in run.measured if name != "step"]
-    rows = [[str(epoch.epoch), *(_cell(name, epoch.numbers.get(name)) for name in names)] for epoch in run.epochs]
+    columns = [_column(name, run.values(name)) for name in names]
+    rows = [[str(epoch.epoch), *cells] for epoch, *cells in zip(run.epochs, *columns, strict=True)]
     yield html.heading("Numbers and settings")
     yield html.details(
         "The numbers of each epoch", [html.table(["epoch", *map(_label, names)], rows, "r" * len(rows[0]))]
@@ -253,6 +255,13 @@ def _numbers(run: Run) -> Iterator[Html]:
 
 def _label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
+
+
+def _column(name: str, values: list[float | None]) -> list[str]:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if name == "eps" and len(known) == len(values):
+        return column(known)
+    return [_cell(name, value) for value in values]
 
 
 def _cell(name: str, value: float | None) -> str:
