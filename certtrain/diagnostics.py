@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from certtrain.bounds.interval import Box, boundable
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.errors import NonFiniteError
+from certtrain.formats import percent
 
 # From where on a layer is called bad. The digits preset, which trains by the paper's method, stays clear of them all.
 EXPLODING = 1e3  # growth of the mean width since the input, if it also leaves this share of the ReLUs unstable:
@@ -20,6 +21,7 @@ INACTIVE = 0.95  # share of ReLUs that are surely off
 UNSTABLE = 0.8  # share of ReLUs whose sign the bounds leave open
 UNBALANCED = 0.1  # the smaller balance ratio, below this; the regulariser's tolerance τ is 0.5
 
+T = TypeVar("T")
 Kind = Literal["exploding", "dead", "inactive", "unstable", "unbalanced"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # the worst first
 AT_START: tuple[Kind, ...] = ("exploding", "dead", "inactive")  # before training; the ramp of ε settles the rest
@@ -123,6 +125,13 @@ def worst(layers: Iterable[LayerState], at_most: int = 3, kinds: Collection[Kind
     return sorted(found, key=lambda finding: (KINDS.index(finding.kind), -finding.badness))[:at_most]
 
 
+def worst_of_kinds(found: Iterable[tuple[T, Finding]], at_most: int = 3) -> list[tuple[T, Finding]]:
+    """Of each kind of trouble the worst finding, with what it was found in; the worst kind first."""
+    found = list(found)
+    of_kind = [[item for item in found if item[1].kind == kind] for kind in KINDS]
+    return [max(items, key=lambda item: item[1].badness) for items in of_kind if items][:at_most]
+
+
 def _exploding(layer: LayerState) -> Finding | None:
     if layer.growth is None or not layer.exploding:
         return None
@@ -137,8 +146,8 @@ def _dead(layer: LayerState) -> Finding | None:
     if layer.dead < DEAD:
         return None
     sentence = (
-        f"{_percent(layer.dead)} of the units of {layer.name!r} are dead: they are off for every example and learn no "
-        "more; try a smaller train.learning_rate or a larger regularizer.weight"
+        f"{percent(layer.dead, 1)} of the units of {layer.name!r} are dead: they are off for every example and learn "
+        "no more; try a smaller train.learning_rate or a larger regularizer.weight"
     )
     return Finding(layer.name, "dead", layer.dead / DEAD, sentence)
 
@@ -147,7 +156,7 @@ def _inactive(layer: LayerState) -> Finding | None:
     if layer.inactive < INACTIVE:
         return None
     sentence = (
-        f"{layer.name!r} is nearly shut: {_percent(layer.inactive)} of its ReLUs are off, so little of an image gets "
+        f"{layer.name!r} is nearly shut: {percent(layer.inactive, 1)} of its ReLUs are off, so little of an image gets "
         "through; try a larger regularizer.weight, or let ε rise for longer (eps.length)"
     )
     return Finding(layer.name, "inactive", layer.inactive / INACTIVE, sentence)
@@ -157,8 +166,8 @@ def _unstable(layer: LayerState) -> Finding | None:
     if layer.unstable < UNSTABLE:
         return None
     sentence = (
-        f"{_percent(layer.unstable)} of the ReLUs of {layer.name!r} are unstable: their bounds leave open whether they "
-        "are on or off; let ε rise for longer (eps.length), or choose a smaller ε"
+        f"{percent(layer.unstable, 1)} of the ReLUs of {layer.name!r} are unstable: their bounds leave open whether "
+        "they are on or off; let ε rise for longer (eps.length), or choose a smaller ε"
     )
     return Finding(layer.name, "unstable", layer.unstable / UNSTABLE, sentence)
 
@@ -172,10 +181,6 @@ def _unbalanced(layer: LayerState) -> Finding | None:
         "1 at best, 0.5 is good); turn regularizer.relu_balance on, or raise regularizer.weight"
     )
     return Finding(layer.name, "unbalanced", UNBALANCED / max(min(ratios), 1e-9), sentence)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
 
 
 def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:

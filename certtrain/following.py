@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from certtrain.diagnostics import KINDS, Finding, LayerMeans, LayerState, layer_means, worst
+from certtrain.diagnostics import Finding, LayerMeans, LayerState, layer_means, worst, worst_of_kinds
 from certtrain.errors import RunError
 from certtrain.history import Epoch, read_epochs
 from certtrain.preset import explain
@@ -59,9 +59,9 @@ class History:
 
     def worst_epochs(self, at_most: int = 3) -> list[tuple[int, Finding]]:
         """Of each kind of trouble the epoch and the layer where it was worst, the worst kind first."""
-        found = [(record.epoch, finding) for record in self.epochs for finding in record.findings]
-        of_kind = [[item for item in found if item[1].kind == kind] for kind in KINDS]
-        return [max(items, key=lambda item: item[1].badness) for items in of_kind if items][:at_most]
+        return worst_of_kinds(
+            ((record.epoch, finding) for record in self.epochs for finding in record.findings), at_most
+        )
 
 
 def read_history(run: Path) -> History:

@@ -7,8 +7,9 @@ light or dark mode, and print is always light.
 """
 
 import html
-import math
 from collections.abc import Iterable, Sequence
+
+from certtrain.formats import NONE, number, percent
 
 PALETTE = {
     "paper": ("#ffffff", "#16181c"),
@@ -25,6 +26,7 @@ PALETTE = {
     "active": ("#2a9d57", "#45b873"),
     "unstable": ("#e9b93c", "#e9b93c"),
     "inactive": ("#b5b9c0", "#5d636d"),
+    "dead": ("#7a4646", "#c08080"),
     "tightness": ("#8a4fbf", "#b98be6"),
     "balance": ("#c46a1b", "#ee9a50"),
 }
@@ -40,35 +42,13 @@ class Html(str):
 Cell = Html | str | float | int | None
 
 
-# --- plain values as text --------------------------------------------------------------------------------
-
-
-def percent(share: float | None) -> str:
-    """A share of one as a percentage; a dash where there is none."""
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.2f}%"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 1.3 s, 9:05 min or 2:09:05 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
-
-
 def text(value: Cell) -> Html:
     """A value as markup: text escaped, whole numbers with separators, None and NaN as a dash."""
     match value:
         case Html():
             return value
         case None:
-            return Html("–")
+            return Html(NONE)
         case int():
             return Html(f"{value:,}")
         case float():
@@ -223,6 +203,7 @@ SHEET = """* { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }
+h1, h2, h3 { text-wrap: balance; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--grid); }
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
 p, ul { margin: .5rem 0; max-width: 46rem; }
@@ -235,13 +216,15 @@ pre { background: var(--shade); padding: .8rem; overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
+thead th { white-space: normal; }
+td.left:not(:first-child) { white-space: normal; }
 th:first-child, td:first-child { padding-left: 0; }
 th.left, td.left { text-align: left; }
 .facts td { white-space: normal; overflow-wrap: anywhere; }
 .facts th { vertical-align: top; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: .8rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin: .8rem 0; }
 .tiles div { background: var(--shade); padding: .7rem .9rem; display: flex; flex-direction: column; }
-.tiles b { font-size: 2rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
+.tiles b { font-size: 1.75rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
 .bar { display: flex; height: 1.6rem; margin: .6rem 0; background: var(--shade); }
 .bar i { min-width: 2px; }
 td .bar { height: 1rem; width: 12rem; margin: .1rem 0; }
@@ -249,6 +232,7 @@ td .bar { height: 1rem; width: 12rem; margin: .1rem 0; }
 .legend i { display: inline-block; width: .8em; height: .8em; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem 0; }
 figure { margin: 0; break-inside: avoid; }
+main > figure { margin: 1.2rem 0; }
 svg { display: block; width: 100%; height: auto; stroke-linejoin: round; }
 svg text { font-family: system-ui, sans-serif; }
 details { margin: .8rem 0; }

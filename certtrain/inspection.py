@@ -1,7 +1,7 @@
 """A model looked into: the state of its layers over data, trained or at initialisation."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
 from certtrain.data import ImageSet, to_unit
-from certtrain.diagnostics import AT_START, Finding, LayerMeans, LayerState, layer_means, layer_states, worst
+from certtrain.diagnostics import (
+    AT_START,
+    Finding,
+    LayerMeans,
+    LayerState,
+    layer_means,
+    layer_states,
+    worst,
+    worst_of_kinds,
+)
 from certtrain.errors import EpsilonError, NetworkError, NonFiniteError
 from certtrain.initialize import InitRecord
 from certtrain.modelfile import Classifier
@@ -78,6 +87,11 @@ class ModelStates:
         layers, findings = [layer.to_dict() for layer in self.layers], [finding.to_dict() for finding in self.findings]
         numbers = {"means": self.means.to_dict(), "findings": findings, "layers": layers}
         return {"model": str(self.file), "name": self.name, **stage, **numbers}
+
+
+def worst_models(models: Sequence[ModelStates], at_most: int = 3) -> list[tuple[str, Finding]]:
+    """Of each kind of trouble the model and the layer where it is worst, the worst kind first."""
+    return worst_of_kinds(((model.name, finding) for model in models for finding in model.findings), at_most)
 
 
 def inspect_model(

@@ -50,7 +50,7 @@ def curve_pictures(run: Run) -> Iterator[Html]:
         yield html.figure(
             picture,
             "Regularisers",
-            "Before they are weighted. After the warm-up they have no weight and are not measured.",
+            "Before they are weighted. After the warm-up they have no weight, are not measured, and stand at zero.",
         )
     for name, title in _known(run, SINGLE):
         curve = Curve(title, run.values(name), "ink")

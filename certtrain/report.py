@@ -1,5 +1,6 @@
 """A run as one HTML page: its result, its curves, its layers and its preset, from the files of its folder alone."""
 
+import math
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 from certtrain import html
 from certtrain.epsilon import format_eps
 from certtrain.errors import MissingExtra
+from certtrain.formats import column, duration, number, percent, times
 from certtrain.history import Layer, Results, Run, read_run
-from certtrain.html import Cell, Html, number, percent
+from certtrain.html import Cell, Html
 from certtrain.layers import Graph
 from certtrain.pictures import ACCURACIES, curve_pictures, layer_pictures
 from certtrain.preset import Preset
@@ -167,13 +169,13 @@ def _circumstances(run: Run) -> Iterator[tuple[Cell, Cell]]:
     record = run.record
     if record is None:
         if run.epochs:
-            yield "trained so far", html.duration(run.epochs[-1].numbers.get("seconds") or 0.0)
+            yield "trained so far", duration(run.epochs[-1].numbers.get("seconds") or 0.0)
         return
     training = record.training
     processes = f", {training.processes} processes" if training.processes > 1 else ""
     yield "device", training.device + processes
-    yield "trained in", f"{html.duration(training.seconds)}, {training.steps:,} steps"
-    yield "verified in", html.duration(record.verification_seconds)
+    yield "trained in", f"{duration(training.seconds)}, {training.steps:,} steps"
+    yield "verified in", duration(record.verification_seconds)
     if training.finished is not None:
         yield "finished", datetime.fromisoformat(training.finished).strftime("%d %B %Y, %H:%M %Z").lstrip("0")
     yield "versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())
@@ -210,9 +212,9 @@ def _layers(run: Run) -> Iterator[Html]:
     yield html.heading(f"After epoch {run.epochs[-1].epoch}", level=3)
     yield _states_table(run.layers)
     yield html.paragraph(
-        "Shares of the ReLUs over a training batch: active and inactive are those whose bounds lie on one side of "
-        "zero; dead ones are inactive for every example. Growth is the mean width of the bounds over the input's. "
-        "r is how alike active and inactive ReLUs are, in mean and in variance: 1 at best."
+        "Shares of the ReLUs over the first training images: active and inactive are those whose bounds lie on one "
+        "side of zero; dead ones are inactive for every image. Growth is the mean width of the bounds over the "
+        "input's. r is how alike active and inactive ReLUs are, in mean and in variance: 1 at best."
     )
     try:
         pictures = [*layer_pictures(run)]
@@ -230,10 +232,9 @@ def _states_table(layers: Iterable[Layer]) -> Html:
 
 def _states_row(layer: Layer) -> list[Cell]:
     shares = dict(zip(STATES, (layer.active, layer.unstable, layer.inactive), strict=True))
-    growth = number(layer.growth) + ("" if layer.growth is None else "×")
     values = [percent(share) for share in (*shares.values(), layer.dead)]
     bar = html.bar((name, share, name) for name, share in shares.items())
-    numbers = (layer.centre, layer.width, growth, layer.mean_ratio, layer.variance_ratio)
+    numbers = (layer.centre, layer.width, times(layer.growth), layer.mean_ratio, layer.variance_ratio)
     return [layer.name, layer.units, bar, *values, *numbers]
 
 
@@ -244,7 +245,8 @@ def _numbers(run: Run) -> Iterator[Html]:
     if not run.epochs:
         return
     names = [name for name in run.measured if name != "step"]
-    rows = [[str(epoch.epoch), *(_cell(name, epoch.numbers.get(name)) for name in names)] for epoch in run.epochs]
+    columns = [_column(name, run.values(name)) for name in names]
+    rows = [[str(epoch.epoch), *cells] for epoch, *cells in zip(run.epochs, *columns, strict=True)]
     yield html.heading("Numbers and settings")
     yield html.details(
         "The numbers of each epoch", [html.table(["epoch", *map(_label, names)], rows, "r" * len(rows[0]))]
@@ -253,6 +255,13 @@ def _numbers(run: Run) -> Iterator[Html]:
 
 def _label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
+
+
+def _column(name: str, values: list[float | None]) -> list[str]:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if name == "eps" and len(known) == len(values):
+        return column(known)
+    return [_cell(name, value) for value in values]
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -45,18 +45,6 @@ def test_values_become_text(value: html.Cell, shown: str):
     assert html.text(value) == shown
 
 
-@pytest.mark.parametrize(("share", "shown"), [(0.5, "50.00%"), (1, "100.00%"), (None, "–"), (math.nan, "–")])
-def test_shares_become_percentages(share: float | None, shown: str):
-    assert html.percent(share) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.04, "0.0 s"), (59.4, "59.4 s"), (61, "1:01 min"), (7384.6, "2:03:05 h")]
-)
-def test_seconds_become_times(seconds: float, shown: str):
-    assert html.duration(seconds) == shown
-
-
 def every_block(text: str) -> list[Html]:
     return [
         html.heading(text),

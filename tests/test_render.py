@@ -176,9 +176,35 @@ def test_a_run_shows_each_epoch_its_networks_and_its_worst(shown: Shown):
     assert text.index("its networks") < text.index("epoch-0002") < text.index("! epoch 2: 75.0% of the units")
 
 
+def test_networks_in_trouble_are_named_though_every_epoch_was_fine(shown: Shown):
+    stages = [
+        replace(model("epoch-0001", replace(UNSTABLE, unstable=0.99)), step=5, epoch=1),
+        replace(model("epoch-0002", UNSTABLE), step=10, epoch=2),
+        replace(model("model", FINE), step=15, epoch=3),
+    ]
+    render.show_history(history((FINE,), (FINE,)), stages, ("as it was", "its networks"))
+    text = shown()
+    rows = [line.split() for line in text[text.index("its networks") :].splitlines()]
+    assert [row[-2:] for row in rows[2:5]] == [
+        ["unstable", "epoch-0001"],
+        ["unstable", "epoch-0002"],
+        ["0.92", "model"],
+    ]
+    assert "not yet trained for this ε" in text
+    assert [line for line in text.splitlines() if line.startswith("!")] == [
+        "! network epoch-0001: 99.0% of the ReLUs of 'linear1_relu' are unstable: their bounds leave open whether they "
+        "are on or off; let ε rise for longer (eps.length), or choose a smaller ε"
+    ]
+    assert "stand out" not in text
+
+
 def test_a_good_run_is_called_good_and_an_empty_one_is_not(shown: Shown):
     render.show_history(history((FINE,)), [], ("as it was", ""))
     assert shown().endswith("in no epoch did a layer stand out\n")
+    render.show_history(history((FINE,)), [model("model", FINE)], ("as it was", "its networks"))
+    text = shown()
+    assert text.endswith("in no epoch and in no network did a layer stand out\n")
+    assert "not yet trained" not in text
     render.show_history(history(), [], ("as it was", ""))
     assert shown().endswith("no epoch is over yet\n")
 
@@ -193,11 +219,14 @@ def test_a_long_run_is_thinned_out_and_says_so(shown: Shown, epochs: int, first:
     assert (f"of {epochs} epochs; all of them are in --csv" in text) == (epochs > 40)
 
 
-@pytest.mark.parametrize(("eps", "text"), [(0.0, "0.0000"), (1.03e-5, "1e-05"), (0.0123, "0.0123")])
-def test_a_small_radius_is_not_shown_as_zero(shown: Shown, eps: float, text: str):
-    record = EpochRecord(epoch=1, step=5, eps=eps, certified_accuracy=0.5, layers=(FINE,))
-    render.show_history(History((record,), False), [], ("", ""))
-    assert row(shown(), "1")[1] == text
+def test_the_radii_of_a_run_have_one_format(shown: Shown):
+    records = tuple(
+        EpochRecord(epoch=number, step=5, eps=eps, certified_accuracy=0.5, layers=(FINE,))
+        for number, eps in enumerate((0.0, 4e-6, 0.0123, 0.1), start=1)
+    )
+    render.show_history(History(records, False), [], ("", ""))
+    text = shown()
+    assert [row(text, str(number))[1] for number in (1, 2, 3, 4)] == ["0", "<0.0001", "0.0123", "0.1000"]
 
 
 # --- networks before training ----------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from certtrain.epsilon import format_eps
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.formats import clock, percent, times
 from certtrain.layers import Graph
 from certtrain.render.layers import live_layers
 from certtrain.render.layers import show_compared as show_compared
@@ -34,7 +35,7 @@ from certtrain.render.layers import show_initial as show_initial
 from certtrain.render.layers import show_models as show_models
 from certtrain.render.layers import show_states as show_states
 from certtrain.render.layers import show_sweep as show_sweep
-from certtrain.render.pieces import duration, err, new_table, out, percent, times
+from certtrain.render.pieces import err, new_table, out
 from certtrain.render.pieces import error as error
 from certtrain.render.pieces import note as note
 from certtrain.render.pieces import say as say
@@ -101,7 +102,7 @@ def _findings(eps: float | None, layers: Sequence[LayerState]) -> list[Finding]:
 
 def _finished(event: Finished) -> str:
     page = "" if event.page is None else f"; report: {event.page}"
-    return f"trained in {duration(event.seconds)}; model: {event.model}{page}"
+    return f"trained in {clock(event.seconds)}; model: {event.model}{page}"
 
 
 class PlainView:
@@ -142,7 +143,7 @@ class PlainView:
         return (
             f"epoch {event.epoch:>{len(str(self.epochs))}}/{self.epochs}  ε {record['eps']:.4f}  "
             f"loss {record['loss']:.3f}  natural {percent(record['natural_accuracy'])}  "
-            f"certified {percent(record['certified_accuracy'])}{validation}  {self._layers(event)}{duration(left)} left"
+            f"certified {percent(record['certified_accuracy'])}{validation}  {self._layers(event)}{clock(left)} left"
         )
 
     def _layers(self, event: EpochDone) -> str:

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from certtrain.render.pieces import BAR, growth_text, legend, new_table, number, out, say, state_bar, times
+from certtrain.formats import column, number, percent, times
+from certtrain.render.pieces import BAR, growth_text, legend, new_table, out, say, state_bar
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics import Finding, LayerMeans, LayerState
@@ -30,6 +31,9 @@ IN_TRAINING = (
     "BatchNorm divides by the spread of the batch, and so undoes the scale of the weights: this is what the first "
     "training step sees, and by it the schemes look alike. The ramp of ε and the regularisers bring it down."
 )
+AT_ONE_EPS = (
+    "a network from before the end of the ramp was not yet trained for this ε, and may be in trouble for that alone"
+)
 TRENDS = {
     "exponential": "each layer multiplies the width, which grows exponentially with depth",
     "constant": "the width changes little from layer to layer, however deep the network is",
@@ -46,16 +50,11 @@ def tell(findings: Iterable[tuple[str, Finding]], fine: str = "") -> None:
         say(fine, GREY)
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"
-
-
 def _states(layer: LayerState | LayerMeans) -> tuple[str, str, str, str]:
-    return _share(layer.active), _share(layer.unstable), _share(layer.inactive), _share(layer.dead)
-
-
-def _small(eps: float) -> str:
-    return f"{eps:.4f}" if eps == 0 or eps >= 1e-4 else f"{eps:.0e}"
+    active, unstable, inactive, dead = (
+        percent(s, 1) for s in (layer.active, layer.unstable, layer.inactive, layer.dead)
+    )
+    return active, unstable, inactive, dead
 
 
 def _ratios(layer: LayerState | LayerMeans) -> tuple[str, str]:
@@ -135,19 +134,31 @@ def _explain_numbers() -> None:
 
 def show_history(history: History, stages: Sequence[ModelStates], titles: tuple[str, str]) -> None:
     """A run's epochs as they were trained, then its checkpoints at one ε, and when it was at its worst."""
+    from certtrain.inspection import worst_models  # torch is there by now
+
     out.print(Text(titles[0], style="italic"))
     table = new_table("epoch", "ε", "certified", "active", "unstable", "inactive", "dead", "growth", "trouble")
-    for record in _thinned(history.epochs):
-        finding = next(iter(record.findings), None)
+    records = _thinned(history.epochs)
+    for record, eps in zip(records, column([record.eps for record in records]), strict=True):
         numbers = *_states(record.means), times(record.means.largest_growth)
-        kind = Text(finding.kind, style=WARNING) if finding else ""
-        table.add_row(str(record.epoch), _small(record.eps), _share(record.certified_accuracy), *numbers, kind)
+        certified = percent(record.certified_accuracy, 1)
+        table.add_row(str(record.epoch), eps, certified, *numbers, _kind(record.findings))
     out.print(table)
     _remark_on_epochs(history)
     if stages:
         _show_stages(stages, titles[1])
-    worst = ((f"epoch {epoch}", finding) for epoch, finding in history.worst_epochs())
-    tell(worst, "in no epoch did a layer stand out" if history.epochs else "")
+    epochs = [(f"epoch {epoch}", finding) for epoch, finding in history.worst_epochs()]
+    networks = [(f"network {name}", finding) for name, finding in worst_models(stages)]
+    tell([*epochs, *networks], _all_fine(bool(history.epochs), bool(stages)))
+
+
+def _kind(findings: Sequence[Finding]) -> Text:
+    return Text(findings[0].kind if findings else "", style=WARNING)
+
+
+def _all_fine(epochs: bool, networks: bool) -> str:
+    places = [f"in no {place}" for place, there in (("epoch", epochs), ("network", networks)) if there]
+    return f"{' and '.join(places)} did a layer stand out" if places else ""
 
 
 def _thinned(rows: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
@@ -170,13 +181,15 @@ def _remark_on_epochs(history: History) -> None:
 def _show_stages(stages: Sequence[ModelStates], title: str) -> None:
     out.print()
     out.print(Text(title, style="italic"))
-    table = new_table("epoch", "active", "unstable", "inactive", "dead", "growth", "r mean", "r var")
+    table = new_table("epoch", "active", "unstable", "inactive", "dead", "growth", "r mean", "r var", "trouble")
     table.add_column("network", justify="left")
     for stage in stages:
         epoch = "–" if stage.epoch is None else f"{stage.epoch:.4g}"
         numbers = *_states(stage.means), times(stage.means.largest_growth), *_ratios(stage.means)
-        table.add_row(epoch, *numbers, stage.name)
+        table.add_row(epoch, *numbers, _kind(stage.findings), stage.name)
     out.print(table)
+    if any(stage.findings for stage in stages):
+        out.print(Text(AT_ONE_EPS, style=GREY))
 
 
 # --- networks at initialisation --------------------------------------------------------------------------

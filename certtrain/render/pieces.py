@@ -1,4 +1,4 @@
-"""What all pictures and tables share: the two streams, numbers as text, plain tables."""
+"""What all pictures and tables share: the two streams, bars of states, plain tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from certtrain.formats import times
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics import LayerState
@@ -33,21 +35,6 @@ def say(text: str, style: str = "") -> None:
     out.print(Text(text, style=style), soft_wrap=True)
 
 
-def percent(share: float | None) -> str:
-    """A share with two digits, or a dash."""
-    return "–" if share is None else f"{100 * share:.2f}%"
-
-
-def number(value: float | None) -> str:
-    """Three digits that count, or a dash."""
-    return "–" if value is None else f"{value:.3g}"
-
-
-def times(value: float | None) -> str:
-    """A factor, or a dash."""
-    return "–" if value is None else f"{value:.3g}×"
-
-
 def growth_text(layer: LayerState) -> Text:
     """A layer's growth, in red where bounds explode."""
     return Text(times(layer.growth), style="bold red" if layer.exploding else "")
@@ -64,13 +51,6 @@ def state_bar(layer: LayerState, width: int = BAR) -> Text:
 def legend() -> Text:
     """What the signs of a bar mean."""
     return Text.assemble(*[part for name, sign, style in STATES for part in ((sign, style), f" {name} ")])
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def new_table(*columns: str) -> Table:

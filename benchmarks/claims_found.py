@@ -1,0 +1,98 @@
+"""The results of `claims.py` by cell: one method, warm-up and radius, over the seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import fmean
+from typing import Any
+
+from claims import METHODS, RADII, SEEDS, WARM_UPS, Run
+
+Record = dict[str, Any]
+Epoch = dict[str, Any]
+TOTAL = len(METHODS) * len(WARM_UPS) * len(RADII) * len(SEEDS)
+STATES = {
+    "active": "ReLUs that are on in the whole box",
+    "unstable": "ReLUs that the bounds leave open",
+    "inactive": "ReLUs that are off in the whole box",
+    "dead": "units that are inactive for every example, and so a part of the inactive",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method, warm-up and radius: the results of its seeds, failed ones too."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def whole(self) -> tuple[Record, ...]:
+        """Those that went to their end."""
+        return tuple(record for record in self.records if record["results"])
+
+    @property
+    def failed(self) -> int:
+        """How many ended with NaN or infinity."""
+        return len(self.records) - len(self.whole)
+
+    def missing(self, seeds: int) -> str:
+        """In words: whether there are fewer than so many seeds, and how many have failed."""
+        told = [f"{len(self.records)} of {seeds} seeds"] * (len(self.records) < seeds)
+        return ", ".join(told + [f"{self.failed} failed"] * bool(self.failed))
+
+    def errors(self, accuracy: str) -> list[float]:
+        """The error in per cent of each seed."""
+        return [100 * (1 - record["results"][accuracy]) for record in self.whole]
+
+    def shares(self, state: str) -> list[float]:
+        """The share of ReLUs in a state at the end of each seed's training, in per cent, mean over the layers."""
+        return [100 * layer_mean(state)(record["epochs"][-1]) for record in self.whole]
+
+    def by_epoch(self, value: Callable[[Epoch], float]) -> list[tuple[float, ...]]:
+        """For each epoch a value of it in each seed."""
+        return list(zip(*([value(epoch) for epoch in record["epochs"]] for record in self.whole), strict=True))
+
+
+@dataclass(frozen=True)
+class Found:
+    """All results that are there, by run."""
+
+    records: dict[Run, Record]
+
+    def cell(self, method: str, warm_up: str, eps: float) -> Cell:
+        """The results of one cell of the tables, by seed."""
+        runs = sorted((run for run in self.records if run == Run(method, warm_up, eps, run.seed)), key=lambda r: r.seed)
+        return Cell(tuple(self.records[run] for run in runs))
+
+    def methods(self, eps: float) -> list[str]:
+        """Those with results at the radius, in their order."""
+        return [name for name in METHODS if any(run.method == name and run.eps == eps for run in self.records)]
+
+    def most_seeds(self, eps: float) -> int:
+        """Of the radius' cells, as many as that with the most has."""
+        cells = (self.cell(method, warm_up, eps) for method, warm_up in product(METHODS, WARM_UPS))
+        return max(len(cell.records) for cell in cells)
+
+    @property
+    def summary(self) -> str:
+        """How many runs there are, and how many of them failed."""
+        failed = sum(not record["results"] for record in self.records.values())
+        return f"{len(self.records)} of {TOTAL} runs are there" + (f"; {failed} of them failed" if failed else "")
+
+
+def layer_mean(state: str) -> Callable[[Epoch], float]:
+    """The mean of a share over the layers of an epoch."""
+    return lambda epoch: fmean(layer[state] for layer in epoch["layers"])
+
+
+def listing(words: Sequence[str]) -> str:
+    """Words as a sentence lists them."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def short(method: str) -> str:
+    """For a picture: "fast − balance", "CROWN-IBP + BN"."""
+    words = {" without ": " − ", " with ": " + ", "IBP initialisation": "IBP init", "BatchNorm": "BN"}
+    for long, brief in words.items():
+        method = method.replace(long, brief)
+    return method

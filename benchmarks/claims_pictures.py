@@ -1,0 +1,147 @@
+"""The pictures of the claims' page: one small picture for each method, so that no line hides another."""
+
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from statistics import fmean
+from typing import Any
+
+from claims import COMMON, METHODS, WARM_UPS
+from claims_found import Cell, Found, layer_mean, short
+
+from certtrain.curves import INK, MUTED, in_own_style, svg
+from certtrain.growth import DepthSweep
+from certtrain.html import PALETTE, Html
+
+COLOURS = {"short": PALETTE["falsified"][0], "long": PALETTE["natural"][0]}
+DASHES = {"short": "-", "long": "--"}
+LINES = ("falsified", "natural", "tightness", "certified")  # of the schemes
+STACK = ("active", "unstable", "inactive", "dead")
+EPOCHS = range(1, COMMON["train.epochs"] + 1)
+COLUMNS = 3
+WIDTH, ROW, LEGEND = 12.5, 2.3, 0.5  # inches
+
+
+@in_own_style
+def growth_picture(sweeps: Sequence[DepthSweep]) -> Html:
+    """One line for each scheme; on the logarithmic axis an exponential is straight."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for sweep, colour in zip(sweeps, LINES, strict=True):
+        axes.plot(
+            sweep.depths, [spread.mean for spread in sweep.growth], "o-", color=PALETTE[colour][0], label=sweep.scheme
+        )
+    axes.set(yscale="log", xlabel="layers", ylabel="mean width over the input's", xticks=sweeps[0].depths)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"))
+    axes.legend()
+    return svg(figure, "growth", "growth of the bounds against depth")
+
+
+@in_own_style
+def error_picture(found: Found, eps: float) -> Html:
+    """Verified error over the epochs, of both warm-ups: the mean, and a band from the least to the greatest seed."""
+    name = f"verified-error-{round(100 * eps)}"
+
+    def draw(axes: Any, method: str) -> dict[str, Cell]:
+        cells = {warm_up: found.cell(method, warm_up, eps) for warm_up in WARM_UPS}
+        for warm_up, cell in cells.items():
+            reference = found.cell("fast", warm_up, eps).by_epoch(_verified_error)
+            if method != "fast" and reference:
+                axes.plot(EPOCHS, [fmean(v) for v in reference], DASHES[warm_up], color=MUTED, linewidth=1)
+            if values := cell.by_epoch(_verified_error):
+                axes.fill_between(EPOCHS, *_least_and_greatest(values), color=COLOURS[warm_up], alpha=0.2, linewidth=0)
+                axes.plot(EPOCHS, [fmean(v) for v in values], DASHES[warm_up], color=COLOURS[warm_up], linewidth=1.8)
+                axes.axvline(_ramp_end(warm_up), color=COLOURS[warm_up], linewidth=0.8, linestyle=":")
+        return cells
+
+    handles = [_line(COLOURS[name], DASHES[name], f"{name} warm-up") for name in WARM_UPS]
+    handles += [_line(MUTED, "-", "fast, for comparison")]
+    return _panels(name, f"verified error over epochs, ε = {eps}", found.most_seeds(eps), draw, handles)
+
+
+@in_own_style
+def state_picture(found: Found, eps: float, warm_up: str) -> Html:
+    """The shares of ReLU states over the epochs, as a stack; the dead are a part of the inactive."""
+    name = f"states-{warm_up}-{round(100 * eps)}"
+
+    def draw(axes: Any, method: str) -> dict[str, Cell]:
+        cell = found.cell(method, warm_up, eps)
+        below = [0.0] * len(EPOCHS)
+        for state, values in _stack(cell).items():
+            above = [a + b for a, b in zip(below, values, strict=True)]
+            edges = [0.5, *(epoch + 0.5 for epoch in EPOCHS)]
+            axes.stairs(above, edges, baseline=below, fill=True, color=PALETTE[state][0], linewidth=0)
+            below = above
+        if cell.whole:
+            axes.axvline(_ramp_end(warm_up), color=INK, linewidth=0.8, linestyle=":")
+        return {warm_up: cell}
+
+    label = f"states of ReLUs over epochs, {warm_up} warm-up, ε = {eps}"
+    return _panels(name, label, found.most_seeds(eps), draw, [_patch(state) for state in STACK])
+
+
+def _panels(
+    name: str, label: str, seeds: int, draw: Callable[[Any, str], dict[str, Cell]], handles: Sequence[Any]
+) -> Html:
+    """A small picture for each method, all with the same axes; `draw` gives the cells that it has drawn, by warm-up."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(METHODS) // COLUMNS)
+    figure = Figure(figsize=(WIDTH, ROW * rows + LEGEND), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True).flat
+    for axes, method in zip_longest(grid, METHODS):
+        if method is None:
+            axes.set_axis_off()
+            continue
+        axes.set(
+            xlim=(EPOCHS[0] - 0.5, EPOCHS[-1] + 0.5),
+            ylim=(0, 1.02),
+            xticks=EPOCHS[1::2],
+            yticks=(0, 0.25, 0.5, 0.75, 1),
+        )
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        axes.set_title(f"{short(method)}{_remark(draw(axes, method), seeds)}", fontsize=12, loc="left", color=INK)
+    for axes in figure.axes[-COLUMNS:]:
+        axes.set_xlabel("epoch")
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    return svg(figure, name, label)
+
+
+def _remark(cells: dict[str, Cell], seeds: int) -> str:
+    """What is missing in a panel."""
+    told = [f"{name}: {words}" for name, cell in cells.items() if (words := cell.missing(seeds))]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _verified_error(epoch: dict[str, Any]) -> float:
+    return float(1 - epoch["validation_certified_accuracy"])
+
+
+def _least_and_greatest(values: Sequence[tuple[float, ...]]) -> tuple[list[float], list[float]]:
+    return [min(seeds) for seeds in values], [max(seeds) for seeds in values]
+
+
+def _stack(cell: Cell) -> dict[str, list[float]]:
+    """Means over seeds and layers that add up to one: what is inactive and not dead, and the dead."""
+    means = {state: [fmean(seeds) for seeds in cell.by_epoch(layer_mean(state))] for state in STACK}
+    means["inactive"] = [all_ - dead for all_, dead in zip(means["inactive"], means["dead"], strict=True)]
+    return means if cell.whole else {}
+
+
+def _ramp_end(warm_up: str) -> float:
+    """Where on the axis the epochs at the full radius begin."""
+    return float(WARM_UPS[warm_up]["eps.start"] + WARM_UPS[warm_up]["eps.length"] - 0.5)
+
+
+def _line(colour: str, dashes: str, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=label)
+
+
+def _patch(state: str) -> Any:
+    from matplotlib.patches import Patch
+
+    label = {"inactive": "inactive, not dead", "dead": "dead: inactive for every example"}.get(state, state)
+    return Patch(facecolor=PALETTE[state][0], label=label)

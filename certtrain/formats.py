@@ -1,0 +1,53 @@
+"""Numbers as people read them, in a terminal as on a page. A dash stands where there is no number."""
+
+import math
+from collections.abc import Sequence
+
+NONE = "–"
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share of one as a percentage with so many decimals."""
+    return NONE if share is None or math.isnan(share) else f"{100 * share:.{digits}f}%"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to so many significant digits."""
+    return NONE if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def times(value: float | None) -> str:
+    """A factor to three significant digits."""
+    return NONE if value is None or math.isnan(value) else f"{value:.3g}×"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:59, 9:05 or 2:09:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1.3 s, 9:05 min or 2:09:05 h."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    return f"{clock(seconds)} {'h' if round(seconds) >= 3600 else 'min'}"
+
+
+def column(values: Sequence[float], decimals: int = 4) -> list[str]:
+    """Numbers ≥ 0 of one column, all with equally many decimals: more than asked for where the largest needs them.
+
+    Zero is "0"; what would round to it is below the least that can be shown: "<0.0001".
+    """
+    largest = max(values, default=0.0)
+    if 0 < largest < 1:
+        decimals = max(decimals, 2 - math.floor(math.log10(largest)))
+    return [_fixed(value, decimals) for value in values]
+
+
+def _fixed(value: float, decimals: int) -> str:
+    least = 10.0**-decimals
+    if value == 0:
+        return "0"
+    return f"<{least:.{decimals}f}" if value < least / 2 else f"{value:.{decimals}f}"

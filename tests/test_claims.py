@@ -1,0 +1,258 @@
+"""The claims' report, on made-up results: the sentences follow the data, and what is missing is marked."""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import Page
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SETTINGS = [(eps, warm_up) for eps in (0.3, 0.4) for warm_up in ("short", "long")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """The benchmarks are scripts beside each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield
+    for name in ("claims", "claims_found", "claims_judge", "claims_pictures", "claims_report"):
+        sys.modules.pop(name, None)
+
+
+def record(run: Any, verified: float, dead: float = 0.1, failed: bool = False) -> dict[str, Any]:
+    """A result with that verified error in the end and that share of dead units."""
+    layer = {"active": 0.3, "unstable": 0.1, "inactive": 0.6, "dead": dead}
+    epochs = [
+        {"validation_certified_accuracy": (1 - verified) * n / 12, "layers": [layer, layer]} for n in range(1, 13)
+    ]
+    results = {"natural_accuracy": 0.9, "certified_accuracy": 1 - verified}
+    return {
+        "run": asdict(run),
+        "settings": run.changes(),
+        "results": None if failed else results,
+        "failure": "the loss is not finite" if failed else None,
+        "epochs": epochs[:3] if failed else epochs,
+    }
+
+
+def made_up(errors: dict[str, float], dead: dict[str, float] | None = None, seeds: int = 3) -> Any:
+    """All runs; `errors` by "method" or "method, warm-up" (0.2 for the others), which seeds change by 0.01."""
+    from claims import METHODS, Run
+    from claims_found import Found
+
+    records = {}
+    for method, (eps, warm_up), seed in product(METHODS, SETTINGS, range(seeds)):
+        run = Run(method, warm_up, eps, seed)
+        error = errors.get(f"{method}, {warm_up}", errors.get(method, 0.2))
+        records[run] = record(run, error + 0.01 * seed, (dead or {}).get(method, 0.1) + 0.01 * seed)
+    return Found(records)
+
+
+def sentence(found: Any, number: int) -> str:
+    from claims_judge import claims
+
+    return str(claims(found)[number].sentence)
+
+
+def sweep(scheme: Any, rate: float) -> Any:
+    from certtrain.growth import DepthSweep, spread
+
+    depths = (2, 4, 8, 16, 32)
+    return DepthSweep(scheme, depths, tuple(spread([rate**depth]) for depth in depths), rate)
+
+
+def sweeps(**rates: float) -> list[Any]:
+    return [sweep(scheme, rates.get(scheme, 3.0)) for scheme in ("ibp", "kaiming", "xavier", "orthogonal")]
+
+
+# --- the rule --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "no_more", "outcome"),
+    [
+        ((5, 6, 7), (1, 2, 3), False, "shows"),
+        ((3, 4, 5), (1, 2, 3), False, "within"),  # two standard deviations are not more than two
+        ((1, 2, 3), (5, 6, 7), False, "opposite"),
+        ((1, 2, 3), (5, 6, 7), True, "shows"),
+        ((3, 4, 5), (1, 2, 3), True, "shows"),
+        ((5, 6, 7), (1, 2, 3), True, "opposite"),
+        ((5, 6), (1, 2, 3), False, "too few runs"),
+        ((), (1, 2, 3), True, "too few runs"),
+        ((0, 0, 0), (0, 0, 0), False, "within"),
+    ],
+)
+def test_a_difference_is_held_against_the_pooled_spread(first: Any, second: Any, no_more: bool, outcome: str):
+    from claims_judge import Comparison
+
+    assert Comparison(first, second, no_more).outcome == outcome
+
+
+def test_the_limit_by_hand():
+    from claims_judge import Comparison
+
+    found = Comparison((1.0, 3.0, 5.0), (10.0, 10.0, 10.0, 14.0))
+    assert found.limit == pytest.approx(2 * ((8 + 12) / 5) ** 0.5)
+    assert str(found) == "−8.0 (±4.0) opposite"
+
+
+# --- the sentences ---------------------------------------------------------------------------------------
+
+
+def test_growth_is_judged_by_its_trend():
+    from claims_judge import judge_growth
+
+    assert judge_growth(sweeps(ibp=0.98)) == (
+        "Explosion, shows: “before training, bounds explode with depth by the usual initialisations, and not by the "
+        "IBP initialisation”; each layer multiplies their width by 0.98 (ibp), 3 (kaiming), 3 (xavier) and 3 "
+        "(orthogonal)."
+    )
+    assert "does not show at this scale for xavier:" in judge_growth(sweeps(ibp=1.0, xavier=1.01))
+    assert "does not show at this scale for xavier and ibp:" in judge_growth(sweeps(ibp=4.0, xavier=1.01))
+
+
+def test_dead_units_are_judged_method_by_method():
+    found = made_up({}, {"vanilla IBP": 0.5, "fast without BatchNorm": 0.3, "fast without balance": 0.05})
+    assert sentence(found, 0) == (
+        "Dead units, shows in part: “by vanilla IBP, and without BatchNorm or a regulariser, more units are dead than "
+        "by the whole method (fast)”; it shows for vanilla IBP (+40.0) and fast without BatchNorm (+20.0); not for "
+        "fast without tightness (0.0) and fast without balance (−5.0; the opposite in 4 of 4 settings)."
+    )
+
+
+def test_a_short_warm_up_that_is_as_good_shows_and_one_that_is_worse_does_not():
+    good = sentence(made_up({"fast, short": 0.21}), 3)
+    assert good.startswith("Short warm-up of fast, shows: “with all improvements")
+    assert good.endswith("it shows for fast (+1.0).")
+    bad = sentence(made_up({"fast, short": 0.3}), 3)
+    assert bad.startswith("Short warm-up of fast, does not show at this scale:")
+    assert bad.endswith("not for fast (+10.0; the opposite in 2 of 2 settings).")
+
+
+def test_the_baselines_need_the_long_one():
+    found = made_up({"vanilla IBP, short": 0.6, "CROWN-IBP, short": 0.6, "CROWN-IBP with BatchNorm, short": 0.1})
+    assert sentence(found, 4).endswith(
+        "it shows for vanilla IBP (+40.0) and CROWN-IBP (+40.0); not for vanilla IBP with BatchNorm (0.0) and "
+        "CROWN-IBP with BatchNorm (−10.0; the opposite in 2 of 2 settings)."
+    )
+
+
+def test_a_claim_may_show_in_some_settings_only():
+    assert "in part for fast without balance (0.0 to +10.0; in 2 of 4 settings)" in sentence(
+        made_up({"fast without balance, long": 0.3}), 2
+    )
+
+
+def test_with_two_seeds_nothing_is_said():
+    from claims_judge import claims
+
+    for claim in claims(made_up({"vanilla IBP": 0.9}, seeds=2)):
+        assert claim.verdict == "too few runs"
+        assert re.search(r"; (\d+) of \1 comparisons have too few runs\.$", claim.sentence)
+
+
+# --- tables, page and pictures ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def incomplete(importable: None) -> Any:
+    """One run is missing, another failed."""
+    from claims import Run
+
+    found = made_up({"fast": 0.1, "vanilla IBP": 0.5})
+    del found.records[Run("fast", "short", 0.3, 2)]
+    lost = Run("vanilla IBP", "long", 0.3, 1)
+    found.records[lost] = record(lost, 0.5, failed=True)
+    return found
+
+
+def test_a_missing_and_a_failed_run_are_marked_where_they_are(incomplete: Any):
+    from claims_report import error_table, state_table
+
+    rows = {row[0]: row[1:] for row in error_table(incomplete, 0.3)}
+    assert rows["fast"] == [
+        "10.00 ± 0.00 (2 of 3 seeds)",
+        "10.50 ± 0.71 (2 of 3 seeds)",
+        "10.00 ± 0.00",
+        "11.00 ± 1.00",
+    ]
+    assert rows["vanilla IBP"][3] == "51.00 ± 1.41 (1 failed)"
+    assert "(" not in "".join(rows["CROWN-IBP"])
+    header, *states = state_table(incomplete, 0.3)
+    assert header[1:5] == ["active %, short", "unstable %, short", "inactive %, short", "dead %, short"]
+    assert {row[0]: row[4] for row in states}["fast"] == "10.5*"
+    assert {row[0]: row[8] for row in states}["fast"] == "11.0"
+    whole = error_table(incomplete, 0.4) + state_table(incomplete, 0.4)
+    assert not re.search(r"[*(]", "".join(cell for row in whole for cell in row))
+
+
+def test_markdown_has_the_sentences_and_tables_that_fit(incomplete: Any):
+    from claims_report import markdown
+
+    text = markdown(incomplete, sweeps(ibp=1.0))
+    assert text.startswith("107 of 108 runs are there; 1 of them failed.\n\n1. Explosion, shows:")
+    tables = re.findall(r"(?:^\|.*\n?)+", text, flags=re.MULTILINE)
+    assert len(tables) == 6 + 1 + 4
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_the_page_has_sentences_tables_and_a_panel_for_each_method(incomplete: Any):
+    pytest.importorskip("matplotlib")
+    from claims import METHODS
+    from claims_found import short
+    from claims_report import blocks
+
+    from certtrain import html
+
+    page = Page(html.page("claims", blocks(incomplete, sweeps(ibp=1.0))))
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("svg") == 1 + 2 * 3
+    assert "107 of 108 runs are there; 1 of them failed." in page.text
+    for method in METHODS:
+        assert short(method) in page.text
+    assert "fast (short: 2 of 3 seeds)" in page.text
+    assert "vanilla IBP (long: 1 failed)" in page.text
+
+
+def test_what_has_no_runs_is_left_out_or_empty():
+    pytest.importorskip("matplotlib")
+    from claims import Run
+    from claims_found import Found
+    from claims_report import blocks, markdown
+
+    run = Run("vanilla IBP", "short", 0.3, 0)
+    found = Found({run: record(run, 0.5)})
+    assert "ε = 0.4. Mean" not in markdown(found, sweeps())
+    page = "".join(blocks(found, sweeps()))
+    assert "fast (short: 0 of 1 seeds; long: 0 of 1 seeds)" in page
+    assert "Training at ε = 0.4" not in page
+
+
+def test_the_command_reads_a_folder_and_refuses_other_settings(
+    incomplete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("matplotlib")
+    import json
+
+    import claims_report
+
+    for run, found in incomplete.records.items():
+        run.file(tmp_path).write_text(json.dumps(found), encoding="utf-8")
+    monkeypatch.setattr(claims_report, "growth", lambda data_dir: sweeps(ibp=1.0))
+    monkeypatch.setattr(sys, "argv", ["claims_report", "--folder", str(tmp_path), "--page", str(tmp_path / "p.html")])
+    claims_report.main()
+    assert capsys.readouterr().out.startswith("107 of 108 runs")
+    assert (tmp_path / "p.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    other = tmp_path / "fast-long-0.3-0.json"
+    changed = json.loads(other.read_text())
+    changed["settings"]["train.epochs"] = 3
+    other.write_text(json.dumps(changed))
+    with pytest.raises(SystemExit, match="made with other settings"):
+        claims_report.main()
