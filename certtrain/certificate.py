@@ -16,7 +16,6 @@ from certtrain.epsilon import parse_eps
 from certtrain.errors import UnsupportedLayer
 from certtrain.objective import certified_points, correct_points
 from certtrain.precision import arithmetic as run_in
-from certtrain.precision import tensor_cores
 from certtrain.preset import Precision
 
 Verdict = Literal["certified", "open", "falsified", "misclassified"]
@@ -85,7 +84,6 @@ class Certifier:
         self.assumptions = _assumptions(self.rounding, self.graph)
 
     @torch.no_grad()
-    @tensor_cores(False)
     def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
         """As the function `certify`."""
         check_input(x, CLIP)
@@ -106,7 +104,8 @@ class Certifier:
         name = self.rounding.name
         precision: Precision = "bf16" if name == "bf16" else "tf32" if name == "tf32" and x.is_cuda else "fp32"
         with run_in(precision, x.device.type):
-            return self.model(x).float()
+            logits: Tensor = self.model(x)
+            return logits
 
 
 def _check_precision(model: nn.Module) -> None:
