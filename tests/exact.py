@@ -72,6 +72,8 @@ def _root(value: Fraction) -> Fraction:
 
 
 def _sigmoid(value: Fraction) -> Fraction:
+    if abs(value) > 800:  # within 2^-1100 of it
+        return Fraction(int(value > 0))
     with localcontext() as context:
         context.prec = 60
         return Fraction(1 / (1 + (-_decimal(value)).exp()))

@@ -164,7 +164,7 @@ def _product(rounding: Rounding, layer: nn.Module) -> Affine:
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
     rows = layer.weight.flatten(1)
     length = rows.shape[1]
-    deployed, growth = rounding.products(length), rows.abs().sum(1).amax()
+    deployed, growth = rounding.products(length), torch.linalg.vector_norm(rows, 1, dim=1).amax()
     if layer.bias is None:
         return Affine(deployed, length, None, growth, 0.0)
     bias = layer.bias.abs()
