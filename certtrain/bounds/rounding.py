@@ -64,8 +64,8 @@ class Rounding:
 
 
 def gamma(count: int, unit: float) -> float:
-    """γ_n = nu / (1 − nu); infinite where nu reaches 1/2, so that nothing holds."""
-    return count * unit / (1 - count * unit) * SAFE if count * unit < 0.5 else math.inf
+    """γ_n = nu / (1 − nu); NaN where nu reaches 1/2, so that nothing is certified."""
+    return count * unit / (1 - count * unit) * SAFE if count * unit < 0.5 else math.nan
 
 
 def _compound(*factors: tuple[float, int]) -> float:
@@ -83,7 +83,7 @@ def enclosing(deployed: float, length: int) -> float:
     (1 − g)(R + κM) ≥ R + (deployed + g)M holds if (1 − g)κ ≥ deployed + 2g.
     """
     own = gamma(length + SPARE, UNIT64)
-    return (deployed + 2 * own) / (1 - own) * SAFE if own < 0.5 else math.inf
+    return (deployed + 2 * own) / (1 - own) * SAFE if own < 0.5 else math.nan
 
 
 def of_line(length: int) -> float:
@@ -98,6 +98,7 @@ def of_line(length: int) -> float:
 
 
 NEAREST = "every operation rounds to nearest; reciprocal square roots are within 2 units in the last place"
+NO_TF32 = "no TF32 and no bfloat16 inside: torch.backends.cudnn.allow_tf32 off, torch.set_float32_matmul_precision at 'highest'"
 ORDER = "sums in any order, with or without fused multiply-add; no Winograd or FFT convolution"
 UNDERFLOW = "what underflows may be flushed to zero; that nothing overflows is checked, not assumed"
 VERIFIER = "the bounds are computed in float64, and its own rounding is added to them"
@@ -111,7 +112,7 @@ ARITHMETICS: dict[str, Rounding] = {
         ),
         Rounding(
             "float32", 2.0**-24, 2.0**-24, 0.0, 0.0, 2.0**-126, 2.0**126,
-            (f"arithmetic float32, TF32 off: {NEAREST}", ORDER, UNDERFLOW, VERIFIER),
+            (f"arithmetic float32: {NEAREST}", NO_TF32, ORDER, UNDERFLOW, VERIFIER),
         ),
         Rounding(
             "tf32", 2.0**-24, 2.0**-22, 2.0**-10, 0.0, 2.0**-126, 2.0**126,

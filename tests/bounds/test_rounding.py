@@ -64,7 +64,7 @@ def test_gamma_is_no_less_than_the_formula(length: int, unit: float):
         Fraction(length) * Fraction(unit) / (1 - Fraction(length) * Fraction(unit)) if length * unit < 0.5 else None
     )
     assert exactly is None or exactly <= Fraction(gamma(length, unit)) <= exactly * Fraction(1000001, 1000000)
-    assert exactly is not None or gamma(length, unit) == math.inf
+    assert exactly is not None or math.isnan(gamma(length, unit))
 
 
 @pytest.mark.parametrize("deployed", [0.0, 1e-7, 1e-2, 1.0])
@@ -372,7 +372,43 @@ def test_sums_in_any_order_stay_inside_the_float32_boxes(name: str, eps: float):
     assert (outside > 0) == (eps == 0)
 
 
-# --- bfloat16 --------------------------------------------------------------------------------------------
+# --- TF32, by hand, and bfloat16 --------------------------------------------------------------------------------------------
+
+
+def cut(values: Tensor) -> Tensor:
+    """The first ten bits of each float32 after its leading one, as tensor cores that do not round take them."""
+    return (values.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+def in_tf32(graph: LayerGraph, x: Tensor) -> Tensor:
+    """The logits, with the operands of convolutions and linear layers cut."""
+    values = [x]
+    for call in graph.calls:
+        given, layer = [values[i] for i in call.inputs], call.layer
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            layer = copy.deepcopy(layer)
+            layer.weight.copy_(cut(layer.weight))
+            given = [cut(given[0])]
+        values.append(layer(*given))
+    return values[-1]
+
+
+@torch.no_grad()
+@EVERY_METHOD
+@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("eps", [0.0, 0.02])
+def test_inference_in_tf32_stays_inside_its_bounds(name: str, eps: float, method: str):
+    model, x, _ = case(name)
+    model, x = copy.deepcopy(model).float(), x.float()
+    graph, found = boundable(model), bounds(model, x, eps, "tf32", method)
+    (lower, upper), margins = found.ends(), found.margins(LABELS)
+    for point in pixels(x, eps, 12):
+        logits = in_tf32(graph, point).double()
+        assert bool(((lower <= logits) & (logits <= upper)).all())
+        assert bool((logits.gather(1, LABELS.unsqueeze(1)) - logits >= margins).all())
+    if eps == 0:
+        lower, upper = bounds(model, x, eps, "float32", method).ends()
+        assert bool(((lower > logits) | (logits > upper)).any())
 
 
 @torch.no_grad()
