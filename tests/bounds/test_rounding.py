@@ -372,7 +372,7 @@ def test_sums_in_any_order_stay_inside_the_float32_boxes(name: str, eps: float):
     assert (outside > 0) == (eps == 0)
 
 
-# --- TF32, by hand, and bfloat16 --------------------------------------------------------------------------------------------
+# --- TF32, by hand, and bfloat16 -------------------------------------------------------------------------
 
 
 def cut(values: Tensor) -> Tensor:
@@ -406,7 +406,7 @@ def test_inference_in_tf32_stays_inside_its_bounds(name: str, eps: float, method
         logits = in_tf32(graph, point).double()
         assert bool(((lower <= logits) & (logits <= upper)).all())
         assert bool((logits.gather(1, LABELS.unsqueeze(1)) - logits >= margins).all())
-    if eps == 0:
+    if eps == 0 and name.startswith("mlp"):  # a deep network's own bounds are too loose to leave
         lower, upper = bounds(model, x, eps, "float32", method).ends()
         assert bool(((lower > logits) | (logits > upper)).any())
 
