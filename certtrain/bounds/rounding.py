@@ -98,7 +98,9 @@ def of_line(length: int) -> float:
 
 
 NEAREST = "every operation rounds to nearest; reciprocal square roots are within 2 units in the last place"
-NO_TF32 = "no TF32 and no bfloat16 inside: torch.backends.cudnn.allow_tf32 off, torch.set_float32_matmul_precision at 'highest'"
+NO_TF32 = (
+    "no TF32 and no bfloat16 inside: torch.backends.cudnn.allow_tf32 off, torch.set_float32_matmul_precision highest"
+)
 ORDER = "sums in any order, with or without fused multiply-add; no Winograd or FFT convolution"
 UNDERFLOW = "what underflows may be flushed to zero; that nothing overflows is checked, not assumed"
 VERIFIER = "the bounds are computed in float64, and its own rounding is added to them"

@@ -238,6 +238,25 @@ def test_exact_margins_at_points_stay_above_the_real_bounds(offset: float, eps: 
 
 @torch.no_grad()
 @EVERY_METHOD
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("eps", [0.0, 0.05])
+def test_curves_stay_inside_as_well(eps: float, scale: float, arithmetic: str, method: str):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sigmoid(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model = ready(model).float()
+    model[0].weight *= scale
+    x, graph = torch.rand(2, 3, generator=Generator().manual_seed(3)), boundable(copy.deepcopy(model).double())
+    found = [margins.numpy().astype(object) for margins in all_margins(model, x, eps, arithmetic, method)]
+    for point in pixels(x, eps, 6 if eps else 1):
+        for example in range(len(x)):
+            exactly, computed = exact.network(graph, exact.exact(point[example])), exact.exact(model(point)[example])
+            logits = exactly if arithmetic == "real" else computed
+            for label, margins in enumerate(found):
+                assert bool((logits[label] - logits >= [Fraction(m) for m in margins[example]]).all())
+
+
+@torch.no_grad()
+@EVERY_METHOD
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("eps", [0.0, 0.05])
 def test_float32_margins_stay_above_the_float32_bounds(offset: float, eps: float, method: str):
