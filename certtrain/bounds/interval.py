@@ -114,7 +114,10 @@ def interval_pass(
     carries: the clean batch's, or the centres' where no clean batch is carried.
     They are kept, and the running statistics are left alone.
     """
-    assert len(graph.calls) < LAYERS
+    if rounding is not None and len(graph.calls) >= LAYERS:
+        raise UnsupportedLayer(
+            f"rounding is bounded for networks of fewer than {LAYERS} layers, not {len(graph.calls)}"
+        )
     values = {0: box}
     visits: list[Visit] = []
     inputs: tuple[Box, ...] = ()

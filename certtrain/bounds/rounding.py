@@ -21,8 +21,8 @@ SAFE = 1 + 2.0**-40  # more than what rounds off where these constants are compu
 # More roundings than stand beside a sum's own in the float64 bounds of one layer: its bias, its magnitude's three,
 # its radius's, the BatchNorm's scale, the ends of an interval and the way back to centre and radius.
 SPARE = 32
-# More layers than a network has, and more readers than one of its values has.
-LAYERS = 2**16
+# A network has fewer layers, and so each of its values fewer readers.
+LAYERS = 2**12
 
 
 @dataclass(frozen=True)

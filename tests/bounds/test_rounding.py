@@ -20,7 +20,7 @@ from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.interval import RULES, Box, boundable, box_statistics, input_box, interval_pass
 from certtrain.bounds.methods import METHODS, Bounds, Settings, method_named
 from certtrain.bounds.rounded import Step
-from certtrain.bounds.rounding import ARITHMETICS, UNIT64, arithmetic_named, enclosing, gamma
+from certtrain.bounds.rounding import ARITHMETICS, LAYERS, UNIT64, arithmetic_named, enclosing, gamma
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import NONLINEAR, trace_bounds
 from certtrain.errors import MethodError, UnsupportedLayer
@@ -556,3 +556,9 @@ def test_a_certificate_names_its_arithmetic_and_what_it_assumes():
 def test_weights_of_another_precision_are_refused():
     with pytest.raises(UnsupportedLayer, match=r"'0\.weight' is torch\.bfloat16"):
         certify(chain(nn.Linear(2, 2)).bfloat16(), torch.tensor([[0.5, 0.5]]), torch.tensor([0]), 0.01)
+
+
+def test_a_network_of_too_many_layers_is_refused():
+    many = nn.Sequential(*[nn.Identity() for _ in range(LAYERS)], nn.Linear(1, 2))
+    with pytest.raises(UnsupportedLayer, match="fewer than 4096 layers, not 4097"):
+        bounds(many, torch.tensor([[0.5]]), 0.1, "real")
