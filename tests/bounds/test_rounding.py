@@ -144,6 +144,23 @@ def test_a_layers_box_holds_what_is_computed(name: str, place: float, width: flo
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["sum", "leaky relu", "sigmoid", "average", "batch norm of images"])
+def test_a_result_stored_in_bfloat16_is_within_its_slack(name: str):
+    layer, points, step = layer_case(name, 0.0, 1.0)
+    points = [values.bfloat16() for values in points]
+    step = step._replace(inputs=tuple(box_around(values.double()) for values in points))
+    computed = layer(*points)
+    assert computed.dtype == torch.bfloat16
+    slacks = [rounded.rounded(ARITHMETICS[a], step, with_slack=True)[1] for a in ("bf16", "float32")]
+    wrong = 0
+    for number in range(COUNT):
+        error = abs(exact.exact(computed[number]) - exact.result(layer, *(exact.exact(v[number]) for v in points)))
+        assert bool((error <= exact.exact(slacks[0][0])).all())
+        wrong += int((error > exact.exact(slacks[1][0])).sum())
+    assert wrong > 0
+
+
+@torch.no_grad()
 def test_without_room_for_rounding_the_box_of_a_layer_is_left():
     """The test above can fail: at a box without width the plain rule misses what float32 and what no one rounds."""
     layer, points, step = layer_case("batch norm", 1e6, 1.0)
