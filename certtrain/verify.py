@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from certtrain.attack import PGD, pgd
-from certtrain.certificate import ASSUMPTIONS, VERDICTS, Certificates, Certifier, Verdict
+from certtrain.certificate import VERDICTS, Certificates, Certifier, Verdict
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import DataError, SoundnessError
 from certtrain.modelfile import Classifier
@@ -120,7 +120,7 @@ def verify(
         misclassified=counts["misclassified"],
         method=certifier.method,
         attack=asdict(attack),
-        assumptions=ASSUMPTIONS,
+        assumptions=certifier.assumptions,
         seconds=time.monotonic() - start,
     )
 
