@@ -35,6 +35,10 @@ class Box(NamedTuple):
     def upper(self) -> Tensor:
         return self.centre + self.radius
 
+    def examples(self, chosen: slice | Tensor) -> "Box":
+        """The boxes of some of the batch."""
+        return Box(self.centre[chosen], self.radius[chosen], None if self.clean is None else self.clean[chosen])
+
     def through(self, points: Pointwise, radius: Pointwise) -> "Box":
         """The box after a layer that maps centre and clean batch by `points`, and radius by `radius`."""
         clean = None if self.clean is None else points(self.clean)
@@ -57,12 +61,26 @@ def input_box(x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None, 
 
 
 class Visit(NamedTuple):
-    """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics."""
+    """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics.
+
+    `slack` bounds what rounding adds to the layer's result, (B, …) or fewer; None where nothing is rounded.
+    """
 
     call: LayerCall
     shape: torch.Size
     box: Box | None
     statistics: Statistics | None
+    slack: Tensor | None = None
+
+    def examples(self, chosen: slice | Tensor) -> "Visit":
+        """The visit of some of the batch."""
+        box = None if self.box is None else self.box.examples(chosen)
+        slack = self.slack if self.slack is None or len(self.slack) == 1 else self.slack[chosen]
+        return self._replace(box=box, slack=slack)
+
+
+# A tighter box for a watched layer's input, from its layer, the visits that lead to it, the network's input and its box.
+Tighten = Callable[[nn.Module, list[Visit], Box, Box], Box]
 
 
 class Passed(NamedTuple):
@@ -74,9 +92,16 @@ class Passed(NamedTuple):
 
 
 def interval_pass(
-    graph: LayerGraph, box: Box, *, watch: tuple[type[nn.Module], ...] = (), source: Source = batch_statistics
+    graph: LayerGraph,
+    box: Box,
+    *,
+    watch: tuple[type[nn.Module], ...] = (),
+    source: Source = batch_statistics,
+    tighten: Tighten | None = None,
 ) -> Passed:
     """Carry `box` through the network; `watch` names layer types whose input boxes are kept.
+
+    `tighten` replaces each of these boxes; the pass goes on with what it returns.
 
     In training mode BatchNorm takes one set of statistics for all that the box
     carries: the clean batch's, or the centres' where no clean batch is carried.
@@ -86,7 +111,11 @@ def interval_pass(
     visits: list[Visit] = []
     inputs: tuple[Box, ...] = ()
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
-        layer, inputs = call.layer, tuple(values[i] for i in call.inputs)
+        layer = call.layer
+        if tighten is not None and isinstance(layer, watch):
+            value = call.inputs[0]
+            values[value] = tighten(layer, visits[:value], box, values[value])
+        inputs = tuple(values[i] for i in call.inputs)
         statistics = box_statistics(layer, inputs[0], source) if isinstance(layer, BatchNorm) else None
         extra = () if statistics is None else (statistics,)
         values[number + 1] = RULES[type(layer)](layer, *inputs, *extra)

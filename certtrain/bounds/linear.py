@@ -1,24 +1,25 @@
-"""Linear bounds: a linear function of the logits, followed back through the network to its input.
+"""Linear bounds: a linear function of some layer's result, followed back through the network to its input.
 
 Λ·f(x) is bounded from below by Λ'·x + d over the box: an affine layer takes Λ
 to its own transpose's image, a nonlinear one is replaced by a line below it
 where Λ is positive and by one above where it is negative (Zhang et al. 2018,
-CROWN, theorem 3.2). The lines come from the boxes that an interval pass has
-left at the nonlinear layers, which makes this CROWN-IBP (Zhang et al. 2020).
+CROWN, theorem 3.2). The lines come from the boxes that an earlier pass has left
+at the nonlinear layers: with an interval pass's own this is CROWN-IBP (Zhang et
+al. 2020); with boxes from linear bounds (`crown`) it is CROWN.
 
 Λ has shape (B, S, …): S functions for each of B examples.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.interval import Visit, scale_and_shift
-from certtrain.bounds.relaxation import RELAXATIONS, relaxed
+from certtrain.bounds.interval import Box, Visit, scale_and_shift
+from certtrain.bounds.relaxation import RELAXATIONS, Lines, relaxed
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import BoundTrace
 
@@ -30,32 +31,93 @@ class Back(NamedTuple):
     constant: Tensor | None = None
 
 
+class Prefix(NamedTuple):
+    """The visits on the way from the network's input boxes to the result of the last of them."""
+
+    visits: list[Visit]
+    start: Box
+
+    def examples(self, chosen: slice | Tensor) -> "Prefix":
+        """The same way for some of the batch."""
+        return Prefix([visit.examples(chosen) for visit in self.visits], self.start.examples(chosen))
+
+
+class OwnRounding(Protocol):
+    """The rounding of the arithmetic that the bounds themselves are computed in."""
+
+    def own(self, terms: int) -> float:
+        """γ of a sum of so many terms."""
+
+
+# Lines to put in the place of a visit's layer, by the visit's number: each of shape (B, 1 or S, …).
+LinesOf = Mapping[int, Lines]
+
+# Λ Wᵀ is a sum in float64; next to the slack of the same layer in float32 or less its rounding is smaller by 2⁻²⁹
+# times the ratio of the two sums' lengths. For ratios up to 8192 this much more slack holds it.
+OWN_SHARE = 1 + 2.0**-16
+
+
 def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
     """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits, over the boxes of `trace`."""
-    pending = {len(trace.visits): functions}
+    return followed_back(Prefix(trace.visits, trace.start), functions)
+
+
+def followed_back(
+    prefix: Prefix, functions: Tensor, *, lines: LinesOf | None = None, rounding: OwnRounding | None = None
+) -> Tensor:
+    """Lower bounds (B, S) of `functions` (B, S, …), linear in the last visit's result, over the boxes of `prefix`.
+
+    `lines` stand for layers instead of those that their boxes give. With
+    `rounding` the bounds hold for what is computed here too: each visit's slack
+    and the rounding of this pass itself are taken off.
+    """
+    visits, start = prefix
+    pending = {len(visits): functions}
     constants = []
-    for number in reversed(range(len(trace.visits))):
-        visit, slope = trace.visits[number], pending.pop(number + 1, None)
+    for number in reversed(range(len(visits))):
+        visit, slope = visits[number], pending.pop(number + 1, None)
         if slope is None:  # a result that nothing uses
             continue
-        back = RULES[type(visit.call.layer)](visit, slope)
+        given = None if lines is None else lines.get(number)
+        back = RULES[type(visit.call.layer)](visit, slope) if given is None else between(given, slope)
         constants += [] if back.constant is None else [back.constant]
+        constants += _rounded_off(visit, slope, rounding)
         for value in visit.call.inputs:
             pending[value] = pending[value] + back.slope if value in pending else back.slope
-    start = trace.start
-    return sum(constants, _dot(pending[0], start.centre) - _dot(pending[0].abs(), start.radius))
+    slope = pending[0]
+    if rounding is not None:
+        size = slope[0, 0].numel() + len(constants) + 4
+        constants.append(-rounding.own(size) * _dot(slope.abs(), start.centre.abs() + start.radius))
+        constants.append(-rounding.own(size) * sum((c.abs() for c in constants), torch.zeros_like(constants[0])))
+    return sum(constants, _dot(slope, start.centre) - _dot(slope.abs(), start.radius))
+
+
+def _rounded_off(visit: Visit, slope: Tensor, rounding: OwnRounding | None) -> list[Tensor]:
+    """What rounding takes off the bound at one layer: its own result's, and this pass's."""
+    found = [] if visit.slack is None else [-OWN_SHARE * _dot(slope.abs(), visit.slack)]
+    if rounding is None or visit.box is None:
+        return found
+    # The lines' slopes and the sum of their offsets: each entry of a line is at most a few times this large.
+    size = (visit.box.centre.abs() + visit.box.radius).amax(tuple(range(1, visit.box.radius.dim()))) + 1
+    steep = max(1.0, visit.call.layer.negative_slope) if isinstance(visit.call.layer, nn.LeakyReLU) else 1.0
+    own = rounding.own(slope[0, 0].numel() + 16) * 4 * steep
+    return [*found, -own * slope.abs().flatten(2).sum(2) * size.unsqueeze(1)]
+
+
+def margin_functions(trace: BoundTrace, labels: Tensor) -> Tensor:
+    """logit[y] − logit[j] as functions (B, K, K) of the logits, for the classes y in `labels` (B,)."""
+    each = _identity(trace)
+    return each[labels].unsqueeze(1) - each
+
+
+def logit_functions(trace: BoundTrace) -> Tensor:
+    """Each logit as a function (B, K, K) of the logits."""
+    return _identity(trace).expand(len(trace.start.radius), -1, -1)
 
 
 def margins(trace: BoundTrace, labels: Tensor) -> Tensor:
     """Lower bounds (B, K) of logit[y] − logit[j] for the classes y in `labels` (B,); column y is 0."""
-    each = _identity(trace)
-    return lower_bounds(trace, each[labels].unsqueeze(1) - each)
-
-
-def logits(trace: BoundTrace) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds (B, K) of the logits."""
-    each = _identity(trace).expand(len(trace.start.radius), -1, -1)
-    return lower_bounds(trace, each), -lower_bounds(trace, -each)
+    return lower_bounds(trace, margin_functions(trace, labels))
 
 
 def _identity(trace: BoundTrace) -> Tensor:
@@ -68,7 +130,11 @@ def _identity(trace: BoundTrace) -> Tensor:
 
 def _dot(slope: Tensor, values: Tensor) -> Tensor:
     """Λ·v (B, S), of Λ (B, S, …) and values (B, …) or fewer, summed in float32 at least."""
-    return (slope * values.unsqueeze(1)).flatten(2).sum(2, dtype=torch.promote_types(slope.dtype, torch.float32))
+    return _sums(slope * values.unsqueeze(1))
+
+
+def _sums(products: Tensor) -> Tensor:
+    return products.flatten(2).sum(2, dtype=torch.promote_types(products.dtype, torch.float32))
 
 
 def _linear(visit: Visit, slope: Tensor) -> Back:
@@ -138,11 +204,17 @@ def _add(visit: Visit, slope: Tensor) -> Back:
 
 def _elementwise(visit: Visit, slope: Tensor) -> Back:
     assert visit.box is not None  # a trace keeps the boxes of all nonlinear layers
-    lines, (positive, negative) = relaxed(visit.call.layer, visit.box), _by_sign(slope)
-    back = positive * lines.lower_slope.unsqueeze(1) + negative * lines.upper_slope.unsqueeze(1)
+    lines = relaxed(visit.call.layer, visit.box)
+    return between(lines.for_functions(), slope)
+
+
+def between(lines: Lines, slope: Tensor) -> Back:
+    """Λ (B, S, …) taken through lines of shape (B, 1 or S, …): the lower where it is positive, else the upper."""
+    positive, negative = _by_sign(slope)
+    back = positive * lines.lower_slope + negative * lines.upper_slope
     constant = slope.new_zeros(())
     for part, offset in ((positive, lines.lower_offset), (negative, lines.upper_offset)):
-        constant = constant if offset is None else constant + _dot(part, offset)
+        constant = constant if offset is None else constant + _sums(part * offset)
     return Back(back, constant)
 
 

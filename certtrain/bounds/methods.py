@@ -1,14 +1,19 @@
 """The bound methods by name, from cheap to dear."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import reduce
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from certtrain.bounds import linear
+from certtrain.bounds.alpha import by_alpha, tightened_from
+from certtrain.bounds.chunks import dense
+from certtrain.bounds.crown import Follow, by_crown, tightened
 from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.bounds.trace import BoundTrace, Clip, bound_logits, trace_bounds
 from certtrain.errors import DataError, MethodError
 
@@ -32,6 +37,7 @@ class LinearBounds:
     """Linear bounds from the boxes of a trace; each question is a pass back through the network."""
 
     trace: BoundTrace
+    follow: Follow
 
     @property
     def shape(self) -> torch.Size:
@@ -40,23 +46,110 @@ class LinearBounds:
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """As `Bounds.ends`."""
-        return linear.logits(self.trace)
+        each = linear.logit_functions(self.trace)
+        return self._below(each), -self._below(-each)
 
     def margins(self, labels: Tensor) -> Tensor:
         """As `Bounds.margins`."""
-        return linear.margins(self.trace, labels)
+        return self._below(linear.margin_functions(self.trace, labels))
+
+    def _below(self, functions: Tensor) -> Tensor:
+        batch, count, size = functions.shape
+        prefix = linear.Prefix(self.trace.visits, self.trace.start)
+        return self.follow(prefix, dense(functions), (batch, count), size)
 
 
-def _crown_ibp(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> LinearBounds:
+class Task(NamedTuple):
+    """What a method is asked."""
+
+    graph: LayerGraph
+    x: Tensor
+    eps: float | Tensor
+    clip: Clip
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class AlphaBounds:
+    """Bounds by searched slopes, from the boxes of CROWN; each is the largest of theirs and all cheaper methods'."""
+
+    task: Task
+    simple: LinearBounds
+    crown: LinearBounds
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, K)."""
+        return self.crown.shape
+
+    @torch.no_grad()
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """As `Bounds.ends`."""
+        searched = self._searched(torch.arange(self.shape[0], device=self.task.x.device), torch.inf)
+        parts = [part.ends() for part in (self.simple.trace.logits, self.simple, self.crown, searched)]
+        return tightest([lower for lower, _ in parts]), -tightest([-upper for _, upper in parts])
+
+    @torch.no_grad()
+    def margins(self, labels: Tensor) -> Tensor:
+        """As `Bounds.margins`; with `early_stop`, only examples that nothing cheaper certifies are searched."""
+        known = tightest([part.margins(labels) for part in (self.simple.trace.logits, self.simple, self.crown)])
+        stop = self.task.settings.early_stop
+        certified = (known > 0).scatter(1, labels.unsqueeze(1), True).all(1)
+        chosen = (~certified if stop else torch.ones_like(certified)).nonzero().squeeze(1)
+        if len(chosen):
+            searched = self._searched(chosen, 0.0 if stop else torch.inf)
+            known[chosen] = tightest([known[chosen], searched.margins(labels[chosen])])
+        return known
+
+    def _searched(self, chosen: Tensor, enough: float) -> LinearBounds:
+        graph, x, eps, clip, settings = self.task
+        boxes = (visit.box.examples(chosen) for visit in self.crown.trace.visits if visit.box is not None)
+        narrow = tightened_from(boxes, settings)
+        trace = trace_bounds(graph, x[chosen], eps, clip, with_clean=False, tighten=narrow)
+        return LinearBounds(trace, by_alpha(settings, enough=enough))
+
+
+def tightest(bounds: Sequence[Tensor]) -> Tensor:
+    """The largest of several lower bounds of the same values; what is NaN bounds nothing, unless all are."""
+    return reduce(torch.fmax, bounds)
+
+
+def _ibp(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT) -> Bounds:
+    return bound_logits(graph, x, eps, clip)
+
+
+def _crown_ibp(
+    graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT
+) -> LinearBounds:
     trace = trace_bounds(graph, x, eps, clip, with_clean=False)
+    _check_logits(trace)
+    return LinearBounds(trace, by_crown(settings))
+
+
+@torch.no_grad()
+def _crown(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT) -> LinearBounds:
+    trace = trace_bounds(graph, x, eps, clip, with_clean=False, tighten=tightened(settings))
+    _check_logits(trace)
+    return LinearBounds(trace, torch.no_grad()(by_crown(settings)))
+
+
+def _alpha_crown(
+    graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT
+) -> AlphaBounds:
+    with torch.no_grad():
+        simple = _crown_ibp(graph, x, eps, clip, settings)
+        crown = _crown(graph, x, eps, clip, settings)
+    return AlphaBounds(Task(graph, x, eps, clip, settings), simple, crown)
+
+
+def _check_logits(trace: BoundTrace) -> None:
     if len(trace.logits.shape) != 2:
         raise DataError(f"linear bounds need logits of shape (B, K), but the network's are {tuple(trace.logits.shape)}")
-    return LinearBounds(trace)
 
 
 # From a network, inputs (B, …), ε and the range of inputs.
-Method = Callable[[LayerGraph, Tensor, float | Tensor, Clip], Bounds]
-METHODS: dict[str, Method] = {"ibp": bound_logits, "crown-ibp": _crown_ibp}
+Method = Callable[..., Bounds]
+METHODS: dict[str, Method] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown": _crown, "alpha-crown": _alpha_crown}
 
 
 def method_named(name: str) -> Method:

@@ -20,6 +20,54 @@ class Lines(NamedTuple):
     upper_slope: Tensor
     upper_offset: Tensor | None
 
+    def examples(self, chosen: Tensor) -> "Lines":
+        """The lines of some of the batch."""
+        return Lines(*(None if part is None else part[chosen] for part in self))
+
+    def for_functions(self) -> "Lines":
+        """The same lines (B, 1, …) for all functions of an example."""
+        return Lines(*(None if part is None else part.unsqueeze(1) for part in self))
+
+
+class Slopes(NamedTuple):
+    """The lines of a rectifier max(x, sx) or min(x, sx) whose line through zero is free to turn.
+
+    Its slope is s + (1 − s)α for any α between `least` and `most` (B, 1, …): 0
+    and 1 where the sign of x is open, else the same number. `first` is the α
+    of `lines`, which the box gives.
+    """
+
+    lines: Lines
+    slope: float
+    least: Tensor
+    most: Tensor
+    first: Tensor
+
+    def examples(self, chosen: Tensor) -> "Slopes":
+        """The slopes of some of the batch."""
+        parts = (part[chosen] for part in (self.least, self.most, self.first))
+        return Slopes(self.lines.examples(chosen), self.slope, *parts)
+
+    def at(self, alpha: Tensor) -> Lines:
+        """The lines (B, S, …) of α (B, S, …) for each function apart; they hold for any α in [0, 1], rounding too."""
+        ends = sorted((self.slope, 1.0))
+        turned = alpha if self.slope == 0 else (alpha * (1 - self.slope) + self.slope).clamp(*ends)
+        if self.slope <= 1:
+            return self.lines._replace(lower_slope=turned)
+        return self.lines._replace(upper_slope=turned)
+
+
+def free_slopes(layer: nn.Module, box: Box) -> Slopes | None:
+    """The lines of a layer that have a slope to choose; None for a layer that is no rectifier, or where all signs are known."""
+    if not isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
+        return None
+    lower, upper = box.lower.unsqueeze(1), box.upper.unsqueeze(1)
+    slope = 0.0 if isinstance(layer, nn.ReLU) else layer.negative_slope
+    if slope == 1 or not bool(((lower < 0) & (upper > 0)).any()):
+        return None
+    rises, falls = (lower >= 0).to(lower.dtype), (upper > 0).to(lower.dtype)
+    return Slopes(relaxed(layer, box).for_functions(), slope, rises, falls, (lower + upper > 0).to(lower.dtype))
+
 
 def relaxed(layer: nn.Module, box: Box) -> Lines:
     """The lines for an element-wise layer over `box` (B, …)."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import RULES, Box, Visit, input_box, interval_pass, taken_statistics
+from certtrain.bounds.interval import RULES, Box, Tighten, Visit, input_box, interval_pass, taken_statistics
 from certtrain.bounds.statistics import Source, Statistics, batch_statistics
 
 Clip = tuple[float, float] | None
@@ -119,10 +119,14 @@ def trace_bounds(
     *,
     with_clean: bool = True,
     source: Source = batch_statistics,
+    tighten: Tighten | None = None,
 ) -> BoundTrace:
-    """Carry the boxes around `x` (B, …), and the clean batch with them, through the network in one pass."""
+    """Carry the boxes around `x` (B, …), and the clean batch with them, through the network in one pass.
+
+    `tighten` replaces the boxes at the nonlinear layers, as in `interval_pass`.
+    """
     box = input_box(x, eps, clip, with_clean=with_clean)
-    passed = interval_pass(graph, box, watch=NONLINEAR, source=source)
+    passed = interval_pass(graph, box, watch=NONLINEAR, source=source, tighten=tighten)
     logits = Logits(passed.output, graph.head, passed.head_input)
     return BoundTrace(box, _normalized(graph, box), passed.visits, logits)
 

@@ -1,0 +1,48 @@
+"""What a user may choose about how bounds are computed."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from certtrain.errors import MethodError
+
+if TYPE_CHECKING:
+    from certtrain.bounds.linear import OwnRounding
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a bound method computes.
+
+    rounding: the arithmetic whose rounding the bounds must hold for; None for real arithmetic.
+    memory: bytes that the linear bounds of one step back may take, besides the
+        network and its boxes; more functions or examples than that are taken
+        one part after the other. One function of one example is never parted.
+    iterations: steps of the search for the slopes of α-CROWN.
+    learning_rate, decay: the first step's length in α ∈ [0, 1], and its factor from step to step.
+    neurons: α-CROWN also searches slopes for the bounds of a layer's own
+        inputs, one set for each bound, where an example has at most this many
+        inputs whose sign is open there; 0 leaves it to CROWN's bounds there.
+    early_stop: α-CROWN leaves an example once all of its margins are above
+        zero. Verdicts stay the same, margins are less tight.
+    """
+
+    rounding: "OwnRounding | None" = None
+    memory: int = 2**30
+    iterations: int = 50
+    learning_rate: float = 0.1
+    decay: float = 0.98
+    neurons: int = 256
+    early_stop: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("memory", self.memory, 1), ("iterations", self.iterations, 0),
+                                   ("neurons", self.neurons, 0)):  # fmt: skip
+            if value < least:
+                raise MethodError(f"{name} is {value}; it must be at least {least}")
+        if not 0 < self.learning_rate or not 0 < self.decay <= 1:
+            raise MethodError(
+                f"learning_rate {self.learning_rate:g} must be above 0, and decay {self.decay:g} in (0, 1]"
+            )
+
+
+DEFAULT = Settings()
