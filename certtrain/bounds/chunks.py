@@ -32,7 +32,7 @@ def units(index: Tensor, sign: float, like: Tensor) -> Functions:
         chosen = index[examples, columns]
         size = like[0].numel()
         flat = torch.zeros(*chosen.shape, size, dtype=like.dtype, device=like.device)
-        return flat.scatter_(2, chosen.unsqueeze(2), sign).unflatten(2, like.shape[1:])
+        return flat.scatter_(2, chosen.unsqueeze(2), sign).view(*chosen.shape, *like.shape[1:])
 
     return part
 

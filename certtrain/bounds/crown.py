@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from certtrain.bounds.chunks import Functions, in_parts, row_bytes, units
 from certtrain.bounds.graph import Add
-from certtrain.bounds.interval import Box, Tighten, Visit
+from certtrain.bounds.interval import Box, Tighten
 from certtrain.bounds.linear import Prefix, followed_back
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
+from certtrain.bounds.windows import parts
 
 # Lower bounds (B, S) of functions, given by parts, of a prefix's result; B, S and the coefficients of each.
 Follow = Callable[[Prefix, Functions, tuple[int, int], int], Tensor]
@@ -55,21 +56,33 @@ def tighten(
     """
     if exact(prefix):
         return box
-    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
-    open_ = open_inputs(layer, box).flatten(1)
-    counts = open_.sum(1)
-    examples = ((counts > 0) & (counts <= (open_.shape[1] if most is None else most))).nonzero().squeeze(1)
+    chosen = open_inputs(layer, box)
+    if most is None and chosen[0].numel() <= settings.dense:
+        chosen = torch.ones_like(chosen)
+    if most is not None:
+        few = chosen.flatten(1).sum(1) <= most
+        chosen = chosen & few.view(-1, *[1] * (chosen.dim() - 1))
+    lower, upper = box.lower, box.upper
+    for part, seen in parts(prefix, chosen):
+        _tighten(part(lower), part(upper), part(chosen), seen, follow)
+    return _box(lower, upper, box, settings)
+
+
+def _tighten(lower: Tensor, upper: Tensor, chosen: Tensor, prefix: Prefix, follow: Follow) -> None:
+    """Write the bounds that `follow` finds of the `chosen` (B, …) results of `prefix` over these."""
+    flat = chosen.flatten(1)
+    examples = flat.any(1).nonzero().squeeze(1)
     if not len(examples):
-        return box
-    prefix, open_ = prefix.examples(examples), open_[examples]
-    index = open_.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(counts[examples].max())]
-    below, above = (
-        follow(prefix, units(index, sign, box.radius), tuple(index.shape), open_.shape[1]) for sign in (1.0, -1.0)
-    )
-    chosen = open_.gather(1, index)
-    lower[examples] = _replaced(lower[examples], index, below, chosen)
-    upper[examples] = _replaced(upper[examples], index, -above, chosen)
-    return _box(lower.view_as(box.radius), upper.view_as(box.radius), box, settings)
+        return
+    # The chosen come first; the examples that have fewer of them are filled up, and what is found there is left alone.
+    count = int(flat.sum(1).max())
+    index = flat[examples].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    taken, prefix = flat[examples].gather(1, index), prefix.examples(examples)
+    for ends, sign in ((lower, 1.0), (upper, -1.0)):
+        found = sign * follow(prefix, units(index, sign, ends), (len(index), count), flat.shape[1])
+        before = ends[examples].flatten(1)
+        new = torch.where(taken & found.isfinite(), found, before.gather(1, index))
+        ends[examples] = before.scatter(1, index, new).view(-1, *ends.shape[1:])
 
 
 def open_inputs(layer: nn.Module, box: Box) -> Tensor:
@@ -86,10 +99,6 @@ def exact(prefix: Prefix) -> bool:
     return sum(isinstance(layer, MIXING) for layer in layers) <= 1 and not any(
         isinstance(layer, (*NONLINEAR, Add)) for layer in layers
     )
-
-
-def _replaced(ends: Tensor, index: Tensor, new: Tensor, where: Tensor) -> Tensor:
-    return ends.scatter(1, index, torch.where(where & new.isfinite(), new, ends.gather(1, index)))
 
 
 def _box(lower: Tensor, upper: Tensor, before: Box, settings: Settings) -> Box:

@@ -60,10 +60,18 @@ def input_box(x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None, 
     return Box((lower + upper) / 2, (upper - lower) / 2, x if with_clean else None)
 
 
+class Place(NamedTuple):
+    """Rows and columns of the part that is needed of a layer's input, and those of Λ before it begins."""
+
+    size: tuple[int, int]
+    offset: tuple[int, int]
+
+
 class Visit(NamedTuple):
     """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics.
 
     `slack` bounds what rounding adds to the layer's result, (B, …) or fewer; None where nothing is rounded.
+    `place` is where linear bounds put what they bring back to the input, if the visit is of a part of the images.
     """
 
     call: LayerCall
@@ -71,6 +79,7 @@ class Visit(NamedTuple):
     box: Box | None
     statistics: Statistics | None
     slack: Tensor | None = None
+    place: Place | None = None
 
     def examples(self, chosen: slice | Tensor) -> "Visit":
         """The visit of some of the batch."""
@@ -79,7 +88,7 @@ class Visit(NamedTuple):
         return self._replace(box=box, slack=slack)
 
 
-# A tighter box for a watched layer's input, from its layer, the visits that lead to it, the network's input and its box.
+# A box for a watched layer's input, from the layer, the visits that lead to it, the network's own input, and its box.
 Tighten = Callable[[nn.Module, list[Visit], Box, Box], Box]
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.interval import Box, Visit, scale_and_shift
+from certtrain.bounds.interval import Box, Place, Visit, scale_and_shift
 from certtrain.bounds.relaxation import RELAXATIONS, Lines, relaxed
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import BoundTrace
@@ -82,8 +82,11 @@ def followed_back(
         back = RULES[type(visit.call.layer)](visit, slope) if given is None else between(given, slope)
         constants += [] if back.constant is None else [back.constant]
         constants += _rounded_off(visit, slope, rounding)
+        slope = back.slope
+        if visit.place is not None and not isinstance(visit.call.layer, nn.Conv2d):
+            slope = placed(slope, visit.place)  # another layer may need more of the same input
         for value in visit.call.inputs:
-            pending[value] = pending[value] + back.slope if value in pending else back.slope
+            pending[value] = pending[value] + slope if value in pending else slope
     slope = pending[0]
     if rounding is not None:
         size = slope[0, 0].numel() + len(constants) + 4
@@ -151,20 +154,25 @@ def _conv2d(visit: Visit, slope: Tensor) -> Back:
         slope.flatten(0, 1), layer.weight, None, layer.stride, 0, 0, layer.groups, layer.dilation
     )
     # Cut the padding off; at the far end there may be rows and columns that no window reaches.
-    (top, left), (height, width) = _padding(layer), padded.shape[2:]
-    back = F.pad(padded, (-left, shape[3] + left - width, -top, shape[2] + top - height))
+    place = Place((shape[2], shape[3]), padding(layer)) if visit.place is None else visit.place
+    back = placed(padded, place)
     return Back(back.reshape(*slope.shape[:2], *shape[1:]), constant)
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
+def placed(slope: Tensor, place: Place) -> Tensor:
+    """Λ (…, h, w) cut, and filled up with zeros, to its place (…, H, W)."""
+    (rows, columns), (top, left), (height, width) = *place, slope.shape[-2:]
+    return F.pad(slope, (-left, columns + left - width, -top, rows + top - height))
+
+
+def padding(layer: nn.Conv2d) -> tuple[int, int]:
     """Rows above and columns to the left."""
     if not isinstance(layer.padding, str):
-        return layer.padding
+        return layer.padding[0], layer.padding[1]
     if layer.padding == "valid":
-        return (0, 0)
-    return tuple(
-        dilation * (kernel - 1) // 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)
-    )
+        return 0, 0
+    rows, columns = (d * (kernel - 1) // 2 for d, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
+    return rows, columns
 
 
 def _batch_norm(visit: Visit, slope: Tensor) -> Back:

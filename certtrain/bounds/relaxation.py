@@ -22,11 +22,16 @@ class Lines(NamedTuple):
 
     def examples(self, chosen: Tensor) -> "Lines":
         """The lines of some of the batch."""
-        return Lines(*(None if part is None else part[chosen] for part in self))
+        return self._each(lambda part: part[chosen])
 
     def for_functions(self) -> "Lines":
         """The same lines (B, 1, …) for all functions of an example."""
-        return Lines(*(None if part is None else part.unsqueeze(1) for part in self))
+        return self._each(lambda part: part.unsqueeze(1))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Lines":
+        lower, below, upper, above = self
+        changed = (None if offset is None else change(offset) for offset in (below, above))
+        return Lines(change(lower), next(changed), change(upper), next(changed))
 
 
 class Slopes(NamedTuple):
@@ -58,7 +63,7 @@ class Slopes(NamedTuple):
 
 
 def free_slopes(layer: nn.Module, box: Box) -> Slopes | None:
-    """The lines of a layer that have a slope to choose; None for a layer that is no rectifier, or where all signs are known."""
+    """The lines of a layer that have a slope to choose; None where it is no rectifier, or no sign is open."""
     if not isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
         return None
     lower, upper = box.lower.unsqueeze(1), box.upper.unsqueeze(1)

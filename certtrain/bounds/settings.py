@@ -17,6 +17,9 @@ class Settings:
     memory: bytes that the linear bounds of one step back may take, besides the
         network and its boxes; more functions or examples than that are taken
         one part after the other. One function of one example is never parted.
+    dense: CROWN bounds all inputs of a nonlinear layer that has at most this
+        many, as it is written; of a larger one only those whose sign intervals
+        leave open, which is much cheaper, and tighter where it differs.
     iterations: steps of the search for the slopes of α-CROWN.
     learning_rate, decay: the first step's length in α ∈ [0, 1], and its factor from step to step.
     neurons: α-CROWN also searches slopes for the bounds of a layer's own
@@ -28,6 +31,7 @@ class Settings:
 
     rounding: "OwnRounding | None" = None
     memory: int = 2**30
+    dense: int = 1024
     iterations: int = 50
     learning_rate: float = 0.1
     decay: float = 0.98
@@ -35,11 +39,11 @@ class Settings:
     early_stop: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, least in (("memory", self.memory, 1), ("iterations", self.iterations, 0),
-                                   ("neurons", self.neurons, 0)):  # fmt: skip
+        for name, least in (("memory", 1), ("dense", 0), ("iterations", 0), ("neurons", 0)):
+            value = vars(self)[name]
             if value < least:
                 raise MethodError(f"{name} is {value}; it must be at least {least}")
-        if not 0 < self.learning_rate or not 0 < self.decay <= 1:
+        if not (self.learning_rate > 0 and 0 < self.decay <= 1):
             raise MethodError(
                 f"learning_rate {self.learning_rate:g} must be above 0, and decay {self.decay:g} in (0, 1]"
             )
