@@ -71,7 +71,8 @@ class Visit(NamedTuple):
     """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics.
 
     `slack` bounds what rounding adds to the layer's result, (B, …) or fewer; None where nothing is rounded.
-    `place` is where linear bounds put what they bring back to the input, if the visit is of a part of the images.
+    `places` say, for each input, where linear bounds put what they bring back; none unless the visit is of a part of
+    the images (`windows`).
     """
 
     call: LayerCall
@@ -79,7 +80,7 @@ class Visit(NamedTuple):
     box: Box | None
     statistics: Statistics | None
     slack: Tensor | None = None
-    place: Place | None = None
+    places: tuple[Place, ...] = ()
 
     def examples(self, chosen: slice | Tensor) -> "Visit":
         """The visit of some of the batch."""

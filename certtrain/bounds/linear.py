@@ -82,10 +82,7 @@ def followed_back(
         back = RULES[type(visit.call.layer)](visit, slope) if given is None else between(given, slope)
         constants += [] if back.constant is None else [back.constant]
         constants += _rounded_off(visit, slope, rounding)
-        slope = back.slope
-        if visit.place is not None and not isinstance(visit.call.layer, nn.Conv2d):
-            slope = placed(slope, visit.place)  # another layer may need more of the same input
-        for value in visit.call.inputs:
+        for value, slope in zip(visit.call.inputs, _at_inputs(visit, back.slope), strict=True):
             pending[value] = pending[value] + slope if value in pending else slope
     slope = pending[0]
     if rounding is not None:
@@ -93,6 +90,13 @@ def followed_back(
         constants.append(-rounding.own(size) * _dot(slope.abs(), start.centre.abs() + start.radius))
         constants.append(-rounding.own(size) * sum((c.abs() for c in constants), torch.zeros_like(constants[0])))
     return sum(constants, _dot(slope, start.centre) - _dot(slope.abs(), start.radius))
+
+
+def _at_inputs(visit: Visit, slope: Tensor) -> list[Tensor]:
+    """What a layer brings back to each of its inputs, of which other layers may need larger parts."""
+    if not visit.places or isinstance(visit.call.layer, nn.Conv2d):
+        return [slope] * len(visit.call.inputs)
+    return [placed(slope, place) for place in visit.places]
 
 
 def _rounded_off(visit: Visit, slope: Tensor, rounding: OwnRounding | None) -> list[Tensor]:
@@ -154,7 +158,7 @@ def _conv2d(visit: Visit, slope: Tensor) -> Back:
         slope.flatten(0, 1), layer.weight, None, layer.stride, 0, 0, layer.groups, layer.dilation
     )
     # Cut the padding off; at the far end there may be rows and columns that no window reaches.
-    place = Place((shape[2], shape[3]), padding(layer)) if visit.place is None else visit.place
+    place = visit.places[0] if visit.places else Place((shape[2], shape[3]), padding(layer))
     back = placed(padded, place)
     return Back(back.reshape(*slope.shape[:2], *shape[1:]), constant)
 

@@ -5,6 +5,7 @@ bounds of such values need Λ on that part alone, and the rest is zero.
 """
 
 from collections.abc import Callable, Iterator
+from math import ceil, isqrt
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from certtrain.bounds.linear import Prefix, padding
 
 View = Callable[[Tensor], Tensor]
 
-# A layer's windows are so many a side.
-WINDOWS = 8
+# A layer's windows are at most so many a side, and hold about so many values or more that are to be bounded.
+MOST_WINDOWS, VALUES = 8, 32
 POINTWISE = (nn.BatchNorm2d, Normalize, nn.Identity, nn.Dropout, Add, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh)
 
 
@@ -55,7 +56,8 @@ def parts(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
     if chosen.dim() != 4 or not all(isinstance(layer, (nn.Conv2d, *POINTWISE)) for layer in layers):
         yield _all, prefix
         return
-    for window in _windows(*chosen.shape[2:]):
+    side = min(MOST_WINDOWS, isqrt(int(chosen.flatten(1).sum(1).max()) // VALUES))
+    for window in _windows(*chosen.shape[2:], max(side, 1)):
         if bool(window.of(chosen).any()):
             yield window.of, seen_by(window, prefix)
 
@@ -64,8 +66,8 @@ def _all(images: Tensor) -> Tensor:
     return images
 
 
-def _windows(height: int, width: int) -> Iterator[Window]:
-    rows, columns = max(1, height // WINDOWS), max(1, width // WINDOWS)
+def _windows(height: int, width: int, side: int) -> Iterator[Window]:
+    rows, columns = ceil(height / side), ceil(width / side)
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             yield Window(top, min(top + rows, height), left, min(left + columns, width))
@@ -104,13 +106,13 @@ def _cut(visit: Visit, needed: dict[int, Window], number: int) -> Visit:
     after = needed.get(number + 1)
     if after is None:
         return visit
-    before, layer = needed[visit.call.inputs[0]], visit.call.layer
+    before, layer = [needed[value] for value in visit.call.inputs], visit.call.layer
     convolves = isinstance(layer, nn.Conv2d)
     step, pad = (layer.stride, padding(layer)) if isinstance(layer, nn.Conv2d) else ((1, 1), (0, 0))
-    offset = (before.top - after.top * step[0] + pad[0], before.left - after.left * step[1] + pad[1])
+    starts = [(part.top - after.top * step[0] + pad[0], part.left - after.left * step[1] + pad[1]) for part in before]
     return visit._replace(
-        shape=torch.Size((*visit.shape[:2], *(before if convolves else after).size)),
+        shape=torch.Size((*visit.shape[:2], *(before[0] if convolves else after).size)),
         box=None if visit.box is None else after.of_box(visit.box),
         slack=None if visit.slack is None else after.of(visit.slack),
-        place=Place(before.size, offset),
+        places=tuple(Place(part.size, start) for part, start in zip(before, starts, strict=True)),
     )
