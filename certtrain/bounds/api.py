@@ -33,8 +33,13 @@ def output_bounds(
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds (B, K) of the logits over the box of radius `eps` around each of `x` (B, …).
 
-    `method` is "ibp", or "crown-ibp": linear bounds followed back from the
-    logits, with interval bounds for the layers between (Zhang et al. 2020).
+    `method` is one of, from cheap to dear:
+    - "ibp": intervals from layer to layer;
+    - "crown-ibp": linear bounds followed back from the logits, with interval
+      bounds for the layers between (Zhang et al. 2020);
+    - "crown": linear bounds for the layers between as well (Zhang et al. 2018);
+    - "alpha-crown": the same with searched slopes (Xu et al. 2021), the
+      tightest of these and all of the above. It takes 50 passes and more.
     Needs evaluation mode where BatchNorm is used, so that a bound does not
     depend on the rest of the batch. Raises as `propagate`, and MethodError.
     """
@@ -48,7 +53,7 @@ def margin_bounds(
 ) -> Tensor:
     """Lower bounds (B, K) of logit[y] − logit[j] over each box; column y is 0.
 
-    `labels` (B,) are the classes y. The point is certified if all other
+    `labels` (B,) are the classes y, `method` as for `output_bounds`. The point is certified if all other
     columns are finite and above zero. Raises as `output_bounds`, and DataError
     for a label outside the classes.
     """

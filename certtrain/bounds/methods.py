@@ -1,6 +1,6 @@
 """The bound methods by name, from cheap to dear."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple, Protocol
@@ -30,6 +30,14 @@ class Bounds(Protocol):
 
     def margins(self, labels: Tensor) -> Tensor:
         """Lower bounds (B, K) of logit[y] − logit[j] for the classes y in `labels` (B,); column y is 0."""
+
+
+class Method(Protocol):
+    """From a network, inputs (B, …), ε, the range of inputs and what the user has chosen to bounds."""
+
+    def __call__(
+        self, graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = ..., /
+    ) -> Bounds: ...
 
 
 @dataclass(frozen=True)
@@ -82,17 +90,20 @@ class AlphaBounds:
         """(B, K)."""
         return self.crown.shape
 
+    @property
+    def _cheaper(self) -> tuple[Bounds, ...]:
+        return self.simple.trace.logits, self.simple, self.crown
+
     @torch.no_grad()
     def ends(self) -> tuple[Tensor, Tensor]:
         """As `Bounds.ends`."""
         searched = self._searched(torch.arange(self.shape[0], device=self.task.x.device), torch.inf)
-        parts = [part.ends() for part in (self.simple.trace.logits, self.simple, self.crown, searched)]
-        return tightest([lower for lower, _ in parts]), -tightest([-upper for _, upper in parts])
+        return Tightest((*self._cheaper, searched)).ends()
 
     @torch.no_grad()
     def margins(self, labels: Tensor) -> Tensor:
         """As `Bounds.margins`; with `early_stop`, only examples that nothing cheaper certifies are searched."""
-        known = tightest([part.margins(labels) for part in (self.simple.trace.logits, self.simple, self.crown)])
+        known = Tightest(self._cheaper).margins(labels)
         stop = self.task.settings.early_stop
         certified = (known > 0).scatter(1, labels.unsqueeze(1), True).all(1)
         chosen = (~certified if stop else torch.ones_like(certified)).nonzero().squeeze(1)
@@ -107,6 +118,27 @@ class AlphaBounds:
         narrow = tightened_from(boxes, settings)
         trace = trace_bounds(graph, x[chosen], eps, clip, with_clean=False, tighten=narrow)
         return LinearBounds(trace, by_alpha(settings, enough=enough))
+
+
+@dataclass(frozen=True)
+class Tightest:
+    """The tighter of several methods' bounds, value by value."""
+
+    parts: tuple[Bounds, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, K)."""
+        return self.parts[0].shape
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """As `Bounds.ends`."""
+        ends = [part.ends() for part in self.parts]
+        return tightest([lower for lower, _ in ends]), -tightest([-upper for _, upper in ends])
+
+    def margins(self, labels: Tensor) -> Tensor:
+        """As `Bounds.margins`."""
+        return tightest([part.margins(labels) for part in self.parts])
 
 
 def tightest(bounds: Sequence[Tensor]) -> Tensor:
@@ -142,13 +174,30 @@ def _alpha_crown(
     return AlphaBounds(Task(graph, x, eps, clip, settings), simple, crown)
 
 
+def up_to(name: str) -> Method:
+    """The method of that name together with all cheaper ones, the tightest of their bounds. Raises MethodError.
+
+    Linear bounds are not always tighter than intervals: what a dearer method leaves open, a cheaper one may prove.
+    """
+    method_named(name)
+    names = list(METHODS)
+    chosen = [METHODS[n] for n in names[: names.index(name) + 1]]
+    if len(chosen) == 1 or name == "alpha-crown":  # which has the cheaper ones in it
+        return chosen[-1]
+
+    def all_of_them(
+        graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT
+    ) -> Bounds:
+        return Tightest(tuple(method(graph, x, eps, clip, settings) for method in chosen))
+
+    return all_of_them
+
+
 def _check_logits(trace: BoundTrace) -> None:
     if len(trace.logits.shape) != 2:
         raise DataError(f"linear bounds need logits of shape (B, K), but the network's are {tuple(trace.logits.shape)}")
 
 
-# From a network, inputs (B, …), ε and the range of inputs.
-Method = Callable[..., Bounds]
 METHODS: dict[str, Method] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown": _crown, "alpha-crown": _alpha_crown}
 
 

@@ -57,7 +57,7 @@ def parts(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
         yield _all, prefix
         return
     side = min(MOST_WINDOWS, isqrt(int(chosen.flatten(1).sum(1).max()) // VALUES))
-    for window in _windows(*chosen.shape[2:], max(side, 1)):
+    for window in _windows(chosen.shape[2], chosen.shape[3], max(side, 1)):
         if bool(window.of(chosen).any()):
             yield window.of, seen_by(window, prefix)
 
