@@ -53,9 +53,9 @@ def margin_bounds(
 ) -> Tensor:
     """Lower bounds (B, K) of logit[y] − logit[j] over each box; column y is 0.
 
-    `labels` (B,) are the classes y, `method` as for `output_bounds`. The point is certified if all other
-    columns are finite and above zero. Raises as `output_bounds`, and DataError
-    for a label outside the classes.
+    `labels` (B,) are the classes y, `method` as for `output_bounds`. The point
+    is certified if all other columns are finite and above zero. Raises as
+    `output_bounds`, and DataError for a label outside the classes.
     """
     bounds = _bounds(model, x, eps, method, clip)
     check_labels(labels, bounds.shape)

@@ -117,10 +117,9 @@ def test_each_method_is_at_least_as_tight_as_the_one_before_and_none_passes_the_
 
 
 def test_a_search_closes_much_of_the_gap():
-    torch.manual_seed(3)
-    model, x, labels = rectifying(0.0), torch.rand(4, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
-    fixed, searched = (margins(method, model, x, labels, 0.5, Settings()) for method in DEAR)
-    assert bool((searched > fixed + 0.01).any())
+    model, x, labels = case("mlp")
+    fixed, searched = (margins(method, model, x, labels, 8 / 255, QUICK) for method in DEAR)
+    assert (searched - fixed).max() > 0.01
 
 
 # --- slopes ----------------------------------------------------------------------------------------------
@@ -150,13 +149,17 @@ def test_a_layer_without_open_signs_has_no_slopes():
 # --- in parts --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cnn built", "resnext built", "wide-resnet built", "mlp"])
+# Bytes for some twenty functions at once.
+SMALL = {"cnn built": 150_000, "wide-resnet built": 1_000_000, "mlp": 600_000}
+
+
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("method", ["crown-ibp", *DEAR])
 def test_parts_give_the_bounds_of_the_whole(name: str, method: str):
     model, x, labels = case(name)
-    graph, search = boundable(model), {"iterations": 3, "neurons": 8}
+    graph, search, memory = boundable(model), {"iterations": 3, "neurons": 8}, SMALL[name]
     whole = METHODS[method](graph, x, 0.03, None, Settings(**search))
-    parts = METHODS[method](graph, x, 0.03, None, Settings(**search, memory=60_000 if name != "mlp" else 600_000))
+    parts = METHODS[method](graph, x, 0.03, None, Settings(**search, memory=memory))
     with torch.no_grad():
         torch.testing.assert_close(parts.margins(labels), whole.margins(labels), rtol=0, atol=1e-12)
 
@@ -177,17 +180,17 @@ def test_no_part_has_more_rows_than_asked_for(rows: int, largest: int):
     assert max(seen) <= largest
 
 
-@pytest.mark.parametrize("name", ["cnn built", "cnn7 built", "resnext built", "wide-resnet built", "residual_bn"])
+@pytest.mark.parametrize("name", ["cnn built", "cnn7 built", "wide-resnet built", "residual_bn"])
 def test_windows_give_the_bounds_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch):
     model, x, _ = case(name)
     graph, settings, counts = boundable(model), Settings(dense=0), []
     seen_by = windows.seen_by
-    monkeypatch.setattr(windows, "VALUES", 4)
+    monkeypatch.setattr(windows, "VALUES", 1)
     monkeypatch.setattr(windows, "seen_by", lambda *given: counts.append(1) or seen_by(*given))
-    apart = trace_bounds(graph, x[:2], 0.03, None, with_clean=False, tighten=tightened(settings))
-    assert len(counts) > 8
+    apart = trace_bounds(graph, x[:2], 0.1, None, with_clean=False, tighten=tightened(settings))
+    assert len(counts) > 3
     monkeypatch.setattr(windows, "MOST_WINDOWS", 1)
-    whole = trace_bounds(graph, x[:2], 0.03, None, with_clean=False, tighten=tightened(settings))
+    whole = trace_bounds(graph, x[:2], 0.1, None, with_clean=False, tighten=tightened(settings))
     for mine, other in zip(apart.visits, whole.visits, strict=True):
         if mine.box is not None and other.box is not None:
             torch.testing.assert_close(mine.box.lower, other.box.lower, rtol=0, atol=1e-12)
