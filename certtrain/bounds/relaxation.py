@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from certtrain.bounds.interval import Box
 
+# An interval of an S-shaped function that is no wider than this has no chord.
+NARROW = 1e-3
+
 
 class Lines(NamedTuple):
     """lower_slope · x + lower_offset ≤ f(x) ≤ upper_slope · x + upper_offset for every x of a box (B, …).
@@ -112,13 +115,24 @@ def _tanh(layer: nn.Tanh, box: Box) -> Lines:
 
 
 def _s_shaped(function: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor], box: Box) -> Lines:
-    """Two lines of the least slope k in the interval, which an S-shaped function has at one of its ends.
+    """On one side of zero the curve's chord and the tangent at the middle, else two lines of the least slope k.
 
-    f(x) − kx never falls in between, so its ends bound it (Singh et al. 2019, DeepPoly).
+    The curve is convex below zero and concave above. The least slope in the
+    interval is at one of its ends, so f(x) − kx never falls in between, and its
+    ends bound it (Singh et al. 2019, DeepPoly).
     """
     low, high = function(box.lower), function(box.upper)
     slope = torch.minimum(derivative(low), derivative(high))
-    return Lines(slope, low - slope * box.lower, slope, high - slope * box.upper)
+    middle = function(box.centre)
+    tangent, width = derivative(middle), box.upper - box.lower
+    wide = width > NARROW  # where it is not, the difference of the ends is lost in rounding, and its gradient with it
+    chord = torch.where(wide, (high - low) / torch.where(wide, width, 1.0), slope)
+    convex, concave = (box.upper <= 0) & wide, (box.lower >= 0) & wide
+    below = torch.where(convex, tangent, torch.where(concave, chord, slope))
+    above = torch.where(concave, tangent, torch.where(convex, chord, slope))
+    from_below = torch.where(convex, middle - tangent * box.centre, low - below * box.lower)
+    from_above = torch.where(concave, middle - tangent * box.centre, high - above * box.upper)
+    return Lines(below, from_below, above, from_above)
 
 
 # Layer → lines, for layers that act on each value by itself.
