@@ -201,8 +201,23 @@ def _check_logits(trace: BoundTrace) -> None:
 METHODS: dict[str, Method] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown": _crown, "alpha-crown": _alpha_crown}
 
 
+# Those that a loss can be made of: one pass, with gradients.
+IN_TRAINING = ("ibp", "crown-ibp")
+
+
 def method_named(name: str) -> Method:
     """The method of that name. Raises MethodError."""
-    if name not in METHODS:
-        raise MethodError(f"bound method {name!r} is not known; choose from: {', '.join(METHODS)}")
+    _check_name(name, tuple(METHODS))
     return METHODS[name]
+
+
+def check_training_method(name: str) -> None:
+    """Raise MethodError unless there is a method of that name to train with."""
+    _check_name(name, IN_TRAINING)
+
+
+def _check_name(name: str, known: tuple[str, ...]) -> None:
+    if name in METHODS and name not in known:
+        raise MethodError(f"bound method {name!r} is not for training; choose from: {', '.join(known)}")
+    if name not in known:
+        raise MethodError(f"bound method {name!r} is not known; choose from: {', '.join(known)}")
