@@ -1,7 +1,7 @@
 """Certificates: what is proved about each point, by which method, under which assumptions."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.interval import boundable
-from certtrain.bounds.methods import Settings, method_named
+from certtrain.bounds.methods import up_to
 from certtrain.bounds.rounding import ACCURACY, Rounding, arithmetic_named
+from certtrain.bounds.settings import Settings
 from certtrain.epsilon import parse_eps
 from certtrain.errors import UnsupportedLayer
 from certtrain.objective import certified_points, correct_points
@@ -21,6 +22,8 @@ from certtrain.preset import Precision
 Verdict = Literal["certified", "open", "falsified", "misclassified"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 CLIP = (0.0, 1.0)
+# A verdict needs no more than margins above zero, nor bounds where intervals know enough.
+VERDICTS_ALONE = Settings(dense=0, early_stop=True)
 
 ARITHMETIC = "float32"
 PIXELS = "inputs are pixels in [0, 1]: each box is cut to that range"
@@ -59,7 +62,8 @@ def certify(
     """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
 
     `x` are pixels in [0, 1]; the model must be in evaluation mode. `method`
-    "auto" is "ibp", the interval bounds; "crown-ibp" is dearer, and tighter on most networks.
+    "auto" is "ibp", the interval bounds; "crown-ibp", "crown" and "alpha-crown" are each dearer, and tighter on most
+    networks. Each takes the largest of its own margins and those of the methods before it.
     `arithmetic` is what the deployed network computes in: "float32", "tf32",
     "bf16" (under torch.autocast), or "real" for a network that never rounds.
     Raises UnsupportedLayer, MethodError, EpsilonError or DataError.
@@ -72,9 +76,9 @@ class Certifier:
 
     def __init__(self, model: nn.Module, method: str = "auto", *, arithmetic: str = ARITHMETIC) -> None:
         self.rounding = arithmetic_named(arithmetic)
-        self.settings = Settings(self.rounding)
+        self.settings = replace(VERDICTS_ALONE, rounding=self.rounding)
         self.method = "ibp" if method == "auto" else method
-        self.bound = method_named(self.method)
+        self.bound = up_to(self.method)
         self.model = model
         exact = copy.deepcopy(model).double()
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from certtrain.bounds.checks import check_input, check_labels, fitting
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.linear import margins as linear_margins
-from certtrain.bounds.methods import method_named
+from certtrain.bounds.methods import check_training_method
 from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.epsilon import parse_eps
@@ -78,7 +78,7 @@ def objective_terms(
     `loss_fusion` by a bound of the loss itself, else by the margins'. Raises as
     `propagate`, and MethodError.
     """
-    method_named(method)
+    check_training_method(method)
     check_input(x, (0.0, 1.0))
     eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), boundable(model)
     if not 0 < eps_max >= eps:

@@ -158,7 +158,8 @@ def test_gradients_are_those_of_finite_differences(loss_fusion: bool):
     assert (model[0].weight.grad * direction).sum().item() == pytest.approx(slope.item(), rel=1e-5)
 
 
-def test_an_unknown_method_is_an_error():
+@pytest.mark.parametrize(("method", "problem"), [("crwn", "is not known"), ("crown", "is not for training")])
+def test_a_method_that_cannot_train_is_an_error(method: str, problem: str):
     model, (x, labels) = network("mlp"), inputs("mlp")
-    with pytest.raises(MethodError, match="choose from: ibp, crown-ibp"):
-        objective_terms(model, x, labels, 0.1, eps_max=0.1, method="crown")
+    with pytest.raises(MethodError, match=f"{problem}; choose from: ibp, crown-ibp$"):
+        objective_terms(model, x, labels, 0.1, eps_max=0.1, method=method)

@@ -41,6 +41,10 @@ class Box(NamedTuple):
     def upper(self) -> Tensor:
         return self.centre + self.radius
 
+    def examples(self, chosen: slice | Tensor) -> "Box":
+        """The boxes of some of the batch."""
+        return Box(self.centre[chosen], self.radius[chosen], None if self.clean is None else self.clean[chosen])
+
     def through(self, points: Pointwise, radius: Pointwise) -> "Box":
         """The box after a layer that maps centre and clean batch by `points`, and radius by `radius`."""
         clean = None if self.clean is None else points(self.clean)
@@ -73,12 +77,21 @@ def input_box(
     return Box((lower + upper) / 2, radius, x if with_clean else None)
 
 
+class Place(NamedTuple):
+    """Rows and columns of the part that is needed of a layer's input, and those of Λ before it begins."""
+
+    size: tuple[int, int]
+    offset: tuple[int, int]
+
+
 class Visit(NamedTuple):
     """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics.
 
     `slack` (B, …), of the output's shape, is there on a watched pass with rounding: for every x̂ in
     the input's box, a bound of |computed − exact| result, together with what float64 rounds when a
     linear function Λ of the result is taken back through the layer. Λ's bound loses |Λ| · slack.
+    `places` say, for each input, where linear bounds put what they bring back; none unless the visit is of a part of
+    the images (`windows`).
     """
 
     call: LayerCall
@@ -86,6 +99,17 @@ class Visit(NamedTuple):
     box: Box | None
     statistics: Statistics | None
     slack: Tensor | None = None
+    places: tuple[Place, ...] = ()
+
+    def examples(self, chosen: slice | Tensor) -> "Visit":
+        """The visit of some of the batch."""
+        box = None if self.box is None else self.box.examples(chosen)
+        slack = self.slack if self.slack is None or len(self.slack) == 1 else self.slack[chosen]
+        return self._replace(box=box, slack=slack)
+
+
+# A box for a watched layer's input, from the layer, the visits that lead to it, the network's own input, and its box.
+Tighten = Callable[[nn.Module, list[Visit], Box, Box], Box]
 
 
 class Passed(NamedTuple):
@@ -103,8 +127,11 @@ def interval_pass(
     watch: tuple[type[nn.Module], ...] = (),
     source: Source = batch_statistics,
     rounding: Rounding | None = None,
+    tighten: Tighten | None = None,
 ) -> Passed:
     """Carry `box` through the network; `watch` names layer types whose input boxes are kept.
+
+    `tighten` replaces each of these boxes; the pass goes on with what it returns.
 
     With `rounding` the boxes hold what the network computes in that arithmetic
     from any computed input in `box`; if anything is watched, each layer's
@@ -122,7 +149,11 @@ def interval_pass(
     visits: list[Visit] = []
     inputs: tuple[Box, ...] = ()
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
-        layer, inputs = call.layer, tuple(values[i] for i in call.inputs)
+        layer = call.layer
+        if tighten is not None and isinstance(layer, watch):
+            value = call.inputs[0]
+            values[value] = tighten(layer, visits[:value], box, values[value])
+        inputs = tuple(values[i] for i in call.inputs)
         statistics = box_statistics(layer, inputs[0], source) if isinstance(layer, BatchNorm) else None
         step, slack = Step(layer, RULES[type(layer)], inputs, statistics), None
         if rounding is None:

@@ -1,15 +1,16 @@
-"""Linear bounds: a linear function of the logits, followed back through the network to its input.
+"""Linear bounds: a linear function of some layer's result, followed back through the network to its input.
 
 Λ·f(x) is bounded from below by Λ'·x + d over the box: an affine layer takes Λ
 to its own transpose's image, a nonlinear one is replaced by a line below it
 where Λ is positive and by one above where it is negative (Zhang et al. 2018,
-CROWN, theorem 3.2). The lines come from the boxes that an interval pass has
-left at the nonlinear layers, which makes this CROWN-IBP (Zhang et al. 2020).
+CROWN, theorem 3.2). The lines come from the boxes that an earlier pass has left
+at the nonlinear layers: with an interval pass's own this is CROWN-IBP (Zhang et
+al. 2020); with boxes from linear bounds (`crown`) it is CROWN.
 
 Λ has shape (B, S, …): S functions for each of B examples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.interval import Visit, scale_and_shift
-from certtrain.bounds.relaxation import RELAXATIONS, relaxed
-from certtrain.bounds.rounding import of_line
+from certtrain.bounds.interval import Box, Place, Visit, scale_and_shift
+from certtrain.bounds.relaxation import RELAXATIONS, Lines, relaxed
+from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import BoundTrace
 
@@ -31,36 +32,76 @@ class Back(NamedTuple):
     constant: Tensor | None = None
 
 
+class Prefix(NamedTuple):
+    """The visits on the way from the network's input boxes to the result of the last of them."""
+
+    visits: list[Visit]
+    start: Box
+
+    def examples(self, chosen: slice | Tensor) -> "Prefix":
+        """The same way for some of the batch."""
+        return Prefix([visit.examples(chosen) for visit in self.visits], self.start.examples(chosen))
+
+
+# Lines to put in the place of a visit's layer, by the visit's number: each of shape (B, 1 or S, …).
+LinesOf = Mapping[int, Lines]
+
+
 def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
     """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits, over the boxes of `trace`."""
-    pending = {len(trace.visits): functions}
+    return followed_back(Prefix(trace.visits, trace.start), functions, rounding=trace.logits.rounding)
+
+
+def followed_back(
+    prefix: Prefix, functions: Tensor, *, lines: LinesOf | None = None, rounding: Rounding | None = None
+) -> Tensor:
+    """Lower bounds (B, S) of `functions` (B, S, …), linear in the last visit's result, over the boxes of `prefix`.
+
+    `lines` stand for layers instead of those that their boxes give. Each visit's
+    slack is taken off, and with `rounding`, the arithmetic that the visits have
+    it from, what this pass itself rounds off at the input.
+    """
+    visits, start = prefix
+    pending = {len(visits): functions}
     constants = []
-    for number in reversed(range(len(trace.visits))):
-        visit, slope = trace.visits[number], pending.pop(number + 1, None)
+    for number in reversed(range(len(visits))):
+        visit, slope = visits[number], pending.pop(number + 1, None)
         if slope is None:  # a result that nothing uses
             continue
-        back = RULES[type(visit.call.layer)](visit, slope)
+        given = None if lines is None else lines.get(number)
+        back = RULES[type(visit.call.layer)](visit, slope) if given is None else between(given, slope)
         constants += [] if back.constant is None else [back.constant]
         constants += [] if visit.slack is None else [-_dot(slope.abs(), visit.slack)]
-        for value in visit.call.inputs:
-            pending[value] = pending[value] + back.slope if value in pending else back.slope
-    start, size = trace.start, pending[0].abs()
-    if trace.logits.rounding is not None:
+        for value, slope in zip(visit.call.inputs, _at_inputs(visit, back.slope), strict=True):
+            pending[value] = pending[value] + slope if value in pending else slope
+    slope, size = pending[0], pending[0].abs()
+    if rounding is not None:
         own = of_line(start.radius[:1].numel())
         constants.append(-_dot(size, own * (start.centre.abs() + start.radius)))
-    return sum(constants, _dot(pending[0], start.centre) - _dot(size, start.radius))
+    return sum(constants, _dot(slope, start.centre) - _dot(size, start.radius))
+
+
+def _at_inputs(visit: Visit, slope: Tensor) -> list[Tensor]:
+    """What a layer brings back to each of its inputs, of which other layers may need larger parts."""
+    if not visit.places or isinstance(visit.call.layer, nn.Conv2d):
+        return [slope] * len(visit.call.inputs)
+    return [placed(slope, place) for place in visit.places]
+
+
+def margin_functions(trace: BoundTrace, labels: Tensor) -> Tensor:
+    """logit[y] − logit[j] as functions (B, K, K) of the logits, for the classes y in `labels` (B,)."""
+    each = _identity(trace)
+    return each[labels].unsqueeze(1) - each
+
+
+def logit_functions(trace: BoundTrace) -> Tensor:
+    """Each logit as a function (B, K, K) of the logits."""
+    return _identity(trace).expand(len(trace.start.radius), -1, -1)
 
 
 def margins(trace: BoundTrace, labels: Tensor) -> Tensor:
     """Lower bounds (B, K) of logit[y] − logit[j] for the classes y in `labels` (B,); column y is 0."""
-    each = _identity(trace)
-    return lower_bounds(trace, each[labels].unsqueeze(1) - each)
-
-
-def logits(trace: BoundTrace) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds (B, K) of the logits."""
-    each = _identity(trace).expand(len(trace.start.radius), -1, -1)
-    return lower_bounds(trace, each), -lower_bounds(trace, -each)
+    return lower_bounds(trace, margin_functions(trace, labels))
 
 
 def _identity(trace: BoundTrace) -> Tensor:
@@ -73,7 +114,11 @@ def _identity(trace: BoundTrace) -> Tensor:
 
 def _dot(slope: Tensor, values: Tensor) -> Tensor:
     """Λ·v (B, S), of Λ (B, S, …) and values (B, …) or fewer, summed in float32 at least."""
-    return (slope * values.unsqueeze(1)).flatten(2).sum(2, dtype=torch.promote_types(slope.dtype, torch.float32))
+    return _sums(slope * values.unsqueeze(1))
+
+
+def _sums(products: Tensor) -> Tensor:
+    return products.flatten(2).sum(2, dtype=torch.promote_types(products.dtype, torch.float32))
 
 
 def _linear(visit: Visit, slope: Tensor) -> Back:
@@ -90,20 +135,25 @@ def _conv2d(visit: Visit, slope: Tensor) -> Back:
         slope.flatten(0, 1), layer.weight, None, layer.stride, 0, 0, layer.groups, layer.dilation
     )
     # Cut the padding off; at the far end there may be rows and columns that no window reaches.
-    (top, left), (height, width) = _padding(layer), padded.shape[2:]
-    back = F.pad(padded, (-left, shape[3] + left - width, -top, shape[2] + top - height))
+    place = visit.places[0] if visit.places else Place((shape[2], shape[3]), padding(layer))
+    back = placed(padded, place)
     return Back(back.reshape(*slope.shape[:2], *shape[1:]), constant)
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
+def placed(slope: Tensor, place: Place) -> Tensor:
+    """Λ (…, h, w) cut, and filled up with zeros, to its place (…, H, W)."""
+    (rows, columns), (top, left), (height, width) = *place, slope.shape[-2:]
+    return F.pad(slope, (-left, columns + left - width, -top, rows + top - height))
+
+
+def padding(layer: nn.Conv2d) -> tuple[int, int]:
     """Rows above and columns to the left."""
     if not isinstance(layer.padding, str):
-        return layer.padding
+        return layer.padding[0], layer.padding[1]
     if layer.padding == "valid":
-        return (0, 0)
-    return tuple(
-        dilation * (kernel - 1) // 2 for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)
-    )
+        return 0, 0
+    rows, columns = (d * (kernel - 1) // 2 for d, kernel in zip(layer.dilation, layer.kernel_size, strict=True))
+    return rows, columns
 
 
 def _batch_norm(visit: Visit, slope: Tensor) -> Back:
@@ -143,11 +193,17 @@ def _add(visit: Visit, slope: Tensor) -> Back:
 
 def _elementwise(visit: Visit, slope: Tensor) -> Back:
     assert visit.box is not None  # a trace keeps the boxes of all nonlinear layers
-    lines, (positive, negative) = relaxed(visit.call.layer, visit.box), _by_sign(slope)
-    back = positive * lines.lower_slope.unsqueeze(1) + negative * lines.upper_slope.unsqueeze(1)
+    lines = relaxed(visit.call.layer, visit.box)
+    return between(lines.for_functions(), slope)
+
+
+def between(lines: Lines, slope: Tensor) -> Back:
+    """Λ (B, S, …) taken through lines of shape (B, 1 or S, …): the lower where it is positive, else the upper."""
+    positive, negative = _by_sign(slope)
+    back = positive * lines.lower_slope + negative * lines.upper_slope
     constant = slope.new_zeros(())
     for part, offset in ((positive, lines.lower_offset), (negative, lines.upper_offset)):
-        constant = constant if offset is None else constant + _dot(part, offset)
+        constant = constant if offset is None else constant + _sums(part * offset)
     return Back(back, constant)
 
 

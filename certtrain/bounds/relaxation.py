@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from certtrain.bounds.interval import Box
 
+# An interval of an S-shaped function that is no wider than this has no chord.
+NARROW = 1e-3
+
 
 class Lines(NamedTuple):
     """lower_slope · x + lower_offset ≤ f(x) ≤ upper_slope · x + upper_offset for every x of a box (B, …).
@@ -19,6 +22,59 @@ class Lines(NamedTuple):
     lower_offset: Tensor | None
     upper_slope: Tensor
     upper_offset: Tensor | None
+
+    def examples(self, chosen: Tensor) -> "Lines":
+        """The lines of some of the batch."""
+        return self._each(lambda part: part[chosen])
+
+    def for_functions(self) -> "Lines":
+        """The same lines (B, 1, …) for all functions of an example."""
+        return self._each(lambda part: part.unsqueeze(1))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Lines":
+        lower, below, upper, above = self
+        changed = (None if offset is None else change(offset) for offset in (below, above))
+        return Lines(change(lower), next(changed), change(upper), next(changed))
+
+
+class Slopes(NamedTuple):
+    """The lines of a rectifier max(x, sx) or min(x, sx) whose line through zero is free to turn.
+
+    Its slope is s + (1 − s)α for any α between `least` and `most` (B, 1, …): 0
+    and 1 where the sign of x is open, else the same number. `first` is the α
+    of `lines`, which the box gives.
+    """
+
+    lines: Lines
+    slope: float
+    least: Tensor
+    most: Tensor
+    first: Tensor
+
+    def examples(self, chosen: Tensor) -> "Slopes":
+        """The slopes of some of the batch."""
+        parts = (part[chosen] for part in (self.least, self.most, self.first))
+        return Slopes(self.lines.examples(chosen), self.slope, *parts)
+
+    def at(self, alpha: Tensor) -> Lines:
+        """The lines (B, S, …) of α (B, S, …) for each function apart; they hold for any α in [0, 1], rounding too."""
+        ends = sorted((self.slope, 1.0))
+        turned = alpha if self.slope == 0 else (alpha * (1 - self.slope) + self.slope).clamp(*ends)
+        if self.slope <= 1:
+            return self.lines._replace(lower_slope=turned)
+        return self.lines._replace(upper_slope=turned)
+
+
+def free_slopes(layer: nn.Module, box: Box) -> Slopes | None:
+    """The lines of a layer that have a slope to choose; None where it is no rectifier, or no sign is open."""
+    if not isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
+        return None
+    lower, upper = box.lower.unsqueeze(1), box.upper.unsqueeze(1)
+    slope = 0.0 if isinstance(layer, nn.ReLU) else layer.negative_slope
+    if slope == 1 or not bool(((lower < 0) & (upper > 0)).any()):
+        return None
+    rises, falls = (lower >= 0).to(lower.dtype), (upper > 0).to(lower.dtype)
+    return Slopes(relaxed(layer, box).for_functions(), slope, rises, falls, (lower + upper > 0).to(lower.dtype))
 
 
 def relaxed(layer: nn.Module, box: Box) -> Lines:
@@ -59,13 +115,24 @@ def _tanh(layer: nn.Tanh, box: Box) -> Lines:
 
 
 def _s_shaped(function: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor], box: Box) -> Lines:
-    """Two lines of the least slope k in the interval, which an S-shaped function has at one of its ends.
+    """On one side of zero the curve's chord and the tangent at the middle, else two lines of the least slope k.
 
-    f(x) − kx never falls in between, so its ends bound it (Singh et al. 2019, DeepPoly).
+    The curve is convex below zero and concave above. The least slope in the
+    interval is at one of its ends, so f(x) − kx never falls in between, and its
+    ends bound it (Singh et al. 2019, DeepPoly).
     """
     low, high = function(box.lower), function(box.upper)
     slope = torch.minimum(derivative(low), derivative(high))
-    return Lines(slope, low - slope * box.lower, slope, high - slope * box.upper)
+    middle = function(box.centre)
+    tangent, width = derivative(middle), box.upper - box.lower
+    wide = width > NARROW  # where it is not, the difference of the ends is lost in rounding, and its gradient with it
+    chord = torch.where(wide, (high - low) / torch.where(wide, width, 1.0), slope)
+    convex, concave = (box.upper <= 0) & wide, (box.lower >= 0) & wide
+    below = torch.where(convex, tangent, torch.where(concave, chord, slope))
+    above = torch.where(concave, tangent, torch.where(convex, chord, slope))
+    from_below = torch.where(convex, middle - tangent * box.centre, low - below * box.lower)
+    from_above = torch.where(concave, middle - tangent * box.centre, high - above * box.upper)
+    return Lines(below, from_below, above, from_above)
 
 
 # Layer → lines, for layers that act on each value by itself.

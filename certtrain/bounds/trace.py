@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import RULES, Box, Visit, input_box, interval_pass, taken_statistics
+from certtrain.bounds.interval import RULES, Box, Tighten, Visit, input_box, interval_pass, taken_statistics
 from certtrain.bounds.rounded import logit_errors
 from certtrain.bounds.rounding import Rounding
 from certtrain.bounds.statistics import Source, Statistics, batch_statistics
@@ -132,10 +132,14 @@ def trace_bounds(
     with_clean: bool = True,
     source: Source = batch_statistics,
     rounding: Rounding | None = None,
+    tighten: Tighten | None = None,
 ) -> BoundTrace:
-    """Carry the boxes around `x` (B, …), and the clean batch with them, through the network in one pass."""
+    """Carry the boxes around `x` (B, …), and the clean batch with them, through the network in one pass.
+
+    `tighten` replaces the boxes at the nonlinear layers, as in `interval_pass`.
+    """
     box = input_box(x, eps, clip, with_clean=with_clean, rounding=rounding)
-    passed = interval_pass(graph, box, watch=NONLINEAR, source=source, rounding=rounding)
+    passed = interval_pass(graph, box, watch=NONLINEAR, source=source, rounding=rounding, tighten=tighten)
     logits = Logits(passed.output, graph.head, passed.head_input, rounding)
     return BoundTrace(box, _normalized(graph, box), passed.visits, logits)
 

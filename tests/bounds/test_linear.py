@@ -137,6 +137,17 @@ def test_the_lines_of_a_relu_by_hand(ends: tuple[float, float], expected: tuple[
     assert [lines.lower_slope.item(), lines.upper_slope.item(), lines.upper_offset.item()] == list(expected)
 
 
+@pytest.mark.parametrize("layer", [nn.Sigmoid(), nn.Tanh()])
+def test_on_one_side_of_zero_an_s_shaped_curve_lies_between_its_chord_and_a_tangent(layer: nn.Module):
+    lower, upper = (torch.tensor([end], dtype=torch.float64) for end in ([1.0, -3.0], [3.0, -1.0]))
+    lines = relaxed(layer, Box((lower + upper) / 2, (upper - lower) / 2))
+    middle, chord = torch.tensor([[2.0, -2.0]], dtype=torch.float64), (layer(upper) - layer(lower)) / 2
+    touching = [at(middle, lines.upper_slope, lines.upper_offset)[0, 0]]
+    touching += [at(middle, lines.lower_slope, lines.lower_offset)[0, 1]]
+    torch.testing.assert_close(torch.stack(touching), layer(middle)[0])
+    torch.testing.assert_close(torch.stack([lines.lower_slope[0, 0], lines.upper_slope[0, 1]]), chord[0])
+
+
 # --- whole networks --------------------------------------------------------------------------------------
 
 

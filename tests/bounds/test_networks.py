@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from certtrain import margin_bounds, output_bounds, propagate
 from certtrain.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
+from certtrain.bounds.interval import boundable
 from certtrain.bounds.methods import METHODS
+from certtrain.bounds.settings import Settings
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.models import InputSpec, build_model
 
+QUICK_SEARCH = Settings(iterations=5, neurons=20)
 SHAPE, CLASSES = (2, 8, 8), 4
 LABELS = torch.tensor([1, 0, 3])
 
@@ -58,7 +61,15 @@ ALL = [*NETS, *BUILT]
 BOXES = [(0.0, (0.0, 1.0)), (2 / 255, (0.0, 1.0)), (0.1, (0.0, 1.0)), (0.1, None), (1.0, None)]
 EVERY_BOX = pytest.mark.parametrize(("eps", "clip"), BOXES)
 EVERY_NET = pytest.mark.parametrize("name", ALL)
-EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
+EVERY_METHOD = pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+
+# The dearer methods, on networks that they are done with in a moment; the others are left to the slow tests.
+QUICK = ["mlp", *(name for name in BUILT if "cnn7" not in name)]
+DEAR = pytest.mark.parametrize("method", [method for method in METHODS if method not in ("ibp", "crown-ibp")])
+EVERY_QUICK_NET = pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
+)
+SOME_BOXES = pytest.mark.parametrize(("eps", "clip"), [(0.02, (0.0, 1.0)), (0.1, None)])
 
 
 @torch.no_grad()
@@ -89,6 +100,32 @@ def test_margins_of_samples_stay_above(name: str, eps: float, clip: tuple[float,
     own = logits.gather(2, labels.view(1, -1, 1).expand(len(logits), -1, 1))
     rounding = 1e-12 * (1 + lower.abs().max())
     assert bool((own - logits >= lower - rounding).all())
+
+
+@EVERY_QUICK_NET
+@SOME_BOXES
+@DEAR
+def test_samples_stay_inside_the_bounds_of_dearer_methods(
+    name: str, eps: float, clip: tuple[float, float] | None, method: str
+):
+    model, x, labels = case(name)
+    logits = sampled_logits(model, x, eps, clip)
+    bounds = METHODS[method](boundable(model), x, eps, clip, QUICK_SEARCH)
+    assert_inside(logits, *bounds.ends())
+    own = logits.gather(2, labels.view(1, -1, 1).expand(len(logits), -1, 1))
+    lower = bounds.margins(labels)
+    assert bool((own - logits >= lower - 1e-12 * (1 + lower.abs().max())).all())
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn built", "resnext built"])
+@DEAR
+def test_dearer_bounds_do_not_depend_on_the_batch(name: str, method: str):
+    model, x, labels = case(name)
+    graph, bound = boundable(model), METHODS[method]
+    together = bound(graph, x, 0.03, None, QUICK_SEARCH).margins(labels)
+    for i in range(3):
+        alone = bound(graph, x[i : i + 1], 0.03, None, QUICK_SEARCH).margins(labels[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-11)
 
 
 @EVERY_NET

@@ -1,0 +1,119 @@
+"""α-CROWN: the slope of the line through zero at each open rectifier, searched for each bound apart.
+
+Any slope between the rectifier's two is valid, and each gives another bound;
+the best are found by ascent of the bound's gradient (Xu et al. 2021). The bound
+of every step holds, and the best of them is kept.
+
+The layers' own inputs are searched as well, each layer once all before it are
+done, where there are few enough of them. The paper searches them together with
+the last bound; done one by one they fit any memory, and serve every margin.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.chunks import Functions, in_parts, row_bytes
+from certtrain.bounds.crown import Follow, intersection, tighten
+from certtrain.bounds.interval import Box, Tighten, Visit
+from certtrain.bounds.linear import LinesOf, Prefix, followed_back
+from certtrain.bounds.relaxation import Slopes, free_slopes
+from certtrain.bounds.settings import Settings
+
+# A search has stalled for an example if none of its bounds rose by this share of the bounds' size in so many steps.
+STALLED, PATIENCE = 1e-5, 10
+BETAS = (0.9, 0.999)  # Adam's
+
+
+def by_alpha(settings: Settings, *, enough: float = torch.inf) -> Follow:
+    """Lower bounds by searched slopes, in parts that fit into the memory; those above `enough` need no more search."""
+
+    def follow(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
+        rows = settings.memory // row_bytes(prefix, size, gradients=True)
+        return in_parts(lambda p, f: searched(p, f, settings, enough), prefix, functions, shape, rows)
+
+    return follow
+
+
+def tightened_from(boxes: Iterator[Box], settings: Settings) -> Tighten:
+    """`boxes` in the order of the layers, cut by the intervals of the pass and where there are few inputs by search."""
+
+    def narrow(layer: nn.Module, visits: list[Visit], start: Box, box: Box) -> Box:
+        box = intersection(box, next(boxes), settings)
+        found = tighten(layer, Prefix(visits, start), box, by_alpha(settings), settings, settings.neurons)
+        return intersection(box, found, settings)
+
+    return narrow
+
+
+@torch.no_grad()
+def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: float = torch.inf) -> Tensor:
+    """Lower bounds (B, S) of `functions` (B, S, …) by the best slopes found; at least those of the boxes' own lines.
+
+    An example is done once its bounds are all above `enough`, or stall.
+    """
+    best = followed_back(prefix, functions, rounding=settings.rounding)
+    idle = ~functions.flatten(2).any(2)  # the margin of a class to itself
+    left, search, before = torch.arange(len(best), device=best.device), Search(prefix, functions, settings), best
+    for step in range(1, settings.iterations + 1):
+        if not search.alphas or not len(left):
+            break
+        bounds = search.step()
+        best[left] = torch.where(bounds > best[left], bounds, best[left])
+        done = ((best[left] > enough) | idle[left]).all(1)
+        if step % PATIENCE == 0:
+            rise, size = best[left] - before, best[left].abs().amax(1, keepdim=True)
+            done, before = done | ~(rise > STALLED * size).any(1), best[left]
+        if bool(done.any()):
+            left, before = left[~done], before[~done]
+            search.keep(~done)
+    return best
+
+
+class Search:
+    """The slopes of all functions (B, S, …) of a prefix, and Adam's state."""
+
+    def __init__(self, prefix: Prefix, functions: Tensor, settings: Settings) -> None:
+        self.prefix, self.functions, self.settings = prefix, functions, settings
+        self.steps = 0
+        self.free = self._free()
+        shape = functions.shape[:2]
+        self.alphas = [f.first.expand(*shape, *f.first.shape[2:]).clone() for f in self.free.values()]
+        self.moments = [(torch.zeros_like(alpha), torch.zeros_like(alpha)) for alpha in self.alphas]
+
+    def step(self) -> Tensor:
+        """The bounds (B, S) of the slopes as they are, which then take one step."""
+        with torch.enable_grad():
+            alphas = [alpha.requires_grad_() for alpha in self.alphas]
+            lines: LinesOf = {n: f.at(alpha) for (n, f), alpha in zip(self.free.items(), alphas, strict=True)}
+            bounds = followed_back(self.prefix, self.functions, lines=lines, rounding=self.settings.rounding)
+            gradients = torch.autograd.grad(bounds.sum(), alphas)
+        self.steps += 1
+        rate = self.settings.learning_rate * self.settings.decay ** (self.steps - 1)
+        self.alphas = [alpha.detach() for alpha in alphas]
+        for alpha, free, gradient, moments in zip(
+            self.alphas, self.free.values(), gradients, self.moments, strict=True
+        ):
+            self._ascend(alpha, gradient, moments, rate)
+            torch.clamp(alpha, free.least, free.most, out=alpha)
+        return bounds.detach()
+
+    def keep(self, examples: Tensor) -> None:
+        """Go on with some of the examples."""
+        self.prefix, self.functions = self.prefix.examples(examples), self.functions[examples]
+        self.alphas = [alpha[examples] for alpha in self.alphas]
+        self.moments = [(first[examples], second[examples]) for first, second in self.moments]
+        self.free = {n: f.examples(examples) for n, f in self.free.items()}
+
+    def _free(self) -> dict[int, Slopes]:
+        found = {n: free_slopes(v.call.layer, v.box) for n, v in enumerate(self.prefix.visits) if v.box is not None}
+        return {number: slopes for number, slopes in found.items() if slopes is not None}
+
+    def _ascend(self, alpha: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], rate: float) -> None:
+        """One step of Adam, upwards."""
+        first, second = moments
+        first.lerp_(gradient, 1 - BETAS[0])
+        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        unbiased = second.div(1 - BETAS[1] ** self.steps).sqrt_().add_(torch.finfo(alpha.dtype).tiny)
+        alpha.addcdiv_(first, unbiased, value=rate / (1 - BETAS[0] ** self.steps))

@@ -1,0 +1,52 @@
+"""What a user may choose about how bounds are computed."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from certtrain.errors import MethodError
+
+if TYPE_CHECKING:
+    from certtrain.bounds.rounding import Rounding
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a bound method computes.
+
+    rounding: the arithmetic whose rounding the bounds must hold for, this program's own included; None for none.
+    memory: bytes that the linear bounds of one step back may take, besides the
+        network and its boxes; more functions or examples than that are taken
+        one part after the other. One function of one example is never parted.
+    dense: CROWN bounds all inputs of a nonlinear layer that has at most this
+        many, as it is written; of a larger one only those whose sign intervals
+        leave open, which is much cheaper, and tighter where it differs.
+    iterations: steps of the search for the slopes of α-CROWN.
+    learning_rate, decay: the first step's length in α ∈ [0, 1], and its factor from step to step.
+    neurons: α-CROWN also searches slopes for the bounds of a layer's own
+        inputs, one set for each bound, where an example has at most this many
+        inputs whose sign is open there; 0 leaves it to CROWN's bounds there.
+    early_stop: α-CROWN leaves an example once all of its margins are above
+        zero. Verdicts stay the same, margins are less tight.
+    """
+
+    rounding: "Rounding | None" = None
+    memory: int = 2**30
+    dense: int = 1024
+    iterations: int = 50
+    learning_rate: float = 0.1
+    decay: float = 0.98
+    neurons: int = 256
+    early_stop: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("memory", 1), ("dense", 0), ("iterations", 0), ("neurons", 0)):
+            value = vars(self)[name]
+            if value < least:
+                raise MethodError(f"{name} is {value}; it must be at least {least}")
+        if not (self.learning_rate > 0 and 0 < self.decay <= 1):
+            raise MethodError(
+                f"learning_rate {self.learning_rate:g} must be above 0, and decay {self.decay:g} in (0, 1]"
+            )
+
+
+DEFAULT = Settings()

@@ -1,0 +1,118 @@
+"""The part of a network that a window of some layer's result depends on.
+
+A value after a few convolutions depends on a small part of the image. Linear
+bounds of such values need Λ on that part alone, and the rest is zero.
+"""
+
+from collections.abc import Callable, Iterator
+from math import ceil, isqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.graph import Add, Normalize
+from certtrain.bounds.interval import Box, Place, Visit
+from certtrain.bounds.linear import Prefix, padding
+
+View = Callable[[Tensor], Tensor]
+
+# A layer's windows are at most so many a side, and hold about so many values or more that are to be bounded.
+MOST_WINDOWS, VALUES = 8, 32
+POINTWISE = (nn.BatchNorm2d, Normalize, nn.Identity, nn.Dropout, Add, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh)
+
+
+class Window(NamedTuple):
+    """Rows top … bottom − 1 and columns left … right − 1 of images."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def of(self, images: Tensor) -> Tensor:
+        """This part of images (…, H, W); whole where they have one row or column, which stands for all."""
+        rows = slice(self.top, self.bottom) if images.shape[-2] > 1 else slice(None)
+        return images[..., rows, slice(self.left, self.right) if images.shape[-1] > 1 else slice(None)]
+
+    def of_box(self, box: Box) -> Box:
+        """This part of a box."""
+        return Box(self.of(box.centre), self.of(box.radius))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
+    def union(self, other: "Window") -> "Window":
+        """The least window that holds both."""
+        top, left = min(self.top, other.top), min(self.left, other.left)
+        return Window(top, max(self.bottom, other.bottom), left, max(self.right, other.right))
+
+
+def parts(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
+    """Views of the prefix's result, and what each depends on; together they hold all that is `chosen` (B, …) of it."""
+    layers = [visit.call.layer for visit in prefix.visits]
+    if chosen.dim() != 4 or not all(isinstance(layer, (nn.Conv2d, *POINTWISE)) for layer in layers):
+        yield _all, prefix
+        return
+    side = min(MOST_WINDOWS, isqrt(int(chosen.flatten(1).sum(1).max()) // VALUES))
+    for window in _windows(chosen.shape[2], chosen.shape[3], max(side, 1)):
+        if bool(window.of(chosen).any()):
+            yield window.of, seen_by(window, prefix)
+
+
+def _all(images: Tensor) -> Tensor:
+    return images
+
+
+def _windows(height: int, width: int, side: int) -> Iterator[Window]:
+    rows, columns = ceil(height / side), ceil(width / side)
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield Window(top, min(top + rows, height), left, min(left + columns, width))
+
+
+def seen_by(window: Window, prefix: Prefix) -> Prefix:
+    """`prefix` cut down to what `window` of its result depends on."""
+    needed = {len(prefix.visits): window}
+    for number in reversed(range(len(prefix.visits))):
+        visit = prefix.visits[number]
+        if (after := needed.get(number + 1)) is not None:
+            before = _before(visit, after)
+            for value in visit.call.inputs:
+                needed[value] = needed[value].union(before) if value in needed else before
+    visits = [_cut(visit, needed, number) for number, visit in enumerate(prefix.visits)]
+    return Prefix(visits, needed[0].of_box(prefix.start))
+
+
+def _before(visit: Visit, after: Window) -> Window:
+    """What the window `after` of a layer's result depends on in its input."""
+    layer = visit.call.layer
+    if not isinstance(layer, nn.Conv2d):
+        return after
+    ends = []
+    for axis, (low, high) in enumerate(((after.top, after.bottom), (after.left, after.right))):
+        step, reach = layer.stride[axis], layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        size = visit.shape[2 + axis]
+        first = min(max(low * step - padding(layer)[axis], 0), size - 1)
+        last = min(max((high - 1) * step - padding(layer)[axis] + reach, first), size - 1)
+        ends += [first, last + 1]
+    return Window(*ends)
+
+
+def _cut(visit: Visit, needed: dict[int, Window], number: int) -> Visit:
+    """The visit of the part of the layer's input that is needed; as it is where the result is not used."""
+    after = needed.get(number + 1)
+    if after is None:
+        return visit
+    before, layer = [needed[value] for value in visit.call.inputs], visit.call.layer
+    convolves = isinstance(layer, nn.Conv2d)
+    step, pad = (layer.stride, padding(layer)) if isinstance(layer, nn.Conv2d) else ((1, 1), (0, 0))
+    starts = [(part.top - after.top * step[0] + pad[0], part.left - after.left * step[1] + pad[1]) for part in before]
+    return visit._replace(
+        shape=torch.Size((*visit.shape[:2], *(before[0] if convolves else after).size)),
+        box=None if visit.box is None else after.of_box(visit.box),
+        slack=None if visit.slack is None else after.of(visit.slack),
+        places=tuple(Place(part.size, start) for part, start in zip(before, starts, strict=True)),
+    )
