@@ -1,0 +1,148 @@
+"""The steps of a cascade: each takes points that are open, and says what it has found about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.attack import PGD, pgd
+from certtrain.bounds.methods import METHODS, method_named
+from certtrain.certificate import Certifier, Verdict
+from certtrain.objective import correct_points
+
+ATTACK, CHEAPEST = "attack", "ibp"
+DEAR = 10  # a method beyond the cheapest gets so many times fewer points at once: time is looked at in between
+
+
+class Batch(NamedTuple):
+    """Points of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes."""
+
+    numbers: Sequence[int]
+    x: Tensor
+    labels: Tensor
+    eps: float
+
+
+class Found(NamedTuple):
+    """What a step has found about each point of a batch.
+
+    margins: (B,) lower bounds of the smallest margins, if the step has any.
+    counterexamples: (B, C, H, W), of use where the verdict is "falsified".
+    """
+
+    verdicts: Sequence[Verdict]
+    margins: Tensor | None = None
+    counterexamples: Tensor | None = None
+
+
+class Step(Protocol):
+    """One way to decide points. A point that it cannot decide stays "open"."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in records."""
+
+    def __call__(self, batch: Batch) -> Found:
+        """What it finds."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Steps that a batch goes through together, and how many points a batch has."""
+
+    steps: tuple[Step, ...]
+    size: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the steps."""
+        return tuple(step.name for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """Inference and attack, both in the network's own arithmetic."""
+
+    model: nn.Module
+    settings: PGD
+    name: str = ATTACK
+
+    def __call__(self, batch: Batch) -> Found:
+        """As `Step`. A counterexample counts if it lies in the box of real numbers, and is one by itself too."""
+        correct = classified(self.model, batch.x, batch.labels)
+        found = pgd(self.model, batch.x, batch.labels, batch.eps, self.settings, batch.numbers[0])
+        lower, upper = box_ends(batch.x, batch.eps)
+        inputs = found.adversarial.clamp(lower, upper)
+        rows = zip(found.broken.tolist(), inputs, batch.labels, strict=True)
+        broken = [hit and fooled(self.model, x, label) for hit, x, label in rows]
+        return Found([_verdict(c, b) for c, b in zip(correct.tolist(), broken, strict=True)], None, inputs)
+
+
+class Bounding:
+    """A bound method."""
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        self.model, self.name = model, method
+        self.certifier: Certifier | None = None  # made when it is first needed: it holds a copy of the network
+
+    def __call__(self, batch: Batch) -> Found:
+        """As `Step`."""
+        self.certifier = self.certifier or Certifier(self.model, self.name)
+        found = self.certifier.certify(batch.x, batch.labels, batch.eps)
+        return Found(found.verdicts, found.margin)
+
+
+def methods_of(method: str) -> tuple[str, ...]:
+    """The bound methods that a name stands for: "auto" is all of them, from cheap to dear. Raises MethodError."""
+    if method == "auto":
+        return tuple(METHODS)
+    method_named(method)
+    return (method,)
+
+
+def rounds_of(model: nn.Module, method: str, attack: PGD, size: int) -> list[Round]:
+    """What `method` stands for: the attack, with it the cheapest bounds if they are asked for, then one at a time."""
+    first: list[Step] = [Attacking(model, attack)]
+    dear = []
+    for name in methods_of(method):
+        if name == CHEAPEST:
+            first.append(Bounding(model, name))
+        else:
+            dear.append(Round((Bounding(model, name),), points_at_once(name, size)))
+    return [Round(tuple(first), size), *dear]
+
+
+def points_at_once(method: str, size: int) -> int:
+    """How many points a method gets at once where the cheap steps get `size`."""
+    return size if method == CHEAPEST else max(1, size // DEAR)
+
+
+@torch.no_grad()
+def classified(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Which points (B,) plain inference classifies correctly."""
+    return correct_points(model(x), labels)
+
+
+def fooled(model: nn.Module, x: Tensor, label: Tensor) -> bool:
+    """Whether plain inference misclassifies the one input `x` (C, H, W), alone in its batch.
+
+    Sums may be rounded otherwise in a batch of another size.
+    """
+    return not bool(classified(model, x.unsqueeze(0), label.view(1)))
+
+
+def box_ends(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The ends (B, …) of the boxes around pixels `x`, cut to [0, 1], each rounded to the inside."""
+    exact = x.double()
+    lower, upper = (exact - eps).clamp(min=0), (exact + eps).clamp(max=1)
+    low, high = lower.to(x.dtype), upper.to(x.dtype)
+    low = torch.where(low.double() < lower, low.nextafter(torch.ones_like(low)), low)
+    return low, torch.where(high.double() > upper, high.nextafter(torch.zeros_like(high)), high)
+
+
+def _verdict(correct: bool, broken: bool) -> Verdict:
+    if not correct:
+        return "misclassified"
+    return "falsified" if broken else "open"
