@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from certtrain.certificate import Verdict
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import SoundnessError
-from certtrain.points import INFERENCE, Point
-from certtrain.stages import Batch, Found, Round, classified
+from certtrain.points import Point
+from certtrain.stages import Batch, Found, Round, Step
 
 OnPoints = Callable[[list[Point]], None]
 OnRound = Callable[[tuple[str, ...], int], None]
@@ -34,7 +34,10 @@ UNLIMITED = Limits()
 
 @dataclass
 class Cascade:
-    """Goes through `rounds` with the points of `images`, which are `known` as far as they were decided before."""
+    """Goes through `rounds` with the points of `images`, which are `known` as far as they were decided before.
+
+    The first step of the first round is inference.
+    """
 
     model: nn.Module
     images: ImageSet
@@ -65,7 +68,7 @@ class Cascade:
                 return
             numbers = [n for n in chunk if not dear or self._may(n, spent / worked if worked else 0.0)]
             if numbers:
-                done = self._work(each, numbers)
+                done = self._work(each.steps, numbers)
                 spent += sum(point.tried[name] for point in done for name in each.names)
                 worked += len(done)
                 self._tell(done)
@@ -76,18 +79,21 @@ class Cascade:
 
     def _may(self, index: int, expected: float) -> bool:
         """Whether a point has time for a round in which a point takes `expected` seconds."""
-        cheap, tried = set(self.rounds[0].names) | {INFERENCE}, self.points[index].tried
-        spent = sum(seconds for name, seconds in tried.items() if name not in cheap)
+        cheap = self.rounds[0].names
+        spent = sum(seconds for name, seconds in self.points[index].tried.items() if name not in cheap)
         return self.limits.timeout is None or spent + expected < self.limits.timeout
 
     def _over(self) -> bool:
         return self.limits.budget is not None and time.monotonic() - self.start >= self.limits.budget
 
-    def _work(self, each: Round, numbers: list[int]) -> list[Point]:
+    def _work(self, steps: Sequence[Step], numbers: list[int]) -> list[Point]:
+        """The points of these numbers after the steps; what all of them have tried is not tried again."""
         batch = self._batch(numbers)
         known = (self.points.get(n) for n in numbers)
         points = [p or Point(n, y, "open", None) for p, n, y in zip(known, numbers, batch.labels.tolist(), strict=True)]
-        for step in each.steps:
+        for step in steps:
+            if all(step.name in point.tried for point in points):
+                continue
             start = time.monotonic()
             rows = list(_rows(step(batch), len(points)))
             seconds = (time.monotonic() - start) / len(points)
@@ -101,22 +107,14 @@ class Cascade:
 
     def _classify_the_rest(self) -> None:
         """Where time was over before the first round was: see at least which points are misclassified as they are."""
+        first = self.rounds[0]
         untouched = [index for index in range(len(self.images)) if index not in self.points]
-        for chunk in _batches(untouched, self.rounds[0].size):
-            batch, start = self._batch(chunk), time.monotonic()
-            correct = classified(self.model, batch.x, batch.labels).tolist()
-            tried = {INFERENCE: (time.monotonic() - start) / len(chunk)}
-            rows = zip(chunk, batch.labels.tolist(), correct, strict=True)
-            self._tell([_classified(index, label, right, tried) for index, label, right in rows])
+        for numbers in _batches(untouched, first.size):
+            self._tell(self._work(first.steps[:1], numbers))
 
     def _tell(self, points: list[Point]) -> None:
         self.points |= {point.index: point for point in points}
         self.on_points(points)
-
-
-def _classified(index: int, label: int, correct: bool, tried: dict[str, float]) -> Point:
-    point = Point(index, label, "open", None, None, tried)
-    return point if correct else replace(point, verdict="misclassified", method=INFERENCE)
 
 
 def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
@@ -144,11 +142,12 @@ def _settled(
             f"example {point.index} is certified with margin {margin}, yet an input in its box is misclassified. "
             "A bound is wrong or the margin is within rounding error: do not trust this model's certificates."
         )
-    point = replace(point, tried={**point.tried, name: seconds}, margin=_greater(point.margin, margin))
+    point = replace(
+        point, tried={**point.tried, name: point.tried.get(name, seconds)}, margin=_greater(point.margin, margin)
+    )
     if point.verdict != "open" or verdict == "open":
         return point
-    method = INFERENCE if verdict == "misclassified" else name
-    return replace(point, verdict=verdict, method=method, counterexample=counterexample)
+    return replace(point, verdict=verdict, method=name, counterexample=counterexample)
 
 
 def _greater(first: float | None, second: float | None) -> float | None:

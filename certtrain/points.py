@@ -1,14 +1,12 @@
 """What is known about each example of a set, and the counts over them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
 from certtrain.certificate import VERDICTS, Verdict
-
-INFERENCE = "inference"  # decides what is misclassified
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,7 @@ class Point:
 
     margin: the greatest of the lower bounds of its smallest margin that the
         methods found; None where none is finite.
-    method: what decided it, "inference" where it is misclassified; None while it is open.
+    method: the step that decided it; None while it is open.
     tried: all that was tried, in its order, with the seconds that each took.
     counterexample: (C, H, W) float32 on the CPU, where it is falsified.
     """
@@ -62,13 +60,11 @@ def count(points: Iterable[Judged]) -> dict[Verdict, int]:
     return counts
 
 
-def stages(points: Iterable[Point], names: Iterable[str]) -> tuple[Stage, ...]:
-    """How each of the steps in `names` went; one that no point came to is left out unless it is named."""
-    points = list(points)
-    also = dict.fromkeys([*names, *(name for point in points for name in point.tried)])
-    return tuple(_stage(name, points) for name in also)
+def stages(points: Sequence[Point], names: Iterable[str]) -> tuple[Stage, ...]:
+    """How each of the steps in `names` went."""
+    return tuple(_stage(name, points) for name in names)
 
 
-def _stage(name: str, points: list[Point]) -> Stage:
+def _stage(name: str, points: Sequence[Point]) -> Stage:
     seconds = [point.tried[name] for point in points if name in point.tried]
     return Stage(name, len(seconds), sum(point.method == name for point in points), sum(seconds))

@@ -12,7 +12,7 @@ from certtrain.bounds.methods import METHODS, method_named
 from certtrain.certificate import Certifier, Verdict
 from certtrain.objective import correct_points
 
-ATTACK, CHEAPEST = "attack", "ibp"
+INFERENCE, ATTACK, CHEAPEST = "inference", "attack", "ibp"
 DEAR = 10  # a method beyond the cheapest gets so many times fewer points at once: time is looked at in between
 
 
@@ -62,8 +62,21 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Inferring:
+    """Plain inference, in the network's own arithmetic."""
+
+    model: nn.Module
+    name: str = INFERENCE
+
+    def __call__(self, batch: Batch) -> Found:
+        """As `Step`."""
+        correct = classified(self.model, batch.x, batch.labels).tolist()
+        return Found(["open" if right else "misclassified" for right in correct])
+
+
+@dataclass(frozen=True)
 class Attacking:
-    """Inference and attack, both in the network's own arithmetic."""
+    """The attack, in the network's own arithmetic."""
 
     model: nn.Module
     settings: PGD
@@ -71,13 +84,12 @@ class Attacking:
 
     def __call__(self, batch: Batch) -> Found:
         """As `Step`. A counterexample counts if it lies in the box of real numbers, and is one by itself too."""
-        correct = classified(self.model, batch.x, batch.labels)
         found = pgd(self.model, batch.x, batch.labels, batch.eps, self.settings, batch.numbers[0])
         lower, upper = box_ends(batch.x, batch.eps)
         inputs = found.adversarial.clamp(lower, upper)
         rows = zip(found.broken.tolist(), inputs, batch.labels, strict=True)
         broken = [hit and fooled(self.model, x, label) for hit, x, label in rows]
-        return Found([_verdict(c, b) for c, b in zip(correct.tolist(), broken, strict=True)], None, inputs)
+        return Found(["falsified" if hit else "open" for hit in broken], None, inputs)
 
 
 class Bounding:
@@ -102,16 +114,18 @@ def methods_of(method: str) -> tuple[str, ...]:
     return (method,)
 
 
+def names_of(method: str) -> tuple[str, ...]:
+    """The names of all steps that `method` stands for, in their order. Raises MethodError."""
+    return (INFERENCE, ATTACK, *methods_of(method))
+
+
 def rounds_of(model: nn.Module, method: str, attack: PGD, size: int) -> list[Round]:
-    """What `method` stands for: the attack, with it the cheapest bounds if they are asked for, then one at a time."""
-    first: list[Step] = [Attacking(model, attack)]
-    dear = []
-    for name in methods_of(method):
-        if name == CHEAPEST:
-            first.append(Bounding(model, name))
-        else:
-            dear.append(Round((Bounding(model, name),), points_at_once(name, size)))
-    return [Round(tuple(first), size), *dear]
+    """What `method` stands for: all that is cheap together, on `size` points at once, then one dear step at a time."""
+    names = methods_of(method)
+    bounds = [Bounding(model, name) for name in names if name == CHEAPEST]
+    dear = [name for name in names if name != CHEAPEST]
+    first = Round((Inferring(model), Attacking(model, attack), *bounds), size)
+    return [first, *(Round((Bounding(model, name),), points_at_once(name, size)) for name in dear)]
 
 
 def points_at_once(method: str, size: int) -> int:
@@ -140,9 +154,3 @@ def box_ends(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     low, high = lower.to(x.dtype), upper.to(x.dtype)
     low = torch.where(low.double() < lower, low.nextafter(torch.ones_like(low)), low)
     return low, torch.where(high.double() > upper, high.nextafter(torch.zeros_like(high)), high)
-
-
-def _verdict(correct: bool, broken: bool) -> Verdict:
-    if not correct:
-        return "misclassified"
-    return "falsified" if broken else "open"

@@ -15,7 +15,7 @@ from certtrain.folding import fold_batch_norm
 from certtrain.modelfile import Classifier
 from certtrain.points import Point, Stage, count, stages
 from certtrain.precision import tensor_cores
-from certtrain.stages import ATTACK, methods_of, rounds_of
+from certtrain.stages import names_of, rounds_of
 
 Network = Literal["saved", "folded"]
 
@@ -39,7 +39,7 @@ class Report:
     falsified: int
     misclassified: int
     method: str
-    attack: dict[str, int]
+    attack: dict[str, Any]
     assumptions: tuple[str, ...]
     seconds: float
     stages: tuple[Stage, ...] = ()
@@ -61,11 +61,6 @@ class Report:
     def certified_accuracy(self) -> float:
         """Share proved robust: a lower limit on robust accuracy."""
         return self.certified / self.examples
-
-    @property
-    def bounds(self) -> str:
-        """The method in words."""
-        return f"{', '.join(methods_of(self.method))} bounds"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, and the accuracies and errors."""
@@ -115,7 +110,7 @@ def verify(
     model = network_of(model, network)
     rounds = rounds_of(model, method, attack, batch_size)
     points = Cascade(model, images, eps, rounds, limits, known, on_points, on_round).run()
-    counts, steps = count(points), (ATTACK, *methods_of(method))
+    counts, steps = count(points), names_of(method)
     return Report(
         dataset=images.name,
         split=images.split,

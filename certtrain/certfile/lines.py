@@ -17,7 +17,7 @@ from torch import Tensor
 from certtrain.certificate import Verdict
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError
-from certtrain.points import INFERENCE
+from certtrain.stages import INFERENCE
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -100,7 +100,7 @@ class Record(Line):
     def _consistent(self) -> Self:
         if (self.method is None) != (self.verdict == "open"):
             raise ValueError("a point has a method if it is decided, and none while it is open")
-        if self.method not in (None, INFERENCE, *self.tried):
+        if self.method not in (None, *self.tried):
             raise ValueError(f"{self.method!r} is not among what was tried")
         if (self.verdict == "misclassified") != (self.method == INFERENCE):
             raise ValueError("inference decides what is misclassified, and nothing else")

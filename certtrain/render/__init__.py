@@ -310,10 +310,11 @@ def show_report(report: Report) -> None:
     out.print(Text(title, style="italic"))
     table = new_table("", "accuracy", "error", "examples")
     attack = f"{report.attack['steps']} steps × {report.attack['restarts']}"
+    bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
     rows = (
         ("natural", report.natural_accuracy, "no perturbation"),
         ("under PGD", report.pgd_accuracy, f"upper limit on robust; {attack}"),
-        ("certified", report.certified_accuracy, f"lower limit on robust; {report.bounds}"),
+        ("certified", report.certified_accuracy, f"lower limit on robust; {bounds}"),
     )
     table.add_column("", justify="left", style="bright_black")
     for name, share, remark in rows:
