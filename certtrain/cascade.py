@@ -10,7 +10,7 @@ from certtrain.certificate import Verdict
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import SoundnessError
 from certtrain.points import Point
-from certtrain.stages import Batch, Found, Round, Step
+from certtrain.stages import INFERENCE, Batch, Found, Round, Step
 
 OnPoints = Callable[[list[Point]], None]
 OnRound = Callable[[tuple[str, ...], int], None]
@@ -48,6 +48,7 @@ class Cascade:
     on_points: OnPoints = lambda points: None
     on_round: OnRound = lambda names, points: None
     points: dict[int, Point] = field(default_factory=dict, init=False)
+    held: set[int] = field(default_factory=set, init=False)
 
     def run(self) -> list[Point]:
         """Every point, by number. Raises SoundnessError if a certified point was attacked: then a bound is wrong."""
@@ -66,8 +67,9 @@ class Cascade:
         for chunk in _batches(entering, each.size):
             if self._over():
                 return
-            numbers = [n for n in chunk if not dear or self._may(n, spent / worked if worked else 0.0)]
-            if numbers:
+            if dear:
+                self._hold_back(chunk, spent / worked if worked else 0.0)
+            if numbers := [index for index in chunk if index not in self.held]:
                 done = self._work(each.steps, numbers)
                 spent += sum(point.tried[name] for point in done for name in each.names)
                 worked += len(done)
@@ -75,13 +77,19 @@ class Cascade:
 
     def _needs(self, index: int, each: Round) -> bool:
         point = self.points.get(index)
-        return point is None or (point.verdict == "open" and not set(each.names) <= point.tried.keys())
+        if point is None:
+            return True
+        return point.verdict == "open" and index not in self.held and not set(each.names) <= point.tried.keys()
 
-    def _may(self, index: int, expected: float) -> bool:
-        """Whether a point has time for a round in which a point takes `expected` seconds."""
+    def _hold_back(self, numbers: list[int], expected: float) -> None:
+        """Take out the points that have no time for a round in which a point takes `expected` seconds."""
+        if self.limits.timeout is not None:
+            left = {index: self.limits.timeout - self._spent(index) for index in numbers}
+            self.held |= {index for index in numbers if left[index] <= expected}
+
+    def _spent(self, index: int) -> float:
         cheap = self.rounds[0].names
-        spent = sum(seconds for name, seconds in self.points[index].tried.items() if name not in cheap)
-        return self.limits.timeout is None or spent + expected < self.limits.timeout
+        return sum(seconds for name, seconds in self.points[index].tried.items() if name not in cheap)
 
     def _over(self) -> bool:
         return self.limits.budget is not None and time.monotonic() - self.start >= self.limits.budget
@@ -147,7 +155,9 @@ def _settled(
     )
     if point.verdict != "open" or verdict == "open":
         return point
-    return replace(point, verdict=verdict, method=name, counterexample=counterexample)
+    # A step of another batch size may round otherwise, and then it was inference that saw the error.
+    method = INFERENCE if verdict == "misclassified" else name
+    return replace(point, verdict=verdict, method=method, counterexample=counterexample)
 
 
 def _greater(first: float | None, second: float | None) -> float | None:

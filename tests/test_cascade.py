@@ -214,10 +214,11 @@ def test_with_more_time_a_verification_goes_on_from_open_points():
     whole = run()[1]
     early = run(limits=Limits(budget=1e-9))[1]
     late = early | run(known=list(early.values()))[1]
-    assert [(p.verdict, p.method) for _, p in sorted(late.items())] == [(p.verdict, p.method) for p in whole.values()]
     for index, point in late.items():
         assert point.tried["inference"] == early[index].tried["inference"]
-        assert point.verdict == "misclassified" or list(point.tried) == list(whole[index].tried)
+        assert (point.verdict == "certified") <= (whole[index].verdict in ("certified", "open"))
+        assert point.verdict == "misclassified" or list(point.tried)[:3] == ["inference", "attack", "ibp"]
+    assert {point.verdict for point in late.values()} == {"certified", "open", "falsified", "misclassified"}
 
 
 # --- contradictions --------------------------------------------------------------------------------------
@@ -240,9 +241,7 @@ def settle(*steps: Step) -> list[Point]:
 
 
 def test_a_certificate_of_an_attacked_point_is_an_error():
-    with pytest.raises(
-        SoundnessError, match="example 0 is certified with margin .*, yet an input in its box is misclassified"
-    ):
+    with pytest.raises(SoundnessError, match=r"example 0 is certified with margin 1\.0, yet an input"):
         settle(Says("attack", "falsified", torch.nan), Says("ibp", "certified", 1.0))
 
 
