@@ -32,7 +32,7 @@ class VerifyingView:
     def begin(self, names: Sequence[str], points: int) -> None:
         """A round begins, to which so many points come."""
         self.close()
-        self.task = self.bars.add_task(" and ".join(names), total=points, counts=self._counts())
+        self.task = self.bars.add_task(", ".join(names), total=points, counts=self._counts())
 
     def add(self, points: Sequence[Point]) -> None:
         """These points are done with the round."""
