@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certtrain.attack import PGD, pgd
+from certtrain.attack import Settings
+from certtrain.attack import attack as search
 from certtrain.certificate import ASSUMPTIONS, VERDICTS, Certificates, Certifier, Verdict
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import DataError, SoundnessError
@@ -42,7 +43,7 @@ class Report:
     falsified: int
     misclassified: int
     method: str
-    attack: dict[str, int]
+    attack: dict[str, int | str]
     assumptions: tuple[str, ...]
     seconds: float
 
@@ -88,7 +89,7 @@ def verify(
     images: ImageSet,
     eps: float,
     *,
-    attack: PGD,
+    attack: Settings,
     method: str = "auto",
     batch_size: int = 200,
     on_points: OnPoints = lambda points: None,
@@ -103,9 +104,8 @@ def verify(
     start, counts = time.monotonic(), dict.fromkeys(VERDICTS, 0)
     certifier = Certifier(model, method)
     for first, x, labels in _batches(model, images, batch_size):
-        points = _judge(
-            first, labels, certifier.certify(x, labels, eps), pgd(model, x, labels, eps, attack, first).broken
-        )
+        broken = search(model, x, labels, eps, attack, first).broken
+        points = _judge(first, labels, certifier.certify(x, labels, eps), broken)
         for point in points:
             counts[point.verdict] += 1
         on_points(points)
@@ -119,7 +119,7 @@ def verify(
         falsified=counts["falsified"],
         misclassified=counts["misclassified"],
         method=certifier.method,
-        attack=asdict(attack),
+        attack=attack.to_dict(),
         assumptions=ASSUMPTIONS,
         seconds=time.monotonic() - start,
     )

@@ -5,7 +5,7 @@ import torch
 from tiny import classifier, images
 from torch import Generator, Tensor, nn
 
-from certtrain.attack import PGD, Attacked, pgd
+from certtrain.attack import APGD, ATTACKS, PGD, Attacked, Settings, attack, named
 from certtrain.data import to_unit
 from certtrain.objective import correct_points
 
@@ -39,7 +39,7 @@ def test_on_a_linear_model_it_finds_an_adversarial_input_exactly_where_there_is_
     x, labels = points()
     worst = exact_margins(x, labels, EPS)
     clear = worst.abs() > 1e-5
-    broken = pgd(linear(), x, labels, EPS, PGD()).broken
+    broken = attack(linear(), x, labels, EPS, PGD()).broken
     assert torch.equal(broken[clear], worst[clear] < 0)
     assert 20 < broken.sum() < 180
 
@@ -49,7 +49,7 @@ def attacked() -> tuple[nn.Module, Tensor, Tensor, Attacked]:
     x = to_unit(data.images)
     with torch.no_grad():
         labels = model(x).argmax(1)
-    return model, x, labels, pgd(model, x, labels, EPS, PGD(steps=10))
+    return model, x, labels, attack(model, x, labels, EPS, PGD(steps=10))
 
 
 def test_adversarial_inputs_stay_in_the_box_of_pixels():
@@ -69,7 +69,7 @@ def test_adversarial_inputs_are_misclassified_and_others_untouched():
 
 def test_more_eps_breaks_no_fewer():
     x, labels = points()
-    counts = [pgd(linear(), x, labels, eps, PGD()).broken.sum().item() for eps in (0.0, 0.02, 0.1, 0.3, 1.0)]
+    counts = [attack(linear(), x, labels, eps, PGD()).broken.sum().item() for eps in (0.0, 0.02, 0.1, 0.3, 1.0)]
     assert counts == sorted(counts)
     assert counts[0] == 0 < counts[1]
     assert counts[-1] == 200
@@ -77,14 +77,14 @@ def test_more_eps_breaks_no_fewer():
 
 def test_the_same_seed_repeats_and_another_starts_elsewhere():
     model, x, labels, _ = attacked()
-    runs = [pgd(model, x, labels, 0.3, PGD(steps=2, seed=seed)).adversarial for seed in (0, 0, 1)]
+    runs = [attack(model, x, labels, 0.3, PGD(steps=2, seed=seed)).adversarial for seed in (0, 0, 1)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
 
 def test_each_batch_has_starts_of_its_own():
     model, x, labels, _ = attacked()
-    first, second = (pgd(model, x, labels, 0.3, PGD(steps=2), index).adversarial for index in (0, 1))
+    first, second = (attack(model, x, labels, 0.3, PGD(steps=2), index).adversarial for index in (0, 1))
     assert not torch.equal(first, second)
 
 
@@ -96,34 +96,34 @@ def test_the_global_random_numbers_are_not_touched():
 
 def test_restarts_break_no_fewer():
     model, x, labels, _ = attacked()
-    once, often = (pgd(model, x, labels, EPS, PGD(steps=2, restarts=n)).broken for n in (1, 5))
+    once, often = (attack(model, x, labels, EPS, PGD(steps=2, restarts=n)).broken for n in (1, 5))
     assert bool((often | ~once).all())
 
 
 def test_without_eps_only_what_is_misclassified_is_broken():
     model, x, labels, _ = attacked()
     wrong = torch.arange(len(x)) % 3 == 0
-    found = pgd(model, x, torch.where(wrong, (labels + 1) % 3, labels), 0.0, PGD())
+    found = attack(model, x, torch.where(wrong, (labels + 1) % 3, labels), 0.0, PGD())
     assert torch.equal(found.broken, wrong)
     assert torch.equal(found.adversarial, x)
 
 
 def test_what_is_misclassified_already_counts_as_broken():
     model, x, labels, _ = attacked()
-    assert pgd(model, x, (labels + 1) % 3, EPS, PGD(steps=1)).broken.all()
+    assert attack(model, x, (labels + 1) % 3, EPS, PGD(steps=1)).broken.all()
 
 
 def test_what_is_not_finite_counts_as_broken():
     model = linear()
     with torch.no_grad():
         model.weight[0, 0] = torch.nan
-    assert pgd(model, *points(5), EPS, PGD(steps=2)).broken.all()
+    assert attack(model, *points(5), EPS, PGD(steps=2)).broken.all()
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_it_changes_neither_gradients_nor_input(training: bool):
     model, (x, labels) = linear().train(training), points(10)
     kept = x.clone()
-    pgd(model, x, labels, EPS, PGD(steps=2))
+    attack(model, x, labels, EPS, PGD(steps=2))
     assert model.weight.grad is None
     assert torch.equal(x, kept)
