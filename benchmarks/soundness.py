@@ -68,7 +68,7 @@ class Own(nn.Module):
         return self.out(torch.tanh(self.hidden(torch.flatten(x, 1))))
 
 
-def _named(architecture: Architecture) -> nn.Module:
+def named(architecture: Architecture) -> nn.Module:
     return build_model(architecture, InputSpec(SHAPE, 10, MEAN, STD))
 
 
@@ -88,12 +88,12 @@ def _pooled(pool: nn.Module) -> nn.Module:
 CHANNELS = {"channels": (6, 8), "kernels": (3, 3), "strides": (1, 2), "linear": (32,)}
 SMALL = {"stem": 4, "blocks": (1, 1), "strides": (1, 2), "linear_size": 24}
 KINDS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": lambda: _named(MLP(name="mlp", hidden=(48, 32), batch_norm=False)),
-    "mlp, BatchNorm": lambda: _named(MLP(name="mlp", hidden=(48, 32))),
-    "cnn": lambda: _named(CNN(name="cnn", **CHANNELS, batch_norm=False)),
-    "cnn, BatchNorm": lambda: _named(CNN(name="cnn", **CHANNELS)),
-    "wide-resnet": lambda: _named(WideResNet(name="wide-resnet", widen_factor=1, **SMALL)),
-    "resnext": lambda: _named(ResNeXt(name="resnext", bottleneck_width=2, **SMALL)),
+    "mlp": lambda: named(MLP(name="mlp", hidden=(48, 32), batch_norm=False)),
+    "mlp, BatchNorm": lambda: named(MLP(name="mlp", hidden=(48, 32))),
+    "cnn": lambda: named(CNN(name="cnn", **CHANNELS, batch_norm=False)),
+    "cnn, BatchNorm": lambda: named(CNN(name="cnn", **CHANNELS)),
+    "wide-resnet": lambda: named(WideResNet(name="wide-resnet", widen_factor=1, **SMALL)),
+    "resnext": lambda: named(ResNeXt(name="resnext", bottleneck_width=2, **SMALL)),
     "leaky relu": lambda: _dense(nn.LeakyReLU(0.1), nn.LeakyReLU(0.1)),
     "sigmoid": lambda: _dense(nn.Sigmoid()),
     "tanh": lambda: _dense(nn.Tanh(), nn.Tanh()),
