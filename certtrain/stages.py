@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from certtrain.attack import PGD, pgd
+from certtrain.attack import Settings
+from certtrain.attack import attack as search
 from certtrain.bounds.methods import METHODS, method_named
 from certtrain.certificate import Certifier, Verdict
 from certtrain.objective import correct_points
@@ -79,17 +80,14 @@ class Attacking:
     """The attack, in the network's own arithmetic."""
 
     model: nn.Module
-    settings: PGD
+    settings: Settings
     name: str = ATTACK
 
     def __call__(self, batch: Batch) -> Found:
-        """As `Step`. A counterexample counts if it lies in the box of real numbers, and is one by itself too."""
-        found = pgd(self.model, batch.x, batch.labels, batch.eps, self.settings, batch.numbers[0])
-        lower, upper = box_ends(batch.x, batch.eps)
-        inputs = found.adversarial.clamp(lower, upper)
-        rows = zip(found.broken.tolist(), inputs, batch.labels, strict=True)
-        broken = [hit and fooled(self.model, x, label) for hit, x, label in rows]
-        return Found(["falsified" if hit else "open" for hit in broken], None, inputs)
+        """As `Step`."""
+        numbers = torch.tensor(batch.numbers)
+        hit = search(self.model, batch.x, batch.labels, batch.eps, self.settings, numbers)
+        return Found(["falsified" if broken else "open" for broken in hit.broken.tolist()], None, hit.adversarial)
 
 
 class Bounding:
@@ -119,7 +117,7 @@ def names_of(method: str) -> tuple[str, ...]:
     return (INFERENCE, ATTACK, *methods_of(method))
 
 
-def rounds_of(model: nn.Module, method: str, attack: PGD, size: int) -> list[Round]:
+def rounds_of(model: nn.Module, method: str, attack: Settings, size: int) -> list[Round]:
     """What `method` stands for: all that is cheap together, on `size` points at once, then one dear step at a time."""
     names = methods_of(method)
     bounds = [Bounding(model, name) for name in names if name == CHEAPEST]
@@ -145,12 +143,3 @@ def fooled(model: nn.Module, x: Tensor, label: Tensor) -> bool:
     Sums may be rounded otherwise in a batch of another size.
     """
     return not bool(classified(model, x.unsqueeze(0), label.view(1)))
-
-
-def box_ends(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The ends (B, …) of the boxes around pixels `x`, cut to [0, 1], each rounded to the inside."""
-    exact = x.double()
-    lower, upper = (exact - eps).clamp(min=0), (exact + eps).clamp(max=1)
-    low, high = lower.to(x.dtype), upper.to(x.dtype)
-    low = torch.where(low.double() < lower, low.nextafter(torch.ones_like(low)), low)
-    return low, torch.where(high.double() > upper, high.nextafter(torch.zeros_like(high)), high)

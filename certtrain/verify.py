@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from certtrain.attack import PGD
+from certtrain.attack import Settings
 from certtrain.cascade import UNLIMITED, Cascade, Limits, OnPoints, OnRound
 from certtrain.certificate import ASSUMPTIONS
 from certtrain.data import ImageSet
@@ -39,7 +39,7 @@ class Report:
     falsified: int
     misclassified: int
     method: str
-    attack: dict[str, Any]
+    attack: dict[str, int | str]
     assumptions: tuple[str, ...]
     seconds: float
     stages: tuple[Stage, ...] = ()
@@ -80,7 +80,7 @@ def verify(
     images: ImageSet,
     eps: float,
     *,
-    attack: PGD,
+    attack: Settings,
     method: str = "auto",
     network: Network = "saved",
     limits: Limits = UNLIMITED,
@@ -121,7 +121,7 @@ def verify(
         falsified=counts["falsified"],
         misclassified=counts["misclassified"],
         method=method,
-        attack=asdict(attack),
+        attack=attack.to_dict(),
         assumptions=ASSUMPTIONS,
         seconds=time.monotonic() - start,
         stages=stages(points, steps),

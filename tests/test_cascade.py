@@ -16,7 +16,7 @@ from certtrain.data import to_unit
 from certtrain.errors import MethodError, SoundnessError
 from certtrain.points import Point, Stage, stages
 from certtrain.points import count as count_points
-from certtrain.stages import Batch, Found, Round, Step, box_ends, fooled, points_at_once
+from certtrain.stages import Batch, Found, Round, Step, fooled, points_at_once
 from certtrain.verify import Report, verify
 
 WIDE = 0.06  # at which every step of the cascade decides some points
@@ -81,16 +81,6 @@ def test_falsified_points_carry_inputs_in_the_box_that_are_misclassified():
             assert ((point.counterexample.double() - x.double()).abs() <= WIDE).all()
             assert ((point.counterexample >= 0) & (point.counterexample <= 1)).all()
             assert fooled(model, point.counterexample, data.labels[index])
-
-
-def test_box_ends_are_the_outermost_floats_inside_the_real_box():
-    x = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    for eps in (0.1, 8 / 255, 1e-9):
-        lower, upper = box_ends(x, eps)
-        for end, to, way in ((lower, x.double() - eps, -1.0), (upper, x.double() + eps, 1.0)):
-            inside, further = to.clamp(0, 1), end.nextafter(torch.full_like(end, way * torch.inf)).double()
-            assert (way * (inside - end.double()) >= 0).all()
-            assert (way * (further - inside) > 0).all()
 
 
 def test_dear_methods_get_few_points_at_once():
@@ -216,9 +206,8 @@ def test_with_more_time_a_verification_goes_on_from_open_points():
     late = early | run(known=list(early.values()))[1]
     for index, point in late.items():
         assert point.tried["inference"] == early[index].tried["inference"]
-        assert (point.verdict == "certified") <= (whole[index].verdict in ("certified", "open"))
-        assert point.verdict == "misclassified" or list(point.tried)[:3] == ["inference", "attack", "ibp"]
-    assert {point.verdict for point in late.values()} == {"certified", "open", "falsified", "misclassified"}
+        assert (point.verdict, point.method) == (whole[index].verdict, whole[index].method)
+        assert point.verdict == "misclassified" or list(point.tried) == list(whole[index].tried)
 
 
 # --- contradictions --------------------------------------------------------------------------------------

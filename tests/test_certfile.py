@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 def write(case: Case, **asked: Any) -> None:
     options: dict[str, Any] = {"method": "auto", "network": "saved", "batch_size": 40} | asked
-    header = describe_task(case.model_file, case.model, case.images, eps=EPS, attack=asdict(ATTACK), **options)
+    header = describe_task(case.model_file, case.model, case.images, eps=EPS, attack=ATTACK.to_dict(), **options)
     writer = Writer.resume if case.file.exists() else Writer
     to = writer(case.file, header, case.images)
     known = list(to.points.values())
@@ -105,7 +105,7 @@ def test_the_header_says_of_what_the_file_speaks(case: Case):
     assert header["eps"] == {"text": "0.06", "value": 0.06}
     assert (header["method"], header["arithmetic"], header["network"]) == ("auto", "real", "saved")
     assert header["assumptions"] == list(ASSUMPTIONS)
-    assert header["attack"] == {"steps": 5, "restarts": 1, "seed": 0}
+    assert header["attack"] == {"name": "pgd", "steps": 5, "restarts": 1, "seed": 0, "targets": 0}
     assert {"certtrain", "torch"} <= header["versions"].keys()
     assert (header["inputs"], header["batch_size"], header["format"]) == ([0, 1], 40, 1)
     assert {record["index"] for record in records} == set(range(100))
@@ -442,7 +442,7 @@ def ends(original: Case) -> list[int]:
     """Where a killed run may have stopped: after the header, after batches, in the middle of a line."""
     text = original.file.read_bytes()
     places = [n + 1 for n, byte in enumerate(text) if byte == ord("\n")]
-    return [places[0], places[40], places[80], places[100], places[100] + 50, places[-2], len(text) - 3]
+    return [places[0], places[40], places[65], places[100], places[100] + 50, places[-2], len(text) - 3]
 
 
 @pytest.mark.parametrize("number", range(7))
@@ -480,7 +480,7 @@ def test_a_file_about_something_else_is_not_gone_on_with(case: Case, asked: dict
 def test_another_radius_attack_or_model_is_named(case: Case):
     options: dict[str, Any] = {"method": "auto", "network": "saved", "batch_size": 40}
     header = describe_task(
-        case.model_file, case.model, case.images, eps=8 / 255, attack={"steps": 9, "restarts": 1, "seed": 0}, **options
+        case.model_file, case.model, case.images, eps=8 / 255, attack=PGD(steps=9).to_dict(), **options
     )
     with pytest.raises(CertificateError, match=r"ε \(text 0.06 there, 8/255 here.*the attack \(steps 5 there, 9 here"):
         Writer.resume(case.file, header, case.images)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from typer.main import get_command
 
 from certtrain import cli
+from certtrain.attack import ATTACKS
 from certtrain.bounds.methods import METHODS
 from certtrain.report import AGAIN
 
@@ -267,7 +268,17 @@ def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
 
 
 def test_the_methods_that_can_be_asked_for_are_those_there_are() -> None:
-    assert [method.value for method in importlib.import_module("certtrain.cli.verify").Method] == ["auto", *METHODS]
+    asked = importlib.import_module("certtrain.cli.verify")
+    assert [method.value for method in asked.Method] == ["auto", *METHODS]
+    assert [attack.value for attack in asked.Attack] == list(ATTACKS)
+
+
+def test_other_attacks_by_name(run: Run, model: Path) -> None:
+    words = ["verify", str(model), "--limit", "20", "--attack"]
+    found = json.loads(run(*words, "apgd-t", "--pgd-steps", "3", "--json").out)
+    assert (found["attack"]["name"], found["attack"]["steps"], found["attack"]["targets"]) == ("apgd-t", 3, 9)
+    shown = run(*words, "apgd-ce")
+    assert "upper limit on robust; apgd-ce, 100 steps × 1" in shown.out
 
 
 def test_verify_agrees_with_the_run_s_own_report(run: Run, trained: Path, model: Path) -> None:

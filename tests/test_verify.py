@@ -57,7 +57,7 @@ def test_the_report_as_plain_values():
     assert found["verified_error"] == pytest.approx(1 - report.certified / 100)
     assert found["pgd_accuracy"] == (report.certified + report.open) / 100
     assert (found["dataset"], found["split"], found["eps"], found["method"]) == ("folder", "test", EPS, "ibp")
-    assert found["attack"] == {"steps": 10, "restarts": 1, "seed": 0}
+    assert found["attack"] == {"name": "pgd", "steps": 10, "restarts": 1, "seed": 0, "targets": 0}
     assert json.loads(json.dumps(found, allow_nan=False))["assumptions"] == list(report.assumptions)
 
 

@@ -3,7 +3,6 @@
 import shlex
 import signal
 import sys
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +26,7 @@ from certtrain.cli.options import (
 from certtrain.cli.stopping import Stopper, seconds
 
 if TYPE_CHECKING:
-    from certtrain.attack import PGD
+    from certtrain.attack import Settings
     from certtrain.certfile import Writer
     from certtrain.data import ImageSet
     from certtrain.modelfile import Classifier
@@ -40,6 +39,16 @@ class Method(StrEnum):
     auto = "auto"
     ibp = "ibp"
     crown_ibp = "crown-ibp"
+
+
+class Attack(StrEnum):
+    """How points are attacked; -t goes through nine other classes, one after the other."""
+
+    pgd = "pgd"
+    pgd_t = "pgd-t"
+    apgd_ce = "apgd-ce"
+    apgd_dlr = "apgd-dlr"
+    apgd_t = "apgd-t"
 
 
 class Network(StrEnum):
@@ -78,7 +87,12 @@ def verify(
     data_dir: DataDir = None,
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
     limit: Limit = None,
-    pgd_steps: Annotated[int, typer.Option(min=1, help="Steps of the attack.")] = 20,
+    attack: Annotated[
+        Attack, typer.Option(help="Attack that gives the upper limit; those of AutoAttack are dearer than pgd.")
+    ] = Attack.pgd,
+    pgd_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the attack; by itself pgd takes 20 and apgd 100.")
+    ] = None,
     pgd_restarts: Annotated[int, typer.Option(min=1, help="Random starts of the attack.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the attack's random starts.")] = 0,
     batch_size: Annotated[
@@ -108,13 +122,14 @@ def verify(
     saved = open_model(model, device)
     images = open_split(saved, split, data_dir, limit)
     from certtrain import render
-    from certtrain.attack import PGD
+    from certtrain.attack import named
     from certtrain.cascade import Limits
     from certtrain.verify import verify as verify_model
 
-    radius, attack = saved.metadata.eps if eps is None else eps, PGD(pgd_steps, pgd_restarts, seed)
+    radius = saved.metadata.eps if eps is None else eps
+    settings = named(attack.value, steps=pgd_steps, restarts=pgd_restarts, seed=seed)
     asked: dict[str, Any] = {"method": method.value, "network": network.value, "batch_size": batch_size}
-    writer = None if out is None else _writer(out, force, model, saved, images, eps=radius, attack=attack, **asked)
+    writer = None if out is None else _writer(out, force, model, saved, images, eps=radius, attack=settings, **asked)
     stop, limits = Stopper(None), Limits(timeout, time_budget)
     known = [] if writer is None else list(writer.points.values())
     with render.verifying(len(images), known) as view:
@@ -128,7 +143,7 @@ def verify(
 
         try:
             result = verify_model(
-                saved, images, radius, attack=attack, limits=limits, known=known,
+                saved, images, radius, attack=settings, limits=limits, known=known,
                 on_points=on_points, on_round=view.begin, **asked,
             )  # fmt: skip
         except _Interrupted:
@@ -150,14 +165,14 @@ class _Interrupted(Exception):
 
 
 def _writer(
-    out: Path, force: bool, file: Path, model: "Classifier", images: "ImageSet", *, attack: "PGD", **asked: Any
+    out: Path, force: bool, file: Path, model: "Classifier", images: "ImageSet", *, attack: "Settings", **asked: Any
 ) -> "Writer":
     """A new file, or the one that is there, to go on with."""
     from certtrain.certfile import Writer, describe_task
     from certtrain.verify import check_fit
 
     check_fit(model, images)
-    header = describe_task(file, model, images, attack=asdict(attack), **asked)
+    header = describe_task(file, model, images, attack=attack.to_dict(), **asked)
     return Writer(out, header, images) if force or not out.exists() else Writer.resume(out, header, images)
 
 

@@ -309,7 +309,7 @@ def show_report(report: Report) -> None:
     title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
     out.print(Text(title, style="italic"))
     table = new_table("", "accuracy", "error", "examples")
-    attack = f"{report.attack['steps']} steps × {report.attack['restarts']}"
+    attack = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
     bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
     rows = (
         ("natural", report.natural_accuracy, "no perturbation"),
