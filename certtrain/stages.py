@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from certtrain.attack import Settings
 from certtrain.attack import attack as search
+from certtrain.attack.hunt import running
 from certtrain.bounds.methods import METHODS, method_named
 from certtrain.certificate import Certifier, Verdict
 from certtrain.objective import correct_points
@@ -64,42 +65,45 @@ class Round:
 
 @dataclass(frozen=True)
 class Inferring:
-    """Plain inference, in the network's own arithmetic."""
+    """Plain inference, in the named arithmetic."""
 
     model: nn.Module
+    arithmetic: str
     name: str = INFERENCE
 
     def __call__(self, batch: Batch) -> Found:
         """As `Step`."""
-        correct = classified(self.model, batch.x, batch.labels).tolist()
+        correct = classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
         return Found(["open" if right else "misclassified" for right in correct])
 
 
 @dataclass(frozen=True)
 class Attacking:
-    """The attack, in the network's own arithmetic."""
+    """The attack, in the named arithmetic."""
 
     model: nn.Module
     settings: Settings
+    arithmetic: str
     name: str = ATTACK
 
     def __call__(self, batch: Batch) -> Found:
         """As `Step`."""
         numbers = torch.tensor(batch.numbers)
-        hit = search(self.model, batch.x, batch.labels, batch.eps, self.settings, numbers)
+        about = (batch.x, batch.labels, batch.eps, self.settings, numbers)
+        hit = search(self.model, *about, arithmetic=self.arithmetic)
         return Found(["falsified" if broken else "open" for broken in hit.broken.tolist()], None, hit.adversarial)
 
 
 class Bounding:
     """A bound method."""
 
-    def __init__(self, model: nn.Module, method: str) -> None:
-        self.model, self.name = model, method
+    def __init__(self, model: nn.Module, method: str, arithmetic: str) -> None:
+        self.model, self.name, self.arithmetic = model, method, arithmetic
         self.certifier: Certifier | None = None  # made when it is first needed: it holds a copy of the network
 
     def __call__(self, batch: Batch) -> Found:
         """As `Step`."""
-        self.certifier = self.certifier or Certifier(self.model, self.name)
+        self.certifier = self.certifier or Certifier(self.model, self.name, arithmetic=self.arithmetic)
         found = self.certifier.certify(batch.x, batch.labels, batch.eps)
         return Found(found.verdicts, found.margin)
 
@@ -117,13 +121,13 @@ def names_of(method: str) -> tuple[str, ...]:
     return (INFERENCE, ATTACK, *methods_of(method))
 
 
-def rounds_of(model: nn.Module, method: str, attack: Settings, size: int) -> list[Round]:
+def rounds_of(model: nn.Module, method: str, attack: Settings, size: int, arithmetic: str) -> list[Round]:
     """What `method` stands for: all that is cheap together, on `size` points at once, then one dear step at a time."""
     names = methods_of(method)
-    bounds = [Bounding(model, name) for name in names if name == CHEAPEST]
+    bounds = [Bounding(model, name, arithmetic) for name in names if name == CHEAPEST]
     dear = [name for name in names if name != CHEAPEST]
-    first = Round((Inferring(model), Attacking(model, attack), *bounds), size)
-    return [first, *(Round((Bounding(model, name),), points_at_once(name, size)) for name in dear)]
+    first = Round((Inferring(model, arithmetic), Attacking(model, attack, arithmetic), *bounds), size)
+    return [first, *(Round((Bounding(model, name, arithmetic),), points_at_once(name, size)) for name in dear)]
 
 
 def points_at_once(method: str, size: int) -> int:
@@ -131,15 +135,21 @@ def points_at_once(method: str, size: int) -> int:
     return size if method == CHEAPEST else max(1, size // DEAR)
 
 
+def assumptions_of(model: nn.Module, arithmetic: str) -> tuple[str, ...]:
+    """What certificates of a network in that arithmetic rest on. Raises MethodError or UnsupportedLayer."""
+    return Certifier(model, CHEAPEST, arithmetic=arithmetic).assumptions
+
+
 @torch.no_grad()
-def classified(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Which points (B,) plain inference classifies correctly."""
-    return correct_points(model(x), labels)
+def classified(model: nn.Module, x: Tensor, labels: Tensor, arithmetic: str) -> Tensor:
+    """Which points (B,) plain inference in that arithmetic classifies correctly."""
+    with running(arithmetic, x.device.type):
+        return correct_points(model(x), labels)
 
 
-def fooled(model: nn.Module, x: Tensor, label: Tensor) -> bool:
+def fooled(model: nn.Module, x: Tensor, label: Tensor, arithmetic: str) -> bool:
     """Whether plain inference misclassifies the one input `x` (C, H, W), alone in its batch.
 
     Sums may be rounded otherwise in a batch of another size.
     """
-    return not bool(classified(model, x.unsqueeze(0), label.view(1)))
+    return not bool(classified(model, x.unsqueeze(0), label.view(1), arithmetic))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from certtrain.attack import Settings
 from certtrain.cascade import UNLIMITED, Cascade, Limits, OnPoints, OnRound
-from certtrain.certificate import ASSUMPTIONS
+from certtrain.certificate import ARITHMETIC
 from certtrain.data import ImageSet
 from certtrain.epsilon import parse_eps
 from certtrain.errors import DataError
@@ -15,7 +15,7 @@ from certtrain.folding import fold_batch_norm
 from certtrain.modelfile import Classifier
 from certtrain.points import Point, Stage, count, stages
 from certtrain.precision import tensor_cores
-from certtrain.stages import names_of, rounds_of
+from certtrain.stages import assumptions_of, names_of, rounds_of
 
 Network = Literal["saved", "folded"]
 
@@ -44,7 +44,7 @@ class Report:
     seconds: float
     stages: tuple[Stage, ...] = ()
     network: Network = "saved"
-    arithmetic: str = "real"
+    arithmetic: str = ARITHMETIC
     unfinished: int = 0
 
     @property
@@ -83,6 +83,7 @@ def verify(
     attack: Settings,
     method: str = "auto",
     network: Network = "saved",
+    arithmetic: str = ARITHMETIC,
     limits: Limits = UNLIMITED,
     batch_size: int = 200,
     known: Sequence[Point] = (),
@@ -100,15 +101,15 @@ def verify(
     that come to it; `on_points` of each batch of it as it is done, so of an open
     point once a round. An exception that they raise ends the verification.
 
-    Bounds are computed in float64, inference and attack in the model's own
-    precision. Raises DataError if the images do not fit the model, MethodError,
+    Certificates are for the network that computes in `arithmetic`, as for
+    `certify`; inference and attack run in it. Raises DataError if the images do not fit the model, MethodError,
     EpsilonError, and SoundnessError if a certified point was attacked: then a
     bound is wrong.
     """
     check_fit(model, images)
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(model, network)
-    rounds = rounds_of(model, method, attack, batch_size)
+    rounds = rounds_of(model, method, attack, batch_size, arithmetic)
     points = Cascade(model, images, eps, rounds, limits, known, on_points, on_round).run()
     counts, steps = count(points), names_of(method)
     return Report(
@@ -122,10 +123,11 @@ def verify(
         misclassified=counts["misclassified"],
         method=method,
         attack=attack.to_dict(),
-        assumptions=ASSUMPTIONS,
+        assumptions=assumptions_of(model, arithmetic),
         seconds=time.monotonic() - start,
         stages=stages(points, steps),
         network=network,
+        arithmetic=arithmetic,
         unfinished=sum(point.verdict == "open" and not set(steps) <= point.tried.keys() for point in points),
     )
 

@@ -80,7 +80,7 @@ def test_falsified_points_carry_inputs_in_the_box_that_are_misclassified():
             x = to_unit(data.images[index])
             assert ((point.counterexample.double() - x.double()).abs() <= WIDE).all()
             assert ((point.counterexample >= 0) & (point.counterexample <= 1)).all()
-            assert fooled(model, point.counterexample, data.labels[index])
+            assert fooled(model, point.counterexample, data.labels[index], "float32")
 
 
 def test_dear_methods_get_few_points_at_once():

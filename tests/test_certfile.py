@@ -15,7 +15,7 @@ from test_verify import mostly_right
 
 from certtrain.attack import PGD
 from certtrain.certfile import Checked, Writer, check, describe_task, read_certificates
-from certtrain.certificate import ASSUMPTIONS
+from certtrain.certificate import Certifier
 from certtrain.data import ImageSet
 from certtrain.epsilon import exact_eps, parse_eps
 from certtrain.errors import CertificateError, StorageError
@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
 
 def write(case: Case, **asked: Any) -> None:
-    options: dict[str, Any] = {"method": "auto", "network": "saved", "batch_size": 40} | asked
+    options: dict[str, Any] = {"method": "auto", "network": "saved", "arithmetic": "float32", "batch_size": 40} | asked
     header = describe_task(case.model_file, case.model, case.images, eps=EPS, attack=ATTACK.to_dict(), **options)
     writer = Writer.resume if case.file.exists() else Writer
     to = writer(case.file, header, case.images)
@@ -103,8 +103,8 @@ def test_the_header_says_of_what_the_file_speaks(case: Case):
         "sha256": case.images.fingerprint(),
     }
     assert header["eps"] == {"text": "0.06", "value": 0.06}
-    assert (header["method"], header["arithmetic"], header["network"]) == ("auto", "real", "saved")
-    assert header["assumptions"] == list(ASSUMPTIONS)
+    assert (header["method"], header["arithmetic"], header["network"]) == ("auto", "float32", "saved")
+    assert header["assumptions"] == list(Certifier(case.model, "ibp").assumptions)
     assert header["attack"] == {"name": "pgd", "steps": 5, "restarts": 1, "seed": 0, "targets": 0}
     assert {"certtrain", "torch"} <= header["versions"].keys()
     assert (header["inputs"], header["batch_size"], header["format"]) == ([0, 1], 40, 1)
@@ -154,7 +154,16 @@ def test_a_part_is_checked_as_a_part(case: Case):
     assert (outcome.checked, outcome.partial, sum(outcome.counts.values())) == (30, True, 30)
 
 
-@pytest.mark.parametrize("asked", [{"network": "folded"}, {"method": "ibp"}, {"method": "crown-ibp", "batch_size": 7}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"network": "folded"},
+        {"method": "ibp"},
+        {"method": "crown-ibp", "batch_size": 7},
+        {"arithmetic": "real"},
+        {"arithmetic": "bf16"},
+    ],
+)
 def test_other_tasks_hold_as_well(original: Case, tmp_path: Path, asked: dict[str, Any]):
     case = original._replace(file=tmp_path / "other.jsonl")
     write(case, **asked)
@@ -316,8 +325,8 @@ FORGED: dict[Callable[[Lines], None], str] = {
     rightly_classified: "a counterexample that is rightly classified",
     another_label: r"example 0 has label \d, not \d",
     another_example: "example 0 is another image",
-    weaker_assumptions: "assumptions that its certificates do not rest on",
-    stronger_arithmetic: "states an arithmetic",
+    weaker_assumptions: "assumptions that are not those of its certificates",
+    stronger_arithmetic: "'exact'",
     unknown_method: "'magic' is not known",
     wider_inputs: "about inputs in",
     greater_radius: "does not hold: .*; and .* more",
@@ -478,7 +487,7 @@ def test_a_file_about_something_else_is_not_gone_on_with(case: Case, asked: dict
 
 
 def test_another_radius_attack_or_model_is_named(case: Case):
-    options: dict[str, Any] = {"method": "auto", "network": "saved", "batch_size": 40}
+    options: dict[str, Any] = {"method": "auto", "network": "saved", "arithmetic": "float32", "batch_size": 40}
     header = describe_task(
         case.model_file, case.model, case.images, eps=8 / 255, attack=PGD(steps=9).to_dict(), **options
     )

@@ -44,18 +44,20 @@ def test_without_eps_what_is_correct_is_certified():
 def test_a_certificate_says_what_it_rests_on():
     found = certify(threshold(), X, Y, 0.2)
     assert (found.eps, found.method, found.margin.dtype) == (0.2, "ibp", torch.float64)
-    assert "float64" in found.assumptions[0]
-    assert "[0, 1]" in found.assumptions[1]
+    assert found.arithmetic == "float32"
+    assert "float32" in found.assumptions[0]
+    assert any("float64" in assumption for assumption in found.assumptions)
+    assert "[0, 1]" in found.assumptions[-1]
     assert set(found.verdicts) <= set(VERDICTS)
 
 
 def test_margins_are_computed_in_float64():
     model, x = classifier(), to_unit(images().images)
     labels = images().labels
-    found = certify(model, x, labels, 0.05)
+    found = certify(model, x, labels, 0.05, arithmetic="real")
     exact = margin_bounds(classifier().double(), x.double(), labels, 0.05)
     smallest = exact.scatter(1, labels.unsqueeze(1), torch.inf).amin(1)
-    torch.testing.assert_close(found.margin, smallest, rtol=0, atol=1e-13)
+    torch.testing.assert_close(found.margin, smallest, rtol=0, atol=1e-12)
     assert next(model.parameters()).dtype == torch.float32
 
 

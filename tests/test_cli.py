@@ -20,6 +20,7 @@ from typer.main import get_command
 from certtrain import cli
 from certtrain.attack import ATTACKS
 from certtrain.bounds.methods import METHODS
+from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.report import AGAIN
 
 TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
@@ -167,7 +168,7 @@ def test_a_check_says_what_holds(run: Run, model: Path) -> None:
     assert "wrote c.jsonl" in run("verify", str(model), "--limit", "30", "--network", "folded", "--out", "c.jsonl").out
     whole = run("verify", str(model), "--check", "c.jsonl")
     assert whole.code == 0, whole.err
-    assert "all 30 records hold (ε = 0.02, the network as folded, auto)" in whole.out
+    assert "all 30 records hold (ε = 0.02, the network as folded, float32, auto)" in whole.out
     part = run("verify", str(model), "--check", "c.jsonl", "--limit", "10").out
     assert "partial check: the first 10 of 30 examples hold" in part
 
@@ -271,6 +272,7 @@ def test_the_methods_that_can_be_asked_for_are_those_there_are() -> None:
     asked = importlib.import_module("certtrain.cli.verify")
     assert [method.value for method in asked.Method] == ["auto", *METHODS]
     assert [attack.value for attack in asked.Attack] == list(ATTACKS)
+    assert {arithmetic.value for arithmetic in asked.Arithmetic} == set(ARITHMETICS)
 
 
 def test_other_attacks_by_name(run: Run, model: Path) -> None:

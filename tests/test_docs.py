@@ -14,8 +14,9 @@ from typer.main import get_command
 
 from certtrain import cli, diagnostics
 from certtrain.bounds.methods import METHODS
+from certtrain.bounds.rounding import ACCURACY, ARITHMETICS
 from certtrain.certfile import Header, Record, Seal
-from certtrain.certificate import ASSUMPTIONS, VERDICTS
+from certtrain.certificate import PIXELS, VERDICTS
 from certtrain.layers import SECTIONS
 from certtrain.preset import load_preset
 
@@ -209,11 +210,14 @@ def test_the_certificates_page_names_every_verdict_method_and_assumption() -> No
     assert sorted(verdicts) == sorted(VERDICTS)
     methods = re.findall(r"^- `([\w-]+)`, \w+ bounds:", CERTIFICATES, flags=re.M)
     assert methods == list(METHODS)
-    first, second = ASSUMPTIONS
-    for words in ("real arithmetic", "float64", "float32"):
-        assert words in first
-        assert words in CERTIFICATES.replace("Real", "real")
-    assert "[0, 1]" in second
+    arithmetics = re.findall(r"^- `(\w+)`(?:, the default)?:", CERTIFICATES, flags=re.M)
+    assert sorted(arithmetics) == sorted(ARITHMETICS)
+    assumed = " ".join(assumption for found in ARITHMETICS.values() for assumption in found.assumptions)
+    for words in ("Winograd or FFT", "fused multiply-add", "flushed to zero", "allow_bf16_reduced_precision_reduction"):
+        assert words in assumed
+        assert words in CERTIFICATES
+    assert f"within {ACCURACY} units in the last place" in CERTIFICATES
+    assert "[0, 1]" in PIXELS
     assert "stays in [0, 1]" in CERTIFICATES
 
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
 from certtrain.bounds.interval import boundable
-from certtrain.bounds.methods import Bounds, method_named
+from certtrain.bounds.methods import PLAIN, Bounds, method_named
 from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, Clip, trace_bounds
 from certtrain.epsilon import parse_eps
@@ -65,4 +65,4 @@ def _bounds(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) ->
     check_evaluation_mode(graph)
     eps = parse_eps(eps)
     with fitting(x):
-        return bound(graph, x, eps, clip)
+        return bound(graph, x, eps, clip, PLAIN)

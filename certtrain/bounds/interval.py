@@ -4,6 +4,10 @@ A box is kept as centre and radius.
 
 Affine layer: c' = Wc + b, r' = |W| r (Gowal et al. 2018, eq. 6 to 8).
 Monotone layer: applied to both ends of the interval.
+
+With a `rounding`, the boxes hold what a network computes in that arithmetic,
+and float64's own rounding is added (rounded.py); without, they are what these
+rules give, in the precision of their input.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
+from certtrain.bounds.rounded import Step, rounded
+from certtrain.bounds.rounding import LAYERS, UNIT64, Rounding
 from certtrain.bounds.statistics import BatchNorm, Source, Statistics, batch_statistics, running_statistics
 from certtrain.errors import UnsupportedLayer
 
@@ -48,21 +54,38 @@ class Box(NamedTuple):
         return Box(both[:count], radius(self.radius), both[count:])
 
 
-def input_box(x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None, *, with_clean: bool) -> Box:
-    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …)."""
+def input_box(
+    x: Tensor,
+    eps: float | Tensor,
+    clip: tuple[float, float] | None,
+    *,
+    with_clean: bool,
+    rounding: Rounding | None = None,
+) -> Box:
+    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …); with `rounding`, one that holds the exact box."""
     lower, upper = x - eps, x + eps
     if clip is not None:
         lower, upper = lower.clamp(*clip), upper.clamp(*clip)
-    return Box((lower + upper) / 2, (upper - lower) / 2, x if with_clean else None)
+    radius = (upper - lower) / 2
+    if rounding is not None:
+        # The ends, the centre and the radius round by a unit of |l| + |u| each, or less; a product may underflow.
+        radius = radius + (8 * UNIT64 * (lower.abs() + upper.abs()) + torch.finfo(x.dtype).tiny)
+    return Box((lower + upper) / 2, radius, x if with_clean else None)
 
 
 class Visit(NamedTuple):
-    """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics."""
+    """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics.
+
+    `slack` (B, …), of the output's shape, is there on a watched pass with rounding: for every x̂ in
+    the input's box, a bound of |computed − exact| result, together with what float64 rounds when a
+    linear function Λ of the result is taken back through the layer. Λ's bound loses |Λ| · slack.
+    """
 
     call: LayerCall
     shape: torch.Size
     box: Box | None
     statistics: Statistics | None
+    slack: Tensor | None = None
 
 
 class Passed(NamedTuple):
@@ -74,24 +97,37 @@ class Passed(NamedTuple):
 
 
 def interval_pass(
-    graph: LayerGraph, box: Box, *, watch: tuple[type[nn.Module], ...] = (), source: Source = batch_statistics
+    graph: LayerGraph,
+    box: Box,
+    *,
+    watch: tuple[type[nn.Module], ...] = (),
+    source: Source = batch_statistics,
+    rounding: Rounding | None = None,
 ) -> Passed:
     """Carry `box` through the network; `watch` names layer types whose input boxes are kept.
+
+    With `rounding` the boxes hold what the network computes in that arithmetic
+    from any computed input in `box`; if anything is watched, each layer's
+    slack is kept as well, which costs another product with each weight.
 
     In training mode BatchNorm takes one set of statistics for all that the box
     carries: the clean batch's, or the centres' where no clean batch is carried.
     They are kept, and the running statistics are left alone.
     """
+    assert len(graph.calls) < LAYERS
     values = {0: box}
     visits: list[Visit] = []
     inputs: tuple[Box, ...] = ()
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
         layer, inputs = call.layer, tuple(values[i] for i in call.inputs)
         statistics = box_statistics(layer, inputs[0], source) if isinstance(layer, BatchNorm) else None
-        extra = () if statistics is None else (statistics,)
-        values[number + 1] = RULES[type(layer)](layer, *inputs, *extra)
+        step, slack = Step(layer, RULES[type(layer)], inputs, statistics), None
+        if rounding is None:
+            values[number + 1] = step.apply(*inputs)
+        else:
+            values[number + 1], slack = rounded(rounding, step, with_slack=bool(watch))
         kept = inputs[0] if isinstance(layer, watch) else None
-        visits.append(Visit(call, inputs[0].radius.shape, kept, statistics))
+        visits.append(Visit(call, inputs[0].radius.shape, kept, statistics, slack))
         for value in done:
             del values[value]
     return Passed(values[len(graph.calls)], inputs[0], visits)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import Visit, scale_and_shift
 from certtrain.bounds.relaxation import RELAXATIONS, relaxed
+from certtrain.bounds.rounding import of_line
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import BoundTrace
 
@@ -40,10 +41,14 @@ def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
             continue
         back = RULES[type(visit.call.layer)](visit, slope)
         constants += [] if back.constant is None else [back.constant]
+        constants += [] if visit.slack is None else [-_dot(slope.abs(), visit.slack)]
         for value in visit.call.inputs:
             pending[value] = pending[value] + back.slope if value in pending else back.slope
-    start = trace.start
-    return sum(constants, _dot(pending[0], start.centre) - _dot(pending[0].abs(), start.radius))
+    start, size = trace.start, pending[0].abs()
+    if trace.logits.rounding is not None:
+        own = of_line(start.radius[:1].numel())
+        constants.append(-_dot(size, own * (start.centre.abs() + start.radius)))
+    return sum(constants, _dot(pending[0], start.centre) - _dot(size, start.radius))
 
 
 def margins(trace: BoundTrace, labels: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from certtrain.bounds import linear
 from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.trace import BoundTrace, Clip, bound_logits, trace_bounds
+from certtrain.bounds.rounding import Rounding
+from certtrain.bounds.trace import BoundTrace, Clip, Logits, bound_logits, trace_bounds
 from certtrain.errors import DataError, MethodError
 
 
@@ -25,6 +26,16 @@ class Bounds(Protocol):
 
     def margins(self, labels: Tensor) -> Tensor:
         """Lower bounds (B, K) of logit[y] − logit[j] for the classes y in `labels` (B,); column y is 0."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a method bounds. With `rounding`, computed logits in that arithmetic; without, as exact as x's precision."""
+
+    rounding: Rounding | None = None
+
+
+PLAIN = Settings()
 
 
 @dataclass(frozen=True)
@@ -47,16 +58,22 @@ class LinearBounds:
         return linear.margins(self.trace, labels)
 
 
-def _crown_ibp(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> LinearBounds:
-    trace = trace_bounds(graph, x, eps, clip, with_clean=False)
+def _ibp(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = PLAIN) -> Logits:
+    return bound_logits(graph, x, eps, clip, rounding=settings.rounding)
+
+
+def _crown_ibp(
+    graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = PLAIN
+) -> LinearBounds:
+    trace = trace_bounds(graph, x, eps, clip, with_clean=False, rounding=settings.rounding)
     if len(trace.logits.shape) != 2:
         raise DataError(f"linear bounds need logits of shape (B, K), but the network's are {tuple(trace.logits.shape)}")
     return LinearBounds(trace)
 
 
-# From a network, inputs (B, …), ε and the range of inputs.
-Method = Callable[[LayerGraph, Tensor, float | Tensor, Clip], Bounds]
-METHODS: dict[str, Method] = {"ibp": bound_logits, "crown-ibp": _crown_ibp}
+# From a network, inputs (B, …), ε, the range of inputs and settings.
+Method = Callable[[LayerGraph, Tensor, float | Tensor, Clip, Settings], Bounds]
+METHODS: dict[str, Method] = {"ibp": _ibp, "crown-ibp": _crown_ibp}
 
 
 def method_named(name: str) -> Method:

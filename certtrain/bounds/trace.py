@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph, Normalize
 from certtrain.bounds.interval import RULES, Box, Visit, input_box, interval_pass, taken_statistics
+from certtrain.bounds.rounded import logit_errors
+from certtrain.bounds.rounding import Rounding
 from certtrain.bounds.statistics import Source, Statistics, batch_statistics
 
 Clip = tuple[float, float] | None
@@ -28,12 +30,14 @@ class Interval(NamedTuple):
 class Logits:
     """The box of the logits, and the last layer with its input's box, from which margins come.
 
-    `head` is the last layer where it is linear, else None.
+    `head` is the last layer where it is linear, else None. With `rounding` the
+    boxes hold computed values, and so are the ends and margins bounds of them.
     """
 
     box: Box
     head: nn.Linear | None
     head_input: Box
+    rounding: Rounding | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -42,11 +46,19 @@ class Logits:
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds (B, K) of the logits."""
-        return self.box.lower, self.box.upper
+        if self.rounding is None:
+            return self.box.lower, self.box.upper
+        error = logit_errors(self.rounding, None, self.head_input, self.box)
+        return self.box.lower - error, self.box.upper + error
 
     def margins(self, labels: Tensor) -> Tensor:
         """Lower bounds (B, K) of logit[y] − logit[j]; column y is 0."""
-        return self.margin_box(labels).lower
+        box, column = self.margin_box(labels), labels.unsqueeze(1)
+        if self.rounding is None:
+            return box.lower
+        error = logit_errors(self.rounding, self.head, self.head_input, self.box)
+        radius = box.radius + (error.gather(1, column) + error)
+        return (box.centre - radius).scatter(1, column, 0.0)
 
     def margin_box(self, labels: Tensor) -> Box:
         """The box of logit[y] − logit[j], (B, K); column y is 0.
@@ -119,18 +131,22 @@ def trace_bounds(
     *,
     with_clean: bool = True,
     source: Source = batch_statistics,
+    rounding: Rounding | None = None,
 ) -> BoundTrace:
     """Carry the boxes around `x` (B, …), and the clean batch with them, through the network in one pass."""
-    box = input_box(x, eps, clip, with_clean=with_clean)
-    passed = interval_pass(graph, box, watch=NONLINEAR, source=source)
-    logits = Logits(passed.output, graph.head, passed.head_input)
+    box = input_box(x, eps, clip, with_clean=with_clean, rounding=rounding)
+    passed = interval_pass(graph, box, watch=NONLINEAR, source=source, rounding=rounding)
+    logits = Logits(passed.output, graph.head, passed.head_input, rounding)
     return BoundTrace(box, _normalized(graph, box), passed.visits, logits)
 
 
-def bound_logits(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip) -> Logits:
+def bound_logits(
+    graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, *, rounding: Rounding | None = None
+) -> Logits:
     """Carry only the boxes through the network: no clean batch, nothing kept on the way."""
-    passed = interval_pass(graph, input_box(x, eps, clip, with_clean=False))
-    return Logits(passed.output, graph.head, passed.head_input)
+    box = input_box(x, eps, clip, with_clean=False, rounding=rounding)
+    passed = interval_pass(graph, box, rounding=rounding)
+    return Logits(passed.output, graph.head, passed.head_input, rounding)
 
 
 def _normalized(graph: LayerGraph, box: Box) -> Box:

@@ -11,13 +11,13 @@ from torch import Tensor
 from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model
-from certtrain.certificate import ASSUMPTIONS, CLIP
+from certtrain.certificate import CLIP
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CertificateError
 from certtrain.modelfile import Classifier
 from certtrain.points import count
 from certtrain.precision import tensor_cores
-from certtrain.stages import Batch, Bounding, classified, fooled, methods_of, points_at_once
+from certtrain.stages import Batch, Bounding, assumptions_of, classified, fooled, methods_of, points_at_once
 from certtrain.verify import check_fit, network_of
 
 # Two machines sum the same float64 terms in different orders. The sum of 10⁴ terms up to 10³ is then uncertain by
@@ -119,8 +119,8 @@ def _check_header(path: Path, header: Header, model_file: Path, model: Classifie
         )
     if header.inputs != CLIP:
         raise CertificateError(f"{path} is about inputs in {header.inputs}; certtrain certifies pixels in {CLIP}")
-    if (header.arithmetic, header.assumptions) != ("real", ASSUMPTIONS):
-        raise CertificateError(f"{path} states an arithmetic or assumptions that its certificates do not rest on")
+    if header.assumptions != assumptions_of(network_of(model, header.network), header.arithmetic):
+        raise CertificateError(f"{path} states assumptions that are not those of its certificates")
     methods_of(header.method)
 
 
@@ -167,11 +167,11 @@ class _Again:
 
     def _inference(self, records: Sequence[Record]) -> Iterator[str]:
         batch = self._batch(records)
-        correct = classified(self.model, batch.x, batch.labels).tolist()
+        correct = classified(self.model, batch.x, batch.labels, self.header.arithmetic).tolist()
         for record, x, label, right in zip(records, batch.x, batch.labels, correct, strict=True):
             wrong = record.verdict == "misclassified"
             # Sums in another order may round the other way: what is so alone is so as well.
-            if right == wrong and fooled(self.model, x, label) != wrong:
+            if right == wrong and fooled(self.model, x, label, self.header.arithmetic) != wrong:
                 yield f"example {record.index} is {record.verdict} there, but is {_rightly(right)} classified here"
             elif record.counterexample is not None:
                 yield from self._attacked(record, record.counterexample, x, label)
@@ -181,7 +181,7 @@ class _Again:
         far = (found.double() - x.double()).abs() > self.header.eps.value
         if bool((far | (found < low) | (found > high)).any()):
             yield f"example {record.index} has a counterexample outside its box"
-        elif not fooled(self.model, found, label):
+        elif not fooled(self.model, found, label, self.header.arithmetic):
             yield f"example {record.index} has a counterexample that is rightly classified"
 
     def _bounds(self, method: str) -> Judge:
@@ -197,7 +197,7 @@ class _Again:
                 elif not _agree(record.margin, margin):
                     yield f"example {record.index} has the margin {record.margin!r} there, but {margin!r} here"
 
-        bound = Bounding(self.model, method)
+        bound = Bounding(self.model, method, self.header.arithmetic)
         return judge if method in methods_of(self.header.method) else unasked
 
     def _batch(self, records: Sequence[Record]) -> Batch:

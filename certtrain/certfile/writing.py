@@ -10,13 +10,15 @@ import torch
 
 from certtrain.certfile.lines import Data, Header, Line, ModelHashes, Radius, Record, Seal, differences, encode
 from certtrain.certfile.reading import Contents, read_certificates
-from certtrain.certificate import ASSUMPTIONS, CLIP
+from certtrain.certificate import CLIP
 from certtrain.data import ImageSet
 from certtrain.epsilon import exact_eps
 from certtrain.errors import CertificateError
 from certtrain.modelfile import Classifier, versions
 from certtrain.points import Point, count
+from certtrain.stages import assumptions_of
 from certtrain.storage import append, truncate, write_atomic
+from certtrain.verify import network_of
 
 
 def describe_task(
@@ -27,6 +29,7 @@ def describe_task(
     eps: float,
     method: str,
     network: Literal["saved", "folded"],
+    arithmetic: str,
     attack: Mapping[str, Any],
     batch_size: int,
 ) -> Header:
@@ -38,8 +41,8 @@ def describe_task(
         eps=Radius(text=exact_eps(eps), value=eps),
         inputs=CLIP,
         method=method,
-        arithmetic="real",
-        assumptions=ASSUMPTIONS,
+        arithmetic=arithmetic,
+        assumptions=assumptions_of(network_of(model, network), arithmetic),
         attack=dict(attack),
         batch_size=batch_size,
         versions=versions(),

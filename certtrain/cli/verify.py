@@ -51,6 +51,15 @@ class Attack(StrEnum):
     apgd_t = "apgd-t"
 
 
+class Arithmetic(StrEnum):
+    """In which the network computes."""
+
+    float32 = "float32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+    real = "real"
+
+
 class Network(StrEnum):
     """Of which network the certificates speak."""
 
@@ -72,6 +81,10 @@ def verify(
     network: Annotated[
         Network, typer.Option(help="The network as saved, or with BatchNorm folded as `certtrain export` writes it.")
     ] = Network.saved,
+    arithmetic: Annotated[
+        Arithmetic,
+        typer.Option(help="What the network computes in when it runs; real is a network that never rounds."),
+    ] = Arithmetic.float32,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -129,6 +142,7 @@ def verify(
     radius = saved.metadata.eps if eps is None else eps
     settings = named(attack.value, steps=pgd_steps, restarts=pgd_restarts, seed=seed)
     asked: dict[str, Any] = {"method": method.value, "network": network.value, "batch_size": batch_size}
+    asked["arithmetic"] = arithmetic.value
     writer = None if out is None else _writer(out, force, model, saved, images, eps=radius, attack=settings, **asked)
     stop, limits = Stopper(None), Limits(timeout, time_budget)
     known = [] if writer is None else list(writer.points.values())

@@ -82,7 +82,7 @@ def show_checked(checked: Checked) -> None:
     for verdict in COUNTED:
         table.add_row(verdict, f"{checked.counts[verdict]:,}")
     out.print(table)
-    about = f"ε = {format_eps(checked.eps)}, the network as {checked.network}, {checked.method}"
+    about = f"ε = {format_eps(checked.eps)}, the network as {checked.network}, {checked.arithmetic}, {checked.method}"
     if checked.partial:
         say(
             f"partial check: the first {checked.checked:,} of {checked.examples:,} examples hold ({about}); of the "

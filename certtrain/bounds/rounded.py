@@ -1,0 +1,264 @@
+"""Boxes that hold what a deployed network really computes: each layer's rule, with the room that rounding needs.
+
+Each layer takes the values x̂ that were computed before it and adds an error
+of its own. So its box is the rule's, of a box that holds x̂, and wider by a
+bound of that error and of what the float64 rule itself has rounded:
+
+- affine layers: κ(|W|(|c| + r) + |b|). The first part is |W| of a wider radius r + κ(|c| + r), at no further
+  product; the second one is a constant.
+- sums and curves: κ times the result's largest magnitude.
+- exact layers, ReLU and maximum: what the verifier rounds when it goes to the box's ends and back.
+
+A value below the smallest normal number may be lost on its way into a layer.
+Boxes leave that out; every layer that is not exact adds it for its inputs.
+Where the network might overflow, the radius is NaN, which no later layer mends.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certtrain.bounds.graph import Add, Normalize
+from certtrain.bounds.rounding import Rounding, enclosing, of_line
+from certtrain.bounds.statistics import BatchNorm, Statistics
+
+if TYPE_CHECKING:  # interval.py imports this file
+    from certtrain.bounds.interval import Box
+
+SMALLEST_VARIANCE = 2.0**-100  # below it, with its e, float32 keeps no relative accuracy in a BatchNorm's variance
+LOST = 8  # tiny numbers that go lost in one operation, its operands' among them
+
+
+class Step(NamedTuple):
+    """One layer with its rule, its input boxes and a BatchNorm's statistics."""
+
+    layer: nn.Module
+    rule: Callable[..., "Box"]
+    inputs: tuple["Box", ...]
+    statistics: Statistics | None
+
+    def apply(self, *inputs: "Box") -> "Box":
+        """The rule's box, without rounding."""
+        return self.rule(self.layer, *inputs, *(() if self.statistics is None else (self.statistics,)))
+
+
+class Affine(NamedTuple):
+    """What the error of an affine layer is made of.
+
+    The network is within deployed · (|W||x̂| + constant) of exact, by sums of
+    `length` terms; nothing inside the layer is larger than
+    (1 + growth)(1 + max|x̂| + offset).
+    """
+
+    deployed: float
+    length: int
+    constant: Tensor | None
+    growth: Tensor | float
+    offset: Tensor | float
+
+
+class Other(NamedTuple):
+    """What the error of a sum or a monotone layer is made of.
+
+    The network is within `deployed` of exact, relative to the result, and the
+    verifier within γ of `length`. `image` maps the inputs' magnitudes to one
+    that bounds the result and, together, the terms of the lines that stand for
+    the layer. `exact` layers lose nothing; `growing` ones can overflow.
+    """
+
+    deployed: float
+    image: Callable[..., Tensor]
+    length: int = 0
+    exact: bool = False
+    growing: bool = False
+
+
+def rounded(rounding: Rounding, step: Step, *, with_slack: bool) -> tuple["Box", Tensor | None]:
+    """The box (B, …) of one layer's computed results, and their slack (B, …) if it is asked for.
+
+    The slack bounds |computed − exact| at every x̂ of the input boxes, together
+    with what the verifier rounds off when it takes a linear function back
+    through the layer: |Λ| · slack is to be taken off there.
+    """
+    assert all(box.radius.dtype == torch.float64 for box in step.inputs), "rounding is bounded in float64"
+    kind = type(step.layer)
+    if kind in RESHAPING:
+        return _reshaping(step, with_slack)
+    if kind in AFFINE:
+        return _affine(rounding, step, AFFINE[kind](rounding, step), with_slack)
+    return _other(rounding, step, OTHERS[kind](rounding, step.layer), with_slack)
+
+
+def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: "Box", logits: "Box") -> Tensor:
+    """What two logits' errors (B, K) add to the radius of their difference, over what exact arithmetic gives.
+
+    With a linear `head`, κ(|W|(|c| + r) + |b|) for each of the two, so that the
+    difference's own |W_y − W_j| r can stand beside it. Without one the boxes of
+    `logits` hold the computed values, and only the verifier rounds.
+    """
+    if head is None:
+        return _magnitude(logits) * enclosing(0.0, 0) + LOST * rounding.tiny
+    size = _magnitude(head_input)
+    terms = _product(rounding, head)
+    whole = F.linear(size, head.weight.abs(), terms.constant)
+    return whole * enclosing(terms.deployed, terms.length) + _floor(rounding, size, terms)
+
+
+def _magnitude(box: "Box") -> Tensor:
+    """The largest magnitude in the box, but for float64's rounding, for which all constants have room."""
+    return box.centre.abs() + box.radius
+
+
+def _affine(rounding: Rounding, step: Step, terms: Affine, with_slack: bool) -> tuple["Box", Tensor | None]:
+    box, size = step.inputs[0], _magnitude(step.inputs[0])
+    kappa = enclosing(terms.deployed, terms.length)
+    added = floor = _floor(rounding, size, terms)
+    if terms.constant is not None:
+        added = floor + kappa * terms.constant
+    if not with_slack:
+        out = step.apply(box._replace(radius=torch.add(box.radius, size, alpha=kappa)))
+        return out._replace(radius=out.radius + added), None
+    out, weighed = step.apply(box), step.apply(type(box)(size[:0], size)).radius
+    radius = torch.add(out.radius, weighed, alpha=kappa) + added
+    whole = weighed if terms.constant is None else weighed + terms.constant
+    return out._replace(radius=radius), whole * _of_line(terms.deployed, out, terms.length) + floor
+
+
+def _other(rounding: Rounding, step: Step, terms: Other, with_slack: bool) -> tuple["Box", Tensor | None]:
+    out = step.apply(*step.inputs)
+    size, floor = _magnitude(out), LOST * rounding.tiny
+    radius = torch.add(out.radius, size, alpha=enclosing(terms.deployed, terms.length))
+    if terms.exact and not with_slack:
+        return out._replace(radius=radius), None
+    image = terms.image(*(_magnitude(box) for box in step.inputs))
+    lost = _floor(rounding, image, Affine(0.0, 0, None, 0.0, 0.0)) if terms.growing else floor
+    slack = torch.add(image * _of_line(0.0, out, terms.length), size, alpha=terms.deployed * 1.001) + lost
+    return out._replace(radius=radius if terms.exact else radius + lost), slack if with_slack else None
+
+
+def _reshaping(step: Step, with_slack: bool) -> tuple["Box", Tensor | None]:
+    out = step.apply(*step.inputs)
+    return out, _magnitude(out) * _of_line(0.0, out, 0) if with_slack else None
+
+
+def _of_line(deployed: float, out: "Box", length: int) -> float:
+    """κ of the slack; the thousandth is for what rounds off where |Λ| · slack is summed."""
+    return (deployed + of_line(out.radius[:1].numel() + length)) * 1.001
+
+
+def _floor(rounding: Rounding, size: Tensor, terms: Affine) -> Tensor:
+    """What may underflow in each example's results (B, 1, …), and NaN where something might overflow."""
+    total = (1 + terms.growth) * (1 + size.flatten(1).amax(1) + terms.offset)
+    lost = total * (LOST * rounding.tiny * (terms.length + 4))
+    return torch.where(total < rounding.largest, lost, torch.nan).view(-1, *[1] * (size.dim() - 1))
+
+
+# --- affine layers ---------------------------------------------------------------------------------------
+
+
+def _product(rounding: Rounding, layer: nn.Module) -> Affine:
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    rows = layer.weight.flatten(1)
+    length = rows.shape[1]
+    deployed, growth = rounding.products(length), torch.linalg.vector_norm(rows, 1, dim=1).amax()
+    if layer.bias is None:
+        return Affine(deployed, length, None, growth, 0.0)
+    bias = layer.bias.abs()
+    constant = bias.view(1, -1, 1, 1) if isinstance(layer, nn.Conv2d) else bias
+    return Affine(deployed, length, constant, growth, bias.amax())
+
+
+def _normalize(rounding: Rounding, step: Step) -> Affine:
+    """(x − mean) / std: a difference and a quotient, or a product with the inverse."""
+    layer = step.layer
+    assert isinstance(layer, Normalize)
+    mean, inverse = layer.mean.abs(), 1 / layer.std.abs()
+    return Affine(rounding.steps(8), 0, mean * inverse, inverse.amax(), mean.amax())
+
+
+def _batch_norm(rounding: Rounding, step: Step) -> Affine:
+    """x·α + β with α = weight/√(var + e) and β = bias − mean·α, or as written: fewer than 16 roundings either way."""
+    layer, statistics = step.layer, step.statistics
+    assert isinstance(layer, BatchNorm)
+    assert statistics is not None  # which every pass gives a BatchNorm
+    variance, mean = statistics.variance, statistics.mean.abs()
+    inverse = torch.rsqrt(variance + layer.eps)
+    weight = layer.weight.abs() if layer.affine else torch.ones_like(inverse)
+    bias = layer.bias.abs() if layer.affine else torch.zeros_like(inverse)
+    accurate = ((variance >= 0) & (variance + layer.eps >= SMALLEST_VARIANCE)).all()
+    growth = torch.where(accurate, (1 + inverse.amax()) * (1 + weight.amax()), math.inf)
+    constant = (weight * inverse * mean + bias).view(1, -1, *[1] * (step.inputs[0].radius.dim() - 2))
+    return Affine(rounding.steps(16), 0, constant, growth, mean.amax() + bias.amax())
+
+
+def _average(rounding: Rounding, step: Step) -> Affine:
+    """A sum of at most a window's values, then a quotient."""
+    layer, shape = step.layer, step.inputs[0].radius.shape
+    if isinstance(layer, nn.AvgPool2d):
+        size = layer.kernel_size
+        length = size * size if isinstance(size, int) else math.prod(size)
+    else:
+        length = math.prod(shape[-2:])
+    return Affine(rounding.steps(length + 2), length, None, float(length), 0.0)
+
+
+# --- the others ------------------------------------------------------------------------------------------
+
+
+def _itself(size: Tensor) -> Tensor:
+    return size
+
+
+def _add(rounding: Rounding, layer: nn.Module) -> Other:
+    return Other(rounding.steps(1), torch.add, growing=True)
+
+
+def _relu(rounding: Rounding, layer: nn.Module) -> Other:
+    return Other(0.0, _itself, exact=True)
+
+
+def _max_pool(rounding: Rounding, layer: nn.Module) -> Other:
+    return Other(0.0, layer, exact=True)
+
+
+def _leaky_relu(rounding: Rounding, layer: nn.Module) -> Other:
+    """The slope is rounded, and the product."""
+    assert isinstance(layer, nn.LeakyReLU)
+    steepest = max(1.0, layer.negative_slope)
+    return Other(rounding.steps(2), lambda size: size * steepest, growing=True)
+
+
+def _curve(rounding: Rounding, layer: nn.Module) -> Other:
+    """Sigmoid and tanh: the verifier's as well are within so many units in the last place.
+
+    An end's own rounding by a unit of x moves the result by x·f′(x) of them. For
+    tanh that is at most |f|, for sigmoid at most |x|·f, where x is above −709 or f
+    below float64's smallest normal number: fewer than 4096 of the result's units.
+    A line's terms, k·x and f − k·x, are at most |x| and 1 + |x|.
+    """
+    return Other(rounding.function(), lambda size: size + 1, length=4096)
+
+
+# Layer → what rounds in it, by exact type; with the two tables below, every layer that has a rule for intervals.
+AFFINE: dict[type[nn.Module], Callable[[Rounding, Step], Affine]] = {
+    nn.Linear: lambda rounding, step: _product(rounding, step.layer),
+    nn.Conv2d: lambda rounding, step: _product(rounding, step.layer),
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    Normalize: _normalize,
+    nn.AvgPool2d: _average,
+    nn.AdaptiveAvgPool2d: _average,
+}
+OTHERS: dict[type[nn.Module], Callable[[Rounding, nn.Module], Other]] = {
+    Add: _add,
+    nn.ReLU: _relu,
+    nn.LeakyReLU: _leaky_relu,
+    nn.Sigmoid: _curve,
+    nn.Tanh: _curve,
+    nn.MaxPool2d: _max_pool,
+}
+RESHAPING = frozenset({nn.Flatten, nn.Identity, nn.Dropout})
