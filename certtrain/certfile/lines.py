@@ -152,9 +152,9 @@ def differences(recorded: Header, wanted: Header) -> list[str]:
 
 
 def _difference(words: str, before: Any, now: Any) -> str:
-    """With the values themselves where they are short."""
+    """With the values themselves, but for sentences."""
     if isinstance(before, dict) and isinstance(now, dict):
         fields = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         pairs = [f"{name} {before.get(name)} there, {now.get(name)} here" for name in fields]
         return f"{words} ({'; '.join(pairs)})"
-    return f"{words} ({before} there, {now} here)"
+    return words if isinstance(before, tuple) else f"{words} ({before} there, {now} here)"
