@@ -26,3 +26,9 @@ def format_eps(eps: float) -> str:
     """ε as a fraction of 255 where it is one, else as a short number."""
     levels = round(eps * 255)
     return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-9 else f"{eps:.6g}"
+
+
+def exact_eps(eps: float) -> str:
+    """ε as a text that `parse_eps` takes back to the same number: as `format_eps` where that does, else in full."""
+    short = format_eps(eps)
+    return short if parse_eps(short) == eps else repr(eps)

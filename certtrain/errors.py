@@ -9,6 +9,7 @@ CerttrainError
 ├── NetworkError         a user's own network cannot be had from its source, or does not fit what is asked
 ├── DeviceError          the asked-for device is not there, or too small
 ├── ModelFileError       a model file is missing, damaged or foreign
+├── CertificateError     a certificate file is missing, damaged or foreign, or does not hold
 ├── RunError             a run folder cannot be started or resumed
 ├── StorageError         a file cannot be written
 ├── NonFiniteError       NaN or infinity turned up; training stops
@@ -55,6 +56,10 @@ class DeviceError(CerttrainError):
 
 class ModelFileError(CerttrainError):
     """A model file is missing, damaged or foreign."""
+
+
+class CertificateError(CerttrainError):
+    """A certificate file is missing, damaged or foreign, or what it says does not hold."""
 
 
 class RunError(CerttrainError):

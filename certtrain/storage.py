@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from certtrain.errors import DataError, ModelFileError, NetworkError, RunError, StorageError
+from certtrain.errors import CertificateError, DataError, ModelFileError, NetworkError, RunError, StorageError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -42,9 +42,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log. Raises StorageError."""
+    append(path, f"{line}\n".encode())
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Add whole lines to a file, in one go. Raises StorageError."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with path.open("ab") as file:
+            file.write(lines)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -84,6 +89,13 @@ def check_model_file(path: Path) -> None:
         raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
+
+
+def check_certificate_file(path: Path) -> None:
+    """Raise CertificateError unless there is a file at `path`."""
+    if not path.is_file():
+        what = "is no file" if path.exists() else "is not there"
+        raise CertificateError(f"the certificate file {path} {what}; `certtrain verify MODEL --out FILE` writes one")
 
 
 def check_data_folder(dataset: str, folder: Path | None) -> None:

@@ -30,13 +30,14 @@ from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note
 from certtrain.inspection import traces_over
 from certtrain.modelfile import Classifier, save_model
 from certtrain.objective import SMALLEST_EPS
+from certtrain.points import Point
 from certtrain.precision import check_precision, tensor_cores
 from certtrain.preset import Preset
 from certtrain.report import write_report
 from certtrain.source import changed_source, settle
 from certtrain.step import Stepper
 from certtrain.storage import write_json
-from certtrain.verify import Point, Report, check_fit, verify
+from certtrain.verify import Report, check_fit, verify
 
 # How often, in seconds. None of it changes what is trained.
 READ_SECONDS = 0.25  # between two readings of the measurements, each of which waits for the device
@@ -254,6 +255,7 @@ class Trainer:
             return None
         results = report.to_dict()
         seconds = results.pop("seconds")
+        del results["stages"]  # seconds again: with them, a resumed run's model would not be the same file
         save_model(self.folder.model, self._result(), describe(self.preset, self.images.train, results=results))
         training: dict[str, Any] = {"steps": self.steps, "seconds": self.progress.seconds, "device": self.device}
         training["processes"] = self.group.size
@@ -283,7 +285,8 @@ class Trainer:
             if done < total and (reason := self.should_stop()):
                 raise _StopVerifying(reason)
 
-        return verify(self._classifier(), self.final, self.preset.eps.max, attack=PGD(), on_points=on_points)
+        eps = self.preset.eps.max
+        return verify(self._classifier(), self.final, eps, attack=PGD(), method="ibp", on_points=on_points)
 
     def _classifier(self) -> Classifier:
         return Classifier(self._result(), describe(self.preset, self.images.train)).eval()

@@ -1,37 +1,34 @@
 """Verification of a model on a set: bounds from below, attack from above, and their record."""
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from certtrain.attack import PGD, pgd
-from certtrain.certificate import VERDICTS, Certificates, Certifier, Verdict
-from certtrain.data import ImageSet, to_unit
-from certtrain.errors import DataError, SoundnessError
+from certtrain.attack import Settings
+from certtrain.cascade import UNLIMITED, Cascade, Limits, OnPoints, OnRound
+from certtrain.certificate import ARITHMETIC
+from certtrain.data import ImageSet
+from certtrain.epsilon import parse_eps
+from certtrain.errors import DataError
+from certtrain.folding import fold_batch_norm
 from certtrain.modelfile import Classifier
+from certtrain.points import Point, Stage, count, stages
 from certtrain.precision import tensor_cores
-from certtrain.storage import write_atomic
+from certtrain.stages import assumptions_of, names_of, rounds_of
 
-
-@dataclass(frozen=True)
-class Point:
-    """What is known about one example: the smallest margin's lower bound is None where it is not finite."""
-
-    index: int
-    label: int
-    verdict: Verdict
-    margin: float | None
+Network = Literal["saved", "folded"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Counts over a set, and the accuracies and errors that they give, as shares of all examples."""
+    """Counts over a set, and the accuracies and errors that they give, as shares of all examples.
+
+    method: as it was asked for; stages: what was tried, in that order, over all
+        sessions that the points come from. seconds: of this one.
+    network: "saved", as it stands in its file, or "folded", as `export` writes it.
+    unfinished: how many of the open points some step has not been tried on, for want of time.
+    """
 
     dataset: str
     split: str
@@ -42,9 +39,13 @@ class Report:
     falsified: int
     misclassified: int
     method: str
-    attack: dict[str, int]
+    attack: dict[str, int | str]
     assumptions: tuple[str, ...]
     seconds: float
+    stages: tuple[Stage, ...] = ()
+    network: Network = "saved"
+    arithmetic: str = ARITHMETIC
+    unfinished: int = 0
 
     @property
     def natural_accuracy(self) -> float:
@@ -73,42 +74,44 @@ class Report:
         return asdict(self) | accuracies
 
 
-def to_json_lines(path: Path, points: Sequence[Point]) -> None:
-    """Write one JSON object a line for each point. Raises StorageError."""
-    lines = [json.dumps(asdict(point), allow_nan=False) for point in points]
-    write_atomic(path, ("\n".join(lines) + "\n").encode())
-
-
-OnPoints = Callable[[list[Point]], None]
-
-
 @tensor_cores(False)
 def verify(
     model: Classifier,
     images: ImageSet,
     eps: float,
     *,
-    attack: PGD,
+    attack: Settings,
     method: str = "auto",
+    network: Network = "saved",
+    arithmetic: str = ARITHMETIC,
+    limits: Limits = UNLIMITED,
     batch_size: int = 200,
+    known: Sequence[Point] = (),
     on_points: OnPoints = lambda points: None,
+    on_round: OnRound = lambda names, points: None,
 ) -> Report:
-    """Classify, attack and certify each example; `on_points` hears of each batch as it is done.
+    """Classify, attack and certify each example.
 
-    Bounds are computed in float64, inference and attack in the model's own
-    precision. Raises DataError if the images do not fit the model, and
-    SoundnessError if a certified point was attacked: then a bound is wrong.
+    `method` "auto" is the cascade: attack and interval bounds first, each
+    tighter method on the points that are open after that, within `limits`. A
+    method's name is that method alone. `known` points are not looked at again,
+    but for the methods that have not been tried on those that are open.
+
+    `on_round` hears of each round, by its steps' names and the number of points
+    that come to it; `on_points` of each batch of it as it is done, so of an open
+    point once a round. An exception that they raise ends the verification.
+
+    Certificates are for the network that computes in `arithmetic`, as for
+    `certify`; inference and attack run in it. Raises DataError if the images do not fit the model, MethodError,
+    EpsilonError, and SoundnessError if a certified point was attacked: then a
+    bound is wrong.
     """
     check_fit(model, images)
-    start, counts = time.monotonic(), dict.fromkeys(VERDICTS, 0)
-    certifier = Certifier(model, method)
-    for first, x, labels in _batches(model, images, batch_size):
-        points = _judge(
-            first, labels, certifier.certify(x, labels, eps), pgd(model, x, labels, eps, attack, first).broken
-        )
-        for point in points:
-            counts[point.verdict] += 1
-        on_points(points)
+    start, eps = time.monotonic(), parse_eps(eps)
+    model = network_of(model, network)
+    rounds = rounds_of(model, method, attack, batch_size, arithmetic)
+    points = Cascade(model, images, eps, rounds, limits, known, on_points, on_round).run()
+    counts, steps = count(points), names_of(method)
     return Report(
         dataset=images.name,
         split=images.split,
@@ -118,11 +121,22 @@ def verify(
         open=counts["open"],
         falsified=counts["falsified"],
         misclassified=counts["misclassified"],
-        method=certifier.method,
-        attack=asdict(attack),
-        assumptions=certifier.assumptions,
+        method=method,
+        attack=attack.to_dict(),
+        assumptions=assumptions_of(model, arithmetic),
         seconds=time.monotonic() - start,
+        stages=stages(points, steps),
+        network=network,
+        arithmetic=arithmetic,
+        unfinished=sum(point.verdict == "open" and not set(steps) <= point.tried.keys() for point in points),
     )
+
+
+def network_of(model: Classifier, network: Network) -> Classifier:
+    """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer."""
+    if network == "saved":
+        return model
+    return fold_batch_norm(model).to(next(model.parameters()).device)
 
 
 def check_fit(model: Classifier, images: ImageSet) -> None:
@@ -138,25 +152,3 @@ def check_fit(model: Classifier, images: ImageSet) -> None:
             f"{images.name} has {len(images.class_names)} classes ({', '.join(images.class_names[:3])}, …), "
             f"but the model tells apart {len(made_for.class_names)} ({', '.join(made_for.class_names[:3])}, …)"
         )
-
-
-def _batches(model: Classifier, images: ImageSet, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    device = next(model.parameters()).device
-    for first in range(0, len(images), size):
-        chunk = slice(first, first + size)
-        yield first, to_unit(images.images[chunk].to(device)), images.labels[chunk].to(device)
-
-
-def _judge(first: int, labels: Tensor, found: Certificates, broken: Tensor) -> list[Point]:
-    rows = zip(labels.tolist(), found.verdicts, found.margin.tolist(), broken.tolist(), strict=True)
-    return [_point(first + n, *row) for n, row in enumerate(rows)]
-
-
-def _point(index: int, label: int, verdict: Verdict, margin: float, broken: bool) -> Point:
-    if broken and verdict == "certified":
-        raise SoundnessError(
-            f"example {index} is certified with margin {margin:g}, yet an input in its box is misclassified. "
-            "A bound is wrong or the margin is within rounding error: do not trust this model's certificates."
-        )
-    verdict = "falsified" if broken and verdict == "open" else verdict
-    return Point(index, label, verdict, margin if torch.tensor(margin).isfinite() else None)

@@ -24,7 +24,9 @@ certtrain train --resume runs/mnist
     "verify": """
 certtrain verify runs/mnist/model.safetensors
 certtrain verify runs/mnist/model.safetensors --eps 0.1 --pgd-steps 100 --pgd-restarts 5
-certtrain verify runs/mnist/model.safetensors --limit 500 --points points.jsonl --json
+certtrain verify runs/mnist/model.safetensors --limit 500 --method ibp --json
+certtrain verify runs/mnist/model.safetensors --timeout 5s --time-budget 2h --out certificates.jsonl
+certtrain verify runs/mnist/model.safetensors --check certificates.jsonl
 """,
     "stats": """
 certtrain stats runs/mnist

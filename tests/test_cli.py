@@ -1,6 +1,7 @@
 """The command line as a person uses it: results, files, messages and exit codes."""
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -17,6 +18,9 @@ from safetensors.torch import save_file
 from typer.main import get_command
 
 from certtrain import cli
+from certtrain.attack import ATTACKS
+from certtrain.bounds.methods import METHODS
+from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.report import AGAIN
 
 TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
@@ -146,20 +150,143 @@ def test_an_interrupt_stops_at_a_checkpoint(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_verify_gives_the_bracket_and_a_line_for_each_point(run: Run, model: Path, tmp_path: Path) -> None:
-    done = run("verify", str(model), "--eps", "2/255", "--limit", "50", "--points", "points.jsonl", "--json")
+def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Path, tmp_path: Path) -> None:
+    done = run("verify", str(model), "--eps", "2/255", "--limit", "50", "--out", "c.jsonl", "--json")
     report = json.loads(done.out)
     assert report["certified_accuracy"] <= report["pgd_accuracy"] <= report["natural_accuracy"]
-    assert report["examples"] == 50
-    assert report["eps"] == 2 / 255
-    points = [json.loads(line) for line in (tmp_path / "points.jsonl").read_text().splitlines()]
-    assert [point["index"] for point in points] == list(range(50))
-    assert sum(point["verdict"] == "certified" for point in points) == report["certified"]
+    assert (report["examples"], report["eps"], report["out"]) == (50, 2 / 255, "c.jsonl")
+    assert [stage["name"] for stage in report["stages"]] == ["inference", "attack", "ibp", "crown-ibp"]
+    header, *points, seal = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert header["eps"] == {"text": "2/255", "value": 2 / 255}
+    assert {point["index"] for point in points} == set(range(50))
+    assert seal["counts"]["certified"] == report["certified"]
+    checked = json.loads(run("verify", str(model), "--check", "c.jsonl", "--json").out)
+    assert (checked["checked"], checked["partial"], checked["counts"]) == (50, False, seal["counts"])
+
+
+def test_a_check_says_what_holds(run: Run, model: Path) -> None:
+    assert "wrote c.jsonl" in run("verify", str(model), "--limit", "30", "--network", "folded", "--out", "c.jsonl").out
+    whole = run("verify", str(model), "--check", "c.jsonl")
+    assert whole.code == 0, whole.err
+    assert "all 30 records hold (ε = 0.02, the network as folded, float32, auto)" in whole.out
+    part = run("verify", str(model), "--check", "c.jsonl", "--limit", "10").out
+    assert "partial check: the first 10 of 30 examples hold" in part
+
+
+def test_a_check_of_another_model_or_a_changed_record_fails(run: Run, model: Path, tmp_path: Path) -> None:
+    assert run("verify", str(model), "--limit", "30", "--out", "c.jsonl").code == 0
+    assert run("init", "-p", "digits", *TINY, "--out", "fresh.safetensors").code == 0
+    refused = run("verify", "fresh.safetensors", "--check", "c.jsonl")
+    assert (refused.code, refused.out) == (1, "")
+    assert "c.jsonl is about another model than fresh.safetensors: the weights differ" in refused.err
+    text = (tmp_path / "c.jsonl").read_text()
+    (tmp_path / "c.jsonl").write_text(text.replace('"margin":', '"margin":1', 1))
+    assert "one of them was changed" in run("verify", str(model), "--check", "c.jsonl").err
+
+
+def test_what_is_open_for_want_of_time_is_said_and_gone_on_with(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["verify", str(model), "--eps", "0.08", "--out", "c.jsonl"]
+    hurried = run(*words, "--time-budget", "0.000001s")
+    assert "0.00%" in hurried.out
+    assert "of the open examples were not tried by every step, for want of time" in hurried.out
+    assert run("verify", str(model), "--check", "c.jsonl").code == 0
+    done = run(*words)
+    assert "for want of time" not in done.out
+    assert run("verify", str(model), "--check", "c.jsonl").code == 0
+    finished = (tmp_path / "c.jsonl").read_bytes()
+    assert run(*words).code == 0
+    assert (tmp_path / "c.jsonl").read_bytes() == finished
+
+
+def test_certificates_of_something_else_are_replaced_by_force_alone(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["verify", str(model), "--limit", "20", "--out", "c.jsonl"]
+    assert run(*words).code == 0
+    before = (tmp_path / "c.jsonl").read_bytes()
+    refused = run(*words, "--eps", "0.05", "--pgd-steps", "3")
+    assert refused.code == 1
+    assert "ε (text 0.02 there, 0.05 here" in refused.err
+    assert "the attack (steps 20 there, 3 here)" in refused.err
+    assert "--force" in refused.err
+    assert (tmp_path / "c.jsonl").read_bytes() == before
+    assert run(*words, "--eps", "0.05", "--force").code == 0
+    (tmp_path / "c.jsonl").write_text("mine")
+    refused = run(*words)
+    assert refused.code == 1
+    assert "no certificates" in refused.err
+    assert (tmp_path / "c.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_verification_that_was_stopped_goes_on(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    words = ["verify", str(model), "--eps", "0.08", "--pgd-steps", "200", "--batch-size", "20", "--out"]
+    command = [sys.executable, "-m", "certtrain", *words]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "c.jsonl")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and _lines(tmp_path / "c.jsonl") < 2:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert out == ""
+    assert "Traceback" not in err
+    before = _lines(tmp_path / "c.jsonl")
+    assert 2 <= before <= 340, "it was not stopped on its way"
+    if number == signal.SIGINT:
+        assert process.returncode == 130, err
+        again = f"go on with: certtrain verify {model} --eps 0.08 --pgd-steps 200 --batch-size 20 --out"
+        assert again in " ".join(err.split())
+    check = [sys.executable, "-m", "certtrain", "verify", str(model), "--check", str(tmp_path / "c.jsonl")]
+    refused = subprocess.run(check, capture_output=True, text=True, timeout=120)
+    assert (refused.returncode, "is not finished" in refused.stderr) == (1, True)
+    for file in ("c.jsonl", "whole.jsonl"):
+        subprocess.run([*command, str(tmp_path / file)], check=True, capture_output=True, timeout=120)
+    assert _certificates(tmp_path / "c.jsonl") == _certificates(tmp_path / "whole.jsonl")
+    subprocess.run(check, check=True, capture_output=True, timeout=120)
+
+
+def _lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def _certificates(file: Path) -> list[list[object]]:
+    """The last record of each point, without seconds."""
+    records = [json.loads(line) for line in file.read_text().splitlines()[1:-1]]
+    last = {record["index"]: record | {"tried": list(record["tried"])} for record in records}
+    return [list(record.values()) for _, record in sorted(last.items())]
+
+
+def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        interrupted = True
+
+    monkeypatch.setattr(importlib.import_module("certtrain.cli.verify"), "Stopper", lambda seconds: Interrupted())
+    done = run("verify", str(model))
+    assert (done.code, done.out) == (130, "")
+    assert "without --out FILE nothing is kept" in done.err
+
+
+def test_the_methods_that_can_be_asked_for_are_those_there_are() -> None:
+    asked = importlib.import_module("certtrain.cli.verify")
+    assert [method.value for method in asked.Method] == ["auto", *METHODS]
+    assert [attack.value for attack in asked.Attack] == list(ATTACKS)
+    assert {arithmetic.value for arithmetic in asked.Arithmetic} == set(ARITHMETICS)
+
+
+def test_other_attacks_by_name(run: Run, model: Path) -> None:
+    words = ["verify", str(model), "--limit", "20", "--attack"]
+    found = json.loads(run(*words, "apgd-t", "--pgd-steps", "3", "--json").out)
+    assert (found["attack"]["name"], found["attack"]["steps"], found["attack"]["targets"]) == ("apgd-t", 3, 9)
+    shown = run(*words, "apgd-ce")
+    assert "upper limit on robust; apgd-ce, 100 steps × 1" in shown.out
 
 
 def test_verify_agrees_with_the_run_s_own_report(run: Run, trained: Path, model: Path) -> None:
-    again = json.loads(run("verify", str(model), "--json").out)
+    again = json.loads(run("verify", str(model), "--method", "ibp", "--json").out)
     first = json.loads((trained / "report.json").read_text())["results"]
+    assert "stages" not in first
     assert {name: again[name] for name in first} == first
 
 
@@ -342,7 +469,14 @@ BAD = {
     "wrong data folder": (["train", "-p", "mnist-70ep", "--data-dir", "."], 1, "not found"),
     "preset and resume": (["train", "-p", "digits", "--resume", "x"], 2, "as it was begun"),
     "resume nothing": (["train", "--resume", "absent"], 1, "no run to resume"),
-    "target cannot be made": (["verify", "MODEL", "--points", "/proc/x.jsonl"], 1, "cannot write /proc/x.jsonl"),
+    "target cannot be made": (["verify", "MODEL", "--out", "/proc/x.jsonl"], 1, "cannot write /proc/x.jsonl"),
+    "a folder for certificates": (["verify", "MODEL", "--out", "."], 1, "is no file"),
+    "check of another radius": (["verify", "MODEL", "--check", "c.jsonl", "--eps", "0.1"], 2, "taken from the file"),
+    "check and write": (["verify", "MODEL", "--check", "c.jsonl", "--out", "d.jsonl"], 2, "taken from the file"),
+    "nothing to check": (["verify", "MODEL", "--check", "absent.jsonl"], 1, "is not there; `certtrain verify MODEL"),
+    "check of a model": (["verify", "MODEL", "--check", "foreign.safetensors"], 1, "foreign.safetensors"),
+    "unknown method": (["verify", "MODEL", "--method", "magic"], 2, "crown-ibp"),
+    "no time for a point": (["verify", "MODEL", "--timeout", "0s"], 2, "not a time above zero"),
     "several seeds of one network": (["init", "-p", "digits", "--seeds", "2"], 2, "--compare and --sweep-depth"),
     "no depths": (["init", "-p", "digits", "--sweep-depth", "two"], 2, "2,4,8,16"),
     "one depth": (["init", "-p", "digits", "--sweep-depth", "4,4"], 2, "two depths or more"),

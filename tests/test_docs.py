@@ -15,6 +15,7 @@ from typer.main import get_command
 from certtrain import cli, diagnostics
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ACCURACY, ARITHMETICS
+from certtrain.certfile import Header, Record, Seal
 from certtrain.certificate import PIXELS, VERDICTS
 from certtrain.layers import SECTIONS
 from certtrain.preset import load_preset
@@ -123,7 +124,7 @@ def test_every_command_argument_and_option_has_help() -> None:
 
 def test_the_commands_pages_name_every_option_and_its_default() -> None:
     page = GENERATE["pages"]()["verify.md"]
-    assert "- `--pgd-steps N`: Steps of the attack. At least 1. Default: `20`." in page
+    assert "- `--pgd-restarts N`: Random starts of the attack. At least 1. Default: `1`." in page
     assert "- `--split train|validation|test`: Which part of the data. Default: `test`." in page
     assert "- `--json`: Print JSON instead of tables." in page
     assert "Environment variable: `CERTTRAIN_DATA_DIR`." in page
@@ -205,7 +206,7 @@ def test_what_the_diagnostics_page_says_helps_are_fields_of_a_preset() -> None:
 
 
 def test_the_certificates_page_names_every_verdict_method_and_assumption() -> None:
-    verdicts = re.findall(r"^\| `(\w+)` \|", CERTIFICATES, flags=re.M)
+    verdicts = re.findall(r"^\| `(\w+)` \|", CERTIFICATES.partition("## The file")[0], flags=re.M)
     assert sorted(verdicts) == sorted(VERDICTS)
     methods = re.findall(r"^- `([\w-]+)`, \w+ bounds:", CERTIFICATES, flags=re.M)
     assert methods == list(METHODS)
@@ -218,6 +219,17 @@ def test_the_certificates_page_names_every_verdict_method_and_assumption() -> No
     assert f"within {ACCURACY} units in the last place" in CERTIFICATES
     assert "[0, 1]" in PIXELS
     assert "stays in [0, 1]" in CERTIFICATES
+
+
+def test_the_certificates_page_names_every_field_of_the_file() -> None:
+    header, record = (
+        re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]*) \|", part, flags=re.M)))
+        for part in CERTIFICATES.partition("## The file")[2].split("Then comes a record")
+    )
+    assert header == list(Header.model_fields)
+    assert record == list(Record.model_fields)
+    seal = CERTIFICATES.partition("The last line is the seal")[2]
+    assert all(f"`{name}`" in seal for name in Seal.model_fields)
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -2,18 +2,20 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import classifier, images
-from torch import Tensor
+from torch import Tensor, nn
 
+from certtrain.architecture import MLP
 from certtrain.attack import PGD
 from certtrain.data import ImageSet, to_unit
-from certtrain.errors import DataError, EpsilonError, SoundnessError, StorageError
+from certtrain.errors import DataError, EpsilonError, SoundnessError
 from certtrain.modelfile import Classifier
-from certtrain.verify import Point, Report, check_fit, to_json_lines, verify
+from certtrain.points import Point
+from certtrain.verify import Report, check_fit, network_of, verify
 
 EPS = 0.04
 
@@ -26,9 +28,10 @@ def mostly_right(count: int = 100) -> tuple[Classifier, ImageSet]:
     return model, replace(data, labels=torch.where(torch.arange(count) % 5 == 0, (labels + 1) % 3, labels))
 
 
-def verified(eps: float = EPS, **options: int) -> tuple[Report, list[Point]]:
+def verified(eps: float = EPS, **options: Any) -> tuple[Report, list[Point]]:
     points: list[Point] = []
-    report = verify(*mostly_right(), eps, attack=PGD(steps=10), on_points=points.extend, **options)
+    asked = {"attack": PGD(steps=10), "method": "ibp"} | options
+    report = verify(*mostly_right(), eps, on_points=points.extend, **asked)
     return report, points
 
 
@@ -54,7 +57,7 @@ def test_the_report_as_plain_values():
     assert found["verified_error"] == pytest.approx(1 - report.certified / 100)
     assert found["pgd_accuracy"] == (report.certified + report.open) / 100
     assert (found["dataset"], found["split"], found["eps"], found["method"]) == ("folder", "test", EPS, "ibp")
-    assert found["attack"] == {"steps": 10, "restarts": 1, "seed": 0}
+    assert found["attack"] == {"name": "pgd", "steps": 10, "restarts": 1, "seed": 0, "targets": 0}
     assert json.loads(json.dumps(found, allow_nan=False))["assumptions"] == list(report.assumptions)
 
 
@@ -79,7 +82,12 @@ def test_the_size_of_the_batches_does_not_change_certificates():
 def test_points_are_reported_batch_by_batch():
     sizes: list[int] = []
     verify(
-        *mostly_right(25), EPS, attack=PGD(steps=1), batch_size=10, on_points=lambda points: sizes.append(len(points))
+        *mostly_right(25),
+        EPS,
+        attack=PGD(steps=1),
+        method="ibp",
+        batch_size=10,
+        on_points=lambda points: sizes.append(len(points)),
     )
     assert sizes == [10, 10, 5]
 
@@ -98,7 +106,7 @@ def test_a_network_that_is_not_finite_has_no_accuracy():
     with torch.no_grad():
         model.head.bias[0] = torch.nan
     points: list[Point] = []
-    report = verify(model, data, EPS, attack=PGD(steps=1), on_points=points.extend)
+    report = verify(model, data, EPS, attack=PGD(steps=1), method="ibp", on_points=points.extend)
     assert (report.certified_accuracy, report.pgd_accuracy, report.natural_accuracy) == (0, 0, 0)
     assert {point.margin for point in points} == {None}
 
@@ -132,13 +140,10 @@ def test_a_wrong_eps_is_an_error(eps: float):
         verified(eps)
 
 
-def test_points_are_written_as_json_lines(tmp_path: Path):
-    points = [Point(0, 2, "certified", 0.5), Point(1, 0, "misclassified", None)]
-    to_json_lines(tmp_path / "points.jsonl", points)
-    lines = (tmp_path / "points.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"index": 0, "label": 2, "verdict": "certified", "margin": 0.5},
-        {"index": 1, "label": 0, "verdict": "misclassified", "margin": None},
-    ]
-    with pytest.raises(StorageError):
-        to_json_lines(tmp_path / "points.jsonl" / "below.jsonl", points)
+def test_the_folded_network_is_verified_as_export_writes_it():
+    model, data = classifier(seed=1, architecture=MLP(name="mlp", hidden=(8,), batch_norm=True)), images(100)
+    saved, folded = (verify(model, data, EPS, attack=PGD(steps=5), network=network) for network in ("saved", "folded"))
+    assert (saved.network, folded.network) == ("saved", "folded")
+    assert saved.certified == pytest.approx(folded.certified, abs=1)
+    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in network_of(model, "folded").modules())
+    assert network_of(model, "saved") is model

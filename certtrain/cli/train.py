@@ -1,12 +1,10 @@
 """certtrain train"""
 
 import signal
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +22,7 @@ from certtrain.cli.options import (
     compute_device,
     resolve_preset,
 )
+from certtrain.cli.stopping import Stopper, seconds
 
 if TYPE_CHECKING:
     from certtrain.events import Event, Listener
@@ -46,22 +45,10 @@ class Compile(StrEnum):
     off = "off"
 
 
-def _seconds(text: str) -> float:
-    """Seconds from 90, 90s, 9m or 2h."""
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    try:
-        seconds = float(text[:-1] if unit else text) * (unit or 1)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a time; write it like 90s, 9m or 2h") from error
-    if not 0 < seconds < float("inf"):
-        raise typer.BadParameter(f"{text!r} is not a time above zero")
-    return seconds
-
-
 TimeBudget = Annotated[
     float | None,
     typer.Option(
-        parser=_seconds, metavar="TIME", help="Stop at a checkpoint so long after the start of the command, like 9m."
+        parser=seconds, metavar="TIME", help="Stop at a checkpoint so long after the start of the command, like 9m."
     ),
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")]
@@ -100,7 +87,7 @@ def train(
     if resolved is not None:
         check_data(resolved, data_dir)
     _check_run(resume, out)
-    stop = _Stopper(time_budget)
+    stop = Stopper(time_budget)
     from certtrain import render, trainer
     from certtrain.distributed import joined
 
@@ -124,25 +111,6 @@ def _check_run(resume: Path | None, out: Path | None) -> None:
         check_unfinished_run(resume)
     elif out is not None:
         check_new_run(out)
-
-
-class _Stopper:
-    """Asks a training to stop when its time is over or the user interrupts; a second interrupt is not held back."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds, self.start, self.interrupted = seconds, time.monotonic(), False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._interrupt)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.interrupted = True
-        signal.signal(number, signal.SIG_DFL)
-
-    def reason(self) -> str | None:
-        if self.interrupted:
-            return "interrupted"
-        over = self.seconds is not None and time.monotonic() - self.start >= self.seconds
-        return "the time budget is spent" if over else None
 
 
 def _tensorboard(wanted: bool) -> "list[Listener]":

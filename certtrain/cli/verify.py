@@ -1,7 +1,11 @@
 """certtrain verify"""
 
+import shlex
+import signal
+import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,45 +23,210 @@ from certtrain.cli.options import (
     open_model,
     open_split,
 )
+from certtrain.cli.stopping import Stopper, seconds
+
+if TYPE_CHECKING:
+    from certtrain.attack import Settings
+    from certtrain.certfile import Writer
+    from certtrain.data import ImageSet
+    from certtrain.modelfile import Classifier
+    from certtrain.points import Point
+
+
+class Method(StrEnum):
+    """How points are certified."""
+
+    auto = "auto"
+    ibp = "ibp"
+    crown_ibp = "crown-ibp"
+    crown = "crown"
+    alpha_crown = "alpha-crown"
+
+
+class Attack(StrEnum):
+    """How points are attacked; -t goes through nine other classes, one after the other."""
+
+    pgd = "pgd"
+    pgd_t = "pgd-t"
+    apgd_ce = "apgd-ce"
+    apgd_dlr = "apgd-dlr"
+    apgd_t = "apgd-t"
+
+
+class Arithmetic(StrEnum):
+    """In which the network computes."""
+
+    float32 = "float32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+    real = "real"
+
+
+class Network(StrEnum):
+    """Of which network the certificates speak."""
+
+    saved = "saved"
+    folded = "folded"
+
+
+WITH_CHECK = {"model", "check", "limit", "data_dir", "device", "as_json"}
 
 
 def verify(
+    context: typer.Context,
     model: ModelFile,
     eps: Eps = None,
+    method: Annotated[
+        Method,
+        typer.Option(help="Bounds to certify with; auto tries each, cheap ones first, on the points still open."),
+    ] = Method.auto,
+    network: Annotated[
+        Network, typer.Option(help="The network as saved, or with BatchNorm folded as `certtrain export` writes it.")
+    ] = Network.saved,
+    arithmetic: Annotated[
+        Arithmetic,
+        typer.Option(help="What the network computes in when it runs; real is a network that never rounds."),
+    ] = Arithmetic.float32,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            help="Most time for a point in the methods beyond attack and ibp, like 5s.",
+        ),
+    ] = None,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(parser=seconds, metavar="TIME", help="Most time in all, like 9m; what is not decided stays open."),
+    ] = None,
     data_dir: DataDir = None,
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
     limit: Limit = None,
-    pgd_steps: Annotated[int, typer.Option(min=1, help="Steps of the attack.")] = 20,
+    attack: Annotated[
+        Attack, typer.Option(help="Attack that gives the upper limit; those of AutoAttack are dearer than pgd.")
+    ] = Attack.pgd,
+    pgd_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the attack; by itself pgd takes 20 and apgd 100.")
+    ] = None,
     pgd_restarts: Annotated[int, typer.Option(min=1, help="Random starts of the attack.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the attack's random starts.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples at a time.")] = 200,
-    points: Annotated[Path | None, typer.Option(help="Write a JSON line for each example to this file.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Examples at a time; a tenth of it in methods beyond ibp.")
+    ] = 200,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the certificates to this file, or go on with it if it is there."),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Compute the certificates in this file again, and see that they hold."),
+    ] = None,
     device: DeviceName = Device.auto,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Natural, attacked and certified accuracy of a model: a bracket around its robust accuracy."""
-    check_targets(force, points)
-    network = open_model(model, device)
-    images = open_split(network, split, data_dir, limit)
+    """Natural, attacked and certified accuracy of a model: a bracket around its robust accuracy.
+
+    Stopped by Ctrl-C or a time limit, a verification with --out goes on when the command is given again.
+    """
+    if check is not None:
+        _refuse_others(context)
+        _check(model, check, data_dir, limit, device, as_json)
+        return
+    check_targets(True, out)
+    saved = open_model(model, device)
+    images = open_split(saved, split, data_dir, limit)
     from certtrain import render
-    from certtrain.attack import PGD
-    from certtrain.verify import Point, to_json_lines
+    from certtrain.attack import named
+    from certtrain.cascade import Limits
     from certtrain.verify import verify as verify_model
 
-    found: list[Point] = []
-    radius = network.metadata.eps if eps is None else eps
-    attack = PGD(pgd_steps, pgd_restarts, seed)
-    with render.progress("verifying") as report:
+    radius = saved.metadata.eps if eps is None else eps
+    settings = named(attack.value, steps=pgd_steps, restarts=pgd_restarts, seed=seed)
+    asked: dict[str, Any] = {"method": method.value, "network": network.value, "batch_size": batch_size}
+    asked["arithmetic"] = arithmetic.value
+    writer = None if out is None else _writer(out, force, model, saved, images, eps=radius, attack=settings, **asked)
+    stop, limits = Stopper(None), Limits(timeout, time_budget)
+    known = [] if writer is None else list(writer.points.values())
+    with render.verifying(len(images), known) as view:
 
-        def on_points(batch: list[Point]) -> None:
-            found.extend(batch)
-            report(len(found), len(images))
+        def on_points(points: "list[Point]") -> None:
+            if writer is not None:
+                writer.add(points)
+            view.add(points)
+            if stop.interrupted:
+                raise _Interrupted
 
-        result = verify_model(network, images, radius, attack=attack, batch_size=batch_size, on_points=on_points)
+        try:
+            result = verify_model(
+                saved, images, radius, attack=settings, limits=limits, known=known,
+                on_points=on_points, on_round=view.begin, **asked,
+            )  # fmt: skip
+        except _Interrupted:
+            view.close()
+            _say_stopped(writer, len(images))
+            raise typer.Exit(128 + signal.SIGINT) from None
+    if writer is not None:
+        writer.seal()
     if as_json:
-        render.show_json({"model": str(model), **result.to_dict()})
+        render.show_json({"model": str(model), **result.to_dict(), "out": out and str(out)})
+        return
+    render.show_report(result)
+    if out is not None:
+        render.say(f"wrote {out}")
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _writer(
+    out: Path, force: bool, file: Path, model: "Classifier", images: "ImageSet", *, attack: "Settings", **asked: Any
+) -> "Writer":
+    """A new file, or the one that is there, to go on with."""
+    from certtrain.certfile import Writer, describe_task
+    from certtrain.verify import check_fit
+
+    check_fit(model, images)
+    header = describe_task(file, model, images, attack=attack.to_dict(), **asked)
+    return Writer(out, header, images) if force or not out.exists() else Writer.resume(out, header, images)
+
+
+def _say_stopped(writer: "Writer | None", examples: int) -> None:
+    from certtrain import render
+
+    if writer is None:
+        render.note("stopped; without --out FILE nothing is kept")
+        return
+    decided = sum(point.verdict != "open" for point in writer.points.values())
+    again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
+    render.note(f"stopped with {decided:,} of {examples:,} examples decided; go on with: {again}")
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """The file says what is checked: other options would be ignored."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name not in WITH_CHECK and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter("this is taken from the file that --check names", param_hint=parameter.opts[0])
+
+
+def _check(file: Path, check: Path, data_dir: Path | None, limit: int | None, device: Device, as_json: bool) -> None:
+    from certtrain.storage import check_certificate_file
+
+    check_certificate_file(check)
+    model = open_model(file, device)
+    from certtrain import render
+    from certtrain.certfile import check as check_certificates
+    from certtrain.certfile import read_certificates
+
+    contents = read_certificates(check, model.metadata.input_shape)
+    data = contents.header.data
+    images = open_split(model, Split(data.split), data_dir, data.examples)
+    with render.progress("checking") as report:
+        outcome = check_certificates(check, contents, file, model, images, limit=limit, on_progress=report)
+    if as_json:
+        render.show_json({"model": str(file), **outcome.to_dict()})
     else:
-        render.show_report(result)
-    if points is not None:
-        to_json_lines(points, found)
+        render.show_checked(outcome)

@@ -82,6 +82,13 @@ class ImageSet:
             digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
+    def example_fingerprint(self, index: int) -> str:
+        """SHA-256, in hexadecimal, of one example's pixels followed by the eight bytes of its label."""
+        return self._slice(index).fingerprint()
+
+    def _slice(self, index: int) -> "ImageSet":
+        return replace(self, images=self.images[index : index + 1], labels=self.labels[index : index + 1])
+
 
 def split_validation(train: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Hold `count` random examples out of `train`: (the rest, the validation set).

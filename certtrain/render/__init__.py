@@ -39,6 +39,9 @@ from certtrain.render.pieces import err, new_table, out
 from certtrain.render.pieces import error as error
 from certtrain.render.pieces import note as note
 from certtrain.render.pieces import say as say
+from certtrain.render.verification import show_checked as show_checked
+from certtrain.render.verification import stage_table, unfinished
+from certtrain.render.verification import verifying as verifying
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics import Finding, LayerState
@@ -307,20 +310,24 @@ def show_report(report: Report) -> None:
     title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
     out.print(Text(title, style="italic"))
     table = new_table("", "accuracy", "error", "examples")
-    attack = f"{report.attack['steps']} steps × {report.attack['restarts']}"
+    attack = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
+    bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
     rows = (
         ("natural", report.natural_accuracy, "no perturbation"),
         ("under PGD", report.pgd_accuracy, f"upper limit on robust; {attack}"),
-        ("certified", report.certified_accuracy, f"lower limit on robust; {report.method} bounds"),
+        ("certified", report.certified_accuracy, f"lower limit on robust; {bounds}"),
     )
     table.add_column("", justify="left", style="bright_black")
     for name, share, remark in rows:
         count = round(share * report.examples)
         table.add_row(name, percent(share), percent(1 - share), f"{count:,}", remark)
     out.print(table)
+    out.print(stage_table(report))
     gap = report.pgd_accuracy - report.certified_accuracy
     span = f"between {percent(report.certified_accuracy)} and {percent(report.pgd_accuracy)}"
     out.print(Text(f"robust accuracy lies {span}; {report.open:,} examples ({percent(gap)}) are open"))
+    if words := unfinished(report):
+        out.print(Text(words))
     out.print(Text(f"verified error {percent(1 - report.certified_accuracy)}; {report.seconds:.1f} s", style="bold"))
     for assumption in report.assumptions:
         out.print(Text(f"assumes {assumption}", style="bright_black"))

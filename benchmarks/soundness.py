@@ -1,0 +1,394 @@
+"""Throw random, corner and adversarial points at certified boxes, and count those that break what was certified.
+
+Small networks of every supported kind are trained on the digits that ship with certtrain, a few seconds each; or
+give model files. Some test images of each are certified by every bound method, at several radii. Then plain inference
+looks at points of the certified boxes: as many uniform ones as corners and as steps of attacks; in batches of several
+sizes, one by one, and with the sums of every layer in another order. A point counts against a method if its box is
+certified and
+
+- class: its label is not the one largest logit, or the logits are not finite, or
+- smallest: a margin, the label's logit less another's, lies below the smallest that the certificate names, or
+- each: in float64, a margin lies below the method's own bound for it in real arithmetic, by more than rounding.
+
+The column "closest" is the least that an observed margin lay above the certificate's smallest.
+
+Exit status 1 if any point does, or if there was nothing to try.
+
+python benchmarks/soundness.py
+python benchmarks/soundness.py --points 2000 --quick
+python benchmarks/soundness.py --models runs/mnist/model.safetensors --data-dir DATA
+"""
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from certtrain import ibp_init_, load_model, margin_bounds, objective_terms
+from certtrain.architecture import CNN, MLP, Architecture, ResNeXt, WideResNet
+from certtrain.assemble import load_split
+from certtrain.attack import APGD, PGD, attack
+from certtrain.attack.box import box_ends
+from certtrain.attack.hunt import running
+from certtrain.bounds.graph import Normalize
+from certtrain.bounds.methods import METHODS
+from certtrain.certificate import Certifier
+from certtrain.data import ImageSet, derive_seed, load_images, to_unit
+from certtrain.models import InputSpec, build_model
+
+SHAPE, MEAN, STD = (1, 8, 8), (0.3,), (0.35,)
+SIZES = (256, 64, 7, 1)
+SHARES = {256: 1, 64: 1, 7: 5, 1: 20}
+"""Batches of this size look at every so many-th point: small ones are slow."""
+RADII = (0.01, 0.3, 1, 2)
+"""Of the boxes, as shares of ε: in small ones bounds are tight, of large ones the last few are certified."""
+
+
+class Own(nn.Module):
+    """A network as people write their own: functional calls, one layer twice, a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize(MEAN, STD)
+        self.first, self.twice = nn.Conv2d(1, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 1, 1)
+        self.bn, self.side = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+        self.hidden, self.out = nn.Linear(24, 20), nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(self.normalize(x)))
+        x = self.side(x) + self.twice(torch.relu(self.bn(self.twice(x))))
+        x = nn.functional.max_pool2d(torch.relu(x), 2)
+        return self.out(torch.tanh(self.hidden(torch.flatten(x, 1))))
+
+
+def named(architecture: Architecture) -> nn.Module:
+    return build_model(architecture, InputSpec(SHAPE, 10, MEAN, STD))
+
+
+def _dense(*activations: nn.Module) -> nn.Module:
+    """Hidden layers of 32 units, each followed by its activation."""
+    sizes = [64] + [32] * len(activations)
+    layers = [part for n, act in enumerate(activations) for part in (nn.Linear(sizes[n], sizes[n + 1]), act)]
+    return nn.Sequential(Normalize(MEAN, STD), nn.Flatten(), *layers, nn.Linear(sizes[-1], 10))
+
+
+def _pooled(pool: nn.Module) -> nn.Module:
+    convolution = nn.Conv2d(1, 8, 3, padding=1)
+    layers = (convolution, nn.ReLU(), pool, nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10))
+    return nn.Sequential(Normalize(MEAN, STD), *layers)
+
+
+CHANNELS = {"channels": (6, 8), "kernels": (3, 3), "strides": (1, 2), "linear": (32,)}
+SMALL = {"stem": 4, "blocks": (1, 1), "strides": (1, 2), "linear_size": 24}
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: named(MLP(name="mlp", hidden=(48, 32), batch_norm=False)),
+    "mlp, BatchNorm": lambda: named(MLP(name="mlp", hidden=(48, 32))),
+    "cnn": lambda: named(CNN(name="cnn", **CHANNELS, batch_norm=False)),
+    "cnn, BatchNorm": lambda: named(CNN(name="cnn", **CHANNELS)),
+    "wide-resnet": lambda: named(WideResNet(name="wide-resnet", widen_factor=1, **SMALL)),
+    "resnext": lambda: named(ResNeXt(name="resnext", bottleneck_width=2, **SMALL)),
+    "leaky relu": lambda: _dense(nn.LeakyReLU(0.1), nn.LeakyReLU(0.1)),
+    "sigmoid": lambda: _dense(nn.Sigmoid()),
+    "tanh": lambda: _dense(nn.Tanh(), nn.Tanh()),
+    "max pooling": lambda: _pooled(nn.MaxPool2d(2)),
+    "average pooling": lambda: _pooled(nn.AvgPool2d(2)),
+    "own module": Own,
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in evaluation mode with the images that it is tried on, pixels (N, …) and labels (N,)."""
+
+    name: str
+    network: nn.Module
+    x: Tensor
+    labels: Tensor
+    eps: float
+
+
+@dataclass
+class Tally:
+    """What one method claimed for a network, and what was found against it."""
+
+    network: str
+    method: str
+    boxes: int = 0
+    certified: int = 0
+    points: int = 0
+    wrong_class: int = 0
+    below_smallest: int = 0
+    below_each: int = 0
+    closest: float = torch.inf
+    """The least that an observed margin lay above the certificate's smallest."""
+
+    @property
+    def violations(self) -> int:
+        """All that was found, whatever kind."""
+        return self.wrong_class + self.below_smallest + self.below_each
+
+
+# --- the networks ----------------------------------------------------------------------------------------
+
+
+def trained(network: nn.Module, images: ImageSet, eps: float, steps: int, seed: int) -> nn.Module:
+    """Certified training with interval bounds; ε grows over two thirds of the steps."""
+    generator = Generator().manual_seed(seed)
+    x, labels = to_unit(images.images), images.labels
+    ibp_init_(network, generator)
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    for step in range(steps):
+        rows = torch.randint(len(x), (128,), generator=generator)
+        radius = eps * min(1.0, step / (steps * 2 / 3))
+        loss = objective_terms(network.train(), x[rows], labels[rows], radius, eps_max=eps).total
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 8)
+        optimizer.step()
+    return network.eval()
+
+
+def digit_subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
+    """A network of each kind, trained on digits."""
+    train, test = (load_images("digits", split) for split in ("train", "test"))
+    for name in arguments.kinds:
+        with torch.random.fork_rng():
+            torch.manual_seed(arguments.seed)
+            network = trained(KINDS[name](), train, arguments.eps, arguments.steps, arguments.seed)
+        x, labels = to_unit(test.images[: arguments.images]), test.labels[: arguments.images]
+        yield Subject(name, network, x, labels, arguments.eps)
+
+
+def file_subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
+    """The networks of the files, on the first test images of their data."""
+    for path in arguments.models:
+        network = load_model(path)
+        images = load_split(network.metadata, "test", arguments.data_dir)
+        x, labels = to_unit(images.images[: arguments.images]), images.labels[: arguments.images]
+        yield Subject(path.parent.name or path.name, network, x, labels, network.metadata.eps)
+
+
+# --- the points ------------------------------------------------------------------------------------------
+
+
+class Recorder(nn.Module):
+    """A network that keeps the whole batches (N, …) that an attack asks it about, and their smallest margins (N,)."""
+
+    def __init__(self, network: nn.Module, labels: Tensor) -> None:
+        super().__init__()
+        self.network, self.labels = network, labels
+        self.points, self.margins = list[Tensor](), list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        if len(x) == len(self.labels):
+            self.points.append(x.detach().clone())
+            self.margins.append(smallest_margin(logits.detach(), self.labels))
+        return logits
+
+
+def thrown(boxes: Subject, rounds: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points (P, …) of the boxes and each one's row (P,): `rounds` a box, in turn of attacks, uniform and corners."""
+    lower, upper = box_ends(boxes.x, boxes.eps)
+    generator = Generator().manual_seed(derive_seed(seed, boxes.name))
+    tried = attack_steps(boxes, -(-rounds // 3), seed)
+    points = []
+    for number in range(rounds):
+        share = torch.rand(lower.shape, generator=generator).to(lower)
+        if number % 3 == 0:
+            points.append(tried[number // 3 % len(tried)])
+        elif number % 3 == 1:
+            points.append((lower + (upper - lower) * share).clamp(lower, upper))
+        else:
+            points.append(torch.where(share < 0.5, lower, upper))
+    return torch.cat(points), torch.arange(len(lower), device=lower.device).repeat(rounds)
+
+
+def attack_steps(boxes: Subject, count: int, seed: int) -> Tensor:
+    """Of all points that the attacks try in each box, the `count` with the smallest margins (count, N, …).
+
+    The first are those that broke, if any did.
+    """
+    settings = (PGD(10, 1, seed, targets=9), APGD("dlr", 10, 1, seed, targets=9), APGD("ce", 10, 1, seed))
+    recorder = Recorder(boxes.network, boxes.labels)
+    broken = attack(recorder, boxes.x, boxes.labels, boxes.eps, settings).adversarial
+    worst = torch.stack(recorder.margins).topk(min(count, len(recorder.margins)), dim=0, largest=False).indices
+    tried = torch.stack(recorder.points)[worst, torch.arange(len(broken), device=broken.device)]
+    return torch.cat([broken.unsqueeze(0), tried])
+
+
+# --- inference -------------------------------------------------------------------------------------------
+
+
+class Reordered(nn.Module):
+    """A linear layer or convolution whose sums run over its inputs in another order."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, generator: Generator) -> None:
+        super().__init__()
+        self.layer, self.order = copy.deepcopy(layer), torch.randperm(layer.weight.shape[1], generator=generator)
+        self.layer.weight.data = self.layer.weight.data[:, self.order]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, self.order])
+
+
+def reordered(network: nn.Module, seed: int) -> nn.Module:
+    """The same function in real arithmetic, with every sum in another order. Grouped convolutions stay as they are."""
+    generator, result = Generator().manual_seed(seed), copy.deepcopy(network)
+    for parent in list(result.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+                setattr(parent, name, Reordered(layer, generator))
+    return result
+
+
+def answers(network: nn.Module, points: Tensor, arithmetic: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits of the points by plain inference in every way, with the points' numbers."""
+    if arithmetic == "real":  # float64 is as near as it gets
+        network, points = copy.deepcopy(network).double(), points.double()
+    other = reordered(network, seed)
+    order = torch.randperm(len(points), generator=Generator().manual_seed(seed)).to(points.device)
+    for size in SIZES:
+        for chunk in order[:: SHARES[size]].split(size):
+            for version in (network, other) if size > 1 else (network,):
+                with running(arithmetic, points.device.type):
+                    yield chunk, version(points[chunk])
+
+
+def smallest_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The least that the label's logit lies above another (B,), from logits (B, K); −∞ where these are not finite."""
+    column = labels.unsqueeze(1)
+    smallest = margins(logits, labels).scatter(1, column, torch.inf).amin(dim=1)
+    return torch.where(logits.isfinite().all(dim=1), smallest, -torch.inf)
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit less each (B, K); float64 takes the difference of float32 numbers without error."""
+    return logits.double().gather(1, labels.unsqueeze(1)) - logits.double()
+
+
+# --- the campaign ----------------------------------------------------------------------------------------
+
+
+def campaign(subject: Subject, methods: list[str], count: int, options: dict[str, Any], seed: int) -> list[Tally]:
+    """Try the subject's boxes of several radii with about `count` points in all; one tally a method."""
+    tallies = [Tally(subject.name, method) for method in methods]
+    for share in RADII:
+        at = replace(subject, eps=subject.eps * share)
+        try_radius(at, tallies, -(-count // len(RADII)), options, seed)
+    return tallies
+
+
+@torch.no_grad()
+def try_radius(subject: Subject, tallies: list[Tally], count: int, options: dict[str, Any], seed: int) -> None:
+    """Certify the boxes by every method, throw points at those that any of them certified, and count."""
+    claims = [Certifier(subject.network, tally.method, **options).certify(subject.x, subject.labels, subject.eps)
+              for tally in tallies]  # fmt: skip
+    proved = [claim.certified.to(subject.x.device) for claim in claims]
+    for tally, mine in zip(tallies, proved, strict=True):
+        tally.boxes, tally.certified = tally.boxes + len(mine), tally.certified + int(mine.sum())
+    kept = torch.stack(proved).any(dim=0)
+    if not kept.any():
+        return
+    boxes = replace(subject, x=subject.x[kept], labels=subject.labels[kept])
+    points, rows = thrown(boxes, -(-count // len(boxes.x)), seed)
+    exact = copy.deepcopy(boxes.network).double()
+    seen = Seen(observed(boxes, points, rows, options, seed), margins(exact(points.double()), boxes.labels[rows]))
+    for tally, claim, mine in zip(tallies, claims, proved, strict=True):
+        each = margin_bounds(exact, boxes.x.double(), boxes.labels, boxes.eps, method=tally.method)
+        held = mine[kept][rows]
+        bounds = Seen(claim.margin[kept][rows], each[rows])
+        count_against(tally, seen.take(held), bounds.take(held), slack=1e-9 if "arithmetic" not in options else 0.0)
+
+
+class Seen(NamedTuple):
+    """Of some points: the smallest margin (P,) in the deployed arithmetic, and all margins (P, K) in float64."""
+
+    smallest: Tensor
+    each: Tensor
+
+    def take(self, which: Tensor) -> "Seen":
+        """The points of the mask `which`."""
+        return Seen(self.smallest[which], self.each[which])
+
+
+def observed(boxes: Subject, points: Tensor, rows: Tensor, options: dict[str, Any], seed: int) -> Tensor:
+    """The smallest margin of each point (P,) over all ways of inference."""
+    worst = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
+    for chunk, logits in answers(boxes.network, points, options.get("arithmetic", "real"), seed):
+        worst[chunk] = worst[chunk].minimum(smallest_margin(logits, boxes.labels[rows[chunk]]))
+    return worst
+
+
+def count_against(tally: Tally, seen: Seen, bounds: Seen, slack: float) -> None:
+    """Add what speaks against a method; margins in float64 may be off by its rounding, `slack` is for the others."""
+    size = seen.each.abs().amax(dim=1).clamp(min=1)
+    gap = seen.smallest - bounds.smallest
+    tally.points += len(gap)
+    tally.wrong_class += int((~(seen.smallest > 0)).sum())
+    tally.below_smallest += int((~(gap >= -slack * size)).sum())
+    tally.below_each += int((~(seen.each >= bounds.each - 1e-9 * size.unsqueeze(1))).any(dim=1).sum())
+    tally.closest = min([tally.closest, *gap.tolist()])
+
+
+def show(tallies: list[Tally]) -> None:
+    print("| network | method | boxes | certified | points | class | smallest | each | closest |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for t in tallies:
+        counts = f"{t.boxes} | {t.certified} | {t.points:,} | {t.wrong_class} | {t.below_smallest} | {t.below_each}"
+        print(f"| {t.network} | {t.method} | {counts} | {t.closest:.2g} |")
+
+
+def parsed(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, nargs="+", help="model files, in the place of networks trained here")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--arithmetic", help="of the deployed network; certify's own default if not given")
+    parser.add_argument("--points", type=int, default=120_000, help="points in all, each tried against every method")
+    parser.add_argument("--images", type=int, help="test images for each network; 60, or 12 if quick")
+    parser.add_argument("--steps", type=int, help="of training; 400, or 60 if quick")
+    parser.add_argument("--eps", type=float, default=0.03, help="radius of training and boxes, without model files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="short trainings and few images")
+    arguments = parser.parse_args(words)
+    arguments.images = arguments.images or (12 if arguments.quick else 60)
+    arguments.steps = arguments.steps or (60 if arguments.quick else 400)
+    return arguments
+
+
+def main(words: list[str] | None = None) -> int:
+    """Parse the arguments, run the campaign on each network, print the table; the exit status."""
+    arguments = parsed(words)
+    options = {"arithmetic": arguments.arithmetic} if arguments.arithmetic else {}
+    subjects = file_subjects(arguments) if arguments.models else digit_subjects(arguments)
+    count = -(-arguments.points // len(arguments.models or arguments.kinds))
+    start, tallies = time.monotonic(), list[Tally]()
+    for subject in subjects:
+        tallies += campaign(subject, arguments.methods, count, options, arguments.seed)
+        print(f"{subject.name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+    show(tallies)
+    return verdict(tallies)
+
+
+def verdict(tallies: list[Tally]) -> int:
+    """Say what came out; 1 if anything speaks against a certificate or nothing was certified."""
+    violations, tried = sum(t.violations for t in tallies), sum(t.points for t in tallies)
+    networks = {t.network: max(s.points for s in tallies if s.network == t.network) for t in tallies}
+    print(f"\n{sum(networks.values()):,} points, {tried:,} trials of a method, {violations} violations")
+    empty = [name for name, points in networks.items() if not points]
+    if empty:
+        print(f"nothing certified, so nothing tried: {', '.join(empty)}; train longer or take a smaller --eps")
+    return 1 if violations or empty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

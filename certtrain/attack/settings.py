@@ -1,0 +1,98 @@
+"""What an attack does, as plain values; free of torch."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from certtrain.errors import MethodError
+
+APGD_LOSSES = ("ce", "dlr")
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent of the margin (Madry et al. 2018): `steps` of falling size from random starts.
+
+    targets: 0 descends the smallest margin; a number descends, one after the
+    other, the margin against each of so many other classes, the likeliest
+    first (all of them where there are no more).
+    """
+
+    steps: int = 20
+    restarts: int = 1
+    seed: int = 0
+    targets: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def name(self) -> str:
+        """As in `ATTACKS`."""
+        return "pgd-t" if self.targets else "pgd"
+
+    def to_dict(self) -> dict[str, int | str]:
+        """The name and all settings."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class APGD:
+    """Auto-PGD (Croce and Hein 2020, algorithm 1): a step size that halves itself, momentum, the best point kept.
+
+    loss: "ce", cross-entropy, or "dlr", the difference of logits ratio.
+    targets: 0 for the untargeted loss, else as in `PGD`; "dlr" with 9 targets
+    is AutoAttack's APGD-T. The ratio needs three classes, the targeted one
+    four: with fewer, the margin takes its place.
+    """
+
+    loss: str = "ce"
+    steps: int = 100
+    restarts: int = 1
+    seed: int = 0
+    targets: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in APGD_LOSSES:
+            raise MethodError(f"loss {self.loss!r} of APGD is not known; choose from: {', '.join(APGD_LOSSES)}")
+        _check(self)
+
+    @property
+    def name(self) -> str:
+        """As in `ATTACKS`; apgd-ce-t has no entry there."""
+        if not self.targets:
+            return f"apgd-{self.loss}"
+        return "apgd-t" if self.loss == "dlr" else f"apgd-{self.loss}-t"
+
+    def to_dict(self) -> dict[str, int | str]:
+        """The name and all settings."""
+        return {"name": self.name, **asdict(self)}
+
+
+Settings = PGD | APGD
+
+# By name: PGD, and the two attacks by gradients of AutoAttack (apgd-ce, apgd-t) with the untargeted ratio between.
+ATTACKS: dict[str, Callable[[], Settings]] = {
+    "pgd": PGD,
+    "pgd-t": lambda: PGD(targets=9),
+    "apgd-ce": APGD,
+    "apgd-dlr": lambda: APGD("dlr"),
+    "apgd-t": lambda: APGD("dlr", targets=9),
+}
+
+
+def named(name: str, **changes: int | None) -> Settings:
+    """The attack of that name; `changes` replace steps, restarts, seed or targets where they are not None.
+
+    Raises MethodError for an unknown name or a number that is too small.
+    """
+    if name not in ATTACKS:
+        raise MethodError(f"attack {name!r} is not known; choose from: {', '.join(ATTACKS)}")
+    given: dict[str, Any] = {field: value for field, value in changes.items() if value is not None}
+    return replace(ATTACKS[name](), **given)
+
+
+def _check(settings: Settings) -> None:
+    for field, least in (("steps", 1), ("restarts", 1), ("seed", 0), ("targets", 0)):
+        if asdict(settings)[field] < least:
+            raise MethodError(f"{field} of an attack is {asdict(settings)[field]}; it must be at least {least}")

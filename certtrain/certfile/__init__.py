@@ -1,0 +1,19 @@
+"""Certificates as a file: written point by point, read with suspicion, checked by computing them again."""
+
+from certtrain.certfile.checking import Checked, check
+from certtrain.certfile.lines import Header, Record, Seal, differences
+from certtrain.certfile.reading import Contents, read_certificates
+from certtrain.certfile.writing import Writer, describe_task
+
+__all__ = [
+    "Checked",
+    "Contents",
+    "Header",
+    "Record",
+    "Seal",
+    "Writer",
+    "check",
+    "describe_task",
+    "differences",
+    "read_certificates",
+]

@@ -1,0 +1,160 @@
+"""The certificate file: a header line, a line for each point as it is decided, and a seal. Format 1.
+
+Every line is a JSON object. The header says of what the file speaks. A record
+says what is known of one point; a later one of the same point takes the place
+of an earlier one, which must be open. The last line, the seal, counts the
+verdicts and holds the hash of all lines before it. A file without it is not
+finished: `verify` goes on with it.
+"""
+
+import base64
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from certtrain.certificate import Verdict
+from certtrain.epsilon import parse_eps
+from certtrain.errors import EpsilonError
+from certtrain.stages import INFERENCE
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(max_length=1000)]
+
+
+class Line(BaseModel):
+    """What all have in common: no field may be unknown, missing, of another kind, NaN or infinite."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelHashes(Line):
+    """SHA-256 of the model's file, of its tensors, and of what its header says of the network that they make."""
+
+    file: Digest
+    tensors: Digest
+    architecture: Digest
+
+
+class Data(Line):
+    """The examples: the data set's name, its split, how many from its beginning, and their `fingerprint`."""
+
+    name: Name
+    split: Literal["train", "validation", "test"]
+    examples: int = Field(ge=1)
+    sha256: Digest
+
+
+class Radius(Line):
+    """ε as people write it, and as the number that was computed with."""
+
+    text: Name
+    value: float
+
+    @model_validator(mode="after")
+    def _same(self) -> Self:
+        try:
+            same = parse_eps(self.text) == self.value
+        except EpsilonError as error:
+            raise ValueError(str(error)) from error
+        if not same:
+            raise ValueError(f"text {self.text!r} and value {self.value!r} are two radii")
+        return self
+
+
+class Header(Line):
+    """Of what the records speak: all that decides what can be said of a point."""
+
+    kind: Literal["header"] = "header"
+    format: Literal[1] = 1
+    model: ModelHashes
+    network: Literal["saved", "folded"]
+    data: Data
+    eps: Radius
+    inputs: tuple[float, float]
+    method: Name
+    arithmetic: Name
+    assumptions: tuple[Name, ...]
+    attack: dict[Name, int | float | Name]
+    batch_size: int = Field(ge=1)
+    versions: dict[Name, Name]
+
+
+class Record(Line):
+    """What is known of one point: a `Point`, with the hash of its example."""
+
+    kind: Literal["point"] = "point"
+    index: Count
+    label: Count
+    verdict: Verdict
+    margin: float | None
+    method: Name | None
+    tried: dict[Name, Seconds]
+    sha256: Digest
+    counterexample: str | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.method is None) != (self.verdict == "open"):
+            raise ValueError("a point has a method if it is decided, and none while it is open")
+        if self.method not in (None, *self.tried):
+            raise ValueError(f"{self.method!r} is not among what was tried")
+        if (self.verdict == "misclassified") != (self.method == INFERENCE):
+            raise ValueError("inference decides what is misclassified, and nothing else")
+        if (self.counterexample is not None) != (self.verdict == "falsified"):
+            raise ValueError("a falsified point has a counterexample, and no other")
+        if self.verdict == "certified" and not (self.margin or 0) > 0:
+            raise ValueError("a certified point has a margin above zero")
+        return self
+
+
+class Seal(Line):
+    """How many points have each verdict, and the SHA-256 of all lines before, with their ends."""
+
+    kind: Literal["seal"] = "seal"
+    counts: dict[Verdict, Count]
+    sha256: Digest
+
+
+def encode(pixels: Tensor) -> str:
+    """Pixels (C, H, W) as Base64 of their float32 numbers, four bytes each, the lowest byte first."""
+    return base64.b64encode(pixels.float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
+
+
+def decode(text: str, shape: tuple[int, ...]) -> Tensor:
+    """Pixels of that shape (C, H, W) from what `encode` wrote. Raises ValueError."""
+    data = base64.b64decode(text, validate=True)
+    if len(data) != 4 * torch.Size(shape).numel():
+        raise ValueError(f"it holds {len(data)} bytes, not four for each of {torch.Size(shape).numel()} numbers")
+    return torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(shape)
+
+
+def differences(recorded: Header, wanted: Header) -> list[str]:
+    """In what two headers differ, as sentences' parts."""
+    names = {
+        "model": "the model",
+        "network": "the network (saved or folded)",
+        "data": "the data",
+        "eps": "ε",
+        "inputs": "the range of inputs",
+        "method": "the method",
+        "arithmetic": "the arithmetic",
+        "assumptions": "the assumptions",
+        "attack": "the attack",
+        "batch_size": "the batch size",
+        "versions": "the versions of certtrain and torch",
+    }
+    before, now = recorded.model_dump(), wanted.model_dump()
+    return [_difference(words, before[name], now[name]) for name, words in names.items() if before[name] != now[name]]
+
+
+def _difference(words: str, before: Any, now: Any) -> str:
+    """With the values themselves, but for sentences."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        fields = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        pairs = [f"{name} {before.get(name)} there, {now.get(name)} here" for name in fields]
+        return f"{words} ({'; '.join(pairs)})"
+    return words if isinstance(before, tuple) else f"{words} ({before} there, {now} here)"

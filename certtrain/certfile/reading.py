@@ -1,0 +1,134 @@
+"""Certificate files as they are read: whatever is in them, the outcome is certificates or one clear error."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import ValidationError
+
+from certtrain.certfile.lines import Header, Line, Record, Seal, decode
+from certtrain.certificate import VERDICTS
+from certtrain.errors import CertificateError
+from certtrain.points import Point
+from certtrain.storage import check_certificate_file
+
+MOST = 1 << 16  # bytes that a line has room for, its counterexample apart
+L = TypeVar("L", bound=Line)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: its last record of each point; `whole` and `digest` are the length in bytes
+    and the running SHA-256 of header and records."""
+
+    header: Header
+    records: Mapping[int, Record]
+    sealed: bool
+    whole: int
+    digest: "hashlib._Hash"
+
+    def points(self, shape: tuple[int, ...]) -> list[Point]:
+        """The records as points, their counterexamples of that shape (C, H, W)."""
+        return [_point(record, shape) for record in self.records.values()]
+
+
+def _point(record: Record, shape: tuple[int, ...]) -> Point:
+    pixels = None if record.counterexample is None else decode(record.counterexample, shape)
+    return Point(record.index, record.label, record.verdict, record.margin, record.method, dict(record.tried), pixels)
+
+
+def read_certificates(path: Path, shape: tuple[int, ...]) -> Contents:
+    """What the file holds that is about images of that shape (C, H, W).
+
+    Raises CertificateError, naming the line, if it is not what `Writer` wrote: a
+    field is missing, unknown or of the wrong kind, a number is NaN or
+    infinite, a line is too long, or the seal does not fit the lines before it.
+    A last line without its end is as if it were not there: writing was broken off.
+    """
+    check_certificate_file(path)
+    longest = MOST + 6 * torch.Size(shape).numel()
+    with path.open("rb") as file:
+        return _Reader(path, shape).read(iter(lambda: file.readline(longest + 1), b""), longest)
+
+
+class _Reader:
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape, self.number = path, shape, 0
+        self.digest, self.whole = hashlib.sha256(), 0
+        self.header: Header | None = None
+        self.records: dict[int, Record] = {}
+        self.seal: Seal | None = None
+
+    def read(self, lines: Iterator[bytes], longest: int) -> Contents:
+        for self.number, line in enumerate(lines, start=1):
+            if len(line) > longest:
+                raise self._error(f"is longer than {longest:,} bytes, which no line of a certificate file is")
+            if line.endswith(b"\n"):  # else writing was broken off: nothing comes after it
+                self._take(line)
+        if self.header is None:
+            raise CertificateError(f"{self.path} holds no certificates: it has no header")
+        return Contents(self.header, self.records, self.seal is not None, self.whole, self.digest)
+
+    def _take(self, line: bytes) -> None:
+        if self.seal is not None:
+            raise self._error("comes after the seal")
+        if self.header is None:
+            self.header = self._valid(Header, line)
+        elif line.startswith(b'{"kind":"seal"'):
+            self._check_seal(self._valid(Seal, line))
+            return
+        else:
+            self._keep(self._valid(Record, line))
+        self.digest.update(line)
+        self.whole += len(line)
+
+    def _keep(self, record: Record) -> None:
+        assert self.header is not None
+        if record.index >= self.header.data.examples:
+            raise self._error(f"is about example {record.index}, but there are {self.header.data.examples}")
+        earlier = self.records.get(record.index)
+        if earlier is not None and (earlier.verdict != "open" or not earlier.tried.items() < record.tried.items()):
+            raise self._error(f"is about example {record.index} again, and does not go on from the earlier line")
+        if record.counterexample is not None:
+            self._check_pixels(record.counterexample)
+        self.records[record.index] = record
+
+    def _check_pixels(self, text: str) -> None:
+        try:
+            finite = bool(decode(text, self.shape).isfinite().all())
+        except ValueError as error:
+            raise self._error(f"has a counterexample that cannot be read: {error}") from error
+        if not finite:
+            raise self._error("has a counterexample with NaN or infinity")
+
+    def _check_seal(self, seal: Seal) -> None:
+        assert self.header is not None
+        if missing := self.header.data.examples - len(self.records):
+            first = next(index for index in count() if index not in self.records)
+            raise self._error(f"is the seal, but {missing:,} examples have no record, as example {first}")
+        if seal.sha256 != self.digest.hexdigest():
+            raise self._error("is the seal, and does not fit the lines before it: one of them was changed")
+        verdicts = [record.verdict for record in self.records.values()]
+        if dict(seal.counts) != {verdict: verdicts.count(verdict) for verdict in VERDICTS}:
+            raise self._error("is the seal, and its counts are not those of the records")
+        self.seal = seal
+
+    def _valid(self, kind: type[L], line: bytes) -> L:
+        try:
+            return kind.model_validate_json(line)
+        except ValidationError as error:
+            raise self._error(f"is no {kind.__name__.lower()} of a certificate file: {_first(error)}") from error
+
+    def _error(self, what: str) -> CertificateError:
+        return CertificateError(f"line {self.number} of {self.path} {what}")
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing wrong, and where; its value may be of any length, and is left out."""
+    problem = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(map(str, problem["loc"]))[:100]
+    return (f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, ")[:300]

@@ -1,0 +1,135 @@
+"""Certificate files as they are written: the header at once, then each batch of points, then the seal."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+
+from certtrain.certfile.lines import Data, Header, Line, ModelHashes, Radius, Record, Seal, differences, encode
+from certtrain.certfile.reading import Contents, read_certificates
+from certtrain.certificate import CLIP
+from certtrain.data import ImageSet
+from certtrain.epsilon import exact_eps
+from certtrain.errors import CertificateError
+from certtrain.modelfile import Classifier, versions
+from certtrain.points import Point, count
+from certtrain.stages import assumptions_of
+from certtrain.storage import append, truncate, write_atomic
+from certtrain.verify import network_of
+
+
+def describe_task(
+    path: Path,
+    model: Classifier,
+    images: ImageSet,
+    *,
+    eps: float,
+    method: str,
+    network: Literal["saved", "folded"],
+    arithmetic: str,
+    attack: Mapping[str, Any],
+    batch_size: int,
+) -> Header:
+    """The header for the certificates of the saved `model` in the file `path` on `images`."""
+    return Header(
+        model=hash_model(path, model),
+        network=network,
+        data=Data.model_validate(data_of(images)),
+        eps=Radius(text=exact_eps(eps), value=eps),
+        inputs=CLIP,
+        method=method,
+        arithmetic=arithmetic,
+        assumptions=assumptions_of(network_of(model, network), arithmetic),
+        attack=dict(attack),
+        batch_size=batch_size,
+        versions=versions(),
+    )
+
+
+def data_of(images: ImageSet) -> dict[str, Any]:
+    """The fields of `Data`."""
+    return {
+        "name": images.name,
+        "split": images.split,
+        "examples": len(images),
+        "sha256": images.fingerprint(),
+    }
+
+
+def hash_model(path: Path, model: Classifier) -> ModelHashes:
+    """The hashes of a model and of the file that it comes from."""
+    with path.open("rb") as file:
+        whole = hashlib.file_digest(file, "sha256").hexdigest()
+    tensors = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensors.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        tensors.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    said = model.metadata.model_dump(mode="json", include={"architecture", "input_shape", "class_names"})
+    architecture = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return ModelHashes(file=whole, tensors=tensors.hexdigest(), architecture=architecture)
+
+
+class Writer:
+    """Writes a certificate file, each batch of points as it is decided; `points` is what the file knows, by number."""
+
+    def __init__(self, path: Path, header: Header, images: ImageSet) -> None:
+        """Start a new file, in the place of one that is there. Raises StorageError."""
+        line = _line(header)
+        write_atomic(path, line)
+        self.path, self.images, self.digest = path, images, hashlib.sha256(line)
+        self.points: dict[int, Point] = {}
+
+    @classmethod
+    def resume(cls, path: Path, header: Header, images: ImageSet) -> Self:
+        """Go on with a file: its seal, and a last line that was broken off, are cut off.
+
+        Raises CertificateError if it is damaged or has another header, and StorageError.
+        """
+        contents = read_certificates(path, images.input_shape)
+        if other := differences(contents.header, header):
+            raise CertificateError(
+                f"{path} is about something else: {'; '.join(other)}. To go on with it, ask for what it is about; "
+                "else give another name, or --force to replace it"
+            )
+        self = cls.__new__(cls)
+        self.path, self.images, self.digest = path, images, contents.digest.copy()
+        self.points = {point.index: point for point in contents.points(images.input_shape)}
+        self._check_examples(contents)
+        truncate(path, contents.whole)
+        return self
+
+    def add(self, points: Sequence[Point]) -> None:
+        """Write a record for each. Raises StorageError."""
+        lines = b"".join(_line(_record(point, self.images)) for point in points)
+        append(self.path, lines)
+        self.digest.update(lines)
+        self.points |= {point.index: point for point in points}
+
+    def seal(self) -> None:
+        """Write the last line, once every point has a record. Raises StorageError."""
+        append(self.path, _line(Seal(counts=count(self.points.values()), sha256=self.digest.hexdigest())))
+
+    def _check_examples(self, contents: Contents) -> None:
+        for record in contents.records.values():
+            if record.label != int(self.images.labels[record.index]):
+                raise CertificateError(f"{self.path} says another label of example {record.index} than the data")
+
+
+def _line(value: Line) -> bytes:
+    return (value.model_dump_json() + "\n").encode()
+
+
+def _record(point: Point, images: ImageSet) -> Record:
+    return Record(
+        index=point.index,
+        label=point.label,
+        verdict=point.verdict,
+        margin=point.margin,
+        method=point.method,
+        tried=dict(point.tried),
+        sha256=images.example_fingerprint(point.index),
+        counterexample=None if point.counterexample is None else encode(point.counterexample),
+    )

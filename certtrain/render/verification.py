@@ -1,0 +1,96 @@
+"""A verification as it goes, step by step, and a certificate file that was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from certtrain.epsilon import format_eps
+from certtrain.formats import number
+from certtrain.render.pieces import err, new_table, out, say
+
+if TYPE_CHECKING:  # so that an error can be shown without loading torch
+    from certtrain.certfile import Checked
+    from certtrain.points import Point
+    from certtrain.verify import Report
+
+GREY = "bright_black"
+COUNTED = ("certified", "falsified", "open", "misclassified")
+
+
+class VerifyingView:
+    """A bar for the points of a round, and the verdicts so far."""
+
+    def __init__(self, bars: Progress, examples: int, known: Iterable[Point]) -> None:
+        self.bars, self.examples = bars, examples
+        self.verdicts: dict[int, str] = {point.index: point.verdict for point in known}
+        self.task: TaskID | None = None
+
+    def begin(self, names: Sequence[str], points: int) -> None:
+        """A round begins, to which so many points come."""
+        self.close()
+        self.task = self.bars.add_task(", ".join(names), total=points, counts=self._counts())
+
+    def add(self, points: Sequence[Point]) -> None:
+        """These points are done with the round."""
+        self.verdicts |= {point.index: point.verdict for point in points}
+        if self.task is not None:
+            self.bars.update(self.task, advance=len(points), counts=self._counts())
+
+    def close(self) -> None:
+        """The round is over."""
+        if self.task is not None:
+            self.bars.remove_task(self.task)
+        self.task = None
+
+    def _counts(self) -> str:
+        found = list(self.verdicts.values())
+        return "  ".join(f"{verdict} {found.count(verdict):,}" for verdict in COUNTED)
+
+
+@contextmanager
+def verifying(examples: int, known: Iterable[Point] = ()) -> Iterator[VerifyingView]:
+    """A live count on the error stream, if that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+    counts = TextColumn("{task.fields[counts]}", style=GREY)
+    with Progress(*columns, counts, console=err, transient=True, disable=not err.is_terminal) as bars:
+        yield VerifyingView(bars, examples, known)
+
+
+def stage_table(report: Report) -> Table:
+    """A row for each step: points that came to it, points that it decided, seconds for each."""
+    table = new_table("step", "points", "decided", "s/point")
+    for stage in report.stages:
+        seconds = number(stage.seconds_per_point) if stage.points else "–"
+        table.add_row(stage.name, f"{stage.points:,}", f"{stage.decided:,}", seconds)
+    return table
+
+
+def unfinished(report: Report) -> str:
+    """What to say of points that are open for want of time; nothing if there are none."""
+    if not report.unfinished:
+        return ""
+    return f"{report.unfinished:,} of the open examples were not tried by every step, for want of time"
+
+
+def show_checked(checked: Checked) -> None:
+    """What a certificate file says, which holds."""
+    table = new_table("verdict", "examples")
+    for verdict in COUNTED:
+        table.add_row(verdict, f"{checked.counts[verdict]:,}")
+    out.print(table)
+    about = f"ε = {format_eps(checked.eps)}, the network as {checked.network}, {checked.arithmetic}, {checked.method}"
+    if checked.partial:
+        say(
+            f"partial check: the first {checked.checked:,} of {checked.examples:,} examples hold ({about}); of the "
+            f"others nothing is known; {checked.seconds:.1f} s",
+            "bold",
+        )
+    else:
+        say(f"all {checked.checked:,} records hold ({about}); {checked.seconds:.1f} s", "bold")
+    for assumption in checked.assumptions:
+        say(f"assumes {assumption}", GREY)

@@ -1,0 +1,155 @@
+"""The steps of a cascade: each takes points that are open, and says what it has found about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.attack import Settings
+from certtrain.attack import attack as search
+from certtrain.attack.hunt import running
+from certtrain.bounds.methods import METHODS, method_named
+from certtrain.certificate import Certifier, Verdict
+from certtrain.objective import correct_points
+
+INFERENCE, ATTACK, CHEAPEST = "inference", "attack", "ibp"
+DEAR = 10  # a method beyond the cheapest gets so many times fewer points at once: time is looked at in between
+
+
+class Batch(NamedTuple):
+    """Points of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes."""
+
+    numbers: Sequence[int]
+    x: Tensor
+    labels: Tensor
+    eps: float
+
+
+class Found(NamedTuple):
+    """What a step has found about each point of a batch.
+
+    margins: (B,) lower bounds of the smallest margins, if the step has any.
+    counterexamples: (B, C, H, W), of use where the verdict is "falsified".
+    """
+
+    verdicts: Sequence[Verdict]
+    margins: Tensor | None = None
+    counterexamples: Tensor | None = None
+
+
+class Step(Protocol):
+    """One way to decide points. A point that it cannot decide stays "open"."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in records."""
+
+    def __call__(self, batch: Batch) -> Found:
+        """What it finds."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Steps that a batch goes through together, and how many points a batch has."""
+
+    steps: tuple[Step, ...]
+    size: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the steps."""
+        return tuple(step.name for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Inferring:
+    """Plain inference, in the named arithmetic."""
+
+    model: nn.Module
+    arithmetic: str
+    name: str = INFERENCE
+
+    def __call__(self, batch: Batch) -> Found:
+        """As `Step`."""
+        correct = classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
+        return Found(["open" if right else "misclassified" for right in correct])
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """The attack, in the named arithmetic."""
+
+    model: nn.Module
+    settings: Settings
+    arithmetic: str
+    name: str = ATTACK
+
+    def __call__(self, batch: Batch) -> Found:
+        """As `Step`."""
+        numbers = torch.tensor(batch.numbers)
+        about = (batch.x, batch.labels, batch.eps, self.settings, numbers)
+        hit = search(self.model, *about, arithmetic=self.arithmetic)
+        return Found(["falsified" if broken else "open" for broken in hit.broken.tolist()], None, hit.adversarial)
+
+
+class Bounding:
+    """A bound method."""
+
+    def __init__(self, model: nn.Module, method: str, arithmetic: str) -> None:
+        self.model, self.name, self.arithmetic = model, method, arithmetic
+        self.certifier: Certifier | None = None  # made when it is first needed: it holds a copy of the network
+
+    def __call__(self, batch: Batch) -> Found:
+        """As `Step`."""
+        self.certifier = self.certifier or Certifier(self.model, self.name, arithmetic=self.arithmetic)
+        found = self.certifier.certify(batch.x, batch.labels, batch.eps)
+        return Found(found.verdicts, found.margin)
+
+
+def methods_of(method: str) -> tuple[str, ...]:
+    """The bound methods that a name stands for: "auto" is all of them, from cheap to dear. Raises MethodError."""
+    if method == "auto":
+        return tuple(METHODS)
+    method_named(method)
+    return (method,)
+
+
+def names_of(method: str) -> tuple[str, ...]:
+    """The names of all steps that `method` stands for, in their order. Raises MethodError."""
+    return (INFERENCE, ATTACK, *methods_of(method))
+
+
+def rounds_of(model: nn.Module, method: str, attack: Settings, size: int, arithmetic: str) -> list[Round]:
+    """What `method` stands for: all that is cheap together, on `size` points at once, then one dear step at a time."""
+    names = methods_of(method)
+    bounds = [Bounding(model, name, arithmetic) for name in names if name == CHEAPEST]
+    dear = [name for name in names if name != CHEAPEST]
+    first = Round((Inferring(model, arithmetic), Attacking(model, attack, arithmetic), *bounds), size)
+    return [first, *(Round((Bounding(model, name, arithmetic),), points_at_once(name, size)) for name in dear)]
+
+
+def points_at_once(method: str, size: int) -> int:
+    """How many points a method gets at once where the cheap steps get `size`."""
+    return size if method == CHEAPEST else max(1, size // DEAR)
+
+
+def assumptions_of(model: nn.Module, arithmetic: str) -> tuple[str, ...]:
+    """What certificates of a network in that arithmetic rest on. Raises MethodError or UnsupportedLayer."""
+    return Certifier(model, CHEAPEST, arithmetic=arithmetic).assumptions
+
+
+@torch.no_grad()
+def classified(model: nn.Module, x: Tensor, labels: Tensor, arithmetic: str) -> Tensor:
+    """Which points (B,) plain inference in that arithmetic classifies correctly."""
+    with running(arithmetic, x.device.type):
+        return correct_points(model(x), labels)
+
+
+def fooled(model: nn.Module, x: Tensor, label: Tensor, arithmetic: str) -> bool:
+    """Whether plain inference misclassifies the one input `x` (C, H, W), alone in its batch.
+
+    Sums may be rounded otherwise in a batch of another size.
+    """
+    return not bool(classified(model, x.unsqueeze(0), label.view(1), arithmetic))
