@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from certtrain.layers import Graph
 from certtrain.section import Positive, Section
 
+MOST_LAYERS = 256  # of one kind in a row; each is built before a file's tensors are compared with it
 Blocks = Annotated[int, Field(ge=1, le=64)]  # each is built before a file's tensors are compared with it
 
 
@@ -36,7 +37,7 @@ class CNN(Section):
     """Convolutions one after the other, then hidden linear layers."""
 
     name: Literal["cnn"]
-    channels: tuple[Positive, ...] = Field(min_length=1)
+    channels: tuple[Positive, ...] = Field(min_length=1, max_length=MOST_LAYERS)
     """Channels of each convolution."""
     kernels: tuple[Positive, ...]
     """Kernel size of each convolution."""
@@ -44,7 +45,7 @@ class CNN(Section):
     """Stride of each convolution."""
     paddings: tuple[Annotated[int, Field(ge=0, le=2**10)], ...] | None = None
     """Pixels of zeros on each side of each convolution's input; (kernel − 1) // 2 if not given."""
-    linear: tuple[Positive, ...] = ()
+    linear: tuple[Positive, ...] = Field((), max_length=MOST_LAYERS)
     """Units of each hidden linear layer."""
     batch_norm: bool = True
     """BatchNorm after every layer but the last."""
@@ -62,7 +63,7 @@ class MLP(Section):
     """Hidden linear layers on the flattened image."""
 
     name: Literal["mlp"]
-    hidden: tuple[Positive, ...] = Field(min_length=1)
+    hidden: tuple[Positive, ...] = Field(min_length=1, max_length=MOST_LAYERS)
     """Units of each hidden layer."""
     batch_norm: bool = True
     """BatchNorm after every layer but the last."""

@@ -18,6 +18,7 @@ from certtrain.preset import explain
 from certtrain.storage import check_model_file, write_atomic
 
 KEY = "certtrain"  # the entry of the file's header that holds the metadata
+LONGEST_HEADER = 2**22  # bytes: many times what a network of a thousand layers needs; a hostile file may have more
 
 
 Side = Annotated[int, Field(ge=1, le=4096)]  # limits what a hostile header can ask for
@@ -33,7 +34,7 @@ class Metadata(BaseModel):
     input_shape: tuple[Side, Side, Side]
     """(C, H, W)."""
     class_names: tuple[str, ...] = Field(min_length=2)
-    dataset: str
+    dataset: str = Field(max_length=100)
     eps: float = Field(gt=0, le=1)
     """The radius the network is trained for."""
     seed: int
@@ -69,6 +70,7 @@ def load_model(path: str | Path) -> Classifier:
     path = Path(path)
     check_model_file(path)
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -104,6 +106,14 @@ def versions() -> dict[str, str]:
     from certtrain import __version__
 
     return {"certtrain": __version__, **{name: packages.version(name) for name in ("torch", "torchvision")}}
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that takes minutes to read. The file begins with its length, in 8 bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if LONGEST_HEADER < length < path.stat().st_size:
+        raise ModelFileError(f"{path} has a header of {length:,} bytes, of which certtrain reads {LONGEST_HEADER:,}")
 
 
 def _parse(path: Path, header: dict[str, str]) -> Metadata:

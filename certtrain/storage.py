@@ -85,9 +85,13 @@ def _umask() -> int:
 
 def check_model_file(path: Path) -> None:
     """Raise ModelFileError unless there is a file at `path`."""
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # as where a name is too long
+        raise ModelFileError(f"there can be no model file {path}: {error.strerror or error}") from error
+    if is_folder:
         raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
-    if not path.is_file():
+    if not is_file:
         raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
 
 

@@ -22,12 +22,17 @@ err = Console(stderr=True)
 
 def error(message: str) -> None:
     """One error, on the error stream."""
-    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), visible(message)), soft_wrap=True)
 
 
 def note(message: str) -> None:
     """Something worth knowing, on the error stream."""
-    err.print(Text.assemble(("note: ", "bold yellow"), message), soft_wrap=True)
+    err.print(Text.assemble(("note: ", "bold yellow"), visible(message)), soft_wrap=True)
+
+
+def visible(message: str) -> str:
+    r"""The text with control characters spelt out, like \x1b: names out of a file must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
 
 
 def say(text: str, style: str = "") -> None:
