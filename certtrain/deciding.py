@@ -113,7 +113,7 @@ def case_bounds(graph: LayerGraph, shape: Sequence[int], cases: Sequence[Case]) 
         functions = torch.cat([case.functions for case in group])
         offsets = torch.cat([case.offsets for case in group])
         lower = linear.lower_bounds(trace, functions.unsqueeze(0))[0] + offsets
-        found += [float(part.max()) for part in lower.split([len(case.offsets) for case in group])]
+        found += [float(part.max()) for part in torch.split(lower, [len(case.offsets) for case in group])]
     return found
 
 

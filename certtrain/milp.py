@@ -202,9 +202,10 @@ class _Rows:
         if factors is not None:
             used = factors.nonzero().flatten()
             entries |= dict(zip(used.tolist(), factors[used].tolist(), strict=True))
-        for column, value in entries.items():
-            for store, item in zip(self.places, (len(self.most), column, value), strict=True):
-                store.append(item)  # type: ignore[arg-type]
+        rows, columns, values = self.places
+        rows += [len(self.most)] * len(entries)
+        columns += entries.keys()
+        values += entries.values()
         self.most.append(most)
 
     def constraint(self) -> Any:

@@ -115,13 +115,13 @@ def _window(layer: nn.MaxPool2d | nn.AvgPool2d, given: Shape, dilation: Shape = 
     extra: Shape = (0, 0)
     if layer.ceil_mode:
         sides = zip(given[-2:], kernel, stride, padding, dilation, strict=True)
-        extra = tuple(_beyond(*side) for side in sides)
+        extra = tuple(beyond(*side) for side in sides)
     if any(p + e >= k for p, e, k in zip(padding, extra, kernel, strict=True)):
         raise UnsupportedLayer(f"{layer}: its windows reach so far over the end that one can lie in the padding alone")
     return _Window(kernel, stride, padding, extra)
 
 
-def _beyond(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+def beyond(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """How far the last window of a pooling with `ceil_mode` reaches beyond the padding at the end."""
     reach = dilation * (kernel - 1) + 1
     windows = -(-(size + 2 * padding - reach) // stride) + 1

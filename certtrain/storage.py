@@ -108,6 +108,15 @@ def check_new_run(path: Path) -> None:
         raise RunError(f"{path} is there already and not an empty folder; choose another --out{more}")
 
 
+def check_new_folder(path: Path, force: bool) -> None:
+    """Raise StorageError if files cannot be written into `path`, or it holds something and `force` is not set."""
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"{path} is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()) and not force:
+        raise StorageError(f"{path} is there already and not empty; give another name, or --force to write into it")
+    check_writable(path / "file")
+
+
 def check_unfinished_run(path: Path) -> None:
     """Raise RunError unless `path` holds a run that has not come to its end."""
     if not (path / "preset.json").is_file():
