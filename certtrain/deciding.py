@@ -28,17 +28,19 @@ Result = Literal["unsat", "sat", "unknown"]
 METHODS = ("crown-ibp", "milp")
 AT_A_TIME = 256  # cases that are searched together
 
-ASSUMPTIONS = (
-    "unsat: real arithmetic, up to the rounding of float64, in which the bounds are computed",
-    "sat: the outputs at the counterexample, computed in float64 and at the nearest float32 input in float32, agree",
-)
-MILP_ASSUMPTION = "unsat by milp: the solver works in float64 with tolerances; it is a second opinion and no proof"
+ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
+    "unsat": ("real arithmetic: the bounds are computed in float64 and hold up to its rounding",),
+    "sat": ("inference in float64 at the input, and in the network's own precision at the nearest input of that",),
+    "unknown": (),
+}
+MILP = ("where the bounds alone did not do, a solver in float64 with tolerances: a second opinion and no proof",)
 
 
 @dataclass(frozen=True)
 class Decision:
     """What was found of one property.
 
+    by: what decided it: "crown-ibp", "attack" or "milp"; None if nothing did.
     bound: over the cases, the smallest of the best lower bounds found; above
         zero it proves the property. counterexample: (N,) float64, inside its
         case's box, and outputs: (K,) float64, what the network gives for it;
@@ -47,19 +49,27 @@ class Decision:
 
     result: Result
     method: str
+    by: str | None
     bound: float
     counterexample: Tensor | None
     outputs: Tensor | None
     seconds: float
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the result rests on."""
+        return ASSUMPTIONS[self.result] + (MILP if self.result == "unsat" and self.by == "milp" else ())
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values; a bound that is not finite is None."""
         return {
             "result": self.result,
             "method": self.method,
+            "by": self.by,
             "bound": self.bound if abs(self.bound) < torch.inf else None,
             "counterexample": None if self.counterexample is None else self.counterexample.tolist(),
             "outputs": None if self.outputs is None else self.outputs.tolist(),
+            "assumptions": self.assumptions,
             "seconds": self.seconds,
         }
 
@@ -90,15 +100,20 @@ def decide(
     check_evaluation_mode(graph)
     _check_sizes(network, shape, asked)
     bounds = case_bounds(graph, shape, asked.cases)
-    # NaN is not above zero: such a case stays open.
-    left = [number for number, bound in enumerate(bounds) if not 0 < bound < torch.inf]
+    left = [number for number, bound in enumerate(bounds) if not _proves(bound)]
+    by = "attack" if left else "crown-ibp"
     found = search(network, exact, shape, [asked.cases[number] for number in left], attack or PGD())
     if found is None and left and method == "milp":
-        found = _solve(network, exact, shape, asked.cases, left, bounds, time_limit)
-    closed = all(0 < bound < torch.inf for bound in bounds)
-    result: Result = "sat" if found is not None else "unsat" if closed else "unknown"
+        by, found = "milp", _solve(network, exact, shape, asked.cases, left, bounds, time_limit)
+    result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
     outputs = None if found is None else _run(exact, shape, found)
-    return Decision(result, method, _smallest(bounds), found, outputs, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return Decision(result, method, None if result == "unknown" else by, _smallest(bounds), found, outputs, seconds)
+
+
+def _proves(bound: float) -> bool:
+    """Whether a lower bound closes its case; NaN and infinity do not."""
+    return 0 < bound < torch.inf
 
 
 @torch.no_grad()

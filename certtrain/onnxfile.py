@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from certtrain.errors import CerttrainError, ModelFileError, NetworkError, UnsupportedLayer
 from certtrain.graphs import GraphNetwork, build_graph
 from certtrain.layers import SECTIONS, Graph, Layer
+from certtrain.modelfile import load_model
 from certtrain.onnxnodes import READERS, Constant, Node, Value, array, extra, materialized
 from certtrain.preset import explain
 from certtrain.shapes import MOST_VALUES
@@ -50,6 +51,18 @@ def read_onnx(path: Path) -> Imported:
         return Reader(proto.graph).read()
     except CerttrainError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def open_network(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network in a file that ends in .onnx, or else in a model file of certtrain, and its input's shape.
+
+    Raises as `read_onnx` and `load_model`.
+    """
+    if path.suffix == ".onnx":
+        found = read_onnx(path)
+        return found.network, found.shape
+    model = load_model(path)
+    return model, model.metadata.input_shape
 
 
 def _load(path: Path) -> Any:

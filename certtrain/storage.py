@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from certtrain.errors import DataError, ModelFileError, NetworkError, RunError, StorageError
+from certtrain.errors import DataError, ModelFileError, NetworkError, PropertyError, RunError, StorageError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -84,6 +84,13 @@ def check_model_file(path: Path) -> None:
         raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
+
+
+def check_property_file(path: Path) -> None:
+    """Raise PropertyError unless there is a file at `path`."""
+    if not path.is_file():
+        what = "a folder; name one of its .vnnlib files" if path.is_dir() else "not there"
+        raise PropertyError(f"the property {path} is {what}")
 
 
 def check_data_folder(dataset: str, folder: Path | None) -> None:
