@@ -389,8 +389,10 @@ def _pool(reader: Reader, node: Node, kind: str, **arguments: Any) -> Value:
     ceil = bool(node.attributes.get("ceil_mode", 0))
     if ceil and any(over):
         raise node.error("ceil_mode where windows reach over the end is not read: tools differ in what it means")
-    if any(extra) and (extra != over or arguments.get("count_include_pad", False)):
+    if any(extra) and extra != over:
         raise node.error(f"pads = {list(pads)} is not read")
+    if any(extra) and arguments.get("count_include_pad", False):
+        arguments["divisor_override"] = prod(kernel)  # all of the padding counts, which torch does not do at the end
     return reader.add(
         node, kind, [value], {}, kernel_size=kernel, stride=strides, padding=pads[:2], ceil_mode=any(extra), **arguments
     )
