@@ -276,7 +276,7 @@ def _rectifier(visit: Visit, program: _Program, given: _Values) -> _Values:
     first = len(program.lower)
     for i in unstable:
         program.add(_Unit(factors[:, i].clone(), float(constant[i]), float(lower[i]), float(upper[i])))
-    scale = torch.where(lower >= 0, 1.0, slope).to(constant)
+    scale = torch.where(lower >= 0, torch.ones_like(lower), torch.full_like(lower, slope))
     after = _wider(_Values(factors * scale, (constant * scale).unsqueeze(0)), len(program.lower))
     after.factors[range(first, len(program.lower)), unstable] = 1.0 - slope
     shape = given.constant.shape[1:]

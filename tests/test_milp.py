@@ -52,10 +52,10 @@ def enumerated(net: nn.Sequential, asked: Case, slope: float) -> float:
                 break
             signs = torch.tensor(pattern[place : place + len(constant)])
             place += len(constant)
-            sign = torch.where(signs, 1.0, -1.0).double()
+            sign = 2.0 * signs.double() - 1.0
             above.append(-sign[:, None] * matrix)
             most.append(sign * constant)
-            scale = torch.where(signs, 1.0, slope).double()
+            scale = slope + (1.0 - slope) * signs.double()
             matrix, constant = scale[:, None] * matrix, scale * constant
         functions, offsets = asked.functions @ matrix, asked.functions @ constant + asked.offsets
         rows = torch.cat([*above, functions])
