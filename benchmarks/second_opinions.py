@@ -10,9 +10,9 @@ of the test set, and every property is decided by each of
 A "sat" of certtrain's counts only if ONNX Runtime gives such outputs for its counterexample, or the run ends with an
 error. It prints a table for each network, and ends with exit code 1 if one says "sat" where another says "unsat".
 
-Weights below --smallest in absolute value are set to zero before anything is exported. Marabou 2.0.0 takes networks
-with weights between 1e-5 and 1e-4 wrongly: it says "unsat" of boxes that hold an input of which it says "sat" by
-itself. With --smallest 0 that can be seen.
+Weights below --smallest in absolute value are set to zero before anything is exported. Marabou 2.0.0 has been seen to
+take a network with weights below 1e-4 wrongly: it said "unsat" of boxes that hold an input of which it says "sat" by
+itself, and "sat" once those weights were zero. `--count 30 --smallest 0` shows it.
 
 python benchmarks/second_opinions.py --count 50 --marabou-python ~/marabou/bin/python --json second-opinions.json
 """

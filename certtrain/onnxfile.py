@@ -21,7 +21,8 @@ from certtrain.errors import CerttrainError, ModelFileError, NetworkError, Unsup
 from certtrain.graphs import GraphNetwork, build_graph
 from certtrain.layers import SECTIONS, Graph, Layer
 from certtrain.modelfile import load_model
-from certtrain.onnxnodes import READERS, Constant, Node, Value, array, extra, materialized
+from certtrain.onnxnodes import READERS
+from certtrain.onnxvalues import Constant, Node, Value, array, extra, materialized
 from certtrain.preset import explain
 from certtrain.shapes import MOST_VALUES
 from certtrain.shapes import RULES as SHAPES
