@@ -75,8 +75,7 @@ def export_properties(
     check_fit(model, images)
     if not 0 < timeout < math.inf:
         raise DataError(f"a time limit of {timeout:g} seconds is none; give a number above 0")
-    if first >= len(images):
-        raise DataError(f"{images.name} ({images.split}) has {len(images)} examples; there is none with number {first}")
+    check_first(images, first)
     numbers = range(first, min(first + count, len(images)))
     entries = []
     with ExitStack() as made:
@@ -93,6 +92,12 @@ def export_properties(
         write_atomic(folder / INSTANCES, _table([network, entry["file"], f"{timeout:g}"] for entry in entries))
         made.pop_all()  # all is written: nothing is taken back
     return Written(folder, len(entries), sum(not entry["correct"] for entry in entries), eps)
+
+
+def check_first(images: ImageSet, first: int) -> None:
+    """Raise DataError unless there is an example with that number, counted from 0."""
+    if first >= len(images):
+        raise DataError(f"{images.name} ({images.split}) has {len(images)} examples; there is none with number {first}")
 
 
 def _clear(folder: Path) -> None:

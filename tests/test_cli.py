@@ -308,6 +308,9 @@ def test_export_writes_properties_for_other_verifiers(run: Run, model: Path, tmp
     refused = run(*words)
     assert refused.code == 1
     assert "--force" in refused.err
+    late = run("export", str(model), "--vnnlib", "none", "--first", "1000")
+    assert (late.code, list(tmp_path.glob("none"))) == (1, [])
+    assert "there is none with number 1000" in late.err
     shown = json.loads(run(*words, "--onnx", "net.onnx", "--force", "--json", "--limit", "20").out)
     assert [entry.get("what", entry.get("points")) for entry in shown] == ["ONNX", 4]
     assert "../net.onnx,point_00005.vnnlib,300" in (tmp_path / "props/instances.csv").read_text()

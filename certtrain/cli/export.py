@@ -69,9 +69,10 @@ def export(
     network = open_model(model, Device.cpu)
     images = open_split(network, split, data_dir, None)
     from certtrain import render
-    from certtrain.exchange import export_properties
+    from certtrain.exchange import check_first, export_properties
     from certtrain.export import export as export_model
 
+    check_first(images, first or 0)
     comparisons = export_model(network, images.take(limit), weights=weights, onnx=onnx)
     files: list[dict[str, Any]] = [{"file": str(path)} for path in (weights, onnx) if path is not None]
     found = [file | comparison.to_dict() for file, comparison in zip(files, comparisons, strict=True)]
