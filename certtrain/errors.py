@@ -7,6 +7,7 @@ CerttrainError
 ├── MethodError          a bound method that is not known
 ├── UnsupportedLayer     a network holds something that no bound rule covers
 ├── NetworkError         a user's own network cannot be had from its source, or does not fit what is asked
+├── PropertyError        a VNN-LIB property is missing, malformed, or says what cannot be decided here
 ├── DeviceError          the asked-for device is not there, or too small
 ├── ModelFileError       a model file is missing, damaged or foreign
 ├── CertificateError     a certificate file is missing, damaged or foreign, or does not hold
@@ -48,6 +49,10 @@ class UnsupportedLayer(CerttrainError):
 
 class NetworkError(CerttrainError):
     """A user's own network cannot be had from its source, or does not fit what is asked of it."""
+
+
+class PropertyError(CerttrainError):
+    """A VNN-LIB property is missing, malformed, or says what cannot be decided here."""
 
 
 class DeviceError(CerttrainError):

@@ -57,8 +57,8 @@ def layers_of(network: nn.Module) -> LayerGraph:
     return network._graph if isinstance(network, GraphNetwork) else trace_layers(network)
 
 
-def build_graph(graph: Graph, shape: tuple[int, int, int], classes: int) -> GraphNetwork:
-    """The untrained network of these layers for images of `shape` (C, H, W).
+def build_graph(graph: Graph, shape: tuple[int, ...], classes: int) -> GraphNetwork:
+    """The untrained network of these layers for inputs of `shape`, which for images is (C, H, W).
 
     Raises NetworkError, before anything is built, if a layer does not fit what
     it is given, or the result is not one logit for each of the classes.
@@ -123,7 +123,7 @@ def _put(groups: dict[str, nn.Module], name: str, layer: nn.Module) -> None:
         raise NetworkError(f"a layer cannot be called {name!r}: torch's modules use that name themselves") from error
 
 
-def check_logits(title: str, found: tuple[int, ...], shape: tuple[int, int, int], classes: int) -> None:
+def check_logits(title: str, found: tuple[int, ...], shape: tuple[int, ...], classes: int) -> None:
     """Raise NetworkError unless `found` is the shape of logits for two images of `shape` (C, H, W)."""
     if found != (2, classes):
         raise NetworkError(

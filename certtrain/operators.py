@@ -33,20 +33,28 @@ def operators_of(layer: nn.Module, given: Shape) -> list[Operator]:
 
 
 def _normalize(layer: Normalize, given: Shape) -> list[Operator]:
-    return [Operator("Sub", {"mean": layer.mean}), Operator("Div", {"std": layer.std})]
+    """A difference and a 1×1 convolution.
+
+    Some readers know no Div, some take a Sub only of equal shapes, and some no
+    convolution with groups: so the mean is written out for every pixel, and
+    the convolution's matrix is full, with 1/std on its diagonal. It cannot go
+    into the next layer, which pads with zeros after the normalisation.
+    """
+    mean = layer.mean.expand(given).unsqueeze(0).contiguous()
+    scale = layer.std.double().reciprocal().to(layer.std.dtype).flatten()
+    convolution = _conv_attributes((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
+    return [Operator("Sub", {"mean": mean}), Operator("Conv", {"scale": scale.diag()[..., None, None]}, convolution)]
 
 
 def _conv2d(layer: nn.Conv2d, given: Shape) -> list[Operator]:
     if layer.padding_mode != "zeros":
         raise UnsupportedLayer(f"it pads by {layer.padding_mode!r}")
-    attributes = {
-        "kernel_shape": layer.kernel_size,
-        "strides": layer.stride,
-        "pads": _conv_pads(layer),
-        "dilations": layer.dilation,
-        "group": layer.groups,
-    }
+    attributes = _conv_attributes(layer.kernel_size, layer.stride, _conv_pads(layer), layer.dilation, layer.groups)
     return [Operator("Conv", {"weight": layer.weight, "bias": layer.bias}, attributes)]
+
+
+def _conv_attributes(kernel: Shape, strides: Shape, pads: Shape, dilations: Shape, group: int) -> dict[str, Any]:
+    return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": group}
 
 
 def _conv_pads(layer: nn.Conv2d) -> Shape:
@@ -107,13 +115,13 @@ def _window(layer: nn.MaxPool2d | nn.AvgPool2d, given: Shape, dilation: Shape = 
     extra: Shape = (0, 0)
     if layer.ceil_mode:
         sides = zip(given[-2:], kernel, stride, padding, dilation, strict=True)
-        extra = tuple(_beyond(*side) for side in sides)
+        extra = tuple(beyond(*side) for side in sides)
     if any(p + e >= k for p, e, k in zip(padding, extra, kernel, strict=True)):
         raise UnsupportedLayer(f"{layer}: its windows reach so far over the end that one can lie in the padding alone")
     return _Window(kernel, stride, padding, extra)
 
 
-def _beyond(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+def beyond(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """How far the last window of a pooling with `ceil_mode` reaches beyond the padding at the end."""
     reach = dilation * (kernel - 1) + 1
     windows = -(-(size + 2 * padding - reach) // stride) + 1

@@ -9,7 +9,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from certtrain.errors import CertificateError, DataError, ModelFileError, NetworkError, RunError, StorageError
+from certtrain.errors import (
+    CertificateError,
+    DataError,
+    ModelFileError,
+    NetworkError,
+    PropertyError,
+    RunError,
+    StorageError,
+)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -102,6 +110,13 @@ def check_certificate_file(path: Path) -> None:
         raise CertificateError(f"the certificate file {path} {what}; `certtrain verify MODEL --out FILE` writes one")
 
 
+def check_property_file(path: Path) -> None:
+    """Raise PropertyError unless there is a file at `path`."""
+    if not path.is_file():
+        what = "a folder; name one of its .vnnlib files" if path.is_dir() else "not there"
+        raise PropertyError(f"the property {path} is {what}")
+
+
 def check_data_folder(dataset: str, folder: Path | None) -> None:
     """Raise DataError if `dataset` is to be read from a folder that is not there."""
     if folder is not None and dataset != "digits" and not folder.expanduser().is_dir():
@@ -122,6 +137,15 @@ def check_new_run(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
         more = f", or go on with that run by --resume {path}" if (path / "preset.json").is_file() else ""
         raise RunError(f"{path} is there already and not an empty folder; choose another --out{more}")
+
+
+def check_new_folder(path: Path, force: bool) -> None:
+    """Raise StorageError if files cannot be written into `path`, or it holds something and `force` is not set."""
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"{path} is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()) and not force:
+        raise StorageError(f"{path} is there already and not empty; give another name, or --force to write into it")
+    check_writable(path / "file")
 
 
 def check_unfinished_run(path: Path) -> None:

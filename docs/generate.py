@@ -37,6 +37,7 @@ certtrain stats runs/first --html run.html
     "export": """
 certtrain export runs/mnist/model.safetensors                   # both files, beside the model
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
+certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
 """,
 }
 METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}

@@ -21,6 +21,7 @@ from certtrain import cli
 from certtrain.attack import ATTACKS
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
+from certtrain.errors import PropertyError
 from certtrain.report import AGAIN
 
 TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
@@ -420,6 +421,57 @@ def test_export_writes_both_files_checked(run: Run, model: Path, tmp_path: Path)
     assert done.code == 0, done.err
     assert (tmp_path / "net.onnx").exists()
     assert run("verify", "folded.safetensors", "--limit", "20").code == 0
+
+
+def test_export_writes_properties_for_other_verifiers(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
+    words = ["export", str(model), "--vnnlib", "props", "--count", "4", "--first", "2", "--eps", "8/255"]
+    done = run(*words, "--timeout", "60", "--limit", "20")
+    assert done.code == 0, done.err
+    assert "wrote 4 properties for ε = 8/255" in done.out
+    names = {"index.json", "instances.csv", f"{model.stem}.onnx", *(f"point_0000{n}.vnnlib" for n in range(2, 6))}
+    assert {path.name for path in (tmp_path / "props").iterdir()} == names
+    assert f"{model.stem}.onnx,point_00002.vnnlib,60\n" in (tmp_path / "props/instances.csv").read_text()
+    refused = run(*words)
+    assert refused.code == 1
+    assert "--force" in refused.err
+    late = run("export", str(model), "--vnnlib", "none", "--first", "1000")
+    assert (late.code, list(tmp_path.glob("none"))) == (1, [])
+    assert "there is none with number 1000" in late.err
+    shown = json.loads(run(*words, "--onnx", "net.onnx", "--force", "--json", "--limit", "20").out)
+    assert [entry.get("what", entry.get("points")) for entry in shown] == ["ONNX", 4]
+    assert "../net.onnx,point_00005.vnnlib,300" in (tmp_path / "props/instances.csv").read_text()
+
+
+@pytest.mark.parametrize("option", ["--count=3", "--first=1", "--eps=0.1", "--timeout=5"])
+def test_options_of_properties_ask_for_their_folder(run: Run, model: Path, option: str) -> None:
+    done = run("export", str(model), option)
+    assert done.code == 2
+    assert "--vnnlib" in done.err
+    assert run("export", str(model), "--vnnlib", "props", "--timeout", "0").code == 2
+
+
+def test_a_property_is_decided_and_shown(
+    run: Run, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
+    from certtrain.attack import PGD
+    from certtrain.cli.property import check_property, verify_property
+
+    assert run("export", str(model), "--vnnlib", "props", "--count", "12", "--eps", "0.3", "--limit", "20").code == 0
+    onnx, results = tmp_path / "props" / f"{model.stem}.onnx", []
+    for number in range(12):
+        path = tmp_path / f"props/point_{number:05}.vnnlib"
+        check_property(onnx, path, "crown-ibp")
+        verify_property(onnx, path, method="crown-ibp", attack=PGD(), timeout=None, as_json=True)
+        found = json.loads(capsys.readouterr().out)
+        verify_property(model, path, method="crown-ibp", attack=PGD(), timeout=None, as_json=False)
+        assert capsys.readouterr().out.startswith(found["result"])
+        results.append(found["result"])
+    assert "sat" in results
+    for other, message in ((tmp_path, "a folder"), (tmp_path / "none", "not there")):
+        with pytest.raises(PropertyError, match=message):
+            check_property(onnx, other, "crown-ibp")
 
 
 @pytest.mark.parametrize("network", ["wide-resnet", "resnext"])

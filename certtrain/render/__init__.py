@@ -28,6 +28,7 @@ from certtrain.epsilon import format_eps
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.formats import clock, percent, times
 from certtrain.layers import Graph
+from certtrain.render.decision import show_decision as show_decision
 from certtrain.render.layers import live_layers
 from certtrain.render.layers import show_compared as show_compared
 from certtrain.render.layers import show_history as show_history

@@ -1,0 +1,39 @@
+"""certtrain verify with --vnnlib: one property of one network."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from certtrain.attack import PGD
+
+METHODS = ("crown-ibp", "milp")  # those of certtrain.deciding, which loads torch
+
+
+def check_property(model: Path, vnnlib: Path, method: str) -> None:
+    """Before torch is loaded, see that the files are there and the method is known."""
+    from certtrain.storage import check_model_file, check_property_file
+
+    if method not in METHODS:
+        raise typer.BadParameter(f"{method!r} is none for a property; choose {' or '.join(METHODS)}")
+    check_model_file(model)
+    check_property_file(vnnlib)
+
+
+def verify_property(
+    model: Path, vnnlib: Path, *, method: str, attack: "PGD", timeout: float | None, as_json: bool
+) -> None:
+    """Decide the property in the file `vnnlib` for the network in `model`, ONNX or certtrain's own, and show it."""
+    from certtrain import render
+    from certtrain.deciding import decide
+    from certtrain.onnxfile import open_network
+    from certtrain.vnnlib import read_property
+
+    asked = read_property(vnnlib)
+    network, shape = open_network(model)
+    found = decide(network, shape, asked, method=method, attack=attack, time_limit=timeout)
+    if as_json:
+        render.show_json({"model": str(model), "property": str(vnnlib), **found.to_dict()})
+    else:
+        render.show_decision(found)

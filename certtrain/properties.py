@@ -1,0 +1,61 @@
+"""What is asked of a network: whether an input of a box can have outputs that it must not have."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+PIXELS = (Fraction(0), Fraction(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One way to break a property: an input of the box at which no entry of functions · y + offsets is above zero.
+
+    lower, upper: (N,) float64, the ends of the box, inputs counted in the
+        order of memory, channels first. functions: (S, K), offsets: (S,),
+        float64, of the outputs y (K,).
+    """
+
+    lower: Tensor
+    upper: Tensor
+    functions: Tensor
+    offsets: Tensor
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """functions · y + offsets, (B, S) in float64, of outputs (B, K)."""
+        return outputs.double() @ self.functions.T + self.offsets
+
+    def reached(self, outputs: Tensor) -> Tensor:
+        """Which of the outputs (B, K) break the property in this way; NaN never does."""
+        return (self.values(outputs) <= 0).all(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Property:
+    """It is broken ("sat") if any of its cases can be reached, and holds ("unsat") if none can."""
+
+    inputs: int
+    outputs: int
+    cases: tuple[Case, ...]
+
+
+def exact_box(x: Tensor, eps: float) -> list[tuple[Fraction, Fraction]]:
+    """Both ends of [x − ε, x + ε] ∩ [0, 1] for each entry of `x` (…), without rounding."""
+    radius, (least, most) = Fraction(eps), PIXELS
+    values = map(Fraction, x.flatten().tolist())
+    return [(max(value - radius, least), min(value + radius, most)) for value in values]
+
+
+def robustness(x: Tensor, label: int, eps: float, classes: int) -> Property:
+    """That no input within `eps` of the pixels `x` (C, H, W) has another class than `label`, or a tie.
+
+    The box is the one that `certify` bounds: x − ε and x + ε in float64, cut to [0, 1].
+    """
+    lower, upper = ((x.double().flatten() + change).clamp(0.0, 1.0) for change in (-eps, eps))
+    each = torch.eye(classes, dtype=torch.float64)
+    others = [j for j in range(classes) if j != label]
+    zero = torch.zeros(1, dtype=torch.float64)
+    cases = tuple(Case(lower, upper, (each[label] - each[j]).unsqueeze(0), zero) for j in others)
+    return Property(x.numel(), classes, cases)

@@ -1,0 +1,34 @@
+"""What was found of one property."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from certtrain.formats import number
+from certtrain.render.pieces import out, say
+
+if TYPE_CHECKING:
+    from certtrain.deciding import Decision
+
+MEANINGS = {
+    "unsat": ("the property holds: no input of the box has such outputs", "bold green"),
+    "sat": ("the property is broken by the input below", "bold red"),
+    "unknown": ("neither proved nor broken", "bold yellow"),
+}
+SHOWN = 12  # numbers of a counterexample; --json has all
+
+
+def show_decision(found: Decision) -> None:
+    """The result in the competition's word and in a sentence, and the counterexample."""
+    meaning, style = MEANINGS[found.result]
+    out.print(Text.assemble((found.result, style), f"  {meaning}"))
+    by = "" if found.by is None else f"by {found.by}; "
+    say(f"{by}lower bound {number(found.bound)}, which proves the property above 0; {found.seconds:.2f} s")
+    if found.counterexample is not None and found.outputs is not None:
+        for name, values in (("X", found.counterexample.tolist()), ("Y", found.outputs.tolist())):
+            rest = f" … and {len(values) - SHOWN} more (--json)" if len(values) > SHOWN else ""
+            say(f"{name}_0 … = {', '.join(f'{value:.6g}' for value in values[:SHOWN])}{rest}")
+    for assumption in found.assumptions:
+        out.print(Text(f"assumes {assumption}", style="bright_black"))
