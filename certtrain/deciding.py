@@ -120,14 +120,15 @@ def _proves(bound: float) -> bool:
 def case_bounds(graph: LayerGraph, shape: Sequence[int], cases: Sequence[Case]) -> list[float]:
     """For each case, a lower bound of its largest function over its box: above zero, it cannot be reached.
 
-    By CROWN-IBP, in the precision of the network, which should be float64.
+    By intervals and CROWN-IBP, the larger, in the precision of the network, which should be float64.
     """
     found: list[float] = []
     for group in _by_box(cases):
         trace = trace_box(graph, group[0].lower.view(1, *shape), group[0].upper.view(1, *shape))
         functions = torch.cat([case.functions for case in group])
         offsets = torch.cat([case.offsets for case in group])
-        lower = linear.lower_bounds(trace, functions.unsqueeze(0))[0] + offsets
+        both = (linear.lower_bounds(trace, functions.unsqueeze(0)), trace.logits.below(functions.unsqueeze(0)))
+        lower = torch.fmax(*both)[0] + offsets
         found += [float(part.max()) for part in torch.split(lower, [len(case.offsets) for case in group])]
     return found
 

@@ -60,6 +60,13 @@ class Logits:
         radius = box.radius + (error.gather(1, column) + error)
         return (box.centre - radius).scatter(1, column, 0.0)
 
+    def below(self, functions: Tensor) -> Tensor:
+        """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits; in real arithmetic, the head elided."""
+        centre = torch.einsum("bsk,bk->bs", functions, self.box.centre)
+        if self.head is None:
+            return centre - torch.einsum("bsk,bk->bs", functions.abs(), self.box.radius)
+        return centre - torch.einsum("bsf,bf->bs", (functions @ self.head.weight).abs(), self.head_input.radius)
+
     def margin_box(self, labels: Tensor) -> Box:
         """The box of logit[y] − logit[j], (B, K); column y is 0.
 
