@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from certtrain.allocator import keep_freed_memory
 from certtrain.assemble import load_split
@@ -62,12 +63,14 @@ class Column:
     """What one method has done in one arithmetic: points certified, and seconds a point of each batch with its size.
 
     processor: seconds of this process in all, which other work on the machine lengthens less.
+    margins: lower bounds (B,) of the smallest margins, for each batch.
     """
 
     certified: int = 0
     misclassified: int = 0
     times: list[tuple[float, int]] = field(default_factory=list)
     processor: float = 0.0
+    margins: list[Tensor] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -102,6 +105,8 @@ def measure(subject: Subject, method: str, arithmetics: Sequence[str], numbers: 
             found = steps[arithmetic](batch)
             column.processor += time.process_time() - used
             column.times.append(((time.perf_counter() - start) / len(batch.numbers), len(batch.numbers)))
+            assert found.margins is not None  # which a bound method always gives
+            column.margins.append(found.margins)
             column.certified += found.verdicts.count("certified")
             column.misclassified += found.verdicts.count("misclassified")
     return columns
@@ -159,6 +164,16 @@ def _cell(column: Column, base: float) -> str:
     return f"{column.certified} ({column.processor / base:.2f})" if base else str(column.certified)
 
 
+def show_losses(found: dict[str, dict[str, Column]]) -> None:
+    """By how much each arithmetic lowers the smallest margin of the median point."""
+    print("\nloss of the smallest margin, median:")
+    for method, columns in found.items():
+        ideal = torch.cat(columns[NO_ROUNDING].margins)
+        lost = {name: ideal - torch.cat(c.margins) for name, c in columns.items() if name != NO_ROUNDING}
+        each = ", ".join(f"{name} {values.median().item():.2g}" for name, values in lost.items())
+        print(f"- {method}, of {ideal.abs().median().item():.3g}: {each}")
+
+
 @tensor_cores(False)
 def run(subject: Subject, methods: Sequence[str], arithmetics: Sequence[str], every_point: bool, steps: int) -> None:
     """Everything about one network, printed."""
@@ -166,6 +181,9 @@ def run(subject: Subject, methods: Sequence[str], arithmetics: Sequence[str], ev
     seen = Round((Inferring(network, DEPLOYED), Attacking(network, attack, DEPLOYED)), subject.batch_size)
     known = [] if every_point else subject.cascade([seen])
     numbers = [p.index for p in known if p.verdict == "open"] if known else list(range(len(subject.images)))
+    if not numbers:
+        print("\nno point is left to bound: all are misclassified or falsified")
+        return
     found = {name: measure(subject, name, arithmetics_of(name, arithmetics), numbers) for name in methods}
     if known:
         (attacked,) = stages(known, [ATTACK])
@@ -176,6 +194,7 @@ def run(subject: Subject, methods: Sequence[str], arithmetics: Sequence[str], ev
         rounds = rounds_of(network, "auto", attack, subject.batch_size, DEPLOYED)
         show_cascade(subject.cascade(rounds, known), found["ibp"][DEPLOYED].seconds if "ibp" in found else None)
     show_arithmetics(found, numbers)
+    show_losses(found)
 
 
 def main(given: list[str] | None = None) -> None:

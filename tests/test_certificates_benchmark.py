@@ -72,6 +72,11 @@ def test_rows_add_up_and_dearer_methods_and_ideal_arithmetic_are_never_worse(
         counts = [int(cell.split()[0]) for cell in row if cell != "–"]
         assert counts == sorted(counts, reverse=True)
         assert counts[2] == int(methods[name][0])
+    for line in (line for line in text.splitlines() if line.startswith("- ")):
+        lost = [float(part.split()[1]) for part in line.split(": ")[1].split(", ")]
+        assert 0 < lost[0] < lost[1]  # real, float32
+        assert lost == sorted(lost)
+    assert text.count("\n- ") == len(METHODS)
     assert "peak memory of the process:" in text
 
 
