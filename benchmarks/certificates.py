@@ -83,10 +83,10 @@ class Column:
         return statistics.median([seconds for seconds, size in self.times for _ in range(size)] or [0.0])
 
 
-def bounding(subject: Subject, method: str, arithmetic: str) -> Bounding:
-    """The method in that arithmetic, its copy of the network made; it has done one point already."""
+def bounding(subject: Subject, method: str, arithmetic: str, first: Batch) -> Bounding:
+    """The method in that arithmetic, its copy of the network made; it has done a batch already, with ε = 0."""
     step = Bounding(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic)
-    step(subject.batch([0])._replace(eps=0.0))
+    step(first._replace(eps=0.0))
     if arithmetic == NO_ROUNDING:
         assert step.certifier is not None
         step.certifier.settings = replace(step.certifier.settings, rounding=None)
@@ -95,9 +95,10 @@ def bounding(subject: Subject, method: str, arithmetic: str) -> Bounding:
 
 def measure(subject: Subject, method: str, arithmetics: Sequence[str], numbers: list[int]) -> dict[str, Column]:
     """The method on the points of these numbers, in each arithmetic in turn."""
-    columns = {arithmetic: Column() for arithmetic in arithmetics}
-    steps = {arithmetic: bounding(subject, method, arithmetic) for arithmetic in arithmetics}
     size = points_at_once(method, subject.batch_size)
+    before = subject.batch(numbers[:size])
+    columns = {arithmetic: Column() for arithmetic in arithmetics}
+    steps = {arithmetic: bounding(subject, method, arithmetic, before) for arithmetic in arithmetics}
     for first in range(0, len(numbers), size):
         batch = subject.batch(numbers[first : first + size])
         for arithmetic, column in columns.items():
