@@ -147,8 +147,8 @@ def test_a_model_file_is_tried_on_its_own_data(soundness, tmp_path: Path, capsys
 
 def test_the_campaign_is_in_float32_without_slack_unless_told(soundness):
     assert soundness.parsed([]).arithmetic == "float32"
-    below = soundness.Seen(torch.tensor([0.5 - 1e-12]).double(), torch.ones(1, 2).double())
-    bounds = soundness.Seen(torch.tensor([0.5]).double(), torch.zeros(1, 2).double())
+    below = soundness.Seen(torch.tensor([0.5 - 1e-12], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    bounds = soundness.Seen(torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))
     for slack, found in ((0.0, 1), (1e-9, 0)):
         tally = soundness.Tally("mlp", "ibp")
         soundness.count_against(tally, below, bounds, slack)

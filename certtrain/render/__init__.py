@@ -305,16 +305,22 @@ def show_json(value: Any, indent: int | None = 2) -> None:
     sys.stdout.flush()
 
 
+def _attack(report: Report) -> str:
+    """What the attack was, in a few words."""
+    if "steps" not in report.attack:
+        return "no attack was made, so this is the natural accuracy"
+    return f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
+
+
 def show_report(report: Report) -> None:
     """Accuracies and errors of a verification, and the bracket that they leave."""
     title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
     out.print(Text(title, style="italic"))
     table = new_table("", "accuracy", "error", "examples")
-    attack = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
     bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
     rows = (
         ("natural", report.natural_accuracy, "no perturbation"),
-        ("under PGD", report.pgd_accuracy, f"upper limit on robust; {attack}"),
+        ("under PGD", report.pgd_accuracy, f"upper limit on robust; {_attack(report)}"),
         ("certified", report.certified_accuracy, f"lower limit on robust; {bounds}"),
     )
     table.add_column("", justify="left", style="bright_black")
