@@ -85,7 +85,7 @@ def check(
     start = time.monotonic()
     check_fit(model, images)
     if not contents.sealed:
-        raise CertificateError(f"{path} is not finished; `certtrain verify --out {path}` goes on with it")
+        raise CertificateError(f"{path} is not finished; the command that wrote it goes on with it")
     _check_header(path, contents.header, model_file, model, images)
     records = [contents.records[index] for index in range(len(images))]
     wrong = list(_foreign(records, images))
