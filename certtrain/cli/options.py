@@ -44,7 +44,7 @@ UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "m
 
 def memory_size(text: str | int) -> int:
     """Bytes from 500MB, 1.5GiB or 100000000."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgt]i?b|b)?", str(text).lower())
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([kmgt]i?b|b)?", str(text).lower())
     size = int(float(found[1]) * UNITS.get(found[2], 1)) if found else 0
     if size < 1:
         raise typer.BadParameter(f"{text!r} is not an amount of memory; write it like 500MB, 2GiB or 100000000")
