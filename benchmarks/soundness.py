@@ -7,7 +7,8 @@ sizes, one by one, and with the sums of every layer in another order. A point co
 certified and
 
 - class: its label is not the one largest logit, or the logits are not finite, or
-- smallest: a margin, the label's logit less another's, lies below the smallest that the certificate names, or
+- smallest: a margin, the label's logit less another's, lies below the smallest that the certificate names (with
+  "real" by more than float64's rounding, else at all), or
 - each: in float64, a margin lies below the method's own bound for it in real arithmetic, by more than rounding.
 
 The column "closest" is the least that an observed margin lay above the certificate's smallest.
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -39,7 +40,8 @@ from certtrain.attack.box import box_ends
 from certtrain.attack.hunt import running
 from certtrain.bounds.graph import Normalize
 from certtrain.bounds.methods import METHODS
-from certtrain.certificate import Certifier
+from certtrain.bounds.rounding import ARITHMETICS
+from certtrain.certificate import ARITHMETIC, Certifier
 from certtrain.data import ImageSet, derive_seed, load_images, to_unit
 from certtrain.models import InputSpec, build_model
 
@@ -277,20 +279,22 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 # --- the campaign ----------------------------------------------------------------------------------------
 
 
-def campaign(subject: Subject, methods: list[str], count: int, options: dict[str, Any], seed: int) -> list[Tally]:
+def campaign(subject: Subject, methods: list[str], count: int, arithmetic: str, seed: int) -> list[Tally]:
     """Try the subject's boxes of several radii with about `count` points in all; one tally a method."""
     tallies = [Tally(subject.name, method) for method in methods]
     for share in RADII:
         at = replace(subject, eps=subject.eps * share)
-        try_radius(at, tallies, -(-count // len(RADII)), options, seed)
+        try_radius(at, tallies, -(-count // len(RADII)), arithmetic, seed)
     return tallies
 
 
 @torch.no_grad()
-def try_radius(subject: Subject, tallies: list[Tally], count: int, options: dict[str, Any], seed: int) -> None:
+def try_radius(subject: Subject, tallies: list[Tally], count: int, arithmetic: str, seed: int) -> None:
     """Certify the boxes by every method, throw points at those that any of them certified, and count."""
-    claims = [Certifier(subject.network, tally.method, **options).certify(subject.x, subject.labels, subject.eps)
-              for tally in tallies]  # fmt: skip
+    claims = [
+        Certifier(subject.network, tally.method, arithmetic=arithmetic).certify(subject.x, subject.labels, subject.eps)
+        for tally in tallies
+    ]
     proved = [claim.certified.to(subject.x.device) for claim in claims]
     for tally, mine in zip(tallies, proved, strict=True):
         tally.boxes, tally.certified = tally.boxes + len(mine), tally.certified + int(mine.sum())
@@ -300,12 +304,12 @@ def try_radius(subject: Subject, tallies: list[Tally], count: int, options: dict
     boxes = replace(subject, x=subject.x[kept], labels=subject.labels[kept])
     points, rows = thrown(boxes, -(-count // len(boxes.x)), seed)
     exact = copy.deepcopy(boxes.network).double()
-    seen = Seen(observed(boxes, points, rows, options, seed), margins(exact(points.double()), boxes.labels[rows]))
+    seen = Seen(observed(boxes, points, rows, arithmetic, seed), margins(exact(points.double()), boxes.labels[rows]))
     for tally, claim, mine in zip(tallies, claims, proved, strict=True):
         each = margin_bounds(exact, boxes.x.double(), boxes.labels, boxes.eps, method=tally.method)
         held = mine[kept][rows]
         bounds = Seen(claim.margin[kept][rows], each[rows])
-        count_against(tally, seen.take(held), bounds.take(held), slack=1e-9 if "arithmetic" not in options else 0.0)
+        count_against(tally, seen.take(held), bounds.take(held), slack=1e-9 if arithmetic == "real" else 0.0)
 
 
 class Seen(NamedTuple):
@@ -319,10 +323,10 @@ class Seen(NamedTuple):
         return Seen(self.smallest[which], self.each[which])
 
 
-def observed(boxes: Subject, points: Tensor, rows: Tensor, options: dict[str, Any], seed: int) -> Tensor:
+def observed(boxes: Subject, points: Tensor, rows: Tensor, arithmetic: str, seed: int) -> Tensor:
     """The smallest margin of each point (P,) over all ways of inference."""
     worst = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
-    for chunk, logits in answers(boxes.network, points, options.get("arithmetic", "real"), seed):
+    for chunk, logits in answers(boxes.network, points, arithmetic, seed):
         worst[chunk] = worst[chunk].minimum(smallest_margin(logits, boxes.labels[rows[chunk]]))
     return worst
 
@@ -352,7 +356,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--arithmetic", help="of the deployed network; certify's own default if not given")
+    parser.add_argument("--arithmetic", choices=list(ARITHMETICS), default=ARITHMETIC, help="of the deployed network")
     parser.add_argument("--points", type=int, default=120_000, help="points in all, each tried against every method")
     parser.add_argument("--images", type=int, help="test images for each network; 60, or 12 if quick")
     parser.add_argument("--steps", type=int, help="of training; 400, or 60 if quick")
@@ -368,12 +372,11 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     """Parse the arguments, run the campaign on each network, print the table; the exit status."""
     arguments = parsed(words)
-    options = {"arithmetic": arguments.arithmetic} if arguments.arithmetic else {}
     subjects = file_subjects(arguments) if arguments.models else digit_subjects(arguments)
     count = -(-arguments.points // len(arguments.models or arguments.kinds))
     start, tallies = time.monotonic(), list[Tally]()
     for subject in subjects:
-        tallies += campaign(subject, arguments.methods, count, options, arguments.seed)
+        tallies += campaign(subject, arguments.methods, count, arguments.arithmetic, arguments.seed)
         print(f"{subject.name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
     show(tallies)
     return verdict(tallies)

@@ -22,7 +22,7 @@ class Limits:
 
     timeout: by one point in the rounds after the first. A point enters no
         further round once that, by what a point took there so far, would take it longer.
-    budget: in all. It is looked at between batches.
+    budget: in all. It is looked at between batches, and before each step of the attack.
     """
 
     timeout: float | None = None
@@ -71,7 +71,7 @@ class Cascade:
                 self._hold_back(chunk, spent / worked if worked else 0.0)
             if numbers := [index for index in chunk if index not in self.held]:
                 done = self._work(each.steps, numbers)
-                spent += sum(point.tried[name] for point in done for name in each.names)
+                spent += sum(point.tried.get(name, 0.0) for point in done for name in each.names)
                 worked += len(done)
                 self._tell(done)
 
@@ -103,15 +103,19 @@ class Cascade:
             if all(step.name in point.tried for point in points):
                 continue
             start = time.monotonic()
-            rows = list(_rows(step(batch), len(points)))
+            found = step(batch)
+            rows = list(_rows(found, len(points)))
             seconds = (time.monotonic() - start) / len(points)
-            points = [_settled(p, step.name, seconds, *row) for p, row in zip(points, rows, strict=True)]
+            points = [
+                _settled(p, step.name, seconds, *row) if found.complete or row[0] != "open" else p
+                for p, row in zip(points, rows, strict=True)
+            ]
         return points
 
     def _batch(self, numbers: Sequence[int]) -> Batch:
         device, rows = next(self.model.parameters()).device, list(numbers)
         x = to_unit(self.images.images[rows].to(device))
-        return Batch(rows, x, self.images.labels[rows].to(device), self.eps)
+        return Batch(rows, x, self.images.labels[rows].to(device), self.eps, self._over)
 
     def _classify_the_rest(self) -> None:
         """Where time was over before the first round was: see at least which points are misclassified as they are."""
@@ -121,8 +125,11 @@ class Cascade:
             self._tell(self._work(first.steps[:1], numbers))
 
     def _tell(self, points: list[Point]) -> None:
+        """Of a point of which nothing new is known nothing is told: a step broke off."""
+        points = [point for point in points if point != self.points.get(point.index)]
         self.points |= {point.index: point for point in points}
-        self.on_points(points)
+        if points:
+            self.on_points(points)
 
 
 def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.interval import boundable
-from certtrain.bounds.methods import up_to
+from certtrain.bounds.methods import method_named, up_to
 from certtrain.bounds.rounding import ACCURACY, Rounding, arithmetic_named
 from certtrain.bounds.settings import Settings
 from certtrain.epsilon import parse_eps
@@ -72,13 +72,25 @@ def certify(
 
 
 class Certifier:
-    """`certify` for many batches of one model, whose float64 copy it makes once."""
+    """`certify` for many batches of one model, whose float64 copy it makes once.
 
-    def __init__(self, model: nn.Module, method: str = "auto", *, arithmetic: str = ARITHMETIC) -> None:
+    settings: how bounds are computed; their rounding is that of `arithmetic`.
+    alone: without the methods before `method`, for points that those left open.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str = "auto",
+        *,
+        arithmetic: str = ARITHMETIC,
+        settings: Settings = VERDICTS_ALONE,
+        alone: bool = False,
+    ) -> None:
         self.rounding = arithmetic_named(arithmetic)
-        self.settings = replace(VERDICTS_ALONE, rounding=self.rounding)
+        self.settings = replace(settings, rounding=self.rounding)
         self.method = "ibp" if method == "auto" else method
-        self.bound = up_to(self.method)
+        self.bound = (method_named if alone else up_to)(self.method)
         self.model = model
         exact = copy.deepcopy(model).double()
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.

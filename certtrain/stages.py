@@ -1,6 +1,6 @@
 """The steps of a cascade: each takes points that are open, and says what it has found about them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -11,7 +11,8 @@ from certtrain.attack import Settings
 from certtrain.attack import attack as search
 from certtrain.attack.hunt import running
 from certtrain.bounds.methods import METHODS, method_named
-from certtrain.certificate import Certifier, Verdict
+from certtrain.bounds.settings import Settings as BoundSettings
+from certtrain.certificate import VERDICTS_ALONE, Certifier, Verdict
 from certtrain.objective import correct_points
 
 INFERENCE, ATTACK, CHEAPEST = "inference", "attack", "ibp"
@@ -19,12 +20,16 @@ DEAR = 10  # a method beyond the cheapest gets so many times fewer points at onc
 
 
 class Batch(NamedTuple):
-    """Points of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes."""
+    """Points of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes.
+
+    over: says True once there is no more time.
+    """
 
     numbers: Sequence[int]
     x: Tensor
     labels: Tensor
     eps: float
+    over: Callable[[], bool] = lambda: False
 
 
 class Found(NamedTuple):
@@ -32,11 +37,13 @@ class Found(NamedTuple):
 
     margins: (B,) lower bounds of the smallest margins, if the step has any.
     counterexamples: (B, C, H, W), of use where the verdict is "falsified".
+    complete: False if the step broke off for want of time: what it leaves open was not tried.
     """
 
     verdicts: Sequence[Verdict]
     margins: Tensor | None = None
     counterexamples: Tensor | None = None
+    complete: bool = True
 
 
 class Step(Protocol):
@@ -90,20 +97,32 @@ class Attacking:
         """As `Step`."""
         numbers = torch.tensor(batch.numbers)
         about = (batch.x, batch.labels, batch.eps, self.settings, numbers)
-        hit = search(self.model, *about, arithmetic=self.arithmetic)
-        return Found(["falsified" if broken else "open" for broken in hit.broken.tolist()], None, hit.adversarial)
+        cut: list[bool] = []
+
+        def stop() -> bool:
+            cut.extend([True] if batch.over() else [])
+            return bool(cut)
+
+        hit = search(self.model, *about, arithmetic=self.arithmetic, stop=stop)
+        verdicts: list[Verdict] = ["falsified" if broken else "open" for broken in hit.broken.tolist()]
+        return Found(verdicts, None, hit.adversarial, complete=not cut)
 
 
 class Bounding:
     """A bound method."""
 
-    def __init__(self, model: nn.Module, method: str, arithmetic: str) -> None:
+    def __init__(
+        self, model: nn.Module, method: str, arithmetic: str, settings: BoundSettings = VERDICTS_ALONE, *, alone: bool
+    ) -> None:
         self.model, self.name, self.arithmetic = model, method, arithmetic
+        self.settings, self.alone = settings, alone
         self.certifier: Certifier | None = None  # made when it is first needed: it holds a copy of the network
 
     def __call__(self, batch: Batch) -> Found:
         """As `Step`."""
-        self.certifier = self.certifier or Certifier(self.model, self.name, arithmetic=self.arithmetic)
+        self.certifier = self.certifier or Certifier(
+            self.model, self.name, arithmetic=self.arithmetic, settings=self.settings, alone=self.alone
+        )
         found = self.certifier.certify(batch.x, batch.labels, batch.eps)
         return Found(found.verdicts, found.margin)
 
@@ -116,18 +135,31 @@ def methods_of(method: str) -> tuple[str, ...]:
     return (method,)
 
 
-def names_of(method: str) -> tuple[str, ...]:
-    """The names of all steps that `method` stands for, in their order. Raises MethodError."""
-    return (INFERENCE, ATTACK, *methods_of(method))
+def names_of(method: str, attack: Settings | None) -> tuple[str, ...]:
+    """The names of all steps that `method` stands for, in their order, and of the attack. Raises MethodError."""
+    return (INFERENCE, *([ATTACK] if attack else []), *methods_of(method))
 
 
-def rounds_of(model: nn.Module, method: str, attack: Settings, size: int, arithmetic: str) -> list[Round]:
-    """What `method` stands for: all that is cheap together, on `size` points at once, then one dear step at a time."""
-    names = methods_of(method)
-    bounds = [Bounding(model, name, arithmetic) for name in names if name == CHEAPEST]
-    dear = [name for name in names if name != CHEAPEST]
-    first = Round((Inferring(model, arithmetic), Attacking(model, attack, arithmetic), *bounds), size)
-    return [first, *(Round((Bounding(model, name, arithmetic),), points_at_once(name, size)) for name in dear)]
+def rounds_of(
+    model: nn.Module, method: str, attack: Settings | None, size: int, arithmetic: str, settings: BoundSettings
+) -> list[Round]:
+    """What `method` stands for: all that is cheap together, on `size` points at once, then one dear step at a time.
+
+    `attack` None is no attack.
+    """
+    bounds = {name: bounding(model, method, name, arithmetic, settings) for name in methods_of(method)}
+    cheap = [bounds.pop(CHEAPEST)] if CHEAPEST in bounds else []
+    attacks = [] if attack is None else [Attacking(model, attack, arithmetic)]
+    first = Round((Inferring(model, arithmetic), *attacks, *cheap), size)
+    return [first, *(Round((step,), points_at_once(name, size)) for name, step in bounds.items())]
+
+
+def bounding(model: nn.Module, method: str, name: str, arithmetic: str, settings: BoundSettings) -> Bounding:
+    """The bound method `name`, as one of those that `method` stands for.
+
+    In the cascade it comes to points that the cheaper ones left open, and does not repeat them.
+    """
+    return Bounding(model, name, arithmetic, settings, alone=method == "auto")
 
 
 def points_at_once(method: str, size: int) -> int:

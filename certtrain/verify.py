@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from certtrain.attack import Settings
+from certtrain.attack import Settings, described
+from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.cascade import UNLIMITED, Cascade, Limits, OnPoints, OnRound
-from certtrain.certificate import ARITHMETIC
+from certtrain.certificate import ARITHMETIC, VERDICTS_ALONE
 from certtrain.data import ImageSet
 from certtrain.epsilon import parse_eps
 from certtrain.errors import DataError
@@ -54,7 +55,7 @@ class Report:
 
     @property
     def pgd_accuracy(self) -> float:
-        """Share that the attack did not break: an upper limit on robust accuracy."""
+        """Share that the attack did not break: an upper limit on robust accuracy; without one the natural accuracy."""
         return (self.certified + self.open) / self.examples
 
     @property
@@ -80,10 +81,11 @@ def verify(
     images: ImageSet,
     eps: float,
     *,
-    attack: Settings,
+    attack: Settings | None,
     method: str = "auto",
     network: Network = "saved",
     arithmetic: str = ARITHMETIC,
+    bounds: BoundSettings = VERDICTS_ALONE,
     limits: Limits = UNLIMITED,
     batch_size: int = 200,
     known: Sequence[Point] = (),
@@ -95,7 +97,8 @@ def verify(
     `method` "auto" is the cascade: attack and interval bounds first, each
     tighter method on the points that are open after that, within `limits`. A
     method's name is that method alone. `known` points are not looked at again,
-    but for the methods that have not been tried on those that are open.
+    but for the methods that have not been tried on those that are open. Without
+    an `attack` (None) no point is falsified. `bounds` says how bounds are computed.
 
     `on_round` hears of each round, by its steps' names and the number of points
     that come to it; `on_points` of each batch of it as it is done, so of an open
@@ -109,9 +112,9 @@ def verify(
     check_fit(model, images)
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(model, network)
-    rounds = rounds_of(model, method, attack, batch_size, arithmetic)
+    rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
     points = Cascade(model, images, eps, rounds, limits, known, on_points, on_round).run()
-    counts, steps = count(points), names_of(method)
+    counts, steps = count(points), names_of(method, attack)
     return Report(
         dataset=images.name,
         split=images.split,
@@ -122,7 +125,7 @@ def verify(
         falsified=counts["falsified"],
         misclassified=counts["misclassified"],
         method=method,
-        attack=attack.to_dict(),
+        attack=described(attack),
         assumptions=assumptions_of(model, arithmetic),
         seconds=time.monotonic() - start,
         stages=stages(points, steps),

@@ -14,8 +14,9 @@ import torch
 from test_verify import mostly_right
 
 from certtrain.attack import PGD
+from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certfile import Checked, Writer, check, describe_task, read_certificates
-from certtrain.certificate import Certifier
+from certtrain.certificate import VERDICTS_ALONE, Certifier
 from certtrain.data import ImageSet
 from certtrain.epsilon import exact_eps, parse_eps
 from certtrain.errors import CertificateError, StorageError
@@ -493,6 +494,79 @@ def test_another_radius_attack_or_model_is_named(case: Case):
     )
     with pytest.raises(CertificateError, match=r"ε \(text 0.06 there, 8/255 here.*the attack \(steps 5 there, 9 here"):
         Writer.resume(case.file, header, case.images)
+
+
+def test_what_decides_a_margin_is_in_the_header_and_is_computed_with_again(case: Case):
+    assert lines_of(case)[0]["bounds"] == VERDICTS_ALONE.deciding()
+    assert "memory" not in VERDICTS_ALONE.deciding()
+    asked = {"method": "crown", "network": "saved", "arithmetic": "float32", "batch_size": 40}
+    about = (case.model_file, case.model, case.images)
+    header = describe_task(*about, eps=EPS, attack=ATTACK.to_dict(), **asked, bounds=BoundSettings(iterations=7))
+    assert header.bounds.settings(memory=5) == BoundSettings(iterations=7, memory=5)
+    with pytest.raises(CertificateError, match=r"the settings of the bounds \(dense 0 there, 1024 here; iterations 50"):
+        Writer.resume(case.file, header, case.images)
+
+
+def test_memory_changes_neither_records_nor_their_check(case: Case):
+    other = case._replace(file=case.file.with_name("other.jsonl"))
+    write(other, bounds=replace(VERDICTS_ALONE, memory=1))
+    mine, theirs = ({r["index"]: r for r in lines_of(each)[1:-1]} for each in (case, other))
+    for index, record in mine.items():
+        assert (record["verdict"], record["method"]) == (theirs[index]["verdict"], theirs[index]["method"])
+        assert record["margin"] == pytest.approx(theirs[index]["margin"], rel=1e-9)
+    assert case.check(memory=1).checked == 100
+
+
+@pytest.fixture(scope="module")
+def searched(original: Case, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Certificates by α-CROWN."""
+    case = original._replace(file=tmp_path_factory.mktemp("searched") / "c.jsonl", images=original.images.take(40))
+    write(case, method="alpha-crown")
+    return case
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"), [(lambda m: m / 2, True), (lambda m: m * 1.0005, True), (lambda m: m * 1.01 + 1e-3, False)]
+)
+def test_a_searched_margin_may_be_smaller_and_hardly_greater(
+    searched: Case, tmp_path: Path, change: Callable[[float], float], holds: bool
+):
+    lines, case = lines_of(searched), searched._replace(file=tmp_path / "c.jsonl")
+    record = first(lines, "certified", method="alpha-crown")
+    record["margin"] = change(record["margin"])
+    put(case, lines)
+    if holds:
+        assert case.check().checked == 40
+    else:
+        with pytest.raises(CertificateError, match=f"example {record['index']} has the margin"):
+            case.check()
+
+
+def test_a_searched_margin_that_stopped_later_elsewhere_is_reached(
+    searched: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A record's margin is what the whole search finds; the search that stops early finds less."""
+    case, lines = searched._replace(file=tmp_path / "c.jsonl"), lines_of(searched)
+    put(case, lines)
+    certify = Certifier.certify
+
+    def stops_sooner(self: Certifier, *given: Any) -> Any:
+        found = certify(self, *given)
+        return replace(found, margin=found.margin / 2) if self.settings.early_stop else found
+
+    monkeypatch.setattr(Certifier, "certify", stops_sooner)
+    assert case.check().checked == 40
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("iterations", 10**9), ("iterations", -1), ("learning_rate", 0.0), ("decay", 2.0), ("dense", "all"), ("memory", 1)
+])  # fmt: skip
+def test_settings_of_bounds_that_none_has_are_refused(case: Case, name: str, value: Any):
+    lines = lines_of(case)
+    lines[0]["bounds"][name] = value
+    put(case, lines)
+    with pytest.raises(CertificateError, match=f"line 1 of .* is no header of a certificate file: bounds.{name}"):
+        case.check()
 
 
 def test_a_file_that_cannot_be_written_is_an_error(case: Case, tmp_path: Path):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 from typer.main import get_command
 
@@ -21,6 +22,7 @@ from certtrain import cli
 from certtrain.attack import ATTACKS
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
+from certtrain.cli.options import memory_size
 from certtrain.errors import PropertyError
 from certtrain.report import AGAIN
 
@@ -156,7 +158,7 @@ def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Pa
     report = json.loads(done.out)
     assert report["certified_accuracy"] <= report["pgd_accuracy"] <= report["natural_accuracy"]
     assert (report["examples"], report["eps"], report["out"]) == (50, 2 / 255, "c.jsonl")
-    assert [stage["name"] for stage in report["stages"]] == ["inference", "attack", "ibp", "crown-ibp"]
+    assert [stage["name"] for stage in report["stages"]] == ["inference", "attack", *METHODS]
     header, *points, seal = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert header["eps"] == {"text": "2/255", "value": 2 / 255}
     assert {point["index"] for point in points} == set(range(50))
@@ -272,8 +274,32 @@ def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
 def test_the_methods_that_can_be_asked_for_are_those_there_are() -> None:
     asked = importlib.import_module("certtrain.cli.verify")
     assert [method.value for method in asked.Method] == ["auto", *METHODS]
-    assert [attack.value for attack in asked.Attack] == list(ATTACKS)
+    assert [attack.value for attack in asked.Attack] == [*ATTACKS, "none"]
     assert {arithmetic.value for arithmetic in asked.Arithmetic} == set(ARITHMETICS)
+
+
+def test_without_an_attack_the_report_says_so(run: Run, model: Path) -> None:
+    words = ["verify", str(model), "--limit", "20", "--attack", "none", "--method", "ibp"]
+    found = json.loads(run(*words, "--json").out)
+    assert (found["attack"], found["falsified"]) == ({"name": "none"}, 0)
+    assert found["pgd_accuracy"] == found["natural_accuracy"]
+    assert "no attack" in run(*words).out
+    refused = run(*words, "--seed", "3")
+    assert refused.code == 2
+    assert "there is no attack to set this for" in refused.err
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("500MB", 500 * 10**6), ("1.5GiB", 3 * 2**29), ("2gib", 2**31), ("77", 77), ("10B", 10), ("3KiB", 3072)
+])  # fmt: skip
+def test_memory_is_written_with_a_unit(text: str, size: int) -> None:
+    assert memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GiB", "GiB", "1 parsec", "1e9", "0.2B", "nan", "9" * 400])
+def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is not an amount of memory"):
+        memory_size(text)
 
 
 def test_other_attacks_by_name(run: Run, model: Path) -> None:

@@ -138,6 +138,24 @@ def test_a_model_file_is_tried_on_its_own_data(soundness, tmp_path: Path, capsys
         torch.manual_seed(0)
         network = soundness.trained(soundness.named(preset.model), train, 0.03, 60, 0)
     save_model(tmp_path / "model.safetensors", network, describe(preset, train))
-    assert soundness.main([*QUICK, "--points", "200", "--models", str(tmp_path / "model.safetensors")]) == 0
+    methods = ["ibp", "crown-ibp"]
+    words = ["--points", "200", "--methods", *methods, "--models", str(tmp_path / "model.safetensors")]
+    assert soundness.main([*QUICK, *words]) == 0
     found = rows(capsys.readouterr().out)
-    assert [row[:3] for row in found] == [[tmp_path.name, method, "48"] for method in METHODS]
+    assert [row[:3] for row in found] == [[tmp_path.name, method, "48"] for method in methods]
+
+
+def test_the_campaign_is_in_float32_without_slack_unless_told(soundness):
+    assert soundness.parsed([]).arithmetic == "float32"
+    below = soundness.Seen(torch.tensor([0.5 - 1e-12], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    bounds = soundness.Seen(torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))
+    for slack, found in ((0.0, 1), (1e-9, 0)):
+        tally = soundness.Tally("mlp", "ibp")
+        soundness.count_against(tally, below, bounds, slack)
+        assert tally.below_smallest == found
+
+
+def test_real_arithmetic_can_be_named(soundness, capsys: pytest.CaptureFixture[str]):
+    words = ["--points", "100", "--kinds", "mlp", "--methods", "ibp", "--arithmetic", "real"]
+    assert soundness.main([*QUICK, *words]) == 0
+    assert rows(capsys.readouterr().out)[0][5:8] == ["0", "0", "0"]

@@ -1,6 +1,6 @@
 """Attacks: the search for a misclassified input in a box, which gives an upper limit on robust accuracy."""
 
 from certtrain.attack.search import Attacked, attack
-from certtrain.attack.settings import APGD, ATTACKS, PGD, Settings, named
+from certtrain.attack.settings import APGD, ATTACKS, PGD, Settings, described, named
 
-__all__ = ["APGD", "ATTACKS", "PGD", "Attacked", "Settings", "attack", "named"]
+__all__ = ["APGD", "ATTACKS", "PGD", "Attacked", "Settings", "attack", "described", "named"]

@@ -10,12 +10,10 @@ from torch import Generator, Tensor, nn
 from certtrain.attack.box import box_ends
 from certtrain.attack.losses import Loss
 from certtrain.bounds.checks import check_labels
+from certtrain.bounds.rounding import arithmetic_named
 from certtrain.data import derive_seed
-from certtrain.errors import MethodError
 from certtrain.objective import correct_points
 from certtrain.precision import tensor_cores
-
-ARITHMETICS = ("real", "float32", "tf32", "bf16")
 
 
 class Work(NamedTuple):
@@ -125,10 +123,9 @@ def batch_of(x: Tensor, labels: Tensor, eps: float) -> Work:
 def running(arithmetic: str, device: str) -> Iterator[None]:
     """Within it, inference on `device` computes in that arithmetic, where it has it; else in the network's own type.
 
-    "real" cannot be run, and a CPU has no TF32: float32 stands for both.
+    "real" cannot be run, and a CPU has no TF32: float32 stands for both. Raises MethodError for an unknown name.
     """
-    if arithmetic not in ARITHMETICS:
-        raise MethodError(f"arithmetic {arithmetic!r} is not known; choose from: {', '.join(ARITHMETICS)}")
+    arithmetic_named(arithmetic)
     with (
         tensor_cores(arithmetic == "tf32"),
         torch.autocast(device, torch.bfloat16, enabled=arithmetic == "bf16", cache_enabled=False),

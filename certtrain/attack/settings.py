@@ -7,6 +7,7 @@ from typing import Any
 from certtrain.errors import MethodError
 
 APGD_LOSSES = ("ce", "dlr")
+NONE = "none"  # instead of an attack's name
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ class APGD:
 
 
 Settings = PGD | APGD
+
+
+def described(settings: Settings | None) -> dict[str, int | str]:
+    """As in reports and certificate files; None is no attack."""
+    return {"name": NONE} if settings is None else settings.to_dict()
+
 
 # By name: PGD, and the two attacks by gradients of AutoAttack (apgd-ce, apgd-t) with the untargeted ratio between.
 ATTACKS: dict[str, Callable[[], Settings]] = {

@@ -21,7 +21,7 @@ from certtrain.bounds.linear import LinesOf, Prefix, followed_back
 from certtrain.bounds.relaxation import Slopes, free_slopes
 from certtrain.bounds.settings import Settings
 
-# A search has stalled for an example if none of its bounds rose by this share of the bounds' size in so many steps.
+# The search for a bound has stalled if it did not rise by this share of its size in so many steps.
 STALLED, PATIENCE = 1e-5, 10
 BETAS = (0.9, 0.999)  # Adam's
 
@@ -51,23 +51,26 @@ def tightened_from(boxes: Iterator[Box], settings: Settings) -> Tighten:
 def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: float = torch.inf) -> Tensor:
     """Lower bounds (B, S) of `functions` (B, S, …) by the best slopes found; at least those of the boxes' own lines.
 
-    An example is done once its bounds are all above `enough`, or stall.
+    A bound is done once it is above `enough`, or stalls, and stays as it is from then on, whatever else is searched
+    with it: into which parts the functions are cut decides nothing.
     """
     best = followed_back(prefix, functions, rounding=settings.rounding)
-    idle = ~functions.flatten(2).any(2)  # the margin of a class to itself
-    left, search, before = torch.arange(len(best), device=best.device), Search(prefix, functions, settings), best
+    done = ~functions.flatten(2).any(2) | (best > enough)  # a class has no margin to itself
+    left, before = torch.arange(len(best), device=best.device), best.clone()
+    search = Search(prefix, functions, settings)
     for step in range(1, settings.iterations + 1):
         if not search.alphas or not len(left):
             break
         bounds = search.step()
-        best[left] = torch.where(bounds > best[left], bounds, best[left])
-        done = ((best[left] > enough) | idle[left]).all(1)
+        best[left] = torch.where((bounds > best[left]) & ~done[left], bounds, best[left])
+        done |= best > enough
         if step % PATIENCE == 0:
-            rise, size = best[left] - before, best[left].abs().amax(1, keepdim=True)
-            done, before = done | ~(rise > STALLED * size).any(1), best[left]
-        if bool(done.any()):
-            left, before = left[~done], before[~done]
-            search.keep(~done)
+            done |= ~(best - before > STALLED * best.abs())
+            before = best.clone()
+        finished = done[left].all(1)
+        if bool(finished.any()):
+            left = left[~finished]
+            search.keep(~finished)
     return best
 
 

@@ -201,6 +201,9 @@ def _check_logits(trace: BoundTrace) -> None:
 METHODS: dict[str, Method] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown": _crown, "alpha-crown": _alpha_crown}
 
 
+# Those that search: where they end can hang on the last digit of a sum, and so on the machine.
+SEARCHED = ("alpha-crown",)
+
 # Those that a loss can be made of: one pass, with gradients.
 IN_TRAINING = ("ibp", "crown-ibp")
 

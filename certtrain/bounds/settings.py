@@ -1,7 +1,7 @@
 """What a user may choose about how bounds are computed."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from certtrain.errors import MethodError
 
@@ -25,8 +25,8 @@ class Settings:
     neurons: α-CROWN also searches slopes for the bounds of a layer's own
         inputs, one set for each bound, where an example has at most this many
         inputs whose sign is open there; 0 leaves it to CROWN's bounds there.
-    early_stop: α-CROWN leaves an example once all of its margins are above
-        zero. Verdicts stay the same, margins are less tight.
+    early_stop: α-CROWN leaves a margin once it is above zero, and an example
+        once all of them are. Verdicts stay the same, margins are less tight.
     """
 
     rounding: "Rounding | None" = None
@@ -47,6 +47,11 @@ class Settings:
             raise MethodError(
                 f"learning_rate {self.learning_rate:g} must be above 0, and decay {self.decay:g} in (0, 1]"
             )
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides a bound besides the arithmetic: all but `memory`, which decides none, and `rounding`."""
+        values = asdict(replace(self, rounding=None))
+        return {name: value for name, value in values.items() if name not in ("memory", "rounding")}
 
 
 DEFAULT = Settings()

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.certificate import Verdict
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError
@@ -23,6 +24,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(max_length=1000)]
+LONGEST = 100_000
 
 
 class Line(BaseModel):
@@ -65,6 +67,21 @@ class Radius(Line):
         return self
 
 
+class HowBounded(Line):
+    """The settings of the bounds that decide a margin; a search of more than `LONGEST` steps is no one's."""
+
+    dense: Count
+    iterations: int = Field(ge=0, le=LONGEST)
+    learning_rate: float = Field(gt=0)
+    decay: float = Field(gt=0, le=1)
+    neurons: Count
+    early_stop: bool
+
+    def settings(self, memory: int = DEFAULT.memory) -> Settings:
+        """To compute with, in so many bytes."""
+        return Settings(**self.model_dump(), memory=memory)
+
+
 class Header(Line):
     """Of what the records speak: all that decides what can be said of a point."""
 
@@ -76,6 +93,7 @@ class Header(Line):
     eps: Radius
     inputs: tuple[float, float]
     method: Name
+    bounds: HowBounded
     arithmetic: Name
     assumptions: tuple[Name, ...]
     attack: dict[Name, int | float | Name]
@@ -141,6 +159,7 @@ def differences(recorded: Header, wanted: Header) -> list[str]:
         "eps": "ε",
         "inputs": "the range of inputs",
         "method": "the method",
+        "bounds": "the settings of the bounds",
         "arithmetic": "the arithmetic",
         "assumptions": "the assumptions",
         "attack": "the attack",

@@ -8,9 +8,21 @@ from typing import Any, Literal, Self
 
 import torch
 
-from certtrain.certfile.lines import Data, Header, Line, ModelHashes, Radius, Record, Seal, differences, encode
+from certtrain.bounds.settings import Settings
+from certtrain.certfile.lines import (
+    Data,
+    Header,
+    HowBounded,
+    Line,
+    ModelHashes,
+    Radius,
+    Record,
+    Seal,
+    differences,
+    encode,
+)
 from certtrain.certfile.reading import Contents, read_certificates
-from certtrain.certificate import CLIP
+from certtrain.certificate import CLIP, VERDICTS_ALONE
 from certtrain.data import ImageSet
 from certtrain.epsilon import exact_eps
 from certtrain.errors import CertificateError
@@ -32,6 +44,7 @@ def describe_task(
     arithmetic: str,
     attack: Mapping[str, Any],
     batch_size: int,
+    bounds: Settings = VERDICTS_ALONE,
 ) -> Header:
     """The header for the certificates of the saved `model` in the file `path` on `images`."""
     return Header(
@@ -41,6 +54,7 @@ def describe_task(
         eps=Radius(text=exact_eps(eps), value=eps),
         inputs=CLIP,
         method=method,
+        bounds=HowBounded(**bounds.deciding()),
         arithmetic=arithmetic,
         assumptions=assumptions_of(network_of(model, network), arithmetic),
         attack=dict(attack),

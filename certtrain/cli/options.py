@@ -1,5 +1,6 @@
 """What the commands have in common: options, and what they make of them."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +37,18 @@ def _eps(text: str) -> float:
         return parse_eps(text)
     except EpsilonError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def memory_size(text: str | int) -> int:
+    """Bytes from 500MB, 1.5GiB or 100000000."""
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([kmgt]i?b|b)?", str(text).lower())
+    size = int(float(found[1]) * UNITS.get(found[2], 1)) if found else 0
+    if size < 1:
+        raise typer.BadParameter(f"{text!r} is not an amount of memory; write it like 500MB, 2GiB or 100000000")
+    return size
 
 
 def png_file(text: str) -> Path:

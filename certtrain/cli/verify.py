@@ -3,6 +3,8 @@
 import shlex
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,13 +22,13 @@ from certtrain.cli.options import (
     ModelFile,
     Split,
     check_targets,
+    memory_size,
     open_model,
     open_split,
 )
 from certtrain.cli.stopping import Stopper, seconds
 
 if TYPE_CHECKING:
-    from certtrain.attack import Settings
     from certtrain.certfile import Writer
     from certtrain.data import ImageSet
     from certtrain.modelfile import Classifier
@@ -44,13 +46,14 @@ class Method(StrEnum):
 
 
 class Attack(StrEnum):
-    """How points are attacked; -t goes through nine other classes, one after the other."""
+    """How points are attacked; -t goes through nine other classes, one after the other; none is no attack."""
 
     pgd = "pgd"
     pgd_t = "pgd-t"
     apgd_ce = "apgd-ce"
     apgd_dlr = "apgd-dlr"
     apgd_t = "apgd-t"
+    none = "none"
 
 
 class Arithmetic(StrEnum):
@@ -69,7 +72,9 @@ class Network(StrEnum):
     folded = "folded"
 
 
-WITH_CHECK = {"model", "check", "limit", "data_dir", "device", "as_json"}
+WITH_CHECK = {"model", "check", "limit", "memory", "data_dir", "device", "as_json"}
+MEMORY = 2**30
+OF_ATTACK = {"pgd_steps", "pgd_restarts", "seed"}
 
 
 def verify(
@@ -103,7 +108,7 @@ def verify(
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
     limit: Limit = None,
     attack: Annotated[
-        Attack, typer.Option(help="Attack that gives the upper limit; those of AutoAttack are dearer than pgd.")
+        Attack, typer.Option(help="Attack that gives the upper limit; apgd ones are dearer than pgd.")
     ] = Attack.pgd,
     pgd_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the attack; by itself pgd takes 20 and apgd 100.")
@@ -121,6 +126,14 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Compute the certificates in this file again, and see that they hold."),
     ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=memory_size,
+            metavar="SIZE",
+            help="Most memory for the linear bounds, like 500MB; 1GiB if not given. It changes no result.",
+        ),
+    ] = None,
     device: DeviceName = Device.auto,
     force: Force = False,
     as_json: AsJson = False,
@@ -130,22 +143,28 @@ def verify(
     Stopped by Ctrl-C or a time limit, a verification with --out goes on when the command is given again.
     """
     if check is not None:
-        _refuse_others(context)
-        _check(model, check, data_dir, limit, device, as_json)
+        # The file says what is checked: other options would be ignored.
+        _refuse(context, lambda name: name not in WITH_CHECK, "this is taken from the file that --check names")
+        _check(model, check, data_dir, device, as_json, limit=limit, memory=memory or MEMORY)
         return
+    if attack is Attack.none:
+        _refuse(context, lambda name: name in OF_ATTACK, "there is no attack to set this for")
     check_targets(True, out)
     saved = open_model(model, device)
     images = open_split(saved, split, data_dir, limit)
     from certtrain import render
-    from certtrain.attack import named
+    from certtrain.attack import described, named
     from certtrain.cascade import Limits
+    from certtrain.certificate import VERDICTS_ALONE
     from certtrain.verify import verify as verify_model
 
     radius = saved.metadata.eps if eps is None else eps
-    settings = named(attack.value, steps=pgd_steps, restarts=pgd_restarts, seed=seed)
-    asked: dict[str, Any] = {"method": method.value, "network": network.value, "batch_size": batch_size}
-    asked["arithmetic"] = arithmetic.value
-    writer = None if out is None else _writer(out, force, model, saved, images, eps=radius, attack=settings, **asked)
+    numbers = {"steps": pgd_steps, "restarts": pgd_restarts, "seed": seed}
+    settings = None if attack is Attack.none else named(attack.value, **numbers)
+    asked: dict[str, Any] = {"method": method.value, "network": network.value, "arithmetic": arithmetic.value}
+    asked |= {"batch_size": batch_size, "bounds": replace(VERDICTS_ALONE, memory=memory or MEMORY)}
+    about = {"eps": radius, "attack": described(settings), **asked}
+    writer = None if out is None else _writer(out, force, model, saved, images, **about)
     stop, limits = Stopper(None), Limits(timeout, time_budget)
     known = [] if writer is None else list(writer.points.values())
     with render.verifying(len(images), known) as view:
@@ -180,15 +199,13 @@ class _Interrupted(Exception):
     pass
 
 
-def _writer(
-    out: Path, force: bool, file: Path, model: "Classifier", images: "ImageSet", *, attack: "Settings", **asked: Any
-) -> "Writer":
+def _writer(out: Path, force: bool, file: Path, model: "Classifier", images: "ImageSet", **asked: Any) -> "Writer":
     """A new file, or the one that is there, to go on with."""
     from certtrain.certfile import Writer, describe_task
     from certtrain.verify import check_fit
 
     check_fit(model, images)
-    header = describe_task(file, model, images, attack=attack.to_dict(), **asked)
+    header = describe_task(file, model, images, **asked)
     return Writer(out, header, images) if force or not out.exists() else Writer.resume(out, header, images)
 
 
@@ -203,16 +220,18 @@ def _say_stopped(writer: "Writer | None", examples: int) -> None:
     render.note(f"stopped with {decided:,} of {examples:,} examples decided; go on with: {again}")
 
 
-def _refuse_others(context: typer.Context) -> None:
-    """The file says what is checked: other options would be ignored."""
+def _refuse(context: typer.Context, unwanted: Callable[[str], bool], why: str) -> None:
+    """Raise BadParameter if an option of such a name was given: it would be ignored."""
     for parameter in context.command.params:
         name = str(parameter.name)
         source = context.get_parameter_source(name)
-        if name not in WITH_CHECK and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter("this is taken from the file that --check names", param_hint=parameter.opts[0])
+        if unwanted(name) and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(why, param_hint=parameter.opts[0])
 
 
-def _check(file: Path, check: Path, data_dir: Path | None, limit: int | None, device: Device, as_json: bool) -> None:
+def _check(
+    file: Path, check: Path, data_dir: Path | None, device: Device, as_json: bool, *, limit: int | None, memory: int
+) -> None:
     from certtrain.storage import check_certificate_file
 
     check_certificate_file(check)
@@ -225,7 +244,8 @@ def _check(file: Path, check: Path, data_dir: Path | None, limit: int | None, de
     data = contents.header.data
     images = open_split(model, Split(data.split), data_dir, data.examples)
     with render.progress("checking") as report:
-        outcome = check_certificates(check, contents, file, model, images, limit=limit, on_progress=report)
+        asked = (check, contents, file, model, images)
+        outcome = check_certificates(*asked, limit=limit, memory=memory, on_progress=report)
     if as_json:
         render.show_json({"model": str(file), **outcome.to_dict()})
     else:

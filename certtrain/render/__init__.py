@@ -306,16 +306,32 @@ def show_json(value: Any, indent: int | None = 2) -> None:
     sys.stdout.flush()
 
 
+def _attacked(report: Report) -> tuple[str, float, str]:
+    """The row of the upper limit."""
+    if report.attack["name"] == "none":
+        return "no attack", report.pgd_accuracy, "upper limit on robust, as natural"
+    words = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
+    return "under PGD", report.pgd_accuracy, f"upper limit on robust; {words}"
+
+
+def _bracket(report: Report) -> str:
+    """Between what the robust accuracy lies."""
+    low, high = percent(report.certified_accuracy), percent(report.pgd_accuracy)
+    if not report.open:
+        return f"robust accuracy is {low}; no example is open"
+    gap = percent(report.pgd_accuracy - report.certified_accuracy)
+    return f"robust accuracy lies between {low} and {high}; {report.open:,} examples ({gap}) are open"
+
+
 def show_report(report: Report) -> None:
     """Accuracies and errors of a verification, and the bracket that they leave."""
     title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
     out.print(Text(title, style="italic"))
     table = new_table("", "accuracy", "error", "examples")
-    attack = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
     bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
     rows = (
         ("natural", report.natural_accuracy, "no perturbation"),
-        ("under PGD", report.pgd_accuracy, f"upper limit on robust; {attack}"),
+        _attacked(report),
         ("certified", report.certified_accuracy, f"lower limit on robust; {bounds}"),
     )
     table.add_column("", justify="left", style="bright_black")
@@ -324,14 +340,12 @@ def show_report(report: Report) -> None:
         table.add_row(name, percent(share), percent(1 - share), f"{count:,}", remark)
     out.print(table)
     out.print(stage_table(report))
-    gap = report.pgd_accuracy - report.certified_accuracy
-    span = f"between {percent(report.certified_accuracy)} and {percent(report.pgd_accuracy)}"
-    out.print(Text(f"robust accuracy lies {span}; {report.open:,} examples ({percent(gap)}) are open"))
+    say(_bracket(report))
     if words := unfinished(report):
         out.print(Text(words))
     out.print(Text(f"verified error {percent(1 - report.certified_accuracy)}; {report.seconds:.1f} s", style="bold"))
     for assumption in report.assumptions:
-        out.print(Text(f"assumes {assumption}", style="bright_black"))
+        say(f"assumes {assumption}", "bright_black")
 
 
 def show_comparisons(comparisons: Sequence[Comparison]) -> None:

@@ -83,7 +83,8 @@ def show_checked(checked: Checked) -> None:
     for verdict in COUNTED:
         table.add_row(verdict, f"{checked.counts[verdict]:,}")
     out.print(table)
-    about = f"ε = {format_eps(checked.eps)}, the network as {checked.network}, {checked.arithmetic}, {checked.method}"
+    about = f"ε = {format_eps(checked.eps)}, the network as {checked.network}, {checked.arithmetic}, "
+    about += f"method {checked.method}"
     if checked.partial:
         say(
             f"partial check: the first {checked.checked:,} of {checked.examples:,} examples hold ({about}); of the "
