@@ -154,7 +154,9 @@ def test_an_interrupt_stops_at_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Path, tmp_path: Path) -> None:
-    done = run("verify", str(model), "--eps", "2/255", "--limit", "50", "--out", "c.jsonl", "--json")
+    done = run(
+        "verify", str(model), "--method", "auto", "--eps", "2/255", "--limit", "50", "--out", "c.jsonl", "--json"
+    )
     report = json.loads(done.out)
     assert report["certified_accuracy"] <= report["pgd_accuracy"] <= report["natural_accuracy"]
     assert (report["examples"], report["eps"], report["out"]) == (50, 2 / 255, "c.jsonl")
@@ -273,7 +275,7 @@ def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
 
 def test_the_methods_that_can_be_asked_for_are_those_there_are() -> None:
     asked = importlib.import_module("certtrain.cli.verify")
-    assert [method.value for method in asked.Method] == ["auto", *METHODS]
+    assert [method.value for method in asked.Method] == ["auto", *METHODS, "milp"]
     assert [attack.value for attack in asked.Attack] == [*ATTACKS, "none"]
     assert {arithmetic.value for arithmetic in asked.Arithmetic} == set(ARITHMETICS)
 
@@ -495,6 +497,11 @@ def test_a_property_is_decided_and_shown(
         assert capsys.readouterr().out.startswith(found["result"])
         results.append(found["result"])
     assert "sat" in results
+    words = ["verify", str(onnx), "--vnnlib", str(tmp_path / "props/point_00000.vnnlib")]
+    assert json.loads(run(*words, "--json").out)["result"] == results[0]
+    assert "is none for a property" in run(*words, "--method", "crown").err
+    assert "not for the property" in run(*words, "--limit", "3").err
+    assert "is for the property" in run("verify", str(model), "--method", "milp").err
     for other, message in ((tmp_path, "a folder"), (tmp_path / "none", "not there")):
         with pytest.raises(PropertyError, match=message):
             check_property(onnx, other, "crown-ibp")

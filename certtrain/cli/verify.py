@@ -43,6 +43,7 @@ class Method(StrEnum):
     crown_ibp = "crown-ibp"
     crown = "crown"
     alpha_crown = "alpha-crown"
+    milp = "milp"
 
 
 class Attack(StrEnum):
@@ -72,6 +73,7 @@ class Network(StrEnum):
     folded = "folded"
 
 
+WITH_PROPERTY = {"model", "vnnlib", "method", "timeout", "pgd_steps", "pgd_restarts", "seed", "as_json"}
 WITH_CHECK = {"model", "check", "limit", "memory", "data_dir", "device", "as_json"}
 MEMORY = 2**30
 OF_ATTACK = {"pgd_steps", "pgd_restarts", "seed"}
@@ -83,8 +85,11 @@ def verify(
     eps: Eps = None,
     method: Annotated[
         Method,
-        typer.Option(help="Bounds to certify with; auto tries each, cheap ones first, on the points still open."),
-    ] = Method.auto,
+        typer.Option(
+            help="Bounds to certify with; auto tries each, cheap ones first, on the points still open, which may take "
+            "long: see --timeout. With --vnnlib crown-ibp, the default there, or milp."
+        ),
+    ] = Method.ibp,
     network: Annotated[
         Network, typer.Option(help="The network as saved, or with BatchNorm folded as `certtrain export` writes it.")
     ] = Network.saved,
@@ -126,6 +131,10 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Compute the certificates in this file again, and see that they hold."),
     ] = None,
+    vnnlib: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Decide the property in this file; MODEL may then be an ONNX file too."),
+    ] = None,
     memory: Annotated[
         int | None,
         typer.Option(
@@ -147,6 +156,14 @@ def verify(
         _refuse(context, lambda name: name not in WITH_CHECK, "this is taken from the file that --check names")
         _check(model, check, data_dir, device, as_json, limit=limit, memory=memory or MEMORY)
         return
+    if vnnlib is not None:
+        _refuse(context, lambda name: name not in WITH_PROPERTY, "this is not for the property that --vnnlib names")
+        given = context.get_parameter_source("method")
+        chosen = "crown-ibp" if given is not None and given.name == "DEFAULT" else method.value
+        _decide(model, vnnlib, chosen, timeout, (pgd_steps or 20, pgd_restarts, seed), as_json)
+        return
+    if method is Method.milp:
+        raise typer.BadParameter("milp is for the property that --vnnlib names", param_hint="--method")
     if attack is Attack.none:
         _refuse(context, lambda name: name in OF_ATTACK, "there is no attack to set this for")
     check_targets(True, out)
@@ -193,6 +210,17 @@ def verify(
     render.show_report(result)
     if out is not None:
         render.say(f"wrote {out}")
+
+
+def _decide(
+    model: Path, vnnlib: Path, method: str, timeout: float | None, attack: tuple[int, int, int], as_json: bool
+) -> None:
+    from certtrain.cli.property import check_property, verify_property
+
+    check_property(model, vnnlib, method)
+    from certtrain.attack import PGD
+
+    verify_property(model, vnnlib, method=method, attack=PGD(*attack), timeout=timeout, as_json=as_json)
 
 
 class _Interrupted(Exception):
