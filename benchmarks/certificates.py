@@ -28,6 +28,7 @@ from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.cascade import Cascade
+from certtrain.certificate import VERDICTS_ALONE
 from certtrain.data import ImageSet, to_unit
 from certtrain.epsilon import parse_eps
 from certtrain.modelfile import Classifier, load_model
@@ -85,7 +86,7 @@ class Column:
 
 def bounding(subject: Subject, method: str, arithmetic: str, first: Batch) -> Bounding:
     """The method in that arithmetic, its copy of the network made; it has done a batch already, with ε = 0."""
-    step = Bounding(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic)
+    step = Bounding(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic, alone=False)
     step(first._replace(eps=0.0))
     if arithmetic == NO_ROUNDING:
         assert step.certifier is not None
@@ -136,7 +137,7 @@ def show_methods(found: dict[str, dict[str, Column]], points: Sequence[Point], n
 
 def show_cascade(points: Sequence[Point], cheapest: float | None) -> None:
     """What the cascade did, as a line of the table of the methods, and its steps."""
-    counts, steps = count(points), stages(points, names_of("auto"))
+    counts, steps = count(points), stages(points, names_of("auto", PGD()))
     bounds = [sum(s for name, s in point.tried.items() if name in METHODS) for point in points]
     spent = [seconds for seconds in bounds if seconds > 0] or [0.0]
     ratio = f"{sum(spent) / cheapest:,.1f}" if cheapest else "–"
@@ -192,7 +193,7 @@ def run(subject: Subject, methods: Sequence[str], arithmetics: Sequence[str], ev
     print()
     show_methods(found, known, numbers)
     if known:
-        rounds = rounds_of(network, "auto", attack, subject.batch_size, DEPLOYED)
+        rounds = rounds_of(network, "auto", attack, subject.batch_size, DEPLOYED, VERDICTS_ALONE)
         show_cascade(subject.cascade(rounds, known), found["ibp"][DEPLOYED].seconds if "ibp" in found else None)
     show_arithmetics(found, numbers)
     show_losses(found)
