@@ -173,7 +173,7 @@ def test_a_check_says_what_holds(run: Run, model: Path) -> None:
     assert "wrote c.jsonl" in run("verify", str(model), "--limit", "30", "--network", "folded", "--out", "c.jsonl").out
     whole = run("verify", str(model), "--check", "c.jsonl")
     assert whole.code == 0, whole.err
-    assert "all 30 records hold (ε = 0.02, the network as folded, float32, ibp)" in whole.out
+    assert "all 30 records hold (ε = 0.02, the network as folded, float32, method ibp)" in whole.out
     part = run("verify", str(model), "--check", "c.jsonl", "--limit", "10").out
     assert "partial check: the first 10 of 30 examples hold" in part
 
