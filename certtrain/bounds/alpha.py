@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.ascent import Ascent
 from certtrain.bounds.chunks import Functions, in_parts, row_bytes
 from certtrain.bounds.crown import Follow, intersection, tighten
 from certtrain.bounds.interval import Box, Tighten, Visit
@@ -23,7 +24,6 @@ from certtrain.bounds.settings import Settings
 
 # The search for a bound has stalled if it did not rise by this share of its size in so many steps.
 STALLED, PATIENCE = 1e-5, 10
-BETAS = (0.9, 0.999)  # Adam's
 
 
 def by_alpha(settings: Settings, *, enough: float = torch.inf) -> Follow:
@@ -59,7 +59,7 @@ def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: floa
     left, before = torch.arange(len(best), device=best.device), best.clone()
     search = Search(prefix, functions, settings)
     for step in range(1, settings.iterations + 1):
-        if not search.alphas or not len(left):
+        if not search.free or not len(left):
             break
         bounds = search.step()
         best[left] = torch.where((bounds > best[left]) & ~done[left], bounds, best[left])
@@ -75,48 +75,33 @@ def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: floa
 
 
 class Search:
-    """The slopes of all functions (B, S, …) of a prefix, and Adam's state."""
+    """The slopes of all functions (B, S, …) of a prefix, on their way up."""
 
     def __init__(self, prefix: Prefix, functions: Tensor, settings: Settings) -> None:
         self.prefix, self.functions, self.settings = prefix, functions, settings
-        self.steps = 0
         self.free = self._free()
         shape = functions.shape[:2]
-        self.alphas = [f.first.expand(*shape, *f.first.shape[2:]).clone() for f in self.free.values()]
-        self.moments = [(torch.zeros_like(alpha), torch.zeros_like(alpha)) for alpha in self.alphas]
+        alphas = [f.first.expand(*shape, *f.first.shape[2:]).clone() for f in self.free.values()]
+        self.ascent = Ascent(alphas, [settings.learning_rate] * len(alphas), settings.decay)
 
     def step(self) -> Tensor:
         """The bounds (B, S) of the slopes as they are, which then take one step."""
         with torch.enable_grad():
-            alphas = [alpha.requires_grad_() for alpha in self.alphas]
+            alphas = [alpha.detach().requires_grad_() for alpha in self.ascent.values]
             lines: LinesOf = {n: f.at(alpha) for (n, f), alpha in zip(self.free.items(), alphas, strict=True)}
             bounds = followed_back(self.prefix, self.functions, lines=lines, rounding=self.settings.rounding)
             gradients = torch.autograd.grad(bounds.sum(), alphas)
-        self.steps += 1
-        rate = self.settings.learning_rate * self.settings.decay ** (self.steps - 1)
-        self.alphas = [alpha.detach() for alpha in alphas]
-        for alpha, free, gradient, moments in zip(
-            self.alphas, self.free.values(), gradients, self.moments, strict=True
-        ):
-            self._ascend(alpha, gradient, moments, rate)
+        self.ascent.step(gradients)
+        for alpha, free in zip(self.ascent.values, self.free.values(), strict=True):
             torch.clamp(alpha, free.least, free.most, out=alpha)
         return bounds.detach()
 
     def keep(self, examples: Tensor) -> None:
         """Go on with some of the examples."""
         self.prefix, self.functions = self.prefix.examples(examples), self.functions[examples]
-        self.alphas = [alpha[examples] for alpha in self.alphas]
-        self.moments = [(first[examples], second[examples]) for first, second in self.moments]
+        self.ascent.keep(examples)
         self.free = {n: f.examples(examples) for n, f in self.free.items()}
 
     def _free(self) -> dict[int, Slopes]:
         found = {n: free_slopes(v.call.layer, v.box) for n, v in enumerate(self.prefix.visits) if v.box is not None}
         return {number: slopes for number, slopes in found.items() if slopes is not None}
-
-    def _ascend(self, alpha: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], rate: float) -> None:
-        """One step of Adam, upwards."""
-        first, second = moments
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        unbiased = second.div(1 - BETAS[1] ** self.steps).sqrt_().add_(torch.finfo(alpha.dtype).tiny)
-        alpha.addcdiv_(first, unbiased, value=rate / (1 - BETAS[0] ** self.steps))

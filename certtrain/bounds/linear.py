@@ -45,6 +45,10 @@ class Prefix(NamedTuple):
 
 # Lines to put in the place of a visit's layer, by the visit's number: each of shape (B, 1 or S, …).
 LinesOf = Mapping[int, Lines]
+# What is added to Λ at the input of a visit's layer, by the visit's number: each of shape (B, 1 or S, …).
+AddedOf = Mapping[int, Tensor]
+# Hears of each Λ on the way: whose value it is, 0 for the input and n + 1 for the result of visit n, and Λ.
+Heard = Callable[[int, Tensor], None]
 
 
 def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
@@ -53,13 +57,21 @@ def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
 
 
 def followed_back(
-    prefix: Prefix, functions: Tensor, *, lines: LinesOf | None = None, rounding: Rounding | None = None
+    prefix: Prefix,
+    functions: Tensor,
+    *,
+    lines: LinesOf | None = None,
+    added: AddedOf | None = None,
+    rounding: Rounding | None = None,
+    hear: Heard = lambda value, slope: None,
 ) -> Tensor:
     """Lower bounds (B, S) of `functions` (B, S, …), linear in the last visit's result, over the boxes of `prefix`.
 
-    `lines` stand for layers instead of those that their boxes give. Each visit's
-    slack is taken off, and with `rounding`, the arithmetic that the visits have
-    it from, what this pass itself rounds off at the input.
+    `lines` stand for layers instead of those that their boxes give. `added` at
+    the inputs z of nonlinear layers adds its product with z to the function
+    that is bounded. Each visit's slack is taken off, and with `rounding`, the
+    arithmetic that the visits have it from, what this pass itself rounds off at
+    the input and where something is added.
     """
     visits, start = prefix
     pending = {len(visits): functions}
@@ -68,17 +80,28 @@ def followed_back(
         visit, slope = visits[number], pending.pop(number + 1, None)
         if slope is None:  # a result that nothing uses
             continue
+        hear(number + 1, slope)
         given = None if lines is None else lines.get(number)
         back = RULES[type(visit.call.layer)](visit, slope) if given is None else between(given, slope)
         constants += [] if back.constant is None else [back.constant]
         constants += [] if visit.slack is None else [-_dot(slope.abs(), visit.slack)]
+        if added is not None and number in added:
+            back = Back(back.slope + added[number])
+            constants += [] if rounding is None else [-_dot(added[number].abs(), _unsure(visit))]
         for value, slope in zip(visit.call.inputs, _at_inputs(visit, back.slope), strict=True):
             pending[value] = pending[value] + slope if value in pending else slope
     slope, size = pending[0], pending[0].abs()
+    hear(0, slope)
     if rounding is not None:
         own = of_line(start.radius[:1].numel())
         constants.append(-_dot(size, own * (start.centre.abs() + start.radius)))
     return sum(constants, _dot(slope, start.centre) - _dot(size, start.radius))
+
+
+def _unsure(visit: Visit) -> Tensor:
+    """What rounds off per unit that is added to Λ at the layer's input (B, …): it joins a sum, as a reader's Λ does."""
+    assert visit.box is not None  # it is a nonlinear layer
+    return of_line(visit.box.radius[:1].numel()) * (visit.box.centre.abs() + visit.box.radius)
 
 
 def _at_inputs(visit: Visit, slope: Tensor) -> list[Tensor]:

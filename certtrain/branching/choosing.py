@@ -1,0 +1,108 @@
+"""Which unit to split a domain by: filtered smart branching (De Palma et al. 2021).
+
+A few units that a score puts first are tried: each side's bound, with slopes
+and multipliers as they are, says what the split is worth. The scores say what
+a unit's relaxation costs the bound: at its worst (the chord's offset times Λ,
+as Bunel et al. 2020 have it), and at the input where the domain's bound has
+its least.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certtrain.bounds.interval import Box
+from certtrain.bounds.linear import Prefix
+from certtrain.branching.bounding import Relaxed, bounded
+from certtrain.branching.domains import Domains
+from certtrain.branching.root import Root
+
+CANDIDATES = 3  # by each score
+LEAST = 1e-3  # a side's gain counts as no less than this share of what is missing
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one pass back through D domains shows.
+
+    minimisers: (D, …), the inputs where the linear bounds have their least.
+    worst, there: (D, T), what each open unit's relaxation costs at its worst and at the minimiser.
+    open: (D, T), the units that can be split.
+    """
+
+    minimisers: Tensor
+    worst: Tensor
+    there: Tensor
+    open: Tensor
+
+    def take(self, chosen: Tensor) -> "Look":
+        """Of some of the domains."""
+        return Look(self.minimisers[chosen], self.worst[chosen], self.there[chosen], self.open[chosen])
+
+
+@torch.no_grad()
+def look(root: Root, domains: Domains) -> Look:
+    """The minimisers of the domains' bounds, and the scores."""
+    relaxed, heard = Relaxed.of(root, domains), dict[int, Tensor]()
+    best = relaxed.bounds(domains.alphas, domains.betas, heard.__setitem__).argmax(1)
+    rows = torch.arange(domains.count, device=best.device)
+    start = relaxed.prefix.start
+    minimisers = start.centre - start.radius * heard[0][rows, best].sign()
+    _, inputs = root.run(minimisers)
+    slope = root.flat({n: _or_zero(heard.get(n + 1), rows, best, relaxed.prefix, n) for n in root.numbers})
+    lower, upper = _ends(root, relaxed.prefix)
+    is_open = (lower < 0) & (upper > 0) & (domains.signs == 0)
+    worst = _chord(lower, upper, torch.zeros_like(inputs)) * (-slope).relu()
+    above, below = _chord(lower, upper, inputs), inputs.relu() - domains.alphas * inputs
+    there = torch.where(slope < 0, -slope * above, slope * below)
+    return Look(minimisers, worst * is_open, there.relu() * is_open, is_open)
+
+
+@torch.no_grad()
+def choose(root: Root, domains: Domains, looked: Look) -> Tensor:
+    """For each domain (D,) the number of the unit to split by. Each must have an open one."""
+    scores = [looked.worst, looked.there]
+    count = min(CANDIDATES, root.units)
+    tried = torch.cat([score.topk(count, 1).indices for score in scores], 1)  # (D, C)
+    usable = looked.open.gather(1, tried)
+    gains = [_gains(root, domains, tried[:, column]) for column in range(tried.shape[1])]
+    worth = torch.stack(gains, 1).where(usable, -torch.inf)
+    chosen = tried.gather(1, worth.argmax(1, keepdim=True)).squeeze(1)
+    return torch.where(usable.any(1), chosen, looked.open.to(torch.uint8).argmax(1))
+
+
+def sides(domains: Domains, units: Tensor, sign: int) -> Domains:
+    """One side of the domains, each split by its own of `units` (D,)."""
+    return domains._replace(signs=domains.signs.scatter(1, units.unsqueeze(1), sign))
+
+
+def _gains(root: Root, domains: Domains, units: Tensor) -> Tensor:
+    """What a split is worth (D,): the product of what both sides gain, each up to what closes it."""
+    missing = (-domains.bounds).clamp(min=torch.finfo(domains.bounds.dtype).tiny)
+    worth = torch.ones_like(missing)
+    for sign in (1, -1):
+        side = sides(domains, units, sign)
+        gain = (bounded(root, side) - domains.bounds) / missing
+        worth = worth * gain.nan_to_num(0.0).clamp(LEAST, 1.0)
+    return worth
+
+
+def _chord(lower: Tensor, upper: Tensor, inputs: Tensor) -> Tensor:
+    """How far the chord of max(x, 0) over [lower, upper] is above it at `inputs`."""
+    above, below = upper.relu(), (-lower).relu()
+    share = above / (above + below).clamp(min=torch.finfo(above.dtype).tiny)
+    return share * (inputs + below) - inputs.relu()
+
+
+def _ends(root: Root, prefix: Prefix) -> tuple[Tensor, Tensor]:
+    """Of all units' inputs (D, T)."""
+    boxes: dict[int, Box] = {n: box for n in root.numbers if (box := prefix.visits[n].box) is not None}
+    return root.flat({n: box.lower for n, box in boxes.items()}), root.flat({n: box.upper for n, box in boxes.items()})
+
+
+def _or_zero(slope: Tensor | None, rows: Tensor, best: Tensor, prefix: Prefix, number: int) -> Tensor:
+    """Λ (D, …) of the function that is bounded best; zero where nothing reads the layer."""
+    if slope is not None:
+        return slope[rows, best]
+    return prefix.start.radius.new_zeros(len(rows), *prefix.visits[number].shape[1:])

@@ -1,0 +1,87 @@
+"""Domains with nothing left to split: there the network is affine, and a linear programme has the best multipliers.
+
+The solver is trusted with nothing: its multipliers go through the same bound as
+all others, and its input through inference. Without SciPy there are none, and
+what ascent leaves open there stays open.
+"""
+
+import importlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.trace import NONLINEAR
+from certtrain.branching.bounding import bounded
+from certtrain.branching.domains import Domains
+from certtrain.branching.root import RECTIFIERS, Root
+
+ELASTIC = 1e4  # the most that all multipliers are together, in multiples of Λ's size: for domains that are empty
+
+
+class Solved(NamedTuple):
+    """The bound that the best multipliers prove, and the input (1, …) where the solver has found the least value."""
+
+    bound: float
+    inputs: Tensor
+
+
+def affine(root: Root) -> bool:
+    """Whether the network is affine wherever no rectifier's sign is open."""
+    layers = [visit.call.layer for visit in root.prefix.visits]
+    return not any(isinstance(layer, NONLINEAR) and not isinstance(layer, RECTIFIERS) for layer in layers)
+
+
+def solved(root: Root, domain: Domains) -> Solved | None:
+    """What becomes of one domain, of which no unit is open; None without SciPy, or if it finds nothing."""
+    optimize = _scipy()
+    if optimize is None or not affine(root):
+        return None
+    split = domain.signs[0].nonzero().squeeze(1)
+    matrix, constant = _affine_parts(root, domain, split)
+    count, start = len(root.functions), root.prefix.start
+    lower, upper = start.lower.flatten().tolist(), start.upper.flatten().tolist()
+    scale = float(root.scale.max()) or 1.0
+    # Variables are the inputs, t above all functions, and e by which the signs may be missed.
+    slack = torch.zeros(len(matrix), 2, dtype=matrix.dtype)
+    slack[:count, 0], slack[count:, 1] = -1.0, -1.0
+    found = optimize.linprog(
+        [0.0] * len(lower) + [1.0, ELASTIC * scale],
+        A_ub=torch.cat([matrix, slack], 1).numpy(),
+        b_ub=(-constant).numpy(),
+        bounds=[*zip(lower, upper, strict=True), (None, None), (0, None)],
+    )
+    if found.status != 0:
+        return None
+    duals = -torch.tensor(found.ineqlin.marginals, dtype=matrix.dtype)
+    inputs = torch.tensor(found.x[: len(lower)], dtype=matrix.dtype).view_as(start.centre).to(start.centre)
+    duals = duals.clamp(min=0).to(start.centre)
+    return Solved(_bound(root.weighed(duals[:count]), domain, split, duals[count:]), inputs)
+
+
+def _bound(root: Root, domain: Domains, split: Tensor, forces: Tensor) -> float:
+    betas = torch.zeros_like(domain.betas, dtype=forces.dtype)
+    betas[0, split] = forces / root.scale[split]
+    return float(bounded(root, domain._replace(betas=betas)))
+
+
+def _affine_parts(root: Root, domain: Domains, split: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of A x + b: the functions, and then −s·z of each split unit, which is not above zero in the domain."""
+    signs = torch.where(domain.signs == 0, root.stable.to(domain.signs.dtype), domain.signs)
+
+    def values(x: Tensor) -> Tensor:
+        logits, inputs = root.run(x, signs)
+        functions = root.functions @ logits[0] + root.offsets
+        return torch.cat([functions, -inputs[0, split] * domain.signs[0, split]])
+
+    at = torch.zeros_like(root.prefix.start.centre)
+    constant = values(at)
+    matrix = torch.func.jacrev(values)(at).flatten(1)
+    return matrix.detach().cpu(), constant.detach().cpu()
+
+
+def _scipy() -> Any:
+    try:
+        return importlib.import_module("scipy.optimize")
+    except ImportError:
+        return None
