@@ -34,7 +34,8 @@ from certtrain.epsilon import parse_eps
 from certtrain.modelfile import Classifier, load_model
 from certtrain.points import Point, Stage, count, stages
 from certtrain.precision import tensor_cores
-from certtrain.stages import ATTACK, Attacking, Batch, Bounding, Inferring, Round, names_of, points_at_once, rounds_of
+from certtrain.rounds import names_of, points_at_once, rounds_of
+from certtrain.stages import ATTACK, Attacking, Batch, Bounding, Inferring, Round
 
 NO_ROUNDING, DEPLOYED = "no rounding", "float32"
 COARSE = ("tf32", "bf16")  # asked of the methods in `CHEAP` alone

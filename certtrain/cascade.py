@@ -1,8 +1,10 @@
 """The cascade: cheap steps on every point, each dearer one on the points still open, as long as there is time."""
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,7 +23,8 @@ class Limits:
     """Time that may be spent, in seconds; None for no limit.
 
     timeout: by one point in the rounds after the first. A point enters no
-        further round once that, by what a point took there so far, would take it longer.
+        further round once that, by what a point took there so far, would take it
+        longer, unless the round's steps heed the time that is left.
     budget: in all. It is looked at between batches, and before each step of the attack.
     """
 
@@ -64,11 +67,13 @@ class Cascade:
         entering = [index for index in range(len(self.images)) if self._needs(index, each)]
         self.on_round(each.names, len(entering))
         spent, worked = 0.0, 0
-        for chunk in _batches(entering, each.size):
+        # What a point takes is known after the first one: with a timeout no others go in with it.
+        alone = dear and self.limits.timeout is not None
+        for chunk in (*_batches(entering[:alone], 1), *_batches(entering[alone:], each.size)):
             if self._over():
                 return
             if dear:
-                self._hold_back(chunk, spent / worked if worked else 0.0)
+                self._hold_back(chunk, spent / worked if worked and not each.timed else 0.0)
             if numbers := [index for index in chunk if index not in self.held]:
                 done = self._work(each.steps, numbers)
                 spent += sum(point.tried.get(name, 0.0) for point in done for name in each.names)
@@ -96,7 +101,7 @@ class Cascade:
 
     def _work(self, steps: Sequence[Step], numbers: list[int]) -> list[Point]:
         """The points of these numbers after the steps; what all of them have tried is not tried again."""
-        batch = self._batch(numbers)
+        batch = self._batch(numbers, self._left(numbers))
         known = (self.points.get(n) for n in numbers)
         points = [p or Point(n, y, "open", None) for p, n, y in zip(known, numbers, batch.labels.tolist(), strict=True)]
         for step in steps:
@@ -107,15 +112,21 @@ class Cascade:
             rows = list(_rows(found, len(points)))
             seconds = (time.monotonic() - start) / len(points)
             points = [
-                _settled(p, step.name, seconds, *row) if found.complete or row[0] != "open" else p
+                _settled(p, step.name, seconds, row) if found.complete or row.verdict != "open" else p
                 for p, row in zip(points, rows, strict=True)
             ]
         return points
 
-    def _batch(self, numbers: Sequence[int]) -> Batch:
+    def _left(self, numbers: Sequence[int]) -> float:
+        """Seconds that each of the points may still take; those that nothing is known of are in the first round."""
+        if self.limits.timeout is None:
+            return math.inf
+        return min(self.limits.timeout - (self._spent(n) if n in self.points else 0.0) for n in numbers)
+
+    def _batch(self, numbers: Sequence[int], seconds: float) -> Batch:
         device, rows = next(self.model.parameters()).device, list(numbers)
         x = to_unit(self.images.images[rows].to(device))
-        return Batch(rows, x, self.images.labels[rows].to(device), self.eps, self._over)
+        return Batch(rows, x, self.images.labels[rows].to(device), self.eps, self._over, seconds)
 
     def _classify_the_rest(self) -> None:
         """Where time was over before the first round was: see at least which points are misclassified as they are."""
@@ -136,7 +147,13 @@ def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
     return (numbers[first : first + size] for first in range(0, len(numbers), size))
 
 
-Row = tuple[Verdict, float | None, Tensor | None]
+class Row(NamedTuple):
+    """What a step has found about one point."""
+
+    verdict: Verdict
+    margin: float | None
+    counterexample: Tensor | None
+    trees: Mapping[int, str]
 
 
 def _rows(found: Found, count: int) -> Iterator[Row]:
@@ -145,13 +162,13 @@ def _rows(found: Found, count: int) -> Iterator[Row]:
     for n in range(count):
         verdict = found.verdicts[n]
         hit = found.counterexamples if verdict == "falsified" else None
-        yield verdict, margins[n] if finite[n] else None, None if hit is None else hit[n].cpu()
+        trees = {} if found.trees is None else found.trees[n]
+        yield Row(verdict, margins[n] if finite[n] else None, None if hit is None else hit[n].cpu(), trees)
 
 
-def _settled(
-    point: Point, name: str, seconds: float, verdict: Verdict, margin: float | None, counterexample: Tensor | None
-) -> Point:
+def _settled(point: Point, name: str, seconds: float, row: Row) -> Point:
     """The point after a step; a verdict that it has stays, and one that contradicts it is an error."""
+    verdict, margin, counterexample, trees = row
     if point.verdict == "falsified" and verdict == "certified":
         raise SoundnessError(
             f"example {point.index} is certified with margin {margin}, yet an input in its box is misclassified. "
@@ -164,7 +181,7 @@ def _settled(
         return point
     # A step of another batch size may round otherwise, and then it was inference that saw the error.
     method = INFERENCE if verdict == "misclassified" else name
-    return replace(point, verdict=verdict, method=method, counterexample=counterexample)
+    return replace(point, verdict=verdict, method=method, counterexample=counterexample, trees=trees)
 
 
 def _greater(first: float | None, second: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Whether a property of a network holds: by linear bounds, by a search for a counterexample, and exactly by MILP.
+"""Whether a property of a network holds: by linear bounds, by a search for a counterexample, and by exact methods.
 
 The words are the competition's: "unsat" if no input of the box breaks the
 property, "sat" with an input that does, "unknown" if neither was found.
@@ -6,9 +6,9 @@ property, "sat" with an input that does, "unknown" if neither was found.
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,19 +17,27 @@ from certtrain.attack import PGD
 from certtrain.bounds import linear
 from certtrain.bounds.checks import check_evaluation_mode, fitting
 from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.interval import Box, boundable, interval_pass
+from certtrain.bounds.interval import boundable, box_between, interval_pass
+from certtrain.bounds.rounding import arithmetic_named
 from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
+from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.root import Root
+from certtrain.branching.search import branch_and_bound
+from certtrain.certificate import VERDICTS_ALONE
 from certtrain.data import derive_seed
 from certtrain.errors import MethodError, PropertyError
 from certtrain.precision import tensor_cores
 from certtrain.properties import Case, Property
 
 Result = Literal["unsat", "sat", "unknown"]
-METHODS = ("crown-ibp", "milp")
+METHODS = ("crown-ibp", "complete", "milp")
 AT_A_TIME = 256  # cases that are searched together
+REAL = arithmetic_named("real")
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
-    "unsat": ("real arithmetic: the bounds are computed in float64 and hold up to its rounding",),
+    "unsat": (
+        "real arithmetic: the bounds are computed in float64; complete adds its rounding, crown-ibp holds up to it",
+    ),
     "sat": ("inference in float64 at the input, and in the network's own precision at the nearest input of that",),
     "unknown": (),
 }
@@ -40,7 +48,7 @@ MILP = ("where the bounds alone did not do, a solver in float64 with tolerances:
 class Decision:
     """What was found of one property.
 
-    by: what decided it: "crown-ibp", "attack" or "milp"; None if nothing did.
+    by: what decided it: "crown-ibp", "attack", "complete" or "milp"; None if nothing did.
     bound: over the cases, the smallest of the best lower bounds found; above
         zero it proves the property. counterexample: (N,) float64, inside its
         case's box, and outputs: (K,) float64, what the network gives for it;
@@ -87,8 +95,8 @@ def decide(
     """Bound each case of `asked`, and search those that stay open for inputs that reach them.
 
     `network` takes inputs (B, *shape) and is in evaluation mode. With the
-    method "milp" what is still open goes to an exact solver, for at most
-    `time_limit` seconds a case. Raises PropertyError if the property is of
+    methods "complete" and "milp" what is still open goes to branch and bound,
+    or to an exact solver, for at most `time_limit` seconds a case. Raises PropertyError if the property is of
     another number of inputs or outputs, MethodError, UnsupportedLayer,
     MissingExtra.
     """
@@ -103,8 +111,9 @@ def decide(
     left = [number for number, bound in enumerate(bounds) if not _proves(bound)]
     by = "attack" if left else "crown-ibp"
     found = search(network, exact, shape, [asked.cases[number] for number in left], attack or PGD())
-    if found is None and left and method == "milp":
-        by, found = "milp", _solve(network, exact, shape, asked.cases, left, bounds, time_limit)
+    if found is None and left and method in EXACTLY:
+        by, cases = method, {number: asked.cases[number] for number in left}
+        found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape), cases, bounds, time_limit)
     result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
     outputs = None if found is None else _run(exact, shape, found)
     seconds = time.monotonic() - start
@@ -135,7 +144,7 @@ def case_bounds(graph: LayerGraph, shape: Sequence[int], cases: Sequence[Case]) 
 
 def trace_box(graph: LayerGraph, lower: Tensor, upper: Tensor) -> BoundTrace:
     """Carry the boxes from `lower` to `upper` (B, …) through the network in one pass."""
-    box = Box((lower + upper) / 2, (upper - lower) / 2)
+    box = box_between(lower, upper)
     passed = interval_pass(graph, box, watch=NONLINEAR)
     return BoundTrace(box, box, passed.visits, Logits(passed.output, graph.head, passed.head_input))
 
@@ -199,25 +208,71 @@ def _descent(network: nn.Module, shape: Sequence[int], cases: Sequence[Case], po
     return values.detach(), torch.autograd.grad(values.sum(), point)[0]
 
 
-def _solve(
-    network: nn.Module,
-    exact: nn.Module,
-    shape: Sequence[int],
-    cases: Sequence[Case],
-    left: Sequence[int],
+class Subject(NamedTuple):
+    """A network, its float64 copy, that copy's layers, and the shape of its inputs."""
+
+    network: nn.Module
+    exact: nn.Module
+    graph: LayerGraph
+    shape: Sequence[int]
+
+    def confirmed(self, case: Case, point: Tensor) -> Tensor | None:
+        """As the function `confirmed`."""
+        return confirmed(self.network, self.exact, self.shape, case, point)
+
+
+class Answer(NamedTuple):
+    """A lower bound of a case's largest function, and an input (N,) that reaches the case; None if none was found."""
+
+    bound: float
+    point: Tensor | None
+
+
+def _exactly(
+    method: Callable[[Subject, Case, float | None], Answer],
+    subject: Subject,
+    cases: Mapping[int, Case],
     bounds: list[float],
     time_limit: float | None,
 ) -> Tensor | None:
-    """Solve the open cases one by one, raise their bounds in place, and stop at a counterexample."""
+    """Decide the open cases one by one, raise their bounds in place, and stop at a counterexample."""
+    for number, case in cases.items():
+        answer = method(subject, case, time_limit)
+        bounds[number] = max(bounds[number], answer.bound)
+        if answer.point is not None:
+            return answer.point
+    return None
+
+
+def _solve(subject: Subject, case: Case, time_limit: float | None) -> Answer:
     from certtrain.milp import minimum
 
-    for number in left:
-        least = minimum(exact, shape, cases[number], time_limit=time_limit)
-        bounds[number] = max(bounds[number], least.proved)
-        found = None if least.point is None else confirmed(network, exact, shape, cases[number], least.point)
-        if found is not None:
-            return found
-    return None
+    least = minimum(subject.exact, subject.shape, case, time_limit=time_limit)
+    return Answer(least.proved, None if least.point is None else subject.confirmed(case, least.point))
+
+
+def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
+    start, settings, hits = time.monotonic(), replace(VERDICTS_ALONE, rounding=REAL), list[Tensor]()
+    ends = (end.view(1, *subject.shape) for end in (case.lower, case.upper))
+    prefix = tight_prefix(subject.graph, box_between(*ends, REAL), settings)
+
+    def attack(inputs: Tensor) -> bool:
+        reached = case.reached(subject.exact(inputs)).nonzero().flatten().tolist()
+        found = (subject.confirmed(case, inputs[row].flatten()) for row in reached)
+        hits.extend(hit for hit in found if hit is not None)
+        return bool(hits)
+
+    outcome = branch_and_bound(
+        Root(prefix, case.functions, case.offsets, REAL),
+        settings,
+        over=lambda: time_limit is not None and time.monotonic() - start >= time_limit,
+        attack=attack,
+    )
+    return Answer(outcome.bound if outcome.proved else -torch.inf, hits[0] if hits else None)
+
+
+# What decides a case that bounds and attack leave open.
+EXACTLY: dict[str, Callable[[Subject, Case, float | None], Answer]] = {"complete": _complete, "milp": _solve}
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ class Point:
     method: the step that decided it; None while it is open.
     tried: all that was tried, in its order, with the seconds that each took.
     counterexample: (C, H, W) float32 on the CPU, where it is falsified.
+    trees: by class j, the splits under which logit[label] − logit[j] is proved
+        to be above zero, as text; where complete verification certified it.
     """
 
     index: int
@@ -27,6 +29,7 @@ class Point:
     method: str | None = None
     tried: Mapping[str, float] = field(default_factory=dict)
     counterexample: Tensor | None = field(default=None, compare=False, repr=False)
+    trees: Mapping[int, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The steps of a cascade: each takes points that are open, and says what it has found about them."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,19 +11,17 @@ from torch import Tensor, nn
 from certtrain.attack import Settings
 from certtrain.attack import attack as search
 from certtrain.attack.hunt import running
-from certtrain.bounds.methods import METHODS, method_named
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certificate import VERDICTS_ALONE, Certifier, Verdict
 from certtrain.objective import correct_points
 
-INFERENCE, ATTACK, CHEAPEST = "inference", "attack", "ibp"
-DEAR = 10  # a method beyond the cheapest gets so many times fewer points at once: time is looked at in between
+INFERENCE, ATTACK = "inference", "attack"
 
 
 class Batch(NamedTuple):
     """Points of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes.
 
-    over: says True once there is no more time.
+    over: says True once there is no more time. seconds: that one point may take, of the steps that heed it.
     """
 
     numbers: Sequence[int]
@@ -30,6 +29,7 @@ class Batch(NamedTuple):
     labels: Tensor
     eps: float
     over: Callable[[], bool] = lambda: False
+    seconds: float = math.inf
 
 
 class Found(NamedTuple):
@@ -37,12 +37,14 @@ class Found(NamedTuple):
 
     margins: (B,) lower bounds of the smallest margins, if the step has any.
     counterexamples: (B, C, H, W), of use where the verdict is "falsified".
+    trees: of each point, where the method has trees, as in `Point`.
     complete: False if the step broke off for want of time: what it leaves open was not tried.
     """
 
     verdicts: Sequence[Verdict]
     margins: Tensor | None = None
     counterexamples: Tensor | None = None
+    trees: Sequence[Mapping[int, str]] | None = None
     complete: bool = True
 
 
@@ -59,10 +61,14 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Round:
-    """Steps that a batch goes through together, and how many points a batch has."""
+    """Steps that a batch goes through together, and how many points a batch has.
+
+    timed: whether they heed the time that a point may take; others are not begun where it will not do.
+    """
 
     steps: tuple[Step, ...]
     size: int
+    timed: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,51 +131,6 @@ class Bounding:
         )
         found = self.certifier.certify(batch.x, batch.labels, batch.eps)
         return Found(found.verdicts, found.margin)
-
-
-def methods_of(method: str) -> tuple[str, ...]:
-    """The bound methods that a name stands for: "auto" is all of them, from cheap to dear. Raises MethodError."""
-    if method == "auto":
-        return tuple(METHODS)
-    method_named(method)
-    return (method,)
-
-
-def names_of(method: str, attack: Settings | None) -> tuple[str, ...]:
-    """The names of all steps that `method` stands for, in their order, and of the attack. Raises MethodError."""
-    return (INFERENCE, *([ATTACK] if attack else []), *methods_of(method))
-
-
-def rounds_of(
-    model: nn.Module, method: str, attack: Settings | None, size: int, arithmetic: str, settings: BoundSettings
-) -> list[Round]:
-    """What `method` stands for: all that is cheap together, on `size` points at once, then one dear step at a time.
-
-    `attack` None is no attack.
-    """
-    bounds = {name: bounding(model, method, name, arithmetic, settings) for name in methods_of(method)}
-    cheap = [bounds.pop(CHEAPEST)] if CHEAPEST in bounds else []
-    attacks = [] if attack is None else [Attacking(model, attack, arithmetic)]
-    first = Round((Inferring(model, arithmetic), *attacks, *cheap), size)
-    return [first, *(Round((step,), points_at_once(name, size)) for name, step in bounds.items())]
-
-
-def bounding(model: nn.Module, method: str, name: str, arithmetic: str, settings: BoundSettings) -> Bounding:
-    """The bound method `name`, as one of those that `method` stands for.
-
-    In the cascade it comes to points that the cheaper ones left open, and does not repeat them.
-    """
-    return Bounding(model, name, arithmetic, settings, alone=method == "auto")
-
-
-def points_at_once(method: str, size: int) -> int:
-    """How many points a method gets at once where the cheap steps get `size`."""
-    return size if method == CHEAPEST else max(1, size // DEAR)
-
-
-def assumptions_of(model: nn.Module, arithmetic: str) -> tuple[str, ...]:
-    """What certificates of a network in that arithmetic rest on. Raises MethodError or UnsupportedLayer."""
-    return Certifier(model, CHEAPEST, arithmetic=arithmetic).assumptions
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from certtrain.folding import fold_batch_norm
 from certtrain.modelfile import Classifier
 from certtrain.points import Point, Stage, count, stages
 from certtrain.precision import tensor_cores
-from certtrain.stages import assumptions_of, names_of, rounds_of
+from certtrain.rounds import assumptions_of, names_of, rounds_of
 
 Network = Literal["saved", "folded"]
 
@@ -126,7 +126,7 @@ def verify(
         misclassified=counts["misclassified"],
         method=method,
         attack=described(attack),
-        assumptions=assumptions_of(model, arithmetic),
+        assumptions=assumptions_of(model, method, arithmetic),
         seconds=time.monotonic() - start,
         stages=stages(points, steps),
         network=network,

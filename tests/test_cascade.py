@@ -17,7 +17,8 @@ from certtrain.data import to_unit
 from certtrain.errors import MethodError, SoundnessError
 from certtrain.points import Point, Stage, stages
 from certtrain.points import count as count_points
-from certtrain.stages import Batch, Found, Round, Step, fooled, points_at_once
+from certtrain.rounds import points_at_once
+from certtrain.stages import Batch, Found, Round, Step, fooled
 from certtrain.verify import Report, verify
 
 WIDE = 0.06  # at which every step of the cascade decides some points

@@ -70,11 +70,16 @@ def input_box(
     lower, upper = x - eps, x + eps
     if clip is not None:
         lower, upper = lower.clamp(*clip), upper.clamp(*clip)
+    return box_between(lower, upper, rounding)._replace(clean=x if with_clean else None)
+
+
+def box_between(lower: Tensor, upper: Tensor, rounding: Rounding | None = None) -> Box:
+    """The box from `lower` to `upper` (B, …); with `rounding`, one that holds the exact box, rounded ends and all."""
     radius = (upper - lower) / 2
     if rounding is not None:
         # The ends, the centre and the radius round by a unit of |l| + |u| each, or less; a product may underflow.
-        radius = radius + (8 * UNIT64 * (lower.abs() + upper.abs()) + torch.finfo(x.dtype).tiny)
-    return Box((lower + upper) / 2, radius, x if with_clean else None)
+        radius = radius + (8 * UNIT64 * (lower.abs() + upper.abs()) + torch.finfo(lower.dtype).tiny)
+    return Box((lower + upper) / 2, radius)
 
 
 class Place(NamedTuple):

@@ -27,6 +27,7 @@ class Settings:
         inputs whose sign is open there; 0 leaves it to CROWN's bounds there.
     early_stop: α-CROWN leaves a margin once it is above zero, and an example
         once all of them are. Verdicts stay the same, margins are less tight.
+    domains: complete verification gives a point up after so many domains.
     """
 
     rounding: "Rounding | None" = None
@@ -37,9 +38,10 @@ class Settings:
     decay: float = 0.98
     neurons: int = 256
     early_stop: bool = False
+    domains: int = 100_000
 
     def __post_init__(self) -> None:
-        for name, least in (("memory", 1), ("dense", 0), ("iterations", 0), ("neurons", 0)):
+        for name, least in (("memory", 1), ("dense", 0), ("iterations", 0), ("neurons", 0), ("domains", 1)):
             value = vars(self)[name]
             if value < least:
                 raise MethodError(f"{name} is {value}; it must be at least {least}")

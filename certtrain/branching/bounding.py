@@ -47,7 +47,7 @@ class Relaxed:
         return Relaxed(self.root, self.signs[chosen], self.prefix.examples(chosen), free)
 
     def bounds(
-        self, alphas: Tensor, betas: Tensor, hear: Callable[[int, Tensor], None] = lambda value, slope: None
+        self, alphas: Tensor, betas: Tensor, *, hear: Callable[[int, Tensor], None] = lambda value, slope: None
     ) -> Tensor:
         """Lower bounds (D, S) of the functions, offsets and all."""
         part, root = self.root.part, self.root
@@ -72,10 +72,10 @@ def improved(root: Root, domains: Domains, steps: int) -> Domains:
     relaxed = Relaxed.of(root, domains)
     climbers = [domains.alphas.clone(), domains.betas.clone()]
     relaxed.project(*climbers)
-    nothing = climbers[0].new_full((domains.count,), -torch.inf)
+    nothing = climbers[0].new_full((domains.total,), -torch.inf)
     best = domains._replace(alphas=climbers[0].clone(), betas=climbers[1].clone(), bounds=nothing)
     ascent = Ascent(climbers, [ALPHA_RATE, BETA_RATE], DECAY)
-    left = torch.arange(domains.count, device=best.nodes.device)
+    left = torch.arange(domains.total, device=best.nodes.device)
     for _ in range(steps):
         before = [value.clone() for value in ascent.values]
         bounds, gradients = _gradients(relaxed, *before)

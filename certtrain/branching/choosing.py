@@ -45,8 +45,8 @@ class Look:
 def look(root: Root, domains: Domains) -> Look:
     """The minimisers of the domains' bounds, and the scores."""
     relaxed, heard = Relaxed.of(root, domains), dict[int, Tensor]()
-    best = relaxed.bounds(domains.alphas, domains.betas, heard.__setitem__).argmax(1)
-    rows = torch.arange(domains.count, device=best.device)
+    best = relaxed.bounds(domains.alphas, domains.betas, hear=heard.__setitem__).argmax(1)
+    rows = torch.arange(domains.total, device=best.device)
     start = relaxed.prefix.start
     minimisers = start.centre - start.radius * heard[0][rows, best].sign()
     _, inputs = root.run(minimisers)

@@ -23,7 +23,7 @@ class Domains(NamedTuple):
     nodes: Tensor
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """D."""
         return len(self.nodes)
 

@@ -9,7 +9,7 @@ import importlib
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.branching.bounding import bounded

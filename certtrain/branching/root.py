@@ -106,9 +106,11 @@ class Root:
         return Unit(number, index - self.parts[number].start)
 
     def index(self, unit: Unit) -> int:
-        """Its number among the T. Raises KeyError or IndexError for one that is not there."""
-        part = self.parts[unit.visit]
-        return range(part.start, part.stop)[unit.place]
+        """Its number among the T. Raises ValueError for one that is not there."""
+        part = self.parts.get(unit.visit)
+        if part is None or not 0 <= unit.place < part.stop - part.start:
+            raise ValueError(f"the network has no unit {unit.visit}:{unit.place}")
+        return int(part.start) + unit.place
 
     def narrowed(self, signs: Tensor) -> Prefix:
         """The way from D boxes, in each of which the units' inputs have these `signs` (D, T), 0 where it is open."""

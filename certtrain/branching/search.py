@@ -1,7 +1,7 @@
 """Branch and bound: domains are split, bounded and closed until none is left, or time or memory is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,21 +9,27 @@ from torch import Tensor
 from certtrain.bounds.chunks import row_bytes
 from certtrain.bounds.settings import Settings
 from certtrain.branching.bounding import bounded, improved
-from certtrain.branching.choosing import choose, look, sides
+from certtrain.branching.choosing import Look, choose, look, sides
 from certtrain.branching.domains import Domains, joined
 from certtrain.branching.leaves import solved
 from certtrain.branching.root import Root
-from certtrain.branching.tree import Tree
+from certtrain.branching.tree import Path, Tree
 
 AT_ROOT, AT_NODE = 50, 20  # steps of ascent
 MOST = 512  # domains at once
+AGAIN = 200  # domains that a leaf may take when it is proved once more
+SPARE = 1.25  # times what rounding costs at the root is kept free for what it costs elsewhere
+
+Over = Callable[[], bool]
+Attack = Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of a root.
 
-    bound: the least lower bound of the leaves; above zero it proves the root. domains: how many were bounded.
+    bound: the least lower bound of the leaves; above zero it proves the root.
+    domains: how many were bounded. broken: the attack ended the search.
     """
 
     bound: float
@@ -34,107 +40,153 @@ class Outcome:
     @property
     def proved(self) -> bool:
         """NaN and infinity prove nothing."""
-        return 0 < self.bound < torch.inf
-
-
-def first_domain(root: Root) -> Domains:
-    """The whole box."""
-    like = root.prefix.start.radius
-    alphas = like.new_zeros(1, root.units)
-    for number, slopes in root.slopes(root.prefix).items():
-        alphas[:, root.parts[number]] = slopes.first.flatten(1)
-    nothing = torch.zeros_like(alphas)
-    return Domains(
-        signs=nothing.to(torch.int8),
-        alphas=alphas,
-        betas=nothing,
-        bounds=like.new_full((1,), -torch.inf),
-        nodes=torch.zeros(1, dtype=torch.long, device=like.device),
-    )
+        return not self.broken and 0 < self.bound < torch.inf
 
 
 def branch_and_bound(
-    root: Root,
-    settings: Settings,
-    *,
-    over: Callable[[], bool] = lambda: False,
-    attack: Callable[[Tensor], bool] = lambda inputs: False,
+    root: Root, settings: Settings, *, over: Over = lambda: False, attack: Attack = lambda inputs: False
 ) -> Outcome:
     """Split the box of `root` until one of its functions is above zero in every part.
 
     `attack` is shown the inputs (D, …) where bounds have their least, and says
     True if one of them ends the search. What is open when time is `over`, or
-    the open domains take more than the settings' memory, stays open.
+    after the settings' number of domains, or when those that wait take more
+    than their memory, stays open, and so does a domain that has nothing to
+    split and no bound above zero.
     """
-    tree, fast = Tree(), root.fast()
-    whole = proved(root, improved(fast, first_domain(fast), AT_ROOT))
-    waiting, least, done = [whole], torch.inf, 1
-    if whole.bounds[0] > 0:
-        return Outcome(float(whole.bounds[0]), tree, done)
-    most = max(1, min(MOST, settings.memory // (2 * row_bytes(fast.prefix, 1, gradients=True))))
-    while waiting:
-        if over() or sum(part.bytes for part in waiting) > settings.memory:
-            break
-        batch = _take(waiting, most)
-        looked = look(fast, batch)
-        if attack(looked.minimisers):
-            return Outcome(-torch.inf, tree, done, broken=True)
+    search = Search(root, settings, over, attack)
+    search.begin(search.first(torch.zeros(1, root.units)))
+    return search.run()
+
+
+def reproved(root: Root, leaves: Iterable[Path], settings: Settings) -> int:
+    """How many of the leaves are not proved, each from its splits alone. Raises ValueError for a unit unknown here.
+
+    Where the bounds do not reach zero at once, a leaf may be split further.
+    """
+    search, every, missing = Search(root, settings), list(leaves), 0
+    for first in range(0, len(every), MOST):
+        signs = _signs(root, every[first : first + MOST])
+        left = signs[~(search.bound(search.first(signs), AT_ROOT).bounds > 0)]
+        if len(left):
+            again = Search(root, replace(settings, domains=AGAIN * len(left)))
+            again.begin(again.first(left))
+            missing += 0 if again.run().proved else len(left)
+    return missing
+
+
+def _signs(root: Root, paths: Sequence[Path]) -> Tensor:
+    signs = torch.zeros(len(paths), root.units)
+    for row, path in enumerate(paths):
+        for unit, sign in path:
+            signs[row, root.index(unit)] = sign
+    return signs
+
+
+class Search:
+    """Domains that wait, those that are closed, and the tree that they are parts of."""
+
+    def __init__(
+        self, root: Root, settings: Settings, over: Over = lambda: False, attack: Attack = lambda inputs: False
+    ) -> None:
+        self.root, self.settings, self.over, self.attack = root, settings, over, attack
+        self.fast = root.fast()
+        self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
+        self.domains, self.broken, self.stuck = 0, False, False
+        self.most = max(1, min(MOST, settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))))
+        self._keep_free()
+
+    def _keep_free(self) -> None:
+        """Let the search aim at what rounding will take off: what it takes at the root, and a bit more."""
+        first = self.first(torch.zeros(1, self.root.units))
+        cost = (bounded(self.fast, first) - bounded(self.root, first)).clamp(min=0).nan_to_num(0.0)
+        self.fast.offsets = self.fast.offsets - SPARE * cost.to(self.fast.offsets)
+
+    def first(self, signs: Tensor) -> Domains:
+        """Domains of these signs (D, T), with the slopes that their boxes give."""
+        like = self.fast.prefix.start.radius
+        alphas = like.new_zeros(self.root.units)
+        for number, slopes in self.fast.slopes(self.fast.prefix).items():
+            alphas[self.fast.parts[number]] = slopes.first.flatten()
+        nothing = like.new_zeros(signs.shape)
+        return Domains(
+            signs=signs.to(like.device, torch.int8),
+            alphas=alphas.expand_as(nothing).clone(),
+            betas=nothing,
+            bounds=like.new_full((len(signs),), -torch.inf),
+            nodes=torch.zeros(len(signs), dtype=torch.long, device=like.device),
+        )
+
+    def bound(self, domains: Domains, steps: int) -> Domains:
+        """The domains after the search for bounds; those that it takes for closed have the bounds that hold."""
+        found = improved(self.fast, domains, steps)
+        bounds, closed = found.bounds.to(self.root.prefix.start.radius), found.bounds > 0
+        if bool(closed.any()):
+            bounds[closed] = bounded(self.root, found.take(closed))
+        return found._replace(bounds=bounds)
+
+    def begin(self, domains: Domains) -> None:
+        """Bound the first domains."""
+        self._sort(self.bound(domains, AT_ROOT))
+
+    def run(self) -> Outcome:
+        """Split what waits until nothing does, or something ends the search."""
+        while self.waiting and not (self.broken or self.stuck or self._enough()):
+            self._step(self._take())
+        bounds = [self.least, *(float(part.bounds.min()) for part in self.waiting)]
+        return Outcome(min(bounds), self.tree, self.domains, self.broken)
+
+    def _enough(self) -> bool:
+        held = sum(part.bytes for part in self.waiting)
+        return self.domains >= self.settings.domains or held > self.settings.memory or self.over()
+
+    def _step(self, batch: Domains) -> None:
+        looked = look(self.fast, batch)
         splittable = looked.open.any(1)
-        for row in (~splittable).nonzero().flatten().tolist():
-            leaf = solved(root, batch.take(slice(row, row + 1)))
-            if leaf is not None and attack(leaf.inputs):
-                return Outcome(-torch.inf, tree, done, broken=True)
-            bound = torch.nan if leaf is None else leaf.bound
-            if not bound > 0:
-                waiting.append(batch)  # nothing to split, and the bound is not above zero
-                return Outcome(min(_bounds(waiting)), tree, done)
-            least = min(least, bound)
-        batch, looked = batch.take(splittable), looked.take(splittable)
-        if not batch.count:
-            continue
-        halves = _split(root, tree, batch, choose(fast, batch, looked))
-        children = proved(root, improved(fast, halves, AT_NODE))
-        done += children.count
-        closed = children.bounds > 0
-        least = min([least, *children.bounds[closed].tolist()])
+        if self.attack(looked.minimisers):
+            self.broken = True
+        elif not self._solve(batch.take(~splittable)):
+            self.waiting.append(batch)
+        elif bool(splittable.any()):
+            self._split(batch.take(splittable), looked.take(splittable))
+
+    def _solve(self, domains: Domains) -> bool:
+        """Whether all of these, in which nothing is left to split, could be closed."""
+        for row in range(domains.total):
+            leaf = solved(self.root, domains.take(slice(row, row + 1)))
+            self.broken = leaf is not None and self.attack(leaf.inputs)
+            self.stuck = not self.broken and (leaf is None or not leaf.bound > 0)
+            if self.broken or self.stuck or leaf is None:
+                return False
+            self.least = min(self.least, leaf.bound)
+        return True
+
+    def _split(self, domains: Domains, looked: Look) -> None:
+        units = choose(self.fast, domains, looked)
+        each = zip(domains.nodes.tolist(), units.tolist(), strict=True)
+        nodes = torch.tensor([self.tree.split(node, self.root.unit(unit)) for node, unit in each]).to(units)
+        halves = [sides(domains, units, sign)._replace(nodes=own) for sign, own in zip((1, -1), nodes.T, strict=True)]
+        self._sort(self.bound(joined(halves), AT_NODE))
+
+    def _sort(self, domains: Domains) -> None:
+        """Put what is open to what waits, the least bounds last."""
+        self.domains += domains.total
+        closed = domains.bounds > 0
+        self.least = min([self.least, *domains.bounds[closed].tolist()])
         if not bool(closed.all()):
-            open_ones = children.take(~closed)
-            waiting.append(open_ones.take(open_ones.bounds.argsort(descending=True)))
-    return Outcome(min([least, *_bounds(waiting)]), tree, done)
+            left = domains.take(~closed)
+            self.waiting.append(left.take(left.bounds.argsort(descending=True)))
 
+    def _take(self) -> Domains:
+        """The newest domains, those with the least bounds first; they wait no more."""
+        return joined(list(self._newest()))
 
-def _bounds(waiting: list[Domains]) -> list[float]:
-    return [float(part.bounds.min()) for part in waiting]
-
-
-
-def proved(root: Root, domains: Domains) -> Domains:
-    """The domains with the bounds that hold, of those that the search has taken for closed."""
-    bounds, closed = domains.bounds.to(root.prefix.start.radius), domains.bounds > 0
-    if bool(closed.any()):
-        bounds[closed] = bounded(root, domains.take(closed))
-    return domains._replace(bounds=bounds)
-
-
-def _take(waiting: list[Domains], most: int) -> Domains:
-    """The newest domains, those with the least bounds first, at most so many; they wait no more."""
-    taken, count = [], 0
-    while waiting and count < most:
-        part = waiting.pop()
-        room = most - count
-        if part.count > room:
-            waiting.append(part.take(slice(0, part.count - room)))
-            part = part.take(slice(part.count - room, None))
-        taken.append(part)
-        count += part.count
-    return joined(taken)
-
-
-def _split(root: Root, tree: Tree, domains: Domains, units: Tensor) -> Domains:
-    """Both sides of each domain."""
-    nodes = [
-        tree.split(node, root.unit(unit)) for node, unit in zip(domains.nodes.tolist(), units.tolist(), strict=True)
-    ]
-    numbers = torch.tensor(nodes, device=units.device).T
-    parts = [sides(domains, units, sign)._replace(nodes=own) for sign, own in zip((1, -1), numbers, strict=True)]
-    return joined(parts)
+    def _newest(self) -> Iterator[Domains]:
+        room = self.most
+        while self.waiting and room:
+            part = self.waiting.pop()
+            kept = max(0, part.total - room)
+            if kept:
+                self.waiting.append(part.take(slice(0, kept)))
+            yield part.take(slice(kept, None))
+            room -= part.total - kept

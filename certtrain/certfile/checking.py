@@ -14,12 +14,14 @@ from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model
 from certtrain.certificate import CLIP
+from certtrain.completing import COMPLETE, Completing
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CertificateError
 from certtrain.modelfile import Classifier
 from certtrain.points import count
 from certtrain.precision import tensor_cores
-from certtrain.stages import Batch, assumptions_of, bounding, classified, fooled, methods_of, points_at_once
+from certtrain.rounds import assumptions_of, methods_of, points_at_once, step_named
+from certtrain.stages import Batch, classified, fooled
 from certtrain.verify import check_fit, network_of
 
 # Two machines sum the same float64 terms in different orders. The sum of 10⁴ terms up to 10³ is then uncertain by
@@ -128,7 +130,7 @@ def _check_header(path: Path, header: Header, model_file: Path, model: Classifie
         )
     if header.inputs != CLIP:
         raise CertificateError(f"{path} is about inputs in {header.inputs}; certtrain certifies pixels in {CLIP}")
-    if header.assumptions != assumptions_of(network_of(model, header.network), header.arithmetic):
+    if header.assumptions != assumptions_of(network_of(model, header.network), header.method, header.arithmetic):
         raise CertificateError(f"{path} states assumptions that are not those of its certificates")
     methods_of(header.method)
 
@@ -167,7 +169,14 @@ class _Again:
         certified = [record for record in records if record.verdict == "certified"]
         for method in dict.fromkeys(str(record.method) for record in certified):
             group = [record for record in certified if record.method == method]
-            jobs.append((self._bounds(method), group, points_at_once(method, size)))
+            judge = self._trees() if method == COMPLETE else self._bounds(method)
+            jobs.append(
+                (
+                    judge if method in methods_of(self.header.method) else _unasked(method),
+                    group,
+                    points_at_once(method, size),
+                )
+            )
         for judge, group, at_once in jobs:
             for first in range(0, len(group), at_once):
                 batch = group[first : first + at_once]
@@ -195,9 +204,6 @@ class _Again:
             yield f"example {record.index} has a counterexample that is rightly classified"
 
     def _bounds(self, method: str) -> Judge:
-        def unasked(records: Sequence[Record]) -> Iterator[str]:
-            return (f"example {r.index} is certified by {method!r}, which is not of its method" for r in records)
-
         def judge(records: Sequence[Record]) -> Iterator[str]:
             found = bound(self._batch(records))
             assert found.margins is not None
@@ -208,8 +214,21 @@ class _Again:
                     yield f"example {record.index} has the margin {record.margin!r} there, but {margin!r} here"
 
         settings = self.header.bounds.settings(self.memory)
-        bound = bounding(self.model, self.header.method, method, self.header.arithmetic, settings)
-        return judge if method in methods_of(self.header.method) else unasked
+        bound = step_named(self.model, self.header.method, method, self.header.arithmetic, settings)
+        return judge
+
+    def _trees(self) -> Judge:
+        """Each leaf of each tree is bounded again, from its splits alone."""
+        step = Completing(self.model, self.header.arithmetic, self.header.bounds.settings(self.memory))
+
+        def judge(records: Sequence[Record]) -> Iterator[str]:
+            batch = self._batch(records)
+            for row, record in enumerate(records):
+                wrong = step.recheck(batch, row, record.trees, record.margin or 0.0)
+                if wrong is not None:
+                    yield f"example {record.index} is certified by {COMPLETE}, but {wrong}"
+
+        return judge
 
     def _reached(self, record: Record, margin: float) -> bool:
         """Whether a searched margin is at most that found here, `margin`, or by the search that does not stop early."""
@@ -218,13 +237,19 @@ class _Again:
             return True
         settings = replace(self.header.bounds.settings(self.memory), early_stop=False)
         asked = (self.header.method, str(record.method), self.header.arithmetic)
-        found = bounding(self.model, *asked, settings)(self._batch([record])).margins
+        found = step_named(self.model, *asked, settings)(self._batch([record])).margins
         return found is not None and record.margin <= found.item() * (1 + SEARCHED_RELATIVE) + ABSOLUTE
 
     def _batch(self, records: Sequence[Record]) -> Batch:
         device, rows = next(self.model.parameters()).device, [record.index for record in records]
         x = to_unit(self.images.images[rows].to(device))
         return Batch(rows, x, self.images.labels[rows].to(device), self.header.eps.value)
+
+
+def _unasked(method: str) -> Judge:
+    return lambda records: (
+        f"example {record.index} is certified by {method!r}, which is not of its method" for record in records
+    )
 
 
 def _agree(recorded: float | None, margin: float) -> bool:

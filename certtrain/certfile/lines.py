@@ -16,6 +16,7 @@ from torch import Tensor
 
 from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.certificate import Verdict
+from certtrain.completing import COMPLETE
 from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError
 from certtrain.stages import INFERENCE
@@ -76,6 +77,7 @@ class HowBounded(Line):
     decay: float = Field(gt=0, le=1)
     neurons: Count
     early_stop: bool
+    domains: int = Field(ge=1)
 
     def settings(self, memory: int = DEFAULT.memory) -> Settings:
         """To compute with, in so many bytes."""
@@ -113,6 +115,7 @@ class Record(Line):
     tried: dict[Name, Seconds]
     sha256: Digest
     counterexample: str | None
+    trees: dict[int, str]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -124,6 +127,8 @@ class Record(Line):
             raise ValueError("inference decides what is misclassified, and nothing else")
         if (self.counterexample is not None) != (self.verdict == "falsified"):
             raise ValueError("a falsified point has a counterexample, and no other")
+        if bool(self.trees) != (self.verdict == "certified" and self.method == COMPLETE):
+            raise ValueError(f"a point that {COMPLETE!r} certified has trees, and no other")
         if self.verdict == "certified" and not (self.margin or 0) > 0:
             raise ValueError("a certified point has a margin above zero")
         return self

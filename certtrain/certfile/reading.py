@@ -16,7 +16,7 @@ from certtrain.errors import CertificateError
 from certtrain.points import Point
 from certtrain.storage import check_certificate_file
 
-MOST = 1 << 16  # bytes that a line has room for, its counterexample apart
+MOST = 1 << 22  # bytes that a line has room for, its counterexample apart; trees take most of them
 L = TypeVar("L", bound=Line)
 
 
@@ -38,7 +38,8 @@ class Contents:
 
 def _point(record: Record, shape: tuple[int, ...]) -> Point:
     pixels = None if record.counterexample is None else decode(record.counterexample, shape)
-    return Point(record.index, record.label, record.verdict, record.margin, record.method, dict(record.tried), pixels)
+    about = (record.index, record.label, record.verdict, record.margin, record.method, dict(record.tried))
+    return Point(*about, pixels, dict(record.trees))
 
 
 def read_certificates(path: Path, shape: tuple[int, ...]) -> Contents:

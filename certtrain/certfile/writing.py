@@ -28,7 +28,7 @@ from certtrain.epsilon import exact_eps
 from certtrain.errors import CertificateError
 from certtrain.modelfile import Classifier, versions
 from certtrain.points import Point, count
-from certtrain.stages import assumptions_of
+from certtrain.rounds import assumptions_of
 from certtrain.storage import append, truncate, write_atomic
 from certtrain.verify import network_of
 
@@ -56,7 +56,7 @@ def describe_task(
         method=method,
         bounds=HowBounded(**bounds.deciding()),
         arithmetic=arithmetic,
-        assumptions=assumptions_of(network_of(model, network), arithmetic),
+        assumptions=assumptions_of(network_of(model, network), method, arithmetic),
         attack=dict(attack),
         batch_size=batch_size,
         versions=versions(),
@@ -146,4 +146,5 @@ def _record(point: Point, images: ImageSet) -> Record:
         tried=dict(point.tried),
         sha256=images.example_fingerprint(point.index),
         counterexample=None if point.counterexample is None else encode(point.counterexample),
+        trees=dict(point.trees),
     )

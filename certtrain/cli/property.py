@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from certtrain.attack import PGD
 
-METHODS = ("crown-ibp", "milp")  # those of certtrain.deciding, which loads torch
+METHODS = ("crown-ibp", "complete", "milp")  # those of certtrain.deciding, which loads torch
 
 
 def check_property(model: Path, vnnlib: Path, method: str) -> None:

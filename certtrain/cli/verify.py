@@ -43,6 +43,7 @@ class Method(StrEnum):
     crown_ibp = "crown-ibp"
     crown = "crown"
     alpha_crown = "alpha-crown"
+    complete = "complete"
     milp = "milp"
 
 
@@ -87,7 +88,8 @@ def verify(
         Method,
         typer.Option(
             help="Bounds to certify with; auto tries each, cheap ones first, on the points still open, which may take "
-            "long: see --timeout. With --vnnlib crown-ibp, the default there, or milp."
+            "long: see --timeout. complete splits until a point is decided; milp, a second opinion, takes --arithmetic "
+            "real and few ReLUs. With --vnnlib crown-ibp, the default there, complete or milp."
         ),
     ] = Method.ibp,
     network: Annotated[
@@ -102,7 +104,7 @@ def verify(
         typer.Option(
             parser=seconds,
             metavar="TIME",
-            help="Most time for a point in the methods beyond attack and ibp, like 5s.",
+            help="Most time for a point in the methods beyond attack and ibp, like 30s.",
         ),
     ] = None,
     time_budget: Annotated[
@@ -162,8 +164,8 @@ def verify(
         chosen = "crown-ibp" if given is not None and given.name == "DEFAULT" else method.value
         _decide(model, vnnlib, chosen, timeout, (pgd_steps or 20, pgd_restarts, seed), as_json)
         return
-    if method is Method.milp:
-        raise typer.BadParameter("milp is for the property that --vnnlib names", param_hint="--method")
+    if method is Method.milp and arithmetic is not Arithmetic.real:
+        raise typer.BadParameter("milp knows no rounding; it takes --arithmetic real", param_hint="--method")
     if attack is Attack.none:
         _refuse(context, lambda name: name in OF_ATTACK, "there is no attack to set this for")
     check_targets(True, out)

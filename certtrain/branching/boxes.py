@@ -1,0 +1,20 @@
+"""The boxes that a tree starts from: intervals, CROWN's and those of searched slopes, each cut by the ones before."""
+
+import torch
+
+from certtrain.bounds.alpha import tightened_from
+from certtrain.bounds.crown import tightened
+from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.interval import Box, interval_pass
+from certtrain.bounds.linear import Prefix
+from certtrain.bounds.settings import Settings
+from certtrain.bounds.trace import NONLINEAR
+
+
+@torch.no_grad()
+def tight_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
+    """The way of `box` (B, …) through the network, its nonlinear layers' boxes as tight as α-CROWN has them."""
+    wide = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=tightened(settings))
+    narrow = tightened_from((visit.box for visit in wide.visits if visit.box is not None), settings)
+    visits = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=narrow).visits
+    return Prefix(visits, box)
