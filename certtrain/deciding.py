@@ -7,8 +7,8 @@ property, "sat" with an input that does, "unknown" if neither was found.
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,21 +18,16 @@ from certtrain.bounds import linear
 from certtrain.bounds.checks import check_evaluation_mode, fitting
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.interval import boundable, box_between, interval_pass
-from certtrain.bounds.rounding import arithmetic_named
 from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
-from certtrain.branching.boxes import tight_prefix
-from certtrain.branching.root import Root
-from certtrain.branching.search import branch_and_bound
-from certtrain.certificate import VERDICTS_ALONE
 from certtrain.data import derive_seed
 from certtrain.errors import MethodError, PropertyError
+from certtrain.exactly import EXACTLY, Answer, Subject, confirmed, dtype_of, run_at
 from certtrain.precision import tensor_cores
 from certtrain.properties import Case, Property
 
 Result = Literal["unsat", "sat", "unknown"]
 METHODS = ("crown-ibp", "complete", "milp")
 AT_A_TIME = 256  # cases that are searched together
-REAL = arithmetic_named("real")
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
     "unsat": (
@@ -115,7 +110,7 @@ def decide(
         by, cases = method, {number: asked.cases[number] for number in left}
         found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape), cases, bounds, time_limit)
     result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
-    outputs = None if found is None else _run(exact, shape, found)
+    outputs = None if found is None else run_at(exact, shape, found)
     seconds = time.monotonic() - start
     return Decision(result, method, None if result == "unknown" else by, _smallest(bounds), found, outputs, seconds)
 
@@ -166,23 +161,10 @@ def search(
     return None
 
 
-@torch.no_grad()
-def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: Case, point: Tensor) -> Tensor | None:
-    """The float64 input (N,) nearest to `point` inside the case's box, if it reaches the case by plain inference.
-
-    It must do so in float64, and once more in the network's own precision at
-    the nearest input of that precision.
-    """
-    inside = torch.clamp(point.double(), case.lower, case.upper)
-    own = inside.to(_dtype(network))
-    outputs = torch.stack([_run(exact, shape, inside), _run(network, shape, own).double()])
-    return inside if bool(case.reached(outputs).all()) else None
-
-
 def _search(
     network: nn.Module, exact: nn.Module, shape: Sequence[int], cases: Sequence[Case], attack: PGD, generator: Generator
 ) -> Tensor | None:
-    dtype = _dtype(network)
+    dtype = dtype_of(network)
     lower = torch.stack([case.lower for case in cases])
     width = torch.stack([case.upper for case in cases]) - lower
     for restart in range(attack.restarts + 1):
@@ -208,26 +190,6 @@ def _descent(network: nn.Module, shape: Sequence[int], cases: Sequence[Case], po
     return values.detach(), torch.autograd.grad(values.sum(), point)[0]
 
 
-class Subject(NamedTuple):
-    """A network, its float64 copy, that copy's layers, and the shape of its inputs."""
-
-    network: nn.Module
-    exact: nn.Module
-    graph: LayerGraph
-    shape: Sequence[int]
-
-    def confirmed(self, case: Case, point: Tensor) -> Tensor | None:
-        """As the function `confirmed`."""
-        return confirmed(self.network, self.exact, self.shape, case, point)
-
-
-class Answer(NamedTuple):
-    """A lower bound of a case's largest function, and an input (N,) that reaches the case; None if none was found."""
-
-    bound: float
-    point: Tensor | None
-
-
 def _exactly(
     method: Callable[[Subject, Case, float | None], Answer],
     subject: Subject,
@@ -244,49 +206,8 @@ def _exactly(
     return None
 
 
-def _solve(subject: Subject, case: Case, time_limit: float | None) -> Answer:
-    from certtrain.milp import minimum
-
-    least = minimum(subject.exact, subject.shape, case, time_limit=time_limit)
-    return Answer(least.proved, None if least.point is None else subject.confirmed(case, least.point))
-
-
-def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
-    start, settings, hits = time.monotonic(), replace(VERDICTS_ALONE, rounding=REAL), list[Tensor]()
-    ends = (end.view(1, *subject.shape) for end in (case.lower, case.upper))
-    prefix = tight_prefix(subject.graph, box_between(*ends, REAL), settings)
-
-    def attack(inputs: Tensor) -> bool:
-        reached = case.reached(subject.exact(inputs)).nonzero().flatten().tolist()
-        found = (subject.confirmed(case, inputs[row].flatten()) for row in reached)
-        hits.extend(hit for hit in found if hit is not None)
-        return bool(hits)
-
-    outcome = branch_and_bound(
-        Root(prefix, case.functions, case.offsets, REAL),
-        settings,
-        over=lambda: time_limit is not None and time.monotonic() - start >= time_limit,
-        attack=attack,
-    )
-    return Answer(outcome.bound if outcome.proved else -torch.inf, hits[0] if hits else None)
-
-
-# What decides a case that bounds and attack leave open.
-EXACTLY: dict[str, Callable[[Subject, Case, float | None], Answer]] = {"complete": _complete, "milp": _solve}
-
-
-@torch.no_grad()
-def _run(network: nn.Module, shape: Sequence[int], point: Tensor) -> Tensor:
-    outputs: Tensor = network(point.view(1, *shape))[0]
-    return outputs
-
-
-def _dtype(network: nn.Module) -> torch.dtype:
-    return next((parameter.dtype for parameter in network.parameters()), torch.float32)
-
-
 def _check_sizes(network: nn.Module, shape: Sequence[int], asked: Property) -> None:
-    x = torch.zeros(1, *shape, dtype=_dtype(network))
+    x = torch.zeros(1, *shape, dtype=dtype_of(network))
     with fitting(x), torch.no_grad():
         outputs = network(x)
     if (x.numel(), *outputs.shape) != (asked.inputs, 1, asked.outputs):

@@ -37,7 +37,7 @@ def known(points: dict[int, Point]) -> list[tuple[object, ...]]:
 
 def test_every_step_decides_some_and_the_stages_add_up():
     report, points = run()
-    assert [stage.name for stage in report.stages] == ["inference", "attack", *METHODS]
+    assert [stage.name for stage in report.stages] == ["inference", "attack", *METHODS, "complete"]
     assert all(stage.decided > 0 for stage in report.stages if stage.name not in ("crown", "alpha-crown"))
     assert all(stage.seconds > 0 for stage in report.stages)
     assert sum(stage.decided for stage in report.stages) + report.open == 100
@@ -45,16 +45,20 @@ def test_every_step_decides_some_and_the_stages_add_up():
     for before, after in pairwise(report.stages[3:]):
         assert before.points == after.points + before.decided < 100
     assert (report.unfinished, report.method) == (0, "auto")
-    assert {point.method for point in points.values()} >= {"inference", "attack", "ibp", "crown-ibp", None}
+    assert {point.method for point in points.values()} >= {"inference", "attack", "ibp", "crown-ibp", "complete"}
+    assert report.open == 0
 
 
 def test_the_cascade_certifies_what_any_method_certifies_and_its_margins_are_the_best():
     report, points = run()
     model, data = mostly_right()
     alone = [certify(model, to_unit(data.images), data.labels, WIDE, method=name) for name in METHODS]
-    # α-CROWN's certificates hold those of all cheaper methods.
-    assert report.certified == int(alone[-1].certified.sum()) > int(alone[0].certified.sum())
+    # α-CROWN's certificates hold those of all cheaper methods; what is left is complete verification's.
+    completed = {index for index, point in points.items() if (point.verdict, point.method) == ("certified", "complete")}
+    assert report.certified - len(completed) == int(alone[-1].certified.sum()) > int(alone[0].certified.sum())
     for index, point in points.items():
+        if index in completed:
+            continue
         tried = [found.margin[index].item() for found in alone if found.method in point.tried]
         assert point.margin == pytest.approx(max(tried), rel=1e-9)
 
@@ -77,14 +81,21 @@ def test_a_dear_step_does_not_repeat_the_cheaper_ones(monkeypatch: pytest.Monkey
 
 
 def test_without_an_attack_nothing_is_falsified():
-    report, points = run(attack=None)
-    assert [stage.name for stage in report.stages] == ["inference", *METHODS]
+    report, points = run(attack=None, method="alpha-crown")
+    assert [stage.name for stage in report.stages] == ["inference", "alpha-crown"]
     assert (report.falsified, report.attack, report.unfinished) == (0, {"name": "none"}, 0)
     assert report.pgd_accuracy == report.natural_accuracy
     assert all("attack" not in point.tried for point in points.values())
-    attacked, _ = run()
+    attacked, _ = run(method="alpha-crown")
     assert report.certified == attacked.certified
     assert report.open == attacked.open + attacked.falsified > attacked.open
+
+
+def test_without_an_attack_complete_verification_finds_the_counterexamples():
+    report, points = run(attack=None)
+    attacked, _ = run()
+    assert (report.certified, report.falsified, report.open) == (attacked.certified, attacked.falsified, 0)
+    assert {point.method for point in points.values() if point.verdict == "falsified"} == {"complete"}
 
 
 def test_an_attack_that_breaks_off_was_not_tried_and_is_when_there_is_time():
@@ -243,8 +254,8 @@ def test_without_limits_every_open_point_comes_to_every_step(clock: list[float])
 
 
 def test_a_point_whose_time_is_over_enters_no_further_method(clock: list[float]):
-    assert slow(clock, Limits(timeout=2.0)) == [EVERY, EVERY[:2], []]  # the first batch shows that it takes too long
-    assert slow(clock, Limits(timeout=2.5)) == [EVERY, EVERY, EVERY[:2]]
+    assert slow(clock, Limits(timeout=2.0)) == [EVERY, EVERY[:1], []]  # the first point shows that it takes too long
+    assert slow(clock, Limits(timeout=2.5)) == [EVERY, EVERY, EVERY[:1]]
     assert slow(clock, Limits(timeout=5.1)) == [EVERY, EVERY, EVERY]
 
 
@@ -254,7 +265,7 @@ def test_the_budget_stops_dear_methods_between_batches(clock: list[float]):
 
 def test_when_the_budget_ends_the_first_round_the_rest_is_at_least_classified():
     report, points = run(limits=Limits(budget=1e-9))
-    assert [stage.points for stage in report.stages] == [100, 0, 0, 0, 0, 0]
+    assert [stage.points for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0]
     assert (report.misclassified, report.open, report.unfinished) == (20, 80, 80)
     assert report.natural_accuracy == report.pgd_accuracy == 0.8
     assert all(list(point.tried) == ["inference"] for point in points.values())

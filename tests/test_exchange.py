@@ -19,7 +19,8 @@ from certtrain import exchange
 from certtrain.attack import PGD
 from certtrain.certificate import certify
 from certtrain.data import to_unit
-from certtrain.deciding import METHODS, Decision, confirmed, decide
+from certtrain.deciding import METHODS, Decision, decide
+from certtrain.exactly import confirmed
 from certtrain.errors import DataError, MethodError, PropertyError, StorageError, UnsupportedLayer
 from certtrain.exchange import export_properties
 from certtrain.export import export_onnx, onnx_runner
@@ -246,7 +247,7 @@ def test_what_is_not_finite_is_never_a_pass() -> None:
 def test_sizes_methods_and_modes_are_checked() -> None:
     with pytest.raises(PropertyError, match="has 2 inputs and 2 outputs, but the network takes 3 and gives 2"):
         decide(nn.Linear(3, 2).eval(), (3,), below(0.3))
-    with pytest.raises(MethodError, match="choose from: crown-ibp, milp"):
+    with pytest.raises(MethodError, match="choose from: crown-ibp, complete, milp"):
         decide(Steep().eval(), (2,), below(0.3), method="ibp")
     with pytest.raises(UnsupportedLayer, match="is in training mode"):
         decide(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), (2,), below(0.3))

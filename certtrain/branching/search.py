@@ -17,7 +17,7 @@ from certtrain.branching.tree import Path, Tree
 
 AT_ROOT, AT_NODE = 50, 20  # steps of ascent
 MOST = 512  # domains at once
-AGAIN = 200  # domains that a leaf may take when it is proved once more
+AGAIN, AGAIN_STEPS = 200, 200  # domains and steps of ascent that a leaf may take when it is proved once more
 SPARE = 1.25  # times what rounding costs at the root is kept free for what it costs elsewhere
 
 Over = Callable[[], bool]
@@ -68,6 +68,7 @@ def reproved(root: Root, leaves: Iterable[Path], settings: Settings) -> int:
     for first in range(0, len(every), MOST):
         signs = _signs(root, every[first : first + MOST])
         left = signs[~(search.bound(search.first(signs), AT_ROOT).bounds > 0)]
+        left = left[~(search.bound(search.first(left), AGAIN_STEPS).bounds > 0)] if len(left) else left
         if len(left):
             again = Search(root, replace(settings, domains=AGAIN * len(left)))
             again.begin(again.first(left))
@@ -94,13 +95,14 @@ class Search:
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
         self.domains, self.broken, self.stuck = 0, False, False
         self.most = max(1, min(MOST, settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))))
-        self._keep_free()
+        self.spare = SPARE * self._cost()
+        self.fast.offsets = self.fast.offsets - self.spare
 
-    def _keep_free(self) -> None:
-        """Let the search aim at what rounding will take off: what it takes at the root, and a bit more."""
+    def _cost(self) -> float:
+        """What rounding takes off the bound at the root: the search aims at that much more than zero."""
         first = self.first(torch.zeros(1, self.root.units))
-        cost = (bounded(self.fast, first) - bounded(self.root, first)).clamp(min=0).nan_to_num(0.0)
-        self.fast.offsets = self.fast.offsets - SPARE * cost.to(self.fast.offsets)
+        cost = bounded(self.fast, first).double() - bounded(self.root, first)
+        return float(cost.clamp(min=0).nan_to_num(0.0))
 
     def first(self, signs: Tensor) -> Domains:
         """Domains of these signs (D, T), with the slopes that their boxes give."""
@@ -118,11 +120,11 @@ class Search:
         )
 
     def bound(self, domains: Domains, steps: int) -> Domains:
-        """The domains after the search for bounds; those that it takes for closed have the bounds that hold."""
+        """The domains after the search for bounds; those that may be closed have the bounds that hold."""
         found = improved(self.fast, domains, steps)
-        bounds, closed = found.bounds.to(self.root.prefix.start.radius), found.bounds > 0
-        if bool(closed.any()):
-            bounds[closed] = bounded(self.root, found.take(closed))
+        bounds, hopeful = found.bounds.to(self.root.prefix.start.radius), found.bounds > -self.spare
+        if bool(hopeful.any()):
+            bounds[hopeful] = bounded(self.root, found.take(hopeful))
         return found._replace(bounds=bounds)
 
     def begin(self, domains: Domains) -> None:

@@ -142,7 +142,8 @@ def verify(
         typer.Option(
             parser=memory_size,
             metavar="SIZE",
-            help="Most memory for the linear bounds, like 500MB; 1GiB if not given. It changes no result.",
+            help="Most memory for the linear bounds, like 500MB; 1GiB if not given. It changes no bound; complete gives a "
+            "point up whose open parts take more.",
         ),
     ] = None,
     device: DeviceName = Device.auto,
