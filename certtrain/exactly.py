@@ -66,6 +66,7 @@ def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
     prefix = tight_prefix(subject.graph, box_between(lower, upper, REAL), settings)
 
     def attack(inputs: Tensor) -> bool:
+        inputs = inputs.double()  # the search itself is in float32
         reached = case.reached(subject.exact(inputs)).nonzero().flatten().tolist()
         found = (subject.confirmed(case, inputs[row].flatten()) for row in reached)
         hits.extend(hit for hit in found if hit is not None)

@@ -20,8 +20,8 @@ from certtrain.attack import PGD
 from certtrain.certificate import certify
 from certtrain.data import to_unit
 from certtrain.deciding import METHODS, Decision, decide
-from certtrain.exactly import confirmed
 from certtrain.errors import DataError, MethodError, PropertyError, StorageError, UnsupportedLayer
+from certtrain.exactly import confirmed
 from certtrain.exchange import export_properties
 from certtrain.export import export_onnx, onnx_runner
 from certtrain.modelfile import Classifier

@@ -32,6 +32,7 @@ def affine(root: Root) -> bool:
     return not any(isinstance(layer, NONLINEAR) and not isinstance(layer, RECTIFIERS) for layer in layers)
 
 
+@torch.no_grad()
 def solved(root: Root, domain: Domains) -> Solved | None:
     """What becomes of one domain, of which no unit is open; None without SciPy, or if it finds nothing."""
     optimize = _scipy()
@@ -66,18 +67,15 @@ def _bound(root: Root, domain: Domains, split: Tensor, forces: Tensor) -> float:
 
 
 def _affine_parts(root: Root, domain: Domains, split: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of A x + b: the functions, and then −s·z of each split unit, which is not above zero in the domain."""
+    """A and b of A x + b: the functions, and then −s·z of each split unit, which is not above zero in the domain."""
     signs = torch.where(domain.signs == 0, root.stable.to(domain.signs.dtype), domain.signs)
 
-    def values(x: Tensor) -> Tensor:
-        logits, inputs = root.run(x, signs)
-        functions = root.functions @ logits[0] + root.offsets
-        return torch.cat([functions, -inputs[0, split] * domain.signs[0, split]])
-
-    at = torch.zeros_like(root.prefix.start.centre)
-    constant = values(at)
-    matrix = torch.func.jacrev(values)(at).flatten(1)
-    return matrix.detach().cpu(), constant.detach().cpu()
+    start = root.prefix.start.centre
+    each = torch.eye(start.numel(), dtype=start.dtype, device=start.device).view(-1, *start.shape[1:])
+    logits, inputs = root.run(torch.cat([torch.zeros_like(start), each]), signs)
+    functions = logits @ root.functions.T + root.offsets
+    values = torch.cat([functions, -inputs[:, split] * domain.signs[0, split]], 1).cpu()
+    return (values[1:] - values[0]).T.contiguous(), values[0]
 
 
 def _scipy() -> Any:

@@ -142,8 +142,8 @@ def verify(
         typer.Option(
             parser=memory_size,
             metavar="SIZE",
-            help="Most memory for the linear bounds, like 500MB; 1GiB if not given. It changes no bound; complete gives a "
-            "point up whose open parts take more.",
+            help="Most memory for the linear bounds, like 500MB; by itself 1GiB. Bounds do not change, but complete "
+            "gives up where the parts that are open take more.",
         ),
     ] = None,
     device: DeviceName = Device.auto,

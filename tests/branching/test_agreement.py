@@ -1,0 +1,110 @@
+"""Complete verification, the MILP and the enumeration of all activation patterns, on thousands of tiny networks.
+
+Each network's function is shifted so that its least value is a number that the test chooses, down to nothing at all.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from enumeration import Least, least, random_network
+from torch import Tensor, nn
+
+from certtrain.attack.box import box_ends
+from certtrain.bounds.interval import boundable, box_between
+from certtrain.bounds.rounding import arithmetic_named
+from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.points import Boxed, decide_point
+from certtrain.branching.root import Root
+from certtrain.branching.search import branch_and_bound
+from certtrain.certificate import VERDICTS_ALONE
+from certtrain.objective import correct_points
+from certtrain.properties import Case
+
+SHAPES = [(2, (3, 3)), (2, (6,)), (3, (4,)), (3, (3, 2)), (2, (2, 2, 2))]
+MARGINS = [1.0, 1e-2, 1e-4, 1e-6, 1e-9, 0.0, -1e-9, -1e-6, -1e-4, -1e-2]
+POINTS, PARTS = 2000, 8
+REAL = arithmetic_named("real")
+SETTINGS = replace(VERDICTS_ALONE, iterations=3, rounding=REAL)
+# What the enumeration, in float64, may be wrong by, and what the solver takes off.
+ENUMERATED, SOLVED = 1e-10, 1e-3
+
+
+def cases(part: int) -> Iterator[tuple[nn.Sequential, Case, float]]:
+    """Networks, a case of each, and the least value of its function."""
+    generator = torch.Generator().manual_seed(part)
+    for number in range(POINTS // PARTS):
+        inputs, hidden = SHAPES[number % len(SHAPES)]
+        network = random_network(generator, inputs, hidden, 2)
+        centre = torch.rand(inputs, generator=generator, dtype=torch.float64)
+        lower, upper = centre - 0.5, centre + 0.5
+        found = least(network, np.array([1.0, -1.0, 0.0]), lower.numpy(), upper.numpy())
+        margin = MARGINS[(number // len(SHAPES)) % len(MARGINS)]
+        function = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+        yield network, Case(lower, upper, function, torch.tensor([margin - found.value], dtype=torch.float64)), margin
+
+
+def completed(network: nn.Sequential, case: Case) -> str:
+    """The verdict of branch and bound, without any other attack than its own."""
+    lower, upper = case.lower.unsqueeze(0), case.upper.unsqueeze(0)
+
+    def attack(inputs: Tensor) -> bool:
+        inside = inputs.double().clamp(lower, upper)
+        return bool(case.reached(network(inside)).any())
+
+    prefix = tight_prefix(boundable(network), box_between(lower, upper, REAL), SETTINGS)
+    outcome = branch_and_bound(Root(prefix, case.functions, case.offsets, REAL), SETTINGS, attack=attack)
+    return "unsat" if outcome.proved else "sat" if outcome.broken else "unknown"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_three_ways_agree_on_every_point(part: int):
+    pytest.importorskip("scipy")
+    from certtrain.milp import minimum
+
+    verdicts = set()
+    for network, case, margin in cases(part):
+        mine = completed(network, case)
+        verdicts.add(mine)
+        true = "unsat" if margin > 0 else "sat"
+        assert mine == true or (mine == "unknown" and abs(margin) <= 1e-9), (mine, margin)
+        solved = minimum(network, case.lower.shape, case)
+        assert solved.proved <= margin + ENUMERATED
+        assert solved.reached >= margin - ENUMERATED
+        assert abs(margin) <= SOLVED or (solved.proved > 0 if margin > 0 else solved.reached <= 0)
+    assert verdicts >= {"unsat", "sat"}
+
+
+def test_under_float32_a_margin_near_zero_may_stay_open_and_is_never_wrong():
+    generator, settings = torch.Generator().manual_seed(7), replace(SETTINGS, rounding=arithmetic_named("float32"))
+    verdicts = []
+    for number in range(60):
+        margin, eps = [1e-2, 1e-4, 1e-6, 1e-7, 0.0, -1e-7, -1e-4][number % 7], 0.25
+        network = random_network(generator, 2, (3, 3), 2).float()
+        x = torch.rand(1, 2, generator=generator)
+        with torch.no_grad():
+            network[-1].bias[0] += margin - true_minimum(network, x, eps).value
+        true = true_minimum(network, x, eps)
+        graph = boundable(copy.deepcopy(network).double())
+        found = decide_point(Boxed(network, graph, x, torch.tensor([0]), eps, "float32"), 2, settings)
+        if found.proved:
+            assert true.value > 0
+        elif found.counterexample is not None:
+            low, high = box_ends(x, eps)
+            assert bool(((found.counterexample >= low) & (found.counterexample <= high)).all())
+            assert not bool(correct_points(network(found.counterexample), torch.tensor([0])))
+        else:
+            assert abs(true.value) < 1e-4
+        verdicts.append((found.proved, found.counterexample is not None))
+    assert set(verdicts) == {(True, False), (False, True), (False, False)}
+
+
+def true_minimum(network: nn.Sequential, x: Tensor, eps: float) -> Least:
+    """Of logit[0] − logit[1] over the box of x, in real numbers."""
+    exact = x[0].double()
+    lower, upper = (exact - eps).clamp(0, 1), (exact + eps).clamp(0, 1)
+    return least(network, np.array([1.0, -1.0, 0.0]), lower.numpy(), upper.numpy())
