@@ -1,0 +1,72 @@
+"""How many points each method alone decides, and how long it takes for each.
+
+Every point is attacked; what the attack leaves is bounded by each method, or decided by complete verification within
+the timeout. benchmarks/adversarial.py trains networks for it.
+
+python benchmarks/complete.py pgd.safetensors --data-dir data --limit 200 --timeout 30
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from certtrain.allocator import keep_freed_memory
+from certtrain.assemble import load_split
+from certtrain.attack import PGD
+from certtrain.bounds.methods import METHODS
+from certtrain.cascade import Limits
+from certtrain.completing import COMPLETE
+from certtrain.epsilon import parse_eps
+from certtrain.modelfile import load_model
+from certtrain.points import Point, count
+from certtrain.stages import ATTACK, INFERENCE
+from certtrain.verify import verify
+
+
+def main() -> None:
+    arguments = _arguments()
+    keep_freed_memory()
+    model = load_model(arguments.model)
+    images = load_split(model.metadata, arguments.split, arguments.data_dir).take(arguments.limit)
+    eps = model.metadata.eps if arguments.eps is None else parse_eps(arguments.eps)
+    print("| method | certified | falsified | misclassified | open | decided | s a point, median | slowest |")
+    print("|---|---|---|---|---|---|---|---|")
+    for method in arguments.methods:
+        points: dict[int, Point] = {}
+        verify(
+            model, images, eps, attack=PGD(restarts=arguments.restarts), method=method,
+            limits=Limits(timeout=arguments.timeout),
+            on_points=lambda done, known=points: known.update({point.index: point for point in done}),
+        )  # fmt: skip
+        print(_row(method, list(points.values())), flush=True)
+
+
+def _row(method: str, points: list[Point]) -> str:
+    counts = count(points)
+    cells = [counts[name] for name in ("certified", "falsified", "misclassified", "open")]
+    spent = [sum(_bounding(point)) for point in points if _bounding(point)] or [0.0]
+    decided = 1 - counts["open"] / len(points)
+    times = f"{statistics.median(spent):.3g} | {max(spent):.3g}"
+    return f"| {method} | {' | '.join(map(str, cells))} | {decided:.1%} | {times} |"
+
+
+def _bounding(point: Point) -> list[float]:
+    """Seconds of the steps that are neither inference nor attack."""
+    return [seconds for name, seconds in point.tried.items() if name not in (INFERENCE, ATTACK)]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--split", default="test", choices=("test", "validation"))
+    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--eps")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds a point")
+    parser.add_argument("--restarts", type=int, default=1, help="of the attack")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, COMPLETE], choices=[*METHODS, COMPLETE, "auto"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
