@@ -36,7 +36,7 @@ class Completing:
             verdicts,
             torch.tensor([_margin(decided) for decided in found], dtype=torch.float64),
             torch.cat([x if hit is None else hit for hit, x in zip(hits, torch.split(batch.x, 1), strict=True)]),
-            [decided.trees if decided is not None and decided.proved else {} for decided in found],
+            [{} if decided is None else decided.trees for decided in found],
             complete=not batch.over(),
         )
 
@@ -83,5 +83,4 @@ def _verdict(decided: Decided | None) -> Verdict:
 
 
 def _margin(decided: Decided | None) -> float:
-    """NaN where nothing is proved: what a tree knows that has open leaves was not computed with rounding."""
-    return decided.margin if decided is not None and decided.proved else math.nan
+    return math.nan if decided is None or decided.margin is None else decided.margin

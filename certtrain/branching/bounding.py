@@ -20,6 +20,7 @@ from torch import Tensor
 from certtrain.bounds.ascent import Ascent
 from certtrain.bounds.linear import LinesOf, Prefix, followed_back
 from certtrain.bounds.relaxation import Slopes
+from certtrain.bounds.rounding import UNIT64
 from certtrain.branching.domains import Domains
 from certtrain.branching.root import Root
 
@@ -56,7 +57,10 @@ class Relaxed:
         added = {number: part(forces, number) for number in root.numbers}
         functions = root.functions.expand(len(forces), -1, -1)
         found = followed_back(self.prefix, functions, lines=lines, added=added, rounding=root.rounding, hear=hear)
-        return found + root.offsets
+        bounds = found + root.offsets
+        if root.rounding is not None:  # of this sum
+            bounds = bounds - 4 * UNIT64 * (found.abs() + root.offsets.abs())
+        return bounds
 
     def project(self, alphas: Tensor, betas: Tensor) -> None:
         """Move slopes and multipliers to where they may be, in place."""

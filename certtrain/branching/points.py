@@ -23,19 +23,19 @@ Over = Callable[[], bool]
 class Decided:
     """What was found of one point.
 
-    margin: the least of the leaves' lower bounds of logit[y] − logit[j]; above
-        zero it proves the point. trees: as text, by class j. counterexample:
-        (1, …), or None.
+    margin: if the point is proved, the least of the leaves' lower bounds of
+        logit[y] − logit[j], which is above zero; else None. trees: as text, by
+        class j. counterexample: (1, …), or None.
     """
 
-    margin: float
+    margin: float | None
     trees: Mapping[int, str]
     counterexample: Tensor | None = None
 
     @property
     def proved(self) -> bool:
-        """NaN and infinity prove nothing."""
-        return self.counterexample is None and 0 < self.margin < torch.inf
+        """Whether the trees prove it."""
+        return self.margin is not None
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def decide_point(point: Boxed, classes: int, settings: Settings, over: Over = la
     for other in point.others(classes):
         root = margin_root(prefix, int(point.label), other, classes, settings)
         outcome = branch_and_bound(root, left, over=over, attack=attack)
+        if not outcome.proved:
+            return Decided(None, {}, hits[0] if hits else None)
         margins.append(outcome.bound)
         trees[other] = str(outcome.tree)
         left = replace(left, domains=max(1, left.domains - outcome.domains))
-        if not outcome.proved:
-            break
-    return Decided(min(margins), trees, hits[0] if hits else None)
+    return Decided(min(margins), trees)
 
 
 def check_point(point: Boxed, classes: int, trees: Mapping[int, str], least: float, settings: Settings) -> str | None:
@@ -106,7 +106,7 @@ def check_point(point: Boxed, classes: int, trees: Mapping[int, str], least: flo
     prefix = point.prefix(settings)
     for other, text in sorted(trees.items()):
         root = margin_root(prefix, int(point.label), other, classes, settings, least)
-        unproved = reproved(root, leaves_of(text), settings)
+        unproved = reproved(root, leaves_of(text, root.units), settings)
         if unproved:
             return f"of the leaves against class {other} {unproved:,} are not proved here"
     return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from certtrain.bounds.interval import Box, Visit
 from certtrain.bounds.linear import Prefix, followed_back
 from certtrain.bounds.relaxation import Slopes, free_slopes
-from certtrain.bounds.rounding import Rounding
+from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.statistics import BatchNorm, running_statistics
 
 RECTIFIERS = (nn.ReLU, nn.LeakyReLU)
@@ -53,7 +53,13 @@ class Root:
 
     def weighed(self, weights: Tensor) -> "Root":
         """With one function, the sum of all by weights (S,) that are not negative: where it is above zero one is."""
-        return Root(self.prefix, (weights @ self.functions)[None], (weights @ self.offsets)[None], self.rounding)
+        functions, offsets = (weights @ self.functions)[None], (weights @ self.offsets)[None]
+        slack = self.prefix.visits[-1].slack
+        if slack is not None:
+            # The last layer's slack is more than what rounds off of its results' products, in sums of many terms.
+            lost = (weights @ self.functions.abs()) @ slack[0] + of_line(len(weights)) * (weights @ self.offsets.abs())
+            offsets = offsets - lost
+        return Root(self.prefix, functions, offsets, self.rounding)
 
     @torch.no_grad()
     def _scale(self) -> Tensor:

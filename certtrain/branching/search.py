@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -28,19 +29,21 @@ Attack = Callable[[Tensor], bool]
 class Outcome:
     """What became of a root.
 
-    bound: the least lower bound of the leaves; above zero it proves the root.
-    domains: how many were bounded. broken: the attack ended the search.
+    bound: the least lower bound of the leaves that are closed; infinity if there are none.
+    open: how many leaves are not closed. domains: how many were bounded.
+    broken: the attack ended the search.
     """
 
     bound: float
     tree: Tree
+    open: int
     domains: int
-    broken: bool = False
+    broken: bool
 
     @property
     def proved(self) -> bool:
-        """NaN and infinity prove nothing."""
-        return not self.broken and 0 < self.bound < torch.inf
+        """Whether every leaf is closed."""
+        return not self.broken and self.open == 0 and 0 < self.bound < torch.inf
 
 
 def branch_and_bound(
@@ -64,16 +67,21 @@ def reproved(root: Root, leaves: Iterable[Path], settings: Settings) -> int:
 
     Where the bounds do not reach zero at once, a leaf may be split further.
     """
-    search, every, missing = Search(root, settings), list(leaves), 0
-    for first in range(0, len(every), MOST):
-        signs = _signs(root, every[first : first + MOST])
-        left = signs[~(search.bound(search.first(signs), AT_ROOT).bounds > 0)]
-        left = left[~(search.bound(search.first(left), AGAIN_STEPS).bounds > 0)] if len(left) else left
+    search, missing, all_leaves = Search(root, settings), 0, iter(leaves)
+    while some := list(islice(all_leaves, MOST)):
+        signs = _signs(root, some)
+        left = signs[~is_closed(search.bound(search.first(signs), AT_ROOT))]
+        left = left[~is_closed(search.bound(search.first(left), AGAIN_STEPS))] if len(left) else left
         if len(left):
             again = Search(root, replace(settings, domains=AGAIN * len(left)))
             again.begin(again.first(left))
             missing += 0 if again.run().proved else len(left)
     return missing
+
+
+def is_closed(domains: Domains) -> Tensor:
+    """Which domains (D,) are proved; NaN and infinity prove nothing."""
+    return (domains.bounds > 0) & domains.bounds.isfinite()
 
 
 def _signs(root: Root, paths: Sequence[Path]) -> Tensor:
@@ -135,8 +143,8 @@ class Search:
         """Split what waits until nothing does, or something ends the search."""
         while self.waiting and not (self.broken or self.stuck or self._enough()):
             self._step(self._take())
-        bounds = [self.least, *(float(part.bounds.min()) for part in self.waiting)]
-        return Outcome(min(bounds), self.tree, self.domains, self.broken)
+        left = sum(part.total for part in self.waiting)
+        return Outcome(self.least, self.tree, left, self.domains, self.broken)
 
     def _enough(self) -> bool:
         held = sum(part.bytes for part in self.waiting)
@@ -157,7 +165,7 @@ class Search:
         for row in range(domains.total):
             leaf = solved(self.root, domains.take(slice(row, row + 1)))
             self.broken = leaf is not None and self.attack(leaf.inputs)
-            self.stuck = not self.broken and (leaf is None or not leaf.bound > 0)
+            self.stuck = not self.broken and (leaf is None or not 0 < leaf.bound < torch.inf)
             if self.broken or self.stuck or leaf is None:
                 return False
             self.least = min(self.least, leaf.bound)
@@ -173,7 +181,7 @@ class Search:
     def _sort(self, domains: Domains) -> None:
         """Put what is open to what waits, the least bounds last."""
         self.domains += domains.total
-        closed = domains.bounds > 0
+        closed = is_closed(domains)
         self.least = min([self.least, *domains.bounds[closed].tolist()])
         if not bool(closed.all()):
             left = domains.take(~closed)

@@ -50,8 +50,8 @@ class Tree:
             below += [under, above]
 
 
-def leaves_of(text: str) -> Iterator[Path]:
-    """The splits on the way to each leaf of a tree. Raises ValueError for what is no tree."""
+def leaves_of(text: str, deepest: int) -> Iterator[Path]:
+    """The splits on the way to each leaf of a tree of at most that depth. Raises ValueError for what is no tree."""
     below: list[Path] = [()]
     for word in text.split(" "):
         if not below:
@@ -61,6 +61,8 @@ def leaves_of(text: str) -> Iterator[Path]:
             yield path
             continue
         unit = _unit(word)
+        if len(path) == deepest:
+            raise ValueError(f"it splits by more than the network's {deepest:,} units")
         if any(unit == before for before, _ in path):
             raise ValueError(f"unit {word!r} is split twice on one way")
         below += [(*path, (unit, sign)) for sign in reversed(SIDES)]
