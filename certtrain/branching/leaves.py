@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from certtrain.bounds.rounding import of_line
 from certtrain.bounds.trace import NONLINEAR
-from certtrain.branching.bounding import bounded
+from certtrain.branching.bounding import Relaxed, bounded
 from certtrain.branching.domains import Domains
 from certtrain.branching.root import RECTIFIERS, Root
 
@@ -42,7 +43,7 @@ def solved(root: Root, domain: Domains) -> Solved | None:
     matrix, constant = _affine_parts(root, domain, split)
     count, start = len(root.functions), root.prefix.start
     lower, upper = start.lower.flatten().tolist(), start.upper.flatten().tolist()
-    scale = float(root.scale.max()) or 1.0
+    scale = max(root.scale.tolist(), default=1.0)
     # Variables are the inputs, t above all functions, and e by which the signs may be missed.
     slack = torch.zeros(len(matrix), 2, dtype=matrix.dtype)
     slack[:count, 0], slack[count:, 1] = -1.0, -1.0
@@ -57,7 +58,21 @@ def solved(root: Root, domain: Domains) -> Solved | None:
     duals = -torch.tensor(found.ineqlin.marginals, dtype=matrix.dtype)
     inputs = torch.tensor(found.x[: len(lower)], dtype=matrix.dtype).view_as(start.centre).to(start.centre)
     duals = duals.clamp(min=0).to(start.centre)
-    return Solved(_bound(root.weighed(duals[:count]), domain, split, duals[count:]), inputs)
+    weights = duals[:count] / duals[:count].sum()
+    bound = _bound(root.weighed(weights), domain, split, duals[count:])
+    return Solved(bound - _mixed(root, domain, weights), inputs)
+
+
+def _mixed(root: Root, domain: Domains, weights: Tensor) -> float:
+    """What may round off where several functions are summed up by weights: nothing of one."""
+    if len(weights) == 1:
+        return 0.0
+    each = torch.eye(root.functions.shape[1]).to(root.functions)
+    both = Root(root.prefix, torch.cat([each, -each]), each.new_zeros(2 * len(each)), root.rounding)
+    like = torch.zeros_like(domain.betas, dtype=weights.dtype)
+    logits = -Relaxed.of(both, domain).bounds(like, like).view(2, -1).amin(0)
+    terms = weights @ (root.functions.abs() @ logits + root.offsets.abs())
+    return of_line(len(weights)) * float(terms)
 
 
 def _bound(root: Root, domain: Domains, split: Tensor, forces: Tensor) -> float:

@@ -24,7 +24,7 @@ class Decided:
     """What was found of one point.
 
     margin: the least of the leaves' lower bounds of logit[y] − logit[j]; above
-        zero it proves the point. trees: as text, by class j. counterexample:
+        zero it proves the point, and −∞ says that it is not proved. trees: as text, by class j. counterexample:
         (1, …), or None.
     """
 
@@ -88,12 +88,12 @@ def decide_point(point: Boxed, classes: int, settings: Settings, over: Over = la
     for other in point.others(classes):
         root = margin_root(prefix, int(point.label), other, classes, settings)
         outcome = branch_and_bound(root, left, over=over, attack=attack)
-        margins.append(outcome.bound)
+        margins.append(outcome.bound if outcome.proved else -torch.inf)
         trees[other] = str(outcome.tree)
         left = replace(left, domains=max(1, left.domains - outcome.domains))
         if not outcome.proved:
             break
-    return Decided(min(margins), trees, hits[0] if hits else None)
+    return Decided(min(margins, default=-torch.inf), trees, hits[0] if hits else None)
 
 
 def check_point(point: Boxed, classes: int, trees: Mapping[int, str], least: float, settings: Settings) -> str | None:

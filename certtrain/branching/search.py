@@ -1,7 +1,8 @@
 """Branch and bound: domains are split, bounded and closed until none is left, or time or memory is."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -64,10 +65,12 @@ def reproved(root: Root, leaves: Iterable[Path], settings: Settings) -> int:
 
     Where the bounds do not reach zero at once, a leaf may be split further.
     """
-    search, every, missing = Search(root, settings), list(leaves), 0
-    for first in range(0, len(every), MOST):
-        signs = _signs(root, every[first : first + MOST])
-        left = signs[~(search.bound(search.first(signs), AT_ROOT).bounds > 0)]
+    search, missing = Search(root, settings), 0
+    # One by one, as a file may hold long ways of units that are none, and as many at once as memory takes.
+    rows = (_signs(root, path) for path in leaves)
+    while part := list(islice(rows, search.most)):
+        left = torch.stack(part)
+        left = left[~(search.bound(search.first(left), AT_ROOT).bounds > 0)]
         left = left[~(search.bound(search.first(left), AGAIN_STEPS).bounds > 0)] if len(left) else left
         if len(left):
             again = Search(root, replace(settings, domains=AGAIN * len(left)))
@@ -76,11 +79,11 @@ def reproved(root: Root, leaves: Iterable[Path], settings: Settings) -> int:
     return missing
 
 
-def _signs(root: Root, paths: Sequence[Path]) -> Tensor:
-    signs = torch.zeros(len(paths), root.units)
-    for row, path in enumerate(paths):
-        for unit, sign in path:
-            signs[row, root.index(unit)] = sign
+def _signs(root: Root, path: Path) -> Tensor:
+    """(T,) of one leaf."""
+    signs = torch.zeros(root.units, dtype=torch.int8)
+    for unit, sign in path:
+        signs[root.index(unit)] = sign
     return signs
 
 
@@ -120,12 +123,16 @@ class Search:
         )
 
     def bound(self, domains: Domains, steps: int) -> Domains:
-        """The domains after the search for bounds; those that may be closed have the bounds that hold."""
+        """The domains after the search for bounds; those that may be closed have the bounds that hold.
+
+        What is known of a domain holds in its parts. NaN and infinity are no bounds.
+        """
         found = improved(self.fast, domains, steps)
         bounds, hopeful = found.bounds.to(self.root.prefix.start.radius), found.bounds > -self.spare
         if bool(hopeful.any()):
             bounds[hopeful] = bounded(self.root, found.take(hopeful))
-        return found._replace(bounds=bounds)
+        bounds = bounds.where(bounds < torch.inf, -torch.inf)
+        return found._replace(bounds=torch.maximum(bounds, domains.bounds.to(bounds)))
 
     def begin(self, domains: Domains) -> None:
         """Bound the first domains."""
@@ -155,6 +162,8 @@ class Search:
     def _solve(self, domains: Domains) -> bool:
         """Whether all of these, in which nothing is left to split, could be closed."""
         for row in range(domains.total):
+            if self.over():
+                return False
             leaf = solved(self.root, domains.take(slice(row, row + 1)))
             self.broken = leaf is not None and self.attack(leaf.inputs)
             self.stuck = not self.broken and (leaf is None or not leaf.bound > 0)
@@ -180,11 +189,11 @@ class Search:
             self.waiting.append(left.take(left.bounds.argsort(descending=True)))
 
     def _take(self) -> Domains:
-        """The newest domains, those with the least bounds first; they wait no more."""
+        """The newest domains, those with the least bounds first, which wait no more; no more than may be split."""
         return joined(list(self._newest()))
 
     def _newest(self) -> Iterator[Domains]:
-        room = self.most
+        room = max(1, min(self.most, (self.settings.domains - self.domains) // 2))
         while self.waiting and room:
             part = self.waiting.pop()
             kept = max(0, part.total - room)
