@@ -115,8 +115,9 @@ def _gradients(relaxed: Relaxed, *values: Tensor) -> tuple[Tensor, tuple[Tensor,
 
 
 def _note(best: Domains, rows: Tensor, bounds: Tensor, values: Sequence[Tensor]) -> None:
-    """Keep what is better than the best so far, in place."""
-    better = bounds > best.bounds[rows]
+    """Keep what is better than the best so far, in place. What closes a domain stays, whatever is searched with it."""
+    before = best.bounds[rows]
+    better = (bounds > before) & ~(before > 0)
     chosen = rows[better]
     best.bounds[chosen] = bounds[better]
     for kept, value in zip((best.alphas, best.betas), values, strict=True):

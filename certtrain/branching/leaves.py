@@ -42,7 +42,7 @@ def solved(root: Root, domain: Domains) -> Solved | None:
     matrix, constant = _affine_parts(root, domain, split)
     count, start = len(root.functions), root.prefix.start
     lower, upper = start.lower.flatten().tolist(), start.upper.flatten().tolist()
-    scale = float(root.scale.max()) or 1.0
+    scale = max(root.scale.tolist(), default=1.0)
     # Variables are the inputs, t above all functions, and e by which the signs may be missed.
     slack = torch.zeros(len(matrix), 2, dtype=matrix.dtype)
     slack[:count, 0], slack[count:, 1] = -1.0, -1.0
@@ -57,7 +57,8 @@ def solved(root: Root, domain: Domains) -> Solved | None:
     duals = -torch.tensor(found.ineqlin.marginals, dtype=matrix.dtype)
     inputs = torch.tensor(found.x[: len(lower)], dtype=matrix.dtype).view_as(start.centre).to(start.centre)
     duals = duals.clamp(min=0).to(start.centre)
-    return Solved(_bound(root.weighed(duals[:count]), domain, split, duals[count:]), inputs)
+    weights = duals[:count] / duals[:count].sum()
+    return Solved(_bound(root.weighed(weights), domain, split, duals[count:]), inputs)
 
 
 def _bound(root: Root, domain: Domains, split: Tensor, forces: Tensor) -> float:

@@ -106,7 +106,7 @@ def check_point(point: Boxed, classes: int, trees: Mapping[int, str], least: flo
     prefix = point.prefix(settings)
     for other, text in sorted(trees.items()):
         root = margin_root(prefix, int(point.label), other, classes, settings, least)
-        unproved = reproved(root, leaves_of(text, root.units), settings)
+        unproved = reproved(root, leaves_of(text), settings)
         if unproved:
             return f"of the leaves against class {other} {unproved:,} are not proved here"
     return None

@@ -63,7 +63,10 @@ class Root:
 
     @torch.no_grad()
     def _scale(self) -> Tensor:
-        """(T,) the mean |Λ| of each unit's rectifier: the size of what its multipliers stand against."""
+        """(T,) the mean |Λ| of each unit's rectifier: the size of what its multipliers stand against.
+
+        Where it is 0 the largest of the others, or 1, takes its place: in parts of the box multipliers may count there.
+        """
         sizes: dict[int, Tensor] = {}
 
         def hear(value: int, slope: Tensor) -> None:
@@ -73,7 +76,9 @@ class Root:
         followed_back(self.prefix, self.functions.unsqueeze(0), rounding=self.rounding, hear=hear)
         # Of a rectifier that nothing reads there is no Λ.
         none = self.prefix.start.radius.new_zeros(1, 1)
-        return self.flat({n: sizes.get(n, none.expand(1, part.stop - part.start)) for n, part in self.parts.items()})[0]
+        scale = self.flat({n: sizes.get(n, none.expand(1, p.stop - p.start)) for n, p in self.parts.items()})[0]
+        largest = max(scale.tolist(), default=0.0) or 1.0
+        return scale.where(scale != 0, largest)
 
     def run(self, x: Tensor, signs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The logits (D, K) of inputs (D, …), and the units' inputs (D, T).

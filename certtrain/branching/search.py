@@ -1,6 +1,6 @@
 """Branch and bound: domains are split, bounded and closed until none is left, or time or memory is."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -67,10 +67,12 @@ def reproved(root: Root, leaves: Iterable[Path], settings: Settings) -> int:
 
     Where the bounds do not reach zero at once, a leaf may be split further.
     """
-    search, missing, all_leaves = Search(root, settings), 0, iter(leaves)
-    while some := list(islice(all_leaves, MOST)):
-        signs = _signs(root, some)
-        left = signs[~is_closed(search.bound(search.first(signs), AT_ROOT))]
+    search, missing = Search(root, settings), 0
+    # One by one, as a file may hold long ways of units that are none, and as many at once as memory takes.
+    rows = (_signs(root, path) for path in leaves)
+    while part := list(islice(rows, search.most)):
+        left = torch.stack(part)
+        left = left[~is_closed(search.bound(search.first(left), AT_ROOT))]
         left = left[~is_closed(search.bound(search.first(left), AGAIN_STEPS))] if len(left) else left
         if len(left):
             again = Search(root, replace(settings, domains=AGAIN * len(left)))
@@ -84,11 +86,11 @@ def is_closed(domains: Domains) -> Tensor:
     return (domains.bounds > 0) & domains.bounds.isfinite()
 
 
-def _signs(root: Root, paths: Sequence[Path]) -> Tensor:
-    signs = torch.zeros(len(paths), root.units)
-    for row, path in enumerate(paths):
-        for unit, sign in path:
-            signs[row, root.index(unit)] = sign
+def _signs(root: Root, path: Path) -> Tensor:
+    """(T,) of one leaf."""
+    signs = torch.zeros(root.units, dtype=torch.int8)
+    for unit, sign in path:
+        signs[root.index(unit)] = sign
     return signs
 
 
@@ -128,12 +130,16 @@ class Search:
         )
 
     def bound(self, domains: Domains, steps: int) -> Domains:
-        """The domains after the search for bounds; those that may be closed have the bounds that hold."""
+        """The domains after the search for bounds; those that may be closed have the bounds that hold.
+
+        What is known of a domain holds in its parts. NaN and infinity are no bounds.
+        """
         found = improved(self.fast, domains, steps)
         bounds, hopeful = found.bounds.to(self.root.prefix.start.radius), found.bounds > -self.spare
         if bool(hopeful.any()):
             bounds[hopeful] = bounded(self.root, found.take(hopeful))
-        return found._replace(bounds=bounds)
+        bounds = bounds.where(bounds < torch.inf, -torch.inf)
+        return found._replace(bounds=torch.maximum(bounds, domains.bounds.to(bounds)))
 
     def begin(self, domains: Domains) -> None:
         """Bound the first domains."""
@@ -163,6 +169,8 @@ class Search:
     def _solve(self, domains: Domains) -> bool:
         """Whether all of these, in which nothing is left to split, could be closed."""
         for row in range(domains.total):
+            if self.over():
+                return False
             leaf = solved(self.root, domains.take(slice(row, row + 1)))
             self.broken = leaf is not None and self.attack(leaf.inputs)
             self.stuck = not self.broken and (leaf is None or not 0 < leaf.bound < torch.inf)
@@ -188,11 +196,11 @@ class Search:
             self.waiting.append(left.take(left.bounds.argsort(descending=True)))
 
     def _take(self) -> Domains:
-        """The newest domains, those with the least bounds first; they wait no more."""
+        """The newest domains, those with the least bounds first, which wait no more; no more than may be split."""
         return joined(list(self._newest()))
 
     def _newest(self) -> Iterator[Domains]:
-        room = self.most
+        room = max(1, min(self.most, (self.settings.domains - self.domains) // 2))
         while self.waiting and room:
             part = self.waiting.pop()
             kept = max(0, part.total - room)

@@ -6,12 +6,14 @@ and where it is not above; a leaf is ".". Nothing can be left out of it: a
 text that ends early or late is no tree.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from certtrain.branching.root import Unit
 
 LEAF = "."
+UNIT = re.compile(r"(0|[1-9][0-9]{0,8}):(0|[1-9][0-9]{0,8})")
 SIDES = (1, -1)
 Path = tuple[tuple[Unit, int], ...]
 
@@ -50,28 +52,36 @@ class Tree:
             below += [under, above]
 
 
-def leaves_of(text: str, deepest: int) -> Iterator[Path]:
-    """The splits on the way to each leaf of a tree of at most that depth. Raises ValueError for what is no tree."""
-    below: list[Path] = [()]
+def leaves_of(text: str) -> Iterator[Path]:
+    """The splits on the way to each leaf of a tree. Raises ValueError for what is no tree."""
+    way, ended = dict[Unit, int](), False  # the splits above the next word; a tree may be as deep as its text is long
     for word in text.split(" "):
-        if not below:
+        if ended:
             raise ValueError("it goes on after the tree's end")
-        path = below.pop()
         if word == LEAF:
-            yield path
+            yield tuple(way.items())
+            ended = not _turn(way)
             continue
         unit = _unit(word)
-        if len(path) == deepest:
-            raise ValueError(f"it splits by more than the network's {deepest:,} units")
-        if any(unit == before for before, _ in path):
+        if unit in way:
             raise ValueError(f"unit {word!r} is split twice on one way")
-        below += [(*path, (unit, sign)) for sign in reversed(SIDES)]
-    if below:
+        way[unit] = SIDES[0]
+    if not ended:
         raise ValueError("it ends before the tree does")
 
 
+def _turn(way: dict[Unit, int]) -> bool:
+    """Go on from a leaf to the other side of the last split that has one to go; False if there is none."""
+    while way:
+        unit, sign = way.popitem()
+        if sign == SIDES[0]:
+            way[unit] = SIDES[1]
+            return True
+    return False
+
+
 def _unit(word: str) -> Unit:
-    visit, colon, place = word.partition(":")
-    if not (colon and visit.isascii() and visit.isdigit() and place.isascii() and place.isdigit()):
+    found = UNIT.fullmatch(word)
+    if found is None:
         raise ValueError(f"{word[:20]!r} is no unit, like '4:17', and no leaf, {LEAF!r}")
-    return Unit(int(visit), int(place))
+    return Unit(int(found[1]), int(found[2]))

@@ -1,0 +1,263 @@
+"""Complete verification as a method: its verdicts beside those of other methods, its counterexamples, and its limits."""
+
+import copy
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from test_verify import mostly_right
+from tiny import metadata
+from torch import nn
+
+from certtrain import certify
+from certtrain.architecture import MLP
+from certtrain.attack import PGD
+from certtrain.branching.points import check_point
+from certtrain.cascade import Cascade, Limits
+from certtrain.certificate import VERDICTS_ALONE
+from certtrain.completing import Completing
+from certtrain.data import ImageSet, load_images, to_unit
+from certtrain.deciding import decide
+from certtrain.errors import MethodError
+from certtrain.modelfile import Classifier
+from certtrain.models import InputSpec, build_model
+from certtrain.points import Point
+from certtrain.properties import robustness
+from certtrain.rounds import rounds_of
+from certtrain.stages import Batch, fooled
+from certtrain.verify import Report, verify
+
+EPS = 0.1  # at which trees are needed
+
+
+def run(model: Classifier, data: ImageSet, eps: float, **options: Any) -> tuple[Report, dict[int, Point]]:
+    points: dict[int, Point] = {}
+    options = {"method": "complete", "attack": None} | options
+    report = verify(model, data, eps, on_points=lambda done: points.update({p.index: p for p in done}), **options)
+    return report, points
+
+
+def verdicts(points: dict[int, Point]) -> list[str]:
+    return [points[index].verdict for index in sorted(points)]
+
+
+def few() -> tuple[Classifier, ImageSet]:
+    """Of `mostly_right`, those between 30 and 50: some of each verdict, and two with trees."""
+    model, data = mostly_right()
+    return model, replace(data, images=data.images[30:50], labels=data.labels[30:50])
+
+
+@cache
+def digits() -> tuple[Classifier, ImageSet]:
+    """A small network that has learnt digits, with BatchNorm, and eight of the test set."""
+    train, test = load_images("digits", "train"), load_images("digits", "test")
+    shape, classes = train.input_shape, train.class_names
+    about = metadata(
+        architecture=MLP(name="mlp", hidden=(12, 12)), input_shape=shape, class_names=classes, dataset="digits"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(about.architecture, InputSpec(shape, 10, (0.3,), (0.4,)))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        x, y = to_unit(train.images), train.labels
+        for _ in range(40):
+            for rows in torch.randperm(len(x)).split(128):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+                optimizer.step()
+    return Classifier(model.eval(), about).eval(), test.take(8)
+
+
+# --- beside other methods --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.06, 0.1])
+def test_complete_milp_and_the_property_agree_on_digits(eps: float):
+    pytest.importorskip("scipy")
+    model, data = digits()
+    _, real = run(model, data, eps, arithmetic="real")
+    _, single = run(model, data, eps, arithmetic="float32")
+    _, solved = run(model, data, eps, method="milp", arithmetic="real")
+    _, folded = run(model, data, eps, network="folded")
+    _, auto = run(model, data, eps, method="auto", attack=PGD(steps=5))
+    assert verdicts(real) == verdicts(single) == verdicts(solved) == verdicts(folded) == verdicts(auto)
+    assert "open" not in verdicts(real)
+    by_property = {"unsat": "certified", "sat": "falsified"}
+    for index, point in real.items():
+        if point.verdict == "misclassified":
+            continue
+        asked = robustness(to_unit(data.images[index]), int(data.labels[index]), eps, 10)
+        found = decide(model, data.input_shape, asked, method="complete", attack=PGD(steps=1, restarts=1))
+        assert by_property[found.result] == point.verdict
+
+
+def test_the_radii_of_the_test_above_have_both_verdicts():
+    found = [verdicts(run(*digits(), eps)[1]) for eps in (0.02, 0.1)]
+    assert {"certified", "falsified"} <= set(found[0] + found[1])
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "real", "bf16"])
+def test_what_bounds_certify_complete_certifies(arithmetic: str):
+    model, data = few()
+    x = to_unit(data.images)
+    for eps in (0.03, EPS):
+        bounded = certify(model, x, data.labels, eps, method="alpha-crown", arithmetic=arithmetic)
+        _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICTS_ALONE, domains=200))
+        assert all(points[n].verdict == "certified" for n in bounded.certified.nonzero().flatten().tolist())
+        assert 0 < int(bounded.certified.sum()) <= verdicts(points).count("certified")
+
+
+def test_less_is_certified_the_more_is_rounded():
+    model, data = few()
+    settings = replace(VERDICTS_ALONE, domains=100)
+    certified = [
+        {n for n, p in run(model, data, EPS, arithmetic=name, bounds=settings)[1].items() if p.verdict == "certified"}
+        for name in ("bf16", "float32", "real")
+    ]
+    assert certified[0] <= certified[1] <= certified[2]
+
+
+# --- counterexamples -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "real", "bf16"])
+def test_counterexamples_found_without_an_attack_are_in_the_box_and_misclassified_alone(arithmetic: str):
+    number = 0
+    for (model, data), eps in (((few()), EPS), (digits(), 0.06)):
+        _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICTS_ALONE, domains=200))
+        for index, point in points.items():
+            assert (point.counterexample is not None) == (point.verdict == "falsified")
+            if point.counterexample is None:
+                continue
+            x, found = to_unit(data.images[index]).double(), point.counterexample
+            assert found.dtype == torch.float32
+            assert bool(((found.double() - x).abs() <= eps).all())
+            assert bool(((found >= 0) & (found <= 1)).all())
+            assert fooled(model, found, data.labels[index], arithmetic)
+            assert (point.method, point.trees) == ("complete", {})
+            number += 1
+    assert number > 4
+
+
+def test_no_input_of_a_certified_box_is_misclassified():
+    model, data = few()
+    _, points = run(model, data, EPS)
+    for index, point in points.items():
+        if point.verdict == "certified":
+            x = to_unit(data.images[index])
+            noise = (2 * torch.rand(4000, *x.shape, generator=torch.Generator().manual_seed(index)) - 1) * EPS
+            noise[:2000] = noise[:2000].sign() * EPS
+            with torch.no_grad():
+                found = model((x + noise).clamp(0, 1)).argmax(1)
+            assert bool((found == data.labels[index]).all())
+
+
+# --- limits ----------------------------------------------------------------------------------------------
+
+
+def test_each_certified_point_has_trees_whose_leaves_are_all_proved_again():
+    model, data = few()
+    _, points = run(model, data, EPS)
+    step, split = Completing(model, "float32"), 0
+    for index, point in points.items():
+        assert bool(point.trees) == (point.verdict == "certified")
+        if point.trees:
+            batch = Batch([index], to_unit(data.images[[index]]), data.labels[[index]], EPS)
+            assert point.margin is not None
+            assert point.margin > 0
+            boxed, least = step.boxed(batch, 0), point.margin * 0.999
+            assert check_point(boxed, 3, point.trees, least, step.ready().settings) is None
+            split += any(tree != "." for tree in point.trees.values())
+    assert split > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bounds": replace(VERDICTS_ALONE, domains=1)},
+        {"bounds": replace(VERDICTS_ALONE, memory=1)},
+        {"limits": Limits(timeout=1e-9)},
+        {"limits": Limits(budget=0.0)},
+    ],
+    ids=["domains", "memory", "timeout", "budget"],
+)
+def test_a_limit_leaves_points_open_and_certifies_none_without_proof(options: dict[str, Any]):
+    model, data = few()
+    _, whole = run(model, data, EPS)
+    report, points = run(model, data, EPS, **options)
+    assert report.open > 0
+    for index, point in points.items():
+        assert point.verdict in (whole[index].verdict, "open")
+        if point.verdict == "certified":
+            assert set(point.trees.values()) == {"."}
+        if point.verdict == "open":
+            assert (point.trees, point.method, point.counterexample) == ({}, None, None)
+    if "limits" in options:
+        assert report.certified == 0
+        assert report.unfinished == report.open
+
+
+def test_a_points_own_time_ends_its_search_and_not_the_others(monkeypatch: pytest.MonkeyPatch):
+    """A clock that goes a second at each look."""
+    model, data = few()
+    _, whole = run(model, data, EPS)
+    ticks = count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    report, points = run(model, data, EPS, limits=Limits(timeout=2.0))
+    assert {"certified", "open"} <= set(verdicts(points))
+    assert all(p.verdict in (whole[index].verdict, "open") for index, p in points.items())
+    assert all(not p.trees for p in points.values() if p.verdict == "open")
+
+
+@pytest.mark.parametrize("method", ["complete", "auto"])
+@pytest.mark.parametrize("looks", [0, 3, 9, 30])
+def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_verdicts(method: str, looks: int):
+    model, data = few()
+    whole, expected = run(model, data, EPS, method=method)
+    looked = count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cascade, "_over", lambda self: next(looked) >= looks)
+        _, points = run(model, data, EPS, method=method)
+    assert "open" in verdicts(points)
+    assert all(not point.trees for point in points.values() if point.verdict == "open")
+    report, more = run(model, data, EPS, method=method, known=list(points.values()))
+    points |= more
+    assert verdicts(points) == verdicts(expected)
+    assert (report.certified, report.falsified, report.unfinished) == (whole.certified, whole.falsified, 0)
+    assert [points[n].trees for n in expected] == [expected[n].trees for n in expected]
+
+
+# --- asked for what there is not -------------------------------------------------------------------------
+
+
+def test_milp_knows_no_rounding():
+    with pytest.raises(MethodError, match="its answers are not for float32; ask for arithmetic real"):
+        run(*few(), EPS, method="milp")
+
+
+def test_without_scipy_complete_still_decides(monkeypatch: pytest.MonkeyPatch):
+    model, data = few()
+    _, whole = run(model, data, EPS)
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    _, points = run(model, data, EPS)
+    assert all(p.verdict in (whole[index].verdict, "open") for index, p in points.items())
+    assert verdicts(points).count("certified") > 0
+
+
+def test_the_step_leaves_the_network_as_it_was():
+    model, data = few()
+    before = copy.deepcopy(model.state_dict())
+    run(model, data, EPS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not model.training
+
+
+def test_auto_ends_with_complete():
+    model = mostly_right()[0]
+    names = [each.names for each in rounds_of(model, "auto", PGD(), 20, "float32", VERDICTS_ALONE)]
+    assert names[-1] == ("complete",)

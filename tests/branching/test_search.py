@@ -1,0 +1,330 @@
+"""Branch and bound: what it proves is proved, and whatever ends it early, nothing else is."""
+
+import itertools
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from enumeration import least, random_network
+from sampling import points_inside
+from small import NETWORKS, fitting, network, pixels, root_of, settings_of
+from torch import Generator, Tensor, nn
+
+from certtrain.bounds.interval import boundable, box_between
+from certtrain.bounds.rounding import arithmetic_named
+from certtrain.branching import points, search
+from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.domains import Domains
+from certtrain.branching.leaves import solved
+from certtrain.branching.points import Boxed, Decided, decide_point
+from certtrain.branching.root import Root
+from certtrain.branching.search import Outcome, Search, branch_and_bound, reproved
+from certtrain.branching.tree import Tree, leaves_of
+from certtrain.certificate import VERDICTS_ALONE
+
+REAL = arithmetic_named("real")
+SETTINGS = replace(VERDICTS_ALONE, iterations=3, rounding=REAL)
+FUNCTION = np.array([1.0, -1.0, 0.0])
+
+
+def tiny(seed: int, margin: float, hidden: tuple[int, ...] = (3, 3)) -> tuple[nn.Sequential, Root]:
+    """A network of two inputs, and its root for a function whose least value over the box is `margin`."""
+    generator = Generator().manual_seed(seed)
+    model = random_network(generator, 2, hidden, 2)
+    centre = torch.rand(2, generator=generator, dtype=torch.float64)
+    lower, upper = centre - 0.5, centre + 0.5
+    value = least(model, FUNCTION, lower.numpy(), upper.numpy()).value
+    return model, root_between(model, lower, upper, torch.tensor([[1.0, -1.0]]).double(), [margin - value])
+
+
+def root_between(model: nn.Module, lower: Tensor, upper: Tensor, functions: Tensor, offsets: list[float]) -> Root:
+    prefix = tight_prefix(boundable(model), box_between(lower[None], upper[None], REAL), SETTINGS)
+    return Root(prefix, functions, torch.tensor(offsets, dtype=torch.float64), REAL)
+
+
+@cache
+def hard(seed: int, margin: float) -> tuple[nn.Sequential, Root]:
+    """A network of four inputs, and a function whose least value at many inputs of its box is `margin`."""
+    generator = Generator().manual_seed(seed)
+    model = random_network(generator, 4, (10, 10), 2)
+    lower, upper = torch.zeros(4).double(), torch.ones(4).double()
+    function = torch.tensor([[1.0, -1.0]]).double()
+    with torch.no_grad():
+        value = float((model(points_inside(lower, upper, 20_000)) @ function.T).min())
+    return model, root_between(model, lower, upper, function, [margin - value])
+
+
+HARD, CLEAR, BROKEN = (6, 7, 13), 0.5, -1e-3
+
+
+# --- what ends a search early ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", HARD)
+def test_a_limit_of_domains_is_kept_and_nothing_is_proved_before_all_are_closed(seed: int):
+    root = hard(seed, CLEAR)[1]
+    whole = branch_and_bound(root, SETTINGS)
+    assert whole.proved
+    for domains in (1, 2, whole.domains // 2, whole.domains - 2, whole.domains):
+        outcome = branch_and_bound(root, replace(SETTINGS, domains=domains))
+        assert outcome.domains <= domains + 1
+        assert outcome.proved == (domains >= whole.domains)
+        assert outcome.proved or outcome.bound <= 0
+
+
+@pytest.mark.parametrize("domains", [1, 2, 9, 40])
+def test_what_an_input_breaks_is_not_proved_by_any_number_of_domains(domains: int):
+    outcome = branch_and_bound(hard(HARD[0], BROKEN)[1], replace(SETTINGS, domains=domains))
+    assert not outcome.proved
+    assert outcome.bound <= 0
+    assert outcome.domains <= domains + 1
+
+
+@pytest.mark.parametrize("seed", HARD)
+def test_time_that_is_over_leaves_it_open(seed: int):
+    root = hard(seed, CLEAR)[1]
+    outcomes = []
+    for asked in (0, 1, 2, 3, 100):
+        times = itertools.count()
+        outcomes.append(branch_and_bound(root, SETTINGS, over=lambda t=times, a=asked: next(t) >= a))
+    assert not outcomes[0].proved
+    assert outcomes[0].domains == 1
+    assert [outcome.domains for outcome in outcomes] == sorted(outcome.domains for outcome in outcomes)
+    assert outcomes[-1].proved
+    assert all(outcome.proved == (outcome.domains == outcomes[-1].domains) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("seed", HARD)
+def test_memory_that_is_full_leaves_it_open_and_little_memory_proves_the_same(seed: int):
+    root = hard(seed, CLEAR)[1]
+    full = branch_and_bound(root, replace(SETTINGS, memory=1))
+    assert (full.proved, full.domains) == (False, 1)
+    assert full.bound <= 0
+    little, much = branch_and_bound(root, replace(SETTINGS, memory=2000)), branch_and_bound(root, SETTINGS)
+    assert Search(root, replace(SETTINGS, memory=2000)).most < 10
+    assert little.proved == much.proved is True
+    assert (little.tree.leaves, little.bound) == (much.tree.leaves, pytest.approx(much.bound, rel=0.01))
+
+
+def test_the_tree_of_a_search_that_ended_early_has_leaves_that_are_not_proved():
+    root = hard(HARD[0], CLEAR)[1]
+    outcome = branch_and_bound(root, replace(SETTINGS, domains=3))
+    above = hard(HARD[0], BROKEN)[1]
+    assert reproved(above, leaves_of(str(outcome.tree)), SETTINGS) > 0
+    whole = branch_and_bound(root, SETTINGS)
+    assert reproved(root, leaves_of(str(whole.tree)), SETTINGS) == 0
+    assert reproved(root, leaves_of(str(whole.tree)), replace(SETTINGS, memory=1000)) == 0
+
+
+@pytest.mark.parametrize("seed", HARD)
+def test_an_attack_that_succeeds_ends_the_search(seed: int):
+    model, root = hard(seed, BROKEN)
+    seen: list[Tensor] = []
+
+    def attack(inputs: Tensor) -> bool:
+        seen.append(inputs.double())
+        return bool((model(inputs.double()) @ root.functions.T + root.offsets <= 0).any())
+
+    outcome = branch_and_bound(root, SETTINGS, attack=attack)
+    assert (outcome.broken, outcome.proved) == (True, False)
+    start = root.prefix.start
+    for inputs in seen:
+        assert bool(((inputs >= start.lower - 1e-6) & (inputs <= start.upper + 1e-6)).all())
+
+
+# --- what is no bound ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_domain_whose_bound_is_no_number_is_open(value: float, which: int, monkeypatch: pytest.MonkeyPatch):
+    """Also where all others are closed."""
+    root, bounded = hard(HARD[0], CLEAR)[1], search.bounded
+    calls = itertools.count()
+
+    def spoilt(given: Root, domains: Domains) -> Tensor:
+        found = bounded(given, domains)
+        if given.rounding is not None and next(calls) > 0 and len(found) > 1:
+            found[which] = value
+        return found
+
+    monkeypatch.setattr(search, "bounded", spoilt)
+    outcome = branch_and_bound(root, replace(SETTINGS, domains=12))
+    assert next(calls) > 2
+    assert not outcome.proved
+    assert outcome.bound <= 0
+
+
+@pytest.mark.parametrize("bound", [torch.nan, torch.inf, -torch.inf, 0.0, -1.0])
+def test_a_point_is_not_proved_if_a_class_is_not(bound: float, monkeypatch: pytest.MonkeyPatch):
+    outcomes = [Outcome(0.5, Tree(), 1), Outcome(bound, Tree(), 1), Outcome(0.5, Tree(), 1)]
+    found = decided_with(outcomes, monkeypatch)
+    assert not found.proved
+    assert not found.margin > 0
+    assert len(found.trees) == 2
+
+
+def test_a_point_is_proved_by_its_least_margin(monkeypatch: pytest.MonkeyPatch):
+    found = decided_with([Outcome(0.5, Tree(), 1), Outcome(0.25, Tree(), 1), Outcome(1.0, Tree(), 1)], monkeypatch)
+    assert found.proved
+    assert (found.margin, list(found.trees)) == (0.25, [0, 2, 3])
+
+
+def decided_with(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> Decided:
+    rest = iter(outcomes)
+    monkeypatch.setattr(points, "branch_and_bound", lambda *given, **named: next(rest))
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)).eval()
+    boxed = Boxed(model, boundable(nn.Sequential(*model).double()), torch.rand(1, 2), torch.tensor([1]), 0.1, "real")
+    return decide_point(boxed, 4, SETTINGS)
+
+
+# --- leaves ----------------------------------------------------------------------------------------------
+
+
+def pattern_at(root: Root, x: Tensor) -> Domains:
+    """The domain of all signs as they are at x (1, …)."""
+    inputs = root.run(x)[1]
+    return Search(root, settings_of(root)).first(torch.where(inputs >= 0, 1, -1))
+
+
+def linear_programme(root: Root, domain: Domains, at: Tensor) -> float:
+    """The largest lower bound that there is: the least of the largest function over the domain, by another model."""
+    optimize = pytest.importorskip("scipy.optimize")
+    signs, point = domain.signs[0].double(), at.double()
+    values, inputs = root.run(point, domain.signs)
+
+    def functions(x: Tensor) -> Tensor:
+        return (root.run(x, domain.signs)[0] @ root.functions.T + root.offsets)[0]
+
+    slopes, planes = (
+        torch.autograd.functional.jacobian(of, point).flatten(1).numpy()
+        for of in (functions, lambda x: root.run(x, domain.signs)[1][0])
+    )
+    flat = point.flatten().numpy()
+    rows = [np.c_[slopes, -np.ones(len(slopes))], np.c_[-signs[:, None].numpy() * planes, np.zeros(len(planes))]]
+    ends = [
+        slopes @ flat - functions(point).numpy(),
+        (signs * inputs[0]).numpy() - signs.numpy() * (planes @ flat),
+    ]
+    start = root.prefix.start
+    box = [*zip(start.lower.flatten().tolist(), start.upper.flatten().tolist(), strict=True), (None, None)]
+    found = optimize.linprog(
+        [0.0] * len(flat) + [1.0], A_ub=np.concatenate(rows), b_ub=np.concatenate(ends), bounds=box
+    )
+    assert found.status == 0
+    return float(found.fun)
+
+
+AFFINE = [name for name in NETWORKS if name not in ("curves", "max pool")]
+BOTH = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_domain_with_nothing_left_to_split_gets_the_best_bound_that_there_is(name: str, count: int):
+    pytest.importorskip("scipy.optimize")
+    x = pixels(8)
+    root = root_of(network(name, 8), x, 0.2, functions=BOTH[:count])
+    domain = pattern_at(root, x.double())
+    leaf = solved(root, domain)
+    assert leaf is not None
+    best = linear_programme(root, domain, x)
+    assert leaf.bound == pytest.approx(best, abs=1e-6)
+    inside = points_inside(root.prefix.start.lower[0], root.prefix.start.upper[0], 2000)
+    logits, inputs = root.run(torch.cat([x.double(), inside]))
+    values = (logits @ root.functions.T).amax(1)[fitting(inputs, domain.signs)]
+    assert bool((values >= leaf.bound - 1e-12).all())
+
+
+@pytest.mark.parametrize("name", ["curves", "max pool"])
+def test_where_the_rest_is_not_affine_a_leaf_stays_open(name: str):
+    root = root_of(network(name, 8), pixels(8), 0.2)
+    assert solved(root, pattern_at(root, pixels(8).double())) is None
+
+
+def test_a_domain_without_inputs_is_closed():
+    """Two units are the same number, and may not have two signs."""
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight[:], model[0].bias[:] = 1.0, torch.tensor([-0.5, -0.4]).double()
+        model[2].weight[:], model[2].bias[:] = 1.0, torch.tensor([0.0, 10.0]).double()
+    root = root_between(model, torch.zeros(1).double(), torch.ones(1).double(), torch.tensor([[1.0, -1.0]]).double(), [0.0])
+    leaf = solved(root, Search(root, SETTINGS).first(torch.tensor([[1, -1]])))
+    assert leaf is not None
+    assert leaf.bound > 0
+
+
+def test_units_that_nothing_weighs_at_the_root_have_multipliers_all_the_same():
+    """The first layer's Λ is zero there, for the second layer's line below has slope zero; it is not in parts."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).double().eval()
+    with torch.no_grad():
+        for layer, weight, bias in ((model[0], 1.0, -0.5), (model[2], 1.0, -0.4)):
+            layer.weight[:], layer.bias[:] = weight, bias
+        model[4].weight[:], model[4].bias[:] = torch.tensor([[1.0], [0.0]]), 0.0
+    root = root_between(model, torch.zeros(1).double(), torch.ones(1).double(), torch.tensor([[1.0, -1.0]]).double(), [1e-3])
+    assert bool((root.scale > 0).all())
+    assert bool(root.scale.isfinite().all())
+    assert branch_and_bound(root, SETTINGS).proved
+    for signs in itertools.product((1, -1), repeat=2):
+        leaf = solved(root, Search(root, SETTINGS).first(torch.tensor([signs])))
+        assert leaf is not None
+        assert leaf.bound > 0
+
+
+@pytest.mark.parametrize("margin", [0.1, -0.1])
+@pytest.mark.parametrize("seed", range(4))
+def test_without_scipy_nothing_breaks_and_nothing_wrong_is_said(
+    seed: int, margin: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    model, root = tiny(seed, margin)
+    outcome = branch_and_bound(root, replace(SETTINGS, domains=500))
+    assert not (outcome.proved and margin < 0)
+    assert margin < 0 or outcome.proved  # as far from zero as this, ascent does
+
+
+# --- networks without rectifiers, or with others ---------------------------------------------------------
+
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Sequential(nn.Linear(4, 3)),
+    "two linear": lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)),
+    "sigmoid": lambda: nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)),
+    "identity": lambda: nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(1.0), nn.Linear(5, 3)),
+    "dead": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+def test_a_network_with_nothing_to_split_is_decided_or_open(name: str, arithmetic: str):
+    torch.manual_seed(0)
+    model = OTHERS[name]().eval()
+    if name == "dead":
+        model[0].bias -= 10
+    x, settings, proved = torch.rand(1, 4), replace(SETTINGS, rounding=arithmetic_named(arithmetic)), []
+    for eps in (0.0, 0.01, 0.1, 0.5, 1.0):
+        exact = OTHERS[name]().double().eval()
+        exact.load_state_dict(model.state_dict())
+        label = model(x).argmax(1)
+        found = decide_point(Boxed(model, boundable(exact), x, label, eps, arithmetic), 3, settings)
+        inside = points_inside((x[0] - eps).clamp(0, 1), (x[0] + eps).clamp(0, 1), 2000)
+        broken = bool((model(inside).argmax(1) != label).any())
+        assert not (found.proved and broken)
+        assert name == "sigmoid" or found.proved or found.counterexample is not None
+        proved.append(found.proved)
+    assert proved[0]
+    assert proved == sorted(proved, reverse=True)
+
+
+def test_one_class_alone_has_no_margin_and_nothing_is_claimed():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).eval()
+    exact: Any = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).double().eval()
+    boxed = Boxed(model, boundable(exact), torch.rand(1, 4), torch.tensor([0]), 0.1, "real")
+    assert not decide_point(boxed, 1, SETTINGS).proved
