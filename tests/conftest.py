@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start
 torch.set_num_threads(1)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Files that are named are done in this process, before others would have begun; else there is one for each core."""
+    return 0 if all(Path(name.partition("::")[0]).is_file() for name in config.args) else None
 
 
 @pytest.fixture(scope="session")
