@@ -132,7 +132,7 @@ LARGE: dict[str, Callable[[Header], Header]] = {
     ),
     "a million units": lambda h: described(h, architecture={"name": "mlp", "hidden": [1024] * 10**6}),
     "a million tensors": lambda h: (
-        h | {f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(10**6)}
+        h | dict.fromkeys((f"t{n}" for n in range(10**6)), {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
     ),
     "a million entries": lambda h: h | {"__metadata__": h["__metadata__"] | {f"k{n}": "" for n in range(10**6)}},
     "a million classes": lambda h: described(h, class_names=[str(n) for n in range(10**6)]),
