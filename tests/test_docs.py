@@ -157,6 +157,10 @@ def _shape(text: str) -> list[str]:
     return [line for line in bare if line]
 
 
+def test_the_shape_of_a_line_does_not_depend_on_how_fast_the_machine_is() -> None:
+    assert _shape("inference  360  20  7.66e-05") == _shape("inference  360  20  0.00025") == ["inference"]
+
+
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A folder in which the quickstart has been followed, without installs and downloads; what each block printed."""
