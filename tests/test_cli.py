@@ -222,11 +222,13 @@ def test_certificates_of_something_else_are_replaced_by_force_alone(run: Run, mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_verification_that_was_stopped_goes_on(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_verification_that_was_stopped_goes_on(run: Run, model: Path, tmp_path: Path, number: signal.Signals) -> None:
     words = ["verify", str(model), "--eps", "0.08", "--pgd-steps", "200", "--batch-size", "20", "--out"]
-    command = [sys.executable, "-m", "certtrain", *words]
     process = subprocess.Popen(
-        [*command, str(tmp_path / "c.jsonl")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "certtrain", *words, str(tmp_path / "c.jsonl")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and _lines(tmp_path / "c.jsonl") < 2:
@@ -241,13 +243,12 @@ def test_a_verification_that_was_stopped_goes_on(model: Path, tmp_path: Path, nu
         assert process.returncode == 130, err
         again = f"go on with: certtrain verify {model} --eps 0.08 --pgd-steps 200 --batch-size 20 --out"
         assert again in " ".join(err.split())
-    check = [sys.executable, "-m", "certtrain", "verify", str(model), "--check", str(tmp_path / "c.jsonl")]
-    refused = subprocess.run(check, capture_output=True, text=True, timeout=120)
-    assert (refused.returncode, "is not finished" in refused.stderr) == (1, True)
+    refused = run("verify", str(model), "--check", "c.jsonl")
+    assert (refused.code, "is not finished" in refused.err) == (1, True)
     for file in ("c.jsonl", "whole.jsonl"):
-        subprocess.run([*command, str(tmp_path / file)], check=True, capture_output=True, timeout=120)
+        assert run(*words, file).code == 0
     assert _certificates(tmp_path / "c.jsonl") == _certificates(tmp_path / "whole.jsonl")
-    subprocess.run(check, check=True, capture_output=True, timeout=120)
+    assert run("verify", str(model), "--check", "c.jsonl").code == 0
 
 
 def _lines(file: Path) -> int:

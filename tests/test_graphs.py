@@ -94,26 +94,25 @@ def test_its_shape_is_torchs(layer: nn.Module, shape: tuple[int, ...]):
 
 def test_the_shapes_of_windows_are_torchs():
     checked = refused = 0
-    sizes = product((2, 5, 6, 7), (1, 2, 3, 4), (1, 2, 3, 5), (0, 1, 2), (1, 2), (False, True))
-    for size, kernel, stride, padding, dilation, ceil in sizes:
-        made = [
-            nn.Conv2d(1, 1, kernel, stride, padding, dilation),
-            nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil),
-            nn.AvgPool2d(kernel, stride, padding, ceil),
-        ]
+    windows = product((1, 2, 3, 4), (1, 2, 3, 5), (0, 1, 2), (1, 2), (False, True))
+    for kernel, stride, padding, dilation, ceil in windows:
+        made: list[nn.Module] = [nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)]
+        made += [] if ceil else [nn.Conv2d(1, 1, kernel, stride, padding, dilation)]
+        made += [nn.AvgPool2d(kernel, stride, padding, ceil)] if dilation == 1 else []
         for layer in made:
             if 2 * padding > kernel and not isinstance(layer, nn.Conv2d):
                 continue  # what torch makes of it depends on the kernel that it chooses
             found = graph_of(trace_layers(nn.Sequential(layer))).graph
-            try:
-                expected = tuple(layer(torch.zeros(1, 1, size, size + 1)).shape[1:])
-            except RuntimeError:
-                refused += 1
-                with pytest.raises(NetworkError, match="layer '0' does not fit what it is given, of shape"):
-                    graph_shapes(found, (1, size, size + 1))
-                continue
-            assert graph_shapes(found, (1, size, size + 1))["0"] == expected, layer
-            checked += 1
+            for size in (2, 5, 6, 7):
+                try:
+                    expected = tuple(layer(torch.zeros(1, 1, size, size + 1)).shape[1:])
+                except RuntimeError:
+                    refused += 1
+                    with pytest.raises(NetworkError, match="layer '0' does not fit what it is given, of shape"):
+                        graph_shapes(found, (1, size, size + 1))
+                    continue
+                assert graph_shapes(found, (1, size, size + 1))["0"] == expected, layer
+                checked += 1
     assert checked > 800
     assert refused > 50
 
