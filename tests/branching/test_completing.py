@@ -76,10 +76,17 @@ def digits() -> tuple[Classifier, ImageSet]:
 # --- beside other methods --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eps", [0.02, 0.06, 0.1])
-def test_complete_milp_and_the_property_agree_on_digits(eps: float):
+LONG = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("eps", "number"),
+    [(0.02, 2), pytest.param(0.02, 8, marks=LONG), pytest.param(0.06, 8, marks=LONG), pytest.param(0.1, 8, marks=LONG)],
+)
+def test_complete_milp_and_the_property_agree_on_digits(eps: float, number: int):
     pytest.importorskip("scipy")
     model, data = digits()
+    data = data.take(number)
     _, real = run(model, data, eps, arithmetic="real")
     _, single = run(model, data, eps, arithmetic="float32")
     _, solved = run(model, data, eps, method="milp", arithmetic="real")
@@ -96,6 +103,7 @@ def test_complete_milp_and_the_property_agree_on_digits(eps: float):
         assert by_property[found.result] == point.verdict
 
 
+@pytest.mark.slow
 def test_the_radii_of_the_test_above_have_both_verdicts():
     found = [verdicts(run(*digits(), eps)[1]) for eps in (0.02, 0.1)]
     assert {"certified", "falsified"} <= set(found[0] + found[1])
@@ -105,13 +113,14 @@ def test_the_radii_of_the_test_above_have_both_verdicts():
 def test_what_bounds_certify_complete_certifies(arithmetic: str):
     model, data = few()
     x = to_unit(data.images)
-    for eps in (0.03, EPS):
+    for eps in (0.03, EPS) if arithmetic == "float32" else (EPS,):
         bounded = certify(model, x, data.labels, eps, method="alpha-crown", arithmetic=arithmetic)
         _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICTS_ALONE, domains=200))
         assert all(points[n].verdict == "certified" for n in bounded.certified.nonzero().flatten().tolist())
         assert 0 < int(bounded.certified.sum()) <= verdicts(points).count("certified")
 
 
+@pytest.mark.slow
 def test_less_is_certified_the_more_is_rounded():
     model, data = few()
     settings = replace(VERDICTS_ALONE, domains=100)
@@ -125,10 +134,11 @@ def test_less_is_certified_the_more_is_rounded():
 # --- counterexamples -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arithmetic", ["float32", "real", "bf16"])
+@pytest.mark.parametrize("arithmetic", ["float32", pytest.param("real", marks=LONG), pytest.param("bf16", marks=LONG)])
 def test_counterexamples_found_without_an_attack_are_in_the_box_and_misclassified_alone(arithmetic: str):
     number = 0
-    for (model, data), eps in (((few()), EPS), (digits(), 0.06)):
+    model, data = digits()
+    for (model, data), eps in ((few(), EPS), ((model, data.take(3)), 0.1)):
         _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICTS_ALONE, domains=200))
         for index, point in points.items():
             assert (point.counterexample is not None) == (point.verdict == "falsified")
@@ -197,7 +207,7 @@ def test_a_limit_leaves_points_open_and_certifies_none_without_proof(options: di
             assert set(point.trees.values()) == {"."}
         if point.verdict == "open":
             assert (point.trees, point.method, point.counterexample) == ({}, None, None)
-    if "limits" in options:
+    if options.get("limits") == Limits(budget=0.0):
         assert report.certified == 0
         assert report.unfinished == report.open
 
@@ -214,8 +224,14 @@ def test_a_points_own_time_ends_its_search_and_not_the_others(monkeypatch: pytes
     assert all(not p.trees for p in points.values() if p.verdict == "open")
 
 
-@pytest.mark.parametrize("method", ["complete", "auto"])
-@pytest.mark.parametrize("looks", [0, 3, 9, 30])
+@pytest.mark.parametrize(
+    ("method", "looks"),
+    [
+        ("complete", 9),
+        ("auto", 30),
+        *(pytest.param(m, n, marks=LONG) for m in ("complete", "auto") for n in (0, 3, 60)),
+    ],
+)
 def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_verdicts(method: str, looks: int):
     model, data = few()
     whole, expected = run(model, data, EPS, method=method)
