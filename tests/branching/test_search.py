@@ -197,7 +197,7 @@ def linear_programme(root: Root, domain: Domains, at: Tensor) -> float:
     """The largest lower bound that there is: the least of the largest function over the domain, by another model."""
     optimize = pytest.importorskip("scipy.optimize")
     signs, point = domain.signs[0].double(), at.double()
-    values, inputs = root.run(point, domain.signs)
+    inputs = root.run(point, domain.signs)[1]
 
     def functions(x: Tensor) -> Tensor:
         return (root.run(x, domain.signs)[0] @ root.functions.T + root.offsets)[0]
