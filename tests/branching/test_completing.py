@@ -233,7 +233,7 @@ def test_a_points_own_time_ends_its_search_and_not_the_others(monkeypatch: pytes
     [
         ("complete", 9),
         ("auto", 30),
-        *(pytest.param(m, n, marks=LONG) for m in ("complete", "auto") for n in (0, 3, 60)),
+        *(pytest.param(m, n, marks=LONG) for m in ("complete", "auto") for n in (0, 3, 20)),
     ],
 )
 def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_verdicts(method: str, looks: int):
