@@ -86,9 +86,7 @@ def pixels(seed: int, shape: tuple[int, ...] = (1, 1, 4, 4)) -> Tensor:
 
 
 @torch.no_grad()
-def root_of(
-    model: nn.Module, x: Tensor, eps: float, arithmetic: str = "real", functions: Tensor | None = None
-) -> Root:
+def root_of(model: nn.Module, x: Tensor, eps: float, arithmetic: str = "real", functions: Tensor | None = None) -> Root:
     """For `functions` (S, K) in the box around x (1, …); by itself logit[0] − logit[1]."""
     settings = replace(SETTINGS, rounding=arithmetic_named(arithmetic))
     box = input_box(x.double(), eps, (0.0, 1.0), with_clean=False, rounding=settings.rounding)

@@ -59,7 +59,7 @@ def tried(root: Root, inputs: Tensor, values: Tensor, seed: int) -> int:
 
 @torch.no_grad()
 @EVERY
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_no_input_with_the_signs_is_below_the_bound(name: str, seed: int):
     x = pixels(seed)
     root = root_of(network(name, seed), x, EPS, functions=TWO)
@@ -71,8 +71,7 @@ def test_no_input_with_the_signs_is_below_the_bound(name: str, seed: int):
 
 @torch.no_grad()
 @EVERY
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-@pytest.mark.parametrize("eps", [1e-6, 0.05])
+@pytest.mark.parametrize(("offset", "eps"), [(1e6, 1e-6), pytest.param(0.0, 0.05, marks=pytest.mark.slow)])
 def test_what_float32_computes_with_the_signs_is_not_below_the_bound(name: str, offset: float, eps: float):
     x = pixels(3)
     root = root_of(network(name, 3, offset), x, eps, "float32", TWO)

@@ -1,4 +1,4 @@
-"""Complete verification as a method: its verdicts beside those of other methods, its counterexamples, and its limits."""
+"""Complete verification as a method: its verdicts beside those of others, its counterexamples, and its limits."""
 
 import copy
 import sys
@@ -53,6 +53,12 @@ def few() -> tuple[Classifier, ImageSet]:
 
 
 @cache
+def alone() -> dict[int, Point]:
+    """What complete verification says of them without limits."""
+    return run(*few(), EPS)[1]
+
+
+@cache
 def digits() -> tuple[Classifier, ImageSet]:
     """A small network that has learnt digits, with BatchNorm, and eight of the test set."""
     train, test = load_images("digits", "train"), load_images("digits", "test")
@@ -76,10 +82,17 @@ def digits() -> tuple[Classifier, ImageSet]:
 # --- beside other methods --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eps", [0.02, 0.06, 0.1])
-def test_complete_milp_and_the_property_agree_on_digits(eps: float):
+LONG = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("eps", "number"),
+    [(0.02, 2), pytest.param(0.02, 8, marks=LONG), pytest.param(0.06, 8, marks=LONG), pytest.param(0.1, 8, marks=LONG)],
+)
+def test_complete_milp_and_the_property_agree_on_digits(eps: float, number: int):
     pytest.importorskip("scipy")
     model, data = digits()
+    data = data.take(number)
     _, real = run(model, data, eps, arithmetic="real")
     _, single = run(model, data, eps, arithmetic="float32")
     _, solved = run(model, data, eps, method="milp", arithmetic="real")
@@ -96,22 +109,24 @@ def test_complete_milp_and_the_property_agree_on_digits(eps: float):
         assert by_property[found.result] == point.verdict
 
 
+@pytest.mark.slow
 def test_the_radii_of_the_test_above_have_both_verdicts():
     found = [verdicts(run(*digits(), eps)[1]) for eps in (0.02, 0.1)]
     assert {"certified", "falsified"} <= set(found[0] + found[1])
 
 
-@pytest.mark.parametrize("arithmetic", ["float32", "real", "bf16"])
+@pytest.mark.parametrize("arithmetic", ["float32", pytest.param("real", marks=LONG), pytest.param("bf16", marks=LONG)])
 def test_what_bounds_certify_complete_certifies(arithmetic: str):
     model, data = few()
     x = to_unit(data.images)
-    for eps in (0.03, EPS):
+    for eps in (0.03, EPS) if arithmetic == "float32" else (EPS,):
         bounded = certify(model, x, data.labels, eps, method="alpha-crown", arithmetic=arithmetic)
         _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICTS_ALONE, domains=200))
         assert all(points[n].verdict == "certified" for n in bounded.certified.nonzero().flatten().tolist())
         assert 0 < int(bounded.certified.sum()) <= verdicts(points).count("certified")
 
 
+@pytest.mark.slow
 def test_less_is_certified_the_more_is_rounded():
     model, data = few()
     settings = replace(VERDICTS_ALONE, domains=100)
@@ -125,10 +140,11 @@ def test_less_is_certified_the_more_is_rounded():
 # --- counterexamples -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arithmetic", ["float32", "real", "bf16"])
+@pytest.mark.parametrize("arithmetic", ["float32", pytest.param("real", marks=LONG), pytest.param("bf16", marks=LONG)])
 def test_counterexamples_found_without_an_attack_are_in_the_box_and_misclassified_alone(arithmetic: str):
     number = 0
-    for (model, data), eps in (((few()), EPS), (digits(), 0.06)):
+    learnt, test = digits()
+    for model, data, eps in ((*few(), EPS), (learnt, test.take(3), 0.1)):
         _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICTS_ALONE, domains=200))
         for index, point in points.items():
             assert (point.counterexample is not None) == (point.verdict == "falsified")
@@ -145,8 +161,7 @@ def test_counterexamples_found_without_an_attack_are_in_the_box_and_misclassifie
 
 
 def test_no_input_of_a_certified_box_is_misclassified():
-    model, data = few()
-    _, points = run(model, data, EPS)
+    (model, data), points = few(), alone()
     for index, point in points.items():
         if point.verdict == "certified":
             x = to_unit(data.images[index])
@@ -161,8 +176,7 @@ def test_no_input_of_a_certified_box_is_misclassified():
 
 
 def test_each_certified_point_has_trees_whose_leaves_are_all_proved_again():
-    model, data = few()
-    _, points = run(model, data, EPS)
+    (model, data), points = few(), alone()
     step, split = Completing(model, "float32"), 0
     for index, point in points.items():
         assert bool(point.trees) == (point.verdict == "certified")
@@ -188,7 +202,7 @@ def test_each_certified_point_has_trees_whose_leaves_are_all_proved_again():
 )
 def test_a_limit_leaves_points_open_and_certifies_none_without_proof(options: dict[str, Any]):
     model, data = few()
-    _, whole = run(model, data, EPS)
+    whole = alone()
     report, points = run(model, data, EPS, **options)
     assert report.open > 0
     for index, point in points.items():
@@ -197,7 +211,7 @@ def test_a_limit_leaves_points_open_and_certifies_none_without_proof(options: di
             assert set(point.trees.values()) == {"."}
         if point.verdict == "open":
             assert (point.trees, point.method, point.counterexample) == ({}, None, None)
-    if "limits" in options:
+    if options.get("limits") == Limits(budget=0.0):
         assert report.certified == 0
         assert report.unfinished == report.open
 
@@ -205,17 +219,23 @@ def test_a_limit_leaves_points_open_and_certifies_none_without_proof(options: di
 def test_a_points_own_time_ends_its_search_and_not_the_others(monkeypatch: pytest.MonkeyPatch):
     """A clock that goes a second at each look."""
     model, data = few()
-    _, whole = run(model, data, EPS)
+    whole = alone()
     ticks = count()
     monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
-    report, points = run(model, data, EPS, limits=Limits(timeout=2.0))
+    _, points = run(model, data, EPS, limits=Limits(timeout=2.0))
     assert {"certified", "open"} <= set(verdicts(points))
     assert all(p.verdict in (whole[index].verdict, "open") for index, p in points.items())
     assert all(not p.trees for p in points.values() if p.verdict == "open")
 
 
-@pytest.mark.parametrize("method", ["complete", "auto"])
-@pytest.mark.parametrize("looks", [0, 3, 9, 30])
+@pytest.mark.parametrize(
+    ("method", "looks"),
+    [
+        ("complete", 9),
+        ("auto", 30),
+        *(pytest.param(m, n, marks=LONG) for m in ("complete", "auto") for n in (0, 3, 20)),
+    ],
+)
 def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_verdicts(method: str, looks: int):
     model, data = few()
     whole, expected = run(model, data, EPS, method=method)
@@ -242,7 +262,7 @@ def test_milp_knows_no_rounding():
 
 def test_without_scipy_complete_still_decides(monkeypatch: pytest.MonkeyPatch):
     model, data = few()
-    _, whole = run(model, data, EPS)
+    whole = alone()
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     _, points = run(model, data, EPS)
     assert all(p.verdict in (whole[index].verdict, "open") for index, p in points.items())
