@@ -93,7 +93,7 @@ def decide_point(point: Boxed, classes: int, settings: Settings, over: Over = la
         margins.append(outcome.bound)
         trees[other] = str(outcome.tree)
         left = replace(left, domains=max(1, left.domains - outcome.domains))
-    return Decided(min(margins), trees)
+    return Decided(min(margins, default=None), trees)  # of one class alone nothing is claimed
 
 
 def check_point(point: Boxed, classes: int, trees: Mapping[int, str], least: float, settings: Settings) -> str | None:

@@ -75,14 +75,14 @@ def test_a_limit_of_domains_is_kept_and_nothing_is_proved_before_all_are_closed(
         outcome = branch_and_bound(root, replace(SETTINGS, domains=domains))
         assert outcome.domains <= domains + 1
         assert outcome.proved == (domains >= whole.domains)
-        assert outcome.proved or outcome.bound <= 0
+        assert outcome.proved == (outcome.open == 0)
 
 
 @pytest.mark.parametrize("domains", [1, 2, 9, 40])
 def test_what_an_input_breaks_is_not_proved_by_any_number_of_domains(domains: int):
     outcome = branch_and_bound(hard(HARD[0], BROKEN)[1], replace(SETTINGS, domains=domains))
     assert not outcome.proved
-    assert outcome.bound <= 0
+    assert outcome.open > 0
     assert outcome.domains <= domains + 1
 
 
@@ -105,7 +105,7 @@ def test_memory_that_is_full_leaves_it_open_and_little_memory_proves_the_same(se
     root = hard(seed, CLEAR)[1]
     full = branch_and_bound(root, replace(SETTINGS, memory=1))
     assert (full.proved, full.domains) == (False, 1)
-    assert full.bound <= 0
+    assert full.open == 1
     little, much = branch_and_bound(root, replace(SETTINGS, memory=2000)), branch_and_bound(root, SETTINGS)
     assert Search(root, replace(SETTINGS, memory=2000)).most < 10
     assert little.proved == much.proved is True
@@ -158,20 +158,29 @@ def test_a_domain_whose_bound_is_no_number_is_open(value: float, which: int, mon
     outcome = branch_and_bound(root, replace(SETTINGS, domains=12))
     assert next(calls) > 2
     assert not outcome.proved
-    assert outcome.bound <= 0
+    assert outcome.open > 0
+
+
+def closed(bound: float) -> Outcome:
+    return Outcome(bound, Tree(), open=0, domains=1, broken=False)
 
 
 @pytest.mark.parametrize("bound", [torch.nan, torch.inf, -torch.inf, 0.0, -1.0])
 def test_a_point_is_not_proved_if_a_class_is_not(bound: float, monkeypatch: pytest.MonkeyPatch):
-    outcomes = [Outcome(0.5, Tree(), 1), Outcome(bound, Tree(), 1), Outcome(0.5, Tree(), 1)]
-    found = decided_with(outcomes, monkeypatch)
-    assert not found.proved
-    assert not found.margin > 0
-    assert len(found.trees) == 2
+    found = decided_with([closed(0.5), closed(bound), closed(0.5)], monkeypatch)
+    assert (found.proved, found.margin, found.trees) == (False, None, {})
+
+
+@pytest.mark.parametrize("change", [{"open": 1}, {"broken": True}])
+def test_a_point_is_not_proved_while_a_leaf_is_open_or_an_input_breaks_it(
+    change: dict[str, int], monkeypatch: pytest.MonkeyPatch
+):
+    found = decided_with([closed(0.5), replace(closed(0.5), **change), closed(0.5)], monkeypatch)
+    assert (found.proved, found.margin, found.trees) == (False, None, {})
 
 
 def test_a_point_is_proved_by_its_least_margin(monkeypatch: pytest.MonkeyPatch):
-    found = decided_with([Outcome(0.5, Tree(), 1), Outcome(0.25, Tree(), 1), Outcome(1.0, Tree(), 1)], monkeypatch)
+    found = decided_with([closed(0.5), closed(0.25), closed(1.0)], monkeypatch)
     assert found.proved
     assert (found.margin, list(found.trees)) == (0.25, [0, 2, 3])
 
