@@ -14,8 +14,11 @@ network's own value at an input, and owes nothing to the solver.
 """
 
 import importlib
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -160,13 +163,14 @@ class _Program:
         lower, upper = [*self.lower, *[0.0] * binaries, -arrays.inf], [*self.upper, *[1.0] * binaries, arrays.inf]
         cost = arrays.zeros(len(lower))
         cost[-1] = 1.0
-        found = optimize.milp(
-            cost,
-            integrality=[0] * len(self.lower) + [1] * binaries + [0],
-            bounds=optimize.Bounds(lower, upper),
-            constraints=self._constraints(functions),
-            options={"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit}),
-        )
+        with _quiet():
+            found = optimize.milp(
+                cost,
+                integrality=[0] * len(self.lower) + [1] * binaries + [0],
+                bounds=optimize.Bounds(lower, upper),
+                constraints=self._constraints(functions),
+                options={"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit}),
+            )
         return _lower_bound(found, binaries), _point(found, self.inputs)
 
     def _corner(self, functions: _Values) -> tuple[float, Tensor]:
@@ -288,6 +292,20 @@ def _wider(values: _Values, count: int) -> _Values:
     missing = count - len(values.factors)
     zeros = values.factors.new_zeros(missing, *values.factors.shape[1:])
     return values._replace(factors=torch.cat([values.factors, zeros]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it the process's standard output goes nowhere: HiGHS prints to it, in C++, whatever it is told."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _extra(module: str) -> ModuleType:

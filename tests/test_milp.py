@@ -1,6 +1,7 @@
 """The MILP against exhaustive enumeration of activation patterns, against bounds from below and attacks from above."""
 
 import importlib
+import os
 from importlib.util import find_spec
 from itertools import pairwise, product
 from types import ModuleType
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from certtrain import milp
 from certtrain.attack import PGD
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import boundable
@@ -214,3 +216,10 @@ def test_without_scipy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(MissingExtra, match=r'pip install "certtrain\[milp\]"'):
         minimum(mlp((2, 2, 2), 0), (2,), case(0, 2, 2))
+
+
+def test_what_the_solver_prints_by_itself_is_not_printed(capfd: pytest.CaptureFixture[str]):
+    with milp._quiet():
+        os.write(1, b"HighsMipSolverData")
+    os.write(1, b"and this is")
+    assert capfd.readouterr().out == "and this is"
