@@ -11,6 +11,10 @@ from claims import METHODS, RADII, SEEDS, WARM_UPS, Run
 Record = dict[str, Any]
 Epoch = dict[str, Any]
 TOTAL = len(METHODS) * len(WARM_UPS) * len(RADII) * len(SEEDS)
+COLLAPSED = "†"
+LARGEST_CLASS = 0.112  # the share of MNIST's ones
+NEAR = 1.25  # times that share: a natural accuracy that a constant guess can reach
+SAME = 0.005  # natural less certified accuracy, below this: the guess hardly depends on the image
 STATES = {
     "active": "ReLUs that are on in the whole box",
     "unstable": "ReLUs that the bounds leave open",
@@ -31,6 +35,11 @@ class Cell:
         return tuple(record for record in self.records if record["results"])
 
     @property
+    def collapsed(self) -> tuple[Record, ...]:
+        """Those of the whole that guess one class whatever the image."""
+        return tuple(record for record in self.whole if collapsed(record))
+
+    @property
     def failed(self) -> int:
         """How many ended with NaN or infinity."""
         return len(self.records) - len(self.whole)
@@ -39,6 +48,11 @@ class Cell:
         """In words: whether there are fewer than so many seeds, and how many have failed."""
         told = [f"{len(self.records)} of {seeds} seeds"] * (len(self.records) < seeds)
         return ", ".join(told + [f"{self.failed} failed"] * bool(self.failed))
+
+    def remark(self, seeds: int) -> str:
+        """What is missing, and how many runs have collapsed."""
+        told = [f"{COLLAPSED} {len(self.collapsed)} collapsed"] * bool(self.collapsed)
+        return ", ".join(filter(None, [self.missing(seeds), *told]))
 
     def errors(self, accuracy: str) -> list[float]:
         """The error in per cent of each seed."""
@@ -78,6 +92,29 @@ class Found:
         """How many runs there are, and how many of them failed."""
         failed = sum(not record["results"] for record in self.records.values())
         return f"{len(self.records)} of {TOTAL} runs are there" + (f"; {failed} of them failed" if failed else "")
+
+    @property
+    def collapse(self) -> str:
+        """How many and which runs guess one class whatever the image; empty if none does."""
+        runs = [run for run, record in self.records.items() if record["results"] and collapsed(record)]
+        if not runs:
+            return ""
+        told = [
+            f"{run.method}, ε = {run.eps}, {run.warm_up}, seed {run.seed} "
+            f"({100 * self.records[run]['results']['natural_accuracy']:.2f} %)"
+            for run in sorted(runs, key=lambda run: (run.eps, run.method, run.warm_up, run.seed))
+        ]
+        return (
+            f"{len(runs)} of {len(self.records)} runs {'has' if len(runs) == 1 else 'have'} collapsed to a constant "
+            "guess, natural and certified accuracy being the share of one class. They are averaged in like all others, "
+            f"and marked with a dagger ({COLLAPSED}): {'; '.join(told)}."
+        )
+
+
+def collapsed(record: Record) -> bool:
+    """Whether a run's network guesses one class whatever the image."""
+    natural, certified = (record["results"][name] for name in ("natural_accuracy", "certified_accuracy"))
+    return bool(natural <= NEAR * LARGEST_CLASS and natural - certified <= SAME)
 
 
 def layer_mean(state: str) -> Callable[[Epoch], float]:

@@ -109,8 +109,8 @@ def _panels(
 
 
 def _remark(cells: dict[str, Cell], seeds: int) -> str:
-    """What is missing in a panel."""
-    told = [f"{name}: {words}" for name, cell in cells.items() if (words := cell.missing(seeds))]
+    """What is missing in a panel, or has collapsed."""
+    told = [f"{name}: {words}" for name, cell in cells.items() if (words := cell.remark(seeds))]
     return f" ({'; '.join(told)})" if told else ""
 
 

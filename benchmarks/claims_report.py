@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from claims import NETWORK, RADII, SEEDS, WARM_UPS, read
-from claims_found import STATES, Cell, Found
+from claims_found import COLLAPSED, STATES, Cell, Found
 from claims_judge import RULE, Claim, claims, judge_growth
 from claims_pictures import error_picture, growth_picture, state_picture
 
@@ -28,7 +28,8 @@ REMARK = "Mean ± standard deviation over the seeds."
 STATES_REMARK = (
     "States at the end of the training, of 1,000 training images: means over the layers, and over the seeds. "
     "Dead units are inactive for every image, and so a part of the inactive. "
-    "A star: fewer seeds than the rest, or failed runs."
+    "A star: fewer seeds than the rest, or failed runs. "
+    f"A dagger ({COLLAPSED}): runs that have collapsed are among them."
 )
 
 
@@ -36,8 +37,8 @@ STATES_REMARK = (
 
 
 def shown(cell: Cell, values: Sequence[float], seeds: int) -> str:
-    """Mean and standard deviation; where there are fewer seeds than `seeds` or some have failed, how many."""
-    words = cell.missing(seeds)
+    """Mean and standard deviation; where seeds are fewer than `seeds`, have failed or have collapsed, how many."""
+    words = cell.remark(seeds)
     mark = f" ({words})" if words else ""
     if not values:
         return f"–{mark}"
@@ -58,14 +59,14 @@ def error_table(found: Found, eps: float) -> list[list[str]]:
 
 
 def state_table(found: Found, eps: float) -> list[list[str]]:
-    """Header, then the states of each method's ReLUs, by warm-up; with a star where seeds are missing."""
+    """Header, then the states of each method's ReLUs, by warm-up; marked where seeds are missing or have collapsed."""
     header = ["method", *(f"{state} %, {warm_up}" for warm_up in WARM_UPS for state in STATES)]
     seeds = found.most_seeds(eps)
     rows = [[method] for method in found.methods(eps)]
     for row in rows:
         for warm_up in WARM_UPS:
             cell = found.cell(row[0], warm_up, eps)
-            star = "*" if cell.missing(seeds) else ""
+            star = "*" * bool(cell.missing(seeds)) + COLLAPSED * bool(cell.collapsed)
             shares = [cell.shares(state) for state in STATES]
             row += [f"{statistics.fmean(values):.1f}{star}" if values else "–" for values in shares]
     return [header, *rows]
@@ -105,7 +106,12 @@ def markdown(found: Found, sweeps: Sequence[DepthSweep]) -> str:
     """Everything but the pictures."""
     judged = claims(found)
     sentences = [judge_growth(sweeps), *(claim.sentence for claim in judged)]
-    parts = [f"{found.summary}.", "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, start=1)), RULE]
+    parts = [
+        f"{found.summary}.",
+        *filter(None, [found.collapse]),
+        "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, start=1)),
+        RULE,
+    ]
     for claim in judged:
         parts += [f"{claim.topic}: “{claim.statement}”.", markdown_table(claim_table(claim))]
     parts += ["Growth of the bounds before training, against depth:", markdown_table(growth_table(sweeps))]
@@ -125,7 +131,7 @@ def blocks(found: Found, sweeps: Sequence[DepthSweep]) -> Iterator[Html]:
         "all methods; errors on 2,500 held-out examples. The short warm-up takes 4 epochs of 12, the long one 8 of 12; "
         "both begin after one natural epoch."
     )
-    yield html.note(f"{found.summary}.")
+    yield html.note(f"{found.summary}. {found.collapse}".strip())
     yield html.heading("What the results say")
     yield html.paragraph(RULE)
     yield from under_heading(judge_growth(sweeps))

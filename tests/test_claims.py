@@ -75,23 +75,24 @@ def sweeps(**rates: float) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "no_more", "outcome"),
+    ("first", "second", "greater", "less"),
     [
-        ((5, 6, 7), (1, 2, 3), False, "shows"),
-        ((3, 4, 5), (1, 2, 3), False, "within"),  # two standard deviations are not more than two
-        ((1, 2, 3), (5, 6, 7), False, "opposite"),
-        ((1, 2, 3), (5, 6, 7), True, "shows"),
-        ((3, 4, 5), (1, 2, 3), True, "shows"),
-        ((5, 6, 7), (1, 2, 3), True, "opposite"),
-        ((5, 6), (1, 2, 3), False, "too few runs"),
-        ((), (1, 2, 3), True, "too few runs"),
-        ((0, 0, 0), (0, 0, 0), False, "within"),
+        ((5, 6, 7), (1, 2, 3), "shows", "opposite"),
+        ((3, 4, 5), (1, 2, 3), "not told apart", "not told apart"),  # two standard deviations are not more than two
+        ((1, 2, 3), (3, 4, 5), "not told apart", "not told apart"),
+        ((1, 2, 3), (5, 6, 7), "opposite", "shows"),
+        ((5, 6), (1, 2, 3), "too few runs", "too few runs"),
+        ((), (1, 2, 3), "too few runs", "too few runs"),
+        ((0, 0, 0), (0, 0, 0), "not told apart", "not told apart"),
     ],
 )
-def test_a_difference_is_held_against_the_pooled_spread(first: Any, second: Any, no_more: bool, outcome: str):
+def test_one_rule_holds_a_difference_against_the_pooled_spread_both_ways(
+    first: Any, second: Any, greater: str, less: str
+):
     from claims_judge import Comparison
 
-    assert Comparison(first, second, no_more).outcome == outcome
+    assert Comparison(first, second).outcome == greater
+    assert Comparison(first, second, "less").outcome == less
 
 
 def test_the_limit_by_hand():
@@ -121,32 +122,88 @@ def test_dead_units_are_judged_method_by_method():
     found = made_up({}, {"vanilla IBP": 0.5, "fast without BatchNorm": 0.3, "fast without balance": 0.05})
     assert sentence(found, 0) == (
         "Dead units, shows in part: “by vanilla IBP, and without BatchNorm or a regulariser, more units are dead than "
-        "by the whole method (fast)”; it shows for vanilla IBP (+40.0) and fast without BatchNorm (+20.0); not for "
-        "fast without tightness (0.0) and fast without balance (−5.0; the opposite in 4 of 4 settings)."
+        "by the whole method (fast)”; it shows for vanilla IBP (+40.0) and fast without BatchNorm (+20.0); not told "
+        "apart for fast without tightness (0.0); the opposite shows for fast without balance (−5.0)."
     )
 
 
-def test_a_short_warm_up_that_is_as_good_shows_and_one_that_is_worse_does_not():
-    good = sentence(made_up({"fast, short": 0.21}), 3)
-    assert good.startswith("Short warm-up of fast, shows: “with all improvements")
-    assert good.endswith("it shows for fast (+1.0).")
-    bad = sentence(made_up({"fast, short": 0.3}), 3)
-    assert bad.startswith("Short warm-up of fast, does not show at this scale:")
-    assert bad.endswith("not for fast (+10.0; the opposite in 2 of 2 settings).")
+@pytest.mark.parametrize(
+    ("short", "verdict", "told"),
+    [
+        (0.21, "not told apart at this scale", "not told apart for fast (+1.0 at ε = 0.3; +1.0 at ε = 0.4)."),
+        (0.3, "the opposite shows", "the opposite shows for fast (+10.0 at ε = 0.3; +10.0 at ε = 0.4)."),
+        (0.1, "shows", "it shows for fast (−10.0 at ε = 0.3; −10.0 at ε = 0.4)."),
+    ],
+)
+def test_a_short_warm_up_is_judged_at_each_radius_and_equal_is_not_said(short: float, verdict: str, told: str):
+    words = sentence(made_up({"fast, short": short}), 3)
+    assert words.startswith(f"Short warm-up of fast, {verdict}: “with all improvements")
+    assert words.endswith(told)
 
 
 def test_the_baselines_need_the_long_one():
     found = made_up({"vanilla IBP, short": 0.6, "CROWN-IBP, short": 0.6, "CROWN-IBP with BatchNorm, short": 0.1})
     assert sentence(found, 4).endswith(
-        "it shows for vanilla IBP (+40.0) and CROWN-IBP (+40.0); not for vanilla IBP with BatchNorm (0.0) and "
-        "CROWN-IBP with BatchNorm (−10.0; the opposite in 2 of 2 settings)."
+        "it shows for vanilla IBP (+40.0 at ε = 0.3; +40.0 at ε = 0.4) and CROWN-IBP (+40.0 at ε = 0.3; +40.0 at "
+        "ε = 0.4); not told apart for vanilla IBP with BatchNorm (0.0 at ε = 0.3; 0.0 at ε = 0.4); the opposite shows "
+        "for CROWN-IBP with BatchNorm (−10.0 at ε = 0.3; −10.0 at ε = 0.4)."
     )
 
 
 def test_a_claim_may_show_in_some_settings_only():
-    assert "in part for fast without balance (0.0 to +10.0; in 2 of 4 settings)" in sentence(
-        made_up({"fast without balance, long": 0.3}), 2
+    assert (
+        "in part for fast without balance (0.0 to +10.0; not told apart at ε = 0.3, short and ε = 0.4, short)"
+        in sentence(made_up({"fast without balance, long": 0.3}), 2)
     )
+
+
+def test_what_a_claim_says_of_no_setting_does_not_show():
+    from claims_judge import Claim, Comparison, Part
+
+    equal, less = Comparison((1, 2, 3), (1, 2, 3)), Comparison((1, 2, 3), (7, 8, 9))
+    claim = Claim("Topic", "so it is", (Part("a", {"here": equal, "there": less}), Part("b", {"here": equal})))
+    assert claim.sentence == (
+        "Topic, does not show at this scale: “so it is”; not told apart for b (0.0 at here); "
+        "not for a (0.0 at here, not told apart; −6.0 at there, opposite)."
+    )
+
+
+# --- runs that collapse ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_a_collapsed(importable: None) -> Any:
+    """One run guesses one class, another is as bad but no constant guess."""
+    from claims import Run
+
+    found = made_up({"vanilla IBP, short": 0.5})
+    for seed, natural, certified in ((1, 0.1148, 0.1148), (2, 0.13, 0.10)):
+        results = found.records[Run("vanilla IBP", "short", 0.4, seed)]["results"]
+        results |= {"natural_accuracy": natural, "certified_accuracy": certified}
+    return found
+
+
+def test_a_collapsed_run_is_named_and_marked_by_another_sign_than_the_star(with_a_collapsed: Any):
+    from claims_report import error_table, markdown, state_table
+
+    rows = {row[0]: row for row in error_table(with_a_collapsed, 0.4)}
+    assert rows["vanilla IBP"][2].endswith(" († 1 collapsed)")
+    states = {row[0]: row for row in state_table(with_a_collapsed, 0.4)}
+    assert states["vanilla IBP"][1] == "30.0†"
+    assert "†" not in "".join(cell for row in error_table(with_a_collapsed, 0.3) for cell in row)
+    text = markdown(with_a_collapsed, sweeps())
+    assert "1 of 108 runs has collapsed to a constant guess" in text
+    assert "(†): vanilla IBP, ε = 0.4, short, seed 1 (11.48 %)." in text
+
+
+def test_a_verdict_that_rests_on_a_collapsed_run_says_so(with_a_collapsed: Any):
+    from claims_judge import claims
+
+    by_topic = {claim.topic: claim for claim in claims(with_a_collapsed)}
+    words = by_topic["Short warm-up of the baselines"].sentence
+    assert "† at ε = 0.4" in words
+    assert words.endswith("1 of 8 comparisons (†) rest on collapsed runs.")
+    assert "†" not in by_topic["Short against long"].sentence
 
 
 def test_with_two_seeds_nothing_is_said():
