@@ -17,6 +17,7 @@ UNBALANCED = 0.1  # the smaller balance ratio, below this; the regulariser's tol
 
 T = TypeVar("T")
 Kind = Literal["exploding", "dead", "inactive", "unstable", "unbalanced"]
+LOOK_EXAMPLES = 1000  # the first training images, over which a training looks at its layers, as `stats` does
 MOST = 3  # layers that a view has a sentence for; it says how many more there are
 KINDS: tuple[Kind, ...] = get_args(Kind)  # the worst first
 AT_START: tuple[Kind, ...] = ("exploding", "dead", "inactive")  # before training; the ramp of ε settles the rest

@@ -8,7 +8,7 @@ from pathlib import Path
 from certtrain import html
 from certtrain.epsilon import format_eps
 from certtrain.errors import MissingExtra
-from certtrain.findings import LayerState, in_words, worst
+from certtrain.findings import LOOK_EXAMPLES, LayerState, in_words, worst
 from certtrain.formats import column, duration, number, percent, times
 from certtrain.history import Epoch, Layer, Results, Run, read_run
 from certtrain.html import Cell, Html
@@ -215,8 +215,8 @@ def _layers(run: Run) -> Iterator[Html]:
     yield html.heading(f"After epoch {run.epochs[-1].epoch}", level=3)
     yield _states_table(run.layers)
     yield html.paragraph(
-        "Shares of the ReLUs over the first training images: active and inactive are those whose bounds lie on one "
-        "side of zero; dead ones are inactive for every image. Growth is the mean width of the bounds over the "
+        f"Shares of the ReLUs over the first {LOOK_EXAMPLES:,} training images, or all if they are fewer, at the "
+        "epoch's ε: active and inactive are those whose bounds lie on one side of zero; dead ones are inactive for every image. Growth is the mean width of the bounds over the "
         "input's. r is how alike active and inactive ReLUs are, in mean and in variance: 1 at best."
     )
     yield from _trouble(run.epochs[-1])

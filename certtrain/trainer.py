@@ -27,7 +27,7 @@ from certtrain.distributed import ALONE, Group
 from certtrain.errors import CerttrainError, DeviceError, NonFiniteError, RunError
 from certtrain.evaluate import certified_accuracy, natural_accuracy
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
-from certtrain.findings import LayerState, first_in_words, worst
+from certtrain.findings import LOOK_EXAMPLES, LayerState, first_in_words, worst
 from certtrain.inspection import traces_over
 from certtrain.modelfile import Classifier, save_model
 from certtrain.objective import SMALLEST_EPS
@@ -47,7 +47,6 @@ LOOK_SHARE = 0.05  # of the time, at most, if looking takes longer
 EPOCH_CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next at the end of an epoch
 CHECKPOINT_SECONDS = 300.0  # and within an epoch
 
-LOOK_EXAMPLES = 1000  # the first training images, as `stats` takes them
 NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured at the end of an epoch, where no step measures it
 
 
