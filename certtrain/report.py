@@ -216,8 +216,9 @@ def _layers(run: Run) -> Iterator[Html]:
     yield _states_table(run.layers)
     yield html.paragraph(
         f"Shares of the ReLUs over the first {LOOK_EXAMPLES:,} training images, or all if they are fewer, at the "
-        "epoch's ε: active and inactive are those whose bounds lie on one side of zero; dead ones are inactive for every image. Growth is the mean width of the bounds over the "
-        "input's. r is how alike active and inactive ReLUs are, in mean and in variance: 1 at best."
+        "epoch's ε: active and inactive are those whose bounds lie on one side of zero; dead ones are inactive for "
+        "every image. Growth is the mean width of the bounds over the input's. r is how alike active and inactive "
+        "ReLUs are, in mean and in variance: 1 at best."
     )
     yield from _trouble(run.epochs[-1])
     try:
