@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from claims import METHODS, RADII, WARM_UPS
 from claims_found import COLLAPSED, Cell, Found, listing
+from claims_plan import setting
 
 from certtrain.formats import number
 from certtrain.growth import DepthSweep
@@ -32,8 +32,6 @@ RULE = (
 
 Outcome = Literal["shows", "not told apart", "opposite", "too few runs"]
 Direction = Literal["greater", "less"]
-BASELINES = [method for method in METHODS if not method.startswith("fast")]
-REMOVALS = [method for method in METHODS if method.startswith("fast ")]
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,8 @@ class Part:
             told = [f"{self._range}", *([] if alike else self._by_outcome())]
         else:
             told = [
-                f"{comparison.points} at {setting}" + ("" if alike else f", {comparison.outcome}")
-                for setting, comparison in self.judged.items()
+                f"{comparison.points} at {where}" + ("" if alike else f", {comparison.outcome}")
+                for where, comparison in self.judged.items()
             ]
         return f"{self.method} ({'; '.join(told)})"
 
@@ -131,9 +129,9 @@ class Part:
     def _by_outcome(self) -> list[str]:
         """The settings that come out otherwise than the claim says."""
         others: dict[Outcome, list[str]] = {"not told apart": [], "opposite": []}
-        for setting, comparison in self.judged.items():
+        for where, comparison in self.judged.items():
             if comparison.outcome in others:
-                others[comparison.outcome].append(setting)
+                others[comparison.outcome].append(where)
         words = {"not told apart": "not told apart", "opposite": "the opposite"}
         return [f"{words[outcome]} at {listing(settings)}" for outcome, settings in others.items() if settings]
 
@@ -209,13 +207,15 @@ def judge_growth(sweeps: Sequence[DepthSweep]) -> str:
 
 def claims(found: Found) -> list[Claim]:
     """The claims about training."""
+    methods = found.plan.methods
+    baselines = [method for method in methods if not method.startswith("fast")]
     return [
         _imbalance(found, "Dead units", "dead", "units are dead"),
         _imbalance(found, "Inactive ReLUs", "inactive", "ReLUs are off"),
         Claim(
             "Each improvement",
             "without any one of them the verified error is greater than with all (fast)",
-            tuple(Part(method, _against_fast(found, method)) for method in REMOVALS),
+            tuple(Part(method, _against_fast(found, method)) for method in _removals(found)),
         ),
         Claim(
             "Short warm-up of fast",
@@ -225,26 +225,26 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "Short warm-up of the baselines",
             "without the improvements the short warm-up's verified error is greater than the long one's",
-            tuple(Part(method, _short_against_long(found, method)) for method in BASELINES),
+            tuple(Part(method, _short_against_long(found, method)) for method in baselines),
         ),
         Claim(
             "Short against long",
             "the baselines' verified error with the long warm-up is greater than that of fast with the short one",
-            tuple(Part(method, _long_against_fast(found, method)) for method in BASELINES),
+            tuple(Part(method, _long_against_fast(found, method)) for method in baselines),
         ),
     ]
 
 
 def _imbalance(found: Found, topic: str, state: str, what: str) -> Claim:
     """Vanilla IBP, and fast without what is said to mend it, against fast."""
-    unmended = ["vanilla IBP", *(method for method in REMOVALS if "initialisation" not in method)]
+    unmended = ["vanilla IBP", *(method for method in _removals(found) if "initialisation" not in method)]
     parts = []
     for method in unmended:
         comparisons = {}
-        for eps, warm_up in product(RADII, WARM_UPS):
+        for eps, warm_up in product(found.plan.radii, found.plan.warm_ups):
             cells = found.cell(method, warm_up, eps), found.cell("fast", warm_up, eps)
             first, second = (cell.shares(state) for cell in cells)
-            comparisons[_setting(eps, warm_up)] = Comparison(first, second, collapsed=_collapsed(cells))
+            comparisons[setting(eps, warm_up)] = Comparison(first, second, collapsed=_collapsed(cells))
         parts.append(Part(method, comparisons))
     statement = f"by vanilla IBP, and without BatchNorm or a regulariser, more {what} than by the whole method (fast)"
     return Claim(topic, statement, tuple(parts))
@@ -252,23 +252,25 @@ def _imbalance(found: Found, topic: str, state: str, what: str) -> Claim:
 
 def _against_fast(found: Found, method: str) -> dict[str, Comparison]:
     return {
-        _setting(eps, warm_up): _errors(found.cell(method, warm_up, eps), found.cell("fast", warm_up, eps))
-        for eps, warm_up in product(RADII, WARM_UPS)
+        setting(eps, warm_up): _errors(found.cell(method, warm_up, eps), found.cell("fast", warm_up, eps))
+        for eps, warm_up in product(found.plan.radii, found.plan.warm_ups)
     }
 
 
 def _short_against_long(found: Found, method: str, says: Direction = "greater") -> dict[str, Comparison]:
-    return {
-        f"ε = {eps}": _errors(found.cell(method, "short", eps), found.cell(method, "long", eps), says) for eps in RADII
-    }
+    cells = {eps: [found.cell(method, warm_up, eps) for warm_up in ("short", "long")] for eps in found.plan.radii}
+    return {setting(eps): _errors(*pair, says) for eps, pair in cells.items()}
 
 
 def _long_against_fast(found: Found, method: str) -> dict[str, Comparison]:
-    return {f"ε = {eps}": _errors(found.cell(method, "long", eps), found.cell("fast", "short", eps)) for eps in RADII}
+    return {
+        setting(eps): _errors(found.cell(method, "long", eps), found.cell("fast", "short", eps))
+        for eps in found.plan.radii
+    }
 
 
-def _setting(eps: float, warm_up: str) -> str:
-    return f"ε = {eps}, {warm_up}"
+def _removals(found: Found) -> list[str]:
+    return [method for method in found.plan.methods if method.startswith("fast ")]
 
 
 def _errors(first: Cell, second: Cell, says: Direction = "greater") -> Comparison:

@@ -21,12 +21,14 @@ def importable() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield
-    for name in ("claims", "claims_found", "claims_judge", "claims_pictures", "claims_report"):
+    for name in ("claims", "claims_plan", "claims_found", "claims_judge", "claims_pictures", "claims_report"):
         sys.modules.pop(name, None)
 
 
 def record(run: Any, verified: float, dead: float = 0.1, failed: bool = False) -> dict[str, Any]:
     """A result with that verified error in the end and that share of dead units."""
+    from claims_plan import MNIST
+
     layer = {"active": 0.3, "unstable": 0.1, "inactive": 0.6, "dead": dead}
     epochs = [
         {"validation_certified_accuracy": (1 - verified) * n / 12, "layers": [layer, layer]} for n in range(1, 13)
@@ -34,7 +36,7 @@ def record(run: Any, verified: float, dead: float = 0.1, failed: bool = False) -
     results = {"natural_accuracy": 0.9, "certified_accuracy": 1 - verified}
     return {
         "run": asdict(run),
-        "settings": run.changes(),
+        "settings": MNIST.changes(run),
         "results": None if failed else results,
         "failure": "the loss is not finite" if failed else None,
         "epochs": epochs[:3] if failed else epochs,
@@ -43,8 +45,8 @@ def record(run: Any, verified: float, dead: float = 0.1, failed: bool = False) -
 
 def made_up(errors: dict[str, float], dead: dict[str, float] | None = None, seeds: int = 3) -> Any:
     """All runs; `errors` by "method" or "method, warm-up" (0.2 for the others), which seeds change by 0.01."""
-    from claims import METHODS, Run
     from claims_found import Found
+    from claims_plan import METHODS, Run
 
     records = {}
     for method, (eps, warm_up), seed in product(METHODS, SETTINGS, range(seeds)):
@@ -174,7 +176,7 @@ def test_what_a_claim_says_of_no_setting_does_not_show():
 @pytest.fixture(scope="module")
 def with_a_collapsed(importable: None) -> Any:
     """One run guesses one class, another is as bad but no constant guess."""
-    from claims import Run
+    from claims_plan import Run
 
     found = made_up({"vanilla IBP, short": 0.5})
     for seed, natural, certified in ((1, 0.1148, 0.1148), (2, 0.13, 0.10)):
@@ -220,7 +222,7 @@ def test_with_two_seeds_nothing_is_said():
 @pytest.fixture(scope="module")
 def incomplete(importable: None) -> Any:
     """One run is missing, another failed."""
-    from claims import Run
+    from claims_plan import Run
 
     found = made_up({"fast": 0.1, "vanilla IBP": 0.5})
     del found.records[Run("fast", "short", 0.3, 2)]
@@ -262,8 +264,8 @@ def test_markdown_has_the_sentences_and_tables_that_fit(incomplete: Any):
 
 def test_the_page_has_sentences_tables_and_a_panel_for_each_method(incomplete: Any):
     pytest.importorskip("matplotlib")
-    from claims import METHODS
     from claims_found import short
+    from claims_plan import METHODS
     from claims_report import blocks
 
     from certtrain import html
@@ -280,8 +282,8 @@ def test_the_page_has_sentences_tables_and_a_panel_for_each_method(incomplete: A
 
 def test_what_has_no_runs_is_left_out_or_empty():
     pytest.importorskip("matplotlib")
-    from claims import Run
     from claims_found import Found
+    from claims_plan import Run
     from claims_report import blocks, markdown
 
     run = Run("vanilla IBP", "short", 0.3, 0)
@@ -302,7 +304,7 @@ def test_the_command_reads_a_folder_and_refuses_other_settings(
 
     for run, found in incomplete.records.items():
         run.file(tmp_path).write_text(json.dumps(found), encoding="utf-8")
-    monkeypatch.setattr(claims_report, "growth", lambda data_dir: sweeps(ibp=1.0))
+    monkeypatch.setattr(claims_report, "growth", lambda plan, data_dir: sweeps(ibp=1.0))
     monkeypatch.setattr(sys, "argv", ["claims_report", "--folder", str(tmp_path), "--page", str(tmp_path / "p.html")])
     claims_report.main()
     assert capsys.readouterr().out.startswith("107 of 108 runs")
@@ -313,3 +315,41 @@ def test_the_command_reads_a_folder_and_refuses_other_settings(
     other.write_text(json.dumps(changed))
     with pytest.raises(SystemExit, match="made with other settings"):
         claims_report.main()
+
+
+# --- folders with something wrong ------------------------------------------------------------------------
+
+
+def test_a_folder_without_results_is_an_error(tmp_path: Path):
+    from claims_report import results
+
+    with pytest.raises(SystemExit, match=r"there is no folder .*typo"):
+        results(tmp_path / "typo")
+    with pytest.raises(SystemExit, match="holds no results"):
+        results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:100],
+        lambda text: "[]",
+        lambda text: text.replace('"dead"', '"alive"'),
+        lambda text: text.replace('"seed": 0', '"seed": 0, "luck": 1'),
+        lambda text: text.replace('"natural_accuracy": 0.9', '"natural_accuracy": NaN'),
+        lambda text: text.replace('"natural_accuracy": 0.9', '"natural_accuracy": "much"'),
+    ],
+)
+def test_a_damaged_result_is_named(tmp_path: Path, spoil: Any):
+    import json
+
+    from claims_plan import Run
+    from claims_report import results
+
+    run = Run("fast", "short", 0.3, 0)
+    text = json.dumps(record(run, 0.2))
+    run.file(tmp_path).write_text(text, encoding="utf-8")
+    assert len(results(tmp_path).records) == 1
+    run.file(tmp_path).write_text(spoil(text), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"fast-short-0\.3-0\.json is damaged"):
+        results(tmp_path)
