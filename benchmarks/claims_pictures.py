@@ -5,7 +5,7 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
-from claims_found import Cell, Found, layer_mean, short
+from claims_found import COLLAPSED, Cell, Found, layer_mean, short
 from claims_plan import Plan, setting
 
 from certtrain.curves import INK, MUTED, in_own_style, svg
@@ -120,7 +120,9 @@ def _name(what: str, eps: float) -> str:
 
 def _remark(cells: dict[str, Cell], seeds: int) -> str:
     """What is missing in a panel, or has collapsed."""
-    told = [f"{name}: {words}" for name, cell in cells.items() if (words := cell.remark(seeds))]
+    daggers = {name: f"{len(cell.collapsed)}{COLLAPSED}" * bool(cell.collapsed) for name, cell in cells.items()}
+    parts = {name: [cell.missing(seeds), daggers[name]] for name, cell in cells.items()}
+    told = [f"{name}: {', '.join(filter(None, words))}" for name, words in parts.items() if any(words)]
     return f" ({'; '.join(told)})" if told else ""
 
 

@@ -175,7 +175,7 @@ def _methods(switch: bool) -> tuple[dict[str, Changes], str]:
 def _about(preset: Preset, held_out: int, lengths: Mapping[str, int]) -> str:
     return (
         f"{preset.name}: the data set {preset.data.name}, equally many steps for all methods; errors on {held_out:,} "
-        f"held-out examples. The short warm-up takes {lengths['short']} epochs of {preset.train.epochs}, the long one "
+        f"held-out examples. The short warm-up takes {lengths['short']} of {preset.train.epochs} epochs, the long one "
         f"{lengths['long']}; both begin in epoch {preset.eps.start}."
     )
 

@@ -166,7 +166,8 @@ def training_blocks(found: Found, eps: float) -> Iterator[Html]:
         error_picture(found, eps),
         f"Verified error over the epochs, {setting(eps)}",
         "On held-out examples at the full radius in every epoch: mean over the seeds, and a band from the least to the "
-        "greatest. The dotted lines are the ends of the warm-ups.",
+        "greatest. The dotted lines are the ends of the warm-ups. "
+        f"By a method ({COLLAPSED}): its runs that have collapsed.",
     )
     header, *rows = state_table(found, eps)
     yield html.table(header, rows)

@@ -353,3 +353,81 @@ def test_a_damaged_result_is_named(tmp_path: Path, spoil: Any):
     run.file(tmp_path).write_text(spoil(text), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"fast-short-0\.3-0\.json is damaged"):
         results(tmp_path)
+
+
+# --- on another preset -----------------------------------------------------------------------------------
+
+
+def test_a_presets_grid_has_its_own_network_and_ramp_and_each_of_its_runs_is_valid():
+    from claims_plan import METHODS, Run, plan_for
+
+    plan = plan_for("digits", None)
+    assert list(plan.methods) == list(METHODS)
+    assert plan.radii == (0.1,)
+    assert plan.epochs == 50
+    fast, vanilla = (plan.preset_of(Run(name, "short", 0.1, 1)) for name in ("fast", "vanilla IBP"))
+    assert (fast.eps.length, plan.preset_of(Run("fast", "long", 0.1, 1)).eps.length) == (10, 20)
+    assert (fast.init, fast.model.batch_norm, fast.regularizer.tightness) == ("ibp", True, True)
+    assert (vanilla.init, vanilla.model.batch_norm, vanilla.regularizer.tightness) == ("xavier", False, False)
+    assert (fast.seed, fast.data.validation, fast.data.verify_on) == (1, 1437 // 5, "validation")
+    assert 0.1 < plan.largest_class < 0.12
+    for method in METHODS:
+        plan.preset_of(Run(method, "long", 0.05, 0))
+
+
+def test_a_network_without_a_switch_has_no_cells_of_batch_norm_and_the_page_says_so(tmp_path: Path):
+    from claims_found import Found
+    from claims_plan import Run, plan_for
+    from claims_report import markdown
+
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n"
+        "def Net(classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, classes))\n"
+    )
+    preset = tmp_path / "own.toml"
+    source = str(tmp_path / "net.py")
+    preset.write_text(
+        f'name = "own"\n[data]\nname = "digits"\n[model]\nname = "module"\nsource = {f"{source}:Net"!r}\n'
+        '[eps]\nmax = "8/255"\nlength = 4\n[train]\nepochs = 8\n'
+    )
+    plan = plan_for(str(preset), None)
+    assert not [name for name in plan.methods if "BatchNorm" in name]
+    assert {"vanilla IBP", "CROWN-IBP", "fast", "fast without balance"} <= set(plan.methods)
+    run = Run("fast", "short", plan.radii[0], 0)
+    plan.preset_of(run)
+    text = markdown(Found({run: record(run, 0.5)}, plan), sweeps(ibp=1.0))
+    assert "has no batch_norm switch" in text
+    assert "ε = 8/255. Mean" in text
+    assert "1 of 36 runs are there." in text
+
+
+def test_a_folder_keeps_its_plan_and_refuses_another(tmp_path: Path):
+    from claims_plan import MNIST, check_plan, plan_for, read_plan, save_plan
+
+    save_plan(tmp_path, MNIST)
+    assert not list(tmp_path.iterdir())
+    assert read_plan(tmp_path) == MNIST
+    plan = plan_for("digits", None)
+    save_plan(tmp_path, plan)
+    check_plan(tmp_path, plan)
+    assert read_plan(tmp_path).methods == plan.methods
+    for other in (MNIST, plan_for("digits", None, (0.05,))):
+        with pytest.raises(SystemExit, match="of another preset"):
+            check_plan(tmp_path, other)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(SystemExit, match="is damaged"):
+        read_plan(tmp_path)
+
+
+def test_a_ramp_that_cannot_be_halved_is_an_error(tmp_path: Path):
+    from claims_plan import plan_for
+
+    from certtrain.errors import PresetError
+
+    preset = tmp_path / "jump.toml"
+    preset.write_text(
+        'name = "jump"\n[data]\nname = "digits"\n[model]\nname = "mlp"\nhidden = [8]\n[eps]\nmax = 0.1\nlength = 1\n[train]\nepochs = 3\n'
+    )
+    with pytest.raises(PresetError, match="a short and a long warm-up need 2"):
+        plan_for(str(preset), None)
