@@ -427,7 +427,8 @@ def test_a_ramp_that_cannot_be_halved_is_an_error(tmp_path: Path):
 
     preset = tmp_path / "jump.toml"
     preset.write_text(
-        'name = "jump"\n[data]\nname = "digits"\n[model]\nname = "mlp"\nhidden = [8]\n[eps]\nmax = 0.1\nlength = 1\n[train]\nepochs = 3\n'
+        'name = "jump"\n[data]\nname = "digits"\n[model]\nname = "mlp"\nhidden = [8]\n'
+        "[eps]\nmax = 0.1\nlength = 1\n[train]\nepochs = 3\n"
     )
     with pytest.raises(PresetError, match="a short and a long warm-up need 2"):
         plan_for(str(preset), None)
