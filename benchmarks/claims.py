@@ -6,106 +6,73 @@ examples for equally many steps, and are judged on 2,500 held-out ones; the test
 file of its own in the folder, written when the run is over; what is there already is not run again, so the command can
 be stopped and started at will.
 
-`claims_report.py` makes a table and a page of what is there.
+With `--preset FILE.toml` it is that preset's data, network, epochs and ε, and the same grid of methods; its ramp is
+the long warm-up, half of it the short one. `claims_report.py` makes a table and a page of what is there.
 
 python benchmarks/claims.py run --data-dir DATA --folder claims --jobs 2
+python benchmarks/claims.py run --preset my.toml --folder mine
 """
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-RADII = (0.3, 0.4)
-SEEDS = (0, 1, 2)
-NETWORK = {
-    "model.channels": [8, 8, 16, 16],
-    "model.kernels": [3, 3, 3, 3],
-    "model.strides": [2, 1, 2, 1],
-    "model.linear": [64],
-}
-# Natural in epoch 1, then the ramp, and what is left at the full radius.
-WARM_UPS: dict[str, dict[str, Any]] = {
-    "short": {"eps.start": 2, "eps.length": 4},
-    "long": {"eps.start": 2, "eps.length": 8},
-}
-COMMON = {
-    "train.epochs": 12,
-    "train.milestones": [10, 11],
-    "train.batch_size": 64,
-    "train.learning_rate": 1e-3,
-    "train.batch_norm_statistics": "clean",
-    "train.compile": "off",
-    "data.examples": 10000,
-    "data.validation": 2500,
-    "data.verify_on": "validation",
-}
-NO_NORM = {"model.batch_norm": False}
-NO_REGULARIZERS = {"regularizer.tightness": False, "regularizer.relu_balance": False}
-VANILLA = {"init": "xavier", **NO_REGULARIZERS}
-CROWN = {**VANILLA, "bounds.method": "crown-ibp"}
-METHODS: dict[str, dict[str, Any]] = {
-    "vanilla IBP": VANILLA | NO_NORM,
-    "vanilla IBP with BatchNorm": VANILLA,
-    "CROWN-IBP": CROWN | NO_NORM,
-    "CROWN-IBP with BatchNorm": CROWN,
-    "fast": {},
-    "fast without IBP initialisation": {"init": "xavier"},
-    "fast without BatchNorm": NO_NORM,
-    "fast without tightness": {"regularizer.tightness": False},
-    "fast without balance": {"regularizer.relu_balance": False},
-}
+from claims_plan import FILE, MNIST, SEEDS, Plan, Run, check_plan, plan_for, save_plan
+
+STATES = ("active", "unstable", "inactive", "dead")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training."""
-
-    method: str
-    warm_up: str
-    eps: float
-    seed: int
-
-    def file(self, folder: Path) -> Path:
-        """Where its result is, or will be."""
-        words = f"{self.method} {self.warm_up} {self.eps} {self.seed}"
-        return folder / f"{words.replace(' ', '-')}.json"
-
-    def changes(self) -> dict[str, Any]:
-        """What it changes in the preset `mnist-cpu`."""
-        own = METHODS[self.method] | WARM_UPS[self.warm_up]
-        return NETWORK | COMMON | own | {"eps.max": self.eps, "seed": self.seed}
-
-
-def runs(arguments: argparse.Namespace) -> Iterator[Run]:
+def runs(plan: Plan, arguments: argparse.Namespace) -> Iterator[Run]:
     """All runs, one seed after the other, so that a part of them is a whole table."""
-    for seed, eps, warm_up, method in product(arguments.seeds, arguments.eps, WARM_UPS, METHODS):
+    radii = arguments.eps or plan.radii
+    for seed, eps, warm_up, method in product(arguments.seeds, radii, plan.warm_ups, plan.methods):
         yield Run(method, warm_up, eps, seed)
 
 
-def read(folder: Path) -> dict[Run, dict[str, Any]]:
-    """The results in the folder; they must all have been made with the settings that stand here."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    found = {Run(**record["run"]): record for record in records}
-    for run, record in found.items():
-        if record.get("settings") != run.changes():
-            raise SystemExit(f"{run.file(folder)} was made with other settings: move it away")
+def read(folder: Path, plan: Plan) -> dict[Run, dict[str, Any]]:
+    """The results in the folder; they must all be whole, and made with the settings that the plan has."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.name == FILE:
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            run = Run(**record["run"])
+            same = plan.has(run) and record.get("settings") == plan.changes(run)
+            if same and record["results"] is not None:
+                _check(record, plan.epochs)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SystemExit(f"{path} is damaged or no result of claims.py ({error!r}): move it away") from None
+        if not same:
+            raise SystemExit(f"{path} was made with other settings: move it away")
+        found[run] = record
     return found
 
 
-def train_one(run: Run, data_dir: Path | None, folder: Path) -> str:
+def _check(record: dict[str, Any], epochs: int) -> None:
+    """See that what the report needs is there. Raises KeyError, TypeError or ValueError."""
+    lines = record["epochs"]
+    numbers = [record["results"][name] for name in ("natural_accuracy", "certified_accuracy")]
+    numbers += [line["validation_certified_accuracy"] for line in lines]
+    numbers += [layer[state] for line in lines for layer in line["layers"] for state in STATES]
+    if len(lines) != epochs or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{len(lines)} of {epochs} epochs, or numbers that are not finite")
+
+
+def train_one(plan: Plan, run: Run, data_dir: Path | None, folder: Path) -> str:
     """Train, and write the result; a line that says how it went."""
     import torch
 
     from certtrain.allocator import keep_freed_memory
     from certtrain.errors import NonFiniteError
-    from certtrain.preset import load_preset
     from certtrain.storage import write_atomic
     from certtrain.trainer import Surroundings, train
 
@@ -114,14 +81,14 @@ def train_one(run: Run, data_dir: Path | None, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as place:
         out, failure, results = Path(place) / "run", None, None
         try:
-            report = train(load_preset("mnist-cpu", run.changes()), out, Surroundings(data_dir))
+            report = train(plan.preset_of(run), out, Surroundings(data_dir))
             assert report is not None  # nothing stops it
             results = report.to_dict()
         except NonFiniteError as error:  # a result as well
             failure = str(error)
         metrics = out / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    record = {"run": asdict(run), "settings": run.changes(), "results": results, "failure": failure}
+    record = {"run": asdict(run), "settings": plan.changes(run), "results": results, "failure": failure}
     record["epochs"] = [json.loads(line) for line in lines]
     write_atomic(run.file(folder), json.dumps(record).encode())
     outcome = failure or f"certified {100 * results['certified_accuracy']:.2f} %" if results else failure
@@ -130,14 +97,34 @@ def train_one(run: Run, data_dir: Path | None, folder: Path) -> str:
 
 def run_all(arguments: argparse.Namespace) -> None:
     """Train what is missing, in so many processes."""
+    plan = _plan(arguments)
+    check_plan(arguments.folder, plan)
+    there = read(arguments.folder, plan)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    there = read(arguments.folder)
-    missing = [run for run in runs(arguments) if run not in there]
+    save_plan(arguments.folder, plan)
+    missing = [run for run in runs(plan, arguments) if run not in there]
+    for remark in plan.remarks if arguments.preset else []:
+        print(remark)
     print(f"{len(missing)} runs to do", flush=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(train_one, run, arguments.data_dir, arguments.folder) for run in missing]
+        jobs = [pool.submit(train_one, plan, run, arguments.data_dir, arguments.folder) for run in missing]
         for job in as_completed(jobs):
             print(job.result(), flush=True)
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """What is asked for; of a preset, each run's must be valid."""
+    from certtrain.errors import CerttrainError
+
+    if arguments.preset is None:
+        return MNIST
+    try:
+        plan = plan_for(arguments.preset, arguments.data_dir, tuple(arguments.eps or ()))
+        for run in runs(plan, arguments):
+            plan.preset_of(run)
+    except CerttrainError as error:
+        raise SystemExit(f"error: {error}") from None
+    return plan
 
 
 def main() -> None:
@@ -146,10 +133,11 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("run", help="train what is missing")
     command.set_defaults(do=run_all)
+    command.add_argument("--preset", help="a preset's name or file, in the place of MNIST and the small network")
     command.add_argument("--data-dir", type=Path)
     command.add_argument("--folder", type=Path, default=Path("claims"))
     command.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    command.add_argument("--eps", type=float, nargs="+", default=list(RADII))
+    command.add_argument("--eps", type=float, nargs="+", help="radii; by default 0.3 and 0.4, or the preset's")
     command.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     arguments.do(arguments)

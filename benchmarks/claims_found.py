@@ -6,11 +6,13 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from claims import METHODS, RADII, SEEDS, WARM_UPS, Run
+from claims_plan import MNIST, Plan, Run, setting
 
 Record = dict[str, Any]
 Epoch = dict[str, Any]
-TOTAL = len(METHODS) * len(WARM_UPS) * len(RADII) * len(SEEDS)
+COLLAPSED = "†"
+NEAR = 1.25  # times the share of the largest class: a natural accuracy that a constant guess can reach
+SAME = 0.005  # natural less certified accuracy, below this: the guess hardly depends on the image
 STATES = {
     "active": "ReLUs that are on in the whole box",
     "unstable": "ReLUs that the bounds leave open",
@@ -24,11 +26,17 @@ class Cell:
     """One method, warm-up and radius: the results of its seeds, failed ones too."""
 
     records: tuple[Record, ...]
+    largest_class: float
 
     @property
     def whole(self) -> tuple[Record, ...]:
         """Those that went to their end."""
         return tuple(record for record in self.records if record["results"])
+
+    @property
+    def collapsed(self) -> tuple[Record, ...]:
+        """Those of the whole that guess one class whatever the image."""
+        return tuple(record for record in self.whole if collapsed(record, self.largest_class))
 
     @property
     def failed(self) -> int:
@@ -39,6 +47,11 @@ class Cell:
         """In words: whether there are fewer than so many seeds, and how many have failed."""
         told = [f"{len(self.records)} of {seeds} seeds"] * (len(self.records) < seeds)
         return ", ".join(told + [f"{self.failed} failed"] * bool(self.failed))
+
+    def remark(self, seeds: int) -> str:
+        """What is missing, and how many runs have collapsed."""
+        told = [f"{COLLAPSED} {len(self.collapsed)} collapsed"] * bool(self.collapsed)
+        return ", ".join(filter(None, [self.missing(seeds), *told]))
 
     def errors(self, accuracy: str) -> list[float]:
         """The error in per cent of each seed."""
@@ -58,26 +71,55 @@ class Found:
     """All results that are there, by run."""
 
     records: dict[Run, Record]
+    plan: Plan = MNIST
 
     def cell(self, method: str, warm_up: str, eps: float) -> Cell:
         """The results of one cell of the tables, by seed."""
         runs = sorted((run for run in self.records if run == Run(method, warm_up, eps, run.seed)), key=lambda r: r.seed)
-        return Cell(tuple(self.records[run] for run in runs))
+        return Cell(tuple(self.records[run] for run in runs), self.plan.largest_class)
 
     def methods(self, eps: float) -> list[str]:
         """Those with results at the radius, in their order."""
-        return [name for name in METHODS if any(run.method == name and run.eps == eps for run in self.records)]
+        return [
+            name for name in self.plan.methods if any(run.method == name and run.eps == eps for run in self.records)
+        ]
 
     def most_seeds(self, eps: float) -> int:
         """Of the radius' cells, as many as that with the most has."""
-        cells = (self.cell(method, warm_up, eps) for method, warm_up in product(METHODS, WARM_UPS))
+        cells = (self.cell(method, warm_up, eps) for method, warm_up in product(self.plan.methods, self.plan.warm_ups))
         return max(len(cell.records) for cell in cells)
 
     @property
     def summary(self) -> str:
         """How many runs there are, and how many of them failed."""
         failed = sum(not record["results"] for record in self.records.values())
-        return f"{len(self.records)} of {TOTAL} runs are there" + (f"; {failed} of them failed" if failed else "")
+        return f"{len(self.records)} of {self.plan.total} runs are there" + (
+            f"; {failed} of them failed" if failed else ""
+        )
+
+    @property
+    def collapse(self) -> str:
+        """How many and which runs guess one class whatever the image; empty if none does."""
+        guess = self.plan.largest_class
+        runs = [run for run, record in self.records.items() if record["results"] and collapsed(record, guess)]
+        if not runs:
+            return ""
+        told = [
+            f"{run.method}, {setting(run.eps, run.warm_up)}, seed {run.seed} "
+            f"({100 * self.records[run]['results']['natural_accuracy']:.2f} %)"
+            for run in sorted(runs, key=lambda run: (run.eps, run.method, run.warm_up, run.seed))
+        ]
+        return (
+            f"{len(runs)} of {len(self.records)} runs {'has' if len(runs) == 1 else 'have'} collapsed to a constant "
+            "guess, natural and certified accuracy being the share of one class. They are averaged in like all others, "
+            f"and marked with a dagger ({COLLAPSED}): {'; '.join(told)}."
+        )
+
+
+def collapsed(record: Record, largest_class: float) -> bool:
+    """Whether a run's network guesses one class whatever the image; `largest_class` is the share of the largest."""
+    natural, certified = (record["results"][name] for name in ("natural_accuracy", "certified_accuracy"))
+    return bool(natural <= NEAR * largest_class and natural - certified <= SAME)
 
 
 def layer_mean(state: str) -> Callable[[Epoch], float]:

@@ -1,9 +1,10 @@
 """Whether a claim shows in the results: differences of means, against the spread over seeds.
 
-A difference shows if it is more than twice the pooled standard deviation of the
-two sides. With fewer than three seeds on a side nothing is said. By chance
-alone, two equal methods of three seeds each differ so much in one comparison of
-fourteen, in either direction (Student's t of 2.45 with four degrees of freedom).
+Two sides are told apart if their means differ by more than twice the pooled
+standard deviation, in either direction and for every claim alike. With fewer
+than three seeds on a side nothing is said. By chance alone, two equal methods
+of three seeds each differ so much in one comparison of fourteen, in either
+direction (Student's t of 2.45 with four degrees of freedom).
 """
 
 import statistics
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from claims import METHODS, RADII, WARM_UPS
-from claims_found import Found, listing
+from claims_found import COLLAPSED, Cell, Found, listing
+from claims_plan import setting
 
 from certtrain.formats import number
 from certtrain.growth import DepthSweep
@@ -21,23 +22,26 @@ from certtrain.growth import DepthSweep
 FEWEST = 3  # seeds on either side
 FACTOR = 2  # times the pooled standard deviation
 RULE = (
-    f"A difference of means shows if it is more than {FACTOR} times the pooled standard deviation of its two sides; "
-    f"with fewer than {FEWEST} seeds on a side nothing is said. Differences are in percentage points, and (±) is what "
-    "they must exceed; a smaller one is not told from chance."
+    f"One rule for all: two sides are told apart if their means differ by more than {FACTOR} times their pooled "
+    "standard deviation. Then the claim shows or its opposite does; else the two are not told apart, which does not "
+    "make them equal, and a claim of “no greater” shows only where the difference is told apart and below zero. With "
+    f"fewer than {FEWEST} seeds on a side nothing is said. Differences are in percentage points, of what the claim "
+    "names first less the other, and (±) is what they must exceed. "
+    f"A dagger ({COLLAPSED}): a run among them has collapsed."
 )
 
-Outcome = Literal["shows", "within", "opposite", "too few runs"]
-BASELINES = [method for method in METHODS if not method.startswith("fast")]
-REMOVALS = [method for method in METHODS if method.startswith("fast ")]
+Outcome = Literal["shows", "not told apart", "opposite", "too few runs"]
+Direction = Literal["greater", "less"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Values, one a seed, that a claim says are larger than others; with `no_more`, that they are no larger."""
+    """Values, one a seed, that a claim says are greater, or less, than others; how many are of collapsed runs."""
 
     first: Sequence[float]
     second: Sequence[float]
-    no_more: bool = False
+    says: Direction = "greater"
+    collapsed: int = 0
 
     @property
     def enough(self) -> bool:
@@ -61,17 +65,19 @@ class Comparison:
         """What the rule says."""
         if not self.enough:
             return "too few runs"
-        beyond = abs(self.difference) > self.limit
-        if self.no_more:
-            return "opposite" if beyond and self.difference > 0 else "shows"
-        if not beyond:
-            return "within"
-        return "shows" if self.difference > 0 else "opposite"
+        if abs(self.difference) <= self.limit:
+            return "not told apart"
+        return "shows" if (self.difference > 0) == (self.says == "greater") else "opposite"
+
+    @property
+    def points(self) -> str:
+        """The difference, with a dagger where a run has collapsed."""
+        return signed(self.difference) + COLLAPSED * bool(self.collapsed)
 
     def __str__(self) -> str:
         if not self.enough:
             return f"too few runs ({len(self.first)}, {len(self.second)})"
-        return f"{signed(self.difference)} (±{self.limit:.1f}) {self.outcome}"
+        return f"{self.points} (±{self.limit:.1f}) {self.outcome}"
 
 
 @dataclass(frozen=True)
@@ -81,37 +87,53 @@ class Part:
     method: str
     comparisons: dict[str, Comparison]
 
-    def count(self, outcome: Outcome) -> int:
-        """In how many settings it came out so."""
-        return sum(comparison.outcome == outcome for comparison in self.comparisons.values())
-
     @property
-    def judged(self) -> list[Comparison]:
+    def judged(self) -> dict[str, Comparison]:
         """Those with runs enough."""
-        return [comparison for comparison in self.comparisons.values() if comparison.enough]
+        return {setting: comparison for setting, comparison in self.comparisons.items() if comparison.enough}
 
     @property
     def verdict(self) -> str:
         """Over the settings."""
-        if not self.judged:
-            return "too few runs"
-        if self.count("shows") == len(self.judged):
-            return "shows"
-        return "shows in part" if self.count("shows") else "does not show"
+        outcomes = {comparison.outcome for comparison in self.judged.values()}
+        if len(outcomes) < 2:
+            return outcomes.pop() if outcomes else "too few runs"
+        return "shows in part" if "shows" in outcomes else "does not show"
+
+    def count(self, outcome: Outcome) -> int:
+        """In how many settings it came out so."""
+        return sum(comparison.outcome == outcome for comparison in self.comparisons.values())
 
     def __str__(self) -> str:
-        """The method, the least and the greatest difference, and what the verdict does not say."""
+        """The method and its differences: each by its setting where they are few or come out differently."""
         if not self.judged:
             return self.method
-        told = [" to ".join(dict.fromkeys(signed(difference) for difference in self._extremes()))]
-        told += [f"in {self.count('shows')} of {len(self.judged)} settings"] * (self.verdict == "shows in part")
-        opposite = self.count("opposite")
-        told += [f"the opposite in {opposite} of {len(self.judged)} settings"] * bool(opposite)
+        alike = len({comparison.outcome for comparison in self.judged.values()}) == 1
+        if len(self.judged) > FEW:
+            told = [f"{self._range}", *([] if alike else self._by_outcome())]
+        else:
+            told = [
+                f"{comparison.points} at {where}" + ("" if alike else f", {comparison.outcome}")
+                for where, comparison in self.judged.items()
+            ]
         return f"{self.method} ({'; '.join(told)})"
 
-    def _extremes(self) -> tuple[float, float]:
-        differences = [comparison.difference for comparison in self.judged]
-        return min(differences), max(differences)
+    @property
+    def _range(self) -> str:
+        """The least and the greatest difference."""
+        ordered = sorted(self.judged.values(), key=lambda comparison: comparison.difference)
+        dagger = COLLAPSED * any(comparison.collapsed for comparison in ordered)
+        extremes = dict.fromkeys(signed(comparison.difference) for comparison in (ordered[0], ordered[-1]))
+        return " to ".join(extremes) + dagger
+
+    def _by_outcome(self) -> list[str]:
+        """The settings that come out otherwise than the claim says."""
+        others: dict[Outcome, list[str]] = {"not told apart": [], "opposite": []}
+        for where, comparison in self.judged.items():
+            if comparison.outcome in others:
+                others[comparison.outcome].append(where)
+        words = {"not told apart": "not told apart", "opposite": "the opposite"}
+        return [f"{words[outcome]} at {listing(settings)}" for outcome, settings in others.items() if settings]
 
 
 @dataclass(frozen=True)
@@ -128,21 +150,38 @@ class Claim:
         verdicts = {part.verdict for part in self.parts} - {"too few runs"}
         if not verdicts:
             return "too few runs"
-        verdict = verdicts.pop() if len(verdicts) == 1 else "shows in part"
-        return "does not show at this scale" if verdict == "does not show" else verdict
+        if len(verdicts) > 1:
+            return "shows in part" if verdicts & {"shows", "shows in part"} else "does not show at this scale"
+        return AT_THIS_SCALE.get(verdict := verdicts.pop(), verdict)
 
     @property
     def sentence(self) -> str:
-        """The claim, its verdict, the parts by their verdicts, and how much is still to come."""
+        """The claim, its verdict, the parts by their verdicts, how much is still to come, and what has collapsed."""
         parts = {words: [str(part) for part in self.parts if part.verdict == verdict] for verdict, words in FOR.items()}
         told = [f"{words} {listing(names)}" for words, names in parts.items() if names]
-        missing = sum(part.count("too few runs") for part in self.parts)
-        all_ = sum(len(part.comparisons) for part in self.parts)
-        told += [f"{missing} of {all_} comparisons have too few runs"] * bool(missing)
+        comparisons = [comparison for part in self.parts for comparison in part.comparisons.values()]
+        missing = sum(not comparison.enough for comparison in comparisons)
+        collapsed = sum(bool(comparison.collapsed) for comparison in comparisons if comparison.enough)
+        told += [f"{missing} of {len(comparisons)} comparisons have too few runs"] * bool(missing)
+        told += [f"{collapsed} of {len(comparisons)} comparisons ({COLLAPSED}) rest on collapsed runs"] * bool(
+            collapsed
+        )
         return "; ".join([f"{self.topic}, {self.verdict}: “{self.statement}”", *told]) + "."
 
 
-FOR = {"shows": "it shows for", "shows in part": "in part for", "does not show": "not for"}
+FEW = 2  # settings, each of which a sentence names
+FOR = {
+    "shows": "it shows for",
+    "shows in part": "in part for",
+    "not told apart": "not told apart for",
+    "opposite": "the opposite shows for",
+    "does not show": "not for",
+}
+AT_THIS_SCALE = {
+    "not told apart": "not told apart at this scale",
+    "opposite": "the opposite shows",
+    "does not show": "does not show at this scale",
+}
 
 
 def signed(difference: float) -> str:
@@ -168,43 +207,44 @@ def judge_growth(sweeps: Sequence[DepthSweep]) -> str:
 
 def claims(found: Found) -> list[Claim]:
     """The claims about training."""
+    methods = found.plan.methods
+    baselines = [method for method in methods if not method.startswith("fast")]
     return [
         _imbalance(found, "Dead units", "dead", "units are dead"),
         _imbalance(found, "Inactive ReLUs", "inactive", "ReLUs are off"),
         Claim(
             "Each improvement",
             "without any one of them the verified error is greater than with all (fast)",
-            tuple(Part(method, _against_fast(found, method)) for method in REMOVALS),
+            tuple(Part(method, _against_fast(found, method)) for method in _removals(found)),
         ),
         Claim(
             "Short warm-up of fast",
             "with all improvements the short warm-up's verified error is no greater than the long one's",
-            (Part("fast", _short_against_long(found, "fast", no_more=True)),),
+            (Part("fast", _short_against_long(found, "fast", says="less")),),
         ),
         Claim(
             "Short warm-up of the baselines",
             "without the improvements the short warm-up's verified error is greater than the long one's",
-            tuple(Part(method, _short_against_long(found, method)) for method in BASELINES),
+            tuple(Part(method, _short_against_long(found, method)) for method in baselines),
         ),
         Claim(
             "Short against long",
             "the baselines' verified error with the long warm-up is greater than that of fast with the short one",
-            tuple(Part(method, _long_against_fast(found, method)) for method in BASELINES),
+            tuple(Part(method, _long_against_fast(found, method)) for method in baselines),
         ),
     ]
 
 
 def _imbalance(found: Found, topic: str, state: str, what: str) -> Claim:
     """Vanilla IBP, and fast without what is said to mend it, against fast."""
-    unmended = ["vanilla IBP", *(method for method in REMOVALS if "initialisation" not in method)]
+    unmended = ["vanilla IBP", *(method for method in _removals(found) if "initialisation" not in method)]
     parts = []
     for method in unmended:
-        comparisons = {
-            _setting(eps, warm_up): Comparison(
-                found.cell(method, warm_up, eps).shares(state), found.cell("fast", warm_up, eps).shares(state)
-            )
-            for eps, warm_up in product(RADII, WARM_UPS)
-        }
+        comparisons = {}
+        for eps, warm_up in product(found.plan.radii, found.plan.warm_ups):
+            cells = found.cell(method, warm_up, eps), found.cell("fast", warm_up, eps)
+            first, second = (cell.shares(state) for cell in cells)
+            comparisons[setting(eps, warm_up)] = Comparison(first, second, collapsed=_collapsed(cells))
         parts.append(Part(method, comparisons))
     statement = f"by vanilla IBP, and without BatchNorm or a regulariser, more {what} than by the whole method (fast)"
     return Claim(topic, statement, tuple(parts))
@@ -212,28 +252,32 @@ def _imbalance(found: Found, topic: str, state: str, what: str) -> Claim:
 
 def _against_fast(found: Found, method: str) -> dict[str, Comparison]:
     return {
-        _setting(eps, warm_up): Comparison(_errors(found, method, warm_up, eps), _errors(found, "fast", warm_up, eps))
-        for eps, warm_up in product(RADII, WARM_UPS)
+        setting(eps, warm_up): _errors(found.cell(method, warm_up, eps), found.cell("fast", warm_up, eps))
+        for eps, warm_up in product(found.plan.radii, found.plan.warm_ups)
     }
 
 
-def _short_against_long(found: Found, method: str, no_more: bool = False) -> dict[str, Comparison]:
-    return {
-        f"ε = {eps}": Comparison(_errors(found, method, "short", eps), _errors(found, method, "long", eps), no_more)
-        for eps in RADII
-    }
+def _short_against_long(found: Found, method: str, says: Direction = "greater") -> dict[str, Comparison]:
+    cells = {eps: [found.cell(method, warm_up, eps) for warm_up in ("short", "long")] for eps in found.plan.radii}
+    return {setting(eps): _errors(*pair, says) for eps, pair in cells.items()}
 
 
 def _long_against_fast(found: Found, method: str) -> dict[str, Comparison]:
     return {
-        f"ε = {eps}": Comparison(_errors(found, method, "long", eps), _errors(found, "fast", "short", eps))
-        for eps in RADII
+        setting(eps): _errors(found.cell(method, "long", eps), found.cell("fast", "short", eps))
+        for eps in found.plan.radii
     }
 
 
-def _setting(eps: float, warm_up: str) -> str:
-    return f"ε = {eps}, {warm_up}"
+def _removals(found: Found) -> list[str]:
+    return [method for method in found.plan.methods if method.startswith("fast ")]
 
 
-def _errors(found: Found, method: str, warm_up: str, eps: float) -> list[float]:
-    return found.cell(method, warm_up, eps).errors("certified_accuracy")
+def _errors(first: Cell, second: Cell, says: Direction = "greater") -> Comparison:
+    """Of the verified errors."""
+    values = (cell.errors("certified_accuracy") for cell in (first, second))
+    return Comparison(*values, says, _collapsed((first, second)))
+
+
+def _collapsed(cells: Sequence[Cell]) -> int:
+    return sum(len(cell.collapsed) for cell in cells)

@@ -5,8 +5,8 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
-from claims import COMMON, METHODS, WARM_UPS
-from claims_found import Cell, Found, layer_mean, short
+from claims_found import COLLAPSED, Cell, Found, layer_mean, short
+from claims_plan import Plan, setting
 
 from certtrain.curves import INK, MUTED, in_own_style, svg
 from certtrain.growth import DepthSweep
@@ -16,7 +16,7 @@ COLOURS = {"short": PALETTE["falsified"][0], "long": PALETTE["natural"][0]}
 DASHES = {"short": "-", "long": "--"}
 LINES = ("falsified", "natural", "tightness", "certified")  # of the schemes
 STACK = ("active", "unstable", "inactive", "dead")
-EPOCHS = range(1, COMMON["train.epochs"] + 1)
+TICKS = 6  # epochs that are named, at most
 COLUMNS = 3
 WIDTH, ROW, LEGEND = 12.5, 2.3, 0.5  # inches
 
@@ -41,63 +41,64 @@ def growth_picture(sweeps: Sequence[DepthSweep]) -> Html:
 @in_own_style
 def error_picture(found: Found, eps: float) -> Html:
     """Verified error over the epochs, of both warm-ups: the mean, and a band from the least to the greatest seed."""
-    name = f"verified-error-{round(100 * eps)}"
+    name, plan, epochs = _name("verified-error", eps), found.plan, _epochs(found.plan)
 
     def draw(axes: Any, method: str) -> dict[str, Cell]:
-        cells = {warm_up: found.cell(method, warm_up, eps) for warm_up in WARM_UPS}
+        cells = {warm_up: found.cell(method, warm_up, eps) for warm_up in plan.warm_ups}
         for warm_up, cell in cells.items():
             reference = found.cell("fast", warm_up, eps).by_epoch(_verified_error)
             if method != "fast" and reference:
-                axes.plot(EPOCHS, [fmean(v) for v in reference], DASHES[warm_up], color=MUTED, linewidth=1)
+                axes.plot(epochs, [fmean(v) for v in reference], DASHES[warm_up], color=MUTED, linewidth=1)
             if values := cell.by_epoch(_verified_error):
-                axes.fill_between(EPOCHS, *_least_and_greatest(values), color=COLOURS[warm_up], alpha=0.2, linewidth=0)
-                axes.plot(EPOCHS, [fmean(v) for v in values], DASHES[warm_up], color=COLOURS[warm_up], linewidth=1.8)
-                axes.axvline(_ramp_end(warm_up), color=COLOURS[warm_up], linewidth=0.8, linestyle=":")
+                axes.fill_between(epochs, *_least_and_greatest(values), color=COLOURS[warm_up], alpha=0.2, linewidth=0)
+                axes.plot(epochs, [fmean(v) for v in values], DASHES[warm_up], color=COLOURS[warm_up], linewidth=1.8)
+                axes.axvline(_ramp_end(plan, warm_up), color=COLOURS[warm_up], linewidth=0.8, linestyle=":")
         return cells
 
-    handles = [_line(COLOURS[name], DASHES[name], f"{name} warm-up") for name in WARM_UPS]
+    handles = [_line(COLOURS[name], DASHES[name], f"{name} warm-up") for name in plan.warm_ups]
     handles += [_line(MUTED, "-", "fast, for comparison")]
-    return _panels(name, f"verified error over epochs, ε = {eps}", found.most_seeds(eps), draw, handles)
+    return _panels(name, f"verified error over epochs, {setting(eps)}", found, eps, draw, handles)
 
 
 @in_own_style
 def state_picture(found: Found, eps: float, warm_up: str) -> Html:
     """The shares of ReLU states over the epochs, as a stack; the dead are a part of the inactive."""
-    name = f"states-{warm_up}-{round(100 * eps)}"
+    name, plan, epochs = _name(f"states-{warm_up}", eps), found.plan, _epochs(found.plan)
 
     def draw(axes: Any, method: str) -> dict[str, Cell]:
         cell = found.cell(method, warm_up, eps)
-        below = [0.0] * len(EPOCHS)
+        below = [0.0] * len(epochs)
         for state, values in _stack(cell).items():
             above = [a + b for a, b in zip(below, values, strict=True)]
-            edges = [0.5, *(epoch + 0.5 for epoch in EPOCHS)]
+            edges = [0.5, *(epoch + 0.5 for epoch in epochs)]
             axes.stairs(above, edges, baseline=below, fill=True, color=PALETTE[state][0], linewidth=0)
             below = above
         if cell.whole:
-            axes.axvline(_ramp_end(warm_up), color=INK, linewidth=0.8, linestyle=":")
+            axes.axvline(_ramp_end(plan, warm_up), color=INK, linewidth=0.8, linestyle=":")
         return {warm_up: cell}
 
-    label = f"states of ReLUs over epochs, {warm_up} warm-up, ε = {eps}"
-    return _panels(name, label, found.most_seeds(eps), draw, [_patch(state) for state in STACK])
+    label = f"states of ReLUs over epochs, {warm_up} warm-up, {setting(eps)}"
+    return _panels(name, label, found, eps, draw, [_patch(state) for state in STACK])
 
 
 def _panels(
-    name: str, label: str, seeds: int, draw: Callable[[Any, str], dict[str, Cell]], handles: Sequence[Any]
+    name: str, label: str, found: Found, eps: float, draw: Callable[[Any, str], dict[str, Cell]], handles: Sequence[Any]
 ) -> Html:
     """A small picture for each method, all with the same axes; `draw` gives the cells that it has drawn, by warm-up."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(METHODS) // COLUMNS)
+    methods, epochs, seeds = found.plan.methods, _epochs(found.plan), found.most_seeds(eps)
+    rows, every = -(-len(methods) // COLUMNS), max(2, -(-len(epochs) // TICKS))
     figure = Figure(figsize=(WIDTH, ROW * rows + LEGEND), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True).flat
-    for axes, method in zip_longest(grid, METHODS):
+    for axes, method in zip_longest(grid, methods):
         if method is None:
             axes.set_axis_off()
             continue
         axes.set(
-            xlim=(EPOCHS[0] - 0.5, EPOCHS[-1] + 0.5),
+            xlim=(epochs[0] - 0.5, epochs[-1] + 0.5),
             ylim=(0, 1.02),
-            xticks=EPOCHS[1::2],
+            xticks=epochs[every - 1 :: every],
             yticks=(0, 0.25, 0.5, 0.75, 1),
         )
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
@@ -108,9 +109,20 @@ def _panels(
     return svg(figure, name, label)
 
 
+def _epochs(plan: Plan) -> range:
+    return range(1, plan.epochs + 1)
+
+
+def _name(what: str, eps: float) -> str:
+    """A name that is a picture's own in the page."""
+    return f"{what}-{eps:g}".replace(".", "-")
+
+
 def _remark(cells: dict[str, Cell], seeds: int) -> str:
-    """What is missing in a panel."""
-    told = [f"{name}: {words}" for name, cell in cells.items() if (words := cell.missing(seeds))]
+    """What is missing in a panel, or has collapsed."""
+    daggers = {name: f"{len(cell.collapsed)}{COLLAPSED}" * bool(cell.collapsed) for name, cell in cells.items()}
+    parts = {name: [cell.missing(seeds), daggers[name]] for name, cell in cells.items()}
+    told = [f"{name}: {', '.join(filter(None, words))}" for name, words in parts.items() if any(words)]
     return f" ({'; '.join(told)})" if told else ""
 
 
@@ -129,9 +141,9 @@ def _stack(cell: Cell) -> dict[str, list[float]]:
     return means if cell.whole else {}
 
 
-def _ramp_end(warm_up: str) -> float:
+def _ramp_end(plan: Plan, warm_up: str) -> float:
     """Where on the axis the epochs at the full radius begin."""
-    return float(WARM_UPS[warm_up]["eps.start"] + WARM_UPS[warm_up]["eps.length"] - 0.5)
+    return float(plan.warm_ups[warm_up]["eps.start"] + plan.warm_ups[warm_up]["eps.length"] - 0.5)
 
 
 def _line(colour: str, dashes: str, label: str) -> Any:

@@ -8,17 +8,19 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from claims import NETWORK, RADII, SEEDS, WARM_UPS, read
-from claims_found import STATES, Cell, Found
+from claims import read
+from claims_found import COLLAPSED, STATES, Cell, Found
 from claims_judge import RULE, Claim, claims, judge_growth
 from claims_pictures import error_picture, growth_picture, state_picture
+from claims_plan import MNIST, SEEDS, Plan, Run, read_plan, setting
 
 from certtrain import html
 from certtrain.data import load_images
+from certtrain.errors import CerttrainError
 from certtrain.formats import number
 from certtrain.growth import DepthSweep, sweep_depth
 from certtrain.html import Html
-from certtrain.preset import Scheme, load_preset
+from certtrain.preset import Scheme
 from certtrain.storage import write_atomic
 
 SCHEMES: tuple[Scheme, ...] = ("ibp", "kaiming", "xavier", "orthogonal")
@@ -28,7 +30,8 @@ REMARK = "Mean ± standard deviation over the seeds."
 STATES_REMARK = (
     "States at the end of the training, of 1,000 training images: means over the layers, and over the seeds. "
     "Dead units are inactive for every image, and so a part of the inactive. "
-    "A star: fewer seeds than the rest, or failed runs."
+    "A star: fewer seeds than the rest, or failed runs. "
+    f"A dagger ({COLLAPSED}): runs that have collapsed are among them."
 )
 
 
@@ -36,8 +39,8 @@ STATES_REMARK = (
 
 
 def shown(cell: Cell, values: Sequence[float], seeds: int) -> str:
-    """Mean and standard deviation; where there are fewer seeds than `seeds` or some have failed, how many."""
-    words = cell.missing(seeds)
+    """Mean and standard deviation; where seeds are fewer than `seeds`, have failed or have collapsed, how many."""
+    words = cell.remark(seeds)
     mark = f" ({words})" if words else ""
     if not values:
         return f"–{mark}"
@@ -47,25 +50,25 @@ def shown(cell: Cell, values: Sequence[float], seeds: int) -> str:
 
 def error_table(found: Found, eps: float) -> list[list[str]]:
     """Header, then natural and verified error of each method, by warm-up."""
-    header = ["method", *(f"{figure} error %, {warm_up}" for warm_up in WARM_UPS for figure in FIGURES)]
+    header = ["method", *(f"{figure} error %, {warm_up}" for warm_up in found.plan.warm_ups for figure in FIGURES)]
     seeds = found.most_seeds(eps)
     rows = [[method] for method in found.methods(eps)]
     for row in rows:
-        for warm_up in WARM_UPS:
+        for warm_up in found.plan.warm_ups:
             cell = found.cell(row[0], warm_up, eps)
             row += [shown(cell, cell.errors(accuracy), seeds) for accuracy in FIGURES.values()]
     return [header, *rows]
 
 
 def state_table(found: Found, eps: float) -> list[list[str]]:
-    """Header, then the states of each method's ReLUs, by warm-up; with a star where seeds are missing."""
-    header = ["method", *(f"{state} %, {warm_up}" for warm_up in WARM_UPS for state in STATES)]
+    """Header, then the states of each method's ReLUs, by warm-up; marked where seeds are missing or have collapsed."""
+    header = ["method", *(f"{state} %, {warm_up}" for warm_up in found.plan.warm_ups for state in STATES)]
     seeds = found.most_seeds(eps)
     rows = [[method] for method in found.methods(eps)]
     for row in rows:
-        for warm_up in WARM_UPS:
+        for warm_up in found.plan.warm_ups:
             cell = found.cell(row[0], warm_up, eps)
-            star = "*" if cell.missing(seeds) else ""
+            star = "*" * bool(cell.missing(seeds)) + COLLAPSED * bool(cell.collapsed)
             shares = [cell.shares(state) for state in STATES]
             row += [f"{statistics.fmean(values):.1f}{star}" if values else "–" for values in shares]
     return [header, *rows]
@@ -85,10 +88,10 @@ def growth_table(sweeps: Sequence[DepthSweep]) -> list[list[str]]:
     return [["scheme", *(f"{depth} layers" for depth in DEPTHS), "a layer"], *rows]
 
 
-def growth(data_dir: Path | None) -> list[DepthSweep]:
+def growth(plan: Plan, data_dir: Path | None) -> list[DepthSweep]:
     """Mean width at the last ReLU over the input's, against depth, before any training."""
-    images = load_images("mnist", "train", data_dir=data_dir)
-    preset = load_preset("mnist-cpu", {**NETWORK, "eps.max": RADII[0]})
+    preset = plan.preset_of(Run("fast", "short", plan.radii[0], SEEDS[0]))
+    images = load_images(preset.data.name, "train", data_dir=data_dir)
     return sweep_depth(preset, images, SCHEMES, SEEDS, DEPTHS)
 
 
@@ -105,12 +108,18 @@ def markdown(found: Found, sweeps: Sequence[DepthSweep]) -> str:
     """Everything but the pictures."""
     judged = claims(found)
     sentences = [judge_growth(sweeps), *(claim.sentence for claim in judged)]
-    parts = [f"{found.summary}.", "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, start=1)), RULE]
+    parts = [
+        *([] if found.plan == MNIST else found.plan.remarks),
+        f"{found.summary}.",
+        *filter(None, [found.collapse]),
+        "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, start=1)),
+        RULE,
+    ]
     for claim in judged:
         parts += [f"{claim.topic}: “{claim.statement}”.", markdown_table(claim_table(claim))]
     parts += ["Growth of the bounds before training, against depth:", markdown_table(growth_table(sweeps))]
-    for eps in filter(found.methods, RADII):
-        parts += [f"ε = {eps}. {REMARK}", markdown_table(error_table(found, eps))]
+    for eps in filter(found.methods, found.plan.radii):
+        parts += [f"{setting(eps)}. {REMARK}", markdown_table(error_table(found, eps))]
         parts += [STATES_REMARK, markdown_table(state_table(found, eps))]
     return "\n\n".join(parts)
 
@@ -120,12 +129,9 @@ def markdown(found: Found, sweeps: Sequence[DepthSweep]) -> str:
 
 def blocks(found: Found, sweeps: Sequence[DepthSweep]) -> Iterator[Html]:
     """The page's content."""
-    yield html.paragraph(
-        "MNIST, 10,000 training examples, a network of four convolutions and two linear layers, equally many steps for "
-        "all methods; errors on 2,500 held-out examples. The short warm-up takes 4 epochs of 12, the long one 8 of 12; "
-        "both begin after one natural epoch."
-    )
-    yield html.note(f"{found.summary}.")
+    for remark in found.plan.remarks:
+        yield html.paragraph(remark)
+    yield html.note(f"{found.summary}. {found.collapse}".strip())
     yield html.heading("What the results say")
     yield html.paragraph(RULE)
     yield from under_heading(judge_growth(sweeps))
@@ -139,7 +145,7 @@ def blocks(found: Found, sweeps: Sequence[DepthSweep]) -> Iterator[Html]:
     yield html.gallery(
         [html.figure(growth_picture(sweeps), "Mean width of the bounds over the input's", "Mean of three seeds.")]
     )
-    for eps in filter(found.methods, RADII):
+    for eps in filter(found.methods, found.plan.radii):
         yield from training_blocks(found, eps)
 
 
@@ -152,25 +158,37 @@ def under_heading(sentence: str) -> Iterator[Html]:
 
 def training_blocks(found: Found, eps: float) -> Iterator[Html]:
     """Tables and pictures of one radius."""
-    yield html.heading(f"Training at ε = {eps}")
+    yield html.heading(f"Training at {setting(eps)}")
     header, *rows = error_table(found, eps)
     yield html.table(header, rows)
     yield html.paragraph(REMARK)
     yield html.figure(
         error_picture(found, eps),
-        f"Verified error over the epochs, ε = {eps}",
+        f"Verified error over the epochs, {setting(eps)}",
         "On held-out examples at the full radius in every epoch: mean over the seeds, and a band from the least to the "
-        "greatest. The dotted lines are the ends of the warm-ups.",
+        "greatest. The dotted lines are the ends of the warm-ups. "
+        f"By a method ({COLLAPSED}): its runs that have collapsed.",
     )
     header, *rows = state_table(found, eps)
     yield html.table(header, rows)
     yield html.paragraph(STATES_REMARK)
-    for warm_up in WARM_UPS:
+    for warm_up in found.plan.warm_ups:
         yield html.figure(
             state_picture(found, eps, warm_up),
-            f"States of the ReLUs over the epochs, {warm_up} warm-up, ε = {eps}",
+            f"States of the ReLUs over the epochs, {warm_up} warm-up, {setting(eps)}",
             "At each epoch's ε: means over layers and seeds. The dotted line is the end of the warm-up.",
         )
+
+
+def results(folder: Path) -> Found:
+    """What is in the folder; nothing there is an error."""
+    if not folder.is_dir():
+        raise SystemExit(f"there is no folder {folder}; claims.py run --folder {folder} makes it")
+    plan = read_plan(folder)
+    found = Found(read(folder, plan), plan)
+    if not found.records:
+        raise SystemExit(f"{folder} holds no results; claims.py run --folder {folder} makes them")
+    return found
 
 
 def main() -> None:
@@ -180,8 +198,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("claims"))
     parser.add_argument("--page", type=Path, default=Path("claims.html"))
     arguments = parser.parse_args()
-    found = Found(read(arguments.folder))
-    sweeps = growth(arguments.data_dir)
+    found = results(arguments.folder)
+    try:
+        sweeps = growth(found.plan, arguments.data_dir)
+    except CerttrainError as error:
+        raise SystemExit(f"error: {error}") from None
     print(markdown(found, sweeps))
     write_atomic(arguments.page, html.page("The paper's claims at small scale", blocks(found, sweeps)).encode())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a listener need not load torch to know the events
-    from certtrain.diagnostics import LayerState
+    from certtrain.findings import LayerState
     from certtrain.preset import Preset
     from certtrain.verify import Report
 

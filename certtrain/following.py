@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from certtrain.diagnostics import Finding, LayerMeans, LayerState, layer_means, worst, worst_of_kinds
 from certtrain.errors import RunError
+from certtrain.findings import Finding, LayerMeans, LayerState, layer_means, worst, worst_of_kinds
 from certtrain.history import Epoch, read_epochs
 from certtrain.preset import explain
 
@@ -34,7 +34,7 @@ class EpochRecord(BaseModel):
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong with the worst layers; nothing before the ramp, while there is no box to speak of."""
+        """What is wrong with each bad layer, the worst first; nothing before the ramp, when no box has a width."""
         return worst(self.layers) if self.eps > 0 else []
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,11 +57,9 @@ class History:
         """None before the first epoch is over."""
         return self.epochs[0].step // self.epochs[0].epoch if self.epochs else None
 
-    def worst_epochs(self, at_most: int = 3) -> list[tuple[int, Finding]]:
+    def worst_epochs(self) -> list[tuple[int, Finding]]:
         """Of each kind of trouble the epoch and the layer where it was worst, the worst kind first."""
-        return worst_of_kinds(
-            ((record.epoch, finding) for record in self.epochs for finding in record.findings), at_most
-        )
+        return worst_of_kinds((record.epoch, finding) for record in self.epochs for finding in record.findings)
 
 
 def read_history(run: Path) -> History:

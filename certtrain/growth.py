@@ -20,8 +20,8 @@ from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import trace_bounds
 from certtrain.certificate import CLIP
 from certtrain.data import ImageSet, to_unit
-from certtrain.diagnostics import AT_START, Finding, LayerState, worst
 from certtrain.errors import NonFiniteError
+from certtrain.findings import AT_START, Finding, LayerState, worst
 from certtrain.inspection import InitialNetwork, inspect_initial
 from certtrain.preset import Preset, Scheme
 
@@ -86,8 +86,9 @@ class SchemeGrowth:
 
     @property
     def findings(self) -> list[Finding]:
-        """The worst, if anything is wrong, in any of the networks, by the weights alone."""
-        return worst([layer for network in self.networks for layer in network.by_weights], at_most=1, kinds=AT_START)
+        """What is wrong with each bad layer, where it is worst of the networks, by the weights alone."""
+        found = worst([layer for network in self.networks for layer in network.by_weights], kinds=AT_START)
+        return list({finding.layer: finding for finding in reversed(found)}.values())[::-1]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything by name, each seed's network included."""

@@ -14,17 +14,9 @@ from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.certificate import CLIP
 from certtrain.data import ImageSet, to_unit
-from certtrain.diagnostics import (
-    AT_START,
-    Finding,
-    LayerMeans,
-    LayerState,
-    layer_means,
-    layer_states,
-    worst,
-    worst_of_kinds,
-)
+from certtrain.diagnostics import layer_states
 from certtrain.errors import EpsilonError, NetworkError, NonFiniteError
+from certtrain.findings import AT_START, Finding, LayerMeans, LayerState, layer_means, worst, worst_of_kinds
 from certtrain.initialize import InitRecord
 from certtrain.modelfile import Classifier
 from certtrain.preset import Preset, Scheme
@@ -78,7 +70,7 @@ class ModelStates:
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong with the worst layers."""
+        """What is wrong with each bad layer, the worst first."""
         return worst(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,9 +81,9 @@ class ModelStates:
         return {"model": str(self.file), "name": self.name, **stage, **numbers}
 
 
-def worst_models(models: Sequence[ModelStates], at_most: int = 3) -> list[tuple[str, Finding]]:
+def worst_models(models: Sequence[ModelStates]) -> list[tuple[str, Finding]]:
     """Of each kind of trouble the model and the layer where it is worst, the worst kind first."""
-    return worst_of_kinds(((model.name, finding) for model in models for finding in model.findings), at_most)
+    return worst_of_kinds((model.name, finding) for model in models for finding in model.findings)
 
 
 def inspect_model(

@@ -11,8 +11,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from certtrain.diagnostics import LayerState, layer_means
 from certtrain.errors import MissingExtra, RunError
+from certtrain.findings import LayerState, layer_means
 from certtrain.following import History
 from certtrain.growth import DepthSweep, SchemeGrowth, Spread
 from certtrain.inspection import ModelStates

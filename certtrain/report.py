@@ -8,8 +8,9 @@ from pathlib import Path
 from certtrain import html
 from certtrain.epsilon import format_eps
 from certtrain.errors import MissingExtra
+from certtrain.findings import LOOK_EXAMPLES, LayerState, in_words, worst
 from certtrain.formats import column, duration, number, percent, times
-from certtrain.history import Layer, Results, Run, read_run
+from certtrain.history import Epoch, Layer, Results, Run, read_run
 from certtrain.html import Cell, Html
 from certtrain.layers import Graph
 from certtrain.pictures import ACCURACIES, curve_pictures, layer_pictures
@@ -19,6 +20,8 @@ from certtrain.storage import write_atomic
 
 AGAIN = "certtrain stats RUN --html report.html"
 """The command that writes the page of the run in the folder RUN."""
+
+LISTED = "certtrain stats RUN --json lists them"
 
 VERDICTS = {
     "certified": "proved: no input in the box changes the class",
@@ -212,10 +215,12 @@ def _layers(run: Run) -> Iterator[Html]:
     yield html.heading(f"After epoch {run.epochs[-1].epoch}", level=3)
     yield _states_table(run.layers)
     yield html.paragraph(
-        "Shares of the ReLUs over the first training images: active and inactive are those whose bounds lie on one "
-        "side of zero; dead ones are inactive for every image. Growth is the mean width of the bounds over the "
-        "input's. r is how alike active and inactive ReLUs are, in mean and in variance: 1 at best."
+        f"Shares of the ReLUs over the first {LOOK_EXAMPLES:,} training images, or all if they are fewer, at the "
+        "epoch's ε: active and inactive are those whose bounds lie on one side of zero; dead ones are inactive for "
+        "every image. Growth is the mean width of the bounds over the input's. r is how alike active and inactive "
+        "ReLUs are, in mean and in variance: 1 at best."
     )
+    yield from _trouble(run.epochs[-1])
     try:
         pictures = [*layer_pictures(run)]
     except MissingExtra:
@@ -223,6 +228,17 @@ def _layers(run: Run) -> Iterator[Html]:
     yield html.heading("Over the epochs", level=3)
     yield html.paragraph("At the end of each epoch. The dashed line is the share of dead ReLUs.")
     yield html.gallery(pictures)
+
+
+def _trouble(last: Epoch) -> Iterator[Html]:
+    """What `stats` says of the layers; before the ramp there is no box that could be too wide."""
+    if not last.numbers.get("eps"):
+        return
+    sentences = in_words(worst(LayerState(**layer.model_dump()) for layer in last.layers), where=LISTED)
+    if not sentences:
+        yield html.paragraph("No layer stands out.")
+    for sentence in sentences:
+        yield html.note(sentence)
 
 
 def _states_table(layers: Iterable[Layer]) -> Html:

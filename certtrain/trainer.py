@@ -22,11 +22,12 @@ from certtrain.checkpoint import Progress, RunFolder, collect, put_back
 from certtrain.compiling import check_compile, will_compile
 from certtrain.data import Augmentation, Batches
 from certtrain.device import choose_device
-from certtrain.diagnostics import LayerState, layer_states, relu_units, worst
+from certtrain.diagnostics import layer_states, relu_units
 from certtrain.distributed import ALONE, Group
 from certtrain.errors import CerttrainError, DeviceError, NonFiniteError, RunError
 from certtrain.evaluate import certified_accuracy, natural_accuracy
 from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
+from certtrain.findings import LOOK_EXAMPLES, LayerState, first_in_words, worst
 from certtrain.inspection import traces_over
 from certtrain.modelfile import Classifier, save_model
 from certtrain.objective import SMALLEST_EPS
@@ -46,7 +47,6 @@ LOOK_SHARE = 0.05  # of the time, at most, if looking takes longer
 EPOCH_CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next at the end of an epoch
 CHECKPOINT_SECONDS = 300.0  # and within an epoch
 
-LOOK_EXAMPLES = 1000  # the first training images, as `stats` takes them
 NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured at the end of an epoch, where no step measures it
 
 
@@ -358,7 +358,8 @@ class Trainer:
     def _not_finite(self, what: str) -> NonFiniteError:
         return NonFiniteError(
             f"{what}. The last good checkpoint is {self.folder.last_good or 'none: the initial weights are at fault'}. "
-            'Try a smaller train.learning_rate, a longer eps.length or init = "ibp".'
+            "A smaller train.learning_rate and a longer eps.length help, and so do "
+            'init = "ibp" and BatchNorm in every layer.'
         )
 
     # --- bookkeeping -------------------------------------------------------------------------------------
@@ -378,9 +379,9 @@ class Trainer:
         except NonFiniteError as error:
             raise self._not_finite(f"step {step}: after its update {error}") from error
         self.look_pause = max(LOOK_SECONDS, self.looking.restart() / LOOK_SHARE)
-        exploding = worst(self.layers, at_most=1, kinds=["exploding"]) if self.stepper.eps(step) > 0 else []
+        exploding = worst(self.layers, kinds=["exploding"]) if self.stepper.eps(step) > 0 else []
         if exploding and not self.exploding:
-            self.emit(Note(f"epoch {step // self.batches.steps_per_epoch + 1}: {exploding[0].sentence}"))
+            self.emit(Note(f"epoch {step // self.batches.steps_per_epoch + 1}: {first_in_words(exploding)}"))
         self.exploding = bool(exploding)
 
     def _end_epoch(self) -> None:

@@ -12,7 +12,9 @@ from certtrain import propagate
 from certtrain.bounds.graph import LayerCall
 from certtrain.bounds.interval import Box, Visit
 from certtrain.bounds.trace import BoundTrace, Logits
-from certtrain.diagnostics import (
+from certtrain.diagnostics import layer_states
+from certtrain.errors import NonFiniteError
+from certtrain.findings import (
     AT_START,
     DEAD,
     EXPLODING,
@@ -24,11 +26,11 @@ from certtrain.diagnostics import (
     Kind,
     LayerState,
     explain,
+    first_in_words,
+    in_words,
     layer_means,
-    layer_states,
     worst,
 )
-from certtrain.errors import NonFiniteError
 from certtrain.regularizers import Sums, balance_ratios, sums_of
 
 
@@ -227,14 +229,33 @@ def test_the_worst_kind_comes_first_then_the_worst_layer():
         replace(FINE, name="d", growth=2e3, unstable=1.0),
         replace(FINE, name="e", growth=9e3, unstable=1.0),
     ]
-    assert [(f.layer, f.kind) for f in worst(layers, at_most=9)] == [
+    assert [(f.layer, f.kind) for f in worst(layers)] == [
         ("e", "exploding"),
         ("d", "exploding"),
         ("b", "dead"),
         ("c", "unstable"),
         ("a", "unstable"),
     ]
-    assert [f.layer for f in worst(layers, at_most=2)] == ["e", "d"]
+
+
+def test_more_bad_layers_than_sentences_are_counted():
+    found = worst(replace(FINE, name=f"layer{number}", dead=0.5 + number / 20) for number in range(9))
+    words = in_words(found)
+    assert [word.split("'")[1] for word in words[:3]] == ["layer8", "layer7", "layer6"]
+    assert words[3:] == ["and 6 more layers; --json lists them"]
+    assert in_words(found[:4])[3:] == ["and 1 more layer; --json lists them"]
+    assert len(in_words(found[:3])) == 3
+    assert in_words([]) == []
+    assert first_in_words(found).endswith("(and 8 more layers)")
+    assert first_in_words(found[:1]) == found[0].sentence
+
+
+def test_no_advice_tells_to_turn_on_what_may_be_on_already():
+    bad = {"growth": 1e5, "unstable": 1.0}, {"mean_ratio": 0.0}
+    for changes in bad:
+        (finding,) = worst([replace(FINE, **changes)])
+        assert "start from" not in finding.sentence
+        assert "turn " not in finding.sentence
 
 
 def test_before_training_unstable_and_unbalanced_layers_are_no_fault():

@@ -12,7 +12,7 @@ from documents import DOCS, blocks, commands, run
 from PIL import Image, ImageDraw
 from typer.main import get_command
 
-from certtrain import cli, diagnostics
+from certtrain import cli, findings
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ACCURACY, ARITHMETICS
 from certtrain.certfile import Header, Record, Seal
@@ -192,15 +192,15 @@ def test_the_diagnostics_page_shows_tables_as_the_program_prints_them(quickstart
 
 def test_the_diagnostics_page_names_each_threshold_with_its_value() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", DIAGNOSTICS, flags=re.M))
-    assert tuple(rows) == diagnostics.KINDS
-    assert f"at least {diagnostics.EXPLODING:,.0f}, " in rows["exploding"]
-    assert f"at least {diagnostics.MATTERS:.0%} " in rows["exploding"]
-    assert f"at least {diagnostics.DEAD:.0%} " in rows["dead"]
-    assert f"at least {diagnostics.INACTIVE:.0%} " in rows["inactive"]
-    assert f"at least {diagnostics.UNSTABLE:.0%} " in rows["unstable"]
-    assert rows["unbalanced"].endswith(f"below {diagnostics.UNBALANCED}")
+    assert tuple(rows) == findings.KINDS
+    assert f"at least {findings.EXPLODING:,.0f}, " in rows["exploding"]
+    assert f"at least {findings.MATTERS:.0%} " in rows["exploding"]
+    assert f"at least {findings.DEAD:.0%} " in rows["dead"]
+    assert f"at least {findings.INACTIVE:.0%} " in rows["inactive"]
+    assert f"at least {findings.UNSTABLE:.0%} " in rows["unstable"]
+    assert rows["unbalanced"].endswith(f"below {findings.UNBALANCED}")
     at_start = re.findall(r"Before training only `(\w+)`, `(\w+)` and `(\w+)`", DIAGNOSTICS)
-    assert at_start == [diagnostics.AT_START]
+    assert at_start == [findings.AT_START]
 
 
 def test_what_the_diagnostics_page_says_helps_are_fields_of_a_preset() -> None:

@@ -186,9 +186,18 @@ def test_an_exploding_scheme_is_explained_and_the_ibp_start_is_not(train: ImageS
     preset = load_preset("digits", {"model": {"name": "cnn7", "width": 16, "linear_size": 64}})
     ibp, kaiming = compare_schemes(preset, train, ["ibp", "kaiming"], [0])
     assert ibp.findings == []
-    (finding,) = kaiming.findings
+    finding = kaiming.findings[0]
     assert (finding.layer, finding.kind) == ("linear1_relu", "exploding")
-    assert kaiming.to_dict()["findings"] == [finding.to_dict()]
+    assert kaiming.to_dict()["findings"] == [finding.to_dict() for finding in kaiming.findings]
+
+
+def test_over_seeds_a_layer_is_told_once_by_its_worst_network(train: ImageSet):
+    preset = load_preset("digits", {"model": {"name": "cnn7", "width": 16, "linear_size": 64}})
+    one, two = (compare_schemes(preset, train, ["kaiming"], seeds)[0] for seeds in ([0], [0, 1]))
+    layers = [finding.layer for finding in two.findings]
+    assert layers[0] == "linear1_relu"
+    assert len(layers) == len(set(layers))
+    assert two.findings[0].badness >= one.findings[0].badness
 
 
 def test_as_plain_values_the_mean_is_the_growth(train: ImageSet):

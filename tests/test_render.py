@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from certtrain import render
-from certtrain.diagnostics import LayerState
 from certtrain.events import EpochDone, Event, Started, StepDone
+from certtrain.findings import LayerState
 from certtrain.following import EpochRecord, History
 from certtrain.growth import DepthSweep, SchemeGrowth, spread
 from certtrain.inspection import InitialNetwork, ModelStates
@@ -171,9 +171,9 @@ def test_a_run_shows_each_epoch_its_networks_and_its_worst(shown: Shown):
     stage = replace(model("epoch-0002", SHUT), step=10, epoch=2)
     render.show_history(history((FINE, FINE), (FINE, SHUT)), [stage], ("as it was", "its networks"))
     text = shown()
-    assert row(text, "1") == ["1", "0.0100", "50.0%", "41.2%", "10.5%", "48.3%", "11.1%", "2.34×"]
-    assert row(text, "2") == ["2", "0.0200", "50.0%", "35.6%", "10.5%", "54.1%", "43.0%", "5.6×", "dead"]
-    assert text.index("its networks") < text.index("epoch-0002") < text.index("! epoch 2: 75.0% of the units")
+    assert row(text, "1") == ["1", "0.0100", "50.0%", "10.5%", "48.3%", "11.1%", "2.34×"]
+    assert row(text, "2") == ["2", "0.0200", "50.0%", "10.5%", "54.1%", "43.0%", "5.6×", "dead"]
+    assert text.index("its networks") < text.index("\nepoch 2 ") < text.index("! epoch 2: 75.0% of the units")
 
 
 def test_networks_in_trouble_are_named_though_every_epoch_was_fine(shown: Shown):
@@ -185,17 +185,44 @@ def test_networks_in_trouble_are_named_though_every_epoch_was_fine(shown: Shown)
     render.show_history(history((FINE,), (FINE,)), stages, ("as it was", "its networks"))
     text = shown()
     rows = [line.split() for line in text[text.index("its networks") :].splitlines()]
-    assert [row[-2:] for row in rows[2:5]] == [
-        ["unstable", "epoch-0001"],
-        ["unstable", "epoch-0002"],
-        ["0.92", "model"],
+    assert [row[:2] + row[-1:] for row in rows[2:5]] == [
+        ["epoch", "1", "unstable"],
+        ["epoch", "2", "unstable"],
+        ["epoch", "3", "0.92"],
     ]
     assert "not yet trained for this ε" in text
     assert [line for line in text.splitlines() if line.startswith("!")] == [
-        "! network epoch-0001: 99.0% of the ReLUs of 'linear1_relu' are unstable: their bounds leave open whether they "
-        "are on or off; let ε rise for longer (eps.length), or choose a smaller ε"
+        "! network epoch-0001 (epoch 1): 99.0% of the ReLUs of 'linear1_relu' are unstable: their bounds leave open "
+        "whether they are on or off; let ε rise for longer (eps.length), or choose a smaller ε"
     ]
+    assert "told are the worst kinds, three at most, each where it is worst; --json lists all trouble" in text
     assert "stand out" not in text
+
+
+def test_by_epoch_nothing_is_cut_at_eighty_columns(shown: Shown, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(render.out, "width", 80)
+    bad = replace(FINE, unstable=1.0, growth=1.94e11, inactive=1.0, dead=1.0, mean_ratio=0.0001234)
+    stages = [replace(model("step-000000000", bad), step=0, epoch=0), replace(model("m", bad), step=123, epoch=123.46)]
+    render.show_history(history(*[(bad,)] * 100), stages, ("as it was", "its networks"))
+    text = shown()
+    assert "…" not in text
+    assert row(text, "epoch", "123.5")[2:] == [
+        "100.0%", "100.0%", "100.0%", "1.94e+11×", "0.000123", "0.92", "exploding",
+    ]  # fmt: skip
+    heads = [line.split() for line in text.splitlines() if "unstable" in line and "trouble" in line]
+    assert [head[0] for head in heads] == ["epoch", "network"]
+
+
+def test_more_bad_layers_than_sentences_are_counted(shown: Shown):
+    bad = [replace(SHUT, name=f"layer{number}") for number in range(9)]
+    render.show_states(model("m", *bad), "the title")
+    assert shown().endswith("! and 6 more layers; --json lists them\n")
+    render.show_models([model("a", *bad), model("b", FINE)], "the title")
+    assert shown().splitlines()[-2].endswith("(and 8 more layers)")
+    view = render.PlainView()
+    view(epoch(1, *bad))
+    assert shown().endswith("(and 8 more layers)\n")
+    assert len(model("m", *bad).to_dict()["findings"]) == 9
 
 
 def test_a_good_run_is_called_good_and_an_empty_one_is_not(shown: Shown):

@@ -101,6 +101,22 @@ def test_the_ramp_is_said(fields: dict[str, Any], said: str, tmp_path: Path):
     assert dict(page_of(write_run(tmp_path / "run", FOUR, **fields)).table("preset"))["ε"] == said
 
 
+def test_trouble_is_told_as_stats_tells_it(tmp_path: Path):
+    bad = [layer(f"conv{number}_relu", dead=0.5 + number / 20) for number in range(5)]
+    text = page_of(write_run(tmp_path / "run", [*FOUR[:3], epoch(4, layers=bad)])).text
+    assert "70.0% of the units of 'conv4_relu' are dead: they are off for every example" in text
+    assert "'conv1_relu' are dead" not in text
+    assert "and 2 more layers; certtrain stats RUN --json lists them" in text
+    assert "stands out" not in text
+
+
+def test_where_no_layer_is_in_trouble_the_page_says_so_but_not_before_the_ramp(tmp_path: Path):
+    assert "No layer stands out." in page_of(write_run(tmp_path / "run", FOUR)).text
+    early = page_of(write_run(tmp_path / "early", [epoch(1, eps=0.0, layers=[layer("conv1_relu", dead=0.9)])])).text
+    assert "stands out" not in early
+    assert "are dead: they" not in early
+
+
 def test_the_layers_stand_in_a_table(tmp_path: Path):
     lines = [*FOUR[:3], epoch(4, layers=[layer("conv1_relu"), layer("linear1_relu", growth=None, centre=math.nan)])]
     rows = page_of(write_run(tmp_path / "run", lines)).table("layer")

@@ -163,7 +163,7 @@ class _View:
     def show(self) -> dict[str, Any]:
         """The preset's own network."""
         from certtrain import render
-        from certtrain.diagnostics import AT_START, worst
+        from certtrain.findings import AT_START, worst
         from certtrain.growth import SchemeGrowth
         from certtrain.inspection import inspect_initial
 

@@ -45,8 +45,8 @@ from certtrain.render.verification import stage_table, unfinished
 from certtrain.render.verification import verifying as verifying
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
-    from certtrain.diagnostics import Finding, LayerState
     from certtrain.export import Comparison
+    from certtrain.findings import Finding, LayerState
     from certtrain.verify import Report
 
 
@@ -98,8 +98,8 @@ def _stopped(event: Stopped) -> str:
 
 
 def _findings(eps: float | None, layers: Sequence[LayerState]) -> list[Finding]:
-    """What is wrong with the worst layers; before the ramp there is no box that could be too wide."""
-    from certtrain.diagnostics import worst
+    """What is wrong with each bad layer, the worst first; before the ramp there is no box that could be too wide."""
+    from certtrain.findings import worst
 
     return worst(layers) if eps else []
 
@@ -151,7 +151,7 @@ class PlainView:
         )
 
     def _layers(self, event: EpochDone) -> str:
-        from certtrain.diagnostics import layer_means
+        from certtrain.findings import layer_means
 
         means = layer_means(event.layers)
         shares = f"unstable {percent(means.unstable)}  dead {percent(means.dead)}  growth {times(means.largest_growth)}"
@@ -159,9 +159,11 @@ class PlainView:
 
     def _explain(self, findings: Sequence[Finding]) -> None:
         """The worst one, if it has not been said before; the training itself notes an explosion."""
+        from certtrain.findings import first_in_words
+
         news = [f for f in findings[:1] if f.kind != "exploding" and (f.layer, f.kind) not in self.said]
         for finding in news:
-            self._say(f"! {finding.sentence}")
+            self._say(f"! {first_in_words(findings)}")
             self.said.add((finding.layer, finding.kind))
 
 

@@ -13,7 +13,7 @@ from certtrain.formats import column, number, percent, times
 from certtrain.render.pieces import BAR, growth_text, legend, new_table, out, say, state_bar
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
-    from certtrain.diagnostics import Finding, LayerMeans, LayerState
+    from certtrain.findings import Finding, LayerMeans, LayerState
     from certtrain.following import EpochRecord, History
     from certtrain.growth import DepthSweep, LayerGrowth, SchemeGrowth, Spread
     from certtrain.inspection import InitialNetwork, ModelStates
@@ -34,6 +34,7 @@ IN_TRAINING = (
 AT_ONE_EPS = (
     "a network from before the end of the ramp was not yet trained for this ε, and may be in trouble for that alone"
 )
+ONCE = "told are the worst kinds, three at most, each where it is worst; --json lists all trouble"
 TRENDS = {
     "exponential": "each layer multiplies the width, which grows exponentially with depth",
     "constant": "the width changes little from layer to layer, however deep the network is",
@@ -41,13 +42,20 @@ TRENDS = {
 }
 
 
-def tell(findings: Iterable[tuple[str, Finding]], fine: str = "") -> None:
-    """One sentence for each, after what it is about; else the sentence that all is fine."""
-    lines = [(f"{about}: " if about else "") + finding.sentence for about, finding in findings]
+def tell(sentences: Iterable[str], fine: str = "") -> None:
+    """The sentences on what is wrong, each on a line; else the one that all is fine."""
+    lines = list(sentences)
     for line in lines:
         out.print(Text.assemble(("! ", f"bold {WARNING}"), (line, WARNING)))
     if fine and not lines:
         say(fine, GREY)
+
+
+def _tell_first(about: str, findings: Sequence[Finding], fine: str = "") -> None:
+    """Of one of several networks the worst layer's sentence, and how many more layers are bad."""
+    from certtrain.findings import first_in_words
+
+    tell([f"{about}: {first_in_words(findings)}"] if findings else [], fine)
 
 
 def _states(layer: LayerState | LayerMeans) -> tuple[str, str, str, str]:
@@ -78,11 +86,16 @@ def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> Re
         ratios = _ratios(layer) * with_ratios
         bar = [state_bar(layer, min(48, room - 2))] * with_bar
         table.add_row(layer.name, growth_text(layer), *_states(layer), *ratios, *bar)
-    return Group(table, *(Text(f"! {finding.sentence}", style=WARNING) for finding in findings[:1]))
+    from certtrain.findings import first_in_words
+
+    sentences = [Text(f"! {first_in_words(findings)}", style=WARNING)] if findings else []
+    return Group(table, *sentences)
 
 
 def show_states(model: ModelStates, title: str) -> None:
     """All numbers of each ReLU layer, in two tables that fit a narrow terminal, and what is wrong."""
+    from certtrain.findings import in_words
+
     out.print(Text(title, style="italic"))
     states = new_table("layer", "units", "active", "unstable", "inactive", "dead")
     states.add_column("", justify="left", no_wrap=True)
@@ -99,7 +112,7 @@ def show_states(model: ModelStates, title: str) -> None:
     out.print()
     out.print(widths)
     _explain_numbers()
-    tell((("", finding) for finding in model.findings), "no layer stands out")
+    tell(in_words(model.findings), "no layer stands out")
 
 
 def show_models(models: Sequence[ModelStates], title: str) -> None:
@@ -117,7 +130,7 @@ def show_models(models: Sequence[ModelStates], title: str) -> None:
     out.print(table)
     _explain_numbers()
     for model in models:
-        tell(((model.name, finding) for finding in model.findings[:1]), f"{model.name}: no layer stands out")
+        _tell_first(model.name, model.findings, f"{model.name}: no layer stands out")
 
 
 def _cells(layer: LayerState | LayerMeans | None) -> tuple[str | Text, ...]:
@@ -134,22 +147,27 @@ def _explain_numbers() -> None:
 
 def show_history(history: History, stages: Sequence[ModelStates], titles: tuple[str, str]) -> None:
     """A run's epochs as they were trained, then its checkpoints at one ε, and when it was at its worst."""
+    from certtrain.findings import MOST
     from certtrain.inspection import worst_models  # torch is there by now
 
     out.print(Text(titles[0], style="italic"))
-    table = new_table("epoch", "ε", "certified", "active", "unstable", "inactive", "dead", "growth", "trouble")
+    table = new_table("epoch", "ε", "certified", "unstable", "inactive", "dead", "growth", "trouble")
     records = _thinned(history.epochs)
     for record, eps in zip(records, column([record.eps for record in records]), strict=True):
-        numbers = *_states(record.means), times(record.means.largest_growth)
+        numbers = *_states(record.means)[1:], times(record.means.largest_growth)
         certified = percent(record.certified_accuracy, 1)
         table.add_row(str(record.epoch), eps, certified, *numbers, _kind(record.findings))
     out.print(table)
     _remark_on_epochs(history)
     if stages:
         _show_stages(stages, titles[1])
-    epochs = [(f"epoch {epoch}", finding) for epoch, finding in history.worst_epochs()]
-    networks = [(f"network {name}", finding) for name, finding in worst_models(stages)]
+    epochs = [f"epoch {epoch}: {finding.sentence}" for epoch, finding in history.worst_epochs()[:MOST]]
+    after = {stage.name: _after(stage) for stage in stages}
+    networks = [f"network {name} ({after[name]}): {finding.sentence}" for name, finding in worst_models(stages)[:MOST]]
     tell([*epochs, *networks], _all_fine(bool(history.epochs), bool(stages)))
+    found = [row.findings for row in history.epochs] + [stage.findings for stage in stages]
+    if len(epochs) + len(networks) < sum(map(len, found)):
+        out.print(Text(ONCE, style=GREY))
 
 
 def _kind(findings: Sequence[Finding]) -> Text:
@@ -170,7 +188,8 @@ def _thinned(rows: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
 def _remark_on_epochs(history: History) -> None:
     shown, all_ = len(_thinned(history.epochs)), len(history.epochs)
     remarks = [
-        "certified: of the training examples, at the epoch's ε; states: means over the layers; growth: the largest"
+        "certified: of the training examples, at the epoch's ε; states: means over the layers, the rest is active; "
+        "growth: the largest"
     ]
     if shown < all_:
         remarks.append(f"{shown} of {all_} epochs; all of them are in --csv, --json and --plot")
@@ -181,15 +200,18 @@ def _remark_on_epochs(history: History) -> None:
 def _show_stages(stages: Sequence[ModelStates], title: str) -> None:
     out.print()
     out.print(Text(title, style="italic"))
-    table = new_table("epoch", "active", "unstable", "inactive", "dead", "growth", "r mean", "r var", "trouble")
-    table.add_column("network", justify="left")
+    table = new_table("network", "unstable", "inactive", "dead", "growth", "r mean", "r var", "trouble")
     for stage in stages:
-        epoch = "–" if stage.epoch is None else f"{stage.epoch:.4g}"
-        numbers = *_states(stage.means), times(stage.means.largest_growth), *_ratios(stage.means)
-        table.add_row(epoch, *numbers, _kind(stage.findings), stage.name)
+        numbers = *_states(stage.means)[1:], times(stage.means.largest_growth), *_ratios(stage.means)
+        table.add_row(_after(stage), *numbers, _kind(stage.findings))
     out.print(table)
     if any(stage.findings for stage in stages):
         out.print(Text(AT_ONE_EPS, style=GREY))
+
+
+def _after(stage: ModelStates) -> str:
+    """Like epoch 5, and epoch 2.5 of a checkpoint within one; a run without a finished epoch has steps alone."""
+    return f"step {stage.step}" if stage.epoch is None else f"epoch {stage.epoch:.4g}"
 
 
 # --- networks at initialisation --------------------------------------------------------------------------
@@ -197,6 +219,8 @@ def _show_stages(stages: Sequence[ModelStates], title: str) -> None:
 
 def show_initial(network: InitialNetwork, title: str, findings: Sequence[Finding]) -> None:
     """One network before training: what was done to each layer, and how its bounds grow."""
+    from certtrain.findings import in_words
+
     out.print(Text(f"{network.scheme} initialisation", style="italic"))
     records = new_table("layer", "fan-in", "std of the weights", "halved")
     for record in network.records:
@@ -214,7 +238,7 @@ def show_initial(network: InitialNetwork, title: str, findings: Sequence[Finding
     if trained is not None:
         out.print(Text(f"by the weights: {BY_WEIGHTS}", style=GREY))
         out.print(Text(f"in training: {IN_TRAINING}", style=GREY))
-    tell(("", finding) for finding in findings)
+    tell(in_words(findings))
 
 
 def show_compared(schemes: Sequence[SchemeGrowth], title: str) -> None:
@@ -232,7 +256,8 @@ def show_compared(schemes: Sequence[SchemeGrowth], title: str) -> None:
         out.print()
         out.print(_growth_table("in training", names, with_batch_norm))
         out.print(Text(IN_TRAINING, style=GREY))
-    tell((scheme.scheme, finding) for scheme in schemes for finding in scheme.findings)
+    for scheme in schemes:
+        _tell_first(scheme.scheme, scheme.findings)
 
 
 def show_sweep(sweeps: Sequence[DepthSweep], title: str) -> None:
@@ -260,7 +285,7 @@ def _growth_table(title: str, names: Sequence[str], schemes: Sequence[Sequence[L
 
 def _spread(growth: Spread) -> Text:
     """The mean and, of several seeds, the standard deviation as a share of it; red where bounds explode."""
-    from certtrain.diagnostics import EXPLODING
+    from certtrain.findings import EXPLODING
 
     text = times(growth.mean)
     if len(growth.values) > 1:

@@ -1,0 +1,224 @@
+"""What `claims.py` trains: its own grid on MNIST, or the same grid on the network and the data of any preset."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from certtrain.data import ImageSet, load_images
+from certtrain.epsilon import format_eps
+from certtrain.errors import PresetError
+from certtrain.preset import Preset, load_preset
+from certtrain.source import settle
+from certtrain.storage import write_atomic
+
+Changes = dict[str, Any]
+
+SEEDS = (0, 1, 2)
+HELD_OUT = 5  # one of so many training examples, where a preset holds out none
+FILE = "plan.json"  # in the folder, beside the results
+NETWORK: Changes = {
+    "model.channels": [8, 8, 16, 16],
+    "model.kernels": [3, 3, 3, 3],
+    "model.strides": [2, 1, 2, 1],
+    "model.linear": [64],
+}
+# Natural in epoch 1, then the ramp, and what is left at the full radius.
+WARM_UPS: dict[str, Changes] = {
+    "short": {"eps.start": 2, "eps.length": 4},
+    "long": {"eps.start": 2, "eps.length": 8},
+}
+COMMON: Changes = {
+    "train.epochs": 12,
+    "train.milestones": [10, 11],
+    "train.batch_size": 64,
+    "train.learning_rate": 1e-3,
+    "train.batch_norm_statistics": "clean",
+    "train.compile": "off",
+    "data.examples": 10000,
+    "data.validation": 2500,
+    "data.verify_on": "validation",
+}
+NO_NORM: Changes = {"model.batch_norm": False}
+NO_REGULARIZERS: Changes = {"regularizer.tightness": False, "regularizer.relu_balance": False}
+VANILLA: Changes = {"init": "xavier", **NO_REGULARIZERS}
+CROWN: Changes = {**VANILLA, "bounds.method": "crown-ibp"}
+METHODS: dict[str, Changes] = {
+    "vanilla IBP": VANILLA | NO_NORM,
+    "vanilla IBP with BatchNorm": VANILLA,
+    "CROWN-IBP": CROWN | NO_NORM,
+    "CROWN-IBP with BatchNorm": CROWN,
+    "fast": {},
+    "fast without IBP initialisation": {"init": "xavier"},
+    "fast without BatchNorm": NO_NORM,
+    "fast without tightness": {"regularizer.tightness": False},
+    "fast without balance": {"regularizer.relu_balance": False},
+}
+ALL_ON: Changes = {
+    "init": "ibp",
+    "bounds.method": "ibp",
+    "regularizer.tightness": True,
+    "regularizer.relu_balance": True,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    method: str
+    warm_up: str
+    eps: float
+    seed: int
+
+    def file(self, folder: Path) -> Path:
+        """Where its result is, or will be."""
+        words = f"{self.method} {self.warm_up} {self.eps} {self.seed}"
+        return folder / f"{words.replace(' ', '-')}.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A preset, and what each run changes in it.
+
+    preset: a shipped one's name, or its fields. common: what all runs change. about: the data, the network and the
+    epochs in a sentence. left_out: why the grid lacks methods. largest_class: its share of the training examples.
+    """
+
+    preset: str | dict[str, Any]
+    common: Changes
+    methods: dict[str, Changes]
+    warm_ups: dict[str, Changes]
+    radii: tuple[float, ...]
+    epochs: int
+    about: str
+    largest_class: float
+    left_out: str = ""
+
+    def changes(self, run: Run) -> Changes:
+        """What a run changes in the preset."""
+        own = self.methods[run.method] | self.warm_ups[run.warm_up]
+        return self.common | own | {"eps.max": run.eps, "seed": run.seed}
+
+    def preset_of(self, run: Run) -> Preset:
+        """The preset of a run. Raises PresetError."""
+        return load_preset(self.preset, self.changes(run))
+
+    def has(self, run: Run) -> bool:
+        """Whether the grid has such a method and warm-up."""
+        return run.method in self.methods and run.warm_up in self.warm_ups
+
+    @property
+    def remarks(self) -> list[str]:
+        """The sentences that tell what was trained."""
+        return [text for text in (self.about, self.left_out) if text]
+
+    @property
+    def total(self) -> int:
+        """How many runs it has, with as many seeds as are meant."""
+        return len(self.methods) * len(self.warm_ups) * len(self.radii) * len(SEEDS)
+
+
+MNIST = Plan(
+    preset="mnist-cpu",
+    common=NETWORK | COMMON,
+    methods=METHODS,
+    warm_ups=WARM_UPS,
+    radii=(0.3, 0.4),
+    epochs=COMMON["train.epochs"],
+    about="MNIST, 10,000 training examples, a network of four convolutions and two linear layers, equally many steps "
+    "for all methods; errors on 2,500 held-out examples. The short warm-up takes 4 epochs of 12, the long one 8 of "
+    "12; both begin after one natural epoch.",
+    largest_class=6742 / 60000,
+)
+
+
+def plan_for(source: str, data_dir: Path | None, radii: tuple[float, ...] = ()) -> Plan:
+    """The grid on a preset's data, network, epochs and ε: its ramp is the long one, half of it the short one.
+
+    Where the preset holds out no examples, a fifth of the training examples is. Raises CerttrainError.
+    """
+    preset = load_preset(source)
+    train = load_images(preset.data.name, "train", data_dir=data_dir)
+    preset = settle(preset, train)
+    if preset.eps.length < 2:
+        raise PresetError(f"preset {source!r} has eps.length = {preset.eps.length}: a short and a long warm-up need 2")
+    held_out = preset.data.validation or len(train) // HELD_OUT
+    lengths = {"short": preset.eps.length // 2, "long": preset.eps.length}
+    methods, left_out = _methods("batch_norm" in type(preset.model).model_fields)
+    return Plan(
+        preset=preset.model_dump(mode="json"),
+        common={"data.validation": held_out, "data.verify_on": "validation"},
+        methods=methods,
+        warm_ups={name: {"eps.start": preset.eps.start, "eps.length": length} for name, length in lengths.items()},
+        radii=radii or (preset.eps.max,),
+        epochs=preset.train.epochs,
+        about=_about(preset, held_out, lengths),
+        largest_class=_largest_class(train),
+        left_out=left_out,
+    )
+
+
+def _methods(switch: bool) -> tuple[dict[str, Changes], str]:
+    """The methods with every improvement said outright, and why some are left out: BatchNorm needs a switch."""
+    if switch:
+        return {name: {**ALL_ON, "model.batch_norm": True} | own for name, own in METHODS.items()}, ""
+    as_it_is = {name: own for name, own in METHODS.items() if "BatchNorm" not in name}
+    methods = {name: ALL_ON | {k: v for k, v in own.items() if k not in NO_NORM} for name, own in as_it_is.items()}
+    return methods, (
+        "The network is given as code or as layers and has no batch_norm switch: what is with or without BatchNorm is "
+        "left out, and every method, vanilla IBP and CROWN-IBP too, has the network as it is."
+    )
+
+
+def _about(preset: Preset, held_out: int, lengths: Mapping[str, int]) -> str:
+    return (
+        f"{preset.name}: the data set {preset.data.name}, equally many steps for all methods; errors on {held_out:,} "
+        f"held-out examples. The short warm-up takes {lengths['short']} of {preset.train.epochs} epochs, the long one "
+        f"{lengths['long']}; both begin in epoch {preset.eps.start}."
+    )
+
+
+def _largest_class(train: ImageSet) -> float:
+    return float(train.labels.bincount().max()) / len(train)
+
+
+# --- in a folder -----------------------------------------------------------------------------------------
+
+
+def check_plan(folder: Path, plan: Plan) -> None:
+    """See that what is in the folder already is not of another plan."""
+    if (folder / FILE).exists() and read_plan(folder) != _plain(plan):
+        raise SystemExit(f"{folder} holds the results of another preset, or of other radii: choose another --folder")
+
+
+def save_plan(folder: Path, plan: Plan) -> None:
+    """Put a plan beside its results; that on MNIST needs no file."""
+    if plan != MNIST:
+        write_atomic(folder / FILE, json.dumps(asdict(plan)).encode())
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan that the folder's results are of: the one on MNIST, if no other is there."""
+    path = folder / FILE
+    if not path.exists():
+        return MNIST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Plan(**values | {"radii": tuple(values["radii"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SystemExit(
+            f"{path} is damaged ({error}): run claims.py with the same --preset in another folder"
+        ) from None
+
+
+def _plain(plan: Plan) -> Plan:
+    """As it is read back."""
+    return Plan(**json.loads(json.dumps(asdict(plan))) | {"radii": plan.radii})
+
+
+def setting(eps: float, warm_up: str = "") -> str:
+    """In words: ε and, if it is given, the warm-up."""
+    decimal = f"{eps:g}"  # 0.4 stays 0.4, though it is 102/255 too
+    return ", ".join(filter(None, [f"ε = {decimal if float(decimal) == eps else format_eps(eps)}", warm_up]))
