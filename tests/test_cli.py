@@ -160,7 +160,7 @@ def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Pa
     report = json.loads(done.out)
     assert report["certified_accuracy"] <= report["pgd_accuracy"] <= report["natural_accuracy"]
     assert (report["examples"], report["eps"], report["out"]) == (50, 2 / 255, "c.jsonl")
-    assert [stage["name"] for stage in report["stages"]] == ["inference", "attack", *METHODS]
+    assert [stage["name"] for stage in report["stages"]] == ["inference", "attack", *METHODS, "complete"]
     header, *points, seal = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert header["eps"] == {"text": "2/255", "value": 2 / 255}
     assert {point["index"] for point in points} == set(range(50))
@@ -276,7 +276,7 @@ def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
 
 def test_the_methods_that_can_be_asked_for_are_those_there_are() -> None:
     asked = importlib.import_module("certtrain.cli.verify")
-    assert [method.value for method in asked.Method] == ["auto", *METHODS, "milp"]
+    assert [method.value for method in asked.Method] == ["auto", *METHODS, "complete", "milp"]
     assert [attack.value for attack in asked.Attack] == [*ATTACKS, "none"]
     assert {arithmetic.value for arithmetic in asked.Arithmetic} == set(ARITHMETICS)
 
@@ -502,7 +502,7 @@ def test_a_property_is_decided_and_shown(
     assert json.loads(run(*words, "--json").out)["result"] == results[0]
     assert "is none for a property" in run(*words, "--method", "crown").err
     assert "not for the property" in run(*words, "--limit", "3").err
-    assert "is for the property" in run("verify", str(model), "--method", "milp").err
+    assert "--arithmetic" in run("verify", str(model), "--method", "milp").err
     for other, message in ((tmp_path, "a folder"), (tmp_path / "none", "not there")):
         with pytest.raises(PropertyError, match=message):
             check_property(onnx, other, "crown-ibp")
