@@ -22,9 +22,9 @@ OnRound = Callable[[tuple[str, ...], int], None]
 class Limits:
     """Time that may be spent, in seconds; None for no limit.
 
-    timeout: by one point in the rounds after the first. A point enters no
-        further round once that, by what a point took there so far, would take it
-        longer, unless the round's steps heed the time that is left.
+    timeout: by one point in the rounds after the first. A point does not enter
+        a round that, by what a point took there so far, would take it longer,
+        unless the round's steps heed the time that is left.
     budget: in all. It is looked at between batches, and before each step of the attack.
     """
 
@@ -51,7 +51,6 @@ class Cascade:
     on_points: OnPoints = lambda points: None
     on_round: OnRound = lambda names, points: None
     points: dict[int, Point] = field(default_factory=dict, init=False)
-    held: set[int] = field(default_factory=set, init=False)
 
     def run(self) -> list[Point]:
         """Every point, by number. Raises SoundnessError if a certified point was attacked: then a bound is wrong."""
@@ -65,6 +64,7 @@ class Cascade:
     def _round(self, each: Round, *, dear: bool) -> None:
         """Each batch through the steps; the first round takes every point, the others those that are open."""
         entering = [index for index in range(len(self.images)) if self._needs(index, each)]
+        entering = [index for index in entering if not dear or self._has_time(index, 0.0)]
         self.on_round(each.names, len(entering))
         spent, worked = 0.0, 0
         # What a point takes is known after the first one: with a timeout no others go in with it.
@@ -72,9 +72,8 @@ class Cascade:
         for chunk in (*_batches(entering[:alone], 1), *_batches(entering[alone:], each.size)):
             if self._over():
                 return
-            if dear:
-                self._hold_back(chunk, spent / worked if worked and not each.timed else 0.0)
-            if numbers := [index for index in chunk if index not in self.held]:
+            expected = spent / worked if worked and not each.timed else 0.0
+            if numbers := [index for index in chunk if not dear or self._has_time(index, expected)]:
                 done = self._work(each.steps, numbers)
                 spent += sum(point.tried.get(name, 0.0) for point in done for name in each.names)
                 worked += len(done)
@@ -84,13 +83,11 @@ class Cascade:
         point = self.points.get(index)
         if point is None:
             return True
-        return point.verdict == "open" and index not in self.held and not set(each.names) <= point.tried.keys()
+        return point.verdict == "open" and not set(each.names) <= point.tried.keys()
 
-    def _hold_back(self, numbers: list[int], expected: float) -> None:
-        """Take out the points that have no time for a round in which a point takes `expected` seconds."""
-        if self.limits.timeout is not None:
-            left = {index: self.limits.timeout - self._spent(index) for index in numbers}
-            self.held |= {index for index in numbers if left[index] <= expected}
+    def _has_time(self, index: int, expected: float) -> bool:
+        """Whether a point has time for a round in which a point takes `expected` seconds."""
+        return self.limits.timeout is None or self.limits.timeout - self._spent(index) > expected
 
     def _spent(self, index: int) -> float:
         cheap = self.rounds[0].names

@@ -91,7 +91,7 @@ def decide(
 
     `network` takes inputs (B, *shape) and is in evaluation mode. With the
     methods "complete" and "milp" what is still open goes to branch and bound,
-    or to an exact solver, for at most `time_limit` seconds a case. Raises PropertyError if the property is of
+    or to an exact solver, for at most `time_limit` seconds in all. Raises PropertyError if the property is of
     another number of inputs or outputs, MethodError, UnsupportedLayer,
     MissingExtra.
     """
@@ -198,8 +198,12 @@ def _exactly(
     time_limit: float | None,
 ) -> Tensor | None:
     """Decide the open cases one by one, raise their bounds in place, and stop at a counterexample."""
+    start = time.monotonic()
     for number, case in cases.items():
-        answer = method(subject, case, time_limit)
+        left = None if time_limit is None else time_limit - (time.monotonic() - start)
+        if left is not None and left <= 0:
+            return None
+        answer = method(subject, case, left)
         bounds[number] = max(bounds[number], answer.bound)
         if answer.point is not None:
             return answer.point

@@ -63,7 +63,11 @@ def _solve(subject: Subject, case: Case, time_limit: float | None) -> Answer:
 def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
     start, settings, hits = time.monotonic(), replace(VERDICTS_ALONE, rounding=REAL), list[Tensor]()
     lower, upper = (end.view(1, *subject.shape) for end in (case.lower, case.upper))
-    prefix = tight_prefix(subject.graph, box_between(lower, upper, REAL), settings)
+
+    def over() -> bool:
+        return time_limit is not None and time.monotonic() - start >= time_limit
+
+    prefix = tight_prefix(subject.graph, box_between(lower, upper, REAL), settings, over)
 
     def attack(inputs: Tensor) -> bool:
         inputs = inputs.double()  # the search itself is in float32
@@ -75,7 +79,7 @@ def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
     outcome = branch_and_bound(
         Root(prefix, case.functions, case.offsets, REAL),
         settings,
-        over=lambda: time_limit is not None and time.monotonic() - start >= time_limit,
+        over=over,
         attack=attack,
     )
     return Answer(outcome.bound if outcome.proved else -torch.inf, hits[0] if hits else None)

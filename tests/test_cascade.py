@@ -253,8 +253,8 @@ def test_without_limits_every_open_point_comes_to_every_step(clock: list[float])
     assert clock == [60.0]
 
 
-def test_a_point_whose_time_is_over_enters_no_further_method(clock: list[float]):
-    assert slow(clock, Limits(timeout=2.0)) == [EVERY, EVERY[:1], []]  # the first point shows that it takes too long
+def test_a_point_leaves_a_method_out_that_it_has_no_time_for(clock: list[float]):
+    assert slow(clock, Limits(timeout=2.0)) == [EVERY, [0], [1]]  # each step's first point shows that it takes too long
     assert slow(clock, Limits(timeout=2.5)) == [EVERY, EVERY, EVERY[:1]]
     assert slow(clock, Limits(timeout=5.1)) == [EVERY, EVERY, EVERY]
 

@@ -376,6 +376,10 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "a list": (lambda text: b"[1, 2]\n", "line 1 .* is no header"),
     "no header": (lambda text: text.partition("\n")[2].encode(), "line 1 .* is no header"),
     "two headers": (lambda text: text.partition("\n")[0].encode() + b"\n" + text.encode(), "line 2 .* is no record"),
+    "settings beyond bounds": (
+        lambda text: spoilt(text, '"neurons":256', f'"neurons":{10**30}'),
+        "neurons: Input should",
+    ),
     "another format": (lambda text: spoilt(text, '"format":1', '"format":2'), "format: Input should be 1"),
     "unknown field": (lambda text: spoilt(text, '"index":0', '"more":1,"index":0'), "line 2 .*more: Extra inputs"),
     "missing field": (lambda text: spoilt(text, '"label":', '"lable":'), "line 2 .*label: Field required"),

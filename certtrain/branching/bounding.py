@@ -71,8 +71,11 @@ class Relaxed:
 
 
 @torch.no_grad()
-def improved(root: Root, domains: Domains, steps: int) -> Domains:
-    """The domains with the best bounds of so many steps of ascent; one that is closed is searched no more."""
+def improved(root: Root, domains: Domains, steps: int, over: Callable[[], bool] = lambda: False) -> Domains:
+    """The domains with the best bounds of so many steps of ascent, or fewer where time is `over`.
+
+    One that is closed is searched no more.
+    """
     relaxed = Relaxed.of(root, domains)
     climbers = [domains.alphas.clone(), domains.betas.clone()]
     relaxed.project(*climbers)
@@ -81,6 +84,8 @@ def improved(root: Root, domains: Domains, steps: int) -> Domains:
     ascent = Ascent(climbers, [ALPHA_RATE, BETA_RATE], DECAY)
     left = torch.arange(domains.total, device=best.nodes.device)
     for _ in range(steps):
+        if over():
+            break
         before = [value.clone() for value in ascent.values]
         bounds, gradients = _gradients(relaxed, *before)
         _note(best, left, bounds, before)

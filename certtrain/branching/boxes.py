@@ -1,5 +1,7 @@
 """The boxes that a tree starts from: intervals, CROWN's and those of searched slopes, each cut by the ones before."""
 
+from collections.abc import Callable
+
 import torch
 
 from certtrain.bounds.alpha import tightened_from
@@ -12,9 +14,14 @@ from certtrain.bounds.trace import NONLINEAR
 
 
 @torch.no_grad()
-def tight_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
-    """The way of `box` (B, …) through the network, its nonlinear layers' boxes as tight as α-CROWN has them."""
+def tight_prefix(graph: LayerGraph, box: Box, settings: Settings, over: Callable[[], bool] = lambda: False) -> Prefix:
+    """The way of `box` (B, …) through the network, its nonlinear layers' boxes as tight as α-CROWN has them.
+
+    Where time is `over` they are CROWN's.
+    """
     wide = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=tightened(settings))
+    if over():
+        return Prefix(wide.visits, box)
     narrow = tightened_from((visit.box for visit in wide.visits if visit.box is not None), settings)
     visits = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=narrow).visits
     return Prefix(visits, box)

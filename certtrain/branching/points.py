@@ -49,10 +49,10 @@ class Boxed:
     eps: float
     arithmetic: str
 
-    def prefix(self, settings: Settings) -> Prefix:
+    def prefix(self, settings: Settings, over: Over = lambda: False) -> Prefix:
         """With the boxes that trees start from."""
         box = input_box(self.x.double(), self.eps, (0.0, 1.0), with_clean=False, rounding=settings.rounding)
-        return tight_prefix(self.graph, box, settings)
+        return tight_prefix(self.graph, box, settings, over)
 
     def others(self, classes: int) -> list[int]:
         """The classes that the label has a margin to."""
@@ -77,7 +77,7 @@ def margin_root(prefix: Prefix, label: int, other: int, classes: int, settings: 
 
 def decide_point(point: Boxed, classes: int, settings: Settings, over: Over = lambda: False) -> Decided:
     """Prove the point (1, …) or find a counterexample; neither, where time is `over` or settings say enough."""
-    prefix, trees, margins, hits = point.prefix(settings), dict[int, str](), list[float](), list[Tensor]()
+    prefix, trees, margins, hits = point.prefix(settings, over), dict[int, str](), list[float](), list[Tensor]()
 
     def attack(inputs: Tensor) -> bool:
         found = point.broken(inputs)

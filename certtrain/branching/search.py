@@ -134,7 +134,7 @@ class Search:
 
         What is known of a domain holds in its parts. NaN and infinity are no bounds.
         """
-        found = improved(self.fast, domains, steps)
+        found = improved(self.fast, domains, steps, self.over)
         bounds, hopeful = found.bounds.to(self.root.prefix.start.radius), found.bounds > -self.spare
         if bool(hopeful.any()):
             bounds[hopeful] = bounded(self.root, found.take(hopeful))

@@ -1,6 +1,6 @@
 """Certificates as a file: written point by point, read with suspicion, checked by computing them again."""
 
-from certtrain.certfile.checking import Checked, check
+from certtrain.certfile.checking import Checked, check, check_model
 from certtrain.certfile.lines import Header, Record, Seal, differences
 from certtrain.certfile.reading import Contents, read_certificates
 from certtrain.certfile.writing import Writer, describe_task
@@ -13,6 +13,7 @@ __all__ = [
     "Seal",
     "Writer",
     "check",
+    "check_model",
     "describe_task",
     "differences",
     "read_certificates",

@@ -120,9 +120,7 @@ def _outcome(path: Path, contents: Contents, records: list[Record], seconds: flo
 
 def _check_header(path: Path, header: Header, model_file: Path, model: Classifier, images: ImageSet) -> None:
     """Raise CertificateError if the header speaks of something else, or of something that cannot be computed here."""
-    here = hash_model(model_file, model)
-    if header.model != here:
-        raise CertificateError(f"{path} is about another model than {model_file}: {_which(header, here)}")
+    check_model(path, header, model_file, model)
     if header.data.model_dump() != data_of(images):
         raise CertificateError(
             f"{path} is about other data: the {header.data.examples:,} examples of the {header.data.split} set of "
@@ -133,6 +131,13 @@ def _check_header(path: Path, header: Header, model_file: Path, model: Classifie
     if header.assumptions != assumptions_of(network_of(model, header.network), header.method, header.arithmetic):
         raise CertificateError(f"{path} states assumptions that are not those of its certificates")
     methods_of(header.method)
+
+
+def check_model(path: Path, header: Header, model_file: Path, model: Classifier) -> None:
+    """Raise CertificateError if the header speaks of another model."""
+    here = hash_model(model_file, model)
+    if header.model != here:
+        raise CertificateError(f"{path} is about another model than {model_file}: {_which(header, here)}")
 
 
 def _which(header: Header, here: Any) -> str:

@@ -26,6 +26,8 @@ Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(max_length=1000)]
 LONGEST = 100_000
+LARGEST = 2**31 - 1
+Size = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class Line(BaseModel):
@@ -71,13 +73,13 @@ class Radius(Line):
 class HowBounded(Line):
     """The settings of the bounds that decide a margin; a search of more than `LONGEST` steps is no one's."""
 
-    dense: Count
+    dense: Size
     iterations: int = Field(ge=0, le=LONGEST)
     learning_rate: float = Field(gt=0)
     decay: float = Field(gt=0, le=1)
-    neurons: Count
+    neurons: Size
     early_stop: bool
-    domains: int = Field(ge=1)
+    domains: int = Field(ge=1, le=LARGEST)
 
     def settings(self, memory: int = DEFAULT.memory) -> Settings:
         """To compute with, in so many bytes."""

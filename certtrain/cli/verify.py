@@ -269,9 +269,10 @@ def _check(
     model = open_model(file, device)
     from certtrain import render
     from certtrain.certfile import check as check_certificates
-    from certtrain.certfile import read_certificates
+    from certtrain.certfile import check_model, read_certificates
 
     contents = read_certificates(check, model.metadata.input_shape)
+    check_model(check, contents.header, file, model)
     data = contents.header.data
     images = open_split(model, Split(data.split), data_dir, data.examples)
     with render.progress("checking") as report:

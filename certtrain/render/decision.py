@@ -25,7 +25,7 @@ def show_decision(found: Decision) -> None:
     meaning, style = MEANINGS[found.result]
     out.print(Text.assemble((found.result, style), f"  {meaning}"))
     by = "" if found.by is None else f"by {found.by}; "
-    say(f"{by}lower bound {number(found.bound)}, which proves the property above 0; {found.seconds:.2f} s")
+    say(f"{by}lower bound {number(found.bound)} (above 0 it proves the property); {found.seconds:.2f} s")
     if found.counterexample is not None and found.outputs is not None:
         for name, values in (("X", found.counterexample.tolist()), ("Y", found.outputs.tolist())):
             rest = f" … and {len(values) - SHOWN} more (--json)" if len(values) > SHOWN else ""

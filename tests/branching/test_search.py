@@ -90,7 +90,7 @@ def test_what_an_input_breaks_is_not_proved_by_any_number_of_domains(domains: in
 def test_time_that_is_over_leaves_it_open(seed: int):
     root = hard(seed, CLEAR)[1]
     outcomes = []
-    for asked in (0, 1, 2, 3, 100):
+    for asked in (0, 60, 80, 100, 10**6):
         times = itertools.count()
         outcomes.append(branch_and_bound(root, SETTINGS, over=lambda t=times, a=asked: next(t) >= a))
     assert not outcomes[0].proved
