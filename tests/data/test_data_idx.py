@@ -80,8 +80,8 @@ def test_plain_content_under_a_gz_name_is_read(tmp_path):
         (b"", "not an idx file"),
         (LABEL_FILE, "not an idx file of uint8 values in 3 dimensions"),
         (bytes([0, 0, 9, 3]) + IMAGE_FILE[4:], "not an idx file of uint8"),
-        (gzip.compress(IMAGE_FILE)[:-12], "cannot be read"),
-        (gzip.compress(IMAGE_FILE)[:-8] + bytes(8), "cannot be read"),
+        (gzip.compress(IMAGE_FILE, mtime=0)[:-12], "cannot be read"),
+        (gzip.compress(IMAGE_FILE, mtime=0)[:-8] + bytes(8), "cannot be read"),
     ],
 )
 def test_a_damaged_idx_file_is_named(tmp_path, content, message):
