@@ -310,7 +310,7 @@ def test_other_attacks_by_name(run: Run, model: Path) -> None:
     found = json.loads(run(*words, "apgd-t", "--pgd-steps", "3", "--json").out)
     assert (found["attack"]["name"], found["attack"]["steps"], found["attack"]["targets"]) == ("apgd-t", 3, 9)
     shown = run(*words, "apgd-ce")
-    assert "upper limit on robust; apgd-ce, 100 steps × 1" in shown.out
+    assert "upper limit; apgd-ce, 100 steps × 1" in shown.out
 
 
 def test_verify_agrees_with_the_run_s_own_report(run: Run, trained: Path, model: Path) -> None:

@@ -311,9 +311,9 @@ def show_json(value: Any, indent: int | None = 2) -> None:
 def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the upper limit."""
     if report.attack["name"] == "none":
-        return "no attack", report.pgd_accuracy, "upper limit on robust, as natural"
+        return "no attack", report.pgd_accuracy, "upper limit, as natural"
     words = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
-    return "under PGD", report.pgd_accuracy, f"upper limit on robust; {words}"
+    return "under PGD", report.pgd_accuracy, f"upper limit; {words}"
 
 
 def _bracket(report: Report) -> str:
@@ -334,7 +334,7 @@ def show_report(report: Report) -> None:
     rows = (
         ("natural", report.natural_accuracy, "no perturbation"),
         _attacked(report),
-        ("certified", report.certified_accuracy, f"lower limit on robust; {bounds}"),
+        ("certified", report.certified_accuracy, f"lower limit; {bounds}"),
     )
     table.add_column("", justify="left", style="bright_black")
     for name, share, remark in rows:
