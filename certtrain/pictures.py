@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from colorsys import hls_to_rgb
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TypeVar
 
 from certtrain import html
@@ -107,7 +107,7 @@ def _losses(run: Run) -> list[Curve]:
     others = [name for name in run.measured if name.endswith("_loss") and name not in {*LOSSES, *REGULARISERS}]
     return known + [
         Curve(name.removesuffix("_loss").replace("_", " "), run.values(name), colour)
-        for name, colour in zip(others, cycle(OTHER_COLOURS), strict=False)
+        for name, colour in zip(others, islice(cycle(OTHER_COLOURS), len(others)), strict=True)
     ]
 
 
