@@ -24,7 +24,7 @@ from certtrain.bounds.rounding import UNIT64
 from certtrain.branching.domains import Domains
 from certtrain.branching.root import Root
 
-ALPHA_RATE, BETA_RATE, DECAY = 0.1, 0.1, 0.98
+ALPHA_RATE, BETA_RATE, DECAY = 0.1, 1.0, 0.98
 PART = 4  # of the domains at hand: when so many of them are done, the search goes on without them
 
 

@@ -1,6 +1,7 @@
 """The boxes that a tree starts from: intervals, CROWN's and those of searched slopes, each cut by the ones before."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -12,16 +13,20 @@ from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
 
+# All that a tree is made of stands on these boxes: a few steps for many units serve it better than many for a few.
+STEPS, UNITS = 10, 1024
+
 
 @torch.no_grad()
 def tight_prefix(graph: LayerGraph, box: Box, settings: Settings, over: Callable[[], bool] = lambda: False) -> Prefix:
-    """The way of `box` (B, …) through the network, its nonlinear layers' boxes as tight as α-CROWN has them.
+    """The way of `box` (B, …) through the network, its nonlinear layers' boxes as tight as a short α-CROWN has them.
 
     Where time is `over` they are CROWN's.
     """
     wide = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=tightened(settings))
     if over():
         return Prefix(wide.visits, box)
-    narrow = tightened_from((visit.box for visit in wide.visits if visit.box is not None), settings)
+    short = replace(settings, iterations=min(settings.iterations, STEPS), neurons=max(settings.neurons, UNITS))
+    narrow = tightened_from((visit.box for visit in wide.visits if visit.box is not None), short)
     visits = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=narrow).visits
     return Prefix(visits, box)

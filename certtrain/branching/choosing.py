@@ -19,7 +19,6 @@ from certtrain.branching.domains import Domains
 from certtrain.branching.root import Root
 
 CANDIDATES = 4
-LEAST = 1e-3  # a side's gain counts as no less than this share of what is missing
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,14 @@ def sides(domains: Domains, units: Tensor, sign: int) -> Domains:
 
 
 def _gains(root: Root, domains: Domains, units: Tensor) -> Tensor:
-    """What a split is worth (D,): the product of what both sides gain, each up to what closes it."""
-    missing = (-domains.bounds).clamp(min=torch.finfo(domains.bounds.dtype).tiny)
-    worth = torch.ones_like(missing)
+    """What a split is worth (D,): what its two sides gain together, each up to what closes it.
+
+    That made smaller trees than their product, or the lesser of the two: a side that is closed at once is worth much.
+    """
+    worth = torch.zeros_like(domains.bounds)
     for sign in (1, -1):
-        side = sides(domains, units, sign)
-        gain = (bounded(root, side) - domains.bounds) / missing
-        worth = worth * gain.nan_to_num(0.0).clamp(LEAST, 1.0)
+        gain = bounded(root, sides(domains, units, sign)) - domains.bounds
+        worth = worth + torch.minimum(gain, -domains.bounds).nan_to_num(0.0)
     return worth
 
 

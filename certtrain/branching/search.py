@@ -16,7 +16,7 @@ from certtrain.branching.leaves import solved
 from certtrain.branching.root import Root
 from certtrain.branching.tree import Path, Tree
 
-AT_ROOT, AT_NODE = 50, 10  # steps of ascent
+AT_ROOT, AT_NODE = 50, 5  # steps of ascent
 MOST = 512  # domains at once
 AGAIN, AGAIN_STEPS = 200, 200  # domains and steps of ascent that a leaf may take when it is proved once more
 SPARE = 1.25  # times what rounding costs at the root is kept free for what it costs elsewhere
