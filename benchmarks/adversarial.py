@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import certtrain
-from certtrain.assemble import describe, load_run_images, make_network
 from certtrain.data.batches import Batches
-from certtrain.modelfile import save_model
+from certtrain.network.assemble import describe, load_run_images, make_network
+from certtrain.network.modelfile import save_model
 
 NETWORK = {"name": "cnn", "kernels": [4, 4], "strides": [2, 2], "paddings": [1, 1], "batch_norm": False}
 RATE, BATCH = 2e-3, 128

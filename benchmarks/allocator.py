@@ -22,9 +22,9 @@ def measure(keep: bool) -> dict[str, float]:
     import torch
 
     from certtrain.allocator import keep_freed_memory
-    from certtrain.models import InputSpec, build_model
+    from certtrain.network.models import InputSpec, build_model
     from certtrain.preset import load_preset
-    from certtrain.step import Stepper
+    from certtrain.training.step import Stepper
 
     if keep and not keep_freed_memory():
         raise SystemExit("this C library is not glibc: there is nothing to measure")

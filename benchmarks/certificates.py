@@ -23,19 +23,19 @@ import torch
 from torch import Tensor
 
 from certtrain.allocator import keep_freed_memory
-from certtrain.assemble import load_split
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
-from certtrain.cascade import Cascade
-from certtrain.certificate import VERDICTS_ALONE
 from certtrain.data import ImageSet, to_unit
 from certtrain.epsilon import parse_eps
-from certtrain.modelfile import Classifier, load_model
-from certtrain.points import Point, Stage, count, stages
+from certtrain.network.assemble import load_split
+from certtrain.network.modelfile import Classifier, load_model
 from certtrain.precision import tensor_cores
-from certtrain.rounds import names_of, points_at_once, rounds_of
-from certtrain.stages import ATTACK, Attacking, Batch, Bounding, Inferring, Round
+from certtrain.verification.cascade import Cascade
+from certtrain.verification.certificate import VERDICTS_ALONE
+from certtrain.verification.points import Point, Stage, count, stages
+from certtrain.verification.rounds import names_of, points_at_once, rounds_of
+from certtrain.verification.stages import ATTACK, Attacking, Batch, Bounding, Inferring, Round
 
 NO_ROUNDING, DEPLOYED = "no rounding", "float32"
 COARSE = ("tf32", "bf16")  # asked of the methods in `CHEAP` alone

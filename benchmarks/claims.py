@@ -74,7 +74,7 @@ def train_one(plan: Plan, run: Run, data_dir: Path | None, folder: Path) -> str:
     from certtrain.allocator import keep_freed_memory
     from certtrain.errors import NonFiniteError
     from certtrain.storage import write_atomic
-    from certtrain.trainer import Surroundings, train
+    from certtrain.training.trainer import Surroundings, train
 
     torch.set_num_threads(1)
     keep_freed_memory()

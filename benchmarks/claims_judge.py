@@ -17,7 +17,7 @@ from claims_found import COLLAPSED, Cell, Found, listing
 from claims_plan import setting
 
 from certtrain.formats import number
-from certtrain.growth import DepthSweep
+from certtrain.inspection.growth import DepthSweep
 
 FEWEST = 3  # seeds on either side
 FACTOR = 2  # times the pooled standard deviation

@@ -8,9 +8,9 @@ from typing import Any
 from claims_found import COLLAPSED, Cell, Found, layer_mean, short
 from claims_plan import Plan, setting
 
-from certtrain.curves import INK, MUTED, in_own_style, svg
-from certtrain.growth import DepthSweep
-from certtrain.html import PALETTE, Html
+from certtrain.inspection.growth import DepthSweep
+from certtrain.reports.curves import INK, MUTED, in_own_style, svg
+from certtrain.reports.html import PALETTE, Html
 
 COLOURS = {"short": PALETTE["falsified"][0], "long": PALETTE["natural"][0]}
 DASHES = {"short": "-", "long": "--"}

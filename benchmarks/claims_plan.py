@@ -9,8 +9,8 @@ from typing import Any
 from certtrain.data import ImageSet, load_images
 from certtrain.epsilon import format_eps
 from certtrain.errors import PresetError
+from certtrain.network.source import settle
 from certtrain.preset import Preset, load_preset
-from certtrain.source import settle
 from certtrain.storage import write_atomic
 
 Changes = dict[str, Any]

@@ -14,13 +14,13 @@ from claims_judge import RULE, Claim, claims, judge_growth
 from claims_pictures import error_picture, growth_picture, state_picture
 from claims_plan import MNIST, SEEDS, Plan, Run, read_plan, setting
 
-from certtrain import html
 from certtrain.data import load_images
 from certtrain.errors import CerttrainError
 from certtrain.formats import number
-from certtrain.growth import DepthSweep, sweep_depth
-from certtrain.html import Html
+from certtrain.inspection.growth import DepthSweep, sweep_depth
 from certtrain.preset import Scheme
+from certtrain.reports import html
+from certtrain.reports.html import Html
 from certtrain.storage import write_atomic
 
 SCHEMES: tuple[Scheme, ...] = ("ibp", "kaiming", "xavier", "orthogonal")

@@ -11,16 +11,16 @@ import statistics
 from pathlib import Path
 
 from certtrain.allocator import keep_freed_memory
-from certtrain.assemble import load_split
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
-from certtrain.cascade import Limits
-from certtrain.completing import COMPLETE
 from certtrain.epsilon import parse_eps
-from certtrain.modelfile import load_model
-from certtrain.points import Point, count
-from certtrain.stages import ATTACK, INFERENCE
-from certtrain.verify import verify
+from certtrain.network.assemble import load_split
+from certtrain.network.modelfile import load_model
+from certtrain.verification.cascade import Limits
+from certtrain.verification.completing import COMPLETE
+from certtrain.verification.points import Point, count
+from certtrain.verification.stages import ATTACK, INFERENCE
+from certtrain.verification.verify import verify
 
 
 def main() -> None:

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from certtrain.allocator import keep_freed_memory
 from certtrain.architecture import CNN
-from certtrain.initialize import ibp_init_
-from certtrain.models import InputSpec, build_model
+from certtrain.network.initialize import ibp_init_
+from certtrain.network.models import InputSpec, build_model
 from certtrain.preset import Preset, load_preset
-from certtrain.step import Stepper
+from certtrain.training.step import Stepper
 
 EPOCH = 1000  # steps; the steps that are timed lie in the middle of the ramp
 

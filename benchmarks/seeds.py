@@ -13,7 +13,7 @@ from pathlib import Path
 from certtrain.allocator import keep_freed_memory
 from certtrain.device import choose_device
 from certtrain.preset import load_preset, parse_override
-from certtrain.trainer import Surroundings, train
+from certtrain.training.trainer import Surroundings, train
 
 FIGURES = ("natural_accuracy", "pgd_accuracy", "certified_accuracy")
 

@@ -19,7 +19,8 @@ from pathlib import Path
 CERTTRAIN = (sys.executable, "-m", "certtrain")
 FIRST_STEP = """
 import os
-from certtrain import cli, step
+from certtrain.training import step
+from certtrain import cli
 
 run = step.Stepper.run
 

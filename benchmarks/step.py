@@ -27,12 +27,12 @@ from torch import nn
 from certtrain.allocator import keep_freed_memory
 from certtrain.data import Augmentation, Batches
 from certtrain.device import choose_device
-from certtrain.initialize import ibp_init_
-from certtrain.models import InputSpec, build_model
-from certtrain.optimizer import Adam
+from certtrain.network.initialize import ibp_init_
+from certtrain.network.models import InputSpec, build_model
 from certtrain.precision import arithmetic, tensor_cores
 from certtrain.preset import BoundsSection, Preset, load_preset
-from certtrain.step import Stepper
+from certtrain.training.optimizer import Adam
+from certtrain.training.step import Stepper
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "tinyimagenet": (3, 64, 64)}
 EPOCH = 1000  # steps; the steps that are timed lie in the middle of the ramp

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 
 from certtrain import margin_bounds
 from certtrain.allocator import keep_freed_memory
-from certtrain.assemble import load_split
-from certtrain.certificate import Certifier
 from certtrain.data import to_unit
 from certtrain.device import choose_device
-from certtrain.initialize import ibp_init_
-from certtrain.modelfile import load_model
-from certtrain.models import InputSpec, build_model
-from certtrain.objective import certified_points
+from certtrain.network.assemble import load_split
+from certtrain.network.initialize import ibp_init_
+from certtrain.network.modelfile import load_model
+from certtrain.network.models import InputSpec, build_model
 from certtrain.preset import load_preset
+from certtrain.verdicts import certified_points
+from certtrain.verification.certificate import Certifier
 
 PLAIN, BOUNDS, CERTIFIER = "plain inference, float32", "bounds of the margins, float32", "Certifier, bounds in float64"
 EPS = 8 / 255

@@ -12,40 +12,40 @@ if TYPE_CHECKING:
     from certtrain.bounds.api import output_bounds as output_bounds
     from certtrain.bounds.api import propagate as propagate
     from certtrain.bounds.trace import BoundTrace as BoundTrace
-    from certtrain.certificate import Certificates as Certificates
-    from certtrain.certificate import certify as certify
     from certtrain.errors import CerttrainError as CerttrainError
-    from certtrain.initialize import InitRecord as InitRecord
-    from certtrain.initialize import ibp_init_ as ibp_init_
-    from certtrain.modelfile import load_model as load_model
-    from certtrain.objective import LossTerms as LossTerms
-    from certtrain.objective import objective_terms as objective_terms
+    from certtrain.network.initialize import InitRecord as InitRecord
+    from certtrain.network.initialize import ibp_init_ as ibp_init_
+    from certtrain.network.modelfile import load_model as load_model
     from certtrain.preset import load_preset as load_preset
     from certtrain.schedule import eps_at as eps_at
-    from certtrain.trainer import Surroundings as Surroundings
-    from certtrain.trainer import resume as resume
-    from certtrain.trainer import train as train
+    from certtrain.training.objective import LossTerms as LossTerms
+    from certtrain.training.objective import objective_terms as objective_terms
+    from certtrain.training.trainer import Surroundings as Surroundings
+    from certtrain.training.trainer import resume as resume
+    from certtrain.training.trainer import train as train
+    from certtrain.verification.certificate import Certificates as Certificates
+    from certtrain.verification.certificate import certify as certify
 
 __version__ = "0.1.0"
 
 _HOME = {
     "BoundTrace": "bounds.trace",
-    "Certificates": "certificate",
+    "Certificates": "verification.certificate",
     "CerttrainError": "errors",
-    "InitRecord": "initialize",
-    "LossTerms": "objective",
-    "Surroundings": "trainer",
-    "certify": "certificate",
+    "InitRecord": "network.initialize",
+    "LossTerms": "training.objective",
+    "Surroundings": "training.trainer",
+    "certify": "verification.certificate",
     "eps_at": "schedule",
-    "ibp_init_": "initialize",
-    "load_model": "modelfile",
+    "ibp_init_": "network.initialize",
+    "load_model": "network.modelfile",
     "load_preset": "preset",
     "margin_bounds": "bounds.api",
-    "objective_terms": "objective",
+    "objective_terms": "training.objective",
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
-    "resume": "trainer",
-    "train": "trainer",
+    "resume": "training.trainer",
+    "train": "training.trainer",
 }
 __all__ = sorted(_HOME)
 

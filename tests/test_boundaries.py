@@ -22,6 +22,11 @@ def is_surface(file: Path) -> bool:
     return file.relative_to(ROOT / "certtrain").parts[0].removesuffix(".py") in SURFACE
 
 
+# Each imports from those before it, and from what stands outside of all, which is free to be imported anywhere.
+ROOMS = (
+    "data", "bounds", "attack", "branching", "network", "verification", "certfile", "runs", "inspection", "interchange",
+    "reports", "training", "render", "cli",
+)  # fmt: skip
 ENGINE = [module_name(file) for file in FILES if not is_surface(file)]
 
 
@@ -41,7 +46,9 @@ def imported_by(file: Path) -> set[str]:
 
 
 def test_the_engine_is_found():
-    assert {"certtrain", "certtrain.trainer", "certtrain.bounds.interval", "certtrain.data.load"} <= set(ENGINE)
+    assert {"certtrain", "certtrain.training.trainer", "certtrain.bounds.interval", "certtrain.data.load"} <= set(
+        ENGINE
+    )
 
 
 def test_the_engine_loads_neither_rich_nor_typer():
@@ -58,11 +65,11 @@ def test_the_engine_loads_neither_rich_nor_typer():
         "certtrain.layers",
         "certtrain.shapes",
         "certtrain.preset",
-        "certtrain.report",
+        "certtrain.reports.report",
         "certtrain.errors",
         "certtrain.schedule",
         "certtrain.storage",
-        "certtrain.runfiles",
+        "certtrain.runs.runfiles",
     ],
 )
 def test_light_modules_load_no_torch(module: str):
@@ -121,9 +128,9 @@ else:
 def test_an_eager_training_step_loads_no_compiler():
     code = """
 import torch
-from certtrain.models import InputSpec, build_model
+from certtrain.network.models import InputSpec, build_model
 from certtrain.preset import load_preset
-from certtrain.step import Stepper
+from certtrain.training.step import Stepper
 preset = load_preset("digits")
 network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,)))
 Stepper(preset, network, 10).run(0, torch.rand(4, 1, 8, 8), torch.arange(4))
@@ -141,12 +148,25 @@ def test_only_one_place_imports_the_terminals_packages(package: str, home: str):
     assert all(name == home or name.startswith(f"{home}.") for name in found), found
 
 
-def test_nothing_below_imports_the_surface():
-    surface = ("certtrain.cli", "certtrain.render")
-    for file in FILES:
-        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        found = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-        assert is_surface(file) or not [name for name in found if name.startswith(surface)], file
+def room_of(module: str) -> str | None:
+    """The package of certtrain that a module is in; None for one that stands outside of all."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "certtrain" and len(parts) > 1 and parts[1] in ROOMS else None
+
+
+def test_every_room_is_in_the_order():
+    assert {file.parent.name for file in FILES if file.parent.parent == ROOT / "certtrain"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_imports_point_one_way(file: Path):
+    if file == ROOT / "certtrain" / "__init__.py" or file.name == "__main__.py":  # the doors of the house
+        return
+    own = room_of(module_name(file))
+    allowed = (None, *ROOMS[: ROOMS.index(own) + 1]) if own else (None,)
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    found = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    assert not [name for name in found if room_of(name) not in allowed]
 
 
 def test_all_public_names_are_there():

@@ -12,13 +12,15 @@ from documents import DOCS, blocks, commands, run
 from PIL import Image, ImageDraw
 from typer.main import get_command
 
-from certtrain import cli, findings
+from certtrain import cli
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ACCURACY, ARITHMETICS
 from certtrain.certfile import Header, Record, Seal
-from certtrain.certificate import PIXELS, VERDICTS
+from certtrain.inspection import findings
 from certtrain.layers import SECTIONS
 from certtrain.preset import load_preset
+from certtrain.verdicts import VERDICTS
+from certtrain.verification.certificate import PIXELS
 
 OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES = (
     (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("own", "quickstart", "diagnostics", "certificates")

@@ -7,8 +7,8 @@ from torch import Generator, Tensor, nn
 
 from certtrain.architecture import MLP
 from certtrain.data import ImageSet
-from certtrain.modelfile import Classifier, Metadata
-from certtrain.models import InputSpec, build_model
+from certtrain.network.modelfile import Classifier, Metadata
+from certtrain.network.models import InputSpec, build_model
 
 SHAPE, CLASSES = (1, 2, 2), ("cat", "dog", "owl")
 

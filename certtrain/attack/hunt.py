@@ -12,8 +12,8 @@ from certtrain.attack.losses import Loss
 from certtrain.bounds.checks import check_labels
 from certtrain.bounds.rounding import arithmetic_named
 from certtrain.data import derive_seed
-from certtrain.objective import correct_points
 from certtrain.precision import tensor_cores
+from certtrain.verdicts import correct_points
 
 
 class Work(NamedTuple):

@@ -13,16 +13,16 @@ from certtrain.bounds.settings import DEFAULT
 from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model
-from certtrain.certificate import CLIP
-from certtrain.completing import COMPLETE, Completing
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CertificateError
-from certtrain.modelfile import Classifier
-from certtrain.points import count
+from certtrain.network.modelfile import Classifier
 from certtrain.precision import tensor_cores
-from certtrain.rounds import assumptions_of, methods_of, points_at_once, step_named
-from certtrain.stages import Batch, classified, fooled
-from certtrain.verify import check_fit, network_of
+from certtrain.verification.certificate import CLIP
+from certtrain.verification.completing import COMPLETE, Completing
+from certtrain.verification.points import count
+from certtrain.verification.rounds import assumptions_of, methods_of, points_at_once, step_named
+from certtrain.verification.stages import Batch, classified, fooled
+from certtrain.verification.verify import check_fit, network_of
 
 # Two machines sum the same float64 terms in different orders. The sum of 10⁴ terms up to 10³ is then uncertain by
 # 10³ · 10⁴ · 2⁻⁵³ ≈ 10⁻⁹; a greater margin comes from greater terms.

@@ -22,15 +22,15 @@ from certtrain.certfile.lines import (
     encode,
 )
 from certtrain.certfile.reading import Contents, read_certificates
-from certtrain.certificate import CLIP, VERDICTS_ALONE
 from certtrain.data import ImageSet
 from certtrain.epsilon import exact_eps
 from certtrain.errors import CertificateError
-from certtrain.modelfile import Classifier, versions
-from certtrain.points import Point, count
-from certtrain.rounds import assumptions_of
+from certtrain.network.modelfile import Classifier, versions
 from certtrain.storage import append, truncate, write_atomic
-from certtrain.verify import network_of
+from certtrain.verification.certificate import CLIP, VERDICTS_ALONE
+from certtrain.verification.points import Point, count
+from certtrain.verification.rounds import assumptions_of
+from certtrain.verification.verify import network_of
 
 
 def describe_task(

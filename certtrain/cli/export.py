@@ -69,8 +69,8 @@ def export(
     network = open_model(model, Device.cpu)
     images = open_split(network, split, data_dir, None)
     from certtrain import render
-    from certtrain.exchange import check_first, export_properties
-    from certtrain.export import export as export_model
+    from certtrain.interchange.exchange import check_first, export_properties
+    from certtrain.interchange.export import export as export_model
 
     check_first(images, first or 0)
     comparisons = export_model(network, images.take(limit), weights=weights, onnx=onnx)

@@ -30,7 +30,7 @@ from certtrain.epsilon import format_eps
 
 if TYPE_CHECKING:
     from certtrain.data import ImageSet
-    from certtrain.growth import SchemeGrowth
+    from certtrain.inspection.growth import SchemeGrowth
     from certtrain.preset import Preset
     from certtrain.preset import Scheme as SchemeName
 
@@ -128,7 +128,7 @@ def init(
     check_targets(force, out, plot)
     from certtrain import render
     from certtrain.data import load_images
-    from certtrain.source import settle
+    from certtrain.network.source import settle
 
     if plot is not None:
         check_plots()
@@ -163,9 +163,9 @@ class _View:
     def show(self) -> dict[str, Any]:
         """The preset's own network."""
         from certtrain import render
-        from certtrain.findings import AT_START, worst
-        from certtrain.growth import SchemeGrowth
-        from certtrain.inspection import inspect_initial
+        from certtrain.inspection.findings import AT_START, worst
+        from certtrain.inspection.growth import SchemeGrowth
+        from certtrain.inspection.inspecting import inspect_initial
 
         examples, preset = self._examples(MANY), self.preset
         network = inspect_initial(preset, self.images, preset.init, examples=examples, device=self.place)
@@ -178,7 +178,7 @@ class _View:
     def compare(self) -> dict[str, Any]:
         """The preset's network by all schemes."""
         from certtrain import render
-        from certtrain.growth import compare_schemes
+        from certtrain.inspection.growth import compare_schemes
 
         examples = self._examples(MANY)
         with self._progress() as report:
@@ -200,7 +200,7 @@ class _View:
     def sweep(self, depths: Sequence[int]) -> dict[str, Any]:
         """Plain networks of several depths by all schemes."""
         from certtrain import render
-        from certtrain.growth import describe_plain, plain_preset, sweep_depth
+        from certtrain.inspection.growth import describe_plain, plain_preset, sweep_depth
 
         examples = self._examples(FEW)
         with self._progress() as report:
@@ -219,7 +219,7 @@ class _View:
         if not self.as_json:
             render.show_sweep(sweeps, title)
         if self.plot is not None:
-            from certtrain.plot import plot_sweep
+            from certtrain.reports.plot import plot_sweep
 
             plot_sweep(self.plot, sweeps, title)
         facts = {"examples": examples, "seeds": list(self.seeds), "network": layers}
@@ -247,14 +247,14 @@ class _View:
 
     def _draw_growth(self, schemes: "Sequence[SchemeGrowth]", title: str) -> None:
         if self.plot is not None:
-            from certtrain.plot import plot_growth
+            from certtrain.reports.plot import plot_growth
 
             plot_growth(self.plot, schemes, title)
 
 
 def _save(preset: "Preset", images: "ImageSet", out: Path) -> None:
-    from certtrain.assemble import describe, make_network
-    from certtrain.modelfile import save_model
+    from certtrain.network.assemble import describe, make_network
+    from certtrain.network.modelfile import save_model
 
     network, _ = make_network(preset, images)
     save_model(out, network, describe(preset, images, note=f"initialised by the {preset.init} scheme, not trained"))

@@ -12,7 +12,7 @@ from certtrain.errors import EpsilonError, StorageError
 
 if TYPE_CHECKING:
     from certtrain.data import ImageSet
-    from certtrain.modelfile import Classifier
+    from certtrain.network.modelfile import Classifier
     from certtrain.preset import Preset
 
 
@@ -125,14 +125,14 @@ def open_model(path: Path, device: Device) -> "Classifier":
     from certtrain.storage import check_model_file
 
     check_model_file(path)  # before torch is loaded
-    from certtrain.modelfile import load_model
+    from certtrain.network.modelfile import load_model
 
     return load_model(path).to(compute_device(device))
 
 
 def open_split(model: "Classifier", split: Split, data_dir: Path | None, limit: int | None) -> "ImageSet":
     from certtrain import render
-    from certtrain.assemble import load_split
+    from certtrain.network.assemble import load_split
 
     with render.loading() as report:
         return load_split(model.metadata, split.value, data_dir, report).take(limit)
@@ -140,7 +140,7 @@ def open_split(model: "Classifier", split: Split, data_dir: Path | None, limit: 
 
 def check_plots() -> None:
     """Before any work is done, see that pictures can be drawn."""
-    from certtrain.plot import check_matplotlib
+    from certtrain.reports.plot import check_matplotlib
 
     check_matplotlib()
 

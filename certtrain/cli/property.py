@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from certtrain.attack import PGD
 
-METHODS = ("crown-ibp", "complete", "milp")  # those of certtrain.deciding, which loads torch
+METHODS = ("crown-ibp", "complete", "milp")  # those of certtrain.verification.deciding, which loads torch
 
 
 def check_property(model: Path, vnnlib: Path, method: str) -> None:
@@ -26,9 +26,9 @@ def verify_property(
 ) -> None:
     """Decide the property in the file `vnnlib` for the network in `model`, ONNX or certtrain's own, and show it."""
     from certtrain import render
-    from certtrain.deciding import decide
-    from certtrain.onnxfile import open_network
-    from certtrain.vnnlib import read_property
+    from certtrain.interchange.onnxfile import open_network
+    from certtrain.interchange.vnnlib import read_property
+    from certtrain.verification.deciding import decide
 
     asked = read_property(vnnlib)
     network, shape = open_network(model)

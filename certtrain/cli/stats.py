@@ -24,7 +24,7 @@ from certtrain.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from certtrain.looking import Look
+    from certtrain.inspection.looking import Look
 
 Models = Annotated[
     list[Path],
@@ -88,7 +88,7 @@ def stats(
     if plot is not None:
         check_plots()
     from certtrain import render
-    from certtrain.looking import Look
+    from certtrain.inspection.looking import Look
 
     with render.loading() as report:
         look = Look(eps, split.value, limit, batch_size, compute_device(device), data_dir, report, render.note)
@@ -118,7 +118,7 @@ class _Results(NamedTuple):
 def _models(paths: Sequence[Path], look: "Look") -> _Results:
     """One model, or several side by side."""
     from certtrain import render
-    from certtrain.looking import look_at, model_rows
+    from certtrain.inspection.looking import look_at, model_rows
 
     looked = look_at(paths, look)
 
@@ -129,7 +129,7 @@ def _models(paths: Sequence[Path], look: "Look") -> _Results:
             render.show_models(looked.models, looked.title)
 
     def draw(path: Path) -> None:
-        from certtrain.plot import plot_states
+        from certtrain.reports.plot import plot_states
 
         plot_states(path, looked.models, looked.title)
 
@@ -139,7 +139,7 @@ def _models(paths: Sequence[Path], look: "Look") -> _Results:
 def _run(run: Path, look: "Look") -> _Results:
     """One run over its epochs."""
     from certtrain import render
-    from certtrain.looking import epoch_rows, follow
+    from certtrain.inspection.looking import epoch_rows, follow
 
     history, looked = follow(run, look)
     stages = () if looked is None else looked.models
@@ -147,7 +147,7 @@ def _run(run: Path, look: "Look") -> _Results:
     epochs = [record.to_dict() for record in history.epochs]
 
     def draw(path: Path) -> None:
-        from certtrain.plot import plot_history
+        from certtrain.reports.plot import plot_history
 
         plot_history(path, history, stages, titles)
 
@@ -161,8 +161,8 @@ def _run(run: Path, look: "Look") -> _Results:
 
 def _write_page(run: Path, path: Path, force: bool) -> None:
     from certtrain import render
-    from certtrain.report import write_report
-    from certtrain.runfiles import check_run
+    from certtrain.reports.report import write_report
+    from certtrain.runs.runfiles import check_run
 
     check_run(run)
     check_targets(force, path)
@@ -172,7 +172,7 @@ def _write_page(run: Path, path: Path, force: bool) -> None:
 
 def _check_sources(paths: Sequence[Path], by_epoch: bool) -> None:
     """See, before torch is loaded, that there is something to look at."""
-    from certtrain.runfiles import check_run, find_sources
+    from certtrain.runs.runfiles import check_run, find_sources
 
     for path in paths:
         if by_epoch:

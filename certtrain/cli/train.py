@@ -25,8 +25,8 @@ from certtrain.cli.options import (
 from certtrain.cli.stopping import Stopper, seconds
 
 if TYPE_CHECKING:
-    from certtrain.events import Event, Listener
     from certtrain.preset import Preset
+    from certtrain.training.events import Event, Listener
 
 
 class Precision(StrEnum):
@@ -88,8 +88,9 @@ def train(
         check_data(resolved, data_dir)
     _check_run(resume, out)
     stop = Stopper(time_budget)
-    from certtrain import render, trainer
-    from certtrain.distributed import joined
+    from certtrain import render
+    from certtrain.training import trainer
+    from certtrain.training.distributed import joined
 
     place = compute_device(device)
     with joined(place) as group, render.training_view(as_json, silent=not group.leads) as view:
@@ -116,7 +117,7 @@ def _check_run(resume: Path | None, out: Path | None) -> None:
 def _tensorboard(wanted: bool) -> "list[Listener]":
     if not wanted:
         return []
-    from certtrain.tensorboard import TensorBoardLog
+    from certtrain.training.tensorboard import TensorBoardLog
 
     return [TensorBoardLog()]
 

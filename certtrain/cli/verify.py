@@ -31,8 +31,8 @@ from certtrain.cli.stopping import Stopper, seconds
 if TYPE_CHECKING:
     from certtrain.certfile import Writer
     from certtrain.data import ImageSet
-    from certtrain.modelfile import Classifier
-    from certtrain.points import Point
+    from certtrain.network.modelfile import Classifier
+    from certtrain.verification.points import Point
 
 
 class Method(StrEnum):
@@ -174,9 +174,9 @@ def verify(
     images = open_split(saved, split, data_dir, limit)
     from certtrain import render
     from certtrain.attack import described, named
-    from certtrain.cascade import Limits
-    from certtrain.certificate import VERDICTS_ALONE
-    from certtrain.verify import verify as verify_model
+    from certtrain.verification.cascade import Limits
+    from certtrain.verification.certificate import VERDICTS_ALONE
+    from certtrain.verification.verify import verify as verify_model
 
     radius = saved.metadata.eps if eps is None else eps
     numbers = {"steps": pgd_steps, "restarts": pgd_restarts, "seed": seed}
@@ -233,7 +233,7 @@ class _Interrupted(Exception):
 def _writer(out: Path, force: bool, file: Path, model: "Classifier", images: "ImageSet", **asked: Any) -> "Writer":
     """A new file, or the one that is there, to go on with."""
     from certtrain.certfile import Writer, describe_task
-    from certtrain.verify import check_fit
+    from certtrain.verification.verify import check_fit
 
     check_fit(model, images)
     header = describe_task(file, model, images, **asked)

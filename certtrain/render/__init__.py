@@ -25,7 +25,6 @@ from rich.table import Table
 from rich.text import Text
 
 from certtrain.epsilon import format_eps
-from certtrain.events import EpochDone, Event, Finished, Listener, Loading, Note, Started, StepDone, Stopped, Verifying
 from certtrain.formats import clock, percent, times
 from certtrain.layers import Graph
 from certtrain.render.decision import show_decision as show_decision
@@ -43,11 +42,23 @@ from certtrain.render.pieces import say as say
 from certtrain.render.verification import show_checked as show_checked
 from certtrain.render.verification import stage_table, unfinished
 from certtrain.render.verification import verifying as verifying
+from certtrain.training.events import (
+    EpochDone,
+    Event,
+    Finished,
+    Listener,
+    Loading,
+    Note,
+    Started,
+    StepDone,
+    Stopped,
+    Verifying,
+)
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
-    from certtrain.export import Comparison
-    from certtrain.findings import Finding, LayerState
-    from certtrain.verify import Report
+    from certtrain.inspection.findings import Finding, LayerState
+    from certtrain.interchange.export import Comparison
+    from certtrain.verification.verify import Report
 
 
 @contextmanager
@@ -99,7 +110,7 @@ def _stopped(event: Stopped) -> str:
 
 def _findings(eps: float | None, layers: Sequence[LayerState]) -> list[Finding]:
     """What is wrong with each bad layer, the worst first; before the ramp there is no box that could be too wide."""
-    from certtrain.findings import worst
+    from certtrain.inspection.findings import worst
 
     return worst(layers) if eps else []
 
@@ -151,7 +162,7 @@ class PlainView:
         )
 
     def _layers(self, event: EpochDone) -> str:
-        from certtrain.findings import layer_means
+        from certtrain.inspection.findings import layer_means
 
         means = layer_means(event.layers)
         shares = f"unstable {percent(means.unstable)}  dead {percent(means.dead)}  growth {times(means.largest_growth)}"
@@ -159,7 +170,7 @@ class PlainView:
 
     def _explain(self, findings: Sequence[Finding]) -> None:
         """The worst one, if it has not been said before; the training itself notes an explosion."""
-        from certtrain.findings import first_in_words
+        from certtrain.inspection.findings import first_in_words
 
         news = [f for f in findings[:1] if f.kind != "exploding" and (f.layer, f.kind) not in self.said]
         for finding in news:

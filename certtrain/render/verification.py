@@ -15,8 +15,8 @@ from certtrain.render.pieces import err, new_table, out, say
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.certfile import Checked
-    from certtrain.points import Point
-    from certtrain.verify import Report
+    from certtrain.verification.points import Point
+    from certtrain.verification.verify import Report
 
 GREY = "bright_black"
 COUNTED = ("certified", "falsified", "open", "misclassified")

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from certtrain.attack import APGD, ATTACKS, PGD, Attacked, Settings, attack, named
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError
-from certtrain.objective import correct_points
+from certtrain.verdicts import correct_points
 
 EPS = 0.1
 SETTINGS: list[Settings] = [named(name, steps=12) for name in ATTACKS]

@@ -15,7 +15,7 @@ from certtrain.bounds.interval import boundable
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.settings import Settings
 from certtrain.errors import DataError, EpsilonError, MethodError
-from certtrain.models import InputSpec, build_model
+from certtrain.network.models import InputSpec, build_model
 
 QUICK_SEARCH = Settings(iterations=5, neurons=20)
 SHAPE, CLASSES = (2, 8, 8), 4
@@ -79,7 +79,7 @@ def sampled_logits(model: nn.Module, x: Tensor, eps: float, clip: tuple[float, f
 
 
 def test_every_architecture_is_built():
-    """But Gowal's, which are too large for these images and built as a cnn is; tests/test_models.py has them."""
+    """But Gowal's, too large for these images, and built as a cnn is; tests/network/test_models.py has them."""
     assert {type(a) for a in BUILT.values()} == set(NETWORKS.values()) - {DM}
 
 

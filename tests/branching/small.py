@@ -12,7 +12,7 @@ from certtrain.bounds.settings import Settings
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.root import Root
-from certtrain.certificate import VERDICTS_ALONE
+from certtrain.verification.certificate import VERDICTS_ALONE
 
 SETTINGS = replace(VERDICTS_ALONE, iterations=5, neurons=8)
 CLASSES = 3

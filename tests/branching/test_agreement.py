@@ -20,9 +20,9 @@ from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.points import Boxed, decide_point
 from certtrain.branching.root import Root
 from certtrain.branching.search import branch_and_bound
-from certtrain.certificate import VERDICTS_ALONE
-from certtrain.objective import correct_points
-from certtrain.properties import Case
+from certtrain.verdicts import correct_points
+from certtrain.verification.certificate import VERDICTS_ALONE
+from certtrain.verification.properties import Case
 
 SHAPES = [(2, (3, 3)), (2, (6,)), (3, (4,)), (3, (3, 2)), (2, (2, 2, 2))]
 MARGINS = [1.0, 1e-2, 1e-4, 1e-6, 1e-9, 0.0, -1e-9, -1e-6, -1e-4, -1e-2]
@@ -64,7 +64,7 @@ def completed(network: nn.Sequential, case: Case) -> str:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_three_ways_agree_on_every_point(part: int):
     pytest.importorskip("scipy")
-    from certtrain.milp import minimum
+    from certtrain.verification.milp import minimum
 
     verdicts = set()
     for network, case, margin in cases(part):

@@ -18,19 +18,19 @@ from certtrain import certify
 from certtrain.architecture import MLP
 from certtrain.attack import PGD
 from certtrain.branching.points import check_point
-from certtrain.cascade import Cascade, Limits
-from certtrain.certificate import VERDICTS_ALONE
-from certtrain.completing import Completing
 from certtrain.data import ImageSet, load_images, to_unit
-from certtrain.deciding import decide
 from certtrain.errors import MethodError
-from certtrain.modelfile import Classifier
-from certtrain.models import InputSpec, build_model
-from certtrain.points import Point
-from certtrain.properties import robustness
-from certtrain.rounds import rounds_of
-from certtrain.stages import Batch, fooled
-from certtrain.verify import Report, verify
+from certtrain.network.modelfile import Classifier
+from certtrain.network.models import InputSpec, build_model
+from certtrain.verification.cascade import Cascade, Limits
+from certtrain.verification.certificate import VERDICTS_ALONE
+from certtrain.verification.completing import Completing
+from certtrain.verification.deciding import decide
+from certtrain.verification.points import Point
+from certtrain.verification.properties import robustness
+from certtrain.verification.rounds import rounds_of
+from certtrain.verification.stages import Batch, fooled
+from certtrain.verification.verify import Report, verify
 
 EPS = 0.1  # at which trees are needed
 

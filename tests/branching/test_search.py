@@ -25,7 +25,7 @@ from certtrain.branching.points import Boxed, Decided, decide_point
 from certtrain.branching.root import Root
 from certtrain.branching.search import Outcome, Search, branch_and_bound, reproved
 from certtrain.branching.tree import Tree, leaves_of
-from certtrain.certificate import VERDICTS_ALONE
+from certtrain.verification.certificate import VERDICTS_ALONE
 
 REAL = arithmetic_named("real")
 SETTINGS = replace(VERDICTS_ALONE, iterations=3, rounding=REAL)

@@ -18,13 +18,13 @@ from certtrain.attack import described
 from certtrain.attack.box import box_ends
 from certtrain.branching.points import margin_root
 from certtrain.certfile import Writer, describe_task
-from certtrain.certificate import VERDICTS_ALONE
-from certtrain.completing import Completing
 from certtrain.data import to_unit
 from certtrain.errors import CertificateError
-from certtrain.modelfile import load_model, save_model
-from certtrain.stages import Batch
-from certtrain.verify import verify
+from certtrain.network.modelfile import load_model, save_model
+from certtrain.verification.certificate import VERDICTS_ALONE
+from certtrain.verification.completing import Completing
+from certtrain.verification.stages import Batch
+from certtrain.verification.verify import verify
 
 EPS, LARGE, FALSIFIED = 0.15, 1, 2
 CHOSEN = torch.tensor([4, 12, 0])  # of the images: with a small tree, with a large one, and falsified

@@ -1,0 +1,1 @@
+"""Networks and properties from and for others: ONNX and VNN-LIB."""

@@ -1,0 +1,145 @@
+"""A model as one safetensors file that says what it is."""
+
+from collections import OrderedDict
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from certtrain.architecture import Architecture
+from certtrain.errors import DataError, ModelFileError, NetworkError
+from certtrain.network.models import InputSpec, build_model
+from certtrain.preset import explain
+from certtrain.storage import check_model_file, write_atomic
+
+KEY = "certtrain"  # the entry of the file's header that holds the metadata
+LONGEST_HEADER = 2**22  # bytes: many times what a network of a thousand layers needs; a hostile file may have more
+
+
+Side = Annotated[int, Field(ge=1, le=4096)]  # limits what a hostile header can ask for
+
+
+class Metadata(BaseModel):
+    """What a model file says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    architecture: Architecture
+    input_shape: tuple[Side, Side, Side]
+    """(C, H, W)."""
+    class_names: tuple[str, ...] = Field(min_length=2)
+    dataset: str = Field(max_length=100)
+    eps: float = Field(gt=0, le=1)
+    """The radius the network is trained for."""
+    seed: int
+    versions: dict[str, str]
+    preset: dict[str, Any]
+    """The run it comes from."""
+    note: str = ""
+    """How the weights came about, where it was not by training alone."""
+    results: dict[str, Any] | None = None
+    """Measured on the test set when the training ended; None before."""
+
+
+class Classifier(nn.Sequential):
+    """A network with its file's metadata. Takes pixels (B, C, H, W) in [0, 1], gives logits (B, K)."""
+
+    def __init__(self, network: nn.Sequential, metadata: Metadata) -> None:
+        super().__init__(OrderedDict(network.named_children()))
+        self.metadata = metadata
+
+
+def save_model(path: Path, network: nn.Sequential, metadata: Metadata) -> None:
+    """Write `network` with `metadata` to `path`, whole or not at all. Raises StorageError."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomic(path, save(tensors, {KEY: metadata.model_dump_json()}))
+
+
+def load_model(path: str | Path) -> Classifier:
+    """The network in that file, in evaluation mode, with its `metadata`.
+
+    Raises ModelFileError if the file is missing, damaged, not made by
+    certtrain, or holds weights that do not fit or are not finite.
+    """
+    path = Path(path)
+    check_model_file(path)
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from error
+    metadata = _parse(path, header)
+    try:
+        return Classifier(fill_network(metadata, tensors), metadata).eval()
+    except ValueError as error:
+        raise ModelFileError(f"{path} does not hold the network that its header describes: {error}") from error
+
+
+def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequential:
+    """The network that `metadata` describes, made of `tensors` by name.
+
+    It is built without memory first, so that a header asking for a huge network costs nothing.
+    Raises ValueError if they do not fit.
+    """
+    channels = metadata.input_shape[0]
+    spec = InputSpec(metadata.input_shape, len(metadata.class_names), (0.0,) * channels, (1.0,) * channels)
+    try:
+        with torch.device("meta"):
+            network = build_model(metadata.architecture, spec)
+    except (DataError, NetworkError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
+    _check_tensors(network, tensors)
+    network.load_state_dict(tensors, assign=True)
+    return network
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    from certtrain import __version__
+
+    return {"certtrain": __version__, **{name: packages.version(name) for name in ("torch", "torchvision")}}
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that takes minutes to read. The file begins with its length, in 8 bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if LONGEST_HEADER < length < path.stat().st_size:
+        raise ModelFileError(f"{path} has a header of {length:,} bytes, of which certtrain reads {LONGEST_HEADER:,}")
+
+
+def _parse(path: Path, header: dict[str, str]) -> Metadata:
+    if "progress" in header:
+        raise ModelFileError(
+            f"{path} is a checkpoint, which says too little of its network; `certtrain stats` reads it where the "
+            "run wrote it, beside the run's preset.json"
+        )
+    if KEY not in header:
+        raise ModelFileError(f"{path} was not written by certtrain: its header does not say what network it holds")
+    try:
+        return Metadata.model_validate_json(header[KEY])
+    except ValidationError as error:
+        raise ModelFileError(f"{path} has a header that certtrain cannot read:\n{explain(error)}") from error
+
+
+def _check_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    wanted = network.state_dict()
+    if missing := sorted(wanted.keys() ^ tensors.keys()):
+        raise ValueError(f"its tensors differ in {', '.join(missing[:5])}")
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype) != (wanted[name].shape, wanted[name].dtype):
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+        if name.endswith(("running_var", ".std")) and bool((tensor < 0).any()):
+            raise ValueError(f"{name} is negative")
+        if name.endswith(".std") and not bool((tensor > 0).all()):
+            raise ValueError(f"{name} holds a zero")

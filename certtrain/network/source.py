@@ -1,0 +1,222 @@
+"""The user's own network: their code is run once, here, and its layers are read into the preset as data.
+
+From then on the run has no need of the code: neither its model file nor its
+resumption can run any, or depend on how the code has changed since.
+"""
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.abc import SourceLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.interval import boundable
+from certtrain.data import ImageSet
+from certtrain.errors import NetworkError, UnsupportedLayer
+from certtrain.layers import Dropout, Graph, Module, Origin
+from certtrain.network.graphs import Found, GraphNetwork, check_logits, graph_of
+from certtrain.preset import Preset
+from certtrain.storage import check_source
+
+Shape = tuple[int, int, int]
+Code = (Exception, SystemExit)  # all that a file of the user's can raise, but for the user's own interrupt
+OURS = ("<", str(Path(__file__).parent), str(Path(torch.__file__).parent))  # the start of files that are not the user's
+
+
+def settle(preset: Preset, train: ImageSet) -> Preset:
+    """The preset with its network as layers: those of the module that the user's code makes for these images.
+
+    A preset without such code is given back as it is. Raises NetworkError that
+    says what is wrong with the code or its network, or UnsupportedLayer that
+    names a layer without a bound rule.
+    """
+    if not isinstance(preset.model, Module):
+        return preset
+    graph = read_network(preset.model, train.input_shape, len(train.class_names))
+    return preset.model_copy(update={"model": graph})
+
+
+def read_network(module: Module, shape: Shape, classes: int) -> Graph:
+    """The layers of a user's network for images of `shape` (C, H, W). Raises as `settle`."""
+    with _strangers():
+        maker = _maker(module)
+        network = _call(maker, module.arguments, shape, classes)
+        _check_parameters(maker.title, network)
+        x = torch.randn(2, *shape)
+        expected = _logits(maker.title, network, x)
+        check_logits(maker.title, tuple(expected.shape), shape, classes)
+        found = _layers(maker.title, network)
+        _check_same(maker.title, found, x, expected)
+    origin = Origin(source=maker.title, arguments=module.arguments, sha256=maker.sha256)
+    return found.graph.model_copy(update={"origin": origin})
+
+
+def changed_source(preset: Preset) -> str | None:
+    """The file that a run's layers were read from, if it is there and is no longer what it was."""
+    origin = preset.model.origin if isinstance(preset.model, Graph) else None
+    if origin is None or origin.sha256 is None:
+        return None
+    file = origin.source.rpartition(":")[0]
+    try:
+        return file if hashlib.sha256(Path(file).read_bytes()).hexdigest() != origin.sha256 else None
+    except OSError:  # it has no need to be there
+        return None
+
+
+# --- the user's code -------------------------------------------------------------------------------------
+
+
+class _Maker(NamedTuple):
+    """What makes the network, how it is called in messages, and its file's hash."""
+
+    make: Callable[..., Any]
+    title: str
+    sha256: str | None
+
+
+@contextmanager
+def _strangers() -> Iterator[None]:
+    """Where the user's code runs: it may print, but not between lines of JSON, and its random numbers are its own."""
+    with torch.random.fork_rng(devices=[]), redirect_stdout(sys.stderr):
+        torch.manual_seed(0)
+        yield
+
+
+def _maker(module: Module) -> _Maker:
+    if not isinstance(module.source, str):
+        return _Maker(module.source, _title(module.source), None)
+    file, _, name = module.source.rpartition(":")
+    check_source(Path(file))
+    content = Path(file).read_bytes()
+    names = _run(Path(file), content)
+    if name not in names:
+        known = [key for key, value in names.items() if callable(value) and not key.startswith("_")]
+        raise NetworkError(f"{file} has no {name!r}; it has {', '.join(known) or 'nothing to call'}")
+    if not callable(names[name]):
+        raise NetworkError(f"{module.source} is no class or function, but {names[name]!r}")
+    return _Maker(names[name], module.source, hashlib.sha256(content).hexdigest())
+
+
+def _title(make: Callable[..., Any]) -> str:
+    try:
+        return str(make.__qualname__)
+    except AttributeError:
+        return type(make).__name__
+
+
+class _Loader(SourceLoader):
+    """Runs bytes that are read already: what runs is what was hashed, whatever a bytecode cache holds."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path, self.content = path, content
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.path)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        return self.content
+
+
+def _run(file: Path, content: bytes) -> dict[str, Any]:
+    """The names that a Python file defines. It may import what lies beside it."""
+    name = f"certtrain_source_{file.stem}"
+    spec = spec_from_file_location(name, file, loader=_Loader(file, content))
+    assert spec is not None  # as there is a loader
+    assert spec.loader is not None
+    sys.modules[name] = code = module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.absolute()))
+    try:
+        spec.loader.exec_module(code)
+    except Code as error:
+        raise NetworkError(f"{file} cannot be run: {_said(error)}") from error
+    return vars(code)
+
+
+def _call(maker: _Maker, arguments: dict[str, Any], shape: Shape, classes: int) -> nn.Module:
+    make, title, _ = maker
+    if isinstance(make, nn.Module):
+        raise NetworkError(f"{title} is a network already; give the class or function that makes it")
+    known = {"input_shape": shape, "classes": classes}
+    given = {name: value for name, value in known.items() if name in _parameters(make)} | arguments
+    try:
+        network = make(**given)
+    except Code as error:
+        words = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise NetworkError(f"{title}({words}) raises {_said(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{title} returns {network!r}, which is no torch.nn.Module")
+    return network
+
+
+def _parameters(make: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(make).parameters)
+    except (ValueError, TypeError):  # what is written in C may have none
+        return set()
+
+
+def _said(error: BaseException) -> str:
+    """What went wrong, and in which line of the user's."""
+    text = f"{type(error).__name__}: {error}"
+    files = ((frame.filename, frame.lineno) for frame in extract_tb(error.__traceback__))
+    theirs = [(file, line) for file, line in files if not file.startswith(OURS) and not isinstance(error, SyntaxError)]
+    return f"{text} ({theirs[-1][0]}, line {theirs[-1][1]})" if theirs else text
+
+
+# --- what it has made ------------------------------------------------------------------------------------
+
+
+def _check_parameters(title: str, network: nn.Module) -> None:
+    for name, parameter in network.named_parameters():
+        if parameter.device.type != "cpu":
+            raise NetworkError(f"{title}: {name!r} is on {parameter.device}; make the network on the CPU")
+        if parameter.dtype != torch.float32:
+            raise NetworkError(f"{title}: {name!r} is {parameter.dtype}; certtrain trains in torch.float32")
+        if not parameter.requires_grad:
+            raise NetworkError(f"{title}: {name!r} is frozen (requires_grad=False); certtrain trains all weights")
+
+
+@torch.no_grad()
+def _logits(title: str, network: nn.Module, x: Tensor) -> Tensor:
+    try:
+        logits = network.eval()(x.clone())
+    except Code as error:
+        raise NetworkError(f"{title} does not take images of shape {tuple(x.shape)}: {_said(error)}") from error
+    if not isinstance(logits, Tensor):
+        raise NetworkError(f"{title} gives {type(logits).__name__}, not a tensor of logits")
+    return logits
+
+
+def _layers(title: str, network: nn.Module) -> Found:
+    """Its layers, which must be the same in training and in evaluation."""
+    try:
+        trained, found = (graph_of(boundable(network.train(mode))) for mode in (True, False))
+    except UnsupportedLayer as error:
+        raise UnsupportedLayer(f"{title}: {error}") from error
+    except Code as error:
+        raise UnsupportedLayer(f"{title}: its forward pass cannot be followed: {_said(error)}") from error
+    if trained.graph != found.graph:
+        raise UnsupportedLayer(f"{title} has other layers in training than in evaluation; they must be the same")
+    for layer in found.graph.layers:
+        if isinstance(layer, Dropout) and layer.p > 0:
+            raise UnsupportedLayer(
+                f"{title}: layer {layer.name!r} is random in training; bounds need a Dropout of p = 0"
+            )
+    return found
+
+
+@torch.no_grad()
+def _check_same(title: str, found: Found, x: Tensor, expected: Tensor) -> None:
+    """See that the layers compute what the module does: a layer's own forward may have been replaced."""
+    network = GraphNetwork(found.graph)
+    network.load_state_dict(found.state)
+    if not torch.allclose(network.eval()(x), expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise UnsupportedLayer(f"{title} computes something else than the layers that it is made of")

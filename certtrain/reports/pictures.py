@@ -1,0 +1,123 @@
+"""The pictures of a run: its curves over the epochs, and how its layers changed."""
+
+from collections.abc import Iterator
+from colorsys import hls_to_rgb
+from itertools import cycle, islice
+from typing import TypeVar
+
+from certtrain.epsilon import format_eps
+from certtrain.reports import html
+from certtrain.reports.curves import Curve, Epochs, draw_curves, draw_shares
+from certtrain.reports.html import Html
+from certtrain.runs.history import Run
+
+T = TypeVar("T")
+
+ACCURACIES = {  # by their names in the metrics: name, colour, whether the line is dashed
+    "natural_accuracy": ("natural", "natural", False),
+    "certified_accuracy": ("certified", "certified", False),
+    "validation_natural_accuracy": ("natural, held out", "natural", True),
+    "validation_certified_accuracy": ("certified, held out", "certified", True),
+}
+LOSSES = {  # name, colour, width: when the regularisers are over, the robust loss runs along the total
+    "loss": ("total", "total", 4.5),
+    "natural_loss": ("natural", "natural", 1.8),
+    "robust_loss": ("robust", "certified", 1.8),
+}
+OTHER_COLOURS = ("falsified", "tightness", "balance", "misclassified")  # of losses that have no name here
+REGULARISERS = {"tightness_loss": ("tightness", "tightness"), "relu_balance_loss": ("ReLU balance", "balance")}
+SINGLE = {
+    "eps": "ε at the end of the epoch",
+    "learning_rate": "Learning rate at the end of the epoch",
+    "gradient_norm": "Gradient norm",
+}
+
+
+def curve_pictures(run: Run) -> Iterator[Html]:
+    """Accuracies, losses and regularisers, ε, learning rate and gradient norm over the epochs, of which there is one.
+
+    What was not measured is left out. Raises MissingExtra without matplotlib.
+    """
+    axis = _axis(run)
+    if accuracies := _accuracies(run):
+        picture = draw_curves("accuracies", axis, accuracies, label="accuracy", percent=True)
+        yield html.figure(picture, "Accuracy", _remark(run, accuracies))
+    if losses := _losses(run):
+        picture = draw_curves("losses", axis, losses, label="loss", log=_far_apart(losses))
+        yield html.figure(picture, "Losses")
+    if regularisers := [Curve(label, run.values(name), c) for name, (label, c) in _known(run, REGULARISERS)]:
+        picture = draw_curves("regularisers", axis, regularisers, label="regulariser")
+        yield html.figure(
+            picture,
+            "Regularisers",
+            "Before they are weighted. After the warm-up they have no weight, are not measured, and stand at zero.",
+        )
+    for name, title in _known(run, SINGLE):
+        curve = Curve(title, run.values(name), "ink")
+        yield html.figure(draw_curves(name, axis, [curve], label=title), title)
+
+
+def layer_pictures(run: Run) -> Iterator[Html]:
+    """How the bounds' growth changed over the epochs, and the ReLU states of each layer of the last one.
+
+    Raises MissingExtra without matplotlib.
+    """
+    axis, names = _axis(run), [layer.name for layer in run.layers]
+    growths = [
+        Curve(name, run.layer_values(name, lambda layer: layer.growth), colour, dashed=bool(index % 2))
+        for index, (name, colour) in enumerate(zip(names, _hues(len(names)), strict=True))
+    ]
+    picture = draw_curves("growth", axis, growths, label="growth of the bounds' width", log=True)
+    yield html.figure(picture, "Growth: mean width over the input's")
+    for index, name in enumerate(names):
+        states = {
+            "active": run.layer_values(name, lambda layer: layer.active),
+            "unstable": run.layer_values(name, lambda layer: layer.unstable),
+            "inactive": run.layer_values(name, lambda layer: layer.inactive),
+        }
+        dead = run.layer_values(name, lambda layer: layer.dead)
+        yield html.figure(draw_shares(f"states{index}", axis, states, dead, label=f"states of {name}"), name)
+
+
+def _axis(run: Run) -> Epochs:
+    return Epochs([epoch.epoch for epoch in run.epochs], run.warm_up)
+
+
+def _known(run: Run, names: dict[str, T]) -> list[tuple[str, T]]:
+    return [(name, about) for name, about in names.items() if name in run.measured]
+
+
+def _accuracies(run: Run) -> list[Curve]:
+    found = _known(run, ACCURACIES)
+    return [Curve(label, run.values(name), colour, dashed) for name, (label, colour, dashed) in found]
+
+
+def _remark(run: Run, accuracies: list[Curve]) -> str:
+    remarks = []
+    if run.preset.train.batch_norm_statistics != "clean":
+        remarks.append("Natural: of the first training images, at the end of the epoch.")
+    if any(curve.dashed for curve in accuracies):
+        remarks.append(f"Held out: at ε = {format_eps(run.preset.eps.max)} in every epoch.")
+    return " ".join(remarks)
+
+
+def _losses(run: Run) -> list[Curve]:
+    found = _known(run, LOSSES)
+    known = [Curve(label, run.values(name), colour, width=width) for name, (label, colour, width) in found]
+    others = [name for name in run.measured if name.endswith("_loss") and name not in {*LOSSES, *REGULARISERS}]
+    return known + [
+        Curve(name.removesuffix("_loss").replace("_", " "), run.values(name), colour)
+        for name, colour in zip(others, islice(cycle(OTHER_COLOURS), len(others)), strict=True)
+    ]
+
+
+def _far_apart(curves: list[Curve]) -> bool:
+    """Whether a straight axis would hide the small values beside the large ones."""
+    values = [value for curve in curves for value in curve.values if value is not None and value > 0]
+    return len(values) > 1 and max(values) > 100 * min(values)
+
+
+def _hues(count: int) -> list[str]:
+    """Colours from blue to red for layers from first to last, of a lightness for light and dark paper."""
+    colours = [hls_to_rgb((220 - 215 * index / max(count - 1, 1)) / 360, 0.5, 0.65) for index in range(count)]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in colours]

@@ -1,0 +1,164 @@
+"""A run's folder, and checkpoints that hold all the state a run has.
+
+preset.json             the resolved preset
+metrics.jsonl           one line an epoch
+checkpoints/*.safetensors   the last two
+epochs/*.safetensors    the network after every so many epochs, as a model file, if train.keep_every asks for it
+model.safetensors       written when the run is finished, with
+report.json             its results, and
+report.html             all of it for people
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from certtrain.errors import ModelFileError, RunError
+from certtrain.network.modelfile import Classifier, Metadata, fill_network
+from certtrain.preset import Preset, load_preset
+from certtrain.storage import append_line, check_new_run, check_unfinished_run, truncate, write_atomic, write_json
+
+Networks = Mapping[str, nn.Module]  # by the names that their tensors have in a checkpoint
+KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps done, the metrics' length, seconds trained, the data's fingerprint, epoch's sums."""
+
+    step: int = 0
+    metrics_bytes: int = 0
+    seconds: float = 0.0
+    data: str = ""
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class RunFolder:
+    """The files of one run. Every method may raise StorageError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model.safetensors"
+        self.report = path / "report.json"
+        self.page = path / "report.html"
+        self.last_good: Path | None = None
+        """The checkpoint last written or restored here."""
+
+    @classmethod
+    def create(cls, path: Path, preset: Preset) -> "RunFolder":
+        """Start a run there. Raises RunError if the folder holds something already."""
+        check_new_run(path)
+        folder = cls(path)
+        write_json(path / "preset.json", preset.model_dump(mode="json"))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "tuple[RunFolder, Preset]":
+        """A run to go on with, and its preset. Raises RunError if there is none or it is finished."""
+        check_unfinished_run(path)
+        return cls(path), load_preset(str(path / "preset.json"))
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*.safetensors"))
+
+    def save_checkpoint(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+        """Write a checkpoint, then let go of the oldest beyond two."""
+        path = self.path / "checkpoints" / f"step-{progress.step:09d}.safetensors"
+        progress.metrics_bytes = self.metrics.stat().st_size if self.metrics.exists() else 0
+        tensors = collect(networks, optimizer)
+        write_atomic(path, save(tensors, {"progress": json.dumps(asdict(progress))}))
+        self.last_good = path
+        for old in self.checkpoints()[:-KEPT]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def restore(self, networks: Networks, optimizer: torch.optim.Optimizer) -> tuple[Progress, list[Path]]:
+        """Load the newest checkpoint that can be read, and cut the metrics back to it.
+
+        Returns where the run stands, and the newer checkpoints that were
+        damaged. Without any checkpoint the run starts at step 0.
+        Raises RunError if there are checkpoints and none can be read.
+        """
+        damaged: list[Path] = []
+        for path in reversed(self.checkpoints()):
+            try:
+                progress = _load(path, networks, optimizer)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):
+                damaged.append(path)
+                continue
+            truncate(self.metrics, progress.metrics_bytes)
+            self.last_good = path
+            return progress, damaged
+        if damaged:
+            raise RunError(f"no checkpoint in {self.path / 'checkpoints'} can be read; start the run anew")
+        truncate(self.metrics, 0)
+        return Progress(), damaged
+
+    def epoch(self, number: int) -> Path:
+        """Where the network after that many epochs is kept."""
+        return self.path / "epochs" / f"epoch-{number:04d}.safetensors"
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add one line to the metrics."""
+        append_line(self.metrics, json.dumps(record, allow_nan=False))
+
+
+def read_network(path: Path, metadata: Metadata) -> Classifier:
+    """The network that a checkpoint holds, in evaluation mode; `metadata` says what network it is.
+
+    Where the run keeps a moving average of the weights, it is that. Raises ModelFileError if the file is no
+    checkpoint, is damaged, or holds another network.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            prefix = "average/" if any(name.startswith("average/") for name in names) else "network/"
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
+        return Classifier(fill_network(metadata, tensors), metadata).eval()
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"checkpoint {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ModelFileError(f"checkpoint {path} does not hold the network of its run: {error}") from error
+
+
+def collect(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of a run's state by name, on the CPU."""
+    tensors = {f"{key}/{name}": t for key, network in networks.items() for name, t in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _load(path: Path, networks: Networks, optimizer: torch.optim.Optimizer) -> Progress:
+    with safe_open(path, framework="pt") as file:
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    put_back(tensors, networks, optimizer)
+    return progress
+
+
+def put_back(tensors: dict[str, Tensor], networks: Networks, optimizer: torch.optim.Optimizer) -> None:
+    """Undo `collect`. Raises KeyError, ValueError or RuntimeError if the tensors are another run's."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], tensor)
+    for key, network in networks.items():
+        network.load_state_dict({n.removeprefix(f"{key}/"): t for n, t in tensors.items() if n.startswith(f"{key}/")})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A moment with its parameter's strides: the fused Adam walks both memories side by side."""
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor

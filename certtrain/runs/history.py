@@ -1,0 +1,208 @@
+"""What the files of a run folder tell of a run, finished or not; read without torch."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from certtrain.errors import RunError
+from certtrain.preset import Preset, explain, load_preset
+
+M = TypeVar("M", bound="_Read")
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "normalize.mean", "normalize.std")
+
+
+class _Read(BaseModel):
+    """What a newer certtrain writes beside the fields known here does no harm."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Layer(_Read):
+    """A ReLU layer at the end of an epoch, with the fields of `certtrain.inspection.diagnostics.LayerState`."""
+
+    name: str
+    units: int
+    active: float
+    inactive: float
+    unstable: float
+    dead: float
+    centre: float
+    width: float
+    growth: float | None
+    mean_ratio: float | None
+    variance_ratio: float | None
+
+
+class Epoch(_Read):
+    """One line of metrics.jsonl: its numbers by their names there, and the layers."""
+
+    epoch: int
+    numbers: dict[str, float | None]
+    layers: tuple[Layer, ...]
+
+
+class Results(_Read):
+    """The verification at the end of a run, with the fields of `certtrain.verification.verify.Report`."""
+
+    dataset: str
+    split: str
+    eps: float
+    examples: int = Field(ge=1)
+    certified: int
+    open: int
+    falsified: int
+    misclassified: int
+    method: str
+    attack: dict[str, int | float | str]
+    assumptions: tuple[str, ...]
+    natural_accuracy: float
+    pgd_accuracy: float
+    certified_accuracy: float
+    verified_error: float
+
+
+class Training(_Read):
+    """How the training went: its steps, their seconds, where."""
+
+    steps: int
+    seconds: float
+    device: str
+    processes: int = 1
+    finished: str | None = None
+    """Date and time of the end, in UTC; older runs did not note it."""
+
+
+class Record(_Read):
+    """What report.json holds."""
+
+    results: Results
+    training: Training
+    verification_seconds: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the newest file of weights says: the number of trained parameters; image shape and classes if it is known.
+
+    A checkpoint knows the parameters alone.
+    """
+
+    parameters: int
+    input_shape: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its preset, its epochs so far, its weights if there are any that can be read, its end if it is over."""
+
+    preset: Preset
+    epochs: tuple[Epoch, ...]
+    weights: Weights | None
+    record: Record | None
+
+    @property
+    def measured(self) -> list[str]:
+        """The names of the epochs' numbers, in the order of their first appearance."""
+        return list(dict.fromkeys(name for epoch in self.epochs for name in epoch.numbers))
+
+    def values(self, name: str) -> list[float | None]:
+        """A number in each epoch; None where an epoch has none of that name."""
+        return [epoch.numbers.get(name) for epoch in self.epochs]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers at the end of the last epoch."""
+        return self.epochs[-1].layers if self.epochs else ()
+
+    def layer_values(self, layer: str, of: Callable[[Layer], float | None]) -> list[float | None]:
+        """What `of` says of the layer of that name in each epoch; None where an epoch has no such layer."""
+        found = [[of(known) for known in epoch.layers if known.name == layer] for epoch in self.epochs]
+        return [numbers[0] if numbers else None for numbers in found]
+
+    @property
+    def warm_up(self) -> tuple[int, int] | None:
+        """The first and the last epoch in which ε rises; None if it jumps."""
+        eps = self.preset.eps
+        return (eps.start, eps.start + eps.length - 1) if eps.length else None
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`, which may still go on: the line that is being written to the metrics is left out.
+
+    Raises RunError if there is no run or a file of it is damaged, PresetError if its preset is.
+    """
+    if not (folder / "preset.json").is_file():
+        raise RunError(f"{folder} holds no run; `certtrain train` writes a folder with preset.json")
+    preset = load_preset(str(folder / "preset.json"))
+    return Run(preset, read_epochs(folder), _weights(folder), _record(folder / "report.json"))
+
+
+def read_epochs(folder: Path) -> tuple[Epoch, ...]:
+    """The epochs of the run in `folder`, as `read_run` gives them. Raises RunError."""
+    path = folder / "metrics.jsonl"
+    whole, newline, _ = _read(path).rpartition("\n") if path.is_file() else ("", "", "")
+    lines = whole.splitlines() if newline else []
+    return tuple(_epoch(f"line {number} of {path}", line) for number, line in enumerate(lines, start=1))
+
+
+def _epoch(where: str, line: str) -> Epoch:
+    numbers = _object(where, line)
+    epoch, layers = numbers.pop("epoch", None), numbers.pop("layers", [])
+    return _valid(Epoch, where, {"epoch": epoch, "layers": layers, "numbers": numbers})
+
+
+def _record(path: Path) -> Record | None:
+    return _valid(Record, str(path), _object(str(path), _read(path))) if path.is_file() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def _object(where: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RunError(f"{where} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{where} is not a JSON object")
+    return value
+
+
+def _valid(model: type[M], where: str, value: dict[str, Any]) -> M:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise RunError(f"{where} was not written by certtrain, or is damaged:\n{explain(error)}") from error
+
+
+def _weights(folder: Path) -> Weights | None:
+    """From the model, or else the newest checkpoint that can be read."""
+    checkpoints = sorted((folder / "checkpoints").glob("step-*.safetensors"), reverse=True)
+    for path in (folder / "model.safetensors", *checkpoints):
+        try:
+            return _header(path)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _header(path: Path) -> Weights:
+    with safe_open(path, framework="np") as file:
+        names = [name for name in file.keys() if not name.startswith(("optimizer/", "average/"))]  # noqa: SIM118
+        trained = [name for name in names if not name.endswith(BUFFERS)]
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in trained)
+        about = json.loads((file.metadata() or {}).get("certtrain", "{}"))
+    return Weights(parameters, tuple(about.get("input_shape", ())), tuple(map(str, about.get("class_names", ()))))

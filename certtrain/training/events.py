@@ -1,0 +1,98 @@
+"""What a training reports while it runs: plain values, for whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a listener need not load torch to know the events
+    from certtrain.inspection.findings import LayerState
+    from certtrain.preset import Preset
+    from certtrain.verification.verify import Report
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins, or goes on at `step` of `steps`."""
+
+    preset: Preset
+    folder: Path
+    device: str
+    parameters: int
+    examples: int
+    steps_per_epoch: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Data are being read: what, how much is done, how much there is."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """`step` steps are done; the averages are over the epoch so far, the layer states of a recent batch."""
+
+    step: int
+    epoch: int
+    eps: float
+    learning_rate: float
+    averages: dict[str, float]
+    layers: tuple[LayerState, ...]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """`epoch` (from 1) is done; `record` is its line in metrics.jsonl, without the layers."""
+
+    epoch: int
+    record: dict[str, float | int | None]
+    layers: tuple[LayerState, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that whoever watches should know."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Verifying:
+    """The trained network is being verified on `split`, "test" or "validation"."""
+
+    split: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run stopped before its end, at a checkpoint; `data_dir` as it was given."""
+
+    reason: str
+    step: int
+    steps: int
+    folder: Path
+    data_dir: str | Path | None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over: its model file, its results, and its page if that could be written."""
+
+    model: Path
+    report: Report
+    seconds: float
+    page: Path | None = None
+
+
+Event = Started | Loading | StepDone | EpochDone | Note | Verifying | Stopped | Finished
+Listener = Callable[[Event], None]

@@ -1,0 +1,164 @@
+"""The training loss of one batch: natural or certified cross-entropy, and the warm-up's regularisers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certtrain.bounds.checks import check_input, check_labels, fitting
+from certtrain.bounds.interval import boundable
+from certtrain.bounds.linear import margins as linear_margins
+from certtrain.bounds.methods import check_training_method
+from certtrain.bounds.statistics import remember
+from certtrain.bounds.trace import BoundTrace, trace_bounds
+from certtrain.epsilon import parse_eps
+from certtrain.errors import EpsilonError
+from certtrain.schedule import warmup_weight
+from certtrain.training.fusion import fused_cross_entropy
+from certtrain.training.regularizers import regularizer_losses, sums_of
+
+SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Scalar tensors: `total` is what training minimises, the others what it is made of.
+
+    `skipped_layers` counts the layers without a balance ratio. Without
+    regularisers the last three scalars are zero. `margins` (B, K) are the
+    lower bounds that the robust loss comes from.
+    """
+
+    total: Tensor
+    robust: Tensor
+    natural: Tensor
+    tightness: Tensor
+    relu_balance: Tensor
+    skipped_layers: Tensor
+    margins: Tensor
+
+
+@dataclass(frozen=True)
+class LinearShare:
+    """How linear bounds take part in the robust loss: with which weight beside the intervals, fused or by class."""
+
+    weight: float | Tensor
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Regularizers:
+    """Each regulariser's weight in this step, and their tolerance τ."""
+
+    tightness: float | Tensor
+    relu_balance: float | Tensor
+    tolerance: float
+
+
+def objective_terms(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    eps: float,
+    *,
+    eps_max: float,
+    weight: float = 0.5,
+    tolerance: float = 0.5,
+    method: str = "ibp",
+    loss_fusion: bool = True,
+) -> LossTerms:
+    """The loss terms of one training-mode pass of `x` (B, …) with `labels` (B,) at radius `eps`.
+
+    total = robust + λ (1 − ε/ε_max) (tightness + balance), with λ the `weight`
+    (Shi et al. 2021, eq. 12); while ε is zero, the natural cross-entropy takes
+    the robust one's place. By `method` "crown-ibp", linear bounds take part in
+    the robust loss with weight 1 − ε/ε_max (Zhang et al. 2020, eq. 9): with
+    `loss_fusion` by a bound of the loss itself, else by the margins'. Raises as
+    `propagate`, and MethodError.
+    """
+    check_training_method(method)
+    check_input(x, (0.0, 1.0))
+    eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), boundable(model)
+    if not 0 < eps_max >= eps:
+        raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
+    with fitting(x):
+        trace = trace_bounds(graph, x, max(eps, SMALLEST_EPS), (0.0, 1.0))
+    check_labels(labels, trace.logits.box.centre.shape)
+    remember(trace.statistics)
+    warm = warmup_weight(eps, eps_max=eps_max)
+    regularizers = Regularizers(weight * warm, weight * warm, tolerance)
+    linear = LinearShare(warm, loss_fusion) if method == "crown-ibp" and warm > 0 else None
+    return loss_terms(trace, labels, certified=float(eps > 0), regularizers=regularizers, linear=linear)
+
+
+def loss_terms(
+    trace: BoundTrace,
+    labels: Tensor,
+    *,
+    certified: float | Tensor,
+    regularizers: Regularizers | None,
+    linear: LinearShare | None = None,
+    pool: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> LossTerms:
+    """The loss terms from one pass; `certified` is 1 to minimise the certified cross-entropy, 0 for the natural.
+
+    Where no clean batch was carried, the natural cross-entropy is the centres'.
+    Where the pass was of a part of the batch, `pool` adds the other parts' sums
+    for the regularisers, which are of the whole; the rest is of the part.
+    """
+    logits = trace.logits.box.centre if trace.clean is None else trace.clean
+    sums = None if regularizers is None or not trace.relu_boxes else pool(trace_sums(trace))
+    robust, margins = robust_loss(trace, labels, linear)
+    return combined_terms(logits, robust, margins, sums, labels, certified=certified, regularizers=regularizers)
+
+
+def robust_loss(trace: BoundTrace, labels: Tensor, linear: LinearShare | None = None) -> tuple[Tensor, Tensor]:
+    """The certified cross-entropy, and the margins (B, K) that it comes from.
+
+    Fused linear bounds have no margins: then the two losses are mixed, and the margins are the intervals'.
+    """
+    margins = trace.margins(labels)
+    if linear is None:
+        return certified_cross_entropy(margins, labels), margins
+    if linear.fused:
+        fused = fused_cross_entropy(trace, labels).mean()
+        return torch.lerp(certified_cross_entropy(margins, labels).to(fused), fused, linear.weight), margins
+    by_class = linear_margins(trace, labels)
+    margins = torch.lerp(margins.to(by_class), by_class, linear.weight)
+    return certified_cross_entropy(margins, labels), margins
+
+
+def trace_sums(trace: BoundTrace) -> Tensor:
+    """What the regularisers need of a pass, (L, 9): `sums_of` the network's input and each ReLU's."""
+    return sums_of([trace.input, *(box for _, box in trace.relu_boxes)])
+
+
+def combined_terms(
+    logits: Tensor,
+    robust: Tensor,
+    margins: Tensor,
+    sums: Tensor | None,
+    labels: Tensor,
+    *,
+    certified: float | Tensor,
+    regularizers: Regularizers | None,
+) -> LossTerms:
+    """The loss terms from what they depend on: logits and margins (B, K), and `trace_sums` for the regularisers."""
+    natural = F.cross_entropy(logits, labels)
+    total = torch.lerp(natural.to(robust), robust, certified)
+    zero = torch.zeros_like(total)
+    if regularizers is None or sums is None:
+        return LossTerms(total, robust, natural, zero, zero, zero, margins)
+    tightness, balance, skipped = regularizer_losses(sums, regularizers.tolerance)
+    total = total + regularizers.tightness * tightness + regularizers.relu_balance * balance
+    return LossTerms(total, robust, natural, tightness, balance, skipped, margins)
+
+
+def certified_cross_entropy(margins: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the worst case in the box, bounded from above: the logits −margins (B, K) against `labels`.
+
+    Wong and Kolter 2018, theorem 2; Gowal et al. 2018, eq. 11.
+    """
+    return F.cross_entropy(-margins, labels)

@@ -1,0 +1,186 @@
+"""The cascade: cheap steps on every point, each dearer one on the points still open, as long as there is time."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from certtrain.data import ImageSet, to_unit
+from certtrain.errors import SoundnessError
+from certtrain.verdicts import Verdict
+from certtrain.verification.points import Point
+from certtrain.verification.stages import INFERENCE, Batch, Found, Round, Step
+
+OnPoints = Callable[[list[Point]], None]
+OnRound = Callable[[tuple[str, ...], int], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Time that may be spent, in seconds; None for no limit.
+
+    timeout: by one point in the rounds after the first. A point does not enter
+        a round that, by what a point took there so far, would take it longer,
+        unless the round's steps heed the time that is left.
+    budget: in all. It is looked at between batches, and before each step of the attack.
+    """
+
+    timeout: float | None = None
+    budget: float | None = None
+
+
+UNLIMITED = Limits()
+
+
+@dataclass
+class Cascade:
+    """Goes through `rounds` with the points of `images`, which are `known` as far as they were decided before.
+
+    The first step of the first round is inference.
+    """
+
+    model: nn.Module
+    images: ImageSet
+    eps: float
+    rounds: Sequence[Round]
+    limits: Limits = UNLIMITED
+    known: Sequence[Point] = ()
+    on_points: OnPoints = lambda points: None
+    on_round: OnRound = lambda names, points: None
+    points: dict[int, Point] = field(default_factory=dict, init=False)
+
+    def run(self) -> list[Point]:
+        """Every point, by number. Raises SoundnessError if a certified point was attacked: then a bound is wrong."""
+        self.start = time.monotonic()
+        self.points = {point.index: point for point in self.known}
+        for number, each in enumerate(self.rounds):
+            self._round(each, dear=number > 0)
+        self._classify_the_rest()
+        return [self.points[index] for index in range(len(self.images))]
+
+    def _round(self, each: Round, *, dear: bool) -> None:
+        """Each batch through the steps; the first round takes every point, the others those that are open."""
+        entering = [index for index in range(len(self.images)) if self._needs(index, each)]
+        entering = [index for index in entering if not dear or self._has_time(index, 0.0)]
+        self.on_round(each.names, len(entering))
+        spent, worked = 0.0, 0
+        # What a point takes is known after the first one: with a timeout no others go in with it.
+        alone = dear and self.limits.timeout is not None
+        for chunk in (*_batches(entering[:alone], 1), *_batches(entering[alone:], each.size)):
+            if self._over():
+                return
+            expected = spent / worked if worked and not each.timed else 0.0
+            if numbers := [index for index in chunk if not dear or self._has_time(index, expected)]:
+                done = self._work(each.steps, numbers)
+                spent += sum(point.tried.get(name, 0.0) for point in done for name in each.names)
+                worked += len(done)
+                self._tell(done)
+
+    def _needs(self, index: int, each: Round) -> bool:
+        point = self.points.get(index)
+        if point is None:
+            return True
+        return point.verdict == "open" and not set(each.names) <= point.tried.keys()
+
+    def _has_time(self, index: int, expected: float) -> bool:
+        """Whether a point has time for a round in which a point takes `expected` seconds."""
+        return self.limits.timeout is None or self.limits.timeout - self._spent(index) > expected
+
+    def _spent(self, index: int) -> float:
+        cheap = self.rounds[0].names
+        return sum(seconds for name, seconds in self.points[index].tried.items() if name not in cheap)
+
+    def _over(self) -> bool:
+        return self.limits.budget is not None and time.monotonic() - self.start >= self.limits.budget
+
+    def _work(self, steps: Sequence[Step], numbers: list[int]) -> list[Point]:
+        """The points of these numbers after the steps; what all of them have tried is not tried again."""
+        batch = self._batch(numbers, self._left(numbers))
+        known = (self.points.get(n) for n in numbers)
+        points = [p or Point(n, y, "open", None) for p, n, y in zip(known, numbers, batch.labels.tolist(), strict=True)]
+        for step in steps:
+            if all(step.name in point.tried for point in points):
+                continue
+            start = time.monotonic()
+            found = step(batch)
+            rows = list(_rows(found, len(points)))
+            seconds = (time.monotonic() - start) / len(points)
+            points = [
+                _settled(p, step.name, seconds, row) if found.complete or row.verdict != "open" else p
+                for p, row in zip(points, rows, strict=True)
+            ]
+        return points
+
+    def _left(self, numbers: Sequence[int]) -> float:
+        """Seconds that each of the points may still take; those that nothing is known of are in the first round."""
+        if self.limits.timeout is None:
+            return math.inf
+        return min(self.limits.timeout - (self._spent(n) if n in self.points else 0.0) for n in numbers)
+
+    def _batch(self, numbers: Sequence[int], seconds: float) -> Batch:
+        device, rows = next(self.model.parameters()).device, list(numbers)
+        x = to_unit(self.images.images[rows].to(device))
+        return Batch(rows, x, self.images.labels[rows].to(device), self.eps, self._over, seconds)
+
+    def _classify_the_rest(self) -> None:
+        """Where time was over before the first round was: see at least which points are misclassified as they are."""
+        first = self.rounds[0]
+        untouched = [index for index in range(len(self.images)) if index not in self.points]
+        for numbers in _batches(untouched, first.size):
+            self._tell(self._work(first.steps[:1], numbers))
+
+    def _tell(self, points: list[Point]) -> None:
+        """Of a point of which nothing new is known nothing is told: a step broke off."""
+        points = [point for point in points if point != self.points.get(point.index)]
+        self.points |= {point.index: point for point in points}
+        if points:
+            self.on_points(points)
+
+
+def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
+    return (numbers[first : first + size] for first in range(0, len(numbers), size))
+
+
+class Row(NamedTuple):
+    """What a step has found about one point."""
+
+    verdict: Verdict
+    margin: float | None
+    counterexample: Tensor | None
+    trees: Mapping[int, str]
+
+
+def _rows(found: Found, count: int) -> Iterator[Row]:
+    margins = [None] * count if found.margins is None else found.margins.tolist()
+    finite = [None] * count if found.margins is None else found.margins.isfinite().tolist()
+    for n in range(count):
+        verdict = found.verdicts[n]
+        hit = found.counterexamples if verdict == "falsified" else None
+        trees = {} if found.trees is None else found.trees[n]
+        yield Row(verdict, margins[n] if finite[n] else None, None if hit is None else hit[n].cpu(), trees)
+
+
+def _settled(point: Point, name: str, seconds: float, row: Row) -> Point:
+    """The point after a step; a verdict that it has stays, and one that contradicts it is an error."""
+    verdict, margin, counterexample, trees = row
+    if point.verdict == "falsified" and verdict == "certified":
+        raise SoundnessError(
+            f"example {point.index} is certified with margin {margin}, yet an input in its box is misclassified. "
+            "A bound is wrong or the margin is within rounding error: do not trust this model's certificates."
+        )
+    point = replace(
+        point, tried={**point.tried, name: point.tried.get(name, seconds)}, margin=_greater(point.margin, margin)
+    )
+    if point.verdict != "open" or verdict == "open":
+        return point
+    # A step of another batch size may round otherwise, and then it was inference that saw the error.
+    method = INFERENCE if verdict == "misclassified" else name
+    return replace(point, verdict=verdict, method=method, counterexample=counterexample, trees=trees)
+
+
+def _greater(first: float | None, second: float | None) -> float | None:
+    known = [margin for margin in (first, second) if margin is not None]
+    return max(known, default=None)

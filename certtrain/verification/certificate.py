@@ -1,0 +1,143 @@
+"""Certificates: what is proved about each point, by which method, under which assumptions."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
+from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.interval import boundable
+from certtrain.bounds.methods import method_named, up_to
+from certtrain.bounds.rounding import ACCURACY, Rounding, arithmetic_named
+from certtrain.bounds.settings import Settings
+from certtrain.epsilon import parse_eps
+from certtrain.errors import UnsupportedLayer
+from certtrain.precision import arithmetic as run_in
+from certtrain.preset import Precision
+from certtrain.verdicts import Verdict, certified_points, correct_points
+
+CLIP = (0.0, 1.0)
+# A verdict needs no more than margins above zero, nor bounds where intervals know enough.
+VERDICTS_ALONE = Settings(dense=0, early_stop=True)
+
+ARITHMETIC = "float32"
+PIXELS = "inputs are pixels in [0, 1]: each box is cut to that range"
+AS_GIVEN = "the network computes layer by layer, as given: folding BatchNorm into other layers changes its rounding"
+CURVES = f"sigmoid and tanh are within {ACCURACY} units in the last place"
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """One batch's certificates.
+
+    verdicts: for each point, "certified" (correct, and every margin's lower
+        bound finite and above zero), "misclassified", or "open".
+    margin: (B,) float64, the smallest lower bound of logit[y] − logit[j].
+    method: the bound method behind them; assumptions: what they rest on.
+    arithmetic: what the network is taken to compute in; every certificate
+        is for the logits that it gives there.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    margin: Tensor
+    eps: float
+    method: str
+    assumptions: tuple[str, ...]
+    arithmetic: str
+
+    @property
+    def certified(self) -> Tensor:
+        """Which points (B,) are certified."""
+        return torch.tensor([verdict == "certified" for verdict in self.verdicts])
+
+
+def certify(
+    model: nn.Module, x: Tensor, labels: Tensor, eps: float, *, method: str = "auto", arithmetic: str = ARITHMETIC
+) -> Certificates:
+    """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
+
+    `x` are pixels in [0, 1]; the model must be in evaluation mode. `method`
+    "auto" is "ibp", the interval bounds; "crown-ibp", "crown" and "alpha-crown" are each dearer, and tighter on most
+    networks. Each takes the largest of its own margins and those of the methods before it.
+    `arithmetic` is what the deployed network computes in: "float32", "tf32",
+    "bf16" (under torch.autocast), or "real" for a network that never rounds.
+    Raises UnsupportedLayer, MethodError, EpsilonError or DataError.
+    """
+    return Certifier(model, method, arithmetic=arithmetic).certify(x, labels, eps)
+
+
+class Certifier:
+    """`certify` for many batches of one model, whose float64 copy it makes once.
+
+    settings: how bounds are computed; their rounding is that of `arithmetic`.
+    alone: without the methods before `method`, for points that those left open.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str = "auto",
+        *,
+        arithmetic: str = ARITHMETIC,
+        settings: Settings = VERDICTS_ALONE,
+        alone: bool = False,
+    ) -> None:
+        self.rounding = arithmetic_named(arithmetic)
+        self.settings = replace(settings, rounding=self.rounding)
+        self.method = "ibp" if method == "auto" else method
+        self.bound = (method_named if alone else up_to)(self.method)
+        self.model = model
+        exact = copy.deepcopy(model).double()
+        # Convolutions in float64 lose a tenth of their speed in channels-last memory.
+        self.graph = boundable(exact.to(memory_format=torch.contiguous_format))
+        check_evaluation_mode(self.graph)
+        _check_precision(model)
+        self.assumptions = _assumptions(self.rounding, self.graph)
+
+    @torch.no_grad()
+    def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
+        """As the function `certify`."""
+        check_input(x, CLIP)
+        eps = parse_eps(eps)
+        with fitting(x):
+            logits = self._logits(x)
+            bounds = self.bound(self.graph, x.double().contiguous(), eps, CLIP, self.settings)
+        check_labels(labels, logits.shape)
+        with fitting(x):
+            margins = bounds.margins(labels)
+        correct, proved = correct_points(logits, labels), certified_points(margins, labels)
+        verdicts = [_verdict(c, p) for c, p in zip(correct.tolist(), proved.tolist(), strict=True)]
+        smallest = margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
+        return Certificates(tuple(verdicts), smallest, eps, self.method, self.assumptions, self.rounding.name)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """The network's own, in the named arithmetic where it is one of this device; else in float32."""
+        name = self.rounding.name
+        precision: Precision = "bf16" if name == "bf16" else "tf32" if name == "tf32" and x.is_cuda else "fp32"
+        with run_in(precision, x.device.type):
+            logits: Tensor = self.model(x)
+            return logits
+
+
+def _check_precision(model: nn.Module) -> None:
+    """Raise UnsupportedLayer if a weight is in a precision that no arithmetic speaks of."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise UnsupportedLayer(
+                f"{name!r} is {tensor.dtype}, but certificates are for networks saved in float32; call model.float(), "
+                "and name the arithmetic that it runs in"
+            )
+
+
+def _assumptions(rounding: Rounding, graph: LayerGraph) -> tuple[str, ...]:
+    curved = any(isinstance(call.layer, (nn.Sigmoid, nn.Tanh)) for call in graph.calls)
+    real = rounding.name == "real"
+    return (*rounding.assumptions, *([CURVES] if curved else []), *([] if real else [AS_GIVEN]), PIXELS)
+
+
+def _verdict(correct: bool, proved: bool) -> Verdict:
+    if not correct:
+        return "misclassified"
+    return "certified" if proved else "open"

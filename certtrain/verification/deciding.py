@@ -1,0 +1,238 @@
+"""Whether a property of a network holds: by linear bounds, by a search for a counterexample, and by exact methods.
+
+The words are the competition's: "unsat" if no input of the box breaks the
+property, "sat" with an input that does, "unknown" if neither was found.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from certtrain.attack import PGD
+from certtrain.bounds import linear
+from certtrain.bounds.checks import check_evaluation_mode, fitting
+from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.interval import boundable, box_between, interval_pass
+from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
+from certtrain.data import derive_seed
+from certtrain.errors import MethodError, PropertyError
+from certtrain.precision import tensor_cores
+from certtrain.verification.exactly import EXACTLY, Answer, Subject, confirmed, dtype_of, run_at
+from certtrain.verification.properties import Case, Property
+
+Result = Literal["unsat", "sat", "unknown"]
+METHODS = ("crown-ibp", "complete", "milp")
+AT_A_TIME = 256  # cases that are searched together
+
+ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
+    "unsat": (
+        "real arithmetic: the bounds are computed in float64; complete adds its rounding, crown-ibp holds up to it",
+    ),
+    "sat": ("inference in float64 at the input, and in the network's own precision at the nearest input of that",),
+    "unknown": (),
+}
+MILP = ("where the bounds alone did not do, a solver in float64 with tolerances: a second opinion and no proof",)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was found of one property.
+
+    by: what decided it: "crown-ibp", "attack", "complete" or "milp"; None if nothing did.
+    bound: over the cases, the smallest of the best lower bounds found; above
+        zero it proves the property. counterexample: (N,) float64, inside its
+        case's box, and outputs: (K,) float64, what the network gives for it;
+        None unless the result is "sat".
+    """
+
+    result: Result
+    method: str
+    by: str | None
+    bound: float
+    counterexample: Tensor | None
+    outputs: Tensor | None
+    seconds: float
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the result rests on."""
+        return ASSUMPTIONS[self.result] + (MILP if self.result == "unsat" and self.by == "milp" else ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values; a bound that is not finite is None."""
+        return {
+            "result": self.result,
+            "method": self.method,
+            "by": self.by,
+            "bound": self.bound if abs(self.bound) < torch.inf else None,
+            "counterexample": None if self.counterexample is None else self.counterexample.tolist(),
+            "outputs": None if self.outputs is None else self.outputs.tolist(),
+            "assumptions": self.assumptions,
+            "seconds": self.seconds,
+        }
+
+
+@tensor_cores(False)
+def decide(
+    network: nn.Module,
+    shape: Sequence[int],
+    asked: Property,
+    *,
+    method: str = "crown-ibp",
+    attack: PGD | None = None,
+    time_limit: float | None = None,
+) -> Decision:
+    """Bound each case of `asked`, and search those that stay open for inputs that reach them.
+
+    `network` takes inputs (B, *shape) and is in evaluation mode. With the
+    methods "complete" and "milp" what is still open goes to branch and bound,
+    or to an exact solver, for at most `time_limit` seconds in all. Raises PropertyError if the property is of
+    another number of inputs or outputs, MethodError, UnsupportedLayer,
+    MissingExtra.
+    """
+    if method not in METHODS:
+        raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(METHODS)}")
+    start = time.monotonic()
+    exact = copy.deepcopy(network).double()
+    graph = boundable(exact)
+    check_evaluation_mode(graph)
+    _check_sizes(network, shape, asked)
+    bounds = case_bounds(graph, shape, asked.cases)
+    left = [number for number, bound in enumerate(bounds) if not _proves(bound)]
+    by = "attack" if left else "crown-ibp"
+    found = search(network, exact, shape, [asked.cases[number] for number in left], attack or PGD())
+    if found is None and left and method in EXACTLY:
+        by, cases = method, {number: asked.cases[number] for number in left}
+        found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape), cases, bounds, time_limit)
+    result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
+    outputs = None if found is None else run_at(exact, shape, found)
+    seconds = time.monotonic() - start
+    return Decision(result, method, None if result == "unknown" else by, _smallest(bounds), found, outputs, seconds)
+
+
+def _proves(bound: float) -> bool:
+    """Whether a lower bound closes its case; NaN and infinity do not."""
+    return 0 < bound < torch.inf
+
+
+@torch.no_grad()
+def case_bounds(graph: LayerGraph, shape: Sequence[int], cases: Sequence[Case]) -> list[float]:
+    """For each case, a lower bound of its largest function over its box: above zero, it cannot be reached.
+
+    By intervals and CROWN-IBP, the larger, in the precision of the network, which should be float64.
+    """
+    found: list[float] = []
+    for group in _by_box(cases):
+        trace = trace_box(graph, group[0].lower.view(1, *shape), group[0].upper.view(1, *shape))
+        functions = torch.cat([case.functions for case in group])
+        offsets = torch.cat([case.offsets for case in group])
+        both = (linear.lower_bounds(trace, functions.unsqueeze(0)), trace.logits.below(functions.unsqueeze(0)))
+        lower = torch.fmax(*both)[0] + offsets
+        found += [float(part.max()) for part in torch.split(lower, [len(case.offsets) for case in group])]
+    return found
+
+
+def trace_box(graph: LayerGraph, lower: Tensor, upper: Tensor) -> BoundTrace:
+    """Carry the boxes from `lower` to `upper` (B, …) through the network in one pass."""
+    box = box_between(lower, upper)
+    passed = interval_pass(graph, box, watch=NONLINEAR)
+    return BoundTrace(box, box, passed.visits, Logits(passed.output, graph.head, passed.head_input))
+
+
+def search(
+    network: nn.Module, exact: nn.Module, shape: Sequence[int], cases: Sequence[Case], attack: PGD
+) -> Tensor | None:
+    """An input (N,) that reaches one of the cases, found by projected gradient descent; None if none was.
+
+    The largest function of each case is descended by signed gradients, from
+    the box's centre first and then from random starts. `exact` is the network
+    in float64; see `confirmed` for what counts.
+    """
+    generator = Generator().manual_seed(derive_seed(attack.seed, "property"))
+    for first in range(0, len(cases), AT_A_TIME):
+        found = _search(network, exact, shape, cases[first : first + AT_A_TIME], attack, generator)
+        if found is not None:
+            return found
+    return None
+
+
+def _search(
+    network: nn.Module, exact: nn.Module, shape: Sequence[int], cases: Sequence[Case], attack: PGD, generator: Generator
+) -> Tensor | None:
+    dtype = dtype_of(network)
+    lower = torch.stack([case.lower for case in cases])
+    width = torch.stack([case.upper for case in cases]) - lower
+    for restart in range(attack.restarts + 1):
+        share = torch.rand(lower.shape, generator=generator, dtype=lower.dtype) if restart else 0.5
+        point = lower + width * share
+        for step in range(attack.steps + 1):
+            values, gradient = _descent(network, shape, cases, point.to(dtype))
+            for number in (values <= 0).nonzero().flatten().tolist():
+                found = confirmed(network, exact, shape, cases[number], point[number])
+                if found is not None:
+                    return found
+            size = width / 4 * (1 - step / (attack.steps + 1))
+            point = (point - size * gradient.double().sign()).clamp(lower, lower + width)
+    return None
+
+
+def _descent(network: nn.Module, shape: Sequence[int], cases: Sequence[Case], point: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest function of each case (B,), and its gradient (B, N), at inputs (B, N)."""
+    point = point.detach().requires_grad_()
+    outputs = network(point.view(-1, *shape))
+    rows = zip(cases, outputs.unsqueeze(1), strict=True)
+    values = torch.stack([case.values(row).amax() for case, row in rows])
+    return values.detach(), torch.autograd.grad(values.sum(), point)[0]
+
+
+def _exactly(
+    method: Callable[[Subject, Case, float | None], Answer],
+    subject: Subject,
+    cases: Mapping[int, Case],
+    bounds: list[float],
+    time_limit: float | None,
+) -> Tensor | None:
+    """Decide the open cases one by one, raise their bounds in place, and stop at a counterexample."""
+    start = time.monotonic()
+    for number, case in cases.items():
+        left = None if time_limit is None else time_limit - (time.monotonic() - start)
+        if left is not None and left <= 0:
+            return None
+        answer = method(subject, case, left)
+        bounds[number] = max(bounds[number], answer.bound)
+        if answer.point is not None:
+            return answer.point
+    return None
+
+
+def _check_sizes(network: nn.Module, shape: Sequence[int], asked: Property) -> None:
+    x = torch.zeros(1, *shape, dtype=dtype_of(network))
+    with fitting(x), torch.no_grad():
+        outputs = network(x)
+    if (x.numel(), *outputs.shape) != (asked.inputs, 1, asked.outputs):
+        raise PropertyError(
+            f"the property has {asked.inputs} inputs and {asked.outputs} outputs, "
+            f"but the network takes {x.numel()} and gives {outputs[0].numel()}"
+        )
+
+
+def _by_box(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """The cases in order, those in a row together that have one box."""
+    group: list[Case] = []
+    for case in cases:
+        if group and not (torch.equal(case.lower, group[0].lower) and torch.equal(case.upper, group[0].upper)):
+            yield group
+            group = []
+        group.append(case)
+    if group:
+        yield group
+
+
+def _smallest(bounds: Sequence[float]) -> float:
+    """NaN, where a bound is NaN."""
+    return float(torch.tensor(bounds, dtype=torch.float64).min())

@@ -1,0 +1,99 @@
+"""Exact methods for one case of a property, and the inputs that count as counterexamples."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.interval import box_between
+from certtrain.bounds.rounding import arithmetic_named
+from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.root import Root
+from certtrain.branching.search import branch_and_bound
+from certtrain.verification.certificate import VERDICTS_ALONE
+from certtrain.verification.properties import Case
+
+REAL = arithmetic_named("real")
+
+
+class Subject(NamedTuple):
+    """A network, its float64 copy, that copy's layers, and the shape of its inputs."""
+
+    network: nn.Module
+    exact: nn.Module
+    graph: LayerGraph
+    shape: Sequence[int]
+
+    def confirmed(self, case: Case, point: Tensor) -> Tensor | None:
+        """As the function `confirmed`."""
+        return confirmed(self.network, self.exact, self.shape, case, point)
+
+
+class Answer(NamedTuple):
+    """A lower bound of a case's largest function, and an input (N,) that reaches the case; None if none was found."""
+
+    bound: float
+    point: Tensor | None
+
+
+@torch.no_grad()
+def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: Case, point: Tensor) -> Tensor | None:
+    """The float64 input (N,) nearest to `point` inside the case's box, if it reaches the case by plain inference.
+
+    It must do so in float64, and once more in the network's own precision at
+    the nearest input of that precision.
+    """
+    inside = torch.clamp(point.double(), case.lower, case.upper)
+    own = inside.to(dtype_of(network))
+    outputs = torch.stack([run_at(exact, shape, inside), run_at(network, shape, own).double()])
+    return inside if bool(case.reached(outputs).all()) else None
+
+
+def _solve(subject: Subject, case: Case, time_limit: float | None) -> Answer:
+    from certtrain.verification.milp import minimum
+
+    least = minimum(subject.exact, subject.shape, case, time_limit=time_limit)
+    return Answer(least.proved, None if least.point is None else subject.confirmed(case, least.point))
+
+
+def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
+    start, settings, hits = time.monotonic(), replace(VERDICTS_ALONE, rounding=REAL), list[Tensor]()
+    lower, upper = (end.view(1, *subject.shape) for end in (case.lower, case.upper))
+
+    def over() -> bool:
+        return time_limit is not None and time.monotonic() - start >= time_limit
+
+    prefix = tight_prefix(subject.graph, box_between(lower, upper, REAL), settings, over)
+
+    def attack(inputs: Tensor) -> bool:
+        inputs = inputs.double()  # the search itself is in float32
+        reached = case.reached(subject.exact(inputs)).nonzero().flatten().tolist()
+        found = (subject.confirmed(case, inputs[row].flatten()) for row in reached)
+        hits.extend(hit for hit in found if hit is not None)
+        return bool(hits)
+
+    outcome = branch_and_bound(
+        Root(prefix, case.functions, case.offsets, REAL),
+        settings,
+        over=over,
+        attack=attack,
+    )
+    return Answer(outcome.bound if outcome.proved else -torch.inf, hits[0] if hits else None)
+
+
+# What decides a case that bounds and attack leave open.
+EXACTLY: dict[str, Callable[[Subject, Case, float | None], Answer]] = {"complete": _complete, "milp": _solve}
+
+
+@torch.no_grad()
+def run_at(network: nn.Module, shape: Sequence[int], point: Tensor) -> Tensor:
+    outputs: Tensor = network(point.view(1, *shape))[0]
+    return outputs
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    return next((parameter.dtype for parameter in network.parameters()), torch.float32)

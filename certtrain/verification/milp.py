@@ -1,0 +1,325 @@
+"""Small networks exactly, as mixed-integer linear programs (Tjeng et al. 2019), solved by SciPy's HiGHS.
+
+Each value of the network is kept as a linear function of the inputs and of
+r = relu(p) for every unstable unit, p being the unit's input and l < 0 < u its
+bounds. With a binary z for each of them, r is fixed by r ≥ 0, r ≥ p,
+r ≤ p − l(1 − z) and r ≤ uz. A stable unit needs neither.
+
+What an answer means: HiGHS computes in float64 and takes a constraint for
+fulfilled within about 1e-6, a binary for whole within as much; nothing here
+checks its arithmetic. A minimum may be off by that much, times what the
+weights make of it. `proved` is therefore taken down by `TOLERANCE` of the
+function's own size, and is still a second opinion, no proof. `reached` is the
+network's own value at an input, and owes nothing to the solver.
+"""
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds import linear
+from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
+from certtrain.bounds.interval import Box, Visit, boundable, interval_pass
+from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
+from certtrain.errors import MissingExtra, UnsupportedLayer
+from certtrain.verification.properties import Case
+
+MOST_UNSTABLE = 2000  # units; far fewer take hours already
+MOST_ENTRIES = 2**26  # of a layer's linear functions: 0.5 GiB
+TOLERANCE = 1e-5  # of the largest value that the function can have, and of 1 at least
+WIDENED = 1e-9  # units' bounds, by this share, for the rounding of float64
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The least value over a case's box of its largest function.
+
+    proved: a lower bound, less the tolerance; −inf if the solver ran out of
+        time before it had any. reached: an upper bound, the network's own
+        value in float64 at `point` (N,); inf and None if there is none.
+    """
+
+    proved: float
+    reached: float
+    point: Tensor | None
+    unstable: int
+    seconds: float
+
+
+@torch.no_grad()
+def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, time_limit: float | None = None) -> Minimum:
+    """The minimum of max(functions · y + offsets) over the box of `case`, solved in at most `time_limit` seconds.
+
+    `network` is in float64 and evaluation mode and takes inputs (B, *shape).
+    Raises UnsupportedLayer if it has a layer that is not piecewise linear, or
+    is too large, and MissingExtra without SciPy.
+    """
+    _extra("scipy.optimize")  # what is missing is said before the work starts
+    start = time.monotonic()
+    graph = boundable(network)
+    for call in graph.calls:
+        if type(call.layer) not in RULES:
+            known = ", ".join(sorted(layer.__name__ for layer in RULES))
+            raise UnsupportedLayer(f"layer {call.name!r} is a {type(call.layer).__name__}; milp takes {known}")
+    lower, upper = case.lower.view(1, *shape), case.upper.view(1, *shape)
+    visits = tight_visits(graph, lower, upper)
+    outputs, program = _encode(graph, visits, lower, upper)
+    functions = _Values(outputs.factors @ case.functions.T, outputs.constant @ case.functions.T + case.offsets)
+    scale = max(1.0, float(program.largest(functions).abs().max()))
+    left = None if time_limit is None else max(time_limit - (time.monotonic() - start), 0.1)
+    bound, point = program.minimize(functions, left)
+    reached = torch.inf
+    if point is not None:
+        point = point.clamp(case.lower, case.upper)
+        reached = float(case.values(network(point.view(1, *shape))).max())
+    seconds = time.monotonic() - start
+    return Minimum(bound - TOLERANCE * scale, reached, point, len(program.units), seconds)
+
+
+def tight_visits(graph: LayerGraph, lower: Tensor, upper: Tensor) -> list[Visit]:
+    """What each layer meets over one box (1, …), the boxes of nonlinear layers by intervals and by linear bounds.
+
+    Layer by layer, each from the tightened boxes before it (CROWN, Zhang et
+    al. 2018). The network must be in float64.
+    """
+    start = Box((lower + upper) / 2, (upper - lower) / 2)
+    passed = interval_pass(graph, start, watch=NONLINEAR)
+    visits = list(passed.visits)
+    for number, visit in enumerate(visits):
+        if visit.box is not None:
+            visits[number] = visit._replace(box=_tighter(start, visits[: visit.call.inputs[0]], visit.box))
+    return visits
+
+
+def _tighter(start: Box, before: list[Visit], box: Box) -> Box:
+    """`box`, the result of the last layer of `before`, cut to what linear bounds say; widened for their rounding."""
+    low, high = box.lower, box.upper
+    if before:
+        trace = BoundTrace(start, start, before, Logits(box, None, box))
+        each = torch.eye(low.numel(), dtype=low.dtype).view(1, low.numel(), *low.shape[1:])
+        low = torch.maximum(low, linear.lower_bounds(trace, each).view_as(low))
+        high = torch.minimum(high, -linear.lower_bounds(trace, -each).view_as(high))
+    slack = WIDENED * (1 + torch.maximum(low.abs(), high.abs()))
+    low, high = low - slack, high + slack
+    return Box((low + high) / 2, (high - low) / 2)
+
+
+# --- the program -----------------------------------------------------------------------------------------
+
+
+class _Values(NamedTuple):
+    """A layer's values (…) as linear functions of the variables so far: factors (V, …) and a constant (1, …)."""
+
+    factors: Tensor
+    constant: Tensor
+
+
+class _Unit(NamedTuple):
+    """An unstable unit: its input p as factors (V,) and a constant, and p's bounds."""
+
+    factors: Tensor
+    constant: float
+    lower: float
+    upper: float
+
+
+class _Program:
+    """The variables, which are the inputs and then one r for each unstable unit, and what holds of them."""
+
+    def __init__(self, lower: Tensor, upper: Tensor) -> None:
+        self.inputs = lower.numel()
+        self.lower, self.upper = lower.flatten().tolist(), upper.flatten().tolist()
+        self.units: list[_Unit] = []
+
+    def add(self, unit: _Unit) -> None:
+        self.units.append(unit)
+        self.lower.append(0.0)
+        self.upper.append(unit.upper)
+        if len(self.units) > MOST_UNSTABLE:
+            raise UnsupportedLayer(
+                f"more than {MOST_UNSTABLE:,} ReLUs are unstable in this box; milp is for small networks and small ε"
+            )
+
+    def largest(self, functions: _Values) -> Tensor:
+        """The largest absolute value (S,) that each function can have by the variables' own bounds."""
+        ends = torch.tensor([self.lower, self.upper], dtype=torch.float64).abs().amax(dim=0)
+        return (functions.factors.abs() * ends[:, None]).sum(0) + functions.constant[0].abs()
+
+    def minimize(self, functions: _Values, time_limit: float | None) -> tuple[float, Tensor | None]:
+        """A lower bound of the largest of the functions, and the inputs (N,) where the solver has found its least."""
+        if not self.units and functions.constant.shape[1] == 1:
+            return self._corner(functions)
+        optimize, arrays = _extra("scipy.optimize"), _extra("numpy")
+        binaries = len(self.units)
+        lower, upper = [*self.lower, *[0.0] * binaries, -arrays.inf], [*self.upper, *[1.0] * binaries, arrays.inf]
+        cost = arrays.zeros(len(lower))
+        cost[-1] = 1.0
+        with _quiet():
+            found = optimize.milp(
+                cost,
+                integrality=[0] * len(self.lower) + [1] * binaries + [0],
+                bounds=optimize.Bounds(lower, upper),
+                constraints=self._constraints(functions),
+                options={"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit}),
+            )
+        return _lower_bound(found, binaries), _point(found, self.inputs)
+
+    def _corner(self, functions: _Values) -> tuple[float, Tensor]:
+        """The least value of one linear function over a box."""
+        lower, upper = (torch.tensor(ends, dtype=torch.float64) for ends in (self.lower, self.upper))
+        factors = functions.factors[:, 0]
+        point = torch.where(factors > 0, lower, upper)
+        return float(factors @ point + functions.constant[0, 0]), point
+
+    def _constraints(self, functions: _Values) -> Any:
+        """Variables are the inputs, r of each unit, z of each unit, and t, which no function is above."""
+        rows = _Rows(len(self.lower) + len(self.units) + 1)
+        for number, unit in enumerate(self.units):
+            r, z = self.inputs + number, len(self.lower) + number
+            rows.add(unit.factors, {r: -1.0}, -unit.constant)  # p ≤ r
+            rows.add(-unit.factors, {r: 1.0, z: -unit.lower}, unit.constant - unit.lower)  # r ≤ p − l(1 − z)
+            rows.add(None, {r: 1.0, z: -unit.upper}, 0.0)  # r ≤ uz
+        for factors, constant in zip(functions.factors.T, functions.constant[0].tolist(), strict=True):
+            rows.add(factors, {rows.width - 1: -1.0}, -constant)
+        return rows.constraint()
+
+
+class _Rows:
+    """Sparse rows of "at most"."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.places: tuple[list[int], list[int], list[float]] = ([], [], [])
+        self.most: list[float] = []
+
+    def add(self, factors: Tensor | None, others: dict[int, float], most: float) -> None:
+        entries = dict(others)
+        if factors is not None:
+            used = factors.nonzero().flatten()
+            entries |= dict(zip(used.tolist(), factors[used].tolist(), strict=True))
+        rows, columns, values = self.places
+        rows += [len(self.most)] * len(entries)
+        columns += entries.keys()
+        values += entries.values()
+        self.most.append(most)
+
+    def constraint(self) -> Any:
+        rows, columns, values = self.places
+        matrix = _extra("scipy.sparse").csr_array((values, (rows, columns)), shape=(len(self.most), self.width))
+        return _extra("scipy.optimize").LinearConstraint(matrix, ub=self.most)
+
+
+def _lower_bound(found: Any, binaries: int) -> float:
+    """What the solver says that no solution is below; −inf if it says nothing."""
+    if binaries == 0:
+        return float(found.fun) if found.status == 0 else -torch.inf
+    bounds = [value for value in (found.mip_dual_bound, found.fun) if value is not None]
+    usable = found.status in (0, 1) and found.mip_dual_bound is not None
+    return float(min(bounds)) if usable else -torch.inf
+
+
+def _point(found: Any, inputs: int) -> Tensor | None:
+    return None if found.x is None else torch.tensor(found.x[:inputs], dtype=torch.float64)
+
+
+# --- from layers to linear functions ---------------------------------------------------------------------
+
+
+def _encode(graph: LayerGraph, visits: list[Visit], lower: Tensor, upper: Tensor) -> tuple[_Values, _Program]:
+    """The network's outputs, and the program in whose variables they are written."""
+    program = _Program(lower, upper)
+    size = lower.numel()
+    each = torch.eye(size, dtype=lower.dtype).view(size, *lower.shape[1:])
+    values = {0: _Values(each, torch.zeros_like(lower))}
+    for number, (visit, done) in enumerate(zip(visits, graph.last_uses(), strict=True)):
+        given = [values[i] for i in visit.call.inputs]
+        values[number + 1] = RULES[type(visit.call.layer)](visit, program, *given)
+        _check_size(visit.call, values[number + 1])
+        for value in done:
+            del values[value]
+    return _wider(values[len(visits)], len(program.lower)), program
+
+
+def _check_size(call: LayerCall, values: _Values) -> None:
+    if values.factors.numel() > MOST_ENTRIES:
+        raise UnsupportedLayer(
+            f"layer {call.name!r} comes to {values.factors.numel():,} coefficients, more than {MOST_ENTRIES:,}; "
+            "milp is for small networks"
+        )
+
+
+def _affine(visit: Visit, program: _Program, given: _Values) -> _Values:
+    """A layer that is affine: the variables' factors are a batch that it maps, but for its own constant."""
+    layer = visit.call.layer
+    own = layer(torch.zeros_like(given.constant))
+    return _Values(layer(given.factors) - own, layer(given.constant))
+
+
+def _add(visit: Visit, program: _Program, left: _Values, right: _Values) -> _Values:
+    count = max(len(left.factors), len(right.factors))
+    left, right = _wider(left, count), _wider(right, count)
+    return _Values(left.factors + right.factors, left.constant + right.constant)
+
+
+def _rectifier(visit: Visit, program: _Program, given: _Values) -> _Values:
+    """max(p, sp) = sp + (1 − s) relu(p): each unit by its bounds."""
+    slope = visit.call.layer.negative_slope if isinstance(visit.call.layer, nn.LeakyReLU) else 0.0
+    assert visit.box is not None  # the boxes of all nonlinear layers are kept
+    lower, upper = visit.box.lower.flatten(), visit.box.upper.flatten()
+    factors, constant = given.factors.flatten(1), given.constant.flatten()
+    unstable = ((lower < 0) & (upper > 0)).nonzero().flatten().tolist()
+    first = len(program.lower)
+    for i in unstable:
+        program.add(_Unit(factors[:, i].clone(), float(constant[i]), float(lower[i]), float(upper[i])))
+    scale = torch.where(lower >= 0, torch.ones_like(lower), torch.full_like(lower, slope))
+    after = _wider(_Values(factors * scale, (constant * scale).unsqueeze(0)), len(program.lower))
+    after.factors[range(first, len(program.lower)), unstable] = 1.0 - slope
+    shape = given.constant.shape[1:]
+    return _Values(after.factors.view(-1, *shape), after.constant.view(1, *shape))
+
+
+def _wider(values: _Values, count: int) -> _Values:
+    """The same functions, of so many variables."""
+    missing = count - len(values.factors)
+    zeros = values.factors.new_zeros(missing, *values.factors.shape[1:])
+    return values._replace(factors=torch.cat([values.factors, zeros]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it the process's standard output goes nowhere: HiGHS prints to it, in C++, whatever it is told."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _extra(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(f'milp needs more packages ({error}): pip install "certtrain[milp]"') from error
+
+
+# Layer → linear functions of its values, by exact type.
+RULES: dict[type[nn.Module], Any] = {
+    **dict.fromkeys((nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize), _affine),
+    **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Dropout), _affine),
+    Add: _add,
+    nn.ReLU: _rectifier,
+    nn.LeakyReLU: _rectifier,
+}

@@ -1,0 +1,69 @@
+"""The mixed-integer programme as a step of a cascade: a second opinion about networks without rounding."""
+
+import copy
+import math
+import time
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.attack.box import box_ends
+from certtrain.errors import MethodError
+from certtrain.verdicts import Verdict
+from certtrain.verification.milp import minimum
+from certtrain.verification.properties import robustness
+from certtrain.verification.stages import Batch, Found, classified, fooled
+
+MILP = "milp"
+OPINION = "a solver in float64 with tolerances, 1e-5 of which are taken off: a second opinion and no proof"
+
+
+class Solving:
+    """SciPy's HiGHS, one point and one class after the other."""
+
+    name, assumptions = MILP, (OPINION,)
+
+    def __init__(self, model: nn.Module, arithmetic: str) -> None:
+        """Raises MethodError for an arithmetic that rounds."""
+        if arithmetic != "real":
+            raise MethodError(
+                f"milp solves the network without rounding, so its answers are not for {arithmetic}; "
+                "ask for arithmetic real, or for method complete"
+            )
+        self.model, self.arithmetic = model, arithmetic
+        self.exact: nn.Module | None = None
+
+    def __call__(self, batch: Batch) -> Found:
+        """As `Step`."""
+        found = [self._solved(batch, row) for row in range(len(batch.labels))]
+        verdicts, margins, points = zip(*found, strict=True)
+        return Found(verdicts, torch.tensor(margins, dtype=torch.float64), torch.cat(points), complete=not batch.over())
+
+    def _solved(self, batch: Batch, row: int) -> tuple[Verdict, float, Tensor]:
+        x, label, start = batch.x[row : row + 1], batch.labels[row : row + 1], time.monotonic()
+        if not bool(classified(self.model, x, label, self.arithmetic)):
+            return "misclassified", math.nan, x
+        exact, margins = self._exact(), list[float]()
+        cases = robustness(x[0].cpu(), int(label), batch.eps, exact(x.cpu().double()).shape[1]).cases
+        for case in cases:
+            left = batch.seconds - (time.monotonic() - start)
+            if batch.over() or left <= 0:
+                return "open", math.nan, x
+            found = minimum(exact, x.shape[1:], case, time_limit=left if left < math.inf else None)
+            margins.append(found.proved)
+            if found.point is not None and (hit := self._broken(found.point, x, label, batch.eps)) is not None:
+                return "falsified", math.nan, hit
+            if not 0 < found.proved < math.inf:
+                return "open", math.nan, x
+        return "certified", min(margins), x
+
+    def _broken(self, point: Tensor, x: Tensor, label: Tensor, eps: float) -> Tensor | None:
+        """The solver's input (N,), rounded into the box of `x` (1, …), if plain inference misclassifies it."""
+        lower, upper = box_ends(x, eps)
+        near = point.to(x).view_as(x).clamp(lower, upper)
+        return near if fooled(self.model, near[0], label[0], self.arithmetic) else None
+
+    def _exact(self) -> nn.Module:
+        if self.exact is None:
+            self.exact = copy.deepcopy(self.model).double().cpu()
+        return self.exact

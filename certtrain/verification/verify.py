@@ -1,0 +1,157 @@
+"""Verification of a model on a set: bounds from below, attack from above, and their record."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from certtrain.attack import Settings, described
+from certtrain.bounds.settings import Settings as BoundSettings
+from certtrain.data import ImageSet
+from certtrain.epsilon import parse_eps
+from certtrain.errors import DataError
+from certtrain.network.folding import fold_batch_norm
+from certtrain.network.modelfile import Classifier
+from certtrain.precision import tensor_cores
+from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnPoints, OnRound
+from certtrain.verification.certificate import ARITHMETIC, VERDICTS_ALONE
+from certtrain.verification.points import Point, Stage, count, stages
+from certtrain.verification.rounds import assumptions_of, names_of, rounds_of
+
+Network = Literal["saved", "folded"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts over a set, and the accuracies and errors that they give, as shares of all examples.
+
+    method: as it was asked for; stages: what was tried, in that order, over all
+        sessions that the points come from. seconds: of this one.
+    network: "saved", as it stands in its file, or "folded", as `export` writes it.
+    unfinished: how many of the open points some step has not been tried on, for want of time.
+    """
+
+    dataset: str
+    split: str
+    eps: float
+    examples: int
+    certified: int
+    open: int
+    falsified: int
+    misclassified: int
+    method: str
+    attack: dict[str, int | str]
+    assumptions: tuple[str, ...]
+    seconds: float
+    stages: tuple[Stage, ...] = ()
+    network: Network = "saved"
+    arithmetic: str = ARITHMETIC
+    unfinished: int = 0
+
+    @property
+    def natural_accuracy(self) -> float:
+        """Share classified correctly."""
+        return 1 - self.misclassified / self.examples
+
+    @property
+    def pgd_accuracy(self) -> float:
+        """Share that the attack did not break: an upper limit on robust accuracy; without one the natural accuracy."""
+        return (self.certified + self.open) / self.examples
+
+    @property
+    def certified_accuracy(self) -> float:
+        """Share proved robust: a lower limit on robust accuracy."""
+        return self.certified / self.examples
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and the accuracies and errors."""
+        accuracies = {
+            "natural_accuracy": self.natural_accuracy,
+            "pgd_accuracy": self.pgd_accuracy,
+            "certified_accuracy": self.certified_accuracy,
+            "natural_error": 1 - self.natural_accuracy,
+            "verified_error": 1 - self.certified_accuracy,
+        }
+        return asdict(self) | accuracies
+
+
+@tensor_cores(False)
+def verify(
+    model: Classifier,
+    images: ImageSet,
+    eps: float,
+    *,
+    attack: Settings | None,
+    method: str = "auto",
+    network: Network = "saved",
+    arithmetic: str = ARITHMETIC,
+    bounds: BoundSettings = VERDICTS_ALONE,
+    limits: Limits = UNLIMITED,
+    batch_size: int = 200,
+    known: Sequence[Point] = (),
+    on_points: OnPoints = lambda points: None,
+    on_round: OnRound = lambda names, points: None,
+) -> Report:
+    """Classify, attack and certify each example.
+
+    `method` "auto" is the cascade: attack and interval bounds first, each
+    tighter method on the points that are open after that, within `limits`. A
+    method's name is that method alone. `known` points are not looked at again,
+    but for the methods that have not been tried on those that are open. Without
+    an `attack` (None) no point is falsified. `bounds` says how bounds are computed.
+
+    `on_round` hears of each round, by its steps' names and the number of points
+    that come to it; `on_points` of each batch of it as it is done, so of an open
+    point once a round. An exception that they raise ends the verification.
+
+    Certificates are for the network that computes in `arithmetic`, as for
+    `certify`; inference and attack run in it. Raises DataError if the images do not fit the model, MethodError,
+    EpsilonError, and SoundnessError if a certified point was attacked: then a
+    bound is wrong.
+    """
+    check_fit(model, images)
+    start, eps = time.monotonic(), parse_eps(eps)
+    model = network_of(model, network)
+    rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
+    points = Cascade(model, images, eps, rounds, limits, known, on_points, on_round).run()
+    counts, steps = count(points), names_of(method, attack)
+    return Report(
+        dataset=images.name,
+        split=images.split,
+        eps=eps,
+        examples=len(images),
+        certified=counts["certified"],
+        open=counts["open"],
+        falsified=counts["falsified"],
+        misclassified=counts["misclassified"],
+        method=method,
+        attack=described(attack),
+        assumptions=assumptions_of(model, method, arithmetic),
+        seconds=time.monotonic() - start,
+        stages=stages(points, steps),
+        network=network,
+        arithmetic=arithmetic,
+        unfinished=sum(point.verdict == "open" and not set(steps) <= point.tried.keys() for point in points),
+    )
+
+
+def network_of(model: Classifier, network: Network) -> Classifier:
+    """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer."""
+    if network == "saved":
+        return model
+    return fold_batch_norm(model).to(next(model.parameters()).device)
+
+
+def check_fit(model: Classifier, images: ImageSet) -> None:
+    """Raise DataError unless the images have the shape and the classes that the model was made for."""
+    made_for = model.metadata
+    if images.input_shape != made_for.input_shape:
+        raise DataError(
+            f"{images.name} has images of shape {images.input_shape} (channels, height, width), "
+            f"but the model takes {made_for.input_shape}"
+        )
+    if images.class_names != made_for.class_names:
+        raise DataError(
+            f"{images.name} has {len(images.class_names)} classes ({', '.join(images.class_names[:3])}, …), "
+            f"but the model tells apart {len(made_for.class_names)} ({', '.join(made_for.class_names[:3])}, …)"
+        )

@@ -1,0 +1,588 @@
+"""Exports: BatchNorm folded exactly, ONNX that other tools can read, and a check that can fail."""
+
+import copy
+import importlib
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
+from certtrain.bounds.graph import Add, Normalize, trace_layers
+from certtrain.bounds.interval import RULES
+from certtrain.data import ImageSet, load_images, to_unit
+from certtrain.errors import DataError, MissingExtra, SoundnessError, StorageError, UnsupportedLayer
+from certtrain.interchange import export as exporting
+from certtrain.interchange.export import compare, export, export_onnx, export_weights, onnx_runner
+from certtrain.interchange.operators import OPERATORS as OPERATORS_OF_LAYERS
+from certtrain.layers import Graph, Origin, Shared
+from certtrain.network.folding import _fold, fold_batch_norm
+from certtrain.network.modelfile import Classifier, Metadata, load_model
+from certtrain.network.models import InputSpec, build_model
+
+needs_onnx = pytest.mark.skipif(
+    find_spec("onnx") is None or find_spec("onnxruntime") is None,
+    reason='ONNX is not installed: pip install "certtrain[onnx]"',
+)
+
+SHAPE = (2, 8, 8)
+ARCHITECTURES: list[Architecture] = [
+    MLP(name="mlp", hidden=(20, 15)),
+    CNN(name="cnn", channels=(4, 6), kernels=(3, 4), strides=(1, 2), linear=(12,)),
+    CNN(name="cnn", channels=(5,), kernels=(5,), strides=(2,)),
+    CNN7(name="cnn7", width=4, linear_size=16, last_stride=2),
+    CNN(name="cnn", channels=(4, 6), kernels=(4, 3), strides=(2, 1), paddings=(0, 2)),
+    WideResNet(name="wide-resnet", stem=3, widen_factor=1, linear_size=8),
+    ResNeXt(name="resnext", stem=3, bottleneck_width=2, blocks=(1, 2), strides=(1, 2), linear_size=8),
+]
+every_architecture = pytest.mark.parametrize(
+    "architecture", ARCHITECTURES, ids=["mlp", "cnn", "cnn-no-linear", "cnn7", "cnn-paddings", "wide-resnet", "resnext"]
+)
+with_and_without = pytest.mark.parametrize("batch_norm", [True, False], ids=["batch norm", "plain"])
+
+
+def classifier(architecture: Architecture, batch_norm: bool = True, seed: int = 0) -> Classifier:
+    """An untrained network whose BatchNorm has something to do: scales of both signs, some of them tiny."""
+    torch.manual_seed(seed)
+    if not isinstance(architecture, Graph):
+        architecture = architecture.model_copy(update={"batch_norm": batch_norm})
+    network = build_model(architecture, InputSpec(SHAPE, 3, (0.4, 0.5), (0.2, 0.3)))
+    for layer in network.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine:
+            scramble(layer)
+    metadata = Metadata(
+        architecture=architecture,
+        input_shape=SHAPE,
+        class_names=("cat", "dog", "naïve"),
+        dataset="folder",
+        eps=8 / 255,
+        seed=7,
+        versions={},
+        preset={},
+    )
+    return Classifier(network, metadata).eval()
+
+
+@torch.no_grad()
+def scramble(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(1e-6, 2.0)
+    norm.bias.normal_()
+    norm.weight.normal_()
+    norm.weight[0] = -1.5
+    norm.weight[1] = 1e-7
+
+
+def images(count: int = 70) -> ImageSet:
+    pixels = torch.randint(0, 256, (count, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return ImageSet("folder", "test", pixels, torch.arange(count) % 3, ("cat", "dog", "naïve"))
+
+
+def points(count: int) -> Tensor:
+    """Random pixels, and as many corners of the pixel box."""
+    inside = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(2))
+    return torch.cat([inside, inside.round()])
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    return bool(((found - expected).abs() <= tolerance * expected.abs().max()).all())
+
+
+@pytest.fixture
+def cnn() -> Classifier:
+    return classifier(ARCHITECTURES[1])
+
+
+class Block(nn.Module):
+    """A residual block: conv and BatchNorm on both ways into the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.conv2, self.bn2 = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.shortcut, self.bn3 = nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3, affine=False)
+        self.relu, self.flatten, self.head = nn.ReLU(), nn.Flatten(), nn.Linear(3 * 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out: Tensor = self.head(self.flatten(self.relu(y + self.bn3(self.shortcut(x)))))
+        return out
+
+
+class Folded(nn.Module):
+    """The block without its BatchNorm."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block, self.add = block, Add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.block
+        out: Tensor = b.head(b.flatten(b.relu(self.add(b.conv2(b.relu(b.conv1(x))), b.shortcut(x)))))
+        return out
+
+
+# --- folding -----------------------------------------------------------------------------------------------
+
+
+def test_a_folding_worked_by_hand() -> None:
+    norm = nn.BatchNorm1d(1, eps=0.0)
+    linear = nn.Linear(2, 1)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0, -2.0]]))
+        linear.bias.fill_(3.0)
+        norm.weight.fill_(-6.0)
+        norm.bias.fill_(0.5)
+    norm.running_mean, norm.running_var = torch.tensor([1.0]), torch.tensor([4.0])
+    assert _fold(trace_layers(nn.Sequential(linear, norm).eval())) == {"1"}
+    # s = −6/√4 = −3; weights (−3, 6); bias −3 · (3 − 1) + 0.5
+    assert linear.weight.tolist() == [[-3.0, 6.0]]
+    assert linear.bias.tolist() == [-5.5]
+
+
+@every_architecture
+@with_and_without
+def test_the_folded_network_is_the_original_to_rounding(architecture: Architecture, batch_norm: bool) -> None:
+    model = classifier(architecture, batch_norm)
+    before = copy.deepcopy(model.state_dict())
+    folded = fold_batch_norm(model)
+    assert not any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in folded.modules())
+    assert not folded.training
+    assert all(tensor.dtype == torch.float32 for tensor in folded.state_dict().values())
+    assert close(folded(points(20)), model(points(20)))
+    # In float64 nothing is left but the one rounding of each weight.
+    assert close(folded.double()(points(20).double()), copy.deepcopy(model).double()(points(20).double()), 3e-7)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_folded_metadata_says_so(cnn: Classifier) -> None:
+    made = fold_batch_norm(cnn).metadata
+    assert made.architecture == cnn.metadata.architecture.model_copy(update={"batch_norm": False})
+    assert "BatchNorm folded" in made.note
+    assert made.model_copy(update={"architecture": cnn.metadata.architecture, "note": ""}) == cnn.metadata
+
+
+def test_a_network_without_batch_norm_is_copied_bit_for_bit() -> None:
+    model = classifier(ARCHITECTURES[1], batch_norm=False)
+    folded = fold_batch_norm(model)
+    assert folded.metadata == model.metadata
+    assert folded is not model
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in folded.state_dict().items())
+
+
+def test_folding_draws_no_random_numbers(cnn: Classifier) -> None:
+    state = torch.get_rng_state()
+    fold_batch_norm(cnn)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_residual_sums_are_folded_branch_by_branch() -> None:
+    torch.manual_seed(0)
+    block = Block().double()
+    for norm in (block.bn1, block.bn2):
+        scramble(norm)
+    block.eval()
+    expected = block(points(5).double())
+    assert _fold(trace_layers(block)) == {"bn1", "bn2", "bn3"}
+    assert close(Folded(block)(points(5).double()), expected, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param([nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3)], id="first"),
+        pytest.param([nn.Conv2d(2, 2, 3), nn.ReLU(), nn.BatchNorm2d(2)], id="after a ReLU"),
+        pytest.param([conv := nn.Conv2d(2, 2, 3), nn.ReLU(), conv, nn.BatchNorm2d(2)], id="used twice"),
+    ],
+)
+def test_what_no_layer_can_take_in_is_not_folded(layers: list[nn.Module]) -> None:
+    before = copy.deepcopy(conv.state_dict())
+    assert _fold(trace_layers(nn.Sequential(*layers).eval())) == set()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in conv.state_dict().items())
+
+
+def test_batch_norm_without_statistics_is_an_error_with_its_name() -> None:
+    layers = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
+    with pytest.raises(UnsupportedLayer, match="'1' cannot be folded: it keeps no running statistics"):
+        _fold(trace_layers(layers.eval()))
+
+
+def test_a_value_that_something_else_uses_is_not_folded() -> None:
+    class UsedTwice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            out: Tensor = self.bn(y) + y
+            return out
+
+    assert _fold(trace_layers(UsedTwice().eval())) == set()
+
+
+# --- folding a graph ---------------------------------------------------------------------------------------
+
+# What is folded: bn1 into conv1 and, called twice, bn2 into conv2 and conv3. What is not: bn0 after a sum, the second
+# call of bn1, and bn4, whose convolution is called twice.
+LAYERS: list[dict[str, Any]] = [
+    {"name": "conv1", "type": "Conv2d", "in_channels": 2, "out_channels": 4, "kernel_size": 3, "bias": False},
+    {"name": "part.bn1", "type": "BatchNorm2d", "num_features": 4},
+    {"name": "relu1", "type": "ReLU"},
+    {"name": "conv2", "type": "Conv2d", "in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1},
+    {"name": "bn2", "type": "BatchNorm2d", "num_features": 4},
+    {"name": "sum", "type": "Add", "inputs": ["bn2", "relu1"]},
+    {"name": "bn0", "type": "BatchNorm2d", "num_features": 4, "affine": False},
+    {"name": "relu2", "type": "ReLU"},
+    {"name": "conv3", "type": "Conv2d", "in_channels": 4, "out_channels": 4, "kernel_size": 1},
+    {"name": "bn2_again", "type": "Shared", "layer": "bn2"},
+    {"name": "relu3", "type": "ReLU"},
+    {"name": "bn1_again", "type": "Shared", "layer": "part.bn1"},
+    {"name": "conv4", "type": "Conv2d", "in_channels": 4, "out_channels": 4, "kernel_size": 1},
+    {"name": "bn4", "type": "BatchNorm2d", "num_features": 4},
+    {"name": "relu4", "type": "ReLU"},
+    {"name": "conv4_again", "type": "Shared", "layer": "conv4"},
+    {"name": "flat", "type": "Flatten"},
+    {"name": "hidden", "type": "Linear", "in_features": 144, "out_features": 8},
+    {"name": "bn5", "type": "BatchNorm1d", "num_features": 8},
+    {"name": "relu5", "type": "ReLU"},
+    {"name": "head", "type": "Linear", "in_features": 8, "out_features": 3},
+]
+KEPT = ["bn0", "bn1_again", "bn4"]
+
+
+def listed(layers: list[dict[str, Any]]) -> Classifier:
+    """A classifier of these layers, whose BatchNorm has something to do."""
+    origin = {"source": "mynet.py:MyNet"}
+    return classifier(Graph.model_validate({"name": "graph", "layers": layers, "origin": origin}))
+
+
+def test_a_graph_loses_what_is_folded_and_keeps_the_rest() -> None:
+    model = listed(LAYERS)
+    before = copy.deepcopy(model.state_dict())
+    folded = fold_batch_norm(model)
+    architecture = folded.metadata.architecture
+    assert isinstance(architecture, Graph)
+    assert architecture.origin == Origin(source="mynet.py:MyNet")
+    folded_away = ("part.bn1", "bn2", "bn2_again", "bn5")
+    assert [layer.name for layer in architecture.layers] == [
+        layer["name"] for layer in LAYERS if layer["name"] not in folded_away
+    ]
+    assert [layer.name for layer in architecture.layers if isinstance(layer, Shared)] == ["conv4_again"]
+    assert architecture.layers[0].bias
+    assert folded.metadata.note.startswith("BatchNorm folded where it follows a layer with weights")
+    assert close(folded(points(20)), model(points(20)))
+    assert close(folded.double()(points(20).double()), copy.deepcopy(model).double()(points(20).double()), 3e-7)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_graph_may_lose_all_its_batch_norm() -> None:
+    kept = [layer for layer in LAYERS if layer["name"] not in KEPT]
+    folded = fold_batch_norm(listed(kept))
+    assert not any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in folded.modules())
+    assert folded.metadata.note.startswith("BatchNorm folded; the results")
+
+
+def test_a_graph_without_foldable_batch_norm_is_copied_bit_for_bit() -> None:
+    model = listed([LAYERS[1] | {"num_features": 2}, *LAYERS[-5:-4], LAYERS[-4] | {"in_features": 128}, *LAYERS[-2:]])
+    folded = fold_batch_norm(model)
+    assert folded.metadata == model.metadata
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in folded.state_dict().items())
+
+
+@needs_onnx
+def test_a_graph_is_exported_with_the_batch_norm_that_stays(tmp_path: Path) -> None:
+    model = listed(LAYERS)
+    done = export(model, images(), weights=tmp_path / "w.safetensors", onnx=tmp_path / "n.onnx")
+    assert [comparison.same_classes for comparison in done] == [70, 70]
+    operators = [node.op_type for node in exported(model, tmp_path).graph.node]
+    assert operators.count("BatchNormalization") == len(KEPT)
+    assert close(onnx_runner(tmp_path / "n.onnx")(points(20)), model(points(20)))
+    loaded = load_model(tmp_path / "w.safetensors")
+    assert torch.equal(loaded(points(4)), fold_batch_norm(model)(points(4)))
+
+
+def test_the_weights_file_holds_the_folded_network(cnn: Classifier, tmp_path: Path) -> None:
+    loaded = export_weights(cnn, tmp_path / "new" / "folded.safetensors")
+    assert torch.equal(load_model(tmp_path / "new" / "folded.safetensors")(points(4)), loaded(points(4)))
+    assert torch.equal(fold_batch_norm(cnn)(points(4)), loaded(points(4)))
+
+
+# --- ONNX --------------------------------------------------------------------------------------------------
+
+
+def exported(model: Classifier, folder: Path) -> Any:
+    import onnx
+
+    export_onnx(model, folder / "net.onnx")
+    return onnx.load(folder / "net.onnx")
+
+
+@needs_onnx
+@every_architecture
+@with_and_without
+def test_onnx_runtime_agrees_on_any_batch_size(architecture: Architecture, batch_norm: bool, tmp_path: Path) -> None:
+    model = classifier(architecture, batch_norm)
+    export_onnx(model, tmp_path / "net.onnx")
+    run = onnx_runner(tmp_path / "net.onnx")
+    for count in (1, 3, 20):
+        expected = model(points(count))
+        assert run(points(count)).shape == expected.shape
+        assert close(run(points(count)), expected)
+    assert close(run(points(1)[:1]), model(points(1)[:1]))
+
+
+@needs_onnx
+def test_the_onnx_graph_is_small_plain_and_old(cnn: Classifier, tmp_path: Path) -> None:
+    import onnx
+
+    proto = exported(cnn, tmp_path)
+    onnx.checker.check_model(proto, full_check=True)
+    operators = [node.op_type for node in proto.graph.node]
+    assert operators == ["Sub", "Conv", "Conv", "Relu", "Conv", "Relu", "Flatten", "Gemm", "Relu", "Gemm"]
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 13)]
+    assert [value.name for value in (*proto.graph.input, *proto.graph.output)] == ["pixels", "logits"]
+    dimensions = [d.dim_param or d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
+    assert dimensions == ["batch", *SHAPE]
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]  # no data beside it
+
+
+@needs_onnx
+def test_the_onnx_file_says_what_it_is(cnn: Classifier, tmp_path: Path) -> None:
+    from certtrain import __version__
+
+    properties = {entry.key: entry.value for entry in exported(cnn, tmp_path).metadata_props}
+    assert properties["certtrain"] == __version__
+    assert float(properties["eps"]) == 8 / 255
+    assert properties["dataset"] == "folder"
+    assert json.loads(properties["class_names"]) == ["cat", "dog", "naïve"]
+    assert "BatchNorm folded" in properties["note"]
+
+
+@needs_onnx
+def test_the_same_network_gives_the_same_bytes(cnn: Classifier, tmp_path: Path) -> None:
+    export_onnx(cnn, tmp_path / "a.onnx")
+    export_onnx(cnn, tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@needs_onnx
+def test_export_writes_nothing_to_the_terminal(
+    cnn: Classifier, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    export(cnn, images(), weights=tmp_path / "w.safetensors", onnx=tmp_path / "n.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_onnx
+def test_residual_sums_are_exported(cnn: Classifier, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    block = Block().eval()
+    _fold(trace_layers(block))
+    folded = Folded(block)
+    proto = exporting._onnx_model(trace_layers(folded), cnn.metadata)
+    assert [node.op_type for node in proto.graph.node].count("Add") == 1
+    (tmp_path / "block.onnx").write_bytes(proto.SerializeToString())
+    assert close(onnx_runner(tmp_path / "block.onnx")(points(3)), folded(points(3)))
+
+
+# Layers with arguments unlike the defaults, and what they take.
+OPERATORS: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Conv2d(2, 3, (3, 2), (2, 1), (1, 0), (1, 2)), SHAPE),
+    (nn.Conv2d(2, 4, 3, padding="same", dilation=2, groups=2), SHAPE),
+    (nn.Conv2d(2, 4, 3, padding="valid", bias=False), SHAPE),
+    (nn.BatchNorm2d(2, eps=0.1), SHAPE),
+    (nn.BatchNorm2d(2, affine=False), SHAPE),
+    (nn.BatchNorm1d(5), (5,)),
+    (nn.MaxPool2d(3, 2, 1, dilation=2), SHAPE),
+    (nn.MaxPool2d(3, 2, ceil_mode=True), SHAPE),
+    (nn.MaxPool2d(2, 3, 1, ceil_mode=True), SHAPE),
+    (nn.AvgPool2d(3, 2, 1), SHAPE),
+    (nn.AvgPool2d(3, 2, 1, count_include_pad=False), SHAPE),
+    (nn.AvgPool2d((3, 2), 3, 1, ceil_mode=True), SHAPE),
+    (nn.AvgPool2d(3, 2, ceil_mode=True), SHAPE),
+    (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), SHAPE),
+    (nn.AvgPool2d(3, 2, 1, ceil_mode=True, divisor_override=5), SHAPE),
+    (nn.AdaptiveAvgPool2d(1), SHAPE),
+    (nn.AdaptiveAvgPool2d((4, None)), SHAPE),
+    (nn.Flatten(), SHAPE),
+    (nn.Flatten(1, 3), SHAPE),
+    (nn.Identity(), SHAPE),
+    (nn.Dropout(0.5), SHAPE),
+    (nn.ReLU(), SHAPE),
+    (nn.LeakyReLU(0.3), SHAPE),
+    (nn.Sigmoid(), SHAPE),
+    (nn.Tanh(), SHAPE),
+    (nn.Linear(5, 3, bias=False), (5,)),
+    (Normalize((0.1, 0.7), (0.3, 1.1)), SHAPE),
+]
+
+
+@needs_onnx
+@pytest.mark.parametrize(("layer", "shape"), OPERATORS, ids=lambda value: str(value))
+def test_every_layer_is_exported_as_what_it_computes(layer: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    import onnx
+
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine:
+        scramble(layer)
+    expected = layer.eval()(x)
+    nodes, constants = exporting._translate(trace_layers(layer), shape)
+    given, found = (
+        onnx.helper.make_tensor_value_info(name, 1, ["batch", *value.shape[1:]])
+        for name, value in (("pixels", x), ("logits", expected))
+    )
+    graph = onnx.helper.make_graph(nodes, "layer", [given], [found], constants)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
+    onnx.checker.check_model(proto, full_check=True)
+    (tmp_path / "layer.onnx").write_bytes(proto.SerializeToString())
+    assert close(onnx_runner(tmp_path / "layer.onnx")(x), expected.detach())
+
+
+def test_every_layer_with_a_rule_has_operators() -> None:
+    assert OPERATORS_OF_LAYERS.keys() == RULES.keys()
+    assert {type(layer) for layer, _ in OPERATORS} | {Add} == RULES.keys()
+
+
+NOT_EXPORTED: list[tuple[nn.Module, str]] = [
+    (nn.GELU(), r"it is a GELU; what can be exported are .*Conv2d"),
+    (nn.Flatten(1, 2), "only the flattening of all but the batch dimension"),
+    (nn.Linear(8, 3), r"needs flat inputs, and these have shape \(2, 8, 8\)"),
+    (nn.AdaptiveAvgPool2d(3), "8×8 values are no multiple of its output's"),
+    (nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True), "reach so far over the end"),
+    (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "pads by 'circular'"),
+    (nn.BatchNorm2d(2, track_running_stats=False), "keeps no running statistics"),
+]
+
+
+@pytest.mark.parametrize(("layer", "message"), NOT_EXPORTED, ids=lambda value: str(value))
+def test_a_layer_that_is_not_exported_is_named(layer: nn.Module, message: str) -> None:
+    graph = trace_layers(nn.Sequential(nn.Identity(), layer))
+    with pytest.raises(UnsupportedLayer, match=f"'1' is not exported: .*{message}"):
+        exporting._translate(graph, SHAPE)
+
+
+@pytest.mark.parametrize("absent", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_named_and_nothing_is_written(
+    absent: str, cnn: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(name: str) -> ModuleType:
+        if name == absent:
+            raise ModuleNotFoundError(f"No module named {absent!r}", name=absent)
+        return ModuleType(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(MissingExtra, match=rf'{absent}.*pip install "certtrain\[onnx\]"'):
+        export(cnn, images(), weights=tmp_path / "w.safetensors", onnx=tmp_path / "n.onnx")
+    assert not list(tmp_path.iterdir())
+    export(cnn, images(), weights=tmp_path / "w.safetensors")  # the weights need no extra
+
+
+# --- the check ---------------------------------------------------------------------------------------------
+
+
+def nudged(model: Classifier, layer: str, by: float = 1e-3) -> Classifier:
+    """A copy with one weight changed."""
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.get_parameter(f"{layer}.weight").view(-1)[0] += by
+    return changed
+
+
+@needs_onnx
+@every_architecture
+@pytest.mark.parametrize("count", [1, 70])
+def test_an_export_is_within_rounding_of_the_original(architecture: Architecture, count: int, tmp_path: Path) -> None:
+    for seed in range(3):
+        model = classifier(architecture, seed=seed)
+        done = export(model, images(count), weights=tmp_path / "w.safetensors", onnx=tmp_path / "n.onnx")
+        assert [comparison.what for comparison in done] == ["folded weights", "ONNX"]
+        for comparison in done:
+            assert comparison.examples == comparison.same_classes == count
+            assert comparison.largest_difference <= comparison.tolerance < 1e-3 * comparison.largest_logit
+            assert comparison.to_dict()["tolerance"] == comparison.tolerance
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n.onnx", "w.safetensors"]
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "linear1", "head"])
+def test_one_weight_that_is_off_by_a_thousandth_fails(layer: str, cnn: Classifier) -> None:
+    folded = fold_batch_norm(cnn)
+    compare(cnn, folded, images(), "folded weights")
+    with pytest.raises(SoundnessError, match="folded weights differ from the original's by up to"):
+        compare(cnn, nudged(folded, layer), images(), "folded weights")
+
+
+def test_the_comparison_of_a_network_with_itself_is_exact(cnn: Classifier) -> None:
+    same = compare(cnn, cnn, images(40), "folded weights")
+    assert (same.largest_difference, same.same_classes, same.examples) == (0.0, 40, 40)
+    assert same.largest_logit == pytest.approx(cnn(to_unit(images(40).images)).abs().max().item())
+
+
+BROKEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "NaN or infinity for 70 examples": lambda x: torch.full((len(x), 3), torch.nan),
+    "NaN or infinity": lambda x: torch.full((len(x), 3), torch.inf),
+    "of shape": lambda x: torch.zeros(len(x), 1),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_outputs_that_are_not_finite_or_of_another_shape_fail(message: str, cnn: Classifier) -> None:
+    with pytest.raises(SoundnessError, match=message):
+        compare(cnn, BROKEN[message], images(), "ONNX")
+
+
+def test_a_model_that_is_not_finite_itself_is_told_apart(cnn: Classifier) -> None:
+    with torch.no_grad():
+        cnn.get_parameter("head.bias")[0] = torch.inf
+    with pytest.raises(SoundnessError, match="the model itself gives NaN or infinity"):
+        compare(cnn, cnn, images(), "ONNX")
+
+
+def test_images_of_another_data_set_are_refused(cnn: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="digits has images of shape"):
+        export(cnn, load_images("digits", "test").take(5), weights=tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_onnx
+@pytest.mark.parametrize("earlier", [b"an earlier export", None])
+def test_a_failed_check_leaves_every_file_as_it_was(
+    earlier: bytes | None, cnn: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, onnx_file = tmp_path / "w.safetensors", tmp_path / "n.onnx"
+    if earlier is not None:
+        weights.write_bytes(earlier)
+        onnx_file.write_bytes(earlier)
+    genuine = exporting.export_onnx
+    monkeypatch.setattr(exporting, "export_onnx", lambda model, path: genuine(nudged(model, "head"), path))
+    with pytest.raises(SoundnessError, match="exported ONNX differ"):
+        export(cnn, images(), weights=weights, onnx=onnx_file)
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert left == ({} if earlier is None else {"w.safetensors": earlier, "n.onnx": earlier})
+
+
+def test_a_checked_export_replaces_an_earlier_file(cnn: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"an earlier export")
+    export(cnn, images(), weights=tmp_path / "w.safetensors")
+    assert load_model(tmp_path / "w.safetensors").metadata.note
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_an_unwritable_place_is_a_clear_error(cnn: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write .*w\.safetensors"):
+        export(cnn, images(), weights=tmp_path / "file" / "w.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"cannot write .*folder"):
+        export(cnn, images(), weights=tmp_path / "folder")
+    with pytest.raises(StorageError, match="name two files"):
+        export(cnn, images(), weights=tmp_path / "both", onnx=tmp_path / "both")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

@@ -1,0 +1,320 @@
+"""Networks from ONNX: what ONNX Runtime computes is what is read, and the rest is an error that names the node."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_export import ARCHITECTURES, LAYERS, OPERATORS, Block, Folded, classifier, close, every_architecture, listed
+from torch import Tensor, nn
+
+from certtrain.bounds.graph import trace_layers
+from certtrain.bounds.interval import boundable
+from certtrain.errors import CerttrainError, ModelFileError, UnsupportedLayer
+from certtrain.interchange import export as exporting
+from certtrain.interchange.export import export_onnx
+from certtrain.interchange.onnxfile import open_network, read_onnx
+from certtrain.network.folding import fold_batch_norm
+
+onnx = pytest.importorskip("onnx", reason='ONNX is not installed: pip install "certtrain[onnx]"')
+runtime = pytest.importorskip("onnxruntime", reason='ONNX is not installed: pip install "certtrain[onnx]"')
+
+Sizes = list[int | str]
+
+
+def save(folder: Path, nodes: list[Any], given: Sizes, made: Sizes, **constants: Tensor) -> Path:
+    """An ONNX file of these nodes, from "x" to "y"."""
+    initializers = [onnx.numpy_helper.from_array(tensor.numpy(), name) for name, tensor in constants.items()]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in (("x", given), ("y", made))]
+    graph = onnx.helper.make_graph(nodes, "net", ends[:1], ends[1:], initializers)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
+    (folder / "net.onnx").write_bytes(proto.SerializeToString())
+    return folder / "net.onnx"
+
+
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return onnx.helper.make_node(kind, inputs.split(), output.split(), name=f"the {kind} {output}", **attributes)
+
+
+def run(path: Path, x: Tensor) -> Tensor:
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def agrees(path: Path, *, count: int = 3) -> None:
+    """What is read computes what ONNX Runtime does, and can be bounded."""
+    found = read_onnx(path)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    fixed = session.get_inputs()[0].shape[0] == 1
+    x = random(1 if fixed else count, *found.shape)
+    expected = run(path, x.reshape([len(x), *session.get_inputs()[0].shape[1:]]))
+    assert close(found.network(x).detach(), expected)
+    assert found.network(x).shape == (len(x), found.outputs)
+    boundable(found.network)
+
+
+# --- what certtrain writes -------------------------------------------------------------------------------
+
+
+@every_architecture
+def test_an_export_reads_back_as_the_same_network(architecture: Any, tmp_path: Path) -> None:
+    model = classifier(architecture)
+    export_onnx(model, tmp_path / "net.onnx")
+    found = read_onnx(tmp_path / "net.onnx")
+    assert found.shape == model.metadata.input_shape
+    assert found.outputs == 3
+    x = torch.rand(20, *found.shape)
+    assert close(found.network(x), fold_batch_norm(model)(x), 1e-6)
+    # No weight is rounded twice.
+    weights = {tuple(w.shape): w for w in fold_batch_norm(model).parameters() if w.dim() > 1}
+    own = {tuple(w.shape): w for w in found.network.parameters() if w.dim() > 1}
+    assert all(torch.equal(weight, own[shape]) for shape, weight in weights.items())
+
+
+def test_a_graph_with_shared_layers_and_batch_norm_reads_back(tmp_path: Path) -> None:
+    model = listed(LAYERS)
+    export_onnx(model, tmp_path / "net.onnx")
+    x = torch.rand(20, *model.metadata.input_shape)
+    assert close(read_onnx(tmp_path / "net.onnx").network(x), model(x))
+    agrees(tmp_path / "net.onnx")
+
+
+def test_a_residual_block_reads_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folded = Folded(Block()).eval()
+    proto = exporting._onnx_model(trace_layers(folded), classifier(ARCHITECTURES[0]).metadata)
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    agrees(tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize(("layer", "shape"), OPERATORS, ids=lambda value: str(value))
+def test_every_layer_that_is_exported_reads_back(layer: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    layers = nn.Sequential(layer, nn.Flatten()).eval() if layer(random(2, *shape)).dim() > 2 else layer.eval()
+    layers = layers if isinstance(layers, nn.Sequential) else nn.Sequential(layers)
+    nodes, constants = exporting._translate(trace_layers(layers), shape)
+    ends = [onnx.helper.make_tensor_value_info("pixels", 1, ["batch", *shape])]
+    made = [onnx.helper.make_tensor_value_info("logits", 1, ["batch", "values"])]
+    graph = onnx.helper.make_graph(nodes, "net", ends, made, constants)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(proto.SerializeToString())
+    kinds = [n.op_type for n in nodes]
+    if set(kinds) <= {"Identity", "Flatten"} and len(shape) == 1:
+        return
+    if "Pad" in kinds:
+        with pytest.raises(UnsupportedLayer, match=r"\(Pad\): operator 'Pad' is not read"):
+            read_onnx(path)
+        return
+    agrees(path)
+
+
+def test_a_model_file_and_an_onnx_file_open_alike(tmp_path: Path) -> None:
+    model = classifier(ARCHITECTURES[1])
+    exporting.export_weights(model, tmp_path / "m.safetensors")
+    export_onnx(model, tmp_path / "m.onnx")
+    (a, shape), (b, other) = (open_network(tmp_path / name) for name in ("m.safetensors", "m.onnx"))
+    x = torch.rand(3, *shape)
+    assert shape == other
+    assert close(a(x), b(x))
+
+
+# --- what others write -----------------------------------------------------------------------------------
+
+
+def test_mat_mul_with_a_bias_is_one_linear_layer(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Add", "b a", "c"), node("Relu", "c", "r"), node("MatMul", "r v", "y")]
+    path = save(tmp_path, nodes, ["n", 4], ["n", 2], w=random(4, 3), b=random(3, seed=1), v=random(3, 2))
+    agrees(path)
+    assert [layer.type for layer in read_onnx(path).graph.layers] == ["Linear", "ReLU", "Linear"]
+
+
+def test_a_bias_is_not_given_to_a_layer_that_something_else_uses(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Identity", "a", "i"), node("Add", "i b", "c"), node("Relu", "a", "r")]
+    path = save(tmp_path, [*nodes, node("Add", "c r", "y")], ["n", 4], ["n", 3], w=random(4, 3), b=random(3, seed=1))
+    agrees(path)
+
+
+def test_gemm_with_factors(tmp_path: Path) -> None:
+    nodes = [node("Gemm", "x w b", "y", alpha=0.5, beta=-2.0)]
+    agrees(save(tmp_path, nodes, [1, 4], [1, 3], w=random(4, 3), b=random(1, 3, seed=1)))
+
+
+@pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("order", ["x c", "c x"])
+@pytest.mark.parametrize("shape", [(1,), (2, 1, 1), (1, 2, 1, 1), (2, 4, 4), (1, 1, 1, 1)])
+def test_arithmetic_with_constants(kind: str, order: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    nodes = [node(kind, order, "a"), node("Flatten", "a", "f"), node("MatMul", "f w", "y")]
+    path = save(tmp_path, nodes, ["n", 2, 4, 4], ["n", 3], c=random(*shape).abs() + 0.5, w=random(32, 3))
+    if (kind, order) == ("Div", "c x"):
+        with pytest.raises(UnsupportedLayer, match=r"'the Div \w' \(Div\): its input 2 must be a constant"):
+            read_onnx(path)
+        return
+    agrees(path)
+
+
+def test_constants_for_each_pixel_cannot_come_before_a_convolution(tmp_path: Path) -> None:
+    nodes = [node("Sub", "x c", "a"), node("Conv", "a w", "b"), node("Flatten", "b", "y")]
+    path = save(tmp_path, nodes, ["n", 2, 4, 4], ["n", 8], c=random(1, 2, 4, 4), w=random(2, 2, 3, 3))
+    with pytest.raises(UnsupportedLayer, match=r"'the Conv \w' \(Conv\): constants that differ within a channel"):
+        read_onnx(path)
+
+
+@pytest.mark.parametrize("pads", [(0, 0, 1, 1), (1, 0, 0, 2), (2, 1, 1, 0), (1, 1, 1, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_uneven_padding_of_a_convolution_is_exact(pads: tuple[int, ...], stride: int, tmp_path: Path) -> None:
+    nodes = [node("Conv", "x w b", "a", pads=pads, strides=[stride, stride]), node("Flatten", "a", "y")]
+    agrees(save(tmp_path, nodes, ["n", 2, 5, 6], ["n", "m"], w=random(3, 2, 3, 2), b=random(3)))
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_automatic_padding(auto_pad: str, tmp_path: Path) -> None:
+    nodes = [node("Conv", "x w", "a", auto_pad=auto_pad, strides=[2, 2]), node("Flatten", "a", "y")]
+    agrees(save(tmp_path, nodes, ["n", 2, 6, 7], ["n", "m"], w=random(3, 2, 3, 2)))
+
+
+def test_pooling_reshaping_dropout_and_constants(tmp_path: Path) -> None:
+    shape = onnx.helper.make_node(
+        "Constant", [], ["shape"], value=onnx.numpy_helper.from_array(torch.tensor([0, -1]).numpy())
+    )
+    nodes = [
+        shape,
+        node("MaxPool", "x", "a", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Dropout", "a", "b"),
+        node("AveragePool", "b", "c", kernel_shape=[2, 2], pads=[1, 1, 1, 1]),
+        node("LeakyRelu", "c", "d", alpha=0.2),
+        node("Sigmoid", "d", "e"),
+        node("Tanh", "e", "f"),
+        node("Reshape", "f shape", "y"),
+    ]
+    agrees(save(tmp_path, nodes, ["n", 2, 8, 8], ["n", "m"]))
+    nodes = [node("GlobalAveragePool", "x", "a"), node("Flatten", "a", "y")]
+    agrees(save(tmp_path, nodes, ["n", 2, 8, 8], ["n", 2]))
+
+
+def test_a_flat_input_may_be_made_an_image(tmp_path: Path) -> None:
+    nodes = [node("Reshape", "x s", "a"), node("Conv", "a w", "b"), node("Relu", "b", "c"), node("Flatten", "c", "y")]
+    path = save(tmp_path, nodes, [1, 18], [1, 4], s=torch.tensor([1, 2, 3, 3]), w=random(1, 2, 2, 2))
+    found, x = read_onnx(path), random(1, 18)
+    assert found.shape == (2, 3, 3)
+    assert close(found.network(x.view(1, 2, 3, 3)).detach(), run(path, x))
+
+
+def test_an_input_that_is_subtracted_flattened_and_multiplied_as_in_acas(tmp_path: Path) -> None:
+    nodes = [node("Sub", "x c", "a"), node("Flatten", "a", "f"), node("MatMul", "f w", "m"), node("Add", "m b", "y")]
+    agrees(save(tmp_path, nodes, [1, 1, 1, 5], [1, 3], c=random(1, 1, 1, 5), w=random(5, 3), b=random(3)))
+
+
+# --- what is not read ------------------------------------------------------------------------------------
+
+Build = Callable[[Path], Path]
+W = random(3, 2, 3, 3)
+UNREAD: dict[str, Build] = {
+    r"'the Exp \w' \(Exp\): operator 'Exp' is not read; those that are: Add, ": lambda folder: save(
+        folder, [node("Exp", "x", "y")], ["n", 3], ["n", 3]
+    ),
+    r"'the Conv \w' \(Conv\): only convolutions over two dimensions": lambda folder: save(
+        folder, [node("Conv", "x w", "y")], ["n", 2, 5], ["n", 3, 3], w=random(3, 2, 3)
+    ),
+    r"'the Conv \w' \(Conv\): it cannot be a Conv2d of what it is given, \(4, 8, 8\)": lambda folder: save(
+        folder, [node("Conv", "x w", "y")], ["n", 4, 8, 8], ["n", 3, 6, 6], w=W
+    ),
+    r"has shape \(3, 6, 6\) for one input; logits": lambda folder: save(
+        folder, [node("Conv", "x w", "y")], ["n", 2, 8, 8], ["n", 3, 6, 6], w=W
+    ),
+    r"'the Conv \w' \(Conv\): its numbers are NaN": lambda folder: save(
+        folder, [node("Conv", "x w", "y")], ["n", 2, 8, 8], ["n", 3, 6, 6], w=W / 0
+    ),
+    r"strides = \[0, 1\]; two numbers above zero": lambda folder: save(
+        folder, [node("Conv", "x w", "y", strides=[0, 1])], ["n", 2, 8, 8], ["n", 3, 6, 6], w=W
+    ),
+    r"are the most": lambda folder: save(
+        folder, [node("Conv", "x w", "y", pads=[2**19] * 4)], ["n", 2, 8, 8], ["n", "a", "b", "c"], w=W
+    ),
+    r"differ by more than 64": lambda folder: save(
+        folder, [node("Conv", "x w", "y", pads=[0, 0, 2**19, 0])], ["n", 2, 8, 8], ["n", "a", "b", "c"], w=W
+    ),
+    r"transA = 1 is not read": lambda folder: save(
+        folder, [node("Gemm", "x w", "y", transA=1)], [1, 1], [1, 3], w=random(1, 3)
+    ),
+    r"'the LeakyRelu \w' \(LeakyRelu\): it cannot be a LeakyReLU": lambda folder: save(
+        folder, [node("LeakyRelu", "x", "y", alpha=-1.0)], ["n", 3], ["n", 3]
+    ),
+    r"it divides by zero": lambda folder: save(folder, [node("Div", "x c", "y")], ["n", 3], ["n", 3], c=torch.zeros(3)),
+    r"a constant of shape \(4, 3\) does not fit": lambda folder: save(
+        folder, [node("Add", "x c", "y")], ["n", 3], [4, 3], c=random(4, 3)
+    ),
+    r"the difference of two layers' results": lambda folder: save(
+        folder, [node("Sub", "x x", "y")], ["n", 3], ["n", 3]
+    ),
+    r"'the Reshape \w' .* only the input is reshaped": lambda folder: save(
+        folder,
+        [node("Relu", "x", "a"), node("Reshape", "a s", "b"), node("Flatten", "b", "y")],
+        [1, 8],
+        [1, 8],
+        s=torch.tensor([1, 2, 2, 2]),
+    ),
+    r"ceil_mode where windows reach over": lambda folder: save(
+        folder,
+        [node("MaxPool", "x", "y", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)],
+        ["n", 2, 5, 5],
+        ["n", 2, 3, 3],
+    ),
+    r"its input 'x' has shape \(4, 3\)": lambda folder: save(folder, [node("Relu", "x", "y")], [4, 3], [4, 3]),
+    r"its output 'y' does not depend": lambda folder: save(
+        folder, [node("Identity", "c", "y")], ["n", 3], ["n", 3], c=random(1, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", UNREAD, ids=lambda text: text[:30])
+def test_what_is_not_read_is_an_error_that_names_it(message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedLayer, match=f"net.onnx: .*{message}"):
+        read_onnx(UNREAD[message](tmp_path))
+
+
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
+    export_onnx(classifier(ARCHITECTURES[1]), tmp_path / "net.onnx")
+    whole = (tmp_path / "net.onnx").read_bytes()
+    (tmp_path / "half.onnx").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "text.onnx").write_bytes(b"this is no network")
+    for name in ("half", "empty", "text"):
+        with pytest.raises(ModelFileError, match=rf"{name}\.onnx is not a whole ONNX file"):
+            read_onnx(tmp_path / f"{name}.onnx")
+    with pytest.raises(ModelFileError, match=r"none\.onnx cannot be read"):
+        read_onnx(tmp_path / "none.onnx")
+
+
+def test_weights_in_another_file_are_not_followed(tmp_path: Path) -> None:
+    path = save(tmp_path, [node("MatMul", "x w", "y")], ["n", 4], ["n", 3], w=random(4, 3))
+    proto = onnx.load(path)
+    (tensor,) = proto.graph.initializer
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../../etc/passwd"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelFileError):
+        read_onnx(path)
+
+
+def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+    export_onnx(classifier(ARCHITECTURES[1]), tmp_path / "net.onnx")
+    whole, generator = (tmp_path / "net.onnx").read_bytes(), torch.Generator().manual_seed(0)
+    messages = []
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in torch.randint(0, len(data), (3,), generator=generator).tolist():
+            data[place] ^= 1 << int(torch.randint(0, 8, (), generator=generator))
+        (tmp_path / "net.onnx").write_bytes(bytes(data))
+        try:
+            read_onnx(tmp_path / "net.onnx")
+        except CerttrainError as error:
+            messages.append(str(error))
+    assert messages
+    assert all("net.onnx" in message for message in messages)

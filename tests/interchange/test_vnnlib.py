@@ -1,0 +1,184 @@
+"""VNN-LIB: what is written is exact, others read the same from it, and what is not understood is an error."""
+
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from certtrain.errors import PropertyError
+from certtrain.interchange.vnnlib import MOST_CASES, decimal, parse_property, read_property, robustness_text
+from certtrain.verification.properties import Property, exact_box, robustness
+
+HEAD = "".join(f"(declare-const {name} Real)\n" for name in ("X_0", "X_1", "Y_0", "Y_1", "Y_2"))
+BOX = "(assert (<= X_0 0.5)) (assert (>= X_0 -1e-3))\n(assert (and (<= X_1 2) (>= X_1 .25)))\n"
+
+
+def pixels(seed: int = 0, shape: tuple[int, ...] = (1, 3, 4)) -> Tensor:
+    """Grey levels, black and white among them."""
+    levels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).float()
+    levels.view(-1)[:2] = torch.tensor([0.0, 255.0])
+    return levels / 255
+
+
+def same(a: Property, b: Property) -> bool:
+    if (a.inputs, a.outputs, len(a.cases)) != (b.inputs, b.outputs, len(b.cases)):
+        return False
+    parts = ("lower", "upper", "functions", "offsets")
+    return all(
+        torch.equal(vars(left)[part], vars(right)[part])
+        for left, right in zip(a.cases, b.cases, strict=True)
+        for part in parts
+    )
+
+
+@pytest.mark.parametrize("value", [0.1, 8 / 255, 1.0, 0.0, 2**-40, -0.3, 1e-300])
+def test_a_decimal_is_the_number_itself(value: float) -> None:
+    assert Fraction(decimal(Fraction(value))) == Fraction(value)
+    assert re.fullmatch(r"-?\d+\.\d+", decimal(Fraction(value)))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-9, 2 / 255, 8 / 255, 0.3, 1.0])
+def test_the_box_that_is_written_is_the_real_one_and_reads_back_as_the_certified_one(eps: float) -> None:
+    x = pixels()
+    text = robustness_text(x, 1, eps, 3, "a comment\nof two lines")
+    ends = re.findall(r"\(assert \((<=|>=) X_(\d+) (\S+)\)\)", text)
+    assert len(ends) == 2 * x.numel()
+    for sign, number, value in ends:
+        real = Fraction(x.flatten()[int(number)].item())
+        expected = min(real + Fraction(eps), Fraction(1)) if sign == "<=" else max(real - Fraction(eps), Fraction(0))
+        assert Fraction(value) == expected
+    assert same(parse_property(text), robustness(x, 1, eps, 3))
+
+
+def test_clipping_is_that_of_pixels() -> None:
+    box = exact_box(torch.tensor([0.0, 1.0, 0.5]), 0.25)
+    assert box == [(0, Fraction(1, 4)), (Fraction(3, 4), 1), (Fraction(1, 4), Fraction(3, 4))]
+
+
+def test_a_file_reads_as_it_was_written(tmp_path: Path) -> None:
+    text = robustness_text(pixels(3), 0, 0.05, 10, "digits")
+    (tmp_path / "p.vnnlib").write_text(text)
+    assert same(read_property(tmp_path / "p.vnnlib"), robustness(pixels(3), 0, 0.05, 10))
+
+
+def test_the_vnnlib_package_reads_the_same() -> None:
+    """That package reads version 2.0 alone: declarations and indices are respelled, all else is as it was written."""
+    vnnlib = pytest.importorskip("vnnlib")
+    compat = pytest.importorskip("vnnlib.compat")
+    for seed in range(5):
+        x = pixels(seed)
+        text = robustness_text(x, seed % 3, 8 / 255, 3, "a comment")
+        expected = robustness(x, seed % 3, 8 / 255, 3)
+        head = f"(vnnlib-version <2.0>)\n(declare-network f (declare-input X Real [{x.numel()}]) "
+        text = re.sub(r"\(declare-const .*\)\n", "", text)
+        text = head + "(declare-output Y Real [3]))\n" + re.sub(r"([XY])_(\d+)", r"\1[\2]", text)
+        (case,) = compat.transform(vnnlib.parse_query_string(text))
+        lower, upper = zip(*case.input_box, strict=True)
+        assert list(lower) == expected.cases[0].lower.tolist()
+        assert list(upper) == expected.cases[0].upper.tolist()
+        for polytope, wanted in zip(case.output_constraints, expected.cases, strict=True):
+            assert polytope.coeff_matrix == wanted.functions.tolist()
+            assert polytope.rhs == [0.0]
+
+
+# --- reading what others write ---------------------------------------------------------------------------
+
+
+def test_conjunctions_disjunctions_and_linear_terms_are_read() -> None:
+    asked = parse_property(
+        HEAD + BOX + "; a comment (with brackets\n"
+        "(assert (or (and (>= Y_0 Y_1) (<= (+ (* 2 Y_2) (- Y_0) -1.5) 3)) (>= (- Y_1 Y_2 (* Y_0 0.5)) 1e1)))\n"
+    )
+    first, second = asked.cases
+    assert first.lower.tolist() == [-0.001, 0.25]
+    assert first.upper.tolist() == [0.5, 2.0]
+    assert first.functions.tolist() == [[-1.0, 1.0, 0.0], [-1.0, 0.0, 2.0]]
+    assert first.offsets.tolist() == [0.0, -4.5]
+    assert second.functions.tolist() == [[0.5, -1.0, 1.0]]
+    assert second.offsets.tolist() == [10.0]
+    assert first.reached(torch.tensor([[0.0, 0.0, 2.25], [0.0, 0.0, 2.3], [0.0, 1.0, 0.0]])).tolist() == [
+        True,
+        False,
+        False,
+    ]
+    assert not first.reached(torch.full((1, 3), math.nan)).any()
+
+
+def test_boxes_inside_a_disjunction_make_cases_of_their_own() -> None:
+    asked = parse_property(
+        HEAD
+        + "(assert (or (and (>= X_0 0) (<= X_0 1) (>= X_1 0) (<= X_1 1) (<= Y_0 0))\n"
+        + "(and (>= X_0 2) (<= X_0 3) (>= X_1 0) (<= 2 (* 4 X_1)) (<= X_1 1) (<= Y_1 0))))"
+    )
+    assert [case.lower.tolist() for case in asked.cases] == [[0.0, 0.0], [2.0, 0.5]]
+    assert [case.upper.tolist() for case in asked.cases] == [[1.0, 1.0], [3.0, 1.0]]
+
+
+def test_two_disjunctions_multiply() -> None:
+    either = "(assert (or (<= Y_0 0) (<= Y_1 0)))"
+    assert len(parse_property(HEAD + BOX + either + "(assert (or (<= Y_2 0) (<= Y_2 1) (<= Y_2 2)))").cases) == 6
+    assert len(parse_property(HEAD + BOX + either + "(assert (<= Y_2 0))").cases) == 2
+
+
+MALFORMED = {
+    "(assert (<= X_0 1)": "line 9: this bracket is never closed",
+    "assert": "line 9: 'assert' stands outside brackets",
+    ")": r"line 9: '\)' stands outside brackets",
+    "(check-sat)": "only .declare-const",
+    "(vnnlib-version <2.0>)": "VNN-LIB 2.0",
+    "(declare-const X_5 Real)": "'X_5' is declared where X_2 or Y_3 is next",
+    "(declare-const Z_0 Real)": "'Z_0' is declared where",
+    "(declare-const X_2 Int)": "only .declare-const",
+    "(assert (< Y_0 1))": "a formula is",
+    "(assert (= Y_0 1))": "a formula is",
+    "(assert (or))": "a formula is",
+    "(assert true)": "only .declare-const",
+    "(assert (<= Y_7 1))": "'Y_7' is neither a number nor a declared variable",
+    "(assert (<= Y_0 nan))": "'nan' is neither",
+    "(assert (<= Y_0 1e999))": "too large",
+    "(assert (<= Y_0 (* Y_1 Y_2)))": "a product of two variables",
+    "(assert (<= Y_0 (/ 1 3)))": "a term is",
+    "(assert (<= Y_0 X_0))": "of one input and a number, or of outputs",
+    "(assert (<= (+ X_0 X_1) 1))": "of one input and a number, or of outputs",
+    "(assert (<= 0 1))": "of one input and a number, or of outputs",
+    "(assert (<= Y_0 Y_0))": "of one input and a number, or of outputs",
+    "(assert (<= Y_0 (+)))": "a term is",
+    "(" * 1000: "more than 100 brackets",
+    "(assert (<= X_0 -1))": "X_0 has a lower bound above its upper one",
+}
+
+
+@pytest.mark.parametrize("line", MALFORMED, ids=lambda line: line[:40])
+def test_what_is_not_understood_is_an_error_with_its_line(line: str) -> None:
+    with pytest.raises(PropertyError, match=MALFORMED[line]):
+        parse_property(HEAD + BOX + "(assert (<= Y_0 1))\n" + line)
+
+
+def test_what_is_missing_is_an_error() -> None:
+    with pytest.raises(PropertyError, match="X_1 has no finite"):
+        parse_property(HEAD + "(assert (<= X_0 1)) (assert (>= X_0 0)) (assert (<= X_1 0)) (assert (<= Y_0 1))")
+    with pytest.raises(PropertyError, match="asks nothing of the outputs"):
+        parse_property(HEAD + BOX)
+    with pytest.raises(PropertyError, match="declares no inputs"):
+        parse_property("")
+
+
+def test_a_flood_of_cases_is_stopped() -> None:
+    either = "(assert (or" + " (<= Y_0 0)" * 200 + "))\n"
+    with pytest.raises(PropertyError, match=f"more than {MOST_CASES:,} cases"):
+        parse_property(HEAD + BOX + either * 3)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PropertyError, match=r"none\.vnnlib cannot be read"):
+        read_property(tmp_path / "none.vnnlib")
+    (tmp_path / "bytes.vnnlib").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PropertyError, match=r"bytes\.vnnlib cannot be read"):
+        read_property(tmp_path / "bytes.vnnlib")
+    (tmp_path / "bad.vnnlib").write_text("(assert")
+    with pytest.raises(PropertyError, match=r"bad\.vnnlib: line 1"):
+        read_property(tmp_path / "bad.vnnlib")

@@ -1,0 +1,362 @@
+"""Several processes give the run of one: sums, statistics, gradients, files, stopping and going on."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from safetensors.torch import load_file
+from test_accumulate import PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
+from test_trainer import metrics, report, small, stop_before, without_seconds
+from torch import Tensor
+
+from certtrain.bounds.statistics import batch_statistics, pooled_statistics
+from certtrain.data import Augmentation, Batches
+from certtrain.errors import DataError, DeviceError, RunError
+from certtrain.preset import Preset
+from certtrain.runs.checkpoint import RunFolder
+from certtrain.training.distributed import ALONE, Group, joined
+from certtrain.training.events import Event, Note, Started, Stopped
+from certtrain.training.step import Reading, Stepper
+from certtrain.training.trainer import Surroundings, resume, train
+
+ROOT = Path(__file__).parents[2]
+RANKS = 2
+SETTINGS: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "centre": {"batch_norm_statistics": "centre"},
+    "in parts": {"micro_batch": 2},
+}
+MOMENTS = [4, 15, 25]  # while ε is 0, in its ramp, and when it is whole
+
+
+# --- each batch is shared out ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_the_ranks_parts_are_the_whole_batch(ranks: int):
+    images, labels = torch.randint(256, (31, 1, 4, 4), dtype=torch.uint8), torch.arange(31)
+    options: dict[str, Any] = {"batch_size": 12, "seed": 0, "augmentation": Augmentation(flip=True, crop_padding=2)}
+    whole = Batches(images, labels, **options)
+    parts = [Batches(images, labels, **options, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for step in range(3):
+        x, y = (torch.cat(tensors) for tensors in zip(*(part.batch(1, step) for part in parts), strict=True))
+        assert torch.equal(x, whole.batch(1, step)[0])
+        assert torch.equal(y, whole.batch(1, step)[1])
+        assert torch.equal(parts[-1].whole_batch(1, step)[0], x)
+        shares = [part.share(step) for part in parts]
+        assert shares == [len(part.batch(1, step)[1]) / len(y) for part in parts]
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_a_batch_smaller_than_the_ranks_is_an_error():
+    images, labels = torch.zeros(14, 1, 2, 2, dtype=torch.uint8), torch.zeros(14).long()
+    with pytest.raises(DataError, match="last batch of an epoch has 2 of 14 examples, too few for 3 processes"):
+        Batches(images, labels, batch_size=4, seed=0, ranks=3)
+    Batches(images, labels, batch_size=4, seed=0, ranks=2)
+
+
+def test_pooled_statistics_are_those_of_all_points():
+    points = torch.randn(7, 3, 2, 2, dtype=torch.float64) + 100
+    layer, parts = torch.nn.BatchNorm2d(3), [points[:2], points[2:3], points[3:]]
+    rows: list[Tensor] = []
+    for part in parts:
+        pooled_statistics(lambda row: rows.append(row) or torch.stack([row, row]))(layer, part)  # type: ignore[func-returns-value]
+    mean, variance, size = pooled_statistics(lambda row: torch.stack(rows))(layer, points)[1:]
+    expected = batch_statistics(layer, points)
+    torch.testing.assert_close((mean, variance), (expected.mean, expected.variance))
+    assert isinstance(size, Tensor)
+    assert size.tolist() == [expected.size] * 3
+
+
+# --- one process is alone --------------------------------------------------------------------------------
+
+
+def test_without_torchrun_one_is_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined("cpu") as group:
+        assert group is ALONE
+    assert group.leads
+    assert group.lead(lambda: 3) == group.leader_first(lambda: 3) == 3
+
+
+def test_half_an_environment_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(DeviceError, match="'RANK' is not set; start several processes by torchrun"), joined("cpu"):
+        pass
+
+
+def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"WORLD_SIZE": "9", "RANK": "8", "LOCAL_RANK": "8"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match="process 8 of this machine has no GPU, since there are 2"), joined("cuda"):
+        pass
+
+
+# --- two ranks, in one start of two processes ------------------------------------------------------------
+
+
+def stepped(settings: Preset, steps: list[int], group: Group) -> tuple[dict[str, Tensor], dict[str, Tensor], Reading]:
+    """Weights, last gradient and reading after these steps, each rank with its part of a batch of 11."""
+    stepper = Stepper(settings, network(settings), PER_EPOCH, group=group)
+    part = slice(group.rank * 11 // group.size, (group.rank + 1) * 11 // group.size)
+    for step in steps:
+        x, labels = batch(step)
+        stepper.run(step, x[part], labels[part], len(labels[part]) / 11)
+    gradients = {name: p.grad for name, p in stepper.network.named_parameters() if p.grad is not None}
+    return dict(stepper.network.state_dict()), gradients, stepper.read()
+
+
+def not_finite(group: Group) -> tuple[int | None, str]:
+    """What a step says that fails on the last rank alone."""
+    settings = preset()
+    stepper = Stepper(settings, network(settings), PER_EPOCH, group=group)
+    x, labels = batch()
+    part = slice(group.rank * 11 // group.size, (group.rank + 1) * 11 // group.size)
+    if group.rank == group.size - 1:
+        x = x.clone()
+        x[10, 0, 0, 0] = torch.nan
+    before = stepper.network.head.weight.clone()
+    stepper.run(12, x[part], labels[part], len(labels[part]) / 11)
+    assert torch.equal(before, stepper.network.head.weight)
+    return stepper.read().failed, stepper.explain(12, x[part], labels[part])
+
+
+def everything(group: Group) -> dict[str, Any]:
+    """What two ranks and one should agree on."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        return {
+            name: [stepped(preset(**changes), [moment], group) for moment in MOMENTS]
+            + [stepped(preset(**changes), list(range(0, 30, 2)), group)]
+            for name, changes in SETTINGS.items()
+        } | {"not finite": not_finite(group)}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def among_ranks(group: Group) -> dict[str, Any]:
+    """What only several ranks have."""
+    mine = torch.tensor([1.0, 2.0]) * (group.rank + 1)
+    leaf = mine.clone().requires_grad_()
+    (group.total(leaf) * (group.rank + 1)).sum().backward()
+    order: list[int] = []
+    found = {
+        "total": group.total(mine),
+        "gradient": leaf.grad,
+        "gathered": group.gathered(mine),
+        "agree": (group.agree(group.rank == 0), group.agree(group.rank == 1)),
+        "lead": group.lead(lambda: f"from {group.rank}"),
+        "first": (group.first(None), group.first("mine" if group.rank == 1 else None), group.first(str(group.rank))),
+        "leader first": group.leader_first(lambda: order.append(group.rank) or time.monotonic()),
+    }
+    added = [mine.clone(), torch.ones(2, 3).T]
+    group.add_up(added)
+    return found | {"added": added, "order": order}
+
+
+def runs(group: Group, folder: Path) -> dict[str, Any]:
+    """A run that two ranks stop, go on with and stop again; and one that cannot start."""
+    heard: list[Event] = []
+    out, error = folder / "run", ""
+    results = [
+        train(small(), out, Surroundings(group=group, should_stop=stop_before(13), emit=heard.append)),
+        resume(out, Surroundings(group=group, should_stop=stop_before(5), emit=heard.append)),
+    ]
+    try:
+        train(small(), out, Surroundings(group=group))
+    except RunError as found:
+        error = str(found)
+    kept = [event for event in heard if isinstance(event, Note | Started | Stopped)]
+    return {"results": results, "heard": kept, "error": error}
+
+
+def work(rank: int, port: int, folder: Path) -> None:
+    """One rank; what it found is left in the folder."""
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    with joined("cpu") as group:
+        found = {"everything": everything(group), "among": among_ranks(group), "runs": runs(group, folder)}
+        assert (group.rank, group.size) == (rank, RANKS)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks left what they found."""
+    path = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, args=(port, path), nprocs=RANKS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    """What each rank found."""
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one process finds."""
+    return everything(ALONE)
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+@pytest.mark.parametrize("name", SETTINGS)
+def test_steps_of_two_ranks_are_those_of_one(name: str, rank: int, ranks: list[dict[str, Any]], alone: dict[str, Any]):
+    for found, expected in zip(ranks[rank]["everything"][name], alone[name], strict=True):
+        assert found[2].failed is None
+        assert found[2].sums == pytest.approx(expected[2].sums, rel=1e-7)  # accuracies are float32
+        for before, after in zip(expected[:2], found[:2], strict=True):
+            assert before.keys() == after.keys()
+            for key in before.keys() - WITHOUT_GRADIENT:
+                torch.testing.assert_close(after[key], before[key], rtol=1e-7, atol=1e-9)
+
+
+def test_every_rank_has_the_same_bits(ranks: list[dict[str, Any]]):
+    first, second = (found["everything"]["clean"][-1][0] for found in ranks)
+    assert all(torch.equal(first[name], second[name]) for name in first if "running" not in name)
+
+
+def test_a_failure_on_one_rank_is_everybodys(ranks: list[dict[str, Any]], alone: dict[str, Any]):
+    answers = [found["everything"]["not finite"] for found in ranks]
+    assert answers[0] == answers[1]
+    step, text = answers[0]
+    assert step == alone["not finite"][0] == 12
+    assert text.partition(";")[2] == alone["not finite"][1].partition(";")[2]
+    assert "'conv1_relu'" in text
+
+
+def test_what_ranks_say_to_each_other(ranks: list[dict[str, Any]]):
+    for found in (rank["among"] for rank in ranks):
+        assert found["total"].tolist() == [3.0, 6.0]
+        assert found["gradient"].tolist() == [3.0, 3.0]
+        assert found["gathered"].tolist() == [[1.0, 2.0], [2.0, 4.0]]
+        assert found["agree"] == (True, False)
+        assert found["lead"] == "from 0"
+        assert found["first"] == (None, "mine", "0")
+        assert [tensor.tolist() for tensor in found["added"]] == [[3.0, 6.0], [[2.0, 2.0]] * 3]
+    assert [rank["among"]["order"] for rank in ranks] == [[0], [1]]
+    assert ranks[0]["among"]["leader first"] < ranks[1]["among"]["leader first"]
+
+
+def test_only_the_first_rank_speaks(ranks: list[dict[str, Any]], folder: Path):
+    heard = ranks[0]["runs"]["heard"]
+    assert any(event == Note("2 processes share each batch") for event in heard)
+    assert [event.step for event in heard if isinstance(event, Started)] == [0, 13]
+    assert heard[-1] == Stopped("time is up", 18, 30, folder / "run", None)
+    assert ranks[1]["runs"]["heard"] == []
+    assert [rank["runs"]["results"] for rank in ranks] == [[None, None]] * 2
+
+
+def test_an_error_of_the_first_rank_is_everybodys(ranks: list[dict[str, Any]]):
+    for found in ranks:
+        assert "is there already and not an empty folder" in found["runs"]["error"]
+
+
+# --- whole runs ------------------------------------------------------------------------------------------
+
+
+def assert_alike(folder: Path, other: Path) -> None:
+    """To rounding, but for the biases before BatchNorm, whose gradient is rounding alone, and what follows them."""
+    first, second = (load_file(path / "model.safetensors") for path in (folder, other))
+    for name in first.keys() - WITHOUT_GRADIENT:
+        if "running_mean" not in name:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+    for one, two in zip(metrics(folder), metrics(other), strict=True):
+        names = [name for name in one if name not in ("seconds", "layers") and "validation" not in name]
+        assert {name: one[name] for name in names} == pytest.approx({name: two[name] for name in names}, rel=1e-3)
+        assert [layer["name"] for layer in one["layers"]] == [layer["name"] for layer in two["layers"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert train(small(), out) is not None
+    return out
+
+
+def test_a_run_stopped_on_two_ranks_goes_on_in_one(folder: Path, ranks: list[dict[str, Any]], finished: Path):
+    out = folder / "run"
+    assert [path.name for path in RunFolder(out).checkpoints()][-1] == "step-000000018.safetensors"
+    assert resume(out) is not None
+    assert_alike(finished, out)
+
+
+def torchrun(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, *arguments], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_verifies(finished: Path, tmp_path: Path):
+    (tmp_path / "small.json").write_text(small().model_dump_json(), encoding="utf-8")
+    process = torchrun(["-m", "certtrain", "train", "--preset", "small.json", "--out", "out"], tmp_path)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert stdout.count("epoch 3/3") == 1
+    assert_alike(finished, tmp_path / "out")
+    names = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (finished, tmp_path / "out")]
+    assert [name for name in names[1] if "step-" not in name] == [name for name in names[0] if "step-" not in name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "small.json"]
+    about = without_seconds(report(tmp_path / "out"))
+    assert about["training"] == {"steps": 30, "device": "cpu", "processes": 2}
+    assert about["results"]["examples"] == 360
+
+
+def interrupted(process: subprocess.Popen[str], out: Path) -> None:
+    """Interrupt a run once it has begun."""
+    while not (out / "checkpoints").is_dir() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(2)
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_all_ranks_at_a_checkpoint(tmp_path: Path):
+    long = small(train__epochs=1000, train__compile="off")
+    (tmp_path / "long.json").write_text(long.model_dump_json(), encoding="utf-8")
+    process = torchrun(["-m", "certtrain", "train", "--preset", "long.json", "--out", "out"], tmp_path)
+    interrupted(process, tmp_path / "out")
+    stdout, stderr = process.communicate(timeout=60)
+    assert "interrupted" in stdout, stderr
+    assert int(RunFolder(tmp_path / "out").checkpoints()[-1].stem[5:]) > 0
+
+
+@pytest.mark.slow
+def test_no_rank_waits_for_one_that_died(tmp_path: Path):
+    code = f"""
+import sys
+sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "training")]!r}
+from pathlib import Path
+from certtrain.training import trainer
+from certtrain.training.distributed import joined
+from test_trainer import small
+with joined("cpu") as group:
+    step = trainer.Trainer._step
+    def dies(self):
+        if group.rank == 1 and self.progress.step == 5:
+            raise SystemExit(3)
+        step(self)
+    trainer.Trainer._step = dies
+    trainer.train(small(), Path("out"), trainer.Surroundings(group=group))
+"""
+    (tmp_path / "dies.py").write_text(code, encoding="utf-8")
+    process = torchrun(["dies.py"], tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode != 0

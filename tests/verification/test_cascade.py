@@ -1,0 +1,327 @@
+"""The cascade: order, limits, and what is resumed is what was never stopped."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count, pairwise
+from typing import Any
+
+import pytest
+import torch
+from test_verify import mostly_right
+
+from certtrain import certify
+from certtrain.attack import PGD
+from certtrain.bounds.methods import METHODS, Method
+from certtrain.data import to_unit
+from certtrain.errors import MethodError, SoundnessError
+from certtrain.verification import cascade
+from certtrain.verification.cascade import Cascade, Limits
+from certtrain.verification.points import Point, Stage, stages
+from certtrain.verification.points import count as count_points
+from certtrain.verification.rounds import points_at_once
+from certtrain.verification.stages import Batch, Found, Round, Step, fooled
+from certtrain.verification.verify import Report, verify
+
+WIDE = 0.06  # at which every step of the cascade decides some points
+
+
+def run(eps: float = WIDE, **options: Any) -> tuple[Report, dict[int, Point]]:
+    points: dict[int, Point] = {}
+    options = {"attack": PGD(steps=5), "on_points": lambda done: points.update({p.index: p for p in done})} | options
+    return verify(*mostly_right(), eps, **options), points
+
+
+def known(points: dict[int, Point]) -> list[tuple[object, ...]]:
+    """All that does not depend on the clock."""
+    return [(p.index, p.label, p.verdict, p.margin, p.method, list(p.tried)) for _, p in sorted(points.items())]
+
+
+def test_every_step_decides_some_and_the_stages_add_up():
+    report, points = run()
+    assert [stage.name for stage in report.stages] == ["inference", "attack", *METHODS, "complete"]
+    assert all(stage.decided > 0 for stage in report.stages if stage.name not in ("crown", "alpha-crown"))
+    assert all(stage.seconds > 0 for stage in report.stages)
+    assert sum(stage.decided for stage in report.stages) + report.open == 100
+    assert [stage.points for stage in report.stages[:3]] == [100, 100, 100]
+    for before, after in pairwise(report.stages[3:]):
+        assert before.points == after.points + before.decided < 100
+    assert (report.unfinished, report.method) == (0, "auto")
+    assert {point.method for point in points.values()} >= {"inference", "attack", "ibp", "crown-ibp", "complete"}
+    assert report.open == 0
+
+
+def test_the_cascade_certifies_what_any_method_certifies_and_its_margins_are_the_best():
+    report, points = run()
+    model, data = mostly_right()
+    alone = [certify(model, to_unit(data.images), data.labels, WIDE, method=name) for name in METHODS]
+    # α-CROWN's certificates hold those of all cheaper methods; what is left is complete verification's.
+    completed = {index for index, point in points.items() if (point.verdict, point.method) == ("certified", "complete")}
+    assert report.certified - len(completed) == int(alone[-1].certified.sum()) > int(alone[0].certified.sum())
+    for index, point in points.items():
+        if index in completed:
+            continue
+        tried = [found.margin[index].item() for found in alone if found.method in point.tried]
+        assert point.margin == pytest.approx(max(tried), rel=1e-9)
+
+
+def test_a_dear_step_does_not_repeat_the_cheaper_ones(monkeypatch: pytest.MonkeyPatch):
+    called: list[str] = []
+
+    def counted(name: str) -> Method:
+        method = METHODS[name]
+        return lambda *given: (called.append(name), method(*given))[1]
+
+    for name in ("ibp", "crown-ibp", "crown"):
+        monkeypatch.setitem(METHODS, name, counted(name))
+    report, _ = run()
+    batches = [1, *(-(-stage.points // 20) for stage in report.stages[3:5])]
+    assert [called.count(name) for name in ("ibp", "crown-ibp", "crown")] == batches
+    called.clear()
+    run(method="crown")
+    assert set(called) == {"ibp", "crown-ibp", "crown"}
+
+
+def test_without_an_attack_nothing_is_falsified():
+    report, points = run(attack=None, method="alpha-crown")
+    assert [stage.name for stage in report.stages] == ["inference", "alpha-crown"]
+    assert (report.falsified, report.attack, report.unfinished) == (0, {"name": "none"}, 0)
+    assert report.pgd_accuracy == report.natural_accuracy
+    assert all("attack" not in point.tried for point in points.values())
+    attacked, _ = run(method="alpha-crown")
+    assert report.certified == attacked.certified
+    assert report.open == attacked.open + attacked.falsified > attacked.open
+
+
+def test_without_an_attack_complete_verification_finds_the_counterexamples():
+    report, points = run(attack=None)
+    attacked, _ = run()
+    assert (report.certified, report.falsified, report.open) == (attacked.certified, attacked.falsified, 0)
+    assert {point.method for point in points.values() if point.verdict == "falsified"} == {"complete"}
+
+
+def test_an_attack_that_breaks_off_was_not_tried_and_is_when_there_is_time():
+    whole = run()[1]
+    points: dict[int, Point] = {}
+
+    def hear(done: list[Point]) -> None:
+        points.update({p.index: p for p in done})
+
+    def broken_off() -> Report:
+        steps = iter(range(1000))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Cascade, "_over", lambda self: next(steps) >= 3)
+            return run(known=list(points.values()), on_points=hear)[0]
+
+    report = broken_off()
+    undecided = [point for point in points.values() if "attack" not in point.tried]
+    assert undecided
+    assert all(point.verdict in ("certified", "open") for point in undecided)
+    assert report.unfinished == sum(point.verdict == "open" for point in points.values())
+    before = dict(points)
+    broken_off()
+    assert all(before[index].tried.items() <= points[index].tried.items() for index in points)
+    run(known=list(points.values()), on_points=hear)
+    for index, point in whole.items():
+        assert (points[index].verdict, points[index].method) == (point.verdict, point.method)
+        assert points[index].margin == pytest.approx(point.margin, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+def test_one_method_alone(method: str):
+    report, points = run(method=method)
+    assert [stage.name for stage in report.stages] == ["inference", "attack", method]
+    model, data = mostly_right()
+    assert report.certified == int(
+        certify(model, to_unit(data.images), data.labels, WIDE, method=method).certified.sum()
+    )
+    assert {point.method for point in points.values()} == {"inference", "attack", method, None}
+
+
+def test_an_unknown_method_is_an_error():
+    with pytest.raises(MethodError, match="'magic' is not known"):
+        run(method="magic")
+
+
+def test_falsified_points_carry_inputs_in_the_box_that_are_misclassified():
+    _, points = run()
+    model, data = mostly_right()
+    for index, point in points.items():
+        assert (point.counterexample is not None) == (point.verdict == "falsified")
+        if point.counterexample is not None:
+            x = to_unit(data.images[index])
+            assert ((point.counterexample.double() - x.double()).abs() <= WIDE).all()
+            assert ((point.counterexample >= 0) & (point.counterexample <= 1)).all()
+            assert fooled(model, point.counterexample, data.labels[index], "float32")
+
+
+def test_dear_methods_get_few_points_at_once():
+    assert (points_at_once("ibp", 200), points_at_once("crown-ibp", 200), points_at_once("crown-ibp", 3)) == (
+        200,
+        20,
+        1,
+    )
+    sizes: list[int] = []
+    verify(
+        *mostly_right(), WIDE, attack=PGD(steps=5), batch_size=50, on_points=lambda points: sizes.append(len(points))
+    )
+    assert sizes[:2] == [50, 50]
+    assert max(sizes[2:]) == 5
+
+
+def test_rounds_are_told_with_the_points_that_come_to_them():
+    rounds: list[tuple[tuple[str, ...], int]] = []
+    report, _ = run(on_round=lambda names, points: rounds.append((names, points)))
+    dear = [((stage.name,), stage.points) for stage in report.stages[3:]]
+    assert rounds == [(("inference", "attack", "ibp"), 100), *dear]
+
+
+# --- resumed ---------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("batches", range(1, 5))
+def test_what_is_stopped_and_resumed_is_what_was_never_stopped(batches: int):
+    """Three batches of the first round, then two of the second."""
+    whole = run(batch_size=40)[1]
+    points: dict[int, Point] = {}
+
+    def until_stopped(done: list[Point]) -> None:
+        points.update({p.index: p for p in done})
+        if next(batch) == batches:
+            raise Stop
+
+    batch = count(1)
+    with pytest.raises(Stop):
+        run(batch_size=40, on_points=until_stopped)
+    assert known(points) != known(whole)
+    known_before = list(points.values())
+    run(batch_size=40, known=known_before, on_points=lambda done: points.update({p.index: p for p in done}))
+    assert known(points) == known(whole)
+
+
+def test_nothing_that_is_known_is_done_again():
+    report, points = run()
+    again, told = run(known=list(points.values()))
+    assert not told
+    assert again == replace(report, seconds=again.seconds)
+
+
+# --- limits ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds, as the cascade sees it."""
+    now = [0.0]
+    monkeypatch.setattr(cascade.time, "monotonic", lambda: now[0])
+    return now
+
+
+class Slow:
+    """A step that decides nothing, and takes its time for each point."""
+
+    def __init__(self, name: str, clock: list[float], seconds: float) -> None:
+        self.name, self.clock, self.seconds = name, clock, seconds
+        self.seen: list[int] = []
+
+    def __call__(self, batch: Batch) -> Found:
+        self.clock[0] += self.seconds * len(batch.numbers)
+        self.seen += batch.numbers
+        return Found(["open"] * len(batch.numbers))
+
+
+def slow(clock: list[float], limits: Limits, known: Sequence[Point] = (), second: float = 2.0) -> list[list[int]]:
+    """Which of ten points came to each of three steps, in batches of two, that take 1, 2 and 3 seconds a point."""
+    model, data = mostly_right(10)
+    steps: list[Step] = [Slow("inference", clock, 1), Slow("crown", clock, second), Slow("dear", clock, 3)]
+    cascade = Cascade(model, data, 0.1, [Round((step,), 2) for step in steps], limits, known)
+    points = cascade.run()
+    assert [point.index for point in points] == list(range(10))
+    seen = [step.seen for step in steps]  # type: ignore[attr-defined]
+    for step, numbers in zip(steps, seen, strict=True):
+        assert [point.index for point in points if step.name in point.tried] == sorted(numbers)
+    return seen
+
+
+EVERY = list(range(10))
+
+
+def test_without_limits_every_open_point_comes_to_every_step(clock: list[float]):
+    assert slow(clock, Limits()) == [EVERY, EVERY, EVERY]
+    assert clock == [60.0]
+
+
+def test_a_point_leaves_a_method_out_that_it_has_no_time_for(clock: list[float]):
+    assert slow(clock, Limits(timeout=2.0)) == [EVERY, [0], [1]]  # each step's first point shows that it takes too long
+    assert slow(clock, Limits(timeout=2.5)) == [EVERY, EVERY, EVERY[:1]]
+    assert slow(clock, Limits(timeout=5.1)) == [EVERY, EVERY, EVERY]
+
+
+def test_the_budget_stops_dear_methods_between_batches(clock: list[float]):
+    assert slow(clock, Limits(budget=17)) == [EVERY, EVERY[:4], []]
+
+
+def test_when_the_budget_ends_the_first_round_the_rest_is_at_least_classified():
+    report, points = run(limits=Limits(budget=1e-9))
+    assert [stage.points for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0]
+    assert (report.misclassified, report.open, report.unfinished) == (20, 80, 80)
+    assert report.natural_accuracy == report.pgd_accuracy == 0.8
+    assert all(list(point.tried) == ["inference"] for point in points.values())
+
+
+def test_with_more_time_a_verification_goes_on_from_open_points():
+    whole = run()[1]
+    early = run(limits=Limits(budget=1e-9))[1]
+    late = early | run(known=list(early.values()))[1]
+    for index, point in late.items():
+        assert point.tried["inference"] == early[index].tried["inference"]
+        assert (point.verdict, point.method) == (whole[index].verdict, whole[index].method)
+        assert point.verdict == "misclassified" or list(point.tried) == list(whole[index].tried)
+
+
+# --- contradictions --------------------------------------------------------------------------------------
+
+
+class Says:
+    """A step that says the same of every point."""
+
+    def __init__(self, name: str, found: str, margin: float) -> None:
+        self.name, self.found, self.margin = name, found, margin
+
+    def __call__(self, batch: Batch) -> Found:
+        verdicts: Any = [self.found] * len(batch.numbers)
+        return Found(verdicts, torch.full((len(batch.numbers),), self.margin), batch.x)
+
+
+def settle(*steps: Step) -> list[Point]:
+    model, data = mostly_right(3)
+    return Cascade(model, data, 0.1, [Round(steps, 2)]).run()
+
+
+def test_a_certificate_of_an_attacked_point_is_an_error():
+    with pytest.raises(SoundnessError, match=r"example 0 is certified with margin 1\.0, yet an input"):
+        settle(Says("attack", "falsified", torch.nan), Says("ibp", "certified", 1.0))
+
+
+def test_a_verdict_stays_and_margins_only_rise():
+    (first, *_) = settle(Says("inference", "misclassified", -torch.inf), Says("ibp", "certified", 0.5))
+    assert (first.verdict, first.method, first.margin) == ("misclassified", "inference", 0.5)
+    (first, *_) = settle(Says("a", "open", -1.0), Says("b", "open", -0.5), Says("c", "open", torch.nan))
+    assert (first.verdict, first.margin) == ("open", -0.5)
+    assert first.counterexample is None
+    (first, *_) = settle(Says("inference", "open", torch.nan), Says("dear", "misclassified", torch.nan))
+    assert (first.verdict, first.method, first.margin) == ("misclassified", "inference", None)
+
+
+def test_counts_and_stages_by_hand():
+    points = [
+        Point(0, 1, "certified", 0.5, "ibp", {"attack": 1.0, "ibp": 2.0}),
+        Point(1, 1, "open", None, None, {"attack": 3.0}),
+    ]
+    assert count_points(points) == {"certified": 1, "open": 1, "falsified": 0, "misclassified": 0}
+    found = stages(points, ["attack", "ibp", "crown"])
+    assert found == (Stage("attack", 2, 0, 4.0), Stage("ibp", 1, 1, 2.0), Stage("crown", 0, 0, 0))
+    assert [stage.seconds_per_point for stage in found] == [2.0, 2.0, 0.0]

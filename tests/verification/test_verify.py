@@ -1,0 +1,149 @@
+"""Verification of a set: the bracket holds for every point, and contradictions fail loudly."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import classifier, images
+from torch import Tensor, nn
+
+from certtrain.architecture import MLP
+from certtrain.attack import PGD
+from certtrain.data import ImageSet, to_unit
+from certtrain.errors import DataError, EpsilonError, SoundnessError
+from certtrain.network.modelfile import Classifier
+from certtrain.verification.points import Point
+from certtrain.verification.verify import Report, check_fit, network_of, verify
+
+EPS = 0.04
+
+
+@torch.no_grad()
+def mostly_right(count: int = 100) -> tuple[Classifier, ImageSet]:
+    """A model, and images of which it misclassifies every fifth."""
+    model, data = classifier(seed=1), images(count)
+    labels = model(to_unit(data.images)).argmax(1)
+    return model, replace(data, labels=torch.where(torch.arange(count) % 5 == 0, (labels + 1) % 3, labels))
+
+
+def verified(eps: float = EPS, **options: Any) -> tuple[Report, list[Point]]:
+    points: list[Point] = []
+    asked = {"attack": PGD(steps=10), "method": "ibp"} | options
+    report = verify(*mostly_right(), eps, on_points=points.extend, **asked)
+    return report, points
+
+
+def test_every_verdict_occurs_and_all_are_counted():
+    report, points = verified()
+    assert [point.index for point in points] == list(range(100))
+    assert report.misclassified == 20
+    for verdict in ("certified", "open", "falsified", "misclassified"):
+        assert sum(point.verdict == verdict for point in points) == getattr(report, verdict) > 0
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.01, EPS, 0.2, 1.0])
+def test_the_bracket_is_in_order_and_adds_up(eps: float):
+    report, _ = verified(eps)
+    assert report.certified + report.open + report.falsified + report.misclassified == report.examples == 100
+    assert 0 <= report.certified_accuracy <= report.pgd_accuracy <= report.natural_accuracy == 0.8
+
+
+def test_the_report_as_plain_values():
+    report, _ = verified()
+    found = report.to_dict()
+    assert found["natural_error"] == pytest.approx(0.2)
+    assert found["verified_error"] == pytest.approx(1 - report.certified / 100)
+    assert found["pgd_accuracy"] == (report.certified + report.open) / 100
+    assert (found["dataset"], found["split"], found["eps"], found["method"]) == ("folder", "test", EPS, "ibp")
+    assert found["attack"] == {"name": "pgd", "steps": 10, "restarts": 1, "seed": 0, "targets": 0}
+    assert json.loads(json.dumps(found, allow_nan=False))["assumptions"] == list(report.assumptions)
+
+
+def test_without_eps_all_that_is_correct_is_certified():
+    report, _ = verified(0.0)
+    assert (report.certified, report.open, report.falsified) == (80, 0, 0)
+
+
+def test_margins_belong_to_their_verdicts():
+    _, points = verified()
+    assert all((point.margin > 0) == (point.verdict == "certified") for point in points if point.verdict != "falsified")
+    assert all(point.margin <= 0 for point in points if point.verdict == "falsified")
+
+
+def test_the_size_of_the_batches_does_not_change_certificates():
+    whole, parts = verified(batch_size=200)[1], verified(batch_size=7)[1]
+    assert [p.index for p in whole] == [p.index for p in parts]
+    assert [p.verdict == "certified" for p in whole] == [p.verdict == "certified" for p in parts]
+    assert [p.margin for p in whole] == pytest.approx([p.margin for p in parts])
+
+
+def test_points_are_reported_batch_by_batch():
+    sizes: list[int] = []
+    verify(
+        *mostly_right(25),
+        EPS,
+        attack=PGD(steps=1),
+        method="ibp",
+        batch_size=10,
+        on_points=lambda points: sizes.append(len(points)),
+    )
+    assert sizes == [10, 10, 5]
+
+
+def test_a_certifier_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch):
+    def everything(margins: Tensor, labels: Tensor) -> Tensor:
+        return torch.ones_like(labels, dtype=torch.bool)
+
+    monkeypatch.setattr("certtrain.verification.certificate.certified_points", everything)
+    with pytest.raises(SoundnessError, match=r"example \d+ is certified with margin -.*do not trust"):
+        verified(0.2)
+
+
+def test_a_network_that_is_not_finite_has_no_accuracy():
+    model, data = mostly_right()
+    with torch.no_grad():
+        model.head.bias[0] = torch.nan
+    points: list[Point] = []
+    report = verify(model, data, EPS, attack=PGD(steps=1), method="ibp", on_points=points.extend)
+    assert (report.certified_accuracy, report.pgd_accuracy, report.natural_accuracy) == (0, 0, 0)
+    assert {point.margin for point in points} == {None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"images": torch.zeros(4, 3, 2, 2, dtype=torch.uint8), "labels": torch.zeros(4, dtype=torch.long)},
+            r"images of shape \(3, 2, 2\) .* but the model takes \(1, 2, 2\)",
+        ),
+        ({"class_names": ("cat", "dog", "owl", "ape")}, "has 4 classes .* but the model tells apart 3"),
+        ({"class_names": ("dog", "cat", "owl")}, r"classes \(dog, cat, owl"),
+    ],
+)
+def test_images_that_do_not_fit_the_model_are_an_error(change: dict, message: str):
+    with pytest.raises(DataError, match=message):
+        check_fit(classifier(), replace(images(), **change))
+    with pytest.raises(DataError, match=message):
+        verify(classifier(), replace(images(), **change), EPS, attack=PGD())
+
+
+def test_a_label_outside_the_classes_is_an_error():
+    with pytest.raises(DataError, match="label 3 of example 1 is outside the 3 classes"):
+        replace(images(2), labels=torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize("eps", [-0.1, 2.0])
+def test_a_wrong_eps_is_an_error(eps: float):
+    with pytest.raises(EpsilonError):
+        verified(eps)
+
+
+def test_the_folded_network_is_verified_as_export_writes_it():
+    model, data = classifier(seed=1, architecture=MLP(name="mlp", hidden=(8,), batch_norm=True)), images(100)
+    saved, folded = (verify(model, data, EPS, attack=PGD(steps=5), network=network) for network in ("saved", "folded"))
+    assert (saved.network, folded.network) == ("saved", "folded")
+    assert saved.certified == pytest.approx(folded.certified, abs=1)
+    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in network_of(model, "folded").modules())
+    assert network_of(model, "saved") is model
