@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from certtrain.training.trainer import train as train
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
+    from certtrain.verification.verify import verify as verify
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ _HOME = {
     "propagate": "bounds.api",
     "resume": "training.trainer",
     "train": "training.trainer",
+    "verify": "verification.verify",
 }
 __all__ = sorted(_HOME)
 

@@ -324,7 +324,7 @@ def _attacked(report: Report) -> tuple[str, float, str]:
     if report.attack["name"] == "none":
         return "no attack", report.pgd_accuracy, "upper limit, as natural"
     words = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
-    return "under PGD", report.pgd_accuracy, f"upper limit; {words}"
+    return "under attack", report.pgd_accuracy, f"upper limit; {words}"
 
 
 def _bracket(report: Report) -> str:

@@ -85,7 +85,7 @@ def _result(found: Results) -> Iterator[Html]:
     yield html.tiles(
         [
             (percent(found.natural_accuracy), "natural accuracy", "no perturbation"),
-            (percent(found.pgd_accuracy), "accuracy under PGD", f"attacked: {_attack(found)}"),
+            (percent(found.pgd_accuracy), "accuracy under attack", f"attacked: {_attack(found)}"),
             (percent(found.certified_accuracy), "certified accuracy", f"proved by {found.method} bounds"),
             (percent(found.verified_error), "verified error", "all that is not certified"),
         ]

@@ -54,7 +54,14 @@ class Certificates:
 
 
 def certify(
-    model: nn.Module, x: Tensor, labels: Tensor, eps: float, *, method: str = "auto", arithmetic: str = ARITHMETIC
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    eps: float,
+    *,
+    method: str = "auto",
+    arithmetic: str = ARITHMETIC,
+    memory: int = VERDICTS_ALONE.memory,
 ) -> Certificates:
     """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
 
@@ -63,9 +70,12 @@ def certify(
     networks. Each takes the largest of its own margins and those of the methods before it.
     `arithmetic` is what the deployed network computes in: "float32", "tf32",
     "bf16" (under torch.autocast), or "real" for a network that never rounds.
+    `memory` is how many bytes the linear bounds may take at once, besides the
+    network and its boxes; where that is less, they take longer.
     Raises UnsupportedLayer, MethodError, EpsilonError or DataError.
     """
-    return Certifier(model, method, arithmetic=arithmetic).certify(x, labels, eps)
+    settings = replace(VERDICTS_ALONE, memory=memory)
+    return Certifier(model, method, arithmetic=arithmetic, settings=settings).certify(x, labels, eps)
 
 
 class Certifier:

@@ -125,3 +125,12 @@ def test_bounds_that_overflow_never_certify(value: float):
 def test_wrong_arguments_are_named_errors(arguments: dict, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         certify(**{"model": threshold(), "x": X, "labels": Y, "eps": 0.1} | arguments)
+
+
+def test_little_memory_changes_no_certificate_and_none_is_refused():
+    model, x, labels = classifier(), to_unit(images().images), images().labels
+    found = [certify(model, x, labels, 0.02, method="crown", memory=memory) for memory in (2**30, 1)]
+    assert found[0].verdicts == found[1].verdicts
+    assert torch.allclose(found[0].margin, found[1].margin, rtol=0, atol=1e-9)
+    with pytest.raises(MethodError, match="memory is 0"):
+        certify(model, x, labels, 0.02, memory=0)
