@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--eps", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=7, help="of the attack in training")
-    parser.add_argument("--sparsity", type=float, default=1e-4, help="weight of the sum of all weights' sizes")
+    parser.add_argument("--sparsity", type=float, default=5e-4, help="weight of the sum of all weights' sizes")
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
