@@ -9,7 +9,7 @@ done, where there are few enough of them. The paper searches them together with
 the last bound; done one by one they fit any memory, and serve every margin.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,16 @@ def by_alpha(settings: Settings, *, enough: float = torch.inf) -> Follow:
     return follow
 
 
-def tightened_from(boxes: Iterator[Box], settings: Settings) -> Tighten:
-    """`boxes` in the order of the layers, cut by the intervals of the pass and where there are few inputs by search."""
+def tightened_from(boxes: Iterator[Box], settings: Settings, over: Callable[[], bool] = lambda: False) -> Tighten:
+    """`boxes` in the order of the layers, cut by the intervals of the pass and where there are few inputs by search.
+
+    Once time is `over` no further layer is searched.
+    """
 
     def narrow(layer: nn.Module, visits: list[Visit], start: Box, box: Box) -> Box:
         box = intersection(box, next(boxes), settings)
+        if over():
+            return box
         found = tighten(layer, Prefix(visits, start), box, by_alpha(settings), settings, settings.neurons)
         return intersection(box, found, settings)
 

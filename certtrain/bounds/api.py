@@ -40,6 +40,7 @@ def output_bounds(
     - "crown": linear bounds for the layers between as well (Zhang et al. 2018);
     - "alpha-crown": the same with searched slopes (Xu et al. 2021), the
       tightest of these and all of the above. It takes 50 passes and more.
+    They hold in real arithmetic; what is rounded, here or in the network, is in the bounds of `certify` alone.
     Needs evaluation mode where BatchNorm is used, so that a bound does not
     depend on the rest of the batch. Raises as `propagate`, and MethodError.
     """
@@ -53,9 +54,11 @@ def margin_bounds(
 ) -> Tensor:
     """Lower bounds (B, K) of logit[y] − logit[j] over each box; column y is 0.
 
-    `labels` (B,) are the classes y, `method` as for `output_bounds`. The point
-    is certified if all other columns are finite and above zero. Raises as
-    `output_bounds`, and DataError for a label outside the classes.
+    `labels` (B,) are the classes y, `method` as for `output_bounds`. If all
+    other columns are finite and above zero, no input in the box changes the
+    class in real arithmetic. That is no certificate of a network that rounds,
+    nor of what is rounded here, in the network's own precision: `certify` gives
+    those. Raises as `output_bounds`, and DataError for a label outside the classes.
     """
     bounds = _bounds(model, x, eps, method, clip)
     check_labels(labels, bounds.shape)

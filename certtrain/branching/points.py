@@ -108,5 +108,5 @@ def check_point(point: Boxed, classes: int, trees: Mapping[int, str], least: flo
         root = margin_root(prefix, int(point.label), other, classes, settings, least)
         unproved = reproved(root, leaves_of(text), settings)
         if unproved:
-            return f"of the leaves against class {other} {unproved:,} are not proved here"
+            return f"{unproved:,} of the leaves against class {other} could not be proved here"
     return None

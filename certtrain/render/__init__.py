@@ -333,7 +333,8 @@ def _bracket(report: Report) -> str:
     if not report.open:
         return f"robust accuracy is {low}; no example is open"
     gap = percent(report.pgd_accuracy - report.certified_accuracy)
-    return f"robust accuracy lies between {low} and {high}; {report.open:,} examples ({gap}) are open"
+    examples = "1 example is" if report.open == 1 else f"{report.open:,} examples ({gap}) are"
+    return f"robust accuracy lies between {low} and {high}; {examples} open"
 
 
 def show_report(report: Report) -> None:

@@ -25,7 +25,8 @@ class Limits:
     timeout: by one point in the rounds after the first. A point does not enter
         a round that, by what a point took there so far, would take it longer,
         unless the round's steps heed the time that is left.
-    budget: in all. It is looked at between batches, and before each step of the attack.
+    budget: in all. It is looked at between batches, and before each step of the attack. A batch of a dear step is no
+            larger than it lasts for, by what a point took there so far.
     """
 
     timeout: float | None = None
@@ -66,18 +67,26 @@ class Cascade:
         entering = [index for index in range(len(self.images)) if self._needs(index, each)]
         entering = [index for index in entering if not dear or self._has_time(index, 0.0)]
         self.on_round(each.names, len(entering))
+        # What a point takes is known after the first one, and better after more: with limits few go in at once before.
+        most = 1 if dear and self.limits != UNLIMITED else each.size
         spent, worked = 0.0, 0
-        # What a point takes is known after the first one: with a timeout no others go in with it.
-        alone = dear and self.limits.timeout is not None
-        for chunk in (*_batches(entering[:alone], 1), *_batches(entering[alone:], each.size)):
-            if self._over():
-                return
-            expected = spent / worked if worked and not each.timed else 0.0
-            if numbers := [index for index in chunk if not dear or self._has_time(index, expected)]:
+        while entering and not self._over():
+            expected = spent / worked if worked else 0.0
+            count = self._affordable(most, expected)
+            chunk, entering, most = entering[:count], entering[count:], min(2 * most, each.size)
+            known = 0.0 if each.timed else expected
+            if numbers := [index for index in chunk if not dear or self._has_time(index, known)]:
                 done = self._work(each.steps, numbers)
                 spent += sum(point.tried.get(name, 0.0) for point in done for name in each.names)
                 worked += len(done)
                 self._tell(done)
+
+    def _affordable(self, most: int, expected: float) -> int:
+        """How many points the budget may last for, of at most so many; at least one."""
+        if self.limits.budget is None or expected == 0:
+            return most
+        left = self.limits.budget - (time.monotonic() - self.start)
+        return max(1, min(most, int(left / expected)))
 
     def _needs(self, index: int, each: Round) -> bool:
         point = self.points.get(index)

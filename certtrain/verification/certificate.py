@@ -99,7 +99,7 @@ class Certifier:
         self.method = "ibp" if method == "auto" else method
         self.bound = (method_named if alone else up_to)(self.method)
         self.model = model
-        exact = copy.deepcopy(model).double()
+        exact = _copied(model).double()
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.
         self.graph = boundable(exact.to(memory_format=torch.contiguous_format))
         check_evaluation_mode(self.graph)
@@ -129,6 +129,16 @@ class Certifier:
         with run_in(precision, x.device.type):
             logits: Tensor = self.model(x)
             return logits
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # as of weights that torch.nn.utils.prune computes anew
+        raise UnsupportedLayer(
+            f"the network cannot be copied: {error}; its weights must be plain parameters, as "
+            "torch.nn.utils.prune.remove makes pruned ones"
+        ) from error
 
 
 def _check_precision(model: nn.Module) -> None:

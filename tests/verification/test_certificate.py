@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from tiny import classifier, images
 from torch import Tensor, nn
 
@@ -134,3 +135,13 @@ def test_little_memory_changes_no_certificate_and_none_is_refused():
     assert torch.allclose(found[0].margin, found[1].margin, rtol=0, atol=1e-9)
     with pytest.raises(MethodError, match="memory is 0"):
         certify(model, x, labels, 0.02, memory=0)
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    model = nn.Sequential(nn.Linear(1, 2))
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", amount=0.5)
+    model(X)
+    with pytest.raises(UnsupportedLayer, match=r"cannot be copied.*prune\.remove"):
+        certify(model.eval(), X, Y, 0.1)
+    torch.nn.utils.prune.remove(model[0], "weight")
+    assert len(certify(model, X, Y, 0.1).verdicts) == 5
