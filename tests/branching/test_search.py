@@ -338,3 +338,15 @@ def test_one_class_alone_has_no_margin_and_nothing_is_claimed():
     exact: Any = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).double().eval()
     boxed = Boxed(model, boundable(exact), torch.rand(1, 4), torch.tensor([0]), 0.1, "real")
     assert not decide_point(boxed, 1, SETTINGS).proved
+
+
+def test_boxes_stay_as_wide_as_they_are_once_time_is_over():
+    model = random_network(Generator().manual_seed(3), 4, (10, 10), 2)
+    box = box_between(torch.zeros(1, 4).double(), torch.ones(1, 4).double(), REAL)
+    widths = []
+    for limit in (0, 1, 2, 100):
+        looks = itertools.count()
+        prefix = tight_prefix(boundable(model), box, SETTINGS, lambda looks=looks, limit=limit: next(looks) >= limit)
+        widths.append(sum(float(visit.box.radius.sum()) for visit in prefix.visits if visit.box is not None))
+    assert widths[0] > widths[-1]
+    assert sorted(widths, reverse=True) == widths

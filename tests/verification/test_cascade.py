@@ -264,6 +264,14 @@ def test_the_budget_stops_dear_methods_between_batches(clock: list[float]):
     assert slow(clock, Limits(budget=17)) == [EVERY, EVERY[:4], []]
 
 
+def test_a_dear_batch_is_no_larger_than_the_budget_lasts_for(clock: list[float]):
+    model, data = mostly_right(10)
+    first, dear = Slow("inference", clock, 0), Slow("dear", clock, 3)
+    Cascade(model, data, 0.1, [Round((first,), 10), Round((dear,), 10)], Limits(budget=14)).run()
+    # One point, then two, then of four only one, as five seconds are left, and one more in the last two.
+    assert (dear.seen, clock) == (EVERY[:5], [15.0])
+
+
 def test_when_the_budget_ends_the_first_round_the_rest_is_at_least_classified():
     report, points = run(limits=Limits(budget=1e-9))
     assert [stage.points for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0]
