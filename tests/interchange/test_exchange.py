@@ -13,6 +13,7 @@ import pytest
 import torch
 from sampling import points_inside
 from test_export import ARCHITECTURES, classifier, images
+from test_vnnlib import assert_package_agrees
 from torch import Tensor, nn
 
 from certtrain.attack import PGD
@@ -27,7 +28,9 @@ from certtrain.network.modelfile import Classifier
 from certtrain.verification.certificate import certify
 from certtrain.verification.deciding import METHODS, Decision, decide
 from certtrain.verification.exactly import confirmed
+from certtrain.verification.points import Point
 from certtrain.verification.properties import Case, Property, robustness
+from certtrain.verification.verify import verify
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None,
@@ -74,6 +77,15 @@ def test_a_folder_has_a_property_for_each_point_in_order(cnn: Classifier, tmp_pa
         assert entry["predicted"] == int(cnn(x.unsqueeze(0)).argmax())
         assert entry["correct"] == (entry["predicted"] == entry["label"])
     assert {path.name for path in props.iterdir()} == {"instances.csv", "index.json", *(row[1] for row in rows)}
+
+
+def test_the_vnnlib_package_reads_every_exported_property(cnn: Classifier, tmp_path: Path) -> None:
+    props = write(cnn, tmp_path)
+    entries = json.loads((props / "index.json").read_text())["properties"]
+    assert len(entries) == len(images())
+    for entry in entries:
+        expected = robustness(to_unit(images().images[entry["index"]]), entry["label"], EPS, 3)
+        assert_package_agrees((props / entry["file"]).read_text(), expected)
 
 
 def test_an_earlier_export_is_replaced_whole(cnn: Classifier, tmp_path: Path) -> None:
@@ -168,6 +180,23 @@ def test_a_round_trip_gives_the_same_verdicts(architecture: int, tmp_path: Path)
             seen[found.result] += 1
     assert seen["unsat"]
     assert seen["sat"]
+
+
+def test_complete_verification_decides_alike_before_and_after_the_round_trip(tmp_path: Path) -> None:
+    model, chosen = classifier(ARCHITECTURES[0], batch_norm=False), images(12)
+    export_onnx(model, tmp_path / "net.onnx")
+    imported, verdicts = read_onnx(tmp_path / "net.onnx"), Counter[str]()
+    alike = {"certified": "unsat", "falsified": "sat", "misclassified": "sat"}
+    for eps in (0.01, 0.05):
+        points: list[Point] = []
+        verify(model, chosen, eps, attack=PGD(), method="complete", arithmetic="real", on_points=points.extend)
+        export_properties(model, chosen, tmp_path / "props", onnx=tmp_path / "net.onnx", eps=eps)
+        for point in {point.index: point for point in points}.values():
+            asked = read_property(tmp_path / "props" / f"point_{point.index:05}.vnnlib")
+            assert decide(imported.network, imported.shape, asked, method="complete").result == alike[point.verdict]
+            verdicts[point.verdict] += 1
+    assert verdicts["certified"]
+    assert verdicts["misclassified"] + verdicts["falsified"]
 
 
 # --- deciding --------------------------------------------------------------------------------------------

@@ -65,24 +65,27 @@ def test_a_file_reads_as_it_was_written(tmp_path: Path) -> None:
     assert same(read_property(tmp_path / "p.vnnlib"), robustness(pixels(3), 0, 0.05, 10))
 
 
+def assert_package_agrees(text: str, expected: Property) -> None:
+    """The vnnlib package reads version 2.0 alone: declarations and indices are respelled, all else is as written."""
+    vnnlib, compat = pytest.importorskip("vnnlib"), pytest.importorskip("vnnlib.compat")
+    inputs, outputs = len(expected.cases[0].lower), expected.cases[0].functions.shape[1]
+    head = f"(vnnlib-version <2.0>)\n(declare-network f (declare-input X Real [{inputs}]) "
+    text = re.sub(r"\(declare-const .*\)\n", "", text)
+    text = head + f"(declare-output Y Real [{outputs}]))\n" + re.sub(r"([XY])_(\d+)", r"\1[\2]", text)
+    (case,) = compat.transform(vnnlib.parse_query_string(text))
+    lower, upper = zip(*case.input_box, strict=True)
+    assert list(lower) == expected.cases[0].lower.tolist()
+    assert list(upper) == expected.cases[0].upper.tolist()
+    for polytope, wanted in zip(case.output_constraints, expected.cases, strict=True):
+        assert polytope.coeff_matrix == wanted.functions.tolist()
+        assert polytope.rhs == [0.0]
+
+
 def test_the_vnnlib_package_reads_the_same() -> None:
-    """That package reads version 2.0 alone: declarations and indices are respelled, all else is as it was written."""
-    vnnlib = pytest.importorskip("vnnlib")
-    compat = pytest.importorskip("vnnlib.compat")
     for seed in range(5):
         x = pixels(seed)
         text = robustness_text(x, seed % 3, 8 / 255, 3, "a comment")
-        expected = robustness(x, seed % 3, 8 / 255, 3)
-        head = f"(vnnlib-version <2.0>)\n(declare-network f (declare-input X Real [{x.numel()}]) "
-        text = re.sub(r"\(declare-const .*\)\n", "", text)
-        text = head + "(declare-output Y Real [3]))\n" + re.sub(r"([XY])_(\d+)", r"\1[\2]", text)
-        (case,) = compat.transform(vnnlib.parse_query_string(text))
-        lower, upper = zip(*case.input_box, strict=True)
-        assert list(lower) == expected.cases[0].lower.tolist()
-        assert list(upper) == expected.cases[0].upper.tolist()
-        for polytope, wanted in zip(case.output_constraints, expected.cases, strict=True):
-            assert polytope.coeff_matrix == wanted.functions.tolist()
-            assert polytope.rhs == [0.0]
+        assert_package_agrees(text, robustness(x, seed % 3, 8 / 255, 3))
 
 
 # --- reading what others write ---------------------------------------------------------------------------
