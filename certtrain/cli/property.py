@@ -22,7 +22,7 @@ def check_property(model: Path, vnnlib: Path, method: str) -> None:
 
 
 def verify_property(
-    model: Path, vnnlib: Path, *, method: str, attack: "PGD", timeout: float | None, as_json: bool
+    model: Path, vnnlib: Path, *, method: str, attack: "PGD", timeout: float | None, memory: int, as_json: bool
 ) -> None:
     """Decide the property in the file `vnnlib` for the network in `model`, ONNX or certtrain's own, and show it."""
     from certtrain import render
@@ -32,7 +32,7 @@ def verify_property(
 
     asked = read_property(vnnlib)
     network, shape = open_network(model)
-    found = decide(network, shape, asked, method=method, attack=attack, time_limit=timeout)
+    found = decide(network, shape, asked, method=method, attack=attack, time_limit=timeout, memory=memory)
     if as_json:
         render.show_json({"model": str(model), "property": str(vnnlib), **found.to_dict()})
     else:

@@ -74,7 +74,7 @@ class Network(StrEnum):
     folded = "folded"
 
 
-WITH_PROPERTY = {"model", "vnnlib", "method", "timeout", "pgd_steps", "pgd_restarts", "seed", "as_json"}
+WITH_PROPERTY = {"model", "vnnlib", "method", "timeout", "memory", "pgd_steps", "pgd_restarts", "seed", "as_json"}
 WITH_CHECK = {"model", "check", "limit", "memory", "data_dir", "device", "as_json"}
 MEMORY = 2**30
 OF_ATTACK = {"pgd_steps", "pgd_restarts", "seed"}
@@ -163,7 +163,8 @@ def verify(
         _refuse(context, lambda name: name not in WITH_PROPERTY, "this is not for the property that --vnnlib names")
         given = context.get_parameter_source("method")
         chosen = "crown-ibp" if given is not None and given.name == "DEFAULT" else method.value
-        _decide(model, vnnlib, chosen, timeout, (pgd_steps or 20, pgd_restarts, seed), as_json)
+        options = {"timeout": timeout, "memory": memory or MEMORY, "as_json": as_json}
+        _decide(model, vnnlib, chosen, (pgd_steps or 20, pgd_restarts, seed), **options)
         return
     if method is Method.milp and arithmetic is not Arithmetic.real:
         raise typer.BadParameter("milp knows no rounding; it takes --arithmetic real", param_hint="--method")
@@ -215,15 +216,13 @@ def verify(
         render.say(f"wrote {out}")
 
 
-def _decide(
-    model: Path, vnnlib: Path, method: str, timeout: float | None, attack: tuple[int, int, int], as_json: bool
-) -> None:
+def _decide(model: Path, vnnlib: Path, method: str, attack: tuple[int, int, int], **options: Any) -> None:
     from certtrain.cli.property import check_property, verify_property
 
     check_property(model, vnnlib, method)
     from certtrain.attack import PGD
 
-    verify_property(model, vnnlib, method=method, attack=PGD(*attack), timeout=timeout, as_json=as_json)
+    verify_property(model, vnnlib, method=method, attack=PGD(*attack), **options)
 
 
 class _Interrupted(Exception):

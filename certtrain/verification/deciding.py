@@ -22,6 +22,7 @@ from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
 from certtrain.data import derive_seed
 from certtrain.errors import MethodError, PropertyError
 from certtrain.precision import tensor_cores
+from certtrain.verification.certificate import VERDICTS_ALONE
 from certtrain.verification.exactly import EXACTLY, Answer, Subject, confirmed, dtype_of, run_at
 from certtrain.verification.properties import Case, Property
 
@@ -86,14 +87,16 @@ def decide(
     method: str = "crown-ibp",
     attack: PGD | None = None,
     time_limit: float | None = None,
+    memory: int = VERDICTS_ALONE.memory,
 ) -> Decision:
     """Bound each case of `asked`, and search those that stay open for inputs that reach them.
 
     `network` takes inputs (B, *shape) and is in evaluation mode. With the
     methods "complete" and "milp" what is still open goes to branch and bound,
-    or to an exact solver, for at most `time_limit` seconds in all. Raises PropertyError if the property is of
-    another number of inputs or outputs, MethodError, UnsupportedLayer,
-    MissingExtra.
+    or to an exact solver, for at most `time_limit` seconds in all; open
+    domains of "complete" may take so many bytes of `memory`. Raises
+    PropertyError if the property is of another number of inputs or outputs,
+    MethodError, UnsupportedLayer, MissingExtra.
     """
     if method not in METHODS:
         raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(METHODS)}")
@@ -108,7 +111,7 @@ def decide(
     found = search(network, exact, shape, [asked.cases[number] for number in left], attack or PGD())
     if found is None and left and method in EXACTLY:
         by, cases = method, {number: asked.cases[number] for number in left}
-        found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape), cases, bounds, time_limit)
+        found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape, memory), cases, bounds, time_limit)
     result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
     outputs = None if found is None else run_at(exact, shape, found)
     seconds = time.monotonic() - start

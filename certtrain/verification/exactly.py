@@ -21,12 +21,13 @@ REAL = arithmetic_named("real")
 
 
 class Subject(NamedTuple):
-    """A network, its float64 copy, that copy's layers, and the shape of its inputs."""
+    """A network, its float64 copy, that copy's layers, the shape of its inputs, and bytes that bounds may take."""
 
     network: nn.Module
     exact: nn.Module
     graph: LayerGraph
     shape: Sequence[int]
+    memory: int = VERDICTS_ALONE.memory
 
     def confirmed(self, case: Case, point: Tensor) -> Tensor | None:
         """As the function `confirmed`."""
@@ -61,7 +62,8 @@ def _solve(subject: Subject, case: Case, time_limit: float | None) -> Answer:
 
 
 def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
-    start, settings, hits = time.monotonic(), replace(VERDICTS_ALONE, rounding=REAL), list[Tensor]()
+    start, hits = time.monotonic(), list[Tensor]()
+    settings = replace(VERDICTS_ALONE, rounding=REAL, memory=subject.memory)
     lower, upper = (end.view(1, *subject.shape) for end in (case.lower, case.upper))
 
     def over() -> bool:

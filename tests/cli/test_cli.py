@@ -492,9 +492,9 @@ def test_a_property_is_decided_and_shown(
     for number in range(12):
         path = tmp_path / f"props/point_{number:05}.vnnlib"
         check_property(onnx, path, "crown-ibp")
-        verify_property(onnx, path, method="crown-ibp", attack=PGD(), timeout=None, as_json=True)
+        verify_property(onnx, path, method="crown-ibp", attack=PGD(), timeout=None, memory=2**30, as_json=True)
         found = json.loads(capsys.readouterr().out)
-        verify_property(model, path, method="crown-ibp", attack=PGD(), timeout=None, as_json=False)
+        verify_property(model, path, method="crown-ibp", attack=PGD(), timeout=None, memory=2**30, as_json=False)
         assert capsys.readouterr().out.startswith(found["result"])
         results.append(found["result"])
     assert "sat" in results

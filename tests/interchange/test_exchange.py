@@ -199,6 +199,17 @@ def test_complete_verification_decides_alike_before_and_after_the_round_trip(tmp
     assert verdicts["misclassified"] + verdicts["falsified"]
 
 
+def test_complete_verification_of_a_property_keeps_to_its_memory() -> None:
+    model = classifier(ARCHITECTURES[2], batch_norm=False)
+    x = to_unit(images(12).images)
+    asked = [robustness(point, int(model(point[None]).argmax()), 0.05, 3) for point in x]
+    options = {"method": "complete"}
+    found = [[decide(model, x.shape[1:], p, memory=memory, **options).result for p in asked] for memory in (2**30, 1)]
+    assert "unknown" not in found[0]
+    assert all(little in (much, "unknown") for much, little in zip(*found, strict=True))
+    assert "unknown" in found[1]
+
+
 # --- deciding --------------------------------------------------------------------------------------------
 
 
