@@ -154,6 +154,14 @@ def room_of(module: str) -> str | None:
     return parts[1] if parts[0] == "certtrain" and len(parts) > 1 and parts[1] in ROOMS else None
 
 
+def modules_of(code: str) -> set[str]:
+    """What a file's import statements name, nested ones too: modules, and what is taken from them."""
+    nodes = list(ast.walk(ast.parse(code)))
+    taken = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {f"{module}.{name}" for module, name in taken if module}
+
+
 def test_every_room_is_in_the_order():
     assert {file.parent.name for file in FILES if file.parent.parent == ROOT / "certtrain"} == set(ROOMS)
 
@@ -164,9 +172,20 @@ def test_imports_point_one_way(file: Path):
         return
     own = room_of(module_name(file))
     allowed = (None, *ROOMS[: ROOMS.index(own) + 1]) if own else (None,)
-    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-    found = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    assert not [name for name in found if room_of(name) not in allowed]
+    assert not [name for name in modules_of(file.read_text(encoding="utf-8")) if room_of(name) not in allowed]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import certtrain.cli",
+        "from certtrain import cli",
+        "from certtrain.cli import main",
+        "def f():\n import certtrain.cli.options",
+    ],
+)
+def test_every_form_of_import_is_seen(code: str):
+    assert "cli" in {room_of(name) for name in modules_of(code)}
 
 
 def test_all_public_names_are_there():

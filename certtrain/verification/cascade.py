@@ -26,7 +26,7 @@ class Limits:
         a round that, by what a point took there so far, would take it longer,
         unless the round's steps heed the time that is left.
     budget: in all. It is looked at between batches, and before each step of the attack. A batch of a dear step is no
-            larger than it lasts for, by what a point took there so far.
+        larger than it lasts for, by what a point took there so far.
     """
 
     timeout: float | None = None
