@@ -107,21 +107,26 @@ class Cascade:
 
     def _work(self, steps: Sequence[Step], numbers: list[int]) -> list[Point]:
         """The points of these numbers after the steps; what all of them have tried is not tried again."""
-        batch = self._batch(numbers, self._left(numbers))
-        known = (self.points.get(n) for n in numbers)
-        points = [p or Point(n, y, "open", None) for p, n, y in zip(known, numbers, batch.labels.tolist(), strict=True)]
+        labels = self.images.labels[numbers].tolist()
+        points = [self.points.get(n) or Point(n, y, "open", None) for n, y in zip(numbers, labels, strict=True)]
+        seconds = self._left(numbers)
         for step in steps:
-            if all(step.name in point.tried for point in points):
+            # Of a misclassified point there is nothing left to know.
+            rows = [row for row, point in enumerate(points) if point.verdict != "misclassified"]
+            if all(step.name in points[row].tried for row in rows):
                 continue
-            start = time.monotonic()
-            found = step(batch)
-            rows = list(_rows(found, len(points)))
-            seconds = (time.monotonic() - start) / len(points)
-            points = [
-                _settled(p, step.name, seconds, row) if found.complete or row.verdict != "open" else p
-                for p, row in zip(points, rows, strict=True)
-            ]
+            for row, point in zip(rows, self._step(step, [points[row] for row in rows], seconds), strict=True):
+                points[row] = point
         return points
+
+    def _step(self, step: Step, points: Sequence[Point], seconds: float) -> Iterator[Point]:
+        """The points after one step, which one of them may take so many seconds."""
+        start = time.monotonic()
+        found = step(self._batch([point.index for point in points], seconds))
+        rows = list(_rows(found, len(points)))
+        took = (time.monotonic() - start) / len(points)
+        for point, row in zip(points, rows, strict=True):
+            yield _settled(point, step.name, took, row) if found.complete or row.verdict != "open" else point
 
     def _left(self, numbers: Sequence[int]) -> float:
         """Seconds that each of the points may still take; those that nothing is known of are in the first round."""
