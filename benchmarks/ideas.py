@@ -1,14 +1,16 @@
-"""Ideas to make certified training faster or better, ranked on short MNIST runs, several seeds each.
+"""Ideas to make certified training faster or better, ranked on short runs of a small network, several seeds each.
 
 Every run is judged on 5,000 held-out training examples; the test set is never looked at. Each result is one line of
 a file as soon as it is there, and what is in the file already is not run again.
 
-python benchmarks/ideas.py --data-dir DATA --out ideas.jsonl
+python benchmarks/ideas.py mnist --data-dir DATA --out ideas.jsonl      # for mnist-cpu
+python benchmarks/ideas.py cifar10 --data-dir DATA --out ideas.jsonl    # for cifar10-speedrun
 """
 
 import argparse
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +19,63 @@ from seeds import run
 from certtrain.allocator import keep_freed_memory
 from certtrain.device import choose_device
 
-SHORT = {
-    "train.epochs": 8,
-    "eps.length": 3,
-    "train.milestones": [6, 7],
-    "train.compile": "off",
-    "train.batch_norm_statistics": "clean",
-    "data.validation": 5000,
-    "data.verify_on": "validation",
-}
-LINEAR = {"train.schedule": "linear", "train.warmup": 0.5, "train.learning_rate": 2e-3}
-IDEAS: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "centre statistics": {"train.batch_norm_statistics": "centre"},
-    "bf16": {"train.precision": "bf16"},
-    "linear rate": LINEAR,
-    "moving average": {"train.average": 0.995},
-    "linear rate, moving average": LINEAR | {"train.average": 0.995},
-    "batch 128": {"train.batch_size": 128, "train.learning_rate": 1e-3},
-    "batch 512": {"train.batch_size": 512, "train.learning_rate": 2e-3},
-    "ramp twice as long": {"eps.length": 6, "train.milestones": [7]},
-    "no regularisers": {"regularizer.tightness": False, "regularizer.relu_balance": False},
+Overrides = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A preset, what makes its runs short, and what each idea changes in them."""
+
+    preset: str
+    short: Overrides
+    ideas: dict[str, Overrides]
+
+
+HELD_OUT: Overrides = {"train.compile": "off", "data.validation": 5000, "data.verify_on": "validation"}
+SMALL = {"channels": [16, 32], "kernels": [4, 4], "strides": [2, 2], "linear": [100]}
+LINEAR: Overrides = {"train.schedule": "linear", "train.warmup": 0.5, "train.learning_rate": 2e-3}
+BARE: Overrides = {"regularizer.tightness": False, "regularizer.relu_balance": False}
+TRIALS = {
+    "mnist": Trial(
+        "mnist-cpu",
+        {"train.epochs": 8, "eps.length": 3, "train.milestones": [6, 7], "train.batch_norm_statistics": "clean"},
+        {
+            "as it is": {},
+            "centre statistics": {"train.batch_norm_statistics": "centre"},
+            "bf16": {"train.precision": "bf16"},
+            "linear rate": LINEAR,
+            "moving average": {"train.average": 0.995},
+            "linear rate, moving average": LINEAR | {"train.average": 0.995},
+            "batch 128": {"train.batch_size": 128, "train.learning_rate": 1e-3},
+            "batch 512": {"train.batch_size": 512, "train.learning_rate": 2e-3},
+            "ramp twice as long": {"eps.length": 6, "train.milestones": [7]},
+            "no regularisers": BARE,
+        },
+    ),
+    "cifar10": Trial(
+        "cifar10-speedrun",
+        {"model.name": "cnn"}
+        | {f"model.{field}": value for field, value in SMALL.items()}
+        | {"train.epochs": 10, "eps.start": 1, "eps.length": 4, "train.milestones": [7, 9], "train.precision": "fp32"},
+        {
+            "as it is": {},
+            "clean statistics": {"train.batch_norm_statistics": "clean"},
+            "bf16": {"train.precision": "bf16"},
+            "twice the rate": {"train.learning_rate": 1e-3},
+            "four times the rate": {"train.learning_rate": 2e-3},
+            "linear rate": LINEAR,
+            "moving average": {"train.average": 0.995},
+            "linear rate, moving average": LINEAR | {"train.average": 0.995},
+            "batch 256, twice the rate": {"train.batch_size": 256, "train.learning_rate": 1e-3},
+            "batch 512, four times the rate": {"train.batch_size": 512, "train.learning_rate": 2e-3},
+            "ramp half as long": {"eps.length": 2},
+            "ramp 1.5 times as long": {"eps.length": 6},
+            "at 1.1 times the radius": {"eps.train_factor": 1.1},
+            "no regularisers": BARE,
+            "no crops": {"data.crop_padding": 0},
+            "half the epochs": {"train.epochs": 5, "eps.length": 2, "train.milestones": [4]},
+        },
+    ),
 }
 
 
@@ -49,10 +87,10 @@ def known(path: Path) -> dict[tuple[str, int], dict[str, float]]:
     return {(line["idea"], line["seed"]): line for line in lines}
 
 
-def show(found: dict[tuple[str, int], dict[str, float]]) -> None:
+def show(ideas: list[str], found: dict[tuple[str, int], dict[str, float]]) -> None:
     """A table: mean and standard deviation of each idea over its seeds."""
     print("| idea | seeds | natural % | certified % | seconds over those as it is |\n|---|---|---|---|---|")
-    for idea in IDEAS:
+    for idea in ideas:
         results = {seed: result for (name, seed), result in found.items() if name == idea}
         if not results:
             continue
@@ -70,23 +108,29 @@ def show(found: dict[tuple[str, int], dict[str, float]]) -> None:
 def main() -> None:
     """Parse the arguments, train what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trial", choices=list(TRIALS))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("ideas.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=list(IDEAS), default=list(IDEAS))
+    parser.add_argument("--only", nargs="+", metavar="IDEA", help="by default all")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
+    trial = TRIALS[arguments.trial]
+    ideas = arguments.only or list(trial.ideas)
+    if unknown := set(ideas) - trial.ideas.keys():
+        parser.error(f"no such idea: {', '.join(sorted(unknown))}; there are: {', '.join(trial.ideas)}")
     keep_freed_memory()
     device, found = choose_device(arguments.device), known(arguments.out)
     for seed in arguments.seeds:
-        for idea in arguments.only:
+        for idea in ideas:
             if (idea, seed) in found:
                 continue
-            overrides = [f"{field}={json.dumps(value)}" for field, value in (SHORT | IDEAS[idea]).items()]
-            found[idea, seed] = run("mnist-cpu", seed, overrides, arguments.data_dir, device)
+            changes = HELD_OUT | trial.short | trial.ideas[idea]
+            overrides = [f"{field}={json.dumps(value)}" for field, value in changes.items()]
+            found[idea, seed] = run(trial.preset, seed, overrides, arguments.data_dir, device)
             with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"idea": idea, "seed": seed, **found[idea, seed]}) + "\n")
-    show(found)
+    show(ideas, found)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError
 from certtrain.schedule import warmup_weight
 from certtrain.training.fusion import fused_cross_entropy
-from certtrain.training.regularizers import regularizer_losses, sums_of
+from certtrain.training.regularizers import regularizer_losses, sums_of, width_of
 
 SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
 
@@ -131,8 +131,8 @@ def robust_loss(trace: BoundTrace, labels: Tensor, linear: LinearShare | None = 
 
 
 def trace_sums(trace: BoundTrace) -> Tensor:
-    """What the regularisers need of a pass, (L, 9): `sums_of` the network's input and each ReLU's."""
-    return sums_of([trace.input, *(box for _, box in trace.relu_boxes)])
+    """What the regularisers need of a pass, (L, 9): the width of the network's input, and `sums_of` each ReLU's."""
+    return torch.cat([width_of(trace.input).unsqueeze(0), sums_of([box for _, box in trace.relu_boxes])])
 
 
 def combined_terms(

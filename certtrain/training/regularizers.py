@@ -39,8 +39,15 @@ def sums_of(boxes: Sequence[Box]) -> Tensor:
     return torch.stack([_BoxSums.apply(_at_least_float(box.centre), _at_least_float(box.radius)) for box in boxes])
 
 
+def width_of(box: Box) -> Tensor:
+    """Σ 1 and Σ r of one box in such a row (9,), the other sums being zero."""
+    width = _at_least_float(box.radius).sum()
+    size, nothing = torch.full_like(width, box.radius.numel()), torch.zeros_like(width)
+    return torch.stack([size, nothing, width, *[nothing] * (len(Sums._fields) - 3)])
+
+
 def regularizer_losses(sums: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tightness, balance and the number of layers without balance, from `sums_of` the input's box and the ReLUs'."""
+    """Tightness, balance and the number of layers without balance, from `width_of` the input and `sums_of` ReLUs."""
     network_input, relu_inputs = Sums(*sums[:1].unbind(1)), Sums(*sums[1:].unbind(1))
     balance, skipped = relu_balance_loss(relu_inputs, tolerance)
     return tightness_loss(network_input, relu_inputs, tolerance), balance, skipped
