@@ -1,12 +1,13 @@
-"""Images per second of plain inference, of interval bounds, and of what `certtrain verify` certifies with.
+"""Images per second of plain inference, of interval bounds, and of `certtrain verify` by them.
 
 In one process, the ways interleaved, batch by batch and without gradients:
 
 - plain inference of the network in float32;
 - the bounds of all margins in float32 (`margin_bounds`);
-- the `Certifier`: logits in float32, bounds in float64, a verdict for each image.
+- the `Certifier`: logits in float32, bounds in float64, a verdict for each image;
+- `verify`, without its attack: inference, then the `Certifier` on the images that it classifies correctly.
 
-All ratios are to plain inference of the same batch. The attack of `certtrain verify` is left out.
+All ratios are to plain inference of the same batch.
 
 python benchmarks/throughput.py                                       # CNN-7 at CIFAR-10 shape, random images
 python benchmarks/throughput.py --model model.safetensors --data-dir data   # a model on its whole test set
@@ -16,15 +17,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from certtrain import margin_bounds
 from certtrain.allocator import keep_freed_memory
-from certtrain.data import to_unit
+from certtrain.data import ImageSet, to_unit
 from certtrain.device import choose_device
 from certtrain.network.assemble import load_split
 from certtrain.network.initialize import ibp_init_
@@ -32,12 +34,24 @@ from certtrain.network.modelfile import load_model
 from certtrain.network.models import InputSpec, build_model
 from certtrain.preset import load_preset
 from certtrain.verdicts import certified_points
-from certtrain.verification.certificate import Certifier
+from certtrain.verification.cascade import Cascade
+from certtrain.verification.certificate import ARITHMETIC, VERDICTS_ALONE, Certifier
+from certtrain.verification.rounds import rounds_of
 
 PLAIN, BOUNDS, CERTIFIER = "plain inference, float32", "bounds of the margins, float32", "Certifier, bounds in float64"
+VERIFY = "verify, without attack"
 EPS = 8 / 255
-Batch = tuple[Tensor, Tensor]
-Action = Callable[[Tensor, Tensor], Tensor]
+
+
+class Batch(NamedTuple):
+    """Pixels (B, C, H, W) in channels-last memory and labels (B,) on the device, and the images they come from."""
+
+    x: Tensor
+    labels: Tensor
+    images: ImageSet
+
+
+Action = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,15 +59,15 @@ class Subject:
     """A network with the images that it is asked about."""
 
     network: nn.Module
-    images: Tensor  # uint8 (N, C, H, W)
-    labels: Tensor
+    images: ImageSet
     eps: float
     device: str
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Pixels (B, C, H, W) in channels-last memory, and labels (B,)."""
-        for x, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
-            yield to_unit(x.to(self.device)).contiguous(memory_format=torch.channels_last), labels.to(self.device)
+        """The images, in batches of that size."""
+        for pixels, labels in zip(self.images.images.split(size), self.images.labels.split(size), strict=True):
+            x = to_unit(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
+            yield Batch(x, labels.to(self.device), replace(self.images, images=pixels, labels=labels))
 
 
 def random_subject(rounds: int, size: int, device: str) -> Subject:
@@ -67,40 +81,47 @@ def random_subject(rounds: int, size: int, device: str) -> Subject:
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
             layer.momentum = 1.0
     network.train()(to_unit(images[:64]))
-    return Subject(network.eval(), images, labels, EPS, device)
+    named = ImageSet("random", "test", images, labels, tuple("abcdefghij"))
+    return Subject(network.eval(), named, EPS, device)
 
 
 def real_subject(model: Path, data_dir: Path | None, device: str) -> Subject:
     """A model file's network, on the whole test set of its data at the ε that it was trained for."""
     network = load_model(model)
     images = load_split(network.metadata, "test", data_dir)
-    return Subject(network, images.images, images.labels, network.metadata.eps, device)
+    return Subject(network, images, network.metadata.eps, device)
 
 
-def ways(subject: Subject) -> dict[str, Action]:
+def ways(subject: Subject, size: int) -> dict[str, Action]:
     """What is timed: from a batch to its logits, its margins' bounds, or which of its points are certified."""
     network = subject.network.to(subject.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    certifier = Certifier(network)
+    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, ARITHMETIC, VERDICTS_ALONE)
+
+    def verified(batch: Batch) -> Tensor:
+        points = Cascade(network, batch.images, subject.eps, rounds).run()
+        return torch.tensor([point.verdict == "certified" for point in points])
+
     return {
-        PLAIN: lambda x, labels: network(x),
-        BOUNDS: lambda x, labels: margin_bounds(network, x, labels, subject.eps),
-        CERTIFIER: lambda x, labels: certifier.certify(x, labels, subject.eps).certified,
+        PLAIN: lambda batch: network(batch.x),
+        BOUNDS: lambda batch: margin_bounds(network, batch.x, batch.labels, subject.eps),
+        CERTIFIER: lambda batch: certifier.certify(batch.x, batch.labels, subject.eps).certified,
+        VERIFY: verified,
     }
 
 
 def seconds(action: Action, batch: Batch) -> tuple[float, Tensor]:
     """Wall time of one call, to the end of what it started on the device, and its result on the CPU."""
     start = time.perf_counter()
-    result = action(*batch).cpu()
+    result = action(batch).cpu()
     return time.perf_counter() - start, result
 
 
 @torch.no_grad()
 def measure(subject: Subject, size: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of every batch in every way, and how many points each way certifies."""
-    times: dict[str, list[float]] = {way: [] for way in (PLAIN, BOUNDS, CERTIFIER)}
-    certified = {BOUNDS: 0, CERTIFIER: 0, "both": 0}
-    actions = ways(subject)
+    times: dict[str, list[float]] = {way: [] for way in (PLAIN, BOUNDS, CERTIFIER, VERIFY)}
+    certified = {BOUNDS: 0, CERTIFIER: 0, VERIFY: 0, "both": 0, "correct": 0}
+    actions = ways(subject, size)
     for number, batch in enumerate(subject.batches(size)):
         if number == 0:
             warm_up(actions, batch)
@@ -108,13 +129,13 @@ def measure(subject: Subject, size: int) -> tuple[dict[str, list[float]], dict[s
         for way, action in actions.items():
             taken, results[way] = seconds(action, batch)
             times[way].append(taken)
-        count(certified, results, batch[1].cpu())
+        count(certified, results, batch.labels.cpu())
     return times, certified
 
 
 def warm_up(actions: dict[str, Action], batch: Batch) -> None:
     for action in actions.values():
-        action(*batch)
+        action(batch)
 
 
 def count(certified: dict[str, int], results: dict[str, Tensor], labels: Tensor) -> None:
@@ -123,6 +144,8 @@ def count(certified: dict[str, int], results: dict[str, Tensor], labels: Tensor)
     certified[BOUNDS] += int(alone.sum())
     certified[CERTIFIER] += int(exact.sum())
     certified["both"] += int((alone & exact).sum())
+    certified["correct"] += int((results[PLAIN].argmax(1) == labels).sum())
+    certified[VERIFY] += int(results[VERIFY].sum())
 
 
 def show(times: dict[str, list[float]], images: int) -> None:
@@ -156,9 +179,9 @@ def main() -> None:
         print(f"\nbatch {size}, {len(subject.images):,} images, ε = {subject.eps:.4f}, ", end="")
         print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}\n")
         show(times, len(subject.images))
-        if arguments.model:
-            print(f"\ncertified: {certified[CERTIFIER]:,} by float64, {certified[BOUNDS]:,} by float32 alone, ", end="")
-            print(f"{certified['both']:,} by both")
+        print(f"\nclassified correctly: {certified['correct']:,}; ", end="")
+        print(f"certified: {certified[VERIFY]:,} by verify, {certified[CERTIFIER]:,} by float64, ", end="")
+        print(f"{certified[BOUNDS]:,} by float32 alone, {certified['both']:,} by both of these")
 
 
 if __name__ == "__main__":
