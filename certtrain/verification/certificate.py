@@ -113,14 +113,21 @@ class Certifier:
         eps = parse_eps(eps)
         with fitting(x):
             logits = self._logits(x)
-            bounds = self.bound(self.graph, x.double().contiguous(), eps, CLIP, self.settings)
         check_labels(labels, logits.shape)
+        proved, margin = self.proved(x, labels, eps)
+        verdicts = [
+            _verdict(c, p) for c, p in zip(correct_points(logits, labels).tolist(), proved.tolist(), strict=True)
+        ]
+        return Certificates(tuple(verdicts), margin, eps, self.method, self.assumptions, self.rounding.name)
+
+    @torch.no_grad()
+    def proved(self, x: Tensor, labels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Which points (B,) have every margin's lower bound above zero, and the smallest bounds (B,); no inference."""
         with fitting(x):
+            bounds = self.bound(self.graph, x.double().contiguous(), eps, CLIP, self.settings)
             margins = bounds.margins(labels)
-        correct, proved = correct_points(logits, labels), certified_points(margins, labels)
-        verdicts = [_verdict(c, p) for c, p in zip(correct.tolist(), proved.tolist(), strict=True)]
         smallest = margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
-        return Certificates(tuple(verdicts), smallest, eps, self.method, self.assumptions, self.rounding.name)
+        return certified_points(margins, labels), smallest
 
     def _logits(self, x: Tensor) -> Tensor:
         """The network's own, in the named arithmetic where it is one of this device; else in float32."""

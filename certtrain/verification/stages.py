@@ -115,7 +115,7 @@ class Attacking:
 
 
 class Bounding:
-    """A bound method."""
+    """A bound method, on points that are classified correctly."""
 
     def __init__(
         self, model: nn.Module, method: str, arithmetic: str, settings: BoundSettings = VERDICTS_ALONE, *, alone: bool
@@ -129,8 +129,8 @@ class Bounding:
         self.certifier = self.certifier or Certifier(
             self.model, self.name, arithmetic=self.arithmetic, settings=self.settings, alone=self.alone
         )
-        found = self.certifier.certify(batch.x, batch.labels, batch.eps)
-        return Found(found.verdicts, found.margin)
+        proved, margins = self.certifier.proved(batch.x, batch.labels, batch.eps)
+        return Found(["certified" if found else "open" for found in proved.tolist()], margins)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_verify import mostly_right
+from torch import Tensor
 
 from certtrain.attack import PGD
 from certtrain.bounds.settings import Settings as BoundSettings
@@ -558,13 +559,13 @@ def test_a_searched_margin_that_stopped_later_elsewhere_is_reached(
     """A record's margin is what the whole search finds; the search that stops early finds less."""
     case, lines = searched._replace(file=tmp_path / "c.jsonl"), lines_of(searched)
     put(case, lines)
-    certify = Certifier.certify
+    whole = Certifier.proved
 
-    def stops_sooner(self: Certifier, *given: Any) -> Any:
-        found = certify(self, *given)
-        return replace(found, margin=found.margin / 2) if self.settings.early_stop else found
+    def stops_sooner(self: Certifier, *given: Any) -> tuple[Tensor, Tensor]:
+        proved, margin = whole(self, *given)
+        return proved, margin / 2 if self.settings.early_stop else margin
 
-    monkeypatch.setattr(Certifier, "certify", stops_sooner)
+    monkeypatch.setattr(Certifier, "proved", stops_sooner)
     assert case.check().checked == 40
 
 
