@@ -3,7 +3,7 @@
 Nothing here prints: progress goes to a callback, and an unwritable cache is a `CacheWarning`.
 """
 
-from certtrain.data.batches import Augmentation, Batches
+from certtrain.data.batches import Augmentation, Batches, part_of
 from certtrain.data.cache import CacheWarning
 from certtrain.data.images import ImageSet, pixel_statistics, split_validation, to_unit
 from certtrain.data.load import NORMALIZATION, load_images
@@ -19,6 +19,7 @@ __all__ = [
     "Progress",
     "derive_seed",
     "load_images",
+    "part_of",
     "pixel_statistics",
     "split_validation",
     "to_unit",

@@ -81,7 +81,7 @@ class Batches:
         Raises:
             IndexError: the epoch has no such step.
         """
-        return self._make(epoch, step, self._part(self.size(step)))
+        return self._make(epoch, step, part_of(self.size(step), self._rank, self._ranks))
 
     def whole_batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """As `batch`, with the parts of all ranks."""
@@ -94,10 +94,7 @@ class Batches:
     def share(self, step: int) -> float:
         """This rank's part of the examples of batch `step`; all ranks' add up to 1."""
         size = self.size(step)
-        return len(range(size)[self._part(size)]) / size
-
-    def _part(self, size: int) -> slice:
-        return slice(self._rank * size // self._ranks, (self._rank + 1) * size // self._ranks)
+        return len(range(size)[part_of(size, self._rank, self._ranks)]) / size
 
     def _make(self, epoch: int, step: int, part: slice) -> tuple[Tensor, Tensor]:
         if not 0 <= step < self.steps_per_epoch:
@@ -126,6 +123,11 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "augment", epoch, step))
         draws = _draw(len(index), self._augmentation, generator)[:, part].to(index.device, non_blocking=True)
         return gather_crops(self._images, index[part], draws[:2] - self._augmentation.crop_padding, draws[2].bool())
+
+
+def part_of(size: int, rank: int, ranks: int) -> slice:
+    """Which of a batch's `size` examples are the `rank`-th of so many processes'."""
+    return slice(rank * size // ranks, (rank + 1) * size // ranks)
 
 
 def gather_crops(images: Tensor, index: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:

@@ -175,4 +175,5 @@ class _Total(torch.autograd.Function):
 def _summed(tensor: Tensor) -> Tensor:
     result = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(result)
-    return result
+    # Compiled by torch 2.11, a function that returns what it has changed in place loses its gradient without a word.
+    return result.clone()

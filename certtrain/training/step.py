@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.statistics import Source, batch_statistics, pooled_statistics, remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
+from certtrain.data import part_of
 from certtrain.errors import DeviceError
 from certtrain.precision import arithmetic, tensor_cores
 from certtrain.preset import Preset
@@ -163,7 +164,8 @@ class Stepper:
         if self.preset.train.micro_batch is not None:
             return self._accumulate(x, labels, controls, parts, share)
         # A compiled graph is of one size; of an epoch's last batch, where it is smaller, none is made.
-        smaller = self.group.size == 1 and len(x) < self.preset.train.batch_size
+        size = self.preset.train.batch_size
+        smaller = len(x) < len(range(size)[part_of(size, self.group.rank, self.group.size)])
         with self._arithmetic():
             total, measured = (self._loss if smaller else self.loss)(x, labels, controls, parts)
         (total * share).backward()

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,17 @@ def everything(group: Group) -> dict[str, Any]:
 def among_ranks(group: Group) -> dict[str, Any]:
     """What only several ranks have."""
     mine = torch.tensor([1.0, 2.0]) * (group.rank + 1)
-    leaf = mine.clone().requires_grad_()
-    (group.total(leaf) * (group.rank + 1)).sum().backward()
+
+    def gradient(total: Callable[[Tensor], Tensor]) -> Tensor | None:
+        leaf = mine.clone().requires_grad_()
+        (total(leaf) * (group.rank + 1)).sum().backward()
+        return leaf.grad
+
     order: list[int] = []
     found = {
         "total": group.total(mine),
-        "gradient": leaf.grad,
+        "gradient": gradient(group.total),
+        "compiled gradient": gradient(torch.compile(lambda leaf: group.total(leaf), backend="eager", fullgraph=True)),
         "gathered": group.gathered(mine),
         "agree": (group.agree(group.rank == 0), group.agree(group.rank == 1)),
         "lead": group.lead(lambda: f"from {group.rank}"),
@@ -242,7 +248,7 @@ def test_a_failure_on_one_rank_is_everybodys(ranks: list[dict[str, Any]], alone:
 def test_what_ranks_say_to_each_other(ranks: list[dict[str, Any]]):
     for found in (rank["among"] for rank in ranks):
         assert found["total"].tolist() == [3.0, 6.0]
-        assert found["gradient"].tolist() == [3.0, 3.0]
+        assert found["gradient"].tolist() == found["compiled gradient"].tolist() == [3.0, 3.0]
         assert found["gathered"].tolist() == [[1.0, 2.0], [2.0, 4.0]]
         assert found["agree"] == (True, False)
         assert found["lead"] == "from 0"
