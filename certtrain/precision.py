@@ -27,11 +27,15 @@ def arithmetic(precision: Precision, device: str) -> Iterator[None]:
 
 @contextmanager
 def tensor_cores(allowed: bool) -> Iterator[None]:
-    """Whether float32 may be cut to TF32 on a GPU. PyTorch allows it in convolutions unless told otherwise."""
+    """Whether float32 may be cut to TF32 on a GPU. PyTorch allows it in convolutions unless told otherwise.
+
+    Within it, products of bfloat16 are summed in float32, as certificates for
+    bf16 assume; PyTorch allows less there too.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32, cudnn.allow_tf32 = allowed, allowed
+    before = matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = allowed, allowed, False
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before

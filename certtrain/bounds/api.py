@@ -41,6 +41,7 @@ def output_bounds(
     - "alpha-crown": the same with searched slopes (Xu et al. 2021), the
       tightest of these and all of the above. It takes 50 passes and more.
     They hold in real arithmetic; what is rounded, here or in the network, is in the bounds of `certify` alone.
+    On a GPU they are computed with TF32 wherever PyTorch allows it.
     Needs evaluation mode where BatchNorm is used, so that a bound does not
     depend on the rest of the batch. Raises as `propagate`, and MethodError.
     """

@@ -71,7 +71,7 @@ def reproved(root: Root, leaves: Iterable[Path], settings: Settings) -> int:
     # One by one, as a file may hold long ways of units that are none, and as many at once as memory takes.
     rows = (_signs(root, path) for path in leaves)
     while part := list(islice(rows, search.most)):
-        left = torch.stack(part)
+        left = torch.stack(part).to(root.prefix.start.radius.device)
         left = left[~is_closed(search.bound(search.first(left), AT_ROOT))]
         left = left[~is_closed(search.bound(search.first(left), AGAIN_STEPS))] if len(left) else left
         if len(left):

@@ -179,10 +179,13 @@ def flags() -> tuple[bool, bool]:
 def test_tensor_cores_are_switched_and_switched_back(allowed: bool, flags: tuple[bool, bool]):
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     matmul.allow_tf32, cudnn.allow_tf32 = not allowed, not allowed
+    assert matmul.allow_bf16_reduced_precision_reduction  # as PyTorch has it
     with contextlib.suppress(KeyError), tensor_cores(allowed):
         assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
+        assert not matmul.allow_bf16_reduced_precision_reduction
         raise KeyError
     assert (matmul.allow_tf32, cudnn.allow_tf32) == (not allowed, not allowed)
+    assert matmul.allow_bf16_reduced_precision_reduction
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True), ("bf16", False)])
