@@ -1,7 +1,7 @@
 """One loop for every method: from a preset to a verified model in a run folder.
 
 A step depends on (preset, step) and the state alone, so a run that was killed
-and resumed is the run that was not killed, bit for bit, on the same device.
+and resumed is the run that was not killed, on a CPU bit for bit.
 Several processes take the same steps, each with its share of every batch. The
 first of them decides what depends on the clock, speaks, writes and verifies.
 """
@@ -57,6 +57,7 @@ LOOK_SECONDS = 20.0  # between two looks at the ReLU states; the end of an epoch
 LOOK_SHARE = 0.05  # of the time, at most, if looking takes longer
 EPOCH_CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next at the end of an epoch
 CHECKPOINT_SECONDS = 300.0  # and within an epoch
+SAVE_SHARE = 0.01  # of the time, at most, if saving takes longer
 
 NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured at the end of an epoch, where no step measures it
 
@@ -164,7 +165,7 @@ class Trainer:
         self.progress = Progress()
         self.layers: tuple[LayerState, ...] = ()
         self.exploding = False
-        self.look_pause = LOOK_SECONDS
+        self.look_pause, self.save_pause = LOOK_SECONDS, EPOCH_CHECKPOINT_SECONDS
         self.reading, self.looking, self.saving, self.clock = (_Stopwatch() for _ in range(4))
 
     def run(self) -> Report | None:
@@ -194,7 +195,7 @@ class Trainer:
         if ends_epoch:
             self._end_epoch()
         over = self.progress.step == self.steps
-        if over or self._due(self.saving, EPOCH_CHECKPOINT_SECONDS if ends_epoch else CHECKPOINT_SECONDS):
+        if over or self._due(self.saving, self.save_pause if ends_epoch else CHECKPOINT_SECONDS):
             self._save()
 
     def _due(self, watch: "_Stopwatch", seconds: float) -> bool:
@@ -309,8 +310,9 @@ class Trainer:
 
     def _save(self) -> None:
         self._read()
-        self.folder.last_good = self.group.lead(self._write_checkpoint)
         self.saving.restart()
+        self.folder.last_good = self.group.lead(self._write_checkpoint)
+        self.save_pause = max(EPOCH_CHECKPOINT_SECONDS, self.saving.restart() / SAVE_SHARE)
 
     def _write_checkpoint(self) -> Path:
         for name, tensor in self.network.state_dict().items():

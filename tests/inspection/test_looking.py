@@ -1,6 +1,7 @@
 """Models and checkpoints side by side, and a run followed: a small real run, whole and with damaged files."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,7 @@ def trained(folder: Path, **changes: Any) -> Path:
     """A finished run that has saved at the end of every epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("certtrain.training.trainer.EPOCH_CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("certtrain.training.trainer.SAVE_SHARE", math.inf)
         values = PRESET | {name.replace("__", "."): value for name, value in changes.items()}
         assert train(load_preset("digits", values), folder) is not None
     return folder

@@ -47,6 +47,7 @@ def attentive() -> Iterator[None]:
         patch.setattr("certtrain.training.trainer.write_report", lambda run, path: path.write_text("drawn"))
         patch.setattr("certtrain.training.trainer.READ_SECONDS", 0.0)
         patch.setattr("certtrain.training.trainer.EPOCH_CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("certtrain.training.trainer.SAVE_SHARE", math.inf)  # however long saving takes
         yield
 
 
@@ -419,7 +420,7 @@ def test_a_run_stopped_while_it_is_verified_verifies_again(finished: Path, tmp_p
 def kill_self_at(place: str) -> str:
     """Code that trains in folder `out`, checkpointing after each step, and is killed at `place`."""
     return f"""
-import os, signal, sys, torch
+import math, os, signal, sys, torch
 from pathlib import Path
 sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "training")]!r}
 torch.set_num_threads(1)
@@ -442,6 +443,7 @@ def fsync(handle):
     real(handle)
 storage.os.fsync = fsync
 trainer.READ_SECONDS = trainer.EPOCH_CHECKPOINT_SECONDS = trainer.CHECKPOINT_SECONDS = 0.0
+trainer.SAVE_SHARE = math.inf
 trainer.train(small(), Path("out"), trainer.Surroundings(emit=emit))
 """
 
@@ -620,14 +622,14 @@ def test_a_checkpoint_folder_that_is_a_file_is_an_error(tmp_path: Path):
 
 
 FULL_DISK = f"""
-import resource, signal, sys, torch
+import math, resource, signal, sys, torch
 from pathlib import Path
 sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "training")]!r}
 torch.set_num_threads(1)
 from certtrain.training import trainer
 from certtrain.errors import StorageError
 from certtrain.training.trainer import Surroundings, resume
-trainer.EPOCH_CHECKPOINT_SECONDS = 0.0
+trainer.EPOCH_CHECKPOINT_SECONDS, trainer.SAVE_SHARE = 0.0, math.inf
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = Path("out/checkpoints/step-000000000.safetensors").stat().st_size + 100
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
