@@ -1,9 +1,10 @@
 """How a certified training step's time and memory grow with batch, width, depth and image size.
 
 From one network of 3×3 convolutions, one of the four is doubled at a time. Each point is a process of its own: first
-the peak of its resident memory over three certified steps (eager, float32, both regularisers), less what it held
-before the network was made; then seconds of certified and standard steps (natural cross-entropy, clipping, fused
-Adam), interleaved. An exponent is the slope of a straight line through the logarithms: 1 is linear growth.
+the peak of its memory over three certified steps (eager, float32, both regularisers), on a CPU of what is resident
+less what was before the network was made, on a GPU of what is allocated; then seconds of certified and standard steps
+(natural cross-entropy, clipping, fused Adam), interleaved. An exponent is the slope of a straight line through the
+logarithms: 1 is linear growth.
 
 python benchmarks/growth.py
 """
@@ -25,8 +26,10 @@ from torch import Tensor, nn
 
 from certtrain.allocator import keep_freed_memory
 from certtrain.architecture import CNN
+from certtrain.device import choose_device
 from certtrain.network.initialize import ibp_init_
 from certtrain.network.models import InputSpec, build_model
+from certtrain.precision import tensor_cores
 from certtrain.preset import Preset, load_preset
 from certtrain.training.step import Stepper
 
@@ -54,17 +57,17 @@ class Size:
         )
         return load_preset("cifar10-160ep").model_copy(update={"model": model})
 
-    def network(self) -> nn.Sequential:
+    def network(self, device: str) -> nn.Sequential:
         spec = InputSpec((3, self.side, self.side), 10, (0.5,) * 3, (0.25,) * 3)
         network = build_model(self.preset().model, spec)
         ibp_init_(network, torch.Generator().manual_seed(0))
-        return network.to(memory_format=torch.channels_last).train()
+        return network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload,no-any-return]
 
-    def images(self) -> tuple[Tensor, Tensor]:
+    def images(self, device: str) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(self.batch, 3, self.side, self.side, generator=generator)
         labels = torch.randint(10, (self.batch,), generator=generator)
-        return x.contiguous(memory_format=torch.channels_last), labels
+        return x.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
 
 
 # What is doubled, how its units are counted, and the sizes along it.
@@ -76,15 +79,15 @@ AXES: dict[str, tuple[Callable[[Size], int], list[Size]]] = {
 }
 
 
-def certified_step(size: Size) -> Callable[[], None]:
-    preset, (x, labels) = size.preset(), size.images()
-    stepper = Stepper(preset, size.network(), EPOCH)
+def certified_step(size: Size, device: str) -> Callable[[], None]:
+    preset, (x, labels) = size.preset(), size.images(device)
+    stepper = Stepper(preset, size.network(device), EPOCH)
     middle = (preset.eps.start - 1) * EPOCH + preset.eps.length * EPOCH // 2
     return lambda: stepper.run(middle, x, labels)
 
 
-def standard_step(size: Size) -> Callable[[], None]:
-    network, settings, (x, labels) = size.network(), size.preset().train, size.images()
+def standard_step(size: Size, device: str) -> Callable[[], None]:
+    network, settings, (x, labels) = size.network(device), size.preset().train, size.images(device)
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, fused=True)
 
     def step() -> None:
@@ -96,18 +99,20 @@ def standard_step(size: Size) -> Callable[[], None]:
     return step
 
 
-def measure(size: Size, rounds: int) -> dict[str, Any]:
+@tensor_cores(False)
+def measure(size: Size, rounds: int, device: str) -> dict[str, Any]:
     """MiB and seconds of this process: peak memory of certified steps, then both kinds of step in turn."""
-    certified_step(replace(size, batch=2, width=1, depth=1, side=2))()  # loads what torch loads at its first step
+    # The first loads what torch loads at its first step.
+    certified_step(replace(size, batch=2, width=1, depth=1, side=2), device)()
     before = resident("VmRSS")
-    certified = certified_step(size)
+    certified = certified_step(size, device)
     for _ in range(3):
         certified()
-    peak = resident("VmHWM") - before
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident("VmHWM") - before
     keep_freed_memory()
-    standard, times = standard_step(size), []
+    standard, times = standard_step(size, device), []
     for number in range(-1, rounds):
-        pair = seconds(certified), seconds(standard)
+        pair = seconds(certified, device), seconds(standard, device)
         times += [pair] if number >= 0 else []
     return {"mib": peak, "certified": [c for c, _ in times], "standard": [s for _, s in times]}
 
@@ -118,14 +123,16 @@ def resident(entry: str) -> float:
         return next(int(line.split()[1]) for line in status if line.startswith(entry)) / 2**10
 
 
-def seconds(action: Callable[[], None]) -> float:
+def seconds(action: Callable[[], None], device: str) -> float:
     start = time.perf_counter()
     action()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def in_a_process(size: Size, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--rounds", str(rounds), "--one", json.dumps(asdict(size))]
+def in_a_process(size: Size, rounds: int, device: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--rounds", str(rounds), "--device", device, "--one", json.dumps(asdict(size))]
     found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found
 
@@ -157,15 +164,20 @@ def main() -> None:
     """Parse the arguments, measure each size once, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    device = choose_device(arguments.device)
     if arguments.one:
-        print(json.dumps(measure(Size(**json.loads(arguments.one)), arguments.rounds)))
+        print(json.dumps(measure(Size(**json.loads(arguments.one)), arguments.rounds, device)))
         return
     sizes = dict.fromkeys(size for _, sizes in AXES.values() for size in sizes)
-    found = {size: in_a_process(size, arguments.rounds) for size in sizes}
+    found = {size: in_a_process(size, arguments.rounds, device) for size in sizes}
     base = asdict(Size())
-    print(f"from {', '.join(f'{name} {n}' for name, n in base.items())}; {torch.get_num_threads()} threads, ", end="")
+    print(
+        f"from {', '.join(f'{name} {n}' for name, n in base.items())}; {torch.get_num_threads()} threads, {device}, ",
+        end="",
+    )
     print(f"torch {torch.__version__}, {arguments.rounds} rounds; median, of ratios with quartiles\n")
     print("| doubled | units | ms a step | ms a unit | times the standard step | peak MiB | MiB a unit |")
     print("|---|---|---|---|---|---|---|")

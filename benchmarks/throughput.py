@@ -32,6 +32,7 @@ from certtrain.network.assemble import load_split
 from certtrain.network.initialize import ibp_init_
 from certtrain.network.modelfile import load_model
 from certtrain.network.models import InputSpec, build_model
+from certtrain.precision import tensor_cores
 from certtrain.preset import load_preset
 from certtrain.verdicts import certified_points
 from certtrain.verification.cascade import Cascade
@@ -117,6 +118,7 @@ def seconds(action: Action, batch: Batch) -> tuple[float, Tensor]:
 
 
 @torch.no_grad()
+@tensor_cores(False)
 def measure(subject: Subject, size: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of every batch in every way, and how many points each way certifies."""
     times: dict[str, list[float]] = {way: [] for way in (PLAIN, BOUNDS, CERTIFIER, VERIFY)}
