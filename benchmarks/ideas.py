@@ -79,12 +79,12 @@ TRIALS = {
 }
 
 
-def known(path: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """The results in the file, by idea and seed."""
+def known(path: Path, trial: str) -> dict[tuple[str, int], dict[str, float]]:
+    """The trial's results in the file, by idea and seed."""
     if not path.exists():
         return {}
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {(line["idea"], line["seed"]): line for line in lines}
+    return {(line["idea"], line["seed"]): line for line in lines if line["trial"] == trial}
 
 
 def show(ideas: list[str], found: dict[tuple[str, int], dict[str, float]]) -> None:
@@ -118,9 +118,9 @@ def main() -> None:
     trial = TRIALS[arguments.trial]
     ideas = arguments.only or list(trial.ideas)
     if unknown := set(ideas) - trial.ideas.keys():
-        parser.error(f"no such idea: {', '.join(sorted(unknown))}; there are: {', '.join(trial.ideas)}")
+        parser.error(f"no such idea: {'; '.join(sorted(unknown))}; there are: {'; '.join(trial.ideas)}")
     keep_freed_memory()
-    device, found = choose_device(arguments.device), known(arguments.out)
+    device, found = choose_device(arguments.device), known(arguments.out, arguments.trial)
     for seed in arguments.seeds:
         for idea in ideas:
             if (idea, seed) in found:
@@ -129,7 +129,9 @@ def main() -> None:
             overrides = [f"{field}={json.dumps(value)}" for field, value in changes.items()]
             found[idea, seed] = run(trial.preset, seed, overrides, arguments.data_dir, device)
             with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"idea": idea, "seed": seed, **found[idea, seed]}) + "\n")
+                file.write(
+                    json.dumps({"trial": arguments.trial, "idea": idea, "seed": seed, **found[idea, seed]}) + "\n"
+                )
     show(ideas, found)
 
 

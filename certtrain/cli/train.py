@@ -48,7 +48,10 @@ class Compile(StrEnum):
 TimeBudget = Annotated[
     float | None,
     typer.Option(
-        parser=seconds, metavar="TIME", help="Stop at a checkpoint so long after the start of the command, like 9m."
+        parser=seconds,
+        metavar="TIME",
+        help="Stop at a checkpoint so long after the start of the command, like 9m. The step under way is finished "
+        "first, and the first step with its compiling.",
     ),
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")]

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ COMPILATION = 60.0  # seconds that it may take; auto compiles where a run saves 
 SAVED = {"cpu": 12e-9, "cuda": 0.1e-9}
 
 Function = Callable[..., Any]
+T = TypeVar("T")
 
 
 def will_compile(
@@ -64,24 +65,25 @@ def has_compiler(device: str) -> bool:
     return find_spec("triton") is not None and any(shutil.which(name) for name in ("gcc", "clang", "cc"))
 
 
-def compiled(function: Function, on_failure: Callable[[str], None]) -> Function:
-    """`function` as one compiled graph, made at its first call.
+class Compiled:
+    """A function as one compiled graph, made when it is first used; as it is where a graph cannot be made."""
 
-    Where the graph cannot be made, `on_failure` is told why, once; from then
-    on the function is called as it is.
-    """
-    fast = torch.compile(function, fullgraph=True, dynamic=False)
-    chosen = [fast]
+    def __init__(self, function: Function, on_failure: Callable[[str], None]) -> None:
+        self.function, self.on_failure = function, on_failure
+        self.graph: Function | None = torch.compile(function, fullgraph=True, dynamic=False)
 
-    def call(*arguments: Any) -> Any:
-        if chosen[0] is function:
-            return function(*arguments)
-        try:
-            return fast(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            on_failure(f"torch.compile failed: {reason}")
-            chosen[0] = function
-            return function(*arguments)
+    def use(self, work: Callable[[Function], T]) -> T:
+        """What `work` makes of the function.
 
-    return call
+        The graph of a backward pass is made in that pass, so it belongs into
+        `work` as well. If a graph cannot be made, `on_failure` is told why,
+        once, and from then on the function is used as it is: `work` begins anew.
+        """
+        if self.graph is not None:
+            try:
+                return work(self.graph)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                self.on_failure(f"torch.compile failed: {reason}")
+                self.graph = None
+        return work(self.function)

@@ -22,7 +22,7 @@ from certtrain.precision import arithmetic, tensor_cores
 from certtrain.preset import Preset
 from certtrain.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
 from certtrain.training.accumulate import Accumulated, Batch, Settings, traces_in_parts
-from certtrain.training.compiling import compiled
+from certtrain.training.compiling import Compiled, Function
 from certtrain.training.distributed import ALONE, Group
 from certtrain.training.objective import SMALLEST_EPS, LinearShare, LossTerms, Regularizers, loss_terms
 from certtrain.training.optimizer import Adam
@@ -82,7 +82,7 @@ class Stepper:
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
         self.average = copy.deepcopy(network) if preset.train.average > 0 else None
-        self.loss = compiled(self._loss, on_failure) if compile else self._loss
+        self.compiled = Compiled(self._loss, on_failure) if compile else None
         self.sums = torch.zeros(len(self.measures()) + 1, dtype=torch.float64, device=self.device)
         self.failed = torch.full((), -1, device=self.device)
 
@@ -159,17 +159,22 @@ class Stepper:
     def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
         """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
         self.network.train()
-        self.optimizer.zero_grad()
         x, controls, parts = _channels_last(x), self._controls(step), self._parts_of(step)
         if self.preset.train.micro_batch is not None:
+            self.optimizer.zero_grad()
             return self._accumulate(x, labels, controls, parts, share)
+
+        def descend(loss: Function) -> dict[str, Tensor]:
+            self.optimizer.zero_grad()
+            with self._arithmetic():
+                total, measured = loss(x, labels, controls, parts)
+            (total * share).backward()
+            return dict(measured)
+
         # A compiled graph is of one size; of an epoch's last batch, where it is smaller, none is made.
         size = self.preset.train.batch_size
-        smaller = len(x) < len(range(size)[part_of(size, self.group.rank, self.group.size)])
-        with self._arithmetic():
-            total, measured = (self._loss if smaller else self.loss)(x, labels, controls, parts)
-        (total * share).backward()
-        return measured
+        whole = len(x) == len(range(size)[part_of(size, self.group.rank, self.group.size)])
+        return self.compiled.use(descend) if self.compiled and whole else descend(self._loss)
 
     def _accumulate(
         self, x: Tensor, labels: Tensor, controls: Controls, parts: Parts, share: float

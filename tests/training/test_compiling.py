@@ -1,6 +1,7 @@
 """The compiled step: the same numbers as the reference's, one graph for all phases, and when it is made."""
 
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ from certtrain.errors import DeviceError
 from certtrain.inspection.diagnostics import relu_units
 from certtrain.network.models import InputSpec, build_model
 from certtrain.preset import Preset, load_preset
-from certtrain.training.compiling import check_compile, compiled, has_compiler, will_compile
+from certtrain.training.compiling import Compiled, check_compile, has_compiler, will_compile
 from certtrain.training.step import Controls, Parts, Stepper
 
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
 quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
 
+
+NO_COMPILER = {"cpp.cxx": ("no-such-compiler",)}  # pytest's own way to set it would delete it at the end
 
 # --- the reference's values ------------------------------------------------------------------------------
 
@@ -58,7 +61,9 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
         weight = 0.5 * (1 - EPS[eps] / (8 / 255))
         values = (max(EPS[eps], 1e-6), float(EPS[eps] > 0), weight, weight, 0.0)
         controls = Controls(*torch.tensor(values, dtype=torch.float64).unbind())
-        total, measured = stepper.loss(x, labels, controls, Parts(regularizers=True, linear=False))
+        assert stepper.compiled is not None
+        assert stepper.compiled.graph is not None
+        total, measured = stepper.compiled.graph(x, labels, controls, Parts(regularizers=True, linear=False))
         total.backward()
         expected = below(net, f"train/eps={eps}/")
         names = {
@@ -88,7 +93,8 @@ def test_compiled_bounds_give_the_references_values(net: str, method: str):
         found = bound(graph, x, eps, (0.0, 1.0))
         return *found.ends(), found.margins(labels)
 
-    fast = compiled(bounds, pytest.fail)
+    fast = Compiled(bounds, pytest.fail).graph
+    assert fast is not None
     for eps in (eps for name, eps, by in EVALUATED if (name, by) == (net, method)):
         with torch.no_grad():
             lower, upper, margins = fast(x, torch.tensor(EPS[eps], dtype=torch.float64))
@@ -168,10 +174,32 @@ def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(
 def test_a_compiler_that_fails_is_done_without():
     torch.compiler.reset()
     heard: list[str] = []
-    double = compiled(lambda x: torch.sin(x) * 2 + 12345, heard.append)
-    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):  # pytest's own would delete it at the end
+    double = Compiled(lambda x: torch.sin(x) * 2 + 12345, heard.append)
+    with torch._inductor.config.patch(NO_COMPILER):
         for _ in range(2):
-            assert torch.equal(double(torch.ones(3)), torch.sin(torch.ones(3)) * 2 + 12345)
+            assert torch.equal(double.use(lambda f: f(torch.ones(3))), torch.sin(torch.ones(3)) * 2 + 12345)
+    assert len(heard) == 1
+    assert heard[0].startswith("torch.compile failed")
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
+    torch.compiler.reset()
+    heard: list[str] = []
+    cube = Compiled(lambda x: (torch.sin(x) ** 3 + 54321).sum(), heard.append)
+
+    def gradient(function: Callable[[Tensor], Tensor]) -> Tensor | None:
+        leaf = torch.ones(3, requires_grad=True)
+        total = function(leaf)
+        with torch._inductor.config.patch(NO_COMPILER):
+            total.backward()
+        return leaf.grad
+
+    one = torch.ones(3)
+    for _ in range(2):
+        torch.testing.assert_close(cube.use(gradient), 3 * torch.sin(one) ** 2 * torch.cos(one))
     assert len(heard) == 1
     assert heard[0].startswith("torch.compile failed")
 
