@@ -56,7 +56,8 @@ TRIALS = {
         "cifar10-speedrun",
         {"model.name": "cnn"}
         | {f"model.{field}": value for field, value in SMALL.items()}
-        | {"train.epochs": 10, "eps.start": 1, "eps.length": 4, "train.milestones": [7, 9], "train.precision": "fp32"},
+        | {"train.epochs": 10, "eps.start": 1, "eps.length": 4, "train.milestones": [7, 9]}
+        | {"train.precision": "fp32", "data.examples": 20_000},
         {
             "as it is": {},
             "clean statistics": {"train.batch_norm_statistics": "clean"},
@@ -129,9 +130,8 @@ def main() -> None:
             overrides = [f"{field}={json.dumps(value)}" for field, value in changes.items()]
             found[idea, seed] = run(trial.preset, seed, overrides, arguments.data_dir, device)
             with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps({"trial": arguments.trial, "idea": idea, "seed": seed, **found[idea, seed]}) + "\n"
-                )
+                about = {"trial": arguments.trial, "idea": idea, "seed": seed}
+                file.write(json.dumps(about | found[idea, seed]) + "\n")
     show(ideas, found)
 
 
