@@ -9,7 +9,7 @@ import ctypes
 import platform
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of mallopt(3)
-_NEVER = 2**31 - 1
+_NEVER = -1  # the largest number would still give back what is free above 2 GiB
 
 
 def keep_freed_memory() -> bool:

@@ -124,7 +124,7 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the attack's random starts.")] = 0,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Examples at a time; a tenth of it in methods beyond ibp.")
-    ] = 128,
+    ] = 200,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the certificates to this file, or go on with it if it is there."),

@@ -10,7 +10,7 @@ from certtrain.precision import tensor_cores
 from certtrain.verdicts import Verdict, correct_points
 from certtrain.verification.certificate import Certifier
 
-SIZE = 128  # examples at a time: the float64 boxes of more no longer fit where freed memory is kept
+SIZE = 200  # examples at a time
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ def verify(
     arithmetic: str = ARITHMETIC,
     bounds: BoundSettings = VERDICTS_ALONE,
     limits: Limits = UNLIMITED,
-    batch_size: int = 128,
+    batch_size: int = 200,
     known: Sequence[Point] = (),
     on_points: OnPoints = lambda points: None,
     on_round: OnRound = lambda names, points: None,
