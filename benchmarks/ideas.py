@@ -57,7 +57,7 @@ TRIALS = {
         {"model.name": "cnn"}
         | {f"model.{field}": value for field, value in SMALL.items()}
         | {"train.epochs": 10, "eps.start": 1, "eps.length": 4, "train.milestones": [7, 9]}
-        | {"train.precision": "fp32", "data.examples": 20_000},
+        | {"train.precision": "fp32", "train.learning_rate": 5e-4, "data.examples": 20_000},
         {
             "as it is": {},
             "clean statistics": {"train.batch_norm_statistics": "clean"},
