@@ -249,20 +249,20 @@ def _change_network(values: dict[str, Any], name: Any) -> None:
 
 
 def explain(error: ValidationError) -> str:
-    """One line for each wrong field: its dotted path and what is wrong with it."""
+    """One line for each wrong field: its dotted path and what is wrong with it; fields that disagree have no path."""
     lines = []
     for problem in error.errors():
         network, path = _place(problem["loc"])
         unknown = problem["type"] == "extra_forbidden"
         message = _suggest(path[-1], network) if unknown else problem["msg"].removeprefix("Value error, ")
-        lines.append(f"  {'.'.join(path)}: {message}")
+        lines.append(f"  {'.'.join(path)}: {message}" if path else f"  {message}")
     return "\n".join(lines)
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
     """The network whose own field is meant, if any, and the path; pydantic has the network's name inside the path."""
-    path = [str(part) for part in location] or ["preset"]
-    if path[0] in ("model", "architecture") and len(path) > 1:
+    path = [str(part) for part in location]
+    if path and path[0] in ("model", "architecture") and len(path) > 1:
         return path[1] if len(path) == 3 else None, [path[0], *path[2:]]
     return None, path
 
