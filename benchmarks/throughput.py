@@ -5,7 +5,7 @@ In one process, the ways interleaved, batch by batch and without gradients:
 - plain inference of the network in float32;
 - the bounds of all margins in float32 (`margin_bounds`);
 - the `Certifier`: logits in float32, bounds in float64, a verdict for each image;
-- `verify`, without its attack: inference, then the `Certifier` on the images that it classifies correctly.
+- `verify`, without its attack: inference, then the same bounds of the images that it classifies correctly.
 
 All ratios are to plain inference of the same batch.
 
