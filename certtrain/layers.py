@@ -18,7 +18,7 @@ MOST_LAYERS = 1024  # more than any network that bounds are of use for; a hostil
 DEEPEST = 8  # parts of a dotted name
 
 
-def _pair(value: Any) -> Any:
+def pair(value: Any) -> Any:
     """Height and width from one number for both."""
     if isinstance(value, (list, tuple)) and len(value) == 1:
         return (value[0], value[0])
@@ -29,16 +29,16 @@ def _padding(value: Any) -> Any:
     """A pair of counts, or "same"; what torch calls "valid" is none."""
     if value == "same":
         return value
-    pair = _pair(0 if value == "valid" else value)
-    if not all(isinstance(side, int) and 0 <= side <= LARGEST for side in pair) or len(pair) != 2:
+    sides = pair(0 if value == "valid" else value)
+    if not all(isinstance(side, int) and 0 <= side <= LARGEST for side in sides) or len(sides) != 2:
         raise ValueError(f'{value!r} is neither a number from 0 to {LARGEST}, nor two, nor "same" or "valid"')
-    return tuple(pair)
+    return tuple(sides)
 
 
 LayerName = Annotated[str, Field(max_length=200, pattern=rf"^\w+(\.\w+){{0,{DEEPEST - 1}}}$")]
-Pair = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
+Pair = Annotated[tuple[Positive, Positive], BeforeValidator(pair)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
-Padding = Annotated[tuple[Count, Count], BeforeValidator(_pair)]
+Padding = Annotated[tuple[Count, Count], BeforeValidator(pair)]
 Channels = Field(min_length=1, max_length=4096)
 
 
@@ -105,7 +105,7 @@ class AvgPool2d(Layer):
 
 class AdaptiveAvgPool2d(Layer):
     type: Literal["AdaptiveAvgPool2d"]
-    output_size: Annotated[tuple[Positive | None, Positive | None], BeforeValidator(_pair)]
+    output_size: Annotated[tuple[Positive | None, Positive | None], BeforeValidator(pair)]
 
 
 class MaxPool2d(Layer):

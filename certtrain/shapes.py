@@ -7,7 +7,7 @@ from typing import Any
 
 from certtrain import layers
 from certtrain.errors import NetworkError
-from certtrain.layers import INPUT, Graph, Layer, Shared
+from certtrain.layers import INPUT, Graph, Layer, Shared, pair
 
 Shape = tuple[int, ...]
 
@@ -43,7 +43,7 @@ def _same(layer: Layer, given: Shape) -> Shape:
 
 
 def _linear(layer: layers.Linear, given: Shape) -> Shape:
-    _check(given[-1] == layer.in_features, f"it takes {layer.in_features} features")
+    _check(given[-1:] == (layer.in_features,), f"it takes {layer.in_features} features")
     return (*given[:-1], layer.out_features)
 
 
@@ -51,7 +51,9 @@ def _conv2d(layer: layers.Conv2d, given: Shape) -> Shape:
     _check_channels(given, layer.in_channels, 3)
     if layer.padding == "same":
         return (layer.out_channels, *given[1:])
-    sides = zip(given[1:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
+    named: Any = layer.padding  # of torch's own layers, "valid" too
+    padding = (0, 0) if named == "valid" else named
+    sides = zip(given[1:], layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
     return (layer.out_channels, *(_windows(*side) for side in sides))
 
 
@@ -72,7 +74,7 @@ def _normalize(layer: layers.Normalize, given: Shape) -> Shape:
 
 
 def _max_pool(layer: layers.MaxPool2d, given: Shape) -> Shape:
-    return _pool(layer, layer.dilation, given)
+    return _pool(layer, pair(layer.dilation), given)
 
 
 def _avg_pool(layer: layers.AvgPool2d, given: Shape) -> Shape:
@@ -81,16 +83,17 @@ def _avg_pool(layer: layers.AvgPool2d, given: Shape) -> Shape:
 
 def _pool(layer: layers.MaxPool2d | layers.AvgPool2d, dilation: Shape, given: Shape) -> Shape:
     _check(len(given) == 3, "it takes images")
-    stride = layer.stride or layer.kernel_size
-    halves = zip(layer.padding, layer.kernel_size, strict=True)  # with dilation, some of torch's kernels allow more
-    _check(all(2 * padding <= kernel for padding, kernel in halves), "its padding is more than half of its window")
-    sides = zip(given[1:], layer.kernel_size, stride, layer.padding, dilation, strict=True)
+    kernel, padding = pair(layer.kernel_size), pair(layer.padding)
+    stride = pair(layer.stride or layer.kernel_size)
+    halves = zip(padding, kernel, strict=True)  # with dilation, some of torch's kernels allow more
+    _check(all(2 * zeros <= size for zeros, size in halves), "its padding is more than half of its window")
+    sides = zip(given[1:], kernel, stride, padding, dilation, strict=True)
     return (given[0], *(_windows(*side, ceil=layer.ceil_mode) for side in sides))
 
 
 def _adaptive_avg_pool(layer: layers.AdaptiveAvgPool2d, given: Shape) -> Shape:
     _check(len(given) == 3, "it takes images")
-    return (given[0], *(size or side for size, side in zip(layer.output_size, given[1:], strict=True)))
+    return (given[0], *(size or side for size, side in zip(pair(layer.output_size), given[1:], strict=True)))
 
 
 def _flatten(layer: layers.Flatten, given: Shape) -> Shape:
@@ -148,3 +151,6 @@ RULES: Mapping[type[Layer], Callable[..., Any]] = MappingProxyType(
         layers.Add: _add,
     }
 )
+
+# The same rules by the layer's name, for torch's own layers as well: these have the fields of their sections.
+SHAPE_OF: dict[str, Callable[..., Shape]] = {section.__name__: rule for section, rule in RULES.items()}

@@ -1,8 +1,10 @@
 """Bounds of any network of supported layers, with their arguments checked."""
 
+import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
+from certtrain.bounds.contract import check_order
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.methods import Bounds, method_named
 from certtrain.bounds.statistics import remember
@@ -43,11 +45,14 @@ def output_bounds(
     They hold in real arithmetic; what is rounded, here or in the network, is in the bounds of `certify` alone.
     On a GPU they are computed with TF32 wherever PyTorch allows it.
     Needs evaluation mode where BatchNorm is used, so that a bound does not
-    depend on the rest of the batch. Raises as `propagate`, and MethodError.
+    depend on the rest of the batch. Raises as `propagate`, MethodError, and
+    SoundnessError if a lower bound comes out above its upper one by more than rounding.
     """
     bounds = _bounds(model, x, eps, method, clip)
     with fitting(x):
-        return bounds.ends()
+        lower, upper = bounds.ends()
+    check_order(lower.detach(), upper.detach(), "the logits", slack=torch.finfo(lower.dtype).eps ** 0.5)
+    return lower, upper
 
 
 def margin_bounds(

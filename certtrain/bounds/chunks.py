@@ -60,7 +60,7 @@ def _slices(total: int, size: int) -> Iterator[slice]:
 
 def row_bytes(prefix: Prefix, size: int, *, gradients: bool = False) -> int:
     """Bytes that one function of one example takes at most on its way back; it has `size` coefficients at first."""
-    sizes = [visit.shape[1:].numel() for visit in prefix.visits]
+    sizes = [max(shape[1:].numel() for shape in (*visit.shapes, visit.result)) for visit in prefix.visits]
     branches = sum(isinstance(visit.call.layer, Add) for visit in prefix.visits) > 0
     copies = max([*sizes, size]) * (COPIES + COPY_OF_BRANCH * branches)
     if gradients:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.chunks import Functions, in_parts, row_bytes, units
+from certtrain.bounds.contract import check_order
 from certtrain.bounds.graph import Add
 from certtrain.bounds.interval import Box, Tighten
 from certtrain.bounds.linear import Prefix, followed_back
@@ -103,7 +104,10 @@ def exact(prefix: Prefix) -> bool:
 
 
 def _box(lower: Tensor, upper: Tensor, before: Box, settings: Settings) -> Box:
+    # Without rounding, ends that are the same but for the last digits may come out in the other order.
     centre, radius = (lower + upper) / 2, ((upper - lower) / 2).clamp(min=0)
-    if settings.rounding is not None:  # of centre and radius, and of the ends that others make of them
+    if settings.rounding is not None:
+        check_order(lower, upper, "a layer's inputs")
+        # of centre and radius, and of the ends that others make of them
         radius = radius + 8 * UNIT64 * (centre.abs() + radius) + torch.finfo(radius.dtype).tiny
     return Box(centre, radius, before.clean)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
 from certtrain.bounds.rounded import Step, rounded
 from certtrain.bounds.rounding import LAYERS, UNIT64, Rounding
@@ -90,7 +91,8 @@ class Place(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """What one layer met on a pass: its input's shape (B, …), its box if it was watched, and BatchNorm's statistics.
+    """What one layer met on a pass: the shapes (B, …) of its inputs and its result, its box if it was watched, and
+    BatchNorm's statistics.
 
     `slack` (B, …), of the output's shape, is there on a watched pass with rounding: for every x̂ in
     the input's box, a bound of |computed − exact| result, together with what float64 rounds when a
@@ -100,11 +102,17 @@ class Visit(NamedTuple):
     """
 
     call: LayerCall
-    shape: torch.Size
+    shapes: tuple[torch.Size, ...]
+    result: torch.Size
     box: Box | None
     statistics: Statistics | None
     slack: Tensor | None = None
     places: tuple[Place, ...] = ()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the first input."""
+        return self.shapes[0]
 
     def examples(self, chosen: slice | Tensor) -> "Visit":
         """The visit of some of the batch."""
@@ -145,6 +153,8 @@ def interval_pass(
     In training mode BatchNorm takes one set of statistics for all that the box
     carries: the clean batch's, or the centres' where no clean batch is carried.
     They are kept, and the running statistics are left alone.
+
+    Raises DataError if a layer does not take what it is given.
     """
     if rounding is not None and len(graph.calls) >= LAYERS:
         raise UnsupportedLayer(
@@ -159,14 +169,18 @@ def interval_pass(
             value = call.inputs[0]
             values[value] = tighten(layer, visits[:value], box, values[value])
         inputs = tuple(values[i] for i in call.inputs)
+        shapes = tuple(box.radius.shape for box in inputs)
+        expected = result_shape(call, shapes)
         statistics = box_statistics(layer, inputs[0], source) if isinstance(layer, BatchNorm) else None
         step, slack = Step(layer, RULES[type(layer)], inputs, statistics), None
         if rounding is None:
-            values[number + 1] = step.apply(*inputs)
+            result = step.apply(*inputs)
         else:
-            values[number + 1], slack = rounded(rounding, step, with_slack=bool(watch))
+            result, slack = rounded(rounding, step, with_slack=bool(watch))
+        check_results(call, expected, (*result, slack))
+        values[number + 1] = result
         kept = inputs[0] if isinstance(layer, watch) else None
-        visits.append(Visit(call, inputs[0].radius.shape, kept, statistics, slack))
+        visits.append(Visit(call, shapes, expected, kept, statistics, slack))
         for value in done:
             del values[value]
     return Passed(values[len(graph.calls)], inputs[0], visits)

@@ -10,13 +10,14 @@ al. 2020); with boxes from linear bounds (`crown`) it is CROWN.
 Λ has shape (B, S, …): S functions for each of B examples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.contract import check_coefficients
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import Box, Place, Visit, scale_and_shift
 from certtrain.bounds.relaxation import RELAXATIONS, Lines, relaxed
@@ -26,9 +27,9 @@ from certtrain.bounds.trace import BoundTrace
 
 
 class Back(NamedTuple):
-    """Λ (B, S, …) at a layer's input, and the constant (B, S) that the layer adds; None for none."""
+    """Λ (B, S, …) at each of a layer's inputs, and the constant (B, S) that the layer adds; None for none."""
 
-    slope: Tensor
+    coefficients: tuple[Tensor, ...]
     constant: Tensor | None = None
 
 
@@ -80,17 +81,20 @@ def followed_back(
         visit, slope = visits[number], pending.pop(number + 1, None)
         if slope is None:  # a result that nothing uses
             continue
+        check_coefficients(visit.call, [visit.result], [slope], slope.shape[:2])
         hear(number + 1, slope)
         given = None if lines is None else lines.get(number)
         back = RULES[type(visit.call.layer)](visit, slope) if given is None else between(given, slope)
+        check_coefficients(visit.call, visit.shapes, back.coefficients, slope.shape[:2])
         constants += [] if back.constant is None else [back.constant]
         constants += [] if visit.slack is None else [-_dot(slope.abs(), visit.slack)]
         if added is not None and number in added:
-            back = Back(back.slope + added[number])
+            back = Back((back.coefficients[0] + added[number],))
             constants += [] if rounding is None else [-_dot(added[number].abs(), _unsure(visit))]
-        for value, slope in zip(visit.call.inputs, _at_inputs(visit, back.slope), strict=True):
+        for value, slope in zip(visit.call.inputs, _at_inputs(visit, back.coefficients), strict=True):
             pending[value] = pending[value] + slope if value in pending else slope
     slope, size = pending[0], pending[0].abs()
+    check_coefficients(visits[0].call, [start.radius.shape], [slope], slope.shape[:2])
     hear(0, slope)
     if rounding is not None:
         own = of_line(start.radius[:1].numel())
@@ -104,11 +108,11 @@ def _unsure(visit: Visit) -> Tensor:
     return of_line(visit.box.radius[:1].numel()) * (visit.box.centre.abs() + visit.box.radius)
 
 
-def _at_inputs(visit: Visit, slope: Tensor) -> list[Tensor]:
+def _at_inputs(visit: Visit, coefficients: tuple[Tensor, ...]) -> Sequence[Tensor]:
     """What a layer brings back to each of its inputs, of which other layers may need larger parts."""
     if not visit.places or isinstance(visit.call.layer, nn.Conv2d):
-        return [slope] * len(visit.call.inputs)
-    return [placed(slope, place) for place in visit.places]
+        return coefficients
+    return [placed(part, place) for part, place in zip(coefficients, visit.places, strict=True)]
 
 
 def margin_functions(trace: BoundTrace, labels: Tensor) -> Tensor:
@@ -147,7 +151,7 @@ def _sums(products: Tensor) -> Tensor:
 def _linear(visit: Visit, slope: Tensor) -> Back:
     layer = visit.call.layer
     assert isinstance(layer, nn.Linear)
-    return Back(slope @ layer.weight, None if layer.bias is None else _dot(slope, layer.bias.unsqueeze(0)))
+    return Back((slope @ layer.weight,), None if layer.bias is None else _dot(slope, layer.bias.unsqueeze(0)))
 
 
 def _conv2d(visit: Visit, slope: Tensor) -> Back:
@@ -160,7 +164,7 @@ def _conv2d(visit: Visit, slope: Tensor) -> Back:
     # Cut the padding off; at the far end there may be rows and columns that no window reaches.
     place = visit.places[0] if visit.places else Place((shape[2], shape[3]), padding(layer))
     back = placed(padded, place)
-    return Back(back.reshape(*slope.shape[:2], *shape[1:]), constant)
+    return Back((back.reshape(*slope.shape[:2], *shape[1:]),), constant)
 
 
 def placed(slope: Tensor, place: Place) -> Tensor:
@@ -184,14 +188,14 @@ def _batch_norm(visit: Visit, slope: Tensor) -> Back:
     assert isinstance(layer, BatchNorm)
     assert visit.statistics is not None  # which every pass gives a BatchNorm
     scale, shift = scale_and_shift(layer, visit.statistics, len(visit.shape))
-    return Back(slope * scale, _dot(slope, shift))
+    return Back((slope * scale,), _dot(slope, shift))
 
 
 def _normalize(visit: Visit, slope: Tensor) -> Back:
     layer = visit.call.layer
     assert isinstance(layer, Normalize)
     scaled = slope / layer.std
-    return Back(scaled, -_dot(scaled, layer.mean.unsqueeze(0)))
+    return Back((scaled,), -_dot(scaled, layer.mean.unsqueeze(0)))
 
 
 def _averaging(visit: Visit, slope: Tensor) -> Back:
@@ -199,7 +203,7 @@ def _averaging(visit: Visit, slope: Tensor) -> Back:
     layer, shape = visit.call.layer, visit.shape
     some = slope.new_zeros(slope.shape[0] * slope.shape[1], *shape[1:])
     transpose = torch.func.vjp(layer, some)[1]
-    return Back(transpose(slope.flatten(0, 1))[0].reshape(*slope.shape[:2], *shape[1:]))
+    return Back((transpose(slope.flatten(0, 1))[0].reshape(*slope.shape[:2], *shape[1:]),))
 
 
 def _reshaped(visit: Visit, slope: Tensor) -> Back:
@@ -207,11 +211,17 @@ def _reshaped(visit: Visit, slope: Tensor) -> Back:
     back = slope.reshape(-1, *visit.shape[1:])
     if back.dim() == 4:
         back = back.contiguous(memory_format=torch.channels_last)
-    return Back(back.view(*slope.shape[:2], *visit.shape[1:]))
+    return Back((back.view(*slope.shape[:2], *visit.shape[1:]),))
 
 
 def _add(visit: Visit, slope: Tensor) -> Back:
-    return Back(slope)  # for both of its inputs
+    return Back(tuple(_unstretched(slope, shape) for shape in visit.shapes))
+
+
+def _unstretched(slope: Tensor, shape: torch.Size) -> Tensor:
+    """Λ (B, S, …) at an input of `shape` (B, …): summed over the sides of 1 that the layer has stretched."""
+    sides = [side + 1 for side in range(1, len(shape)) if shape[side] == 1 != slope.shape[side + 1]]
+    return slope.sum(sides, keepdim=True) if sides else slope
 
 
 def _elementwise(visit: Visit, slope: Tensor) -> Back:
@@ -227,7 +237,7 @@ def between(lines: Lines, slope: Tensor) -> Back:
     constant = slope.new_zeros(())
     for part, offset in ((positive, lines.lower_offset), (negative, lines.upper_offset)):
         constant = constant if offset is None else constant + _sums(part * offset)
-    return Back(back, constant)
+    return Back((back,), constant)
 
 
 def _by_sign(slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,7 +257,8 @@ def _max_pool2d(visit: Visit, slope: Tensor) -> Back:
     places = chosen.flatten(-2).unsqueeze(1).expand(-1, slope.shape[1], *[-1] * (chosen.dim() - 2))
     back = slope.new_zeros(*slope.shape[:2], *visit.shape[1:]).flatten(-2)
     back = back.scatter_add(-1, places, positive.flatten(-2))
-    return Back(back.reshape(*slope.shape[:2], *visit.shape[1:]), _dot(negative, F.max_pool2d(box.upper, *window)))
+    back = back.reshape(*slope.shape[:2], *visit.shape[1:])
+    return Back((back,), _dot(negative, F.max_pool2d(box.upper, *window)))
 
 
 Rule = Callable[[Visit, Tensor], Back]

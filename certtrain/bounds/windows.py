@@ -52,14 +52,18 @@ class Window(NamedTuple):
 
 def parts(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
     """Views of the prefix's result, and what each depends on; together they hold all that is `chosen` (B, …) of it."""
-    layers = [visit.call.layer for visit in prefix.visits]
-    if chosen.dim() != 4 or not all(isinstance(layer, (nn.Conv2d, *POINTWISE)) for layer in layers):
+    if chosen.dim() != 4 or not all(_is_local(visit) for visit in prefix.visits):
         yield _all, prefix
         return
     side = min(MOST_WINDOWS, isqrt(int(chosen.flatten(1).sum(1).max()) // VALUES))
     for window in _windows(chosen.shape[2], chosen.shape[3], max(side, 1)):
         if bool(window.of(chosen).any()):
             yield window.of, seen_by(window, prefix)
+
+
+def _is_local(visit: Visit) -> bool:
+    """Whether a window of the result depends on one window of each input, as in a sum of equal shapes."""
+    return isinstance(visit.call.layer, (nn.Conv2d, *POINTWISE)) and len(set(visit.shapes)) == 1
 
 
 def _all(images: Tensor) -> Tensor:
@@ -111,7 +115,8 @@ def _cut(visit: Visit, needed: dict[int, Window], number: int) -> Visit:
     step, pad = (layer.stride, padding(layer)) if isinstance(layer, nn.Conv2d) else ((1, 1), (0, 0))
     starts = [(part.top - after.top * step[0] + pad[0], part.left - after.left * step[1] + pad[1]) for part in before]
     return visit._replace(
-        shape=torch.Size((*visit.shape[:2], *(before[0] if convolves else after).size)),
+        shapes=tuple(torch.Size((*visit.shape[:2], *(part if convolves else after).size)) for part in before),
+        result=torch.Size((*visit.result[:2], *after.size)),
         box=None if visit.box is None else after.of_box(visit.box),
         slack=None if visit.slack is None else after.of(visit.slack),
         places=tuple(Place(part.size, start) for part, start in zip(before, starts, strict=True)),

@@ -276,7 +276,7 @@ def test_slack_is_taken_off_where_a_layer_has_it():
     start = input_box(torch.tensor([[0.25, 0.75]], dtype=torch.float64), 0.25, None, with_clean=False)
     graph = boundable(nn.Sequential(layer))
     functions = torch.tensor([[[1.0, -2.0]]], dtype=torch.float64)
-    visit = Visit(graph.calls[0], start.radius.shape, None, None)
+    visit = Visit(graph.calls[0], (start.radius.shape,), functions.shape[::2], None, None)
     exact = followed_back(Prefix([visit], start), functions)
     assert exact.item() == -2.0
     slack = torch.tensor([[0.5, 0.25]], dtype=torch.float64)

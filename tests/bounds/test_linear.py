@@ -210,10 +210,7 @@ def test_outputs_that_are_no_logits_are_an_error():
         output_bounds(nn.Sequential(nn.ReLU()), torch.rand(3, 3, 3), 0.1, method="crown-ibp")
 
 
-def test_an_unbatched_maximum_is_followed():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2)).double()
-    x = torch.rand(3, 4, 4, dtype=torch.float64)
-    lower, upper = output_bounds(model, x, 0.0, method="crown-ibp")
-    torch.testing.assert_close(lower, model(x))
-    torch.testing.assert_close(upper, model(x))
+def test_images_without_a_channel_are_refused():
+    model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(DataError, match="layer '0' is given values of shape \\(3, 4, 4\\), but it takes images"):
+        output_bounds(model, torch.rand(3, 4, 4), 0.0, method="crown-ibp")

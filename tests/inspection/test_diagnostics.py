@@ -38,7 +38,10 @@ def trace(*layers: tuple[str, Box], input_radius: float = 0.25) -> BoundTrace:
     """A pass of which only the input's and the layers' boxes matter."""
     count = len(layers[0][1].centre)
     start = Box(torch.zeros(count, 2), torch.full((count, 2), input_radius))
-    visits = [Visit(LayerCall(name, nn.ReLU(), (0,)), box.radius.shape, box, None) for name, box in layers]
+    visits = [
+        Visit(LayerCall(name, nn.ReLU(), (0,)), (box.radius.shape,), box.radius.shape, box, None)
+        for name, box in layers
+    ]
     return BoundTrace(start, start, visits, Logits(start, None, start))
 
 
