@@ -105,7 +105,8 @@ def _flatten(layer: layers.Flatten, given: Shape) -> Shape:
 def _add(layer: layers.Add, left: Shape, right: Shape) -> Shape:
     """torch stretches sides of 1."""
     _check(
-        len(left) == len(right) and all(a == b or 1 in (a, b) for a, b in zip(left, right, strict=True)), "they differ"
+        len(left) == len(right) and all(a == b or 1 in (a, b) for a, b in zip(left, right, strict=True)),
+        "their sides differ",
     )
     return tuple(b if a == 1 else a for a, b in zip(left, right, strict=True))
 

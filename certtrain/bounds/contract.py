@@ -17,7 +17,7 @@ from certtrain.shapes import SHAPE_OF
 
 Shape = Sequence[int]
 
-FAULT = "nothing that rests on them can be trusted. This is a fault in certtrain; please report it."
+FAULT = "do not trust certificates of this network. This is a fault in certtrain; please report it."
 
 
 def result_shape(call: LayerCall, given: Sequence[torch.Size]) -> torch.Size:

@@ -17,13 +17,19 @@ from certtrain.errors import UnsupportedLayer
 from certtrain.precision import arithmetic as run_in
 from certtrain.preset import Precision
 from certtrain.verdicts import Verdict, certified_points, correct_points
+from certtrain.verification.guard import check_centres, check_margins
 
 CLIP = (0.0, 1.0)
 # A verdict needs no more than margins above zero, nor bounds where intervals know enough.
 VERDICTS_ALONE = Settings(dense=0, early_stop=True)
 
 ARITHMETIC = "float32"
+CHEAPEST = "ibp"
 PIXELS = "inputs are pixels in [0, 1]: each box is cut to that range"
+# Of intervals, which cost little more than inference, so many of a batch are held against inference; else all are.
+GUARDED = 4
+SLACK = 1e-9  # of float64's own rounding, in the observed values of a network that never rounds
+
 AS_GIVEN = "the network computes layer by layer, as given: folding BatchNorm into other layers changes its rounding"
 CURVES = f"sigmoid and tanh are within {ACCURACY} units in the last place"
 
@@ -72,7 +78,8 @@ def certify(
     "bf16" (under torch.autocast), or "real" for a network that never rounds.
     `memory` is how many bytes the linear bounds may take at once, besides the
     network and its boxes; where that is less, they take longer.
-    Raises UnsupportedLayer, MethodError, EpsilonError or DataError.
+    Raises UnsupportedLayer, MethodError, EpsilonError or DataError, and
+    SoundnessError where inference contradicts a bound.
     """
     settings = replace(VERDICTS_ALONE, memory=memory)
     return Certifier(model, method, arithmetic=arithmetic, settings=settings).certify(x, labels, eps)
@@ -96,12 +103,12 @@ class Certifier:
     ) -> None:
         self.rounding = arithmetic_named(arithmetic)
         self.settings = replace(settings, rounding=self.rounding)
-        self.method = "ibp" if method == "auto" else method
+        self.method = CHEAPEST if method == "auto" else method
         self.bound = (method_named if alone else up_to)(self.method)
         self.model = model
-        exact = _copied(model).double()
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.
-        self.graph = boundable(exact.to(memory_format=torch.contiguous_format))
+        self.exact = _copied(model).double().to(memory_format=torch.contiguous_format)
+        self.graph = boundable(self.exact)
         check_evaluation_mode(self.graph)
         _check_precision(model)
         self.assumptions = _assumptions(self.rounding, self.graph)
@@ -112,9 +119,12 @@ class Certifier:
         check_input(x, CLIP)
         eps = parse_eps(eps)
         with fitting(x):
-            logits = self._logits(x)
+            logits = self.infer(x)
         check_labels(labels, logits.shape)
-        proved, margin = self.proved(x, labels, eps)
+        margins = self._margins(x, labels, eps)
+        proved, margin = certified_points(margins, labels), _smallest(margins, labels)
+        if self.rounding.name != "real":
+            check_centres(logits, labels, margins)
         verdicts = [
             _verdict(c, p) for c, p in zip(correct_points(logits, labels).tolist(), proved.tolist(), strict=True)
         ]
@@ -123,19 +133,46 @@ class Certifier:
     @torch.no_grad()
     def proved(self, x: Tensor, labels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Which points (B,) have every margin's lower bound above zero, and the smallest bounds (B,); no inference."""
-        with fitting(x):
-            bounds = self.bound(self.graph, x.double().contiguous(), eps, CLIP, self.settings)
-            margins = bounds.margins(labels)
-        smallest = margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
-        return certified_points(margins, labels), smallest
+        margins = self._margins(x, labels, eps)
+        return certified_points(margins, labels), _smallest(margins, labels)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """The network's own, in the named arithmetic where it is one of this device; else in float32."""
+    def guard(self, x: Tensor, labels: Tensor, eps: float, bounds: Tensor) -> None:
+        """Raise SoundnessError if inference finds a margin below its bound (B, K), or the smallest below its (B, 1)."""
+        if self.rounding.name == "real":
+            check_margins(self.exact, x.double(), labels, eps, bounds, slack=SLACK)
+        else:
+            check_margins(self.infer, x, labels, eps, bounds)
+
+    def _margins(self, x: Tensor, labels: Tensor, eps: float) -> Tensor:
+        """Lower bounds (B, K), some of them or all held against inference."""
+        with fitting(x):
+            margins = self.bound(self.graph, x.double().contiguous(), eps, CLIP, self.settings).margins(labels)
+        rows = _spread(certified_points(margins, labels), GUARDED if self.method == CHEAPEST else len(x))
+        self.guard(x[rows], labels[rows], eps, margins[rows])
+        return margins
+
+    def infer(self, x: Tensor) -> Tensor:
+        """The network's logits (B, K), in the named arithmetic where it is one of this device; else in float32."""
         name = self.rounding.name
         precision: Precision = "bf16" if name == "bf16" else "tf32" if name == "tf32" and x.is_cuda else "fp32"
         with run_in(precision, x.device.type):
             logits: Tensor = self.model(x)
             return logits
+
+
+def _smallest(margins: Tensor, labels: Tensor) -> Tensor:
+    """Of margins (B, K), the smallest with another class (B,)."""
+    return margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
+
+
+def _spread(proved: Tensor, most: int) -> Tensor:
+    """The numbers of at most so many of the rows (B,), evenly spread, those that are proved first."""
+    order = proved.to(torch.uint8).argsort(descending=True, stable=True)
+    first = int(proved.sum()) or len(proved)
+    if most >= len(proved):
+        return order
+    steps = torch.arange(min(most, first), device=proved.device) * first // min(most, first)
+    return order[steps]
 
 
 def _copied(model: nn.Module) -> nn.Module:

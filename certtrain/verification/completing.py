@@ -45,9 +45,12 @@ class Completing:
         """What is wrong with the trees of a point that should prove `margin`; None if they prove it again."""
         least = margin * (1 - RELATIVE)
         try:
-            return check_point(self.boxed(batch, row), self._classes(batch, row), trees, least, self.ready().settings)
+            wrong = check_point(self.boxed(batch, row), self._classes(batch, row), trees, least, self.ready().settings)
         except ValueError as error:
             return f"one of its trees is none: {error}"
+        if wrong is None:
+            self._guard(batch, row, least)
+        return wrong
 
     def boxed(self, batch: Batch, row: int) -> Boxed:
         """One point of the batch."""
@@ -63,7 +66,16 @@ class Completing:
     def _decided(self, batch: Batch, row: int, start: float) -> Decided:
         with fitting(batch.x):
             classes = self._classes(batch, row)
-            return decide_point(self.boxed(batch, row), classes, self.ready().settings, _limit(batch, start))
+            decided = decide_point(self.boxed(batch, row), classes, self.ready().settings, _limit(batch, start))
+        if decided.margin is not None:
+            self._guard(batch, row, decided.margin)
+        return decided
+
+    @torch.no_grad()
+    def _guard(self, batch: Batch, row: int, margin: float) -> None:
+        """Raise SoundnessError if inference contradicts the proof that no margin is below `margin`."""
+        x, label = batch.x[row : row + 1], batch.labels[row : row + 1]
+        self.ready().guard(x, label, batch.eps, torch.full((1, 1), margin, dtype=torch.float64, device=x.device))
 
     @torch.no_grad()
     def _classes(self, batch: Batch, row: int) -> int:

@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,11 +25,14 @@ from certtrain.errors import MethodError, PropertyError
 from certtrain.precision import tensor_cores
 from certtrain.verification.certificate import VERDICTS_ALONE
 from certtrain.verification.exactly import EXACTLY, Answer, Subject, confirmed, dtype_of, run_at
+from certtrain.verification.guard import Claims, check_claims
+from certtrain.verification.milp import TOLERANCE as MILP_TOLERANCE
 from certtrain.verification.properties import Case, Property
 
 Result = Literal["unsat", "sat", "unknown"]
 METHODS = ("crown-ibp", "complete", "milp")
 AT_A_TIME = 256  # cases that are searched together
+SLACK = 1e-7  # of float64's rounding, in bounds without it and in observed values
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
     "unsat": (
@@ -112,10 +116,29 @@ def decide(
     if found is None and left and method in EXACTLY:
         by, cases = method, {number: asked.cases[number] for number in left}
         found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape, memory), cases, bounds, time_limit)
+    guard(exact, shape, asked.cases, bounds, MILP_TOLERANCE if method == "milp" else SLACK)
     result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
     outputs = None if found is None else run_at(exact, shape, found)
     seconds = time.monotonic() - start
     return Decision(result, method, None if result == "unknown" else by, _smallest(bounds), found, outputs, seconds)
+
+
+@torch.no_grad()
+def guard(exact: nn.Module, shape: Sequence[int], cases: Sequence[Case], bounds: Sequence[float], slack: float) -> None:
+    """Raise SoundnessError if inference in float64 finds the largest function of a case below its bound."""
+    for first in range(0, len(cases), AT_A_TIME):
+        some = cases[first : first + AT_A_TIME]
+        lower = torch.stack([case.lower for case in some]).view(-1, *shape)
+        upper = torch.stack([case.upper for case in some]).view(-1, *shape)
+        proved = torch.tensor(bounds[first : first + AT_A_TIME], dtype=torch.float64).unsqueeze(1)
+        centre = ((lower + upper) / 2).clamp(lower, upper)
+        check_claims(exact, Claims(centre, lower, upper, partial(largest, some), proved), slack=slack)
+
+
+def largest(cases: Sequence[Case], outputs: Tensor) -> Tensor:
+    """The largest function of each case at its own outputs (N, K), as (N, 1)."""
+    rows = zip(cases, outputs.unsqueeze(1), strict=True)
+    return torch.stack([case.values(row).amax(1) for case, row in rows])
 
 
 def _proves(bound: float) -> bool:
@@ -188,8 +211,7 @@ def _descent(network: nn.Module, shape: Sequence[int], cases: Sequence[Case], po
     """The largest function of each case (B,), and its gradient (B, N), at inputs (B, N)."""
     point = point.detach().requires_grad_()
     outputs = network(point.view(-1, *shape))
-    rows = zip(cases, outputs.unsqueeze(1), strict=True)
-    values = torch.stack([case.values(row).amax() for case, row in rows])
+    values = largest(cases, outputs).squeeze(1)
     return values.detach(), torch.autograd.grad(values.sum(), point)[0]
 
 

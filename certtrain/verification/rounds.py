@@ -5,12 +5,12 @@ from torch import nn
 from certtrain.attack import Settings
 from certtrain.bounds.methods import METHODS, method_named
 from certtrain.bounds.settings import Settings as BoundSettings
-from certtrain.verification.certificate import Certifier
+from certtrain.verification.certificate import CHEAPEST, Certifier
 from certtrain.verification.completing import COMPLETE, Completing
 from certtrain.verification.solving import MILP, Solving
 from certtrain.verification.stages import ATTACK, INFERENCE, Attacking, Bounding, Inferring, Round, Step
 
-AUTO, CHEAPEST = "auto", "ibp"
+AUTO = "auto"
 DEAR = 10  # a method beyond the cheapest gets so many times fewer points at once: time is looked at in between
 ONE_BY_ONE = (COMPLETE, MILP)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from certtrain.attack.box import box_ends
 from certtrain.errors import MethodError
 from certtrain.verdicts import Verdict
-from certtrain.verification.milp import minimum
+from certtrain.verification.guard import check_margins
+from certtrain.verification.milp import TOLERANCE, minimum
 from certtrain.verification.properties import robustness
 from certtrain.verification.stages import Batch, Found, classified, fooled
 
@@ -55,6 +56,9 @@ class Solving:
                 return "falsified", math.nan, hit
             if not 0 < found.proved < math.inf:
                 return "open", math.nan, x
+        proved = torch.tensor([[min(margins)]], dtype=torch.float64)
+        with torch.no_grad():
+            check_margins(exact, x.cpu().double(), label.cpu(), batch.eps, proved, slack=TOLERANCE)
         return "certified", min(margins), x
 
     def _broken(self, point: Tensor, x: Tensor, label: Tensor, eps: float) -> Tensor | None:

@@ -157,7 +157,7 @@ def test_a_layer_that_cannot_be_is_named(name: str):
 
 def test_sums_of_unlike_shapes_do_not_fit():
     pooled = {"name": "pool", "type": "MaxPool2d", "kernel_size": 2}
-    with pytest.raises(NetworkError, match=r"'sum' does not fit .*\(2, 8, 8\) and \(2, 4, 4\): they differ"):
+    with pytest.raises(NetworkError, match=r"'sum' does not fit .*\(2, 8, 8\) and \(2, 4, 4\): their sides differ"):
         build_graph(graph(pooled, {"name": "sum", "type": "Add", "inputs": ["input", "pool"]}), SHAPE, 3)
 
 
