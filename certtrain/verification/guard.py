@@ -43,13 +43,14 @@ def check_margins(infer: Infer, x: Tensor, labels: Tensor, eps: float, bounds: T
     `slack` is what rounding may take from an observed value, as a share of its size.
     """
     if len(x):
-        each = bounds.shape[1] > 1
-        check_claims(infer, Claims(x, *box_ends(x, eps), lambda out: _margins(out, labels, each), bounds), slack=slack)
+        values, bounds = _claimed(labels, bounds)
+        check_claims(infer, Claims(x, *box_ends(x, eps), values, bounds), slack=slack)
 
 
 def check_centres(logits: Tensor, labels: Tensor, bounds: Tensor, *, slack: float = 0.0) -> None:
     """As `check_margins`, where the logits (N, K) at the centres are known already."""
-    _compare(_margins(logits, labels, bounds.shape[1] > 1), bounds, slack, "the centre")
+    values, bounds = _claimed(labels, bounds)
+    _compare(values(logits), bounds, slack, "the centre")
 
 
 def check_claims(infer: Infer, claims: Claims, *, slack: float = 0.0) -> None:
@@ -89,8 +90,15 @@ def _compare(values: Tensor, bounds: Tensor, slack: float, place: str) -> None:
         )
 
 
-def _margins(logits: Tensor, labels: Tensor, each: bool) -> Tensor:
-    """logit[y] − logit[j] (N, K) in float64, or the smallest with another class (N, 1)."""
-    column, exact = labels.unsqueeze(1), logits.double()
-    found = exact.gather(1, column) - exact
-    return found if each else found.scatter(1, column, torch.inf).amin(1, keepdim=True)
+def _claimed(labels: Tensor, bounds: Tensor) -> tuple[Values, Tensor]:
+    """What was bounded, and the bounds: of all margins (N, K), or of the smallest (N, 1). A class has none to itself."""
+    column = labels.unsqueeze(1)
+    if bounds.shape[1] == 1:
+        return lambda logits: _margins(logits, column).scatter(1, column, torch.inf).amin(1, keepdim=True), bounds
+    return lambda logits: _margins(logits, column), bounds.scatter(1, column, -torch.inf)
+
+
+def _margins(logits: Tensor, column: Tensor) -> Tensor:
+    """logit[y] − logit[j] (N, K) for the classes y in `column` (N, 1); float64 takes it without error from float32."""
+    exact = logits.double()
+    return exact.gather(1, column) - exact
