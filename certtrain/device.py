@@ -1,6 +1,9 @@
 """Where to compute."""
 
+from itertools import chain
+
 import torch
+from torch import nn
 
 from certtrain.errors import DeviceError
 
@@ -15,3 +18,9 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError("there is no CUDA device, or this torch cannot use it; try --device cpu")
     return name
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its parameters are, or its buffers; the CPU for a network without either."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -108,5 +108,6 @@ class Search:
         self.free = {n: f.examples(examples) for n, f in self.free.items()}
 
     def _free(self) -> dict[int, Slopes]:
-        found = {n: free_slopes(v.call.layer, v.box) for n, v in enumerate(self.prefix.visits) if v.box is not None}
+        visits = ((n, self.prefix.visits[n]) for n in self.prefix.used())
+        found = {n: free_slopes(v.call.layer, v.box) for n, v in visits if v.box is not None}
         return {number: slopes for number, slopes in found.items() if slopes is not None}

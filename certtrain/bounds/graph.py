@@ -69,6 +69,17 @@ class LayerGraph:
         layer = self.calls[-1].layer
         return layer if isinstance(layer, nn.Linear) else None
 
+    def up_to(self, value: int) -> "LayerGraph":
+        """The calls that this value depends on, it being the output; the others are left out."""
+        wanted = {value}
+        for number in range(value, 0, -1):
+            if number in wanted:
+                wanted.update(self.calls[number - 1].inputs)
+        kept = [number for number in sorted(wanted) if number]
+        places = {0: 0} | {number: place for place, number in enumerate(kept, start=1)}
+        calls = (self.calls[number - 1] for number in kept)
+        return LayerGraph(tuple(call._replace(inputs=tuple(places[i] for i in call.inputs)) for call in calls))
+
     def last_uses(self) -> list[list[int]]:
         """For each call, the values that no later call needs."""
         last = {value: i for i, call in enumerate(self.calls) for value in call.inputs}
@@ -129,6 +140,7 @@ class _Reader:
         self.calls: list[LayerCall] = []
         self.values: dict[fx.Node, int] = {}
         self.names: set[str] = set()
+        self.result = 0
 
     def read(self, graph: fx.Graph) -> LayerGraph:
         readers = {
@@ -141,9 +153,9 @@ class _Reader:
         }
         for node in graph.nodes:
             readers[node.op](node)
-        if not self.calls:
+        if not self.result:
             raise UnsupportedLayer("the network has no layer: its output is its input")
-        return LayerGraph(tuple(self.calls))
+        return LayerGraph(tuple(self.calls)).up_to(self.result)
 
     def _placeholder(self, node: fx.Node) -> None:
         if self.values:
@@ -157,8 +169,9 @@ class _Reader:
 
     def _output(self, node: fx.Node) -> None:
         result = node.args[0]
-        if not isinstance(result, fx.Node) or self.values.get(result) != len(self.calls):
-            raise UnsupportedLayer("the network must return one tensor, the result of its last layer")
+        if not isinstance(result, fx.Node) or result not in self.values:
+            raise UnsupportedLayer("the network must return one tensor, the result of a layer")
+        self.result = self.values[result]
 
     def _call_module(self, node: fx.Node) -> None:
         self._append(str(node.target), self.modules[str(node.target)], node)

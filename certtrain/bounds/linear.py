@@ -39,6 +39,14 @@ class Prefix(NamedTuple):
     visits: list[Visit]
     start: Box
 
+    def used(self) -> list[int]:
+        """The numbers of the visits that the result of the last one depends on, the last one first."""
+        wanted = {len(self.visits)}
+        for value in range(len(self.visits), 0, -1):
+            if value in wanted:
+                wanted.update(self.visits[value - 1].call.inputs)
+        return [value - 1 for value in sorted(wanted, reverse=True) if value]
+
     def examples(self, chosen: slice | Tensor) -> "Prefix":
         """The same way for some of the batch."""
         return Prefix([visit.examples(chosen) for visit in self.visits], self.start.examples(chosen))
@@ -77,10 +85,8 @@ def followed_back(
     visits, start = prefix
     pending = {len(visits): functions}
     constants = []
-    for number in reversed(range(len(visits))):
-        visit, slope = visits[number], pending.pop(number + 1, None)
-        if slope is None:  # a result that nothing uses
-            continue
+    for number in prefix.used():
+        visit, slope = visits[number], pending.pop(number + 1)
         check_coefficients(visit.call, [visit.result], [slope], slope.shape[:2])
         hear(number + 1, slope)
         given = None if lines is None else lines.get(number)

@@ -14,6 +14,7 @@ from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model
 from certtrain.data import ImageSet, to_unit
+from certtrain.device import device_of
 from certtrain.errors import CertificateError
 from certtrain.network.modelfile import Classifier
 from certtrain.precision import tensor_cores
@@ -246,7 +247,7 @@ class _Again:
         return found is not None and record.margin <= found.item() * (1 + SEARCHED_RELATIVE) + ABSOLUTE
 
     def _batch(self, records: Sequence[Record]) -> Batch:
-        device, rows = next(self.model.parameters()).device, [record.index for record in records]
+        device, rows = device_of(self.model), [record.index for record in records]
         x = to_unit(self.images.images[rows].to(device))
         return Batch(rows, x, self.images.labels[rows].to(device), self.header.eps.value)
 

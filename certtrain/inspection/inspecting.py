@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import ImageSet, to_unit
+from certtrain.device import device_of
 from certtrain.errors import EpsilonError, NetworkError, NonFiniteError
 from certtrain.inspection.diagnostics import layer_states
 from certtrain.inspection.findings import AT_START, Finding, LayerMeans, LayerState, layer_means, worst, worst_of_kinds
@@ -142,7 +143,7 @@ def traces_over(
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[BoundTrace]:
     """The boxes of `images`, `size` at a time, in the network as it is evaluated; without gradients."""
-    graph, device = boundable(model.eval()), next(model.parameters()).device
+    graph, device = boundable(model.eval()), device_of(model)
     for first in range(0, len(images), size):
         yield trace_bounds(graph, to_unit(images.images[first : first + size].to(device)), eps, CLIP)
         on_progress(min(first + size, len(images)))

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from certtrain.data import ImageSet, to_unit
+from certtrain.device import device_of
 from certtrain.epsilon import format_eps
 from certtrain.errors import DataError, StorageError
 from certtrain.interchange.vnnlib import robustness_text
@@ -113,7 +114,7 @@ def _clear(folder: Path) -> None:
 @torch.no_grad()
 def _points(model: Classifier, images: ImageSet, numbers: range, eps: float) -> Iterator[tuple[dict[str, Any], str]]:
     """The index's entry and the property of each point."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     classes = len(model.metadata.class_names)
     for begin in range(numbers.start, numbers.stop, BATCH):
         part = slice(begin, min(begin + BATCH, numbers.stop))

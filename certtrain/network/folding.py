@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from certtrain.architecture import Architecture
+from certtrain.bounds.contract import result_shape
 from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.errors import UnsupportedLayer
 from certtrain.layers import Graph
@@ -32,14 +33,14 @@ def fold_batch_norm(model: Classifier) -> Classifier:
     """The same function of pixels (B, C, H, W), its BatchNorm folded: a new network on the CPU, in evaluation mode.
 
     A BatchNorm is folded if it follows a convolution or linear layer whose
-    result nothing else uses. A network where there is none is copied as it is.
-    The metadata say what was done: they name the architecture without
+    outputs are its channels and whose result nothing else uses. A network
+    where there is none is copied as it is. The metadata say what was done: they name the architecture without
     BatchNorm, or list the layers where it has no such name. Raises
     UnsupportedLayer if a BatchNorm has no running statistics.
     """
     exact = copy.deepcopy(model).cpu().eval().double()
     graph = layers_of(_body(exact))
-    folded = _fold(graph)
+    folded = _fold(graph, _flat_values(graph, model.metadata.input_shape))
     if not folded:
         return exact.float()
     rest = _without(graph, folded)
@@ -72,9 +73,17 @@ def _body(model: Classifier) -> nn.Module:
     return nn.Sequential(OrderedDict(list(model.named_children())[1:]))
 
 
-def _fold(graph: LayerGraph) -> set[str]:
+def _flat_values(graph: LayerGraph, image: tuple[int, ...]) -> set[int]:
+    """The values of shape (B, F), for images (C, H, W); of others a linear layer's outputs are no channels."""
+    shapes = [torch.Size((1, *image))]
+    for call in graph.calls:
+        shapes.append(result_shape(call, [shapes[value] for value in call.inputs]))
+    return {value for value, shape in enumerate(shapes) if len(shape) == 2}
+
+
+def _fold(graph: LayerGraph, flat: set[int]) -> set[str]:
     """Change the layers before each BatchNorm in place; return the names of those that are now of no use."""
-    pairs = list(_pairs(graph))
+    pairs = list(_pairs(graph, flat))
     for layer, norm in pairs:
         layer.weight, layer.bias = _fuse(layer, norm.layer, norm.name)
     return {norm.name for _, norm in pairs}
@@ -94,7 +103,7 @@ def _without(graph: LayerGraph, folded: set[str]) -> LayerGraph:
     return LayerGraph(tuple(calls))
 
 
-def _pairs(graph: LayerGraph) -> Iterator[tuple[nn.Conv2d | nn.Linear, LayerCall]]:
+def _pairs(graph: LayerGraph, flat: set[int]) -> Iterator[tuple[nn.Conv2d | nn.Linear, LayerCall]]:
     """Each BatchNorm's call that can be folded, after the layer that it follows."""
     users = Counter(value for call in graph.calls for value in call.inputs)
     calls = Counter(id(call.layer) for call in graph.calls)
@@ -103,7 +112,8 @@ def _pairs(graph: LayerGraph) -> Iterator[tuple[nn.Conv2d | nn.Linear, LayerCall
             continue
         value = call.inputs[0]
         before = graph.calls[value - 1].layer if value else None
-        if isinstance(before, (nn.Conv2d, nn.Linear)) and users[value] == 1 and calls[id(before)] == 1:
+        fits = isinstance(before, nn.Conv2d) or value in flat
+        if fits and isinstance(before, (nn.Conv2d, nn.Linear)) and users[value] == 1 and calls[id(before)] == 1:
             yield before, call
 
 

@@ -80,7 +80,7 @@ def graph_of(layers: LayerGraph) -> Found:
 
     Raises UnsupportedLayer if a layer cannot be said in data.
     """
-    calls = _used(layers.calls)
+    calls = dict(enumerate(layers.up_to(len(layers.calls)).calls, start=1))
     names = dict(zip(calls, _names(call.name for call in calls.values()), strict=True))
     homes: dict[nn.Module, str] = {}
     sections, state = list[Layer](), dict[str, Tensor]()
@@ -152,15 +152,6 @@ def _plain(layer: nn.Module, field: str) -> Any:
     if field == "bias":
         return value is not None
     return value.flatten().tolist() if isinstance(value, Tensor) else value
-
-
-def _used(calls: tuple[LayerCall, ...]) -> dict[int, LayerCall]:
-    """The calls that the last one depends on, by their values, in order."""
-    wanted = {len(calls)}
-    for value in range(len(calls), 0, -1):
-        if value in wanted:
-            wanted.update(calls[value - 1].inputs)
-    return {value: calls[value - 1] for value in sorted(wanted) if value}
 
 
 def _names(names: Iterable[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from certtrain.data import ImageSet, to_unit
+from certtrain.device import device_of
 from certtrain.errors import SoundnessError
 from certtrain.verdicts import Verdict
 from certtrain.verification.points import Point
@@ -135,7 +136,7 @@ class Cascade:
         return min(self.limits.timeout - (self._spent(n) if n in self.points else 0.0) for n in numbers)
 
     def _batch(self, numbers: Sequence[int], seconds: float) -> Batch:
-        device, rows = next(self.model.parameters()).device, list(numbers)
+        device, rows = device_of(self.model), list(numbers)
         x = to_unit(self.images.images[rows].to(device))
         return Batch(rows, x, self.images.labels[rows].to(device), self.eps, self._over, seconds)
 

@@ -91,7 +91,7 @@ def _compare(values: Tensor, bounds: Tensor, slack: float, place: str) -> None:
 
 
 def _claimed(labels: Tensor, bounds: Tensor) -> tuple[Values, Tensor]:
-    """What was bounded, and the bounds: of all margins (N, K), or of the smallest (N, 1). A class has none to itself."""
+    """What was bounded, and the bounds: of all margins (N, K), of which a class has none to itself, or the smallest."""
     column = labels.unsqueeze(1)
     if bounds.shape[1] == 1:
         return lambda logits: _margins(logits, column).scatter(1, column, torch.inf).amin(1, keepdim=True), bounds

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from certtrain.attack import Settings, described
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.data import ImageSet
+from certtrain.device import device_of
 from certtrain.epsilon import parse_eps
 from certtrain.errors import DataError
 from certtrain.network.folding import fold_batch_norm
@@ -139,7 +140,7 @@ def network_of(model: Classifier, network: Network) -> Classifier:
     """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer."""
     if network == "saved":
         return model
-    return fold_batch_norm(model).to(next(model.parameters()).device)
+    return fold_batch_norm(model).to(device_of(model))
 
 
 def check_fit(model: Classifier, images: ImageSet) -> None:

@@ -1,0 +1,254 @@
+"""Networks drawn at random from a grammar of all supported layers, for the soundness campaign.
+
+A network is a list of steps. Each takes one or two earlier values, mostly the last one, and applies a layer, a
+function, an earlier layer once more, or a sum; the two values of a sum may differ in sides of 1. Everything follows
+from the seed.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import gcd, prod
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from certtrain.bounds.graph import Normalize
+
+Shape = tuple[int, ...]
+Operation = Callable[..., Tensor]
+LARGEST, LAYERS = 160, (2, 9)
+"""The most entries of a value, and how many steps a network has, least and most."""
+
+
+class Drawn(nn.Module):
+    """A network of steps; each applies its operation to earlier values, of which value 0 is the input (B, …)."""
+
+    def __init__(self, steps: list[tuple[Operation, tuple[int, ...]]]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.layers = nn.ModuleList(dict.fromkeys(op for op, _ in steps if isinstance(op, nn.Module)))
+        # A copy of the network must use its own layers, so steps name them by their places.
+        self.places = [list(self.layers).index(op) if isinstance(op, nn.Module) else op for op, _ in steps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for place, (_, inputs) in zip(self.places, self.steps, strict=True):
+            operation = self.layers[place] if isinstance(place, int) else place
+            values.append(operation(*(values[i] for i in inputs)))
+        return values[-1]
+
+
+@dataclass
+class Draw:
+    """A network that grows: its random numbers, the shapes of its values, and its steps."""
+
+    seed: int
+    image: Shape = ()
+    shapes: list[Shape] = field(default_factory=list)
+    steps: list[tuple[Operation, tuple[int, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        sides = (self.random.randint(1, 3), self.random.randint(1, 7), self.random.randint(1, 7))
+        self.image = sides if self.random.random() < 0.85 else (self.random.randint(1, 6),)
+        self.shapes = [self.image]
+
+    def add(self, operation: Operation, *inputs: int) -> int:
+        """Append a step, and give back the number of its value."""
+        with torch.no_grad():
+            given = [torch.zeros(2, *self.shapes[i]) for i in inputs]
+            training = isinstance(operation, nn.Module) and operation.training
+            result = operation.eval()(*given) if training else operation(*given)
+        self.steps.append((operation, inputs))
+        self.shapes.append(tuple(result.shape[1:]))
+        return len(self.shapes) - 1
+
+
+def draw_network(seed: int) -> tuple[Drawn, Shape]:
+    """A network in evaluation mode and the shape of one of its inputs."""
+    draw = Draw(seed)
+    if len(draw.image) == 3 and draw.random.random() < 0.4:
+        draw.add(_normalize(draw, draw.image), 0)
+    for _ in range(draw.random.randint(*LAYERS)):
+        grow(draw)
+    finish(draw)
+    network = Drawn(draw.steps)
+    set_weights(network, seed)
+    return network.eval(), draw.image
+
+
+def grow(draw: Draw) -> None:
+    """One more layer, one once more, or a residual sum."""
+    chance, last = draw.random.random(), len(draw.shapes) - 1
+    value = last if draw.random.random() < 0.75 else draw.random.randint(0, last)
+    if chance < 0.22:
+        add_sum(draw, value)
+    elif chance < 0.30:
+        again(draw, value)
+    else:
+        add_layer(draw, value)
+
+
+def add_layer(draw: Draw, value: int) -> int:
+    """A layer that takes the value; what would grow too large is drawn anew."""
+    shape = draw.shapes[value]
+    makers = IMAGES if len(shape) == 3 else OTHERS
+    for _ in range(20):
+        operation = draw.random.choice(makers)(draw, shape)
+        try:
+            size = prod(operation(torch.zeros(2, *shape)).shape[1:]) if operation is not None else 0
+        except (RuntimeError, ValueError):  # a window larger than the image, an average's padding too large
+            continue
+        if 0 < size <= LARGEST:
+            return draw.add(operation, value)
+    return draw.add(nn.ReLU(), value)
+
+
+def add_sum(draw: Draw, value: int) -> None:
+    """The sum of a value with itself, with an earlier value that fits, or with a smaller one made of it."""
+    shape = draw.shapes[value]
+    fitting = [i for i, other in enumerate(draw.shapes) if i != value and stretches(other, shape)]
+    chance = draw.random.random()
+    if chance < 0.1:
+        other = value
+    elif fitting and chance < 0.6:
+        other = draw.random.choice(fitting)
+    else:
+        other = draw.add(smaller(draw, shape), value)
+    draw.add(torch.add, *draw.random.sample([value, other], 2))
+
+
+def stretches(left: Shape, right: Shape) -> bool:
+    """Whether the sum of values of both shapes is defined, and not too large."""
+    fit = len(left) == len(right) and all(a == b or 1 in (a, b) for a, b in zip(left, right, strict=True))
+    return fit and prod(map(max, left, right)) <= LARGEST
+
+
+def smaller(draw: Draw, shape: Shape) -> Operation:
+    """A layer whose result has sides of 1 where its input has larger ones."""
+    if len(shape) == 3:
+        pools = [nn.AdaptiveAvgPool2d(size) for size in (1, (1, None), (None, 1))]
+        return draw.random.choice([*pools, nn.Conv2d(shape[0], 1, 1)])
+    return nn.Linear(shape[-1], 1)
+
+
+def again(draw: Draw, value: int) -> None:
+    """An earlier layer with weights once more, on a value of the shape that it took before."""
+    shared = [(op, i) for op, i in draw.steps if isinstance(op, (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d))]
+    options = [(op, i) for op, inputs in shared for i, shape in enumerate(draw.shapes) if shape == draw.shapes[inputs[0]]]
+    if options:
+        draw.add(*draw.random.choice(options))
+    else:
+        add_layer(draw, value)
+
+
+def finish(draw: Draw) -> None:
+    """Two logits to four, mostly by a linear layer."""
+    last = len(draw.shapes) - 1
+    if len(draw.shapes[last]) > 1:
+        last = draw.add(draw.random.choice([nn.Flatten(), _flatten]), last)
+    (size,) = draw.shapes[last]
+    if not 2 <= size <= 6 or draw.random.random() < 0.6:
+        draw.add(nn.Linear(size, draw.random.randint(2, 4), bias=draw.random.random() < 0.8), last)
+
+
+def set_weights(network: nn.Module, seed: int) -> None:
+    """Weights that keep values of the order of 1, and statistics that are neither zero nor one."""
+    generator = Generator().manual_seed(seed)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.2, 2.0, generator=generator)
+        elif tensor.is_floating_point() and not name.endswith((".mean", ".std")):
+            scale = max(1.0, tensor[0].numel() ** 0.5) if tensor.dim() > 1 else 2.0
+            tensor.normal_(generator=generator).mul_(1.5 / scale)
+
+
+def describe(network: Drawn) -> str:
+    """The steps, one after the other."""
+    lines = []
+    for number, (operation, inputs) in enumerate(network.steps, start=1):
+        title = str(operation) if isinstance(operation, nn.Module) else getattr(operation, "__name__", str(operation))
+        lines.append(f"{number}: {title} of {', '.join(map(str, inputs))}")
+    return "; ".join(lines)
+
+
+# --- the layers ------------------------------------------------------------------------------------------
+
+
+def _normalize(draw: Draw, shape: Shape) -> Operation:
+    mean = tuple(draw.random.uniform(0.2, 0.6) for _ in range(shape[0]))
+    return Normalize(mean, tuple(draw.random.uniform(0.2, 1.5) for _ in range(shape[0])))
+
+
+def _conv2d(draw: Draw, shape: Shape) -> Operation:
+    pick, channels = draw.random.choice, draw.random.randint(1, 4)
+    groups = pick([1, 1, gcd(shape[0], channels)])
+    kernel, dilation = (pick([1, 2, 3]), pick([1, 2, 3])), (pick([1, 1, 2]), pick([1, 1, 2, 3]))
+    if draw.random.random() < 0.2:
+        return nn.Conv2d(shape[0], channels, kernel, padding="same", dilation=dilation, groups=groups)
+    stride, padding = (pick([1, 1, 2, 3]), pick([1, 1, 2])), pick([(0, 0), (1, 1), (2, 0), (1, 3), "valid"])
+    bias = draw.random.random() < 0.8
+    return nn.Conv2d(shape[0], channels, kernel, stride, padding, dilation, groups, bias)
+
+
+def _pooling(draw: Draw) -> tuple[int | tuple[int, int], int | tuple[int, int] | None, int | tuple[int, int]]:
+    pick = draw.random.choice
+    return pick([1, 2, 3, (1, 2), (3, 2)]), pick([None, 1, 2, (2, 1), (1, 3)]), pick([0, 0, 1, (0, 1)])
+
+
+def _max_pool(draw: Draw, shape: Shape) -> Operation:
+    kernel, stride, padding = _pooling(draw)
+    dilation, ceil = draw.random.choice([1, 1, 2, (1, 2)]), draw.random.random() < 0.4
+    if draw.random.random() < 0.2:
+        return lambda x: F.max_pool2d(x, kernel, stride, padding, dilation, ceil)
+    return nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)
+
+
+def _avg_pool(draw: Draw, shape: Shape) -> Operation:
+    kernel, stride, padding = _pooling(draw)
+    ceil, counted = draw.random.random() < 0.4, draw.random.random() < 0.5
+    if draw.random.random() < 0.2:
+        return lambda x: F.avg_pool2d(x, kernel, stride, padding, ceil, counted)
+    return nn.AvgPool2d(kernel, stride, padding, ceil, counted, draw.random.choice([None, None, 3]))
+
+
+def _adaptive(draw: Draw, shape: Shape) -> Operation:
+    pick = draw.random.choice
+    size = pick([1, 2, (1, 2), (None, 1), (3, None), (2, 3)])
+    return pick([nn.AdaptiveAvgPool2d(size), lambda x: F.adaptive_avg_pool2d(x, size)])
+
+
+def _batch_norm(draw: Draw, shape: Shape) -> Operation:
+    kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
+    return kind(shape[0], eps=draw.random.choice([1e-5, 1e-3, 0.1]), affine=draw.random.random() < 0.8)
+
+
+def _activation(draw: Draw, shape: Shape) -> Operation:
+    slope = draw.random.choice([0.01, 0.3, 1.0, 2.5, 0.0])
+    modules = [nn.ReLU(), nn.ReLU(), nn.LeakyReLU(slope), nn.Sigmoid(), nn.Tanh(), nn.Identity(), nn.Dropout(0.3).eval()]
+    return draw.random.choice([*modules, torch.relu, torch.sigmoid, torch.tanh, lambda x: F.leaky_relu(x, slope)])
+
+
+def _flatten_part(draw: Draw, shape: Shape) -> Operation:
+    return nn.Flatten(1, draw.random.choice([-1, 2])) if len(shape) > 1 else nn.Identity()
+
+
+def _flatten(x: Tensor) -> Tensor:
+    return torch.flatten(x, 1)
+
+
+def _linear(draw: Draw, shape: Shape) -> Operation:
+    return nn.Linear(shape[-1], draw.random.randint(1, 8), bias=draw.random.random() < 0.8)
+
+
+IMAGES = [_conv2d, _conv2d, _conv2d, _max_pool, _avg_pool, _adaptive, _batch_norm, _activation, _activation]
+IMAGES += [_activation, _flatten_part, _linear]
+OTHERS = [_linear, _linear, _linear, _batch_norm, _activation, _activation, _activation, _flatten_part]
+
+
+def drawn_networks(count: int, seed: int) -> Iterator[tuple[int, Drawn, Shape]]:
+    """So many networks with the seed of each."""
+    for number in range(seed * 1_000_000, seed * 1_000_000 + count):
+        yield number, *draw_network(number)
