@@ -18,6 +18,7 @@ from certtrain.bounds.graph import Normalize
 
 Shape = tuple[int, ...]
 Operation = Callable[..., Tensor]
+WEIGHTED = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 LARGEST, LAYERS = 160, (2, 9)
 """The most entries of a value, and how many steps a network has, least and most."""
 
@@ -82,7 +83,7 @@ def draw_network(seed: int) -> tuple[Drawn, Shape]:
 def grow(draw: Draw) -> None:
     """One more layer, one once more, or a residual sum."""
     chance, last = draw.random.random(), len(draw.shapes) - 1
-    value = last if draw.random.random() < 0.75 else draw.random.randint(0, last)
+    value = last if draw.random.random() < 0.9 else draw.random.randint(0, last)
     if chance < 0.22:
         add_sum(draw, value)
     elif chance < 0.30:
@@ -136,8 +137,8 @@ def smaller(draw: Draw, shape: Shape) -> Operation:
 
 def again(draw: Draw, value: int) -> None:
     """An earlier layer with weights once more, on a value of the shape that it took before."""
-    shared = [(op, i) for op, i in draw.steps if isinstance(op, (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d))]
-    options = [(op, i) for op, inputs in shared for i, shape in enumerate(draw.shapes) if shape == draw.shapes[inputs[0]]]
+    shared = [(op, draw.shapes[inputs[0]]) for op, inputs in draw.steps if isinstance(op, WEIGHTED)]
+    options = [(op, i) for op, taken in shared for i, shape in enumerate(draw.shapes) if shape == taken]
     if options:
         draw.add(*draw.random.choice(options))
     else:
@@ -227,8 +228,9 @@ def _batch_norm(draw: Draw, shape: Shape) -> Operation:
 
 def _activation(draw: Draw, shape: Shape) -> Operation:
     slope = draw.random.choice([0.01, 0.3, 1.0, 2.5, 0.0])
-    modules = [nn.ReLU(), nn.ReLU(), nn.LeakyReLU(slope), nn.Sigmoid(), nn.Tanh(), nn.Identity(), nn.Dropout(0.3).eval()]
-    return draw.random.choice([*modules, torch.relu, torch.sigmoid, torch.tanh, lambda x: F.leaky_relu(x, slope)])
+    modules = [nn.ReLU(), nn.ReLU(), nn.LeakyReLU(slope), nn.Sigmoid(), nn.Tanh(), nn.Identity()]
+    functions = [torch.relu, torch.sigmoid, torch.tanh, lambda x: F.leaky_relu(x, slope)]
+    return draw.random.choice([*modules, nn.Dropout(0.3).eval(), *functions])
 
 
 def _flatten_part(draw: Draw, shape: Shape) -> Operation:

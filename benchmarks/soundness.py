@@ -18,6 +18,7 @@ Exit status 1 if any point does, or if there was nothing to try.
 python benchmarks/soundness.py
 python benchmarks/soundness.py --points 2000 --quick
 python benchmarks/soundness.py --models runs/mnist/model.safetensors --data-dir DATA
+python benchmarks/soundness.py --random 2000          # networks drawn at random from all supported layers
 """
 
 import argparse
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from random_trials import Total, random_campaign
 from torch import Generator, Tensor, nn
 
 from certtrain import ibp_init_, load_model, margin_bounds, objective_terms
@@ -362,6 +364,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of training; 400, or 60 if quick")
     parser.add_argument("--eps", type=float, default=0.03, help="radius of training and boxes, without model files")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--random", type=int, metavar="N", help="try so many random networks instead")
     parser.add_argument("--quick", action="store_true", help="short trainings and few images")
     arguments = parser.parse_args(words)
     arguments.images = arguments.images or (12 if arguments.quick else 60)
@@ -372,6 +375,8 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     """Parse the arguments, run the campaign on each network, print the table; the exit status."""
     arguments = parsed(words)
+    if arguments.random:
+        return drawn(arguments.random, arguments.seed)
     subjects = file_subjects(arguments) if arguments.models else digit_subjects(arguments)
     count = -(-arguments.points // len(arguments.models or arguments.kinds))
     start, tallies = time.monotonic(), list[Tally]()
@@ -380,6 +385,23 @@ def main(words: list[str] | None = None) -> int:
         print(f"{subject.name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
     show(tallies)
     return verdict(tallies)
+
+
+def drawn(count: int, seed: int) -> int:
+    """Try random networks and print what was found; the exit status."""
+    start = time.monotonic()
+
+    def progress(total: Total) -> None:
+        if total.networks % 100 == 0:
+            print(f"{total.networks:,} networks: {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+    total = random_campaign(count, seed, progress)
+    print("\n".join(total.faults))
+    print(
+        f"seed {seed}: {total.networks:,} networks, {total.claims:,} claims, {total.certified:,} certified boxes, "
+        f"{len(total.faults)} faults, {time.monotonic() - start:.0f} s"
+    )
+    return 1 if total.faults or not total.certified else 0
 
 
 def verdict(tallies: list[Tally]) -> int:
