@@ -30,9 +30,10 @@ def flat(net: Net, x: Tensor) -> Tensor:
 
 
 def unpacks(net: Net, x: Tensor) -> Tensor:
-    b, c, h, w = net.conv(x).shape
+    y = net.conv(x)
+    b, c, h, w = y.shape
     assert (c, h, w) == (2, 4, 4)
-    return net.fc(x.view(b, c * h * w))
+    return net.fc(y.view(b, c * h * w))
 
 
 def asserts(net: Net, x: Tensor) -> Tensor:
