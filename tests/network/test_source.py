@@ -258,6 +258,11 @@ def test_the_network_to_be_spoilt_is_good():
     assert names(read(spoilt(adds(unused=nn.GELU(), drop=nn.Dropout(0.5))))) == ["conv", "relu", "flatten", "head"]
 
 
+def test_a_network_may_ask_for_the_shape_of_its_images():
+    flattened = spoilt(forward=lambda net, x: net.head(torch.relu(net.conv(x)).view(-1, net.head.in_features)))
+    assert names(read(flattened)) == ["conv", "relu", "view", "head"]
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_network_that_cannot_be_trained_is_one_clear_error(name: str):
     source, kind, message = BAD[name]
