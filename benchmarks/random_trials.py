@@ -19,12 +19,12 @@ import certtrain
 from certtrain.attack.box import box_ends
 from certtrain.attack.hunt import running
 from certtrain.bounds import linear
-from certtrain.bounds.graph import trace_layers
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import BoundTrace
+from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CerttrainError, SoundnessError
 from certtrain.network.graphs import graph_of

@@ -119,7 +119,7 @@ class MaxPool2d(Layer):
 
 class Flatten(Layer):
     type: Literal["Flatten"]
-    start_dim: Literal[1] = 1
+    start_dim: int = Field(1, ge=1, le=8)
     end_dim: int = Field(-1, ge=-8, le=8)
 
 

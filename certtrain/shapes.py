@@ -98,8 +98,9 @@ def _adaptive_avg_pool(layer: layers.AdaptiveAvgPool2d, given: Shape) -> Shape:
 
 def _flatten(layer: layers.Flatten, given: Shape) -> Shape:
     end = layer.end_dim if layer.end_dim >= 0 else len(given) + 1 + layer.end_dim
-    _check(1 <= end <= len(given), f"there is no dimension {layer.end_dim} from 1 on")
-    return (prod(given[:end]), *given[end:])
+    start = layer.start_dim
+    _check(start <= end <= len(given), f"there is no dimension {layer.end_dim} from {start} on")
+    return (*given[: start - 1], prod(given[start - 1 : end]), *given[end:])
 
 
 def _add(layer: layers.Add, left: Shape, right: Shape) -> Shape:

@@ -5,8 +5,10 @@ from torch import Tensor, nn
 
 from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
 from certtrain.bounds.contract import check_order
+from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.methods import Bounds, method_named
+from certtrain.bounds.modules import check_modules
 from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, Clip, trace_bounds
 from certtrain.epsilon import parse_eps
@@ -23,13 +25,14 @@ def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0
     `x` lies outside `clip` or does not fit the network.
     """
     check_input(x, clip)
-    graph, eps = boundable(model), parse_eps(eps)
+    graph, eps = boundable(model, tuple(x.shape[1:])), parse_eps(eps)
     with fitting(x):
         trace = trace_bounds(graph, x, eps, clip)
     remember(trace.statistics)
     return trace
 
 
+@outside_inference_mode()
 def output_bounds(
     model: nn.Module, x: Tensor, eps: float, *, method: str = "ibp", clip: Clip = (0.0, 1.0)
 ) -> tuple[Tensor, Tensor]:
@@ -55,6 +58,7 @@ def output_bounds(
     return lower, upper
 
 
+@outside_inference_mode()
 def margin_bounds(
     model: nn.Module, x: Tensor, labels: Tensor, eps: float, *, method: str = "ibp", clip: Clip = (0.0, 1.0)
 ) -> Tensor:
@@ -75,8 +79,9 @@ def margin_bounds(
 def _bounds(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) -> Bounds:
     bound = method_named(method)
     check_input(x, clip)
-    graph = boundable(model)
+    check_modules(model)
+    graph = boundable(plain_model(model), tuple(x.shape[1:]))
     check_evaluation_mode(graph)
     eps = parse_eps(eps)
     with fitting(x):
-        return bound(graph, x, eps, clip)
+        return bound(graph, plain_tensor(x), eps, clip)

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.contract import check_results, result_shape
-from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
+from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, Shape
 from certtrain.bounds.rounded import Step, rounded
 from certtrain.bounds.rounding import LAYERS, UNIT64, Rounding
 from certtrain.bounds.statistics import BatchNorm, Source, Statistics, batch_statistics, running_statistics
+from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import UnsupportedLayer
 
 Pointwise = Callable[[Tensor], Tensor]
@@ -160,6 +161,7 @@ def interval_pass(
         raise UnsupportedLayer(
             f"rounding is bounded for networks of fewer than {LAYERS} layers, not {len(graph.calls)}"
         )
+    graph.check_input(box.radius.shape)
     values = {0: box}
     visits: list[Visit] = []
     inputs: tuple[Box, ...] = ()
@@ -198,14 +200,14 @@ def box_statistics(layer: BatchNorm, box: Box, source: Source = batch_statistics
     return source(layer, box.centre if box.clean is None else box.clean)
 
 
-def boundable(model: nn.Module) -> LayerGraph:
-    """The layers of `model`, each of them known to have a rule.
+def boundable(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
+    """The layers of `model`, each of them known to have a rule, for inputs of `shape` without the batch.
 
-    Raises UnsupportedLayer that names the first layer without one.
+    Where no shape is given, the forward pass must not ask for any. Raises
+    UnsupportedLayer that names the first layer without a rule, or what else is
+    in the way.
     """
-    if model._forward_hooks or model._forward_pre_hooks:
-        raise UnsupportedLayer(f"{type(model).__name__} has a forward hook, which bounds cannot follow; remove it")
-    graph = trace_layers(model)
+    graph = trace_layers(model, shape)
     for call in graph.calls:
         _check(call)
     return graph
@@ -217,16 +219,17 @@ def _check(call: LayerCall) -> None:
             f"layer {call.name!r} is a {type(call.layer).__name__}, for which there is no bound rule. "
             f"Layers that can be bounded: {', '.join(sorted(t.__name__ for t in RULES))}."
         )
-    if call.layer._forward_hooks or call.layer._forward_pre_hooks:
-        raise UnsupportedLayer(f"layer {call.name!r} has a forward hook, which bounds cannot follow; remove it")
     if isinstance(call.layer, nn.AvgPool2d) and (call.layer.divisor_override or 1) < 0:
         raise UnsupportedLayer(f"layer {call.name!r} has a negative divisor, so it is no average")
     if isinstance(call.layer, nn.Conv2d) and call.layer.padding_mode != "zeros":
         raise UnsupportedLayer(f"layer {call.name!r} pads by {call.layer.padding_mode!r}; only 'zeros' has a rule")
     if isinstance(call.layer, nn.MaxPool2d) and call.layer.return_indices:
         raise UnsupportedLayer(f"layer {call.name!r} returns indices; use return_indices=False")
-    if isinstance(call.layer, nn.Flatten) and call.layer.start_dim != 1:
-        raise UnsupportedLayer(f"layer {call.name!r} flattens the batch; use start_dim=1")
+    if isinstance(call.layer, nn.Flatten) and call.layer.start_dim < 1:
+        raise UnsupportedLayer(
+            f"layer {call.name!r} flattens from dimension {call.layer.start_dim} on, and so perhaps the batch; "
+            "use start_dim=1 or more"
+        )
     if isinstance(call.layer, nn.LeakyReLU) and call.layer.negative_slope < 0:
         raise UnsupportedLayer(f"layer {call.name!r} has a negative slope, so it is not monotone")
 

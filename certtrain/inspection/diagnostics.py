@@ -30,7 +30,7 @@ def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
 @torch.no_grad()
 def relu_units(model: nn.Module, x: Tensor) -> int:
     """How many ReLU inputs the network has for one example of `x` (B, …); B is two or more."""
-    trace = trace_bounds(boundable(model), x[:2], 0.0, None)
+    trace = trace_bounds(boundable(model, tuple(x.shape[1:])), x[:2], 0.0, None)
     return sum(box.centre[0].numel() for _, box in trace.relu_boxes)
 
 

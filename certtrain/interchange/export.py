@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from certtrain.bounds.graph import LayerCall, LayerGraph, trace_layers
+from certtrain.bounds.graph import LayerCall, LayerGraph
+from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MissingExtra, SoundnessError, StorageError, UnsupportedLayer
 from certtrain.interchange.operators import Operator, operators_of

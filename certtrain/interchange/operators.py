@@ -1,6 +1,7 @@
 """What each layer is in ONNX: few, old and plain operators, whose meaning does not depend on the reader."""
 
 from collections.abc import Callable, Mapping
+from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -74,9 +75,11 @@ def _linear(layer: nn.Linear, given: Shape) -> list[Operator]:
 
 
 def _flatten(layer: nn.Flatten, given: Shape) -> list[Operator]:
-    if layer.start_dim != 1 or layer.end_dim not in (-1, len(given)):
-        raise UnsupportedLayer(f"{layer}: only the flattening of all but the batch dimension")
-    return [Operator("Flatten", {}, {"axis": 1})]
+    start, end = layer.start_dim, layer.end_dim if layer.end_dim >= 0 else len(given) + 1 + layer.end_dim
+    if (start, end) == (1, len(given)):
+        return [Operator("Flatten", {}, {"axis": 1})]
+    sizes = (0, *given[: start - 1], prod(given[start - 1 : end]), *given[end:])  # 0 stands for the batch as it is
+    return [Operator("Reshape", {"shape": torch.tensor(sizes)})]
 
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, given: Shape) -> list[Operator]:

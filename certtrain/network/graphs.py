@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from certtrain.bounds.graph import LayerCall, LayerGraph, trace_layers
+from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.bounds.interval import RULES
+from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import NetworkError, UnsupportedLayer
 from certtrain.layers import DEEPEST, INPUT, SECTIONS, Graph, Layer, Shared
 from certtrain.preset import explain

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from certtrain.bounds.graph import Add, LayerGraph, trace_layers
+from certtrain.bounds.graph import Add, LayerGraph, Shape
+from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import UnsupportedLayer
 from certtrain.preset import Scheme
 
@@ -26,7 +27,7 @@ class InitRecord:
 
 
 @torch.no_grad()
-def ibp_init_(model: nn.Module, generator: Generator | None = None) -> list[InitRecord]:
+def ibp_init_(model: nn.Module, generator: Generator | None = None, *, shape: Shape | None = None) -> list[InitRecord]:
     """Draw each weight tensor but the last from N(0, 2π/fan_in²), and set its bias to zero.
 
     It keeps the mean radius of the bounds the same from layer to layer. A layer
@@ -36,9 +37,11 @@ def ibp_init_(model: nn.Module, generator: Generator | None = None) -> list[Init
     is, the radius still grows with each block, if less. The last layer is left
     alone.
 
+    shape: of one input, without the batch, for a network whose forward pass asks for shapes.
+
     Raises UnsupportedLayer as `trace_layers`, or if the network has no weights.
     """
-    return _initialize(trace_layers(model), "ibp", generator)
+    return _initialize(trace_layers(model, shape), "ibp", generator)
 
 
 @torch.no_grad()

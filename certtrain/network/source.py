@@ -53,7 +53,7 @@ def read_network(module: Module, shape: Shape, classes: int) -> Graph:
         x = torch.randn(2, *shape)
         expected = _logits(maker.title, network, x)
         check_logits(maker.title, tuple(expected.shape), shape, classes)
-        found = _layers(maker.title, network)
+        found = _layers(maker.title, network, shape)
         _check_same(maker.title, found, x, expected)
     origin = Origin(source=maker.title, arguments=module.arguments, sha256=maker.sha256)
     return found.graph.model_copy(update={"origin": origin})
@@ -195,10 +195,10 @@ def _logits(title: str, network: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _layers(title: str, network: nn.Module) -> Found:
+def _layers(title: str, network: nn.Module, shape: Shape) -> Found:
     """Its layers, which must be the same in training and in evaluation."""
     try:
-        trained, found = (graph_of(boundable(network.train(mode))) for mode in (True, False))
+        trained, found = (graph_of(boundable(network.train(mode), shape)) for mode in (True, False))
     except UnsupportedLayer as error:
         raise UnsupportedLayer(f"{title}: {error}") from error
     except Code as error:

@@ -80,7 +80,7 @@ def objective_terms(
     """
     check_training_method(method)
     check_input(x, (0.0, 1.0))
-    eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), boundable(model)
+    eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), boundable(model, tuple(x.shape[1:]))
     if not 0 < eps_max >= eps:
         raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
     with fitting(x):

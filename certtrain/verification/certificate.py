@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
-from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.graph import LayerGraph, Shape
+from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.methods import method_named, up_to
+from certtrain.bounds.modules import check_modules
 from certtrain.bounds.rounding import ACCURACY, Rounding, arithmetic_named
 from certtrain.bounds.settings import Settings
 from certtrain.epsilon import parse_eps
@@ -82,7 +84,8 @@ def certify(
     SoundnessError where inference contradicts a bound.
     """
     settings = replace(VERDICTS_ALONE, memory=memory)
-    return Certifier(model, method, arithmetic=arithmetic, settings=settings).certify(x, labels, eps)
+    shape = tuple(x.shape[1:])
+    return Certifier(model, method, arithmetic=arithmetic, settings=settings, shape=shape).certify(x, labels, eps)
 
 
 class Certifier:
@@ -90,8 +93,10 @@ class Certifier:
 
     settings: how bounds are computed; their rounding is that of `arithmetic`.
     alone: without the methods before `method`, for points that those left open.
+    shape: of one input, without the batch, for a network whose forward pass asks for shapes.
     """
 
+    @outside_inference_mode()
     def __init__(
         self,
         model: nn.Module,
@@ -100,19 +105,22 @@ class Certifier:
         arithmetic: str = ARITHMETIC,
         settings: Settings = VERDICTS_ALONE,
         alone: bool = False,
+        shape: Shape | None = None,
     ) -> None:
         self.rounding = arithmetic_named(arithmetic)
         self.settings = replace(settings, rounding=self.rounding)
         self.method = CHEAPEST if method == "auto" else method
         self.bound = (method_named if alone else up_to)(self.method)
-        self.model = model
+        check_modules(model)  # a copy does not have all that can be put around a network
+        self.model = plain_model(model)
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.
         self.exact = _copied(model).double().to(memory_format=torch.contiguous_format)
-        self.graph = boundable(self.exact)
+        self.graph = boundable(self.exact, shape)
         check_evaluation_mode(self.graph)
         _check_precision(model)
         self.assumptions = _assumptions(self.rounding, self.graph)
 
+    @outside_inference_mode()
     @torch.no_grad()
     def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
         """As the function `certify`."""
@@ -130,6 +138,7 @@ class Certifier:
         ]
         return Certificates(tuple(verdicts), margin, eps, self.method, self.assumptions, self.rounding.name)
 
+    @outside_inference_mode()
     @torch.no_grad()
     def proved(self, x: Tensor, labels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Which points (B,) have every margin's lower bound above zero, and the smallest bounds (B,); no inference."""
@@ -145,6 +154,7 @@ class Certifier:
 
     def _margins(self, x: Tensor, labels: Tensor, eps: float) -> Tensor:
         """Lower bounds (B, K), some of them or all held against inference."""
+        x = plain_tensor(x)
         with fitting(x):
             margins = self.bound(self.graph, x.double().contiguous(), eps, CLIP, self.settings).margins(labels)
         rows = _spread(certified_points(margins, labels), GUARDED if self.method == CHEAPEST else len(x))
@@ -178,10 +188,9 @@ def _spread(proved: Tensor, most: int) -> Tensor:
 def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except RuntimeError as error:  # as of weights that torch.nn.utils.prune computes anew
+    except RuntimeError as error:  # as of a tensor that was computed and is kept with its gradient
         raise UnsupportedLayer(
-            f"the network cannot be copied: {error}; its weights must be plain parameters, as "
-            "torch.nn.utils.prune.remove makes pruned ones"
+            f"the network cannot be copied: {error}; let its modules keep plain parameters and detached tensors"
         ) from error
 
 

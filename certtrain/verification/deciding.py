@@ -18,7 +18,9 @@ from certtrain.attack import PGD
 from certtrain.bounds import linear
 from certtrain.bounds.checks import check_evaluation_mode, fitting
 from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.interval import boundable, box_between, interval_pass
+from certtrain.bounds.modules import check_modules
 from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
 from certtrain.data import derive_seed
 from certtrain.errors import MethodError, PropertyError
@@ -82,6 +84,7 @@ class Decision:
         }
 
 
+@outside_inference_mode()
 @tensor_cores(False)
 def decide(
     network: nn.Module,
@@ -105,8 +108,10 @@ def decide(
     if method not in METHODS:
         raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(METHODS)}")
     start = time.monotonic()
+    check_modules(network)  # a copy does not have all that can be put around a network
+    network = plain_model(network)
     exact = copy.deepcopy(network).double()
-    graph = boundable(exact)
+    graph = boundable(exact, tuple(shape))
     check_evaluation_mode(graph)
     _check_sizes(network, shape, asked)
     bounds = case_bounds(graph, shape, asked.cases)

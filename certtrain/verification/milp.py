@@ -65,7 +65,7 @@ def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, time_limit:
     """
     _extra("scipy.optimize")  # what is missing is said before the work starts
     start = time.monotonic()
-    graph = boundable(network)
+    graph = boundable(network, tuple(shape))
     for call in graph.calls:
         if type(call.layer) not in RULES:
             known = ", ".join(sorted(layer.__name__ for layer in RULES))

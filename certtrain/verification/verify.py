@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from certtrain.attack import Settings, described
+from certtrain.bounds.inference import outside_inference_mode, plain_model
+from certtrain.bounds.modules import check_modules
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.data import ImageSet
 from certtrain.device import device_of
@@ -76,6 +78,7 @@ class Report:
         return asdict(self) | accuracies
 
 
+@outside_inference_mode()
 @tensor_cores(False)
 def verify(
     model: Classifier,
@@ -110,9 +113,10 @@ def verify(
     EpsilonError, and SoundnessError if a certified point was attacked: then a
     bound is wrong.
     """
+    check_modules(model)
     check_fit(model, images)
     start, eps = time.monotonic(), parse_eps(eps)
-    model = network_of(model, network)
+    model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
     points = Cascade(model, images, eps, rounds, limits, known, on_points, on_round).run()
     counts, steps = count(points), names_of(method, attack)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from certtrain.bounds import interval, linear
-from certtrain.bounds.graph import Add, trace_layers
+from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Back
+from certtrain.bounds.tracing import trace_layers
 from certtrain.verification import guard
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

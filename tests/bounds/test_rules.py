@@ -111,6 +111,7 @@ AFFINE = {
     "average": (nn.AvgPool2d(2, stride=1, padding=1, count_include_pad=False), (2, 3, 3)),
     "adaptive average": (nn.AdaptiveAvgPool2d((2, 1)), (2, 3, 3)),
     "flatten": (nn.Flatten(), (2, 2, 2)),
+    "flatten some": (nn.Flatten(2), (2, 2, 2)),
     "identity": (nn.Identity(), (5,)),
     "dropout": (nn.Dropout(0.5), (5,)),
     "sum": (Add(), (5,)),

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
-from certtrain.bounds.graph import Add, Normalize, trace_layers
+from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import RULES
+from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import DataError, MissingExtra, SoundnessError, StorageError, UnsupportedLayer
 from certtrain.interchange import export as exporting
@@ -415,6 +416,9 @@ OPERATORS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.AdaptiveAvgPool2d((4, None)), SHAPE),
     (nn.Flatten(), SHAPE),
     (nn.Flatten(1, 3), SHAPE),
+    (nn.Flatten(1, 2), SHAPE),
+    (nn.Flatten(2), SHAPE),
+    (nn.Flatten(2, -2), SHAPE),
     (nn.Identity(), SHAPE),
     (nn.Dropout(0.5), SHAPE),
     (nn.ReLU(), SHAPE),
@@ -454,7 +458,6 @@ def test_every_layer_with_a_rule_has_operators() -> None:
 
 NOT_EXPORTED: list[tuple[nn.Module, str]] = [
     (nn.GELU(), r"it is a GELU; what can be exported are .*Conv2d"),
-    (nn.Flatten(1, 2), "only the flattening of all but the batch dimension"),
     (nn.Linear(8, 3), r"needs flat inputs, and these have shape \(2, 8, 8\)"),
     (nn.AdaptiveAvgPool2d(3), "8×8 values are no multiple of its output's"),
     (nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True), "reach so far over the end"),

@@ -9,8 +9,8 @@ import torch
 from test_export import ARCHITECTURES, LAYERS, OPERATORS, Block, Folded, classifier, close, every_architecture, listed
 from torch import Tensor, nn
 
-from certtrain.bounds.graph import trace_layers
 from certtrain.bounds.interval import boundable
+from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import CerttrainError, ModelFileError, UnsupportedLayer
 from certtrain.interchange import export as exporting
 from certtrain.interchange.export import export_onnx

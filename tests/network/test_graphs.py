@@ -11,8 +11,9 @@ from sampling import assert_inside, points_inside
 from torch import Tensor, nn
 
 from certtrain import output_bounds
-from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, trace_layers
+from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
 from certtrain.bounds.interval import RULES
+from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import NetworkError, PresetError, UnsupportedLayer
 from certtrain.layers import SECTIONS, Graph, Shared
 from certtrain.network.graphs import GraphNetwork, build_graph, graph_of
@@ -60,6 +61,8 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.MaxPool2d(2), SHAPE),
     (nn.Flatten(), SHAPE),
     (nn.Flatten(1, 2), SHAPE),
+    (nn.Flatten(2), SHAPE),
+    (nn.Flatten(2, 3), SHAPE),
     (nn.Identity(), SHAPE),
     (nn.Dropout(0.2), SHAPE),
     (nn.ReLU(inplace=True), SHAPE),

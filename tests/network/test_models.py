@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from certtrain import output_bounds, propagate
 from certtrain.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
-from certtrain.bounds.graph import Add, LayerCall, Normalize, trace_layers
+from certtrain.bounds.graph import Add, LayerCall, Normalize
+from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import DataError
 from certtrain.network.models import BUILDERS, InputSpec, build_model
 from certtrain.preset import load_preset

@@ -200,7 +200,11 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
         UnsupportedLayer,
         "Spoilt: layer 'act' is a GELU.* can be bounded: .*ReLU",
     ),
-    "unknown function": (spoilt(middle=lambda net, x: x.exp()), UnsupportedLayer, "Spoilt: node 'exp' calls exp"),
+    "unknown function": (
+        spoilt(middle=lambda net, x: x.exp()),
+        UnsupportedLayer,
+        r"Spoilt: node 'exp' calls x\.exp\(\)",
+    ),
     "hook": (
         spoilt(lambda net: net.conv.register_forward_hook(lambda *given: None)),
         UnsupportedLayer,
@@ -221,7 +225,16 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
         UnsupportedLayer,
         "other layers in training than in evaluation",
     ),
-    "replaced forward": (spoilt(replaces_the_forward_of_a_layer), UnsupportedLayer, "computes something else than the"),
+    "replaced forward": (
+        spoilt(replaces_the_forward_of_a_layer),
+        UnsupportedLayer,
+        "Spoilt: layer 'conv' has another 'forward' than its class Conv2d",
+    ),
+    "other layers for tensors": (
+        spoilt(middle=lambda net, x: torch.relu(x) if type(x) is Tensor else x),
+        UnsupportedLayer,
+        "computes something else than the layers",
+    ),
     "weight in common": (
         spoilt(shares_a_weight, forward=lambda net, x: net.head((net.conv(x) + net.other(x)).flatten(1))),
         UnsupportedLayer,
@@ -243,6 +256,11 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
 def test_the_network_to_be_spoilt_is_good():
     assert names(read(spoilt())) == ["conv", "relu", "flatten", "head"]
     assert names(read(spoilt(adds(unused=nn.GELU(), drop=nn.Dropout(0.5))))) == ["conv", "relu", "flatten", "head"]
+
+
+def test_a_network_may_ask_for_the_shape_of_its_images():
+    flattened = spoilt(forward=lambda net, x: net.head(torch.relu(net.conv(x)).view(-1, net.head.in_features)))
+    assert names(read(flattened)) == ["conv", "relu", "view", "head"]
 
 
 @pytest.mark.parametrize("name", BAD)

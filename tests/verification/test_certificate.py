@@ -138,10 +138,17 @@ def test_little_memory_changes_no_certificate_and_none_is_refused():
 
 
 def test_a_network_that_cannot_be_copied_is_refused():
+    model = nn.Sequential(nn.Linear(1, 2)).eval()
+    model.kept = model(X)
+    with pytest.raises(UnsupportedLayer, match=r"cannot be copied.*detached tensors"):
+        certify(model, X, Y, 0.1)
+
+
+def test_a_pruned_network_is_refused_until_its_weights_are_written():
     model = nn.Sequential(nn.Linear(1, 2))
     torch.nn.utils.prune.l1_unstructured(model[0], "weight", amount=0.5)
     model(X)
-    with pytest.raises(UnsupportedLayer, match=r"cannot be copied.*prune\.remove"):
+    with pytest.raises(UnsupportedLayer, match=r"'0' has a forward hook.*prune\.remove"):
         certify(model.eval(), X, Y, 0.1)
     torch.nn.utils.prune.remove(model[0], "weight")
     assert len(certify(model, X, Y, 0.1).verdicts) == 5

@@ -1,0 +1,239 @@
+"""Functions, operators and methods of tensors, and the layers that they equal: `torch.relu(x)` is `nn.ReLU()`."""
+
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from certtrain.bounds.graph import Add, Shape
+from certtrain.errors import UnsupportedLayer
+
+FLAT = "write x.flatten(1), which holds for inputs of any shape"
+
+
+class Given(NamedTuple):
+    """What a function is given: its first argument's shape without the batch, if it is known, and the batch's size."""
+
+    shape: Callable[[], Shape | None]
+    batch: fx.Node | None
+
+
+class Function(NamedTuple):
+    """What a function equals.
+
+    make: the layers, one after the other, from the call's arguments after the first; if `shaped`, after a Given.
+    inplace: whether it writes its result over its first argument, whatever its arguments say.
+    """
+
+    make: Callable[..., list[nn.Module]]
+    inplace: bool = False
+    shaped: bool = False
+
+
+def layers_of(node: fx.Node, given: Given) -> list[nn.Module]:
+    """The layers that a call of a function equals. Raises UnsupportedLayer that names it."""
+    function = _function(node)
+    try:
+        arguments = _bound(node, given)
+        return function.make(*arguments.args, **arguments.kwargs)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedLayer(f"node {node.name!r}: {title(node.target)} with {error}") from error
+
+
+def writes_over(node: fx.Node) -> bool:
+    """Whether a call of a function writes its result over its first argument."""
+    chosen = _bound(node, Given(lambda: None, None)).arguments.get("inplace", False)
+    return bool(chosen) or _function(node).inplace
+
+
+def first_argument(node: fx.Node) -> object:
+    """What a layer or a function acts on."""
+    return node.args[0] if node.args else node.kwargs.get("input")
+
+
+def title(target: object) -> str:
+    """A function's name, as a user writes it."""
+    if isinstance(target, str):
+        return f"x.{target}()"
+    name, module = str(getattr(target, "__name__", target)), str(getattr(target, "__module__", None))
+    if module == "_operator":
+        return SIGNS.get(name, f"operator.{name}")
+    return f"F.{name}" if module in ("torch.nn.functional", "torch._C._nn") else f"torch.{name}"
+
+
+def _function(node: fx.Node) -> Function:
+    if node.target is getattr:
+        raise UnsupportedLayer(f"the forward pass reads x.{node.args[1]}, which is not known before it runs")
+    if node.target not in FUNCTIONS:
+        known = ", ".join(sorted({title(target) for target in FUNCTIONS}))
+        raise UnsupportedLayer(
+            f"node {node.name!r} calls {title(node.target)}, for which there is no rule. "
+            f"Functions that can be bounded: {known}."
+        )
+    return FUNCTIONS[node.target]
+
+
+def _bound(node: fx.Node, given: Given) -> inspect.BoundArguments:
+    """The arguments after the first, by name, as `make` takes them."""
+    function = _function(node)
+    named = {key: value for key, value in node.kwargs.items() if key != "input"}
+    front = (given,) if function.shaped else ()
+    return inspect.signature(function.make).bind(*front, *node.args[1:], **named)
+
+
+# --- what they equal -------------------------------------------------------------------------------------
+
+
+def _relu(inplace: bool = False) -> list[nn.Module]:
+    return [nn.ReLU()]
+
+
+def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> list[nn.Module]:
+    return [nn.LeakyReLU(_number(negative_slope))]
+
+
+def _sigmoid() -> list[nn.Module]:
+    return [nn.Sigmoid()]
+
+
+def _tanh() -> list[nn.Module]:
+    return [nn.Tanh()]
+
+
+def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> list[nn.Module]:
+    return [nn.Dropout(_number(p)).train(bool(_number(training)))]
+
+
+def _avg_pool2d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> list[nn.Module]:
+    stride = stride or None  # torch records the default as ()
+    return [nn.AvgPool2d(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)]
+
+
+def _max_pool2d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> list[nn.Module]:
+    return [nn.MaxPool2d(kernel_size, stride or None, padding, dilation, return_indices, ceil_mode)]
+
+
+def _adaptive_avg_pool2d(output_size: Any) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(output_size)]
+
+
+def _add(other: object, *, alpha: float = 1) -> list[nn.Module]:
+    if not isinstance(other, fx.Node):
+        raise ValueError(f"the constant {other!r}: only the sum of two layers is supported")
+    if alpha != 1:
+        raise ValueError(f"alpha = {alpha}: only the plain sum of two layers is supported")
+    return [Add()]
+
+
+def _added_in_place(other: object) -> list[nn.Module]:
+    return _add(other)
+
+
+def _contiguous() -> list[nn.Module]:
+    return [nn.Identity()]
+
+
+def _flatten(start_dim: int = 0, end_dim: int = -1) -> list[nn.Module]:
+    return [nn.Flatten(start_dim, end_dim)]
+
+
+def _mean(given: Given, dim: Any = None, keepdim: bool = False) -> list[nn.Module]:
+    """Over the rows and columns of images, as global average pooling does."""
+    dims, shape = dim if isinstance(dim, (tuple, list)) else (dim,), None
+    if any(not isinstance(d, int) or d < 0 for d in dims):
+        shape = given.shape()
+    counted = {d + 4 if isinstance(d, int) and d < 0 and shape is not None else d for d in dims}
+    if counted != {2, 3} or len(dims) != 2 or (shape is not None and len(shape) != 3):
+        raise ValueError(f"dim = {dim}: only the mean over rows and columns is supported, x.mean((2, 3)) of images")
+    return [nn.AdaptiveAvgPool2d(1), *([] if keepdim else [nn.Flatten()])]
+
+
+def _reshape(given: Given, *sizes: Any, shape: Any = None) -> list[nn.Module]:
+    sizes = sizes if shape is None else (shape,)
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    if sizes == (given.batch, -1):
+        return [nn.Flatten()]
+    _check_sizes(sizes, given.batch)
+    known = given.shape()
+    if known is None:
+        raise ValueError(f"shape {sizes}, for which the input's shape must be known, and here it is not; {FLAT}")
+    return [_flattening(known, _wanted(sizes, known))]
+
+
+def _check_sizes(sizes: Sequence[Any], batch: fx.Node | None) -> None:
+    """The batch stays in front: by its size, or by −1 where all other sizes are numbers."""
+    rest = tuple(sizes[1:])
+    if not all(isinstance(size, int) for size in rest) or rest.count(-1) > 1 or not rest:
+        raise ValueError(f"shape {tuple(sizes)}: its sizes after the batch's must be numbers; {FLAT}")
+    if sizes[0] is not batch and (sizes[0] != -1 or -1 in rest):
+        raise ValueError(f"shape {tuple(sizes)}: the batch must stay in front, as x.size(0) or −1; {FLAT}")
+
+
+def _wanted(sizes: Sequence[Any], known: Shape) -> Shape:
+    """The shape without the batch that `sizes` asks for, of a value of the shape `known`."""
+    count, others = prod(known), prod(size for size in sizes[1:] if size != -1)
+    wanted = tuple(count // others if size == -1 and others else size for size in sizes[1:])
+    if prod(wanted) != count:
+        raise ValueError(f"shape {tuple(sizes)}: one example has {count} values, so this would mix examples; {FLAT}")
+    return wanted
+
+
+def _flattening(known: Shape, wanted: Shape) -> nn.Module:
+    """The layer that turns one shape into the other."""
+    if wanted == known:
+        return nn.Identity()
+    if len(wanted) == 1:
+        return nn.Flatten()
+    for start in range(len(known)):
+        for end in range(start + 2, len(known) + 1):
+            if wanted == (*known[:start], prod(known[start:end]), *known[end:]):
+                return nn.Flatten(start + 1, end)
+    raise ValueError(f"shape {known} of an example to {wanted}: only joining neighbouring dimensions is supported")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        raise ValueError(f"{value.name!r}, which is known only when the network runs; give a number")
+    return value
+
+
+SIGNS = {"add": "x + y", "iadd": "x += y", "sub": "x - y", "mul": "x * y", "truediv": "x / y", "neg": "-x"}
+SIGNS |= {"getitem": "x[…]", "matmul": "x @ y", "pow": "x ** y", "floordiv": "x // y", "isub": "x -= y"}
+
+FUNCTIONS: dict[object, Function] = {
+    **dict.fromkeys((torch.relu, F.relu, "relu"), Function(_relu)),
+    **dict.fromkeys((torch.relu_, "relu_"), Function(_relu, inplace=True)),
+    F.leaky_relu: Function(_leaky_relu),
+    **dict.fromkeys((torch.sigmoid, "sigmoid"), Function(_sigmoid)),
+    **dict.fromkeys((torch.tanh, "tanh"), Function(_tanh)),
+    F.dropout: Function(_dropout),
+    F.avg_pool2d: Function(_avg_pool2d),
+    F.max_pool2d: Function(_max_pool2d),
+    F.adaptive_avg_pool2d: Function(_adaptive_avg_pool2d),
+    **dict.fromkeys((torch.mean, "mean"), Function(_mean, shaped=True)),
+    **dict.fromkeys((torch.flatten, "flatten"), Function(_flatten)),
+    **dict.fromkeys((torch.reshape, "reshape", "view"), Function(_reshape, shaped=True)),
+    "contiguous": Function(_contiguous),
+    **dict.fromkeys((operator.add, torch.add, "add"), Function(_add)),
+    operator.iadd: Function(_added_in_place, inplace=True),
+    "add_": Function(_add, inplace=True),
+}

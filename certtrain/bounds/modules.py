@@ -1,0 +1,180 @@
+"""Whether a module computes what its class says: bounds are of the class's forward pass, and of nothing beside it.
+
+torch.fx takes a layer of torch's as one step and never looks at what was put
+around it or in its place. So whatever can do that is refused here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as calling
+from torch.nn.parameter import is_lazy
+
+from certtrain.bounds.graph import Add, Normalize
+from certtrain.errors import UnsupportedLayer
+
+# Modules around a network, and where each keeps it.
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")  # what runs when a module is called, before its forward
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is one step of a forward pass, which tracing does not go into."""
+    own = isinstance(module, (Normalize, Add))
+    return own or (type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential))
+
+
+def check_modules(model: nn.Module) -> None:
+    """Raise UnsupportedLayer, with its name, for the first module that may compute something else than its class."""
+    _check_global_hooks()
+    for name, module in model.named_modules():
+        title = f"layer {name!r}" if name else type(module).__name__
+        for check in (_check_wrapper, _check_tensors, _check_hooks, _check_calls, _check_methods):
+            check(title, module)
+        if is_layer(module):
+            _check_layer(title, module)
+
+
+class State:
+    """The attributes of a network's modules, all `values` and those of the `layers`: what a forward pass can change."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.values: dict[str, object] = {}
+        self.layers: dict[str, object] = {}
+        self.kept: list[object] = []  # so that no other object takes the place of one of these in memory
+        for path, module in model.named_modules():
+            held = {**vars(module), **module._parameters, **module._buffers, **module._modules}
+            named = {f"{path}.{name}".lstrip("."): _comparable(value) for name, value in held.items()}
+            self.kept.append(held)
+            self.values |= named
+            self.layers |= named if is_layer(module) else {}
+
+    def changed_since(self, before: "State") -> str:
+        """The first name whose value is another."""
+        names = self.values.keys() | before.values.keys()
+        return min(name for name in names if self.values.get(name) != before.values.get(name))
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Let each module have the same attributes afterwards: while a network is traced, it would keep symbols."""
+    kept = {module: dict(vars(module)) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, attributes in kept.items():
+            now = vars(module)
+            for name in now.keys() - attributes.keys():
+                del now[name]
+            now.update({name: value for name, value in attributes.items() if name not in now or now[name] is not value})
+
+
+def _comparable(value: object) -> object:
+    if isinstance(value, fx.Proxy):
+        return fx.Proxy
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_comparable, value))
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version
+    return value if isinstance(value, (bool, int, float, str)) else id(value)
+
+
+def _check_wrapper(title: str, module: nn.Module) -> None:
+    kind = type(module).__name__
+    if kind in WRAPPERS and type(module).__module__.startswith("torch."):
+        inner = WRAPPERS[kind]
+        raise UnsupportedLayer(f"{title} is a {kind}, around the network itself; give the network, model.{inner}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedLayer(
+            f"{title} was compiled by torch.jit, so that its layers cannot be read; give the module that it was made of"
+        )
+    if module._compiled_call_impl is not None:
+        raise UnsupportedLayer(
+            f"{title} was compiled in place by compile(); give a network that was not, with the same weights"
+        )
+
+
+def _check_tensors(title: str, module: nn.Module) -> None:
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is None or type(tensor) in (Tensor, nn.Parameter):
+            continue
+        if is_lazy(tensor):
+            raise UnsupportedLayer(f"{title} has no weights yet; run the network once, on an input of its shape")
+        raise UnsupportedLayer(
+            f"{title} keeps {name!r} as a {type(tensor).__name__}, which may compute in its own way; "
+            "keep it as a plain nn.Parameter or tensor"
+        )
+
+
+def _check_hooks(title: str, module: nn.Module) -> None:
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    if not hooks:
+        return
+    advice = "remove it"
+    if any(_place(hook).startswith("torch.nn.utils") for hook in hooks):
+        advice = "let torch.nn.utils (as in prune.remove, remove_weight_norm or remove_spectral_norm) write its weights"
+    raise UnsupportedLayer(f"{title} has a forward hook, which bounds cannot follow; {advice}")
+
+
+def _place(hook: Any) -> str:
+    return str(getattr(hook, "__module__", ""))
+
+
+def _check_global_hooks() -> None:
+    if calling._global_forward_pre_hooks or calling._global_forward_hooks:
+        raise UnsupportedLayer(
+            "a global forward hook is there (torch.nn.modules.module.register_module_forward_hook or "
+            "register_module_forward_pre_hook), which bounds cannot follow; remove it"
+        )
+
+
+def _check_calls(title: str, module: nn.Module) -> None:
+    """A GraphModule's own `__call__` does no more than explain errors."""
+    for name in CALLS:
+        if getattr(type(module), name) is not getattr(nn.Module, name) and not (
+            isinstance(module, fx.GraphModule) and name == "__call__"
+        ):
+            raise UnsupportedLayer(
+                f"{title} is a {type(module).__name__}, whose class overrides {name}; "
+                "put what that does into its forward"
+            )
+
+
+def _check_methods(title: str, module: nn.Module) -> None:
+    """Of a layer every method counts, of others those that torch calls: the rest is seen as the forward pass is."""
+    methods = _methods((type(module) if is_layer(module) else nn.Module).__mro__)
+    for name in vars(module):
+        if name == "forward" or name in methods:
+            raise UnsupportedLayer(
+                f"{title} has another {name!r} than its class {type(module).__name__}; "
+                "define it in a class, not on the instance"
+            )
+
+
+@cache
+def _methods(bases: tuple[type, ...]) -> frozenset[str]:
+    return frozenset(name for base in bases for name, value in vars(base).items() if callable(value))
+
+
+def _check_layer(title: str, layer: nn.Module) -> None:
+    for name, value in vars(layer).items():
+        if isinstance(value, Tensor):
+            raise UnsupportedLayer(f"{title} keeps {name!r} as a plain tensor; make it an nn.Parameter")
+    if type(layer).__module__.startswith("torch.nn.modules.") and not _is_torchs(type(layer).forward):
+        raise UnsupportedLayer(f"{title} is a {type(layer).__name__}, whose forward was replaced in torch's own class")
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine != (layer.weight is not None):
+        raise UnsupportedLayer(f"{title} has affine = {layer.affine}, but its weight says otherwise; make it anew")
+
+
+def _is_torchs(function: Any) -> bool:
+    """Whether its code lies where torch's modules do; a decorator would lend it its name, but not its file."""
+    code = getattr(function, "__code__", None)
+    return code is not None and _folder(code) == _folder(nn.Module.register_buffer.__code__)
+
+
+def _folder(code: Any) -> str:
+    return str(code.co_filename).replace("\\", "/").rpartition("/")[0]

@@ -1,0 +1,151 @@
+"""The symbols that stand for values while a forward pass is followed, and torch.fx's tracer with what they need."""
+
+import builtins
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import getattr_static
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from certtrain.bounds.functions import FLAT
+from certtrain.bounds.graph import Shape
+from certtrain.bounds.modules import is_layer
+from certtrain.errors import UnsupportedLayer
+
+LENGTH = len  # Python's own, while another has its name
+
+
+@contextmanager
+def length_of_symbols() -> Iterator[None]:
+    """Let len(x) of a symbol be one too, as x.size(0) is; Python makes a plain number of all that `__len__` returns."""
+    names = vars(builtins)
+    names["len"] = lambda value: value.size(0) if isinstance(value, _Proxy) else LENGTH(value)
+    try:
+        yield
+    finally:
+        names["len"] = LENGTH
+
+
+class _Proxy(fx.Proxy):
+    """A value of the forward pass, which knows its shape where the input's is known."""
+
+    tracer: "Tracer"
+
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        if getattr_static(Tensor, k, None) is None:  # so that hasattr(x, k) is what it will be
+            raise AttributeError(f"'Tensor' object has no attribute {k!r}")
+        return super().__getattr__(k)
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        """x += y, which overwrites x; torch.fx takes it for x = x + y."""
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """Asked by isinstance(x, Tensor), which is false for a symbol and true for what it stands for."""
+        if _is_users(sys._getframe(1)):
+            raise UnsupportedLayer("the forward pass asks for the class of a value, as isinstance does; leave that out")
+        return type(self)
+
+    @property
+    def shape(self) -> Any:
+        return self.tracer.sizes(self.node)
+
+    @property
+    def ndim(self) -> int:
+        return LENGTH(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        if dim == 0:
+            return self.tracer.batch_size()
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return LENGTH(self.shape)
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether code that is running is neither torch's nor certtrain's."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", "certtrain")
+
+
+class _Unknown:
+    """A shape of which nothing is known but that it begins with the batch's size."""
+
+    def __init__(self, batch: fx.Proxy) -> None:
+        self.batch = batch
+
+    def __getitem__(self, index: object) -> fx.Proxy:
+        if index != 0:
+            self._refuse()
+        return self.batch
+
+    def __iter__(self) -> Iterator[Any]:
+        self._refuse()
+        return iter(())
+
+    def __len__(self) -> int:
+        self._refuse()
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        self._refuse()
+        return False
+
+    __hash__ = None  # type: ignore[assignment]  # as it cannot be compared
+
+    def _refuse(self) -> None:
+        raise UnsupportedLayer(
+            "the forward pass asks for the shape of a value, and here the input's is not known. "
+            f"Give it, as in ibp_init_(model, shape=(3, 32, 32)). To flatten, {FLAT}"
+        )
+
+
+class Tracer(fx.Tracer):
+    """Follows a forward pass; `shape_of` tells the shape of a node's value without the batch, None if it is not known.
+
+    Weights may be asked for their shapes as well.
+    """
+
+    def __init__(self, shape_of: Callable[[fx.Node], Shape | None]) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.shape_of = shape_of
+        self.batch: fx.Proxy | None = None
+        self.autocast = _autocast()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """As torch's; under the arithmetic that the forward pass began with."""
+        if _autocast() != self.autocast:
+            raise UnsupportedLayer(
+                "the forward pass switches autocast on or off; leave that to whoever calls the network, "
+                "and name the arithmetic when it is certified"
+            )
+        return super().create_node(*args, **kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_layer(m)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def batch_size(self) -> fx.Proxy:
+        """How many inputs there are, a symbol: the same for all values."""
+        if self.batch is None:
+            first = next(iter(self.graph.nodes))
+            self.batch = fx.Proxy(self.create_node("call_method", "size", (first, 0), {}), self)
+        return self.batch
+
+    def sizes(self, node: fx.Node) -> Any:
+        """The shape of a value as the forward pass sees it: the batch's size and numbers."""
+        batch = self.batch_size()
+        shape = self.shape_of(node)
+        return _Unknown(batch) if shape is None else (batch, *shape)
+
+
+def _autocast() -> list[tuple[bool, torch.dtype]]:
+    return [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]

@@ -1,0 +1,215 @@
+"""From any `nn.Module` to a straight list of layers.
+
+torch.fx follows the module's forward pass. Functional calls and operators are
+replaced by the layers they equal (`functions`), so that everything after this
+file sees layers alone. Where the shape of one input is given, the forward pass
+may ask for shapes and branch on them; how many inputs there are stays open.
+"""
+
+from itertools import chain, count, islice
+
+import torch
+from torch import fx, nn
+
+from certtrain.bounds.contract import result_shape
+from certtrain.bounds.functions import Given, first_argument, layers_of, title, writes_over
+from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Shape
+from certtrain.bounds.modules import State, check_modules, is_layer, restored
+from certtrain.bounds.symbols import LENGTH, Tracer, length_of_symbols
+from certtrain.errors import DataError, UnsupportedLayer
+from certtrain.shapes import SHAPE_OF
+
+VALUES = "It must not branch on its input's values, nor on how many inputs there are."
+SHARING = (nn.Flatten, nn.Identity, nn.Dropout)  # their results share their argument's memory
+
+
+def trace_layers(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
+    """The layers of `model` in order, for inputs of `shape` without the batch; without it the model may ask for none.
+
+    Raises DataError if a layer does not take what it is given, and
+    UnsupportedLayer if the forward pass cannot be followed, holds
+    something other than layers, sums and flattening, or may compute something
+    else than its modules' classes say.
+    """
+    check_modules(model)
+    if is_layer(model):
+        return LayerGraph((LayerCall(type(model).__name__.lower(), model, (0,)),))
+    with restored(model):
+        return _settled(model, shape)
+
+
+def _settled(model: nn.Module, shape: Shape | None) -> LayerGraph:
+    """The layers, if each call of the forward pass has the same: it may keep values, but not act on them."""
+    before, graph, after = State(model), _traced(model, shape), State(model)
+    if after.values == before.values:
+        return graph
+    stays = after.layers == before.layers and _said(_traced(model, shape)) == _said(graph)
+    if not stays or State(model).values != after.values:
+        raise UnsupportedLayer(
+            f"the forward pass changes {after.changed_since(before)!r}, so that its next call may compute "
+            "something else; let it change nothing but local variables"
+        )
+    return graph
+
+
+def _traced(model: nn.Module, shape: Shape | None) -> LayerGraph:
+    reader = _Reader(model, shape)
+    try:
+        with length_of_symbols():
+            reader.tracer.trace(model)
+    except (UnsupportedLayer, DataError):
+        raise
+    except Exception as error:  # the user's code runs here
+        raise UnsupportedLayer(
+            f"the forward pass of {type(model).__name__} cannot be followed: {type(error).__name__}: {error}. {VALUES}"
+        ) from error
+    return reader.finished()
+
+
+def _said(graph: LayerGraph) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(call.name, repr(call.layer), call.inputs) for call in graph.calls]
+
+
+class _Reader:
+    """Reads an fx graph node by node into layer calls, while it grows."""
+
+    def __init__(self, model: nn.Module, shape: Shape | None) -> None:
+        self.tracer = Tracer(self.shape_so_far)
+        self.modules = dict(model.named_modules())
+        self.calls: list[LayerCall] = []
+        self.shape = shape
+        self.shapes: list[torch.Size] = []  # (2, …) of the values that were asked for, and of all before them
+        self.values: dict[fx.Node, int] = {}
+        self.names: set[str] = set()
+        self.done = 0
+        self.result = 0
+
+    @property
+    def batch(self) -> fx.Node | None:
+        """The node that gives the batch's size, if it has been asked for."""
+        return None if self.tracer.batch is None else self.tracer.batch.node
+
+    def read(self) -> None:
+        """Read what is new in the graph."""
+        readers = {
+            "placeholder": self._placeholder,
+            "get_attr": self._get_attr,
+            "call_module": self._call_module,
+            "call_function": self._call_function,
+            "call_method": self._call_function,
+            "output": self._output,
+        }
+        for node in list(islice(self.tracer.graph.nodes, self.done, None)):
+            self.done += 1
+            if node is not self.batch:
+                readers[node.op](node)
+
+    def finished(self) -> LayerGraph:
+        """The layers of the whole graph."""
+        self.read()
+        for node in self.tracer.graph.nodes:
+            self._check_use(node)
+        if not self.result:
+            raise UnsupportedLayer("the network has no layer: its output is its input")
+        return LayerGraph(tuple(self.calls), self.shape if self.shapes else None).up_to(self.result)
+
+    def shape_so_far(self, node: fx.Node) -> Shape | None:
+        """As `shape_of`, while the forward pass is being followed."""
+        self.read()
+        return self.shape_of(node)
+
+    def shape_of(self, node: fx.Node) -> Shape | None:
+        """The shape of a value that has been read, without the batch; None where the input's is not known."""
+        if node not in self.values:
+            raise UnsupportedLayer(f"the forward pass asks for the shape of {node.name!r}, which is no layer's result")
+        if self.shape is None:
+            return None
+        self.shapes = self.shapes or [torch.Size((2, *self.shape))]
+        for call in self.calls[LENGTH(self.shapes) - 1 : self.values[node]]:
+            if type(call.layer).__name__ not in SHAPE_OF:
+                raise UnsupportedLayer(
+                    f"layer {call.name!r} is a {type(call.layer).__name__}, for which there is no bound rule. "
+                    f"Layers that can be bounded: {', '.join(sorted(SHAPE_OF))}."
+                )
+            self.shapes.append(result_shape(call, [self.shapes[value] for value in call.inputs]))
+        return tuple(self.shapes[self.values[node]][1:])
+
+    # --- node by node ------------------------------------------------------------------------------------
+
+    def _placeholder(self, node: fx.Node) -> None:
+        if not self.values:
+            self.values[node] = 0
+
+    def _get_attr(self, node: fx.Node) -> None:
+        """A weight, which may be asked for its shape, but nothing else: see `_call_function`."""
+
+    def _output(self, node: fx.Node) -> None:
+        result = node.args[0]
+        if not isinstance(result, fx.Node) or result not in self.values:
+            raise UnsupportedLayer("the network must return one tensor, the result of a layer")
+        self.result = self.values[result]
+
+    def _call_module(self, node: fx.Node) -> None:
+        self._append(str(node.target), [self.modules[str(node.target)]], node)
+
+    def _call_function(self, node: fx.Node) -> None:
+        for used in node.all_input_nodes:
+            if used.op == "get_attr":
+                raise UnsupportedLayer(
+                    f"{used.target!r} is used outside a layer, by {title(node.target)}; "
+                    "let a layer have it, as nn.Linear or nn.Conv2d"
+                )
+        source = first_argument(node)
+        given = Given(lambda: self.shape_of(source) if isinstance(source, fx.Node) else None, self.batch)
+        self._append(node.name, layers_of(node, given), node)
+
+    def _append(self, name: str, layers: list[nn.Module], node: fx.Node) -> None:
+        inputs = self._inputs(name, layers[0], node)
+        for layer in layers:
+            again = (f"{name}_{number}" for number in count(1))  # a layer that is called twice
+            free = next(free for free in chain([name], again) if free not in self.names)
+            self.names.add(free)
+            self.calls.append(LayerCall(free, layer, inputs))
+            inputs = (len(self.calls),)
+        self.values[node] = len(self.calls)
+
+    def _inputs(self, name: str, layer: nn.Module, node: fx.Node) -> tuple[int, ...]:
+        for used in node.all_input_nodes:
+            if used.op == "placeholder" and used not in self.values:
+                raise UnsupportedLayer(f"the network takes a second input {used.name!r}; it must take one")
+        given = (*node.args, *node.kwargs.values())
+        known = tuple(self.values[n] for n in given if isinstance(n, fx.Node) and n in self.values)
+        if isinstance(layer, Add) and len(known) != 2:
+            raise UnsupportedLayer(f"node {name!r} adds something else; only the sum of two layers is supported")
+        if not isinstance(layer, Add) and (len(known) != 1 or first_argument(node) not in self.values):
+            raise UnsupportedLayer(f"{name!r} must take one earlier layer's result, as its first argument")
+        return known
+
+    # --- what the memory of a value is used for ----------------------------------------------------------
+
+    def _check_use(self, node: fx.Node) -> None:
+        if self._overwrites(node) and not self._used_once(first_argument(node)):
+            name = self.calls[self.values[node] - 1].name
+            raise UnsupportedLayer(f"{name!r} overwrites a value that is used elsewhere; use inplace=False")
+
+    def _overwrites(self, node: fx.Node) -> bool:
+        """Whether the result is written over the first argument."""
+        if node not in self.values or node.op == "placeholder":
+            return False
+        if node.op == "call_module":
+            return bool(getattr(self.modules[str(node.target)], "inplace", False))
+        return writes_over(node)
+
+    def _used_once(self, value: object) -> bool:
+        """Whether one node alone reads the memory behind `value`, which a view shares with its source."""
+        if not isinstance(value, fx.Node):
+            return True
+        readers = [user for user in value.users if user is not self.batch]
+        source = first_argument(value) if self._shares_memory(value) else None
+        return len(readers) == 1 and self._used_once(source)
+
+    def _shares_memory(self, node: fx.Node) -> bool:
+        if node.op == "placeholder":
+            return False
+        layer = self.calls[self.values[node] - 1].layer
+        return self._overwrites(node) or isinstance(layer, SHARING)
