@@ -40,7 +40,7 @@ def fold_batch_norm(model: Classifier) -> Classifier:
     """
     exact = copy.deepcopy(model).cpu().eval().double()
     graph = layers_of(_body(exact))
-    folded = _fold(graph, _flat_values(graph, model.metadata.input_shape))
+    folded = _fold(graph, model.metadata.input_shape)
     if not folded:
         return exact.float()
     rest = _without(graph, folded)
@@ -81,9 +81,9 @@ def _flat_values(graph: LayerGraph, image: tuple[int, ...]) -> set[int]:
     return {value for value, shape in enumerate(shapes) if len(shape) == 2}
 
 
-def _fold(graph: LayerGraph, flat: set[int]) -> set[str]:
+def _fold(graph: LayerGraph, image: tuple[int, ...]) -> set[str]:
     """Change the layers before each BatchNorm in place; return the names of those that are now of no use."""
-    pairs = list(_pairs(graph, flat))
+    pairs = list(_pairs(graph, _flat_values(graph, image)))
     for layer, norm in pairs:
         layer.weight, layer.bias = _fuse(layer, norm.layer, norm.name)
     return {norm.name for _, norm in pairs}

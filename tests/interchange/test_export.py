@@ -143,7 +143,7 @@ def test_a_folding_worked_by_hand() -> None:
         norm.weight.fill_(-6.0)
         norm.bias.fill_(0.5)
     norm.running_mean, norm.running_var = torch.tensor([1.0]), torch.tensor([4.0])
-    assert _fold(trace_layers(nn.Sequential(linear, norm).eval())) == {"1"}
+    assert _fold(trace_layers(nn.Sequential(linear, norm).eval()), (2,)) == {"1"}
     # s = −6/√4 = −3; weights (−3, 6); bias −3 · (3 − 1) + 0.5
     assert linear.weight.tolist() == [[-3.0, 6.0]]
     assert linear.bias.tolist() == [-5.5]
@@ -192,7 +192,7 @@ def test_residual_sums_are_folded_branch_by_branch() -> None:
         scramble(norm)
     block.eval()
     expected = block(points(5).double())
-    assert _fold(trace_layers(block)) == {"bn1", "bn2", "bn3"}
+    assert _fold(trace_layers(block), SHAPE) == {"bn1", "bn2", "bn3"}
     assert close(Folded(block)(points(5).double()), expected, 1e-12)
 
 
@@ -206,14 +206,20 @@ def test_residual_sums_are_folded_branch_by_branch() -> None:
 )
 def test_what_no_layer_can_take_in_is_not_folded(layers: list[nn.Module]) -> None:
     before = copy.deepcopy(conv.state_dict())
-    assert _fold(trace_layers(nn.Sequential(*layers).eval())) == set()
+    assert _fold(trace_layers(nn.Sequential(*layers).eval()), (2, 6, 6)) == set()
     assert all(torch.equal(tensor, before[name]) for name, tensor in conv.state_dict().items())
+
+
+def test_a_linear_layer_over_rows_does_not_take_in_a_batch_norm_over_channels() -> None:
+    """Both have two weights, so nothing but their shapes tells that they act on different axes."""
+    layers = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
+    assert _fold(trace_layers(layers), (2, 1, 2)) == {"4"}
 
 
 def test_batch_norm_without_statistics_is_an_error_with_its_name() -> None:
     layers = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
     with pytest.raises(UnsupportedLayer, match="'1' cannot be folded: it keeps no running statistics"):
-        _fold(trace_layers(layers.eval()))
+        _fold(trace_layers(layers.eval()), (2, 6, 6))
 
 
 def test_a_value_that_something_else_uses_is_not_folded() -> None:
@@ -227,7 +233,7 @@ def test_a_value_that_something_else_uses_is_not_folded() -> None:
             out: Tensor = self.bn(y) + y
             return out
 
-    assert _fold(trace_layers(UsedTwice().eval())) == set()
+    assert _fold(trace_layers(UsedTwice().eval()), (2, 6, 6)) == set()
 
 
 # --- folding a graph ---------------------------------------------------------------------------------------
@@ -387,7 +393,7 @@ def test_export_writes_nothing_to_the_terminal(
 def test_residual_sums_are_exported(cnn: Classifier, tmp_path: Path) -> None:
     torch.manual_seed(0)
     block = Block().eval()
-    _fold(trace_layers(block))
+    _fold(trace_layers(block), SHAPE)
     folded = Folded(block)
     proto = exporting._onnx_model(trace_layers(folded), cnn.metadata)
     assert [node.op_type for node in proto.graph.node].count("Add") == 1
