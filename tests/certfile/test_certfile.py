@@ -10,17 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from test_verify import mostly_right
 from torch import Tensor
 
 from certtrain.attack import PGD
+from certtrain.bounds import linear
+from certtrain.bounds.graph import Add
+from certtrain.bounds.linear import Back
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certfile import Checked, Writer, check, describe_task, read_certificates
-from certtrain.data import ImageSet
+from certtrain.data import ImageSet, to_unit
 from certtrain.epsilon import exact_eps, parse_eps
 from certtrain.errors import CertificateError, StorageError
+from certtrain.layers import Graph
 from certtrain.network.modelfile import Classifier, load_model, save_model
+from certtrain.verification import guard
 from certtrain.verification.certificate import VERDICTS_ALONE, Certifier
 from certtrain.verification.verify import verify
 
@@ -176,6 +182,40 @@ def test_other_tasks_hold_as_well(original: Case, tmp_path: Path, asked: dict[st
     assert case.check().checked == 100
     header = lines_of(case)[0]
     assert all(header[name] == value for name, value in asked.items() if name != "bounds")
+
+
+def stretched() -> tuple[Classifier, ImageSet]:
+    """Images to which a convolution's two channels are added, with the classes that the network gives them."""
+    layers = [
+        {"name": "conv", "type": "Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
+        {"name": "sum", "type": "Add", "inputs": ["conv", "input"]},
+        {"name": "flat", "type": "Flatten"},
+        {"name": "head", "type": "Linear", "in_features": 8, "out_features": 3},
+    ]
+    model = tiny.classifier(architecture=Graph(name="graph", layers=layers))
+    images = tiny.images(60)
+    with torch.no_grad():
+        labels = model(to_unit(images.images)).argmax(1)
+    return model, replace(images, labels=labels)
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
+def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As they were written before linear bounds were held to shapes, and proofs against inference."""
+    model, images = stretched()
+    save_model(tmp_path / "model.safetensors", model, model.metadata)
+    case = Case(
+        tmp_path / "model.safetensors", load_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
+    )
+    with monkeypatch.context() as patch:
+        patch.setitem(linear.RULES, Add, lambda visit, coefficients: Back((coefficients, coefficients)))
+        patch.setattr(linear, "check_coefficients", lambda *about: None)
+        patch.setattr(guard, "_compare", lambda *about: None)
+        write(case, method=method)
+    with pytest.raises(CertificateError, match="does not hold: example"):
+        case.check()
 
 
 def test_another_model_is_refused(case: Case, tmp_path: Path):
