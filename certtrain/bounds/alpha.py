@@ -9,13 +9,13 @@ done, where there are few enough of them. The paper searches them together with
 the last bound; done one by one they fit any memory, and serve every margin.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.ascent import Ascent
-from certtrain.bounds.chunks import Functions, in_parts, row_bytes
+from certtrain.bounds.chunks import Functions, in_parts, rows_at_once
 from certtrain.bounds.crown import Follow, intersection, tighten
 from certtrain.bounds.interval import Box, Tighten, Visit
 from certtrain.bounds.linear import LinesOf, Prefix, followed_back
@@ -30,21 +30,20 @@ def by_alpha(settings: Settings, *, enough: float = torch.inf) -> Follow:
     """Lower bounds by searched slopes, in parts that fit into the memory; those above `enough` need no more search."""
 
     def follow(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
-        rows = settings.memory // row_bytes(prefix, size, gradients=True)
-        return in_parts(lambda p, f: searched(p, f, settings, enough), prefix, functions, shape, rows)
+        rows = rows_at_once(prefix, size, settings, gradients=True)
+        return in_parts(
+            lambda p, f: searched(p, f, settings, enough), prefix, functions, shape, rows, settings.deadline
+        )
 
     return follow
 
 
-def tightened_from(boxes: Iterator[Box], settings: Settings, over: Callable[[], bool] = lambda: False) -> Tighten:
-    """`boxes` in the order of the layers, cut by the intervals of the pass and where there are few inputs by search.
-
-    Once time is `over` no further layer is searched.
-    """
+def tightened_from(boxes: Iterator[Box], settings: Settings) -> Tighten:
+    """`boxes` in the order of the layers, cut by the intervals of the pass and where there are few inputs by search."""
 
     def narrow(layer: nn.Module, visits: list[Visit], start: Box, box: Box) -> Box:
         box = intersection(box, next(boxes), settings)
-        if over():
+        if settings.deadline.over():
             return box
         found = tighten(layer, Prefix(visits, start), box, by_alpha(settings), settings, settings.neurons)
         return intersection(box, found, settings)
@@ -57,14 +56,14 @@ def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: floa
     """Lower bounds (B, S) of `functions` (B, S, …) by the best slopes found; at least those of the boxes' own lines.
 
     A bound is done once it is above `enough`, or stalls, and stays as it is from then on, whatever else is searched
-    with it: into which parts the functions are cut decides nothing.
+    with it: into which parts the functions are cut decides nothing. After the deadline no further step is taken.
     """
     best = followed_back(prefix, functions, rounding=settings.rounding)
     done = ~functions.flatten(2).any(2) | (best > enough)  # a class has no margin to itself
     left, before = torch.arange(len(best), device=best.device), best.clone()
     search = Search(prefix, functions, settings)
     for step in range(1, settings.iterations + 1):
-        if not search.free or not len(left):
+        if not search.free or not len(left) or settings.deadline.over():
             break
         bounds = search.step()
         best[left] = torch.where((bounds > best[left]) & ~done[left], bounds, best[left])

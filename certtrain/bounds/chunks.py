@@ -1,12 +1,14 @@
-"""Linear bounds in parts, so that they fit into a given memory."""
+"""Linear bounds in parts, so that they fit into a given memory, and so that a deadline is looked at in time."""
 
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from certtrain.bounds.graph import Add
+from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.linear import Prefix
+from certtrain.bounds.settings import Settings
+from certtrain.deadline import NEVER, Deadline
 
 # Functions (b, s, …) of some examples, and some of each one's functions.
 Functions = Callable[[slice, slice], Tensor]
@@ -18,6 +20,9 @@ COPIES, COPY_OF_BRANCH = 7, 1
 # For gradients, each layer's Λ is kept, and by a nonlinear one its parts and, for each slope, its value, the best
 # step's two moments and the gradient.
 KEPT, KEPT_NONLINEAR = 2, 12
+# Multiplications of a part between two looks at a deadline: about a tenth of a second on one core. Taking a value
+# through a layer costs as much as VALUE multiplications, for it is bound by memory, and a gradient three times as much.
+SOON, VALUE, GRADIENT = 2**28, 128, 3
 
 
 def dense(functions: Tensor) -> Functions:
@@ -37,13 +42,26 @@ def units(index: Tensor, sign: float, like: Tensor) -> Functions:
     return part
 
 
-def in_parts(bound: Bound, prefix: Prefix, functions: Functions, shape: tuple[int, int], rows: int) -> Tensor:
-    """`bound` of B × S functions (`shape`), at most so many `rows` of them at once, or one."""
-    found = [
-        torch.cat([bound(prefix.examples(part), functions(part, columns)) for columns in _slices(shape[1], width)], 1)
-        for part, width in _parts(shape, max(rows, 1))
-    ]
-    return torch.cat(found)
+def in_parts(
+    bound: Bound,
+    prefix: Prefix,
+    functions: Functions,
+    shape: tuple[int, int],
+    rows: int,
+    deadline: Deadline = NEVER,
+) -> Tensor:
+    """`bound` of B × S functions (`shape`), at most so many `rows` of them at once, or one; −∞ after the deadline."""
+
+    def bounded(part: slice, columns: slice) -> Tensor:
+        if deadline.over():
+            return prefix.start.radius.new_full((_length(part), _length(columns)), -torch.inf)
+        found = bound(prefix.examples(part), functions(part, columns))
+        if deadline.limited and found.is_cuda:
+            torch.cuda.synchronize(found.device)  # it computes later than it is asked to, and the clock would run ahead
+        return found
+
+    each = _parts(shape, max(rows, 1))
+    return torch.cat([torch.cat([bounded(p, columns) for columns in _slices(shape[1], w)], 1) for p, w in each])
 
 
 def _parts(shape: tuple[int, int], rows: int) -> Iterator[tuple[slice, int]]:
@@ -56,6 +74,44 @@ def _parts(shape: tuple[int, int], rows: int) -> Iterator[tuple[slice, int]]:
 
 def _slices(total: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, total)) for first in range(0, total, max(size, 1)))
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+def rows_at_once(prefix: Prefix, size: int, settings: Settings, *, gradients: bool = False) -> int:
+    """How many functions fit into the memory and, where there is a deadline, take well under a second."""
+    rows = settings.memory // row_bytes(prefix, size, gradients=gradients)
+    return soon(rows, row_work(prefix, gradients=gradients), settings.deadline)
+
+
+def soon(most: int, work: int, deadline: Deadline) -> int:
+    """How many of at most so many are done between two looks at the deadline, each being `work` multiplications."""
+    return min(most, max(1, SOON // work)) if deadline.limited else most
+
+
+def row_work(prefix: Prefix, *, gradients: bool = False) -> int:
+    """About how many multiplications one function of one example takes on its way back."""
+    work = sum(layer_work(visit.call.layer, visit.shape) for visit in prefix.visits)
+    return max(1, work) * (GRADIENT if gradients else 1)
+
+
+def inference_work(graph: LayerGraph, x: Tensor) -> int:
+    """About how many multiplications inference takes for one example, which `x` (1, …) is one like."""
+    shapes = [x.shape, *(result.shape for result in graph.results(x))]
+    return max(1, sum(layer_work(call.layer, shapes[call.inputs[0]]) for call in graph.calls))
+
+
+def layer_work(layer: nn.Module, shape: torch.Size) -> int:
+    """About how many multiplications a layer takes for one example, its inputs being of `shape` (B, …)."""
+    size = shape[1:].numel()
+    if isinstance(layer, nn.Linear):
+        return size * (layer.out_features + VALUE)
+    if isinstance(layer, nn.Conv2d):
+        places = shape[2:].numel() // (layer.stride[0] * layer.stride[1])
+        return max(1, places) * layer.weight.numel() + size * VALUE
+    return size * VALUE
 
 
 def row_bytes(prefix: Prefix, size: int, *, gradients: bool = False) -> int:

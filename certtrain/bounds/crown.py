@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.chunks import Functions, in_parts, row_bytes, units
+from certtrain.bounds.chunks import Functions, in_parts, rows_at_once, units
 from certtrain.bounds.contract import check_order
 from certtrain.bounds.graph import Add
 from certtrain.bounds.interval import Box, Tighten
@@ -30,8 +30,9 @@ def by_crown(settings: Settings) -> Follow:
     """Lower bounds by the lines of the boxes that the visits hold, in parts that fit into the memory."""
 
     def follow(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
-        rows = settings.memory // row_bytes(prefix, size)
-        return in_parts(partial(followed_back, rounding=settings.rounding), prefix, functions, shape, rows)
+        rows = rows_at_once(prefix, size, settings)
+        bound = partial(followed_back, rounding=settings.rounding)
+        return in_parts(bound, prefix, functions, shape, rows, settings.deadline)
 
     return follow
 
@@ -52,7 +53,8 @@ def tighten(
 ) -> Box:
     """`box` at the input of `layer`, by the bounds that `follow` finds where the layer's lines are not exact.
 
-    Examples with more than `most` such inputs are left as they are. As in the
+    Examples with more than `most` such inputs are left as they are, and so are
+    all inputs that no bound was found of before the deadline. As in the
     field's own implementation the new bounds take the old ones' place, the
     tighter or not; `intersection` has both.
     """
@@ -66,6 +68,8 @@ def tighten(
         chosen = chosen & few.view(-1, *[1] * (chosen.dim() - 1))
     lower, upper = box.lower, box.upper
     for part, seen in parts(prefix, chosen):
+        if settings.deadline.over():
+            break
         _tighten(part(lower), part(upper), part(chosen), seen, follow)
     return _box(lower, upper, box, settings)
 

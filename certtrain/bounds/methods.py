@@ -102,12 +102,15 @@ class AlphaBounds:
 
     @torch.no_grad()
     def margins(self, labels: Tensor) -> Tensor:
-        """As `Bounds.margins`; with `early_stop`, only examples that nothing cheaper certifies are searched."""
+        """As `Bounds.margins`; with `early_stop`, only examples that nothing cheaper certifies are searched.
+
+        After the deadline none is.
+        """
         known = Tightest(self._cheaper).margins(labels)
         stop = self.task.settings.early_stop
         certified = (known > 0).scatter(1, labels.unsqueeze(1), True).all(1)
         chosen = (~certified if stop else torch.ones_like(certified)).nonzero().squeeze(1)
-        if len(chosen):
+        if len(chosen) and not self.task.settings.deadline.over():
             searched = self._searched(chosen, 0.0 if stop else torch.inf)
             known[chosen] = tightest([known[chosen], searched.margins(labels[chosen])])
         return known

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from certtrain.deadline import NEVER, Deadline
 from certtrain.errors import MethodError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Settings:
     early_stop: α-CROWN leaves a margin once it is above zero, and an example
         once all of them are. Verdicts stay the same, margins are less tight.
     domains: complete verification gives a point up after so many domains.
+    deadline: until when all this may take. Linear bounds that are not computed by then are minus infinity, and boxes
+        stay as wide as they are.
     """
 
     rounding: "Rounding | None" = None
@@ -39,6 +42,7 @@ class Settings:
     neurons: int = 256
     early_stop: bool = False
     domains: int = 100_000
+    deadline: Deadline = NEVER
 
     def __post_init__(self) -> None:
         for name, least in (("memory", 1), ("dense", 0), ("iterations", 0), ("neurons", 0), ("domains", 1)):
@@ -51,9 +55,9 @@ class Settings:
             )
 
     def deciding(self) -> dict[str, Any]:
-        """What decides a bound besides the arithmetic: all but `memory`, which decides none, and `rounding`."""
+        """What decides a bound that is computed: all but `rounding`, `memory`, which decides none, and `deadline`."""
         values = asdict(replace(self, rounding=None))
-        return {name: value for name, value in values.items() if name not in ("memory", "rounding")}
+        return {name: value for name, value in values.items() if name not in ("memory", "rounding", "deadline")}
 
 
 DEFAULT = Settings()

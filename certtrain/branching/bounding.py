@@ -23,6 +23,7 @@ from certtrain.bounds.relaxation import Slopes
 from certtrain.bounds.rounding import UNIT64
 from certtrain.branching.domains import Domains
 from certtrain.branching.root import Root
+from certtrain.deadline import NEVER, Deadline
 
 ALPHA_RATE, BETA_RATE, DECAY = 0.1, 1.0, 0.98
 PART = 4  # of the domains at hand: when so many of them are done, the search goes on without them
@@ -71,8 +72,8 @@ class Relaxed:
 
 
 @torch.no_grad()
-def improved(root: Root, domains: Domains, steps: int, over: Callable[[], bool] = lambda: False) -> Domains:
-    """The domains with the best bounds of so many steps of ascent, or fewer where time is `over`.
+def improved(root: Root, domains: Domains, steps: int, deadline: Deadline = NEVER) -> Domains:
+    """The domains with the best bounds of so many steps of ascent, or fewer where the deadline comes before.
 
     One that is closed is searched no more.
     """
@@ -84,7 +85,7 @@ def improved(root: Root, domains: Domains, steps: int, over: Callable[[], bool] 
     ascent = Ascent(climbers, [ALPHA_RATE, BETA_RATE], DECAY)
     left = torch.arange(domains.total, device=best.nodes.device)
     for _ in range(steps):
-        if over():
+        if deadline.over():
             break
         before = [value.clone() for value in ascent.values]
         bounds, gradients = _gradients(relaxed, *before)

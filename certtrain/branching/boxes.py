@@ -1,15 +1,13 @@
 """The boxes that a tree starts from: intervals, CROWN's and those of searched slopes, each cut by the ones before."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from certtrain.bounds.alpha import tightened_from
 from certtrain.bounds.crown import tightened
 from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.interval import Box, Visit, interval_pass
+from certtrain.bounds.interval import Box, interval_pass
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
@@ -19,20 +17,15 @@ STEPS, UNITS = 10, 1024
 
 
 @torch.no_grad()
-def tight_prefix(graph: LayerGraph, box: Box, settings: Settings, over: Callable[[], bool] = lambda: False) -> Prefix:
+def tight_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
     """The way of `box` (B, …) through the network, its nonlinear layers' boxes as tight as a short α-CROWN has them.
 
-    Once time is `over` those that are left stay as wide as they are.
+    Those that are left at the settings' deadline stay as wide as they are.
     """
-    crown = tightened(settings)
-
-    def in_time(layer: nn.Module, visits: list[Visit], start: Box, box: Box) -> Box:
-        return box if over() else crown(layer, visits, start, box)
-
-    wide = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=in_time)
-    if over():
+    wide = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=tightened(settings))
+    if settings.deadline.over():
         return Prefix(wide.visits, box)
     short = replace(settings, iterations=min(settings.iterations, STEPS), neurons=max(settings.neurons, UNITS))
-    narrow = tightened_from((visit.box for visit in wide.visits if visit.box is not None), short, over)
+    narrow = tightened_from((visit.box for visit in wide.visits if visit.box is not None), short)
     visits = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=narrow).visits
     return Prefix(visits, box)

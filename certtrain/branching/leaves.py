@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from certtrain.bounds.chunks import row_work, soon
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.branching.bounding import bounded
 from certtrain.branching.domains import Domains
 from certtrain.branching.root import RECTIFIERS, Root
+from certtrain.deadline import NEVER, Deadline
 
 ELASTIC = 1e4  # the most that all multipliers are together, in multiples of Λ's size: for domains that are empty
 
@@ -33,13 +35,16 @@ def affine(root: Root) -> bool:
 
 
 @torch.no_grad()
-def solved(root: Root, domain: Domains) -> Solved | None:
-    """What becomes of one domain, of which no unit is open; None without SciPy, or if it finds nothing."""
+def solved(root: Root, domain: Domains, deadline: Deadline = NEVER) -> Solved | None:
+    """What becomes of one domain, of which no unit is open; None without SciPy, or if it finds nothing in time."""
     optimize = _scipy()
     if optimize is None or not affine(root):
         return None
     split = domain.signs[0].nonzero().squeeze(1)
-    matrix, constant = _affine_parts(root, domain, split)
+    parts = _affine_parts(root, domain, split, deadline)
+    if parts is None:
+        return None
+    matrix, constant = parts
     count, start = len(root.functions), root.prefix.start
     lower, upper = start.lower.flatten().tolist(), start.upper.flatten().tolist()
     scale = max(root.scale.tolist(), default=1.0)
@@ -51,6 +56,7 @@ def solved(root: Root, domain: Domains) -> Solved | None:
         A_ub=torch.cat([matrix, slack], 1).numpy(),
         b_ub=(-constant).numpy(),
         bounds=[*zip(lower, upper, strict=True), (None, None), (0, None)],
+        options={"time_limit": deadline.left},
     )
     if found.status != 0:
         return None
@@ -67,15 +73,23 @@ def _bound(root: Root, domain: Domains, split: Tensor, forces: Tensor) -> float:
     return float(bounded(root, domain._replace(betas=betas)))
 
 
-def _affine_parts(root: Root, domain: Domains, split: Tensor) -> tuple[Tensor, Tensor]:
-    """A and b of A x + b: the functions, and then −s·z of each split unit, which is not above zero in the domain."""
-    signs = torch.where(domain.signs == 0, root.stable.to(domain.signs.dtype), domain.signs)
+def _affine_parts(root: Root, domain: Domains, split: Tensor, deadline: Deadline) -> tuple[Tensor, Tensor] | None:
+    """A and b of A x + b: the functions, and then −s·z of each split unit, which is not above zero in the domain.
 
+    None if the deadline comes before they are computed.
+    """
+    signs = torch.where(domain.signs == 0, root.stable.to(domain.signs.dtype), domain.signs)
     start = root.prefix.start.centre
     each = torch.eye(start.numel(), dtype=start.dtype, device=start.device).view(-1, *start.shape[1:])
-    logits, inputs = root.run(torch.cat([torch.zeros_like(start), each]), signs)
-    functions = logits @ root.functions.T + root.offsets
-    values = torch.cat([functions, -inputs[:, split] * domain.signs[0, split]], 1).cpu()
+    size = soon(len(each) + 1, row_work(root.prefix), deadline)
+    found = []
+    for part in torch.split(torch.cat([torch.zeros_like(start), each]), size):
+        if deadline.over():
+            return None
+        logits, inputs = root.run(part, signs)
+        functions = logits @ root.functions.T + root.offsets
+        found.append(torch.cat([functions, -inputs[:, split] * domain.signs[0, split]], 1).cpu())
+    values = torch.cat(found)
     return (values[1:] - values[0]).T.contiguous(), values[0]
 
 

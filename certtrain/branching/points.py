@@ -1,6 +1,6 @@
 """Complete verification of one point: a tree for each class that bounds alone leave open."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,8 +15,6 @@ from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.root import Root
 from certtrain.branching.search import branch_and_bound, reproved
 from certtrain.branching.tree import leaves_of
-
-Over = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,10 @@ class Boxed:
     eps: float
     arithmetic: str
 
-    def prefix(self, settings: Settings, over: Over = lambda: False) -> Prefix:
+    def prefix(self, settings: Settings) -> Prefix:
         """With the boxes that trees start from."""
         box = input_box(self.x.double(), self.eps, (0.0, 1.0), with_clean=False, rounding=settings.rounding)
-        return tight_prefix(self.graph, box, settings, over)
+        return tight_prefix(self.graph, box, settings)
 
     def others(self, classes: int) -> list[int]:
         """The classes that the label has a margin to."""
@@ -75,9 +73,9 @@ def margin_root(prefix: Prefix, label: int, other: int, classes: int, settings: 
     return Root(prefix, function, function.new_tensor([-least]), settings.rounding)
 
 
-def decide_point(point: Boxed, classes: int, settings: Settings, over: Over = lambda: False) -> Decided:
-    """Prove the point (1, …) or find a counterexample; neither, where time is `over` or settings say enough."""
-    prefix, trees, margins, hits = point.prefix(settings, over), dict[int, str](), list[float](), list[Tensor]()
+def decide_point(point: Boxed, classes: int, settings: Settings) -> Decided:
+    """Prove the point (1, …) or find a counterexample; neither, where the settings' deadline or domains end it."""
+    prefix, trees, margins, hits = point.prefix(settings), dict[int, str](), list[float](), list[Tensor]()
 
     def attack(inputs: Tensor) -> bool:
         found = point.broken(inputs)
@@ -86,8 +84,10 @@ def decide_point(point: Boxed, classes: int, settings: Settings, over: Over = la
 
     left = settings
     for other in point.others(classes):
+        if settings.deadline.over():
+            return Decided(None, {})
         root = margin_root(prefix, int(point.label), other, classes, settings)
-        outcome = branch_and_bound(root, left, over=over, attack=attack)
+        outcome = branch_and_bound(root, left, attack=attack)
         if not outcome.proved:
             return Decided(None, {}, hits[0] if hits else None)
         margins.append(outcome.bound)

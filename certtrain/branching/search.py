@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from certtrain.bounds.chunks import row_bytes
+from certtrain.bounds.chunks import row_bytes, row_work, soon
 from certtrain.bounds.settings import Settings
 from certtrain.branching.bounding import bounded, improved
 from certtrain.branching.choosing import Look, choose, look, sides
@@ -21,7 +21,6 @@ MOST = 512  # domains at once
 AGAIN, AGAIN_STEPS = 200, 200  # domains and steps of ascent that a leaf may take when it is proved once more
 SPARE = 1.25  # times what rounding costs at the root is kept free for what it costs elsewhere
 
-Over = Callable[[], bool]
 Attack = Callable[[Tensor], bool]
 
 
@@ -46,18 +45,16 @@ class Outcome:
         return not self.broken and self.open == 0 and 0 < self.bound < torch.inf
 
 
-def branch_and_bound(
-    root: Root, settings: Settings, *, over: Over = lambda: False, attack: Attack = lambda inputs: False
-) -> Outcome:
+def branch_and_bound(root: Root, settings: Settings, *, attack: Attack = lambda inputs: False) -> Outcome:
     """Split the box of `root` until one of its functions is above zero in every part.
 
     `attack` is shown the inputs (D, …) where bounds have their least, and says
-    True if one of them ends the search. What is open when time is `over`, or
-    after the settings' number of domains, or when those that wait take more
-    than their memory, stays open, and so does a domain that has nothing to
+    True if one of them ends the search. What is open at the settings' deadline,
+    or after their number of domains, or when those that wait take more than
+    their memory, stays open, and so does a domain that has nothing to
     split and no bound above zero.
     """
-    search = Search(root, settings, over, attack)
+    search = Search(root, settings, attack)
     search.begin(search.first(torch.zeros(1, root.units)))
     return search.run()
 
@@ -97,16 +94,20 @@ def _signs(root: Root, path: Path) -> Tensor:
 class Search:
     """Domains that wait, those that are closed, and the tree that they are parts of."""
 
-    def __init__(
-        self, root: Root, settings: Settings, over: Over = lambda: False, attack: Attack = lambda inputs: False
-    ) -> None:
-        self.root, self.settings, self.over, self.attack = root, settings, over, attack
+    def __init__(self, root: Root, settings: Settings, attack: Attack = lambda inputs: False) -> None:
+        self.root, self.settings, self.attack = root, settings, attack
         self.fast = root.fast()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
         self.domains, self.broken, self.stuck = 0, False, False
-        self.most = max(1, min(MOST, settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))))
+        self.most = self._most()
         self.spare = SPARE * self._cost()
         self.fast.offsets = self.fast.offsets - self.spare
+
+    def _most(self) -> int:
+        """How many domains at once: those that memory holds and, with a deadline, a step takes well under a second."""
+        work = row_work(self.fast.prefix, gradients=True) * len(self.root.functions)
+        held = self.settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))
+        return max(1, soon(min(MOST, held), work, self.settings.deadline))
 
     def _cost(self) -> float:
         """What rounding takes off the bound at the root: the search aims at that much more than zero."""
@@ -134,7 +135,7 @@ class Search:
 
         What is known of a domain holds in its parts. NaN and infinity are no bounds.
         """
-        found = improved(self.fast, domains, steps, self.over)
+        found = improved(self.fast, domains, steps, self.settings.deadline)
         bounds, hopeful = found.bounds.to(self.root.prefix.start.radius), found.bounds > -self.spare
         if bool(hopeful.any()):
             bounds[hopeful] = bounded(self.root, found.take(hopeful))
@@ -154,7 +155,7 @@ class Search:
 
     def _enough(self) -> bool:
         held = sum(part.bytes for part in self.waiting)
-        return self.domains >= self.settings.domains or held > self.settings.memory or self.over()
+        return self.domains >= self.settings.domains or held > self.settings.memory or self.settings.deadline.over()
 
     def _step(self, batch: Domains) -> None:
         looked = look(self.fast, batch)
@@ -169,9 +170,9 @@ class Search:
     def _solve(self, domains: Domains) -> bool:
         """Whether all of these, in which nothing is left to split, could be closed."""
         for row in range(domains.total):
-            if self.over():
+            if self.settings.deadline.over():
                 return False
-            leaf = solved(self.root, domains.take(slice(row, row + 1)))
+            leaf = solved(self.root, domains.take(slice(row, row + 1)), self.settings.deadline)
             self.broken = leaf is not None and self.attack(leaf.inputs)
             self.stuck = not self.broken and (leaf is None or not 0 < leaf.bound < torch.inf)
             if self.broken or self.stuck or leaf is None:
@@ -181,6 +182,9 @@ class Search:
 
     def _split(self, domains: Domains, looked: Look) -> None:
         units = choose(self.fast, domains, looked)
+        if self.settings.deadline.over():
+            self.waiting.append(domains)
+            return
         each = zip(domains.nodes.tolist(), units.tolist(), strict=True)
         nodes = torch.tensor([self.tree.split(node, self.root.unit(unit)) for node, unit in each]).to(units)
         halves = [sides(domains, units, sign)._replace(nodes=own) for sign, own in zip((1, -1), nodes.T, strict=True)]

@@ -9,11 +9,14 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from certtrain.data import ImageSet, to_unit
+from certtrain.deadline import NEVER, Deadline
 from certtrain.device import device_of
 from certtrain.errors import SoundnessError
 from certtrain.verdicts import Verdict
 from certtrain.verification.points import Point
 from certtrain.verification.stages import INFERENCE, Batch, Found, Round, Step
+
+SOON = 0.5  # seconds that a batch is expected to take, at most, where time is limited
 
 OnPoints = Callable[[list[Point]], None]
 OnRound = Callable[[tuple[str, ...], int], None]
@@ -23,11 +26,13 @@ OnRound = Callable[[tuple[str, ...], int], None]
 class Limits:
     """Time that may be spent, in seconds; None for no limit.
 
-    timeout: by one point in the rounds after the first. A point does not enter
-        a round that, by what a point took there so far, would take it longer,
-        unless the round's steps heed the time that is left.
-    budget: in all. It is looked at between batches, and before each step of the attack. A batch of a dear step is no
-        larger than it lasts for, by what a point took there so far.
+    timeout: by one point in the rounds after the first; points that go through a step together share their time.
+        A point does not enter a round that, by what a point took there so far, would take it longer, unless the
+        round's steps decide one point after the other.
+    budget: in all, but for inference, which every point goes through first, whatever it takes.
+
+    A step that bounds or searches breaks off at either. Of others, and of what a broken one still has to do, a batch
+    is small enough to take less than a second, by what a point took there so far.
     """
 
     timeout: float | None = None
@@ -53,15 +58,29 @@ class Cascade:
     on_points: OnPoints = lambda points: None
     on_round: OnRound = lambda names, points: None
     points: dict[int, Point] = field(default_factory=dict, init=False)
+    budget: Deadline = field(default=NEVER, init=False)
 
     def run(self) -> list[Point]:
         """Every point, by number. Raises SoundnessError if a certified point was attacked: then a bound is wrong."""
-        self.start = time.monotonic()
+        self.budget = Deadline.after(self.limits.budget)
         self.points = {point.index: point for point in self.known}
-        for number, each in enumerate(self.rounds):
-            self._round(each, dear=number > 0)
-        self._classify_the_rest()
+        first, *dear = self.rounds
+        if self.budget.limited:  # the natural accuracy is that of all points, whatever else there is time for
+            first = self._classified(first)
+        for each in [first] if first.steps else []:
+            self._round(each, dear=False)
+        for each in dear:
+            self._round(each, dear=True)
         return [self.points[index] for index in range(len(self.images))]
+
+    def _classified(self, first: Round) -> Round:
+        """Take every point through inference, and leave the other steps of the first round."""
+        inference = replace(first, steps=first.steps[:1])
+        untouched = [index for index in range(len(self.images)) if index not in self.points]
+        self.on_round(inference.names, len(untouched))
+        for numbers in _batches(untouched, first.size):
+            self._tell(self._work(inference.steps, numbers))
+        return replace(first, steps=first.steps[1:])
 
     def _round(self, each: Round, *, dear: bool) -> None:
         """Each batch through the steps; the first round takes every point, the others those that are open."""
@@ -69,11 +88,11 @@ class Cascade:
         entering = [index for index in entering if not dear or self._has_time(index, 0.0)]
         self.on_round(each.names, len(entering))
         # What a point takes is known after the first one, and better after more: with limits few go in at once before.
-        most = 1 if dear and self.limits != UNLIMITED else each.size
+        most = 1 if self._limited(dear) else each.size
         spent, worked = 0.0, 0
-        while entering and not self._over():
+        while entering and not self.budget.over():
             expected = spent / worked if worked else 0.0
-            count = self._affordable(most, expected)
+            count = self._affordable(most, expected, dear=dear)
             chunk, entering, most = entering[:count], entering[count:], min(2 * most, each.size)
             known = 0.0 if each.timed else expected
             if numbers := [index for index in chunk if not dear or self._has_time(index, known)]:
@@ -82,12 +101,15 @@ class Cascade:
                 worked += len(done)
                 self._tell(done)
 
-    def _affordable(self, most: int, expected: float) -> int:
-        """How many points the budget may last for, of at most so many; at least one."""
-        if self.limits.budget is None or expected == 0:
+    def _limited(self, dear: bool) -> bool:
+        return self.limits.budget is not None or (dear and self.limits.timeout is not None)
+
+    def _affordable(self, most: int, expected: float, *, dear: bool) -> int:
+        """How many points, of at most so many, take no more than the budget lasts for, and soon; at least one."""
+        if not self._limited(dear) or expected == 0:
             return most
-        left = self.limits.budget - (time.monotonic() - self.start)
-        return max(1, min(most, int(left / expected)))
+        left = self.budget.left
+        return max(1, min(most, int(min(SOON, SOON if left is None else left) / expected)))
 
     def _needs(self, index: int, each: Round) -> bool:
         point = self.points.get(index)
@@ -102,9 +124,6 @@ class Cascade:
     def _spent(self, index: int) -> float:
         cheap = self.rounds[0].names
         return sum(seconds for name, seconds in self.points[index].tried.items() if name not in cheap)
-
-    def _over(self) -> bool:
-        return self.limits.budget is not None and time.monotonic() - self.start >= self.limits.budget
 
     def _work(self, steps: Sequence[Step], numbers: list[int]) -> list[Point]:
         """The points of these numbers after the steps; what all of them have tried is not tried again."""
@@ -138,14 +157,7 @@ class Cascade:
     def _batch(self, numbers: Sequence[int], seconds: float) -> Batch:
         device, rows = device_of(self.model), list(numbers)
         x = to_unit(self.images.images[rows].to(device))
-        return Batch(rows, x, self.images.labels[rows].to(device), self.eps, self._over, seconds)
-
-    def _classify_the_rest(self) -> None:
-        """Where time was over before the first round was: see at least which points are misclassified as they are."""
-        first = self.rounds[0]
-        untouched = [index for index in range(len(self.images)) if index not in self.points]
-        for numbers in _batches(untouched, first.size):
-            self._tell(self._work(first.steps[:1], numbers))
+        return Batch(rows, x, self.images.labels[rows].to(device), self.eps, self.budget, seconds)
 
     def _tell(self, points: list[Point]) -> None:
         """Of a point of which nothing new is known nothing is told: a step broke off."""

@@ -14,6 +14,7 @@ from certtrain.bounds.methods import method_named, up_to
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.rounding import ACCURACY, Rounding, arithmetic_named
 from certtrain.bounds.settings import Settings
+from certtrain.deadline import NEVER, Deadline
 from certtrain.epsilon import parse_eps
 from certtrain.errors import UnsupportedLayer
 from certtrain.precision import arithmetic as run_in
@@ -140,9 +141,12 @@ class Certifier:
 
     @outside_inference_mode()
     @torch.no_grad()
-    def proved(self, x: Tensor, labels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Which points (B,) have every margin's lower bound above zero, and the smallest bounds (B,); no inference."""
-        margins = self._margins(x, labels, eps)
+    def proved(self, x: Tensor, labels: Tensor, eps: float, deadline: Deadline = NEVER) -> tuple[Tensor, Tensor]:
+        """Which points (B,) have every margin's lower bound above zero, and the smallest bounds (B,); no inference.
+
+        What is not proved by the deadline is not proved; a bound that was not computed is −∞.
+        """
+        margins = self._margins(x, labels, eps, deadline)
         return certified_points(margins, labels), _smallest(margins, labels)
 
     def guard(self, x: Tensor, labels: Tensor, eps: float, bounds: Tensor) -> None:
@@ -152,11 +156,11 @@ class Certifier:
         else:
             check_margins(self.infer, x, labels, eps, bounds)
 
-    def _margins(self, x: Tensor, labels: Tensor, eps: float) -> Tensor:
+    def _margins(self, x: Tensor, labels: Tensor, eps: float, deadline: Deadline = NEVER) -> Tensor:
         """Lower bounds (B, K), some of them or all held against inference."""
-        x = plain_tensor(x)
+        x, settings = plain_tensor(x), replace(self.settings, deadline=deadline)
         with fitting(x):
-            margins = self.bound(self.graph, x.double().contiguous(), eps, CLIP, self.settings).margins(labels)
+            margins = self.bound(self.graph, x.double().contiguous(), eps, CLIP, settings).margins(labels)
         rows = _spread(certified_points(margins, labels), GUARDED if self.method == CHEAPEST else len(x))
         self.guard(x[rows], labels[rows], eps, margins[rows])
         return margins

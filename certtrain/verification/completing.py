@@ -1,8 +1,8 @@
 """Complete verification as a step of a cascade."""
 
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Completing:
     def __call__(self, batch: Batch) -> Found:
         """As `Step`."""
         correct = classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
-        found = [self._decided(batch, row, time.monotonic()) if right else None for row, right in enumerate(correct)]
+        found = [self._decided(batch, row) if right else None for row, right in enumerate(correct)]
         verdicts = [_verdict(decided) for decided in found]
         hits = [None if decided is None else decided.counterexample for decided in found]
         return Found(
@@ -38,7 +38,7 @@ class Completing:
             torch.tensor([_margin(decided) for decided in found], dtype=torch.float64),
             torch.cat([x if hit is None else hit for hit, x in zip(hits, torch.split(batch.x, 1), strict=True)]),
             [{} if decided is None else decided.trees for decided in found],
-            complete=not batch.over(),
+            complete=not batch.budget.over(),
         )
 
     def recheck(self, batch: Batch, row: int, trees: Mapping[int, str], margin: float) -> str | None:
@@ -63,10 +63,10 @@ class Completing:
             self.certifier = Certifier(self.model, arithmetic=self.arithmetic, settings=self.settings)
         return self.certifier
 
-    def _decided(self, batch: Batch, row: int, start: float) -> Decided:
+    def _decided(self, batch: Batch, row: int) -> Decided:
+        settings = replace(self.ready().settings, deadline=batch.deadline())
         with fitting(batch.x):
-            classes = self._classes(batch, row)
-            decided = decide_point(self.boxed(batch, row), classes, self.ready().settings, _limit(batch, start))
+            decided = decide_point(self.boxed(batch, row), self._classes(batch, row), settings)
         if decided.margin is not None:
             self._guard(batch, row, decided.margin)
         return decided
@@ -81,10 +81,6 @@ class Completing:
     def _classes(self, batch: Batch, row: int) -> int:
         logits: Tensor = self.model(batch.x[row : row + 1])
         return logits.shape[1]
-
-
-def _limit(batch: Batch, start: float) -> Callable[[], bool]:
-    return lambda: batch.over() or time.monotonic() - start >= batch.seconds
 
 
 def _verdict(decided: Decided | None) -> Verdict:

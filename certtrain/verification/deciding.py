@@ -17,12 +17,14 @@ from torch import Generator, Tensor, nn
 from certtrain.attack import PGD
 from certtrain.bounds import linear
 from certtrain.bounds.checks import check_evaluation_mode, fitting
+from certtrain.bounds.chunks import GRADIENT, dense, in_parts, inference_work, row_work, soon
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.interval import boundable, box_between, interval_pass
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
 from certtrain.data import derive_seed
+from certtrain.deadline import NEVER, Deadline
 from certtrain.errors import MethodError, PropertyError
 from certtrain.precision import tensor_cores
 from certtrain.verification.certificate import VERDICTS_ALONE
@@ -100,27 +102,28 @@ def decide(
 
     `network` takes inputs (B, *shape) and is in evaluation mode. With the
     methods "complete" and "milp" what is still open goes to branch and bound,
-    or to an exact solver, for at most `time_limit` seconds in all; open
-    domains of "complete" may take so many bytes of `memory`. Raises
+    or to an exact solver. All this takes at most `time_limit` seconds, to within one, after which what is open stays
+    so. Open domains of "complete" may take so many bytes of `memory`. Raises
     PropertyError if the property is of another number of inputs or outputs,
     MethodError, UnsupportedLayer, MissingExtra.
     """
     if method not in METHODS:
         raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(METHODS)}")
-    start = time.monotonic()
+    start, deadline = time.monotonic(), Deadline.after(time_limit)
     check_modules(network)  # a copy does not have all that can be put around a network
     network = plain_model(network)
     exact = copy.deepcopy(network).double()
     graph = boundable(exact, tuple(shape))
     check_evaluation_mode(graph)
     _check_sizes(network, shape, asked)
-    bounds = case_bounds(graph, shape, asked.cases)
+    bounds = case_bounds(graph, shape, asked.cases, deadline)
     left = [number for number, bound in enumerate(bounds) if not _proves(bound)]
     by = "attack" if left else "crown-ibp"
-    found = search(network, exact, shape, [asked.cases[number] for number in left], attack or PGD())
+    open_cases = [asked.cases[number] for number in left]
+    found = search(network, exact, shape, open_cases, attack or PGD(), deadline)
     if found is None and left and method in EXACTLY:
         by, cases = method, {number: asked.cases[number] for number in left}
-        found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape, memory), cases, bounds, time_limit)
+        found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape, memory), cases, bounds, deadline)
     guard(exact, shape, asked.cases, bounds, MILP_TOLERANCE if method == "milp" else SLACK)
     result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
     outputs = None if found is None else run_at(exact, shape, found)
@@ -152,20 +155,33 @@ def _proves(bound: float) -> bool:
 
 
 @torch.no_grad()
-def case_bounds(graph: LayerGraph, shape: Sequence[int], cases: Sequence[Case]) -> list[float]:
+def case_bounds(
+    graph: LayerGraph, shape: Sequence[int], cases: Sequence[Case], deadline: Deadline = NEVER
+) -> list[float]:
     """For each case, a lower bound of its largest function over its box: above zero, it cannot be reached.
 
-    By intervals and CROWN-IBP, the larger, in the precision of the network, which should be float64.
+    By intervals and CROWN-IBP, the larger, in the precision of the network, which should be float64; −∞ after the
+    deadline.
     """
     found: list[float] = []
     for group in _by_box(cases):
+        if deadline.over():
+            found += [-torch.inf] * len(group)
+            continue
         trace = trace_box(graph, group[0].lower.view(1, *shape), group[0].upper.view(1, *shape))
         functions = torch.cat([case.functions for case in group])
         offsets = torch.cat([case.offsets for case in group])
-        both = (linear.lower_bounds(trace, functions.unsqueeze(0)), trace.logits.below(functions.unsqueeze(0)))
+        both = (_lower_bounds(trace, functions, deadline), trace.logits.below(functions.unsqueeze(0)))
         lower = torch.fmax(*both)[0] + offsets
         found += [float(part.max()) for part in torch.split(lower, [len(case.offsets) for case in group])]
     return found
+
+
+def _lower_bounds(trace: BoundTrace, functions: Tensor, deadline: Deadline) -> Tensor:
+    """Lower bounds (1, S) of `functions` (S, K) by CROWN-IBP."""
+    prefix, count = linear.Prefix(trace.visits, trace.start), len(functions)
+    rows = soon(count, row_work(prefix), deadline)
+    return in_parts(linear.followed_back, prefix, dense(functions.unsqueeze(0)), (1, count), rows, deadline)
 
 
 def trace_box(graph: LayerGraph, lower: Tensor, upper: Tensor) -> BoundTrace:
@@ -176,24 +192,43 @@ def trace_box(graph: LayerGraph, lower: Tensor, upper: Tensor) -> BoundTrace:
 
 
 def search(
-    network: nn.Module, exact: nn.Module, shape: Sequence[int], cases: Sequence[Case], attack: PGD
+    network: nn.Module,
+    exact: nn.Module,
+    shape: Sequence[int],
+    cases: Sequence[Case],
+    attack: PGD,
+    deadline: Deadline = NEVER,
 ) -> Tensor | None:
-    """An input (N,) that reaches one of the cases, found by projected gradient descent; None if none was.
+    """An input (N,) that reaches one of the cases, found by projected gradient descent; None if none was in time.
 
     The largest function of each case is descended by signed gradients, from
     the box's centre first and then from random starts. `exact` is the network
     in float64; see `confirmed` for what counts.
     """
     generator = Generator().manual_seed(derive_seed(attack.seed, "property"))
-    for first in range(0, len(cases), AT_A_TIME):
-        found = _search(network, exact, shape, cases[first : first + AT_A_TIME], attack, generator)
+    size = _at_a_time(network, shape, deadline)
+    for first in range(0, len(cases), size):
+        found = _search(network, exact, shape, cases[first : first + size], attack, generator, deadline)
         if found is not None:
             return found
     return None
 
 
+@torch.no_grad()
+def _at_a_time(network: nn.Module, shape: Sequence[int], deadline: Deadline) -> int:
+    """How many cases a step of the search takes together."""
+    work = inference_work(boundable(network), torch.zeros(1, *shape, dtype=dtype_of(network)))
+    return soon(AT_A_TIME, GRADIENT * work, deadline)
+
+
 def _search(
-    network: nn.Module, exact: nn.Module, shape: Sequence[int], cases: Sequence[Case], attack: PGD, generator: Generator
+    network: nn.Module,
+    exact: nn.Module,
+    shape: Sequence[int],
+    cases: Sequence[Case],
+    attack: PGD,
+    generator: Generator,
+    deadline: Deadline,
 ) -> Tensor | None:
     dtype = dtype_of(network)
     lower = torch.stack([case.lower for case in cases])
@@ -202,8 +237,12 @@ def _search(
         share = torch.rand(lower.shape, generator=generator, dtype=lower.dtype) if restart else 0.5
         point = lower + width * share
         for step in range(attack.steps + 1):
+            if deadline.over():
+                return None
             values, gradient = _descent(network, shape, cases, point.to(dtype))
             for number in (values <= 0).nonzero().flatten().tolist():
+                if deadline.over():
+                    return None
                 found = confirmed(network, exact, shape, cases[number], point[number])
                 if found is not None:
                     return found
@@ -221,19 +260,17 @@ def _descent(network: nn.Module, shape: Sequence[int], cases: Sequence[Case], po
 
 
 def _exactly(
-    method: Callable[[Subject, Case, float | None], Answer],
+    method: Callable[[Subject, Case, Deadline], Answer],
     subject: Subject,
     cases: Mapping[int, Case],
     bounds: list[float],
-    time_limit: float | None,
+    deadline: Deadline,
 ) -> Tensor | None:
     """Decide the open cases one by one, raise their bounds in place, and stop at a counterexample."""
-    start = time.monotonic()
     for number, case in cases.items():
-        left = None if time_limit is None else time_limit - (time.monotonic() - start)
-        if left is not None and left <= 0:
+        if deadline.over():
             return None
-        answer = method(subject, case, left)
+        answer = method(subject, case, deadline)
         bounds[number] = max(bounds[number], answer.bound)
         if answer.point is not None:
             return answer.point

@@ -1,6 +1,5 @@
 """Exact methods for one case of a property, and the inputs that count as counterexamples."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from certtrain.bounds.rounding import arithmetic_named
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.root import Root
 from certtrain.branching.search import branch_and_bound
+from certtrain.deadline import Deadline
 from certtrain.verification.certificate import VERDICTS_ALONE
 from certtrain.verification.properties import Case
 
@@ -54,22 +54,20 @@ def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: 
     return inside if bool(case.reached(outputs).all()) else None
 
 
-def _solve(subject: Subject, case: Case, time_limit: float | None) -> Answer:
+def _solve(subject: Subject, case: Case, deadline: Deadline) -> Answer:
     from certtrain.verification.milp import minimum
 
-    least = minimum(subject.exact, subject.shape, case, time_limit=time_limit)
+    least = minimum(subject.exact, subject.shape, case, deadline=deadline)
     return Answer(least.proved, None if least.point is None else subject.confirmed(case, least.point))
 
 
-def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
-    start, hits = time.monotonic(), list[Tensor]()
-    settings = replace(VERDICTS_ALONE, rounding=REAL, memory=subject.memory)
+def _complete(subject: Subject, case: Case, deadline: Deadline) -> Answer:
+    hits = list[Tensor]()
+    settings = replace(VERDICTS_ALONE, rounding=REAL, memory=subject.memory, deadline=deadline)
     lower, upper = (end.view(1, *subject.shape) for end in (case.lower, case.upper))
-
-    def over() -> bool:
-        return time_limit is not None and time.monotonic() - start >= time_limit
-
-    prefix = tight_prefix(subject.graph, box_between(lower, upper, REAL), settings, over)
+    prefix = tight_prefix(subject.graph, box_between(lower, upper, REAL), settings)
+    if deadline.over():
+        return Answer(-torch.inf, None)
 
     def attack(inputs: Tensor) -> bool:
         inputs = inputs.double()  # the search itself is in float32
@@ -78,17 +76,12 @@ def _complete(subject: Subject, case: Case, time_limit: float | None) -> Answer:
         hits.extend(hit for hit in found if hit is not None)
         return bool(hits)
 
-    outcome = branch_and_bound(
-        Root(prefix, case.functions, case.offsets, REAL),
-        settings,
-        over=over,
-        attack=attack,
-    )
+    outcome = branch_and_bound(Root(prefix, case.functions, case.offsets, REAL), settings, attack=attack)
     return Answer(outcome.bound if outcome.proved else -torch.inf, hits[0] if hits else None)
 
 
 # What decides a case that bounds and attack leave open.
-EXACTLY: dict[str, Callable[[Subject, Case, float | None], Answer]] = {"complete": _complete, "milp": _solve}
+EXACTLY: dict[str, Callable[[Subject, Case, Deadline], Answer]] = {"complete": _complete, "milp": _solve}
 
 
 @torch.no_grad()

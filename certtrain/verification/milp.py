@@ -26,10 +26,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds import linear
+from certtrain.bounds.chunks import layer_work, soon, units
+from certtrain.bounds.crown import by_crown
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
 from certtrain.bounds.interval import Box, Visit, boundable, interval_pass
-from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
+from certtrain.bounds.linear import Prefix
+from certtrain.bounds.settings import Settings
+from certtrain.bounds.trace import NONLINEAR
+from certtrain.deadline import NEVER, Deadline
 from certtrain.errors import MissingExtra, UnsupportedLayer
 from certtrain.verification.properties import Case
 
@@ -43,8 +47,8 @@ WIDENED = 1e-9  # units' bounds, by this share, for the rounding of float64
 class Minimum:
     """The least value over a case's box of its largest function.
 
-    proved: a lower bound, less the tolerance; −inf if the solver ran out of
-        time before it had any. reached: an upper bound, the network's own
+    proved: a lower bound, less the tolerance; −inf if there was no time to
+        find any. reached: an upper bound, the network's own
         value in float64 at `point` (N,); inf and None if there is none.
     """
 
@@ -56,8 +60,8 @@ class Minimum:
 
 
 @torch.no_grad()
-def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, time_limit: float | None = None) -> Minimum:
-    """The minimum of max(functions · y + offsets) over the box of `case`, solved in at most `time_limit` seconds.
+def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, deadline: Deadline = NEVER) -> Minimum:
+    """The minimum of max(functions · y + offsets) over the box of `case`, solved by the deadline.
 
     `network` is in float64 and evaluation mode and takes inputs (B, *shape).
     Raises UnsupportedLayer if it has a layer that is not piecewise linear, or
@@ -71,43 +75,56 @@ def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, time_limit:
             known = ", ".join(sorted(layer.__name__ for layer in RULES))
             raise UnsupportedLayer(f"layer {call.name!r} is a {type(call.layer).__name__}; milp takes {known}")
     lower, upper = case.lower.view(1, *shape), case.upper.view(1, *shape)
-    visits = tight_visits(graph, lower, upper)
-    outputs, program = _encode(graph, visits, lower, upper)
-    functions = _Values(outputs.factors @ case.functions.T, outputs.constant @ case.functions.T + case.offsets)
-    scale = max(1.0, float(program.largest(functions).abs().max()))
-    left = None if time_limit is None else max(time_limit - (time.monotonic() - start), 0.1)
-    bound, point = program.minimize(functions, left)
+    program = _Program(lower, upper, deadline)
+    try:
+        bound, point = _solved(graph, case, program)
+    except _TimeIsOver:
+        bound, point = -torch.inf, None
     reached = torch.inf
     if point is not None:
         point = point.clamp(case.lower, case.upper)
         reached = float(case.values(network(point.view(1, *shape))).max())
-    seconds = time.monotonic() - start
-    return Minimum(bound - TOLERANCE * scale, reached, point, len(program.units), seconds)
+    return Minimum(bound, reached, point, len(program.units), time.monotonic() - start)
 
 
-def tight_visits(graph: LayerGraph, lower: Tensor, upper: Tensor) -> list[Visit]:
+class _TimeIsOver(Exception):
+    """Before the programme was written: nothing is known."""
+
+
+def _solved(graph: LayerGraph, case: Case, program: "_Program") -> tuple[float, Tensor | None]:
+    """A lower bound, less the tolerance, and the inputs (N,) where the solver has found the least value."""
+    outputs = _encode(graph, tight_visits(graph, *program.ends, program.deadline), program)
+    functions = _Values(outputs.factors @ case.functions.T, outputs.constant @ case.functions.T + case.offsets)
+    scale = max(1.0, float(program.largest(functions).abs().max()))
+    bound, point = program.minimize(functions)
+    return bound - TOLERANCE * scale, point
+
+
+def tight_visits(graph: LayerGraph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> list[Visit]:
     """What each layer meets over one box (1, …), the boxes of nonlinear layers by intervals and by linear bounds.
 
     Layer by layer, each from the tightened boxes before it (CROWN, Zhang et
-    al. 2018). The network must be in float64.
+    al. 2018). The network must be in float64. Boxes stay as they are after the deadline.
     """
+    settings = Settings(deadline=deadline)
     start = Box((lower + upper) / 2, (upper - lower) / 2)
     passed = interval_pass(graph, start, watch=NONLINEAR)
     visits = list(passed.visits)
     for number, visit in enumerate(visits):
         if visit.box is not None:
-            visits[number] = visit._replace(box=_tighter(start, visits[: visit.call.inputs[0]], visit.box))
+            visits[number] = visit._replace(
+                box=_tighter(Prefix(visits[: visit.call.inputs[0]], start), visit.box, settings)
+            )
     return visits
 
 
-def _tighter(start: Box, before: list[Visit], box: Box) -> Box:
-    """`box`, the result of the last layer of `before`, cut to what linear bounds say; widened for their rounding."""
+def _tighter(prefix: Prefix, box: Box, settings: Settings) -> Box:
+    """`box`, the result of `prefix`, cut to what linear bounds say; widened for their rounding."""
     low, high = box.lower, box.upper
-    if before:
-        trace = BoundTrace(start, start, before, Logits(box, None, box))
-        each = torch.eye(low.numel(), dtype=low.dtype).view(1, low.numel(), *low.shape[1:])
-        low = torch.maximum(low, linear.lower_bounds(trace, each).view_as(low))
-        high = torch.minimum(high, -linear.lower_bounds(trace, -each).view_as(high))
+    if prefix.visits:
+        follow, count, each = by_crown(settings), low.numel(), torch.arange(low.numel()).unsqueeze(0)
+        low = torch.maximum(low, follow(prefix, units(each, 1.0, low), (1, count), count).view_as(low))
+        high = torch.minimum(high, -follow(prefix, units(each, -1.0, high), (1, count), count).view_as(high))
     slack = WIDENED * (1 + torch.maximum(low.abs(), high.abs()))
     low, high = low - slack, high + slack
     return Box((low + high) / 2, (high - low) / 2)
@@ -135,12 +152,18 @@ class _Unit(NamedTuple):
 class _Program:
     """The variables, which are the inputs and then one r for each unstable unit, and what holds of them."""
 
-    def __init__(self, lower: Tensor, upper: Tensor) -> None:
-        self.inputs = lower.numel()
+    def __init__(self, lower: Tensor, upper: Tensor, deadline: Deadline) -> None:
+        self.ends, self.inputs, self.deadline = (lower, upper), lower.numel(), deadline
         self.lower, self.upper = lower.flatten().tolist(), upper.flatten().tolist()
         self.units: list[_Unit] = []
 
+    def check_time(self) -> None:
+        """Raise _TimeIsOver after the deadline."""
+        if self.deadline.over():
+            raise _TimeIsOver
+
     def add(self, unit: _Unit) -> None:
+        self.check_time()
         self.units.append(unit)
         self.lower.append(0.0)
         self.upper.append(unit.upper)
@@ -154,7 +177,7 @@ class _Program:
         ends = torch.tensor([self.lower, self.upper], dtype=torch.float64).abs().amax(dim=0)
         return (functions.factors.abs() * ends[:, None]).sum(0) + functions.constant[0].abs()
 
-    def minimize(self, functions: _Values, time_limit: float | None) -> tuple[float, Tensor | None]:
+    def minimize(self, functions: _Values) -> tuple[float, Tensor | None]:
         """A lower bound of the largest of the functions, and the inputs (N,) where the solver has found its least."""
         if not self.units and functions.constant.shape[1] == 1:
             return self._corner(functions)
@@ -163,13 +186,16 @@ class _Program:
         lower, upper = [*self.lower, *[0.0] * binaries, -arrays.inf], [*self.upper, *[1.0] * binaries, arrays.inf]
         cost = arrays.zeros(len(lower))
         cost[-1] = 1.0
+        constraints = self._constraints(functions)
+        left = self.deadline.left
+        self.check_time()
         with _quiet():
             found = optimize.milp(
                 cost,
                 integrality=[0] * len(self.lower) + [1] * binaries + [0],
                 bounds=optimize.Bounds(lower, upper),
-                constraints=self._constraints(functions),
-                options={"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit}),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0} | ({} if left is None else {"time_limit": left}),
             )
         return _lower_bound(found, binaries), _point(found, self.inputs)
 
@@ -184,6 +210,7 @@ class _Program:
         """Variables are the inputs, r of each unit, z of each unit, and t, which no function is above."""
         rows = _Rows(len(self.lower) + len(self.units) + 1)
         for number, unit in enumerate(self.units):
+            self.check_time()
             r, z = self.inputs + number, len(self.lower) + number
             rows.add(unit.factors, {r: -1.0}, -unit.constant)  # p ≤ r
             rows.add(-unit.factors, {r: 1.0, z: -unit.lower}, unit.constant - unit.lower)  # r ≤ p − l(1 − z)
@@ -198,23 +225,23 @@ class _Rows:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.places: tuple[list[int], list[int], list[float]] = ([], [], [])
+        self.columns: list[Tensor] = []
+        self.values: list[Tensor] = []
         self.most: list[float] = []
 
     def add(self, factors: Tensor | None, others: dict[int, float], most: float) -> None:
-        entries = dict(others)
-        if factors is not None:
-            used = factors.nonzero().flatten()
-            entries |= dict(zip(used.tolist(), factors[used].tolist(), strict=True))
-        rows, columns, values = self.places
-        rows += [len(self.most)] * len(entries)
-        columns += entries.keys()
-        values += entries.values()
+        """Values of the variables before any unit's own by `factors`, and of `others`, which come after them."""
+        used = torch.arange(0) if factors is None else factors.nonzero().flatten()
+        values = torch.tensor(list(others.values()), dtype=torch.float64)
+        self.columns.append(torch.cat([torch.tensor(list(others)), used]))
+        self.values.append(values if factors is None else torch.cat([values, factors[used]]))
         self.most.append(most)
 
     def constraint(self) -> Any:
-        rows, columns, values = self.places
-        matrix = _extra("scipy.sparse").csr_array((values, (rows, columns)), shape=(len(self.most), self.width))
+        counts = torch.tensor([0, *(len(columns) for columns in self.columns)])
+        parts = (torch.cat(self.values), torch.cat(self.columns), counts.cumsum(0))
+        shape = len(self.most), self.width
+        matrix = _extra("scipy.sparse").csr_array(tuple(part.numpy() for part in parts), shape=shape)
         return _extra("scipy.optimize").LinearConstraint(matrix, ub=self.most)
 
 
@@ -234,9 +261,9 @@ def _point(found: Any, inputs: int) -> Tensor | None:
 # --- from layers to linear functions ---------------------------------------------------------------------
 
 
-def _encode(graph: LayerGraph, visits: list[Visit], lower: Tensor, upper: Tensor) -> tuple[_Values, _Program]:
-    """The network's outputs, and the program in whose variables they are written."""
-    program = _Program(lower, upper)
+def _encode(graph: LayerGraph, visits: list[Visit], program: _Program) -> _Values:
+    """The network's outputs in the variables of `program`, to which its units are added."""
+    lower, _ = program.ends
     size = lower.numel()
     each = torch.eye(size, dtype=lower.dtype).view(size, *lower.shape[1:])
     values = {0: _Values(each, torch.zeros_like(lower))}
@@ -246,7 +273,7 @@ def _encode(graph: LayerGraph, visits: list[Visit], lower: Tensor, upper: Tensor
         _check_size(visit.call, values[number + 1])
         for value in done:
             del values[value]
-    return _wider(values[len(visits)], len(program.lower)), program
+    return _wider(values[len(visits)], len(program.lower))
 
 
 def _check_size(call: LayerCall, values: _Values) -> None:
@@ -261,7 +288,16 @@ def _affine(visit: Visit, program: _Program, given: _Values) -> _Values:
     """A layer that is affine: the variables' factors are a batch that it maps, but for its own constant."""
     layer = visit.call.layer
     own = layer(torch.zeros_like(given.constant))
-    return _Values(layer(given.factors) - own, layer(given.constant))
+    return _Values(_mapped(layer, given.factors, program) - own, layer(given.constant))
+
+
+def _mapped(layer: nn.Module, factors: Tensor, program: _Program) -> Tensor:
+    """The layer's results of a batch, in parts between which there is time to look at the clock."""
+    found = []
+    for part in torch.split(factors, soon(len(factors), layer_work(layer, factors.shape), program.deadline)):
+        program.check_time()
+        found.append(layer(part))
+    return torch.cat(found)
 
 
 def _add(visit: Visit, program: _Program, left: _Values, right: _Values) -> _Values:

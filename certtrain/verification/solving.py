@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 
 import torch
 from torch import Tensor, nn
@@ -38,19 +37,20 @@ class Solving:
         """As `Step`."""
         found = [self._solved(batch, row) for row in range(len(batch.labels))]
         verdicts, margins, points = zip(*found, strict=True)
-        return Found(verdicts, torch.tensor(margins, dtype=torch.float64), torch.cat(points), complete=not batch.over())
+        return Found(
+            verdicts, torch.tensor(margins, dtype=torch.float64), torch.cat(points), complete=not batch.budget.over()
+        )
 
     def _solved(self, batch: Batch, row: int) -> tuple[Verdict, float, Tensor]:
-        x, label, start = batch.x[row : row + 1], batch.labels[row : row + 1], time.monotonic()
+        x, label, deadline = batch.x[row : row + 1], batch.labels[row : row + 1], batch.deadline()
         if not bool(classified(self.model, x, label, self.arithmetic)):
             return "misclassified", math.nan, x
         exact, margins = self._exact(), list[float]()
         cases = robustness(x[0].cpu(), int(label), batch.eps, exact(x.cpu().double()).shape[1]).cases
         for case in cases:
-            left = batch.seconds - (time.monotonic() - start)
-            if batch.over() or left <= 0:
+            if deadline.over():
                 return "open", math.nan, x
-            found = minimum(exact, x.shape[1:], case, time_limit=left if left < math.inf else None)
+            found = minimum(exact, x.shape[1:], case, deadline=deadline)
             margins.append(found.proved)
             if found.point is not None and (hit := self._broken(found.point, x, label, batch.eps)) is not None:
                 return "falsified", math.nan, hit

@@ -1,7 +1,7 @@
 """The steps of a cascade: each takes points that are open, and says what it has found about them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from certtrain.attack import Settings
 from certtrain.attack import attack as search
 from certtrain.attack.hunt import running
 from certtrain.bounds.settings import Settings as BoundSettings
+from certtrain.deadline import NEVER, Deadline
 from certtrain.verdicts import Verdict, correct_points
 from certtrain.verification.certificate import VERDICTS_ALONE, Certifier
 
@@ -21,15 +22,19 @@ INFERENCE, ATTACK = "inference", "attack"
 class Batch(NamedTuple):
     """Points of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes.
 
-    over: says True once there is no more time. seconds: that one point may take, of the steps that heed it.
+    budget: the end of the whole verification. seconds: that each point may take in a step beyond the first ones.
     """
 
     numbers: Sequence[int]
     x: Tensor
     labels: Tensor
     eps: float
-    over: Callable[[], bool] = lambda: False
+    budget: Deadline = NEVER
     seconds: float = math.inf
+
+    def deadline(self, points: int = 1) -> Deadline:
+        """Of a step that begins now, and works on so many of the points together."""
+        return self.budget.earlier(Deadline.after(self.seconds * points))
 
 
 class Found(NamedTuple):
@@ -106,7 +111,7 @@ class Attacking:
         cut: list[bool] = []
 
         def stop() -> bool:
-            cut.extend([True] if batch.over() else [])
+            cut.extend([True] if batch.budget.over() else [])
             return bool(cut)
 
         hit = search(self.model, *about, arithmetic=self.arithmetic, stop=stop)
@@ -115,7 +120,7 @@ class Attacking:
 
 
 class Bounding:
-    """A bound method, on points that are classified correctly."""
+    """A bound method, on points that are classified correctly; they share the time that they may take."""
 
     def __init__(
         self, model: nn.Module, method: str, arithmetic: str, settings: BoundSettings = VERDICTS_ALONE, *, alone: bool
@@ -126,11 +131,13 @@ class Bounding:
 
     def __call__(self, batch: Batch) -> Found:
         """As `Step`."""
+        deadline = batch.deadline(len(batch.numbers))
         self.certifier = self.certifier or Certifier(
             self.model, self.name, arithmetic=self.arithmetic, settings=self.settings, alone=self.alone
         )
-        proved, margins = self.certifier.proved(batch.x, batch.labels, batch.eps)
-        return Found(["certified" if found else "open" for found in proved.tolist()], margins)
+        proved, margins = self.certifier.proved(batch.x, batch.labels, batch.eps, deadline)
+        verdicts: list[Verdict] = ["certified" if found else "open" for found in proved.tolist()]
+        return Found(verdicts, margins, complete=not batch.budget.over())
 
 
 @torch.no_grad()
