@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from enumeration import least, random_network
+from looks import Looks
 from sampling import points_inside
 from small import NETWORKS, fitting, network, pixels, root_of, settings_of
 from torch import Generator, Tensor, nn
@@ -91,8 +92,7 @@ def test_time_that_is_over_leaves_it_open(seed: int):
     root = hard(seed, CLEAR)[1]
     outcomes = []
     for asked in (0, 60, 80, 100, 10**6):
-        times = itertools.count()
-        outcomes.append(branch_and_bound(root, SETTINGS, over=lambda t=times, a=asked: next(t) >= a))
+        outcomes.append(branch_and_bound(root, replace(SETTINGS, deadline=Looks(asked))))
     assert not outcomes[0].proved
     assert outcomes[0].domains == 1
     assert [outcome.domains for outcome in outcomes] == sorted(outcome.domains for outcome in outcomes)
@@ -345,8 +345,7 @@ def test_boxes_stay_as_wide_as_they_are_once_time_is_over():
     box = box_between(torch.zeros(1, 4).double(), torch.ones(1, 4).double(), REAL)
     widths = []
     for limit in (0, 1, 2, 100):
-        looks = itertools.count()
-        prefix = tight_prefix(boundable(model), box, SETTINGS, lambda looks=looks, limit=limit: next(looks) >= limit)
+        prefix = tight_prefix(boundable(model), box, replace(SETTINGS, deadline=Looks(limit)))
         widths.append(sum(float(visit.box.radius.sum()) for visit in prefix.visits if visit.box is not None))
     assert widths[0] > widths[-1]
     assert sorted(widths, reverse=True) == widths

@@ -13,6 +13,7 @@ from certtrain import certify
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS, Method
 from certtrain.data import to_unit
+from certtrain.deadline import Deadline
 from certtrain.errors import MethodError, SoundnessError
 from certtrain.verification import cascade
 from certtrain.verification.cascade import Cascade, Limits
@@ -109,8 +110,8 @@ def test_an_attack_that_breaks_off_was_not_tried_and_is_when_there_is_time():
     def broken_off() -> Report:
         steps = iter(range(1000))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Cascade, "_over", lambda self: next(steps) >= 3)
-            return run(known=list(points.values()), on_points=hear)[0]
+            patch.setattr(Deadline, "over", lambda self: next(steps) >= 3)
+            return run(known=list(points.values()), on_points=hear, limits=Limits(budget=1e6))[0]
 
     report = broken_off()
     right = [point for point in points.values() if point.verdict != "misclassified"]

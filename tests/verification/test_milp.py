@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from certtrain.attack import PGD
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import boundable
+from certtrain.deadline import Deadline
 from certtrain.errors import MissingExtra, UnsupportedLayer
 from certtrain.verification import milp
 from certtrain.verification.deciding import case_bounds, decide
@@ -204,7 +205,7 @@ def test_what_it_does_not_take_is_an_error() -> None:
 @needs_scipy
 def test_a_time_limit_is_kept_and_claims_nothing() -> None:
     asked = case(0, 20, 3, eps=1.0)
-    least = minimum(mlp((20, 60, 60, 3), 0), (20,), asked, time_limit=1.0)
+    least = minimum(mlp((20, 60, 60, 3), 0), (20,), asked, deadline=Deadline.after(1.0))
     assert least.seconds < 30
     assert least.proved < least.reached
 
