@@ -14,12 +14,16 @@ network's own value at an input, and owes nothing to the solver.
 """
 
 import importlib
+import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -34,12 +38,15 @@ from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.deadline import NEVER, Deadline
-from certtrain.errors import MissingExtra, UnsupportedLayer
+from certtrain.errors import MethodError, MissingExtra, UnsupportedLayer
+from certtrain.verification import highs
 from certtrain.verification.properties import Case
 
 MOST_UNSTABLE = 2000  # units; far fewer take hours already
 MOST_ENTRIES = 2**26  # of a layer's linear functions: 0.5 GiB
 TOLERANCE = 1e-5  # of the largest value that the function can have, and of 1 at least
+LARGE = 2**14  # coefficients of a programme that HiGHS may not solve in time: with a deadline it gets its own process
+GRACE = 0.5  # seconds that this process may take beyond the deadline
 WIDENED = 1e-9  # units' bounds, by this share, for the rounding of float64
 
 
@@ -88,7 +95,7 @@ def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, deadline: D
 
 
 class _TimeIsOver(Exception):
-    """Before the programme was written: nothing is known."""
+    """Nothing is known yet."""
 
 
 def _solved(graph: LayerGraph, case: Case, program: "_Program") -> tuple[float, Tensor | None]:
@@ -181,22 +188,15 @@ class _Program:
         """A lower bound of the largest of the functions, and the inputs (N,) where the solver has found its least."""
         if not self.units and functions.constant.shape[1] == 1:
             return self._corner(functions)
-        optimize, arrays = _extra("scipy.optimize"), _extra("numpy")
         binaries = len(self.units)
-        lower, upper = [*self.lower, *[0.0] * binaries, -arrays.inf], [*self.upper, *[1.0] * binaries, arrays.inf]
-        cost = arrays.zeros(len(lower))
-        cost[-1] = 1.0
-        constraints = self._constraints(functions)
-        left = self.deadline.left
-        self.check_time()
-        with _quiet():
-            found = optimize.milp(
-                cost,
-                integrality=[0] * len(self.lower) + [1] * binaries + [0],
-                bounds=optimize.Bounds(lower, upper),
-                constraints=constraints,
-                options={"mip_rel_gap": 0.0} | ({} if left is None else {"time_limit": left}),
-            )
+        variables = {
+            "lower": [*self.lower, *[0.0] * binaries, -torch.inf],
+            "upper": [*self.upper, *[1.0] * binaries, torch.inf],
+            "cost": [0.0] * (len(self.lower) + binaries) + [1.0],
+            "integrality": [0] * len(self.lower) + [1] * binaries + [0],
+        }
+        arrays = {name: torch.tensor(values, dtype=torch.float64).numpy() for name, values in variables.items()}
+        found = _answer(arrays | self._rows(functions), self.deadline)
         return _lower_bound(found, binaries), _point(found, self.inputs)
 
     def _corner(self, functions: _Values) -> tuple[float, Tensor]:
@@ -206,7 +206,7 @@ class _Program:
         point = torch.where(factors > 0, lower, upper)
         return float(factors @ point + functions.constant[0, 0]), point
 
-    def _constraints(self, functions: _Values) -> Any:
+    def _rows(self, functions: _Values) -> dict[str, Any]:
         """Variables are the inputs, r of each unit, z of each unit, and t, which no function is above."""
         rows = _Rows(len(self.lower) + len(self.units) + 1)
         for number, unit in enumerate(self.units):
@@ -217,7 +217,7 @@ class _Program:
             rows.add(None, {r: 1.0, z: -unit.upper}, 0.0)  # r ≤ uz
         for factors, constant in zip(functions.factors.T, functions.constant[0].tolist(), strict=True):
             rows.add(factors, {rows.width - 1: -1.0}, -constant)
-        return rows.constraint()
+        return rows.arrays()
 
 
 class _Rows:
@@ -237,25 +237,59 @@ class _Rows:
         self.values.append(values if factors is None else torch.cat([values, factors[used]]))
         self.most.append(most)
 
-    def constraint(self) -> Any:
-        counts = torch.tensor([0, *(len(columns) for columns in self.columns)])
-        parts = (torch.cat(self.values), torch.cat(self.columns), counts.cumsum(0))
-        shape = len(self.most), self.width
-        matrix = _extra("scipy.sparse").csr_array(tuple(part.numpy() for part in parts), shape=shape)
-        return _extra("scipy.optimize").LinearConstraint(matrix, ub=self.most)
+    def arrays(self) -> dict[str, Any]:
+        """As `highs.solved` takes them."""
+        starts = torch.tensor([0, *(len(columns) for columns in self.columns)]).cumsum(0)
+        parts = {"values": torch.cat(self.values), "columns": torch.cat(self.columns), "starts": starts}
+        most = torch.tensor(self.most, dtype=torch.float64)
+        return {name: part.numpy() for name, part in (parts | {"most": most}).items()}
 
 
-def _lower_bound(found: Any, binaries: int) -> float:
+# --- the solver ------------------------------------------------------------------------------------------
+
+
+def _answer(programme: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+    """What HiGHS says of a programme. Raises _TimeIsOver if that takes longer than there is time."""
+    left = deadline.left
+    if deadline.over():
+        raise _TimeIsOver
+    if left is not None and len(programme["values"]) > LARGE:
+        return _answer_elsewhere(programme, left)
+    with _quiet():
+        return highs.solved(programme, left)
+
+
+def _answer_elsewhere(programme: dict[str, Any], left: float) -> dict[str, Any]:
+    """The same from a process of its own, which is ended soon after the time is over.
+
+    The process needs some of the time to start.
+    """
+    limit = max(left - GRACE, left / 2)
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder, "programme.npz"), Path(folder, "answer.json")
+        _extra("numpy").savez(source, **programme)
+        command = [sys.executable, "-P", highs.__file__, str(source), str(target), str(limit)]
+        try:
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=left + GRACE, check=False)
+        except subprocess.TimeoutExpired:
+            raise _TimeIsOver from None
+        if done.returncode:
+            raise MethodError(f"HiGHS ended with code {done.returncode}; there may be too little memory for milp")
+        answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        return answer
+
+
+def _lower_bound(found: dict[str, Any], binaries: int) -> float:
     """What the solver says that no solution is below; −inf if it says nothing."""
     if binaries == 0:
-        return float(found.fun) if found.status == 0 else -torch.inf
-    bounds = [value for value in (found.mip_dual_bound, found.fun) if value is not None]
-    usable = found.status in (0, 1) and found.mip_dual_bound is not None
+        return float(found["fun"]) if found["status"] == 0 else -torch.inf
+    bounds = [value for value in (found["bound"], found["fun"]) if value is not None]
+    usable = found["status"] in (0, 1) and found["bound"] is not None
     return float(min(bounds)) if usable else -torch.inf
 
 
-def _point(found: Any, inputs: int) -> Tensor | None:
-    return None if found.x is None else torch.tensor(found.x[:inputs], dtype=torch.float64)
+def _point(found: dict[str, Any], inputs: int) -> Tensor | None:
+    return None if found["x"] is None else torch.tensor(found["x"][:inputs], dtype=torch.float64)
 
 
 # --- from layers to linear functions ---------------------------------------------------------------------
