@@ -64,7 +64,8 @@ class Completing:
         return self.certifier
 
     def _decided(self, batch: Batch, row: int) -> Decided:
-        settings = replace(self.ready().settings, deadline=batch.deadline())
+        deadline = batch.deadline()
+        settings = replace(self.ready().settings, deadline=deadline)
         with fitting(batch.x):
             decided = decide_point(self.boxed(batch, row), self._classes(batch, row), settings)
         if decided.margin is not None:

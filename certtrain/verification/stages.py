@@ -68,7 +68,8 @@ class Step(Protocol):
 class Round:
     """Steps that a batch goes through together, and how many points a batch has.
 
-    timed: whether they heed the time that a point may take; others are not begun where it will not do.
+    timed: whether they decide one point after the other in whatever time it has left; others are not begun where, by
+        what the points before it took, it will not do. All break off at the end of that time.
     """
 
     steps: tuple[Step, ...]
