@@ -26,6 +26,7 @@ from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import BoundTrace
 from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, to_unit
+from certtrain.deadline import Deadline
 from certtrain.errors import CerttrainError, SoundnessError
 from certtrain.network.graphs import graph_of
 from certtrain.network.modelfile import Classifier, Metadata
@@ -272,7 +273,7 @@ def exactly(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
     bounds = {method: certtrain.margin_bounds(exact, one, label, eps, method=method)[0] for method in METHODS}
     others = [j for j in range(asked.outputs) if j != int(label)]
     for j, case in zip(others, asked.cases, strict=True):
-        least = minimum(exact, trial.shape, case, time_limit=2.0)
+        least = minimum(exact, trial.shape, case, deadline=Deadline.after(2.0))
         room = 1e-5 * max(1.0, abs(least.reached))
         for method, found in bounds.items():
             trial.claims += 1

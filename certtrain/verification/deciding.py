@@ -6,7 +6,7 @@ property, "sat" with an input that does, "unknown" if neither was found.
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from certtrain.deadline import NEVER, Deadline
 from certtrain.errors import MethodError, PropertyError
 from certtrain.precision import tensor_cores
 from certtrain.verification.certificate import VERDICTS_ALONE
-from certtrain.verification.exactly import EXACTLY, Answer, Subject, confirmed, dtype_of, run_at
+from certtrain.verification.exactly import EXACTLY, Subject, confirmed, dtype_of, run_at
 from certtrain.verification.guard import Claims, check_claims
 from certtrain.verification.milp import TOLERANCE as MILP_TOLERANCE
 from certtrain.verification.properties import Case, Property
@@ -37,6 +37,7 @@ Result = Literal["unsat", "sat", "unknown"]
 METHODS = ("crown-ibp", "complete", "milp")
 AT_A_TIME = 256  # cases that are searched together
 SLACK = 1e-7  # of float64's rounding, in bounds without it and in observed values
+SLACKS = {"milp": MILP_TOLERANCE}  # of methods that compute less exactly
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
     "unsat": (
@@ -117,14 +118,14 @@ def decide(
     check_evaluation_mode(graph)
     _check_sizes(network, shape, asked)
     bounds = case_bounds(graph, shape, asked.cases, deadline)
+    guard(exact, shape, asked.cases, bounds, deadline=deadline)
     left = [number for number, bound in enumerate(bounds) if not _proves(bound)]
     by = "attack" if left else "crown-ibp"
     open_cases = [asked.cases[number] for number in left]
     found = search(network, exact, shape, open_cases, attack or PGD(), deadline)
     if found is None and left and method in EXACTLY:
         by, cases = method, {number: asked.cases[number] for number in left}
-        found = _exactly(EXACTLY[method], Subject(network, exact, graph, shape, memory), cases, bounds, deadline)
-    guard(exact, shape, asked.cases, bounds, MILP_TOLERANCE if method == "milp" else SLACK)
+        found = _exactly(method, Subject(network, exact, graph, shape, memory), cases, bounds, deadline)
     result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
     outputs = None if found is None else run_at(exact, shape, found)
     seconds = time.monotonic() - start
@@ -132,13 +133,28 @@ def decide(
 
 
 @torch.no_grad()
-def guard(exact: nn.Module, shape: Sequence[int], cases: Sequence[Case], bounds: Sequence[float], slack: float) -> None:
-    """Raise SoundnessError if inference in float64 finds the largest function of a case below its bound."""
-    for first in range(0, len(cases), AT_A_TIME):
-        some = cases[first : first + AT_A_TIME]
+def guard(
+    exact: nn.Module,
+    shape: Sequence[int],
+    cases: Sequence[Case],
+    bounds: list[float],
+    *,
+    slack: float = SLACK,
+    deadline: Deadline = NEVER,
+) -> None:
+    """Raise SoundnessError if inference in float64 finds the largest function of a case below its bound.
+
+    A bound that could not be held against inference by the deadline becomes −∞: it is not claimed.
+    """
+    size = _at_a_time(exact, shape, deadline)
+    for first in range(0, len(cases), size):
+        if deadline.over():
+            bounds[first:] = [-torch.inf] * (len(cases) - first)
+            return
+        some = cases[first : first + size]
         lower = torch.stack([case.lower for case in some]).view(-1, *shape)
         upper = torch.stack([case.upper for case in some]).view(-1, *shape)
-        proved = torch.tensor(bounds[first : first + AT_A_TIME], dtype=torch.float64).unsqueeze(1)
+        proved = torch.tensor(bounds[first : first + size], dtype=torch.float64).unsqueeze(1)
         centre = ((lower + upper) / 2).clamp(lower, upper)
         check_claims(exact, Claims(centre, lower, upper, partial(largest, some), proved), slack=slack)
 
@@ -216,7 +232,7 @@ def search(
 
 @torch.no_grad()
 def _at_a_time(network: nn.Module, shape: Sequence[int], deadline: Deadline) -> int:
-    """How many cases a step of the search takes together."""
+    """How many cases a step of the search, or the guard, takes together."""
     work = inference_work(boundable(network), torch.zeros(1, *shape, dtype=dtype_of(network)))
     return soon(AT_A_TIME, GRADIENT * work, deadline)
 
@@ -260,18 +276,23 @@ def _descent(network: nn.Module, shape: Sequence[int], cases: Sequence[Case], po
 
 
 def _exactly(
-    method: Callable[[Subject, Case, Deadline], Answer],
+    method: str,
     subject: Subject,
     cases: Mapping[int, Case],
     bounds: list[float],
     deadline: Deadline,
 ) -> Tensor | None:
-    """Decide the open cases one by one, raise their bounds in place, and stop at a counterexample."""
+    """Decide the open cases one by one, raise their bounds in place, and stop at a counterexample.
+
+    What raises a bound is held against inference, whatever time is left.
+    """
     for number, case in cases.items():
         if deadline.over():
             return None
-        answer = method(subject, case, deadline)
-        bounds[number] = max(bounds[number], answer.bound)
+        answer = EXACTLY[method](subject, case, deadline)
+        if answer.bound > bounds[number]:
+            bounds[number] = answer.bound
+            guard(subject.exact, subject.shape, [case], [answer.bound], slack=SLACKS.get(method, SLACK))
         if answer.point is not None:
             return answer.point
     return None
