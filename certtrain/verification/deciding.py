@@ -233,7 +233,9 @@ def search(
 @torch.no_grad()
 def _at_a_time(network: nn.Module, shape: Sequence[int], deadline: Deadline) -> int:
     """How many cases a step of the search, or the guard, takes together."""
-    work = inference_work(boundable(network), torch.zeros(1, *shape, dtype=dtype_of(network)))
+    if not deadline.limited:
+        return AT_A_TIME
+    work = inference_work(boundable(network, tuple(shape)), torch.zeros(1, *shape, dtype=dtype_of(network)))
     return soon(AT_A_TIME, GRADIENT * work, deadline)
 
 
