@@ -37,6 +37,11 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Compiling:
+    """The training step is being compiled, until the first step is done."""
+
+
+@dataclass(frozen=True)
 class StepDone:
     """`step` steps are done; the averages are over the epoch so far, the layer states of a recent batch."""
 
@@ -94,5 +99,5 @@ class Finished:
     page: Path | None = None
 
 
-Event = Started | Loading | StepDone | EpochDone | Note | Verifying | Stopped | Finished
+Event = Started | Loading | Compiling | StepDone | EpochDone | Note | Verifying | Stopped | Finished
 Listener = Callable[[Event], None]

@@ -1,6 +1,7 @@
 """What a person sees of layers: while a network trains, side by side, over epochs, and before training."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from certtrain.inspection.following import EpochRecord, History
 from certtrain.inspection.growth import DepthSweep, SchemeGrowth, spread
 from certtrain.inspection.inspecting import InitialNetwork, ModelStates
 from certtrain.preset import load_preset
-from certtrain.training.events import EpochDone, Event, Started, StepDone
+from certtrain.render import training
+from certtrain.render.pieces import out
+from certtrain.training.events import Compiling, EpochDone, Event, Loading, Started, StepDone, Verifying
 
 FINE = LayerState("conv1_relu", 10, 0.412, 0.483, 0.105, 0.111, 0.0, 0.2, 2.34, 0.81, 0.92)
 SHUT = replace(FINE, name="linear1_relu", active=0.3, inactive=0.6, dead=0.75, growth=5.6)
@@ -26,7 +29,7 @@ Shown = Callable[[], str]
 @pytest.fixture
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shown:
     """What has been printed, on a terminal of 200 columns."""
-    monkeypatch.setattr(render.out, "width", 200)
+    monkeypatch.setattr(out, "width", 200)
     return lambda: capsys.readouterr().out
 
 
@@ -43,7 +46,7 @@ def epoch(number: int, *layers: LayerState, eps: float = 0.1) -> EpochDone:
 
 
 def test_plain_lines_show_the_layers_means(shown: Shown):
-    view = render.PlainView()
+    view = training.PlainView()
     for event in (started(), epoch(1, FINE, SHUT)):
         view(event)
     line = shown().splitlines()[1]
@@ -52,7 +55,7 @@ def test_plain_lines_show_the_layers_means(shown: Shown):
 
 
 def test_plain_lines_explain_each_trouble_once_and_not_before_the_ramp(shown: Shown):
-    view = render.PlainView()
+    view = training.PlainView()
     troubles = [(SHUT, 0.0), (SHUT, 0.1), (SHUT, 0.1), (FINE, 0.1), (SHUT, 0.1), (UNSTABLE, 0.1)]
     for number, (layer, eps) in enumerate(troubles, start=1):
         view(epoch(number, FINE, layer, eps=eps))
@@ -62,14 +65,57 @@ def test_plain_lines_explain_each_trouble_once_and_not_before_the_ramp(shown: Sh
     assert lines[7].startswith("! 90.0% of the ReLUs of 'linear1_relu' are unstable")
 
 
+def step(number: int) -> StepDone:
+    averages = {"loss": 1.5, "certified_accuracy": 0.25}
+    return StepDone(number, 1, 0.05, 1e-3, averages, ())
+
+
+def test_compiling_is_said_when_it_begins_and_when_it_is_done(shown: Shown):
+    view = training.PlainView()
+    for event in (started(), Compiling(), step(1), step(2)):
+        view(event)
+    lines = shown().splitlines()
+    assert lines[1] == "compiling the step"
+    assert lines[2].startswith("compiled in 0:00")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (Loading("decoding images", 12000, 50000), "decoding images: 12,000 of 50,000"),
+        (Compiling(), "compiling the step, for 0:00 so far"),
+        (step(100), "epoch  1/50  step 100 of 250  ε 0.0500  loss 1.500  certified 25.00%  "),
+        (Verifying("test", 3000, 10000), "verifying on the test set: 3,000 of 10,000"),
+    ],
+)
+def test_after_a_silence_what_goes_on_is_said(event: Event, line: str, shown: Shown):
+    with training.PlainView(silence=0.05) as view:
+        view(started())
+        view(event)
+        deadline = time.monotonic() + 20
+        text = ""
+        while line not in text and time.monotonic() < deadline:
+            time.sleep(0.02)
+            text += shown()
+    assert line in text
+
+
+def test_while_lines_come_nothing_is_added(shown: Shown):
+    with training.PlainView(silence=30.0) as view:
+        for number in range(1, 4):
+            view(epoch(number))
+    assert len(shown().splitlines()) == 3
+
+
 def test_an_explosion_is_left_to_the_trainings_own_note(shown: Shown):
-    view = render.PlainView()
+    view = training.PlainView()
     view(epoch(1, WIDE))
     assert "!" not in shown()
 
 
 def test_json_lines_hold_layers_and_findings(shown: Shown):
-    view = render.JsonView()
+    view = training.JsonView()
     view(epoch(1, FINE, SHUT))
     view(epoch(2, SHUT, eps=0.0))
     ramp, before = map(json.loads, shown().splitlines())
@@ -80,15 +126,15 @@ def test_json_lines_hold_layers_and_findings(shown: Shown):
 
 def picture(columns: int, monkeypatch: pytest.MonkeyPatch, *layers: LayerState, eps: float = 0.1) -> str:
     """The live picture's panel on a terminal of so many columns."""
-    monkeypatch.setattr(render.out, "width", columns)
-    view = render.LiveView()
+    monkeypatch.setattr(out, "width", columns)
+    view = training.LiveView()
     view.started = started()
     averages = dict.fromkeys(("loss", "robust_loss", "certified_accuracy", "tightness_loss", "relu_balance_loss"), 0.5)
     events: list[Event] = [StepDone(7, 2, eps, 1e-3, averages, layers)]
     for event in events:
         view(event)
-    with render.out.capture() as captured:
-        render.out.print(view._draw())
+    with out.capture() as captured:
+        out.print(view._draw())
     return captured.get()
 
 
@@ -200,7 +246,7 @@ def test_networks_in_trouble_are_named_though_every_epoch_was_fine(shown: Shown)
 
 
 def test_by_epoch_nothing_is_cut_at_eighty_columns(shown: Shown, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(render.out, "width", 80)
+    monkeypatch.setattr(out, "width", 80)
     bad = replace(FINE, unstable=1.0, growth=1.94e11, inactive=1.0, dead=1.0, mean_ratio=0.0001234)
     stages = [replace(model("step-000000000", bad), step=0, epoch=0), replace(model("m", bad), step=123, epoch=123.46)]
     render.show_history(history(*[(bad,)] * 100), stages, ("as it was", "its networks"))
@@ -219,7 +265,7 @@ def test_more_bad_layers_than_sentences_are_counted(shown: Shown):
     assert shown().endswith("! and 6 more layers; --json lists them\n")
     render.show_models([model("a", *bad), model("b", FINE)], "the title")
     assert shown().splitlines()[-2].endswith("(and 8 more layers)")
-    view = render.PlainView()
+    view = training.PlainView()
     view(epoch(1, *bad))
     assert shown().endswith("(and 8 more layers)\n")
     assert len(model("m", *bad).to_dict()["findings"]) == 9

@@ -1,0 +1,77 @@
+"""Results of a verification and of an export, as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from certtrain.epsilon import format_eps
+from certtrain.formats import percent
+from certtrain.render.pieces import new_table, out, say
+from certtrain.render.verification import stage_table, unfinished
+
+if TYPE_CHECKING:  # so that an error can be shown without loading torch
+    from certtrain.interchange.export import Comparison
+    from certtrain.verification.verify import Report
+
+
+def show_json(value: Any, indent: int | None = 2) -> None:
+    """A value as JSON on the output stream; NaN and infinity are programming errors."""
+    sys.stdout.write(json.dumps(value, indent=indent, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _attacked(report: Report) -> tuple[str, float, str]:
+    """The row of the upper limit."""
+    if report.attack["name"] == "none":
+        return "no attack", report.pgd_accuracy, "upper limit, as natural"
+    words = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
+    return "under attack", report.pgd_accuracy, f"upper limit; {words}"
+
+
+def _bracket(report: Report) -> str:
+    """Between what the robust accuracy lies."""
+    low, high = percent(report.certified_accuracy), percent(report.pgd_accuracy)
+    if not report.open:
+        return f"robust accuracy is {low}; no example is open"
+    gap = percent(report.pgd_accuracy - report.certified_accuracy)
+    examples = "1 example is" if report.open == 1 else f"{report.open:,} examples ({gap}) are"
+    return f"robust accuracy lies between {low} and {high}; {examples} open"
+
+
+def show_report(report: Report) -> None:
+    """Accuracies and errors of a verification, and the bracket that they leave."""
+    title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
+    out.print(Text(title, style="italic"))
+    table = new_table("", "accuracy", "error", "examples")
+    bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
+    rows = (
+        ("natural", report.natural_accuracy, "no perturbation"),
+        _attacked(report),
+        ("certified", report.certified_accuracy, f"lower limit; {bounds}"),
+    )
+    table.add_column("", justify="left", style="bright_black")
+    for name, share, remark in rows:
+        count = round(share * report.examples)
+        table.add_row(name, percent(share), percent(1 - share), f"{count:,}", remark)
+    out.print(table)
+    out.print(stage_table(report))
+    say(_bracket(report))
+    if words := unfinished(report):
+        out.print(Text(words))
+    out.print(Text(f"verified error {percent(1 - report.certified_accuracy)}; {report.seconds:.1f} s", style="bold"))
+    for assumption in report.assumptions:
+        say(f"assumes {assumption}", "bright_black")
+
+
+def show_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """How far each export lies from the original."""
+    table = new_table("export", "examples", "difference", "allowed", "largest logit", "same class")
+    for c in comparisons:
+        numbers = (f"{c.largest_difference:.2e}", f"{c.tolerance:.2e}", f"{c.largest_logit:.3g}")
+        table.add_row(c.what, f"{c.examples:,}", *numbers, f"{c.same_classes:,}")
+    out.print(table)
