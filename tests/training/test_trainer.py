@@ -666,8 +666,8 @@ def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], told
         resume(out, Surroundings(should_stop=stop_before(5)))
     (out / "preset.json").write_text(saved, encoding="utf-8")
     resume(out, Surroundings(should_stop=stop_before(5)))
+    edit(out, **changes)
     with pytest.raises(RunError, match="was changed after"):  # a resumed run knows its preset as well
-        edit(out, **changes)
         resume(out)
 
 
