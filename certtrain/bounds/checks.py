@@ -31,7 +31,7 @@ def check_evaluation_mode(graph: LayerGraph) -> None:
 def check_tensor(x: Tensor) -> None:
     """Raise DataError unless `x` is a tensor of floating point."""
     if not isinstance(x, Tensor):
-        raise DataError(f"inputs are {_kind(x)}, not a tensor; write torch.as_tensor(x, dtype=torch.float32)")
+        raise DataError(f"inputs are {kind_of(x)}, not a tensor; write torch.as_tensor(x, dtype=torch.float32)")
     if not x.is_floating_point():
         raise DataError(f"inputs are {x.dtype}, not pixels in [0, 1]; of levels from 0 to 255 write x.float() / 255")
 
@@ -63,7 +63,7 @@ def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
     if classes < 2:
         raise DataError("the network has one logit; a margin needs two classes or more")
     if not isinstance(labels, Tensor):
-        raise DataError(f"labels are {_kind(labels)}, not a tensor; write torch.as_tensor(labels)")
+        raise DataError(f"labels are {kind_of(labels)}, not a tensor; write torch.as_tensor(labels)")
     if labels.dtype != torch.int64:
         raise DataError(f"labels are {labels.dtype}; classes are counted in torch.int64")
     if labels.shape != (batch,):
@@ -72,7 +72,7 @@ def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
         raise DataError(f"labels run from {labels.min()} to {labels.max()}, outside the {classes} classes")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """Like "a list" or "a numpy.ndarray"."""
     kind = type(value)
     return f"a {kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'}"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from certtrain.attack import Settings, described
+from certtrain.bounds.checks import kind_of
 from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.settings import Settings as BoundSettings
@@ -181,12 +182,12 @@ def _check_kinds(model: Classifier, images: ImageSet) -> None:
     """Raise NetworkError or DataError that says what to give instead of something else."""
     if not isinstance(model, Classifier):
         raise NetworkError(
-            f"the model is a {type(model).__name__}; verify takes a Classifier, as load_model gives it. "
+            f"the model is {kind_of(model)}; verify takes a Classifier, as load_model gives it. "
             "Of any other network certify says what holds for a batch"
         )
     if not isinstance(images, ImageSet):
         raise DataError(
-            f"the images are a {type(images).__name__}; verify takes a certtrain.data.ImageSet, which holds "
+            f"the images are {kind_of(images)}; verify takes a certtrain.data.ImageSet, which holds "
             "uint8 images (N, C, H, W) and int64 labels (N,). Of tensors certify says what holds"
         )
     if any(tensor.dtype == torch.float64 for tensor in model.parameters()):

@@ -35,7 +35,10 @@ def network() -> nn.Sequential:
         (X.tolist(), "inputs are a list, not a tensor"),
         ((X * 255).to(torch.uint8), r"inputs are torch\.uint8, not pixels in \[0, 1\]; .* write x\.float\(\) / 255"),
         (X.to(torch.int64), r"inputs are torch\.int64, not pixels"),
-        (X.double(), r"inputs are torch\.float64, but the network's weights are torch\.float32; write x\.to\(torch\.fl"),
+        (
+            X.double(),
+            r"inputs are torch\.float64, but the network's weights are torch\.float32; write x\.to\(torch\.fl",
+        ),
         (X.half(), r"inputs are torch\.float16, but the network's weights are torch\.float32"),
     ],
 )
@@ -47,7 +50,9 @@ def test_inputs_of_another_kind(name: str, x: Any, told: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_a_model_in_float64_takes_its_own_inputs_alone(name: str) -> None:
     model = network().double()
-    with pytest.raises(DataError, match=r"weights are torch\.float64; write x\.to\(torch\.float64\), or model\.float\("):
+    with pytest.raises(
+        DataError, match=r"weights are torch\.float64; write x\.to\(torch\.float64\), or model\.float\("
+    ):
         CALLS[name](model, X, LABELS)
     CALLS[name](model, X.double(), LABELS)
 
