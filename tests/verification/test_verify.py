@@ -138,7 +138,7 @@ def test_images_that_do_not_fit_the_model_are_an_error(change: dict, message: st
             nn.Linear(4, 3),
             images(),
             NetworkError,
-            "the model is a torch\..*Linear; verify takes a Classifier, as load_model gives",
+            r"the model is a torch\..*Linear; verify takes a Classifier, as load_model gives",
         ),
         (
             classifier(),
