@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from certtrain.attack import Settings, described
 from certtrain.bounds.checks import kind_of
@@ -117,7 +118,6 @@ def verify(
     bound is wrong.
     """
     _check_kinds(model, images)
-    check_modules(model)
     check_fit(model, images)
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
@@ -180,6 +180,8 @@ def _other_classes(images: ImageSet, model: Sequence[str]) -> str:
 
 def _check_kinds(model: Classifier, images: ImageSet) -> None:
     """Raise NetworkError or DataError that says what to give instead of something else."""
+    if isinstance(model, nn.Module):
+        check_modules(model)  # says more of one that is compiled or scripted
     if not isinstance(model, Classifier):
         raise NetworkError(
             f"the model is {kind_of(model)}; verify takes a Classifier, as load_model gives it. "
