@@ -33,6 +33,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing there was changed.") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, if it is not there. Raises StorageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {path}: {error.strerror or error}") from error
+
+
 def check_writable(path: Path) -> None:
     """Raise StorageError unless a file can be made where `path` would be; nothing is left behind."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())

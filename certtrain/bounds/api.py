@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
+from certtrain.bounds.checks import check_dtype, check_evaluation_mode, check_input, check_labels, fitting
 from certtrain.bounds.contract import check_order
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
 from certtrain.bounds.interval import boundable
@@ -26,6 +26,7 @@ def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0
     """
     check_input(x, clip)
     graph, eps = boundable(model, tuple(x.shape[1:])), parse_eps(eps)
+    check_dtype(model, x)
     with fitting(x):
         trace = trace_bounds(graph, x, eps, clip)
     remember(trace.statistics)
@@ -81,6 +82,7 @@ def _bounds(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) ->
     check_input(x, clip)
     check_modules(model)
     graph = boundable(plain_model(model), tuple(x.shape[1:]))
+    check_dtype(model, x)
     check_evaluation_mode(graph)
     eps = parse_eps(eps)
     with fitting(x):

@@ -28,14 +28,31 @@ def check_evaluation_mode(graph: LayerGraph) -> None:
             raise UnsupportedLayer(f"layer {call.name!r} is in training mode; call model.eval() first")
 
 
+def check_tensor(x: Tensor) -> None:
+    """Raise DataError unless `x` is a tensor of floating point."""
+    if not isinstance(x, Tensor):
+        raise DataError(f"inputs are {kind_of(x)}, not a tensor; write torch.as_tensor(x, dtype=torch.float32)")
+    if not x.is_floating_point():
+        raise DataError(f"inputs are {x.dtype}, not pixels in [0, 1]; of levels from 0 to 255 write x.float() / 255")
+
+
 def check_input(x: Tensor, clip: tuple[float, float] | None) -> None:
-    """Raise DataError unless every entry of `x` is finite and inside `clip`."""
+    """Raise DataError unless `x` is a tensor of floating point, every entry finite and inside `clip`."""
+    check_tensor(x)
     low, high = clip if clip is not None else (-float("inf"), float("inf"))
     if not bool(((x >= low) & (x <= high) & x.isfinite()).all()):
         raise DataError(
             f"inputs must be finite and in [{low:g}, {high:g}], but run from {x.min():g} to {x.max():g}; "
             "scale pixels to [0, 1] or pass clip=None"
         )
+
+
+def check_dtype(model: nn.Module, x: Tensor) -> None:
+    """Raise DataError unless `x` has the type of the network's weights."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    if x.dtype != own:
+        instead = ", or model.float()" if own == torch.float64 else ""
+        raise DataError(f"inputs are {x.dtype}, but the network's weights are {own}; write x.to({own}){instead}")
 
 
 def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
@@ -45,9 +62,17 @@ def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
     batch, classes = logits_shape
     if classes < 2:
         raise DataError("the network has one logit; a margin needs two classes or more")
+    if not isinstance(labels, Tensor):
+        raise DataError(f"labels are {kind_of(labels)}, not a tensor; write torch.as_tensor(labels)")
     if labels.dtype != torch.int64:
         raise DataError(f"labels are {labels.dtype}; classes are counted in torch.int64")
     if labels.shape != (batch,):
         raise DataError(f"labels have shape {tuple(labels.shape)}; {batch} inputs need shape ({batch},)")
     if bool(((labels < 0) | (labels >= classes)).any()):
         raise DataError(f"labels run from {labels.min()} to {labels.max()}, outside the {classes} classes")
+
+
+def kind_of(value: object) -> str:
+    """Like "a list" or "a numpy.ndarray"."""
+    kind = type(value)
+    return f"a {kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'}"

@@ -47,7 +47,7 @@ def look(root: Root, domains: Domains) -> Look:
     rows = torch.arange(domains.total, device=best.device)
     start = relaxed.prefix.start
     minimisers = start.centre - start.radius * heard[0][rows, best].sign()
-    slope = root.flat({n: _or_zero(heard.get(n + 1), rows, best, relaxed.prefix, n) for n in root.numbers})
+    slope = root.flat({n: _or_zero(heard.get(n + 1), rows, best, relaxed.prefix, n) for n in root.numbers}, len(rows))
     lower, upper = _ends(root, relaxed.prefix)
     is_open = (lower < 0) & (upper > 0) & (domains.signs == 0)
     return Look(minimisers, _offset(lower, upper) * (-slope).relu() * is_open, is_open)
@@ -90,7 +90,9 @@ def _offset(lower: Tensor, upper: Tensor) -> Tensor:
 def _ends(root: Root, prefix: Prefix) -> tuple[Tensor, Tensor]:
     """Of all units' inputs (D, T)."""
     boxes: dict[int, Box] = {n: box for n in root.numbers if (box := prefix.visits[n].box) is not None}
-    return root.flat({n: box.lower for n, box in boxes.items()}), root.flat({n: box.upper for n, box in boxes.items()})
+    lower, upper = {n: box.lower for n, box in boxes.items()}, {n: box.upper for n, box in boxes.items()}
+    rows = len(prefix.start.radius)
+    return root.flat(lower, rows), root.flat(upper, rows)
 
 
 def _or_zero(slope: Tensor | None, rows: Tensor, best: Tensor, prefix: Prefix, number: int) -> Tensor:

@@ -95,16 +95,16 @@ class Root:
                 slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
                 rising = self.part(signs, number).squeeze(1) > 0
                 values[number + 1] = inputs[0] * torch.where(rising, 1.0, slope)
-        return values[len(self.prefix.visits)], self.flat(met)
+        return values[len(self.prefix.visits)], self.flat(met, len(x))
 
     def _boxes(self) -> dict[int, Box]:
         found = {number: self.prefix.visits[number].box for number in self.numbers}
         return {number: box for number, box in found.items() if box is not None}
 
-    def flat(self, parts: dict[int, Tensor]) -> Tensor:
-        """(D, T) of tensors (D, …), one for each rectifier."""
+    def flat(self, parts: dict[int, Tensor], rows: int = 1) -> Tensor:
+        """(D, T) of tensors (D, …), one for each rectifier; D is `rows`, which a network without rectifiers has too."""
         flat = [parts[number].flatten(1) for number in self.numbers]
-        return torch.cat(flat, 1) if flat else self.prefix.start.radius.new_zeros(1, 0)
+        return torch.cat(flat, 1) if flat else self.prefix.start.radius.new_zeros(rows, 0)
 
     def part(self, values: Tensor, number: int) -> Tensor:
         """Of values (D, T), those (D, 1, …) of one rectifier, for all functions."""

@@ -3,7 +3,7 @@
 from certtrain.certfile.checking import Checked, check, check_model
 from certtrain.certfile.lines import Header, Record, Seal, differences
 from certtrain.certfile.reading import Contents, read_certificates
-from certtrain.certfile.writing import Writer, describe_task
+from certtrain.certfile.writing import Writer, describe_task, locked_certificates
 
 __all__ = [
     "Checked",
@@ -16,5 +16,6 @@ __all__ = [
     "check_model",
     "describe_task",
     "differences",
+    "locked_certificates",
     "read_certificates",
 ]

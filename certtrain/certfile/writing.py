@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,8 +26,9 @@ from certtrain.certfile.reading import Contents, read_certificates
 from certtrain.data import ImageSet
 from certtrain.epsilon import exact_eps
 from certtrain.errors import CertificateError
+from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, versions
-from certtrain.storage import append, truncate, write_atomic
+from certtrain.storage import append, make_folder, truncate, write_atomic
 from certtrain.verification.certificate import CLIP, VERDICTS_ALONE
 from certtrain.verification.points import Point, count
 from certtrain.verification.rounds import assumptions_of
@@ -84,6 +86,21 @@ def hash_model(path: Path, model: Classifier) -> ModelHashes:
     said = model.metadata.model_dump(mode="json", include={"architecture", "input_shape", "class_names"})
     architecture = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     return ModelHashes(file=whole, tensors=tensors.hexdigest(), architecture=architecture)
+
+
+@contextmanager
+def locked_certificates(path: Path) -> Iterator[None]:
+    """Keep other processes from writing the certificate file `path`, in a folder that is made if need be.
+
+    Raises CertificateError if one does so now, and StorageError.
+    """
+    make_folder(path.absolute().parent)
+    taken = CertificateError(
+        f"another process is writing {path}; wait until it ends, or stop it, and give the command again; "
+        "or write into another file"
+    )
+    with locked(path.parent / f".{path.name}.lock", taken):
+        yield
 
 
 class Writer:

@@ -12,6 +12,7 @@ import typer
 from certtrain import __version__
 from certtrain.cli.export import export
 from certtrain.cli.init import init
+from certtrain.cli.output import adapt_streams, drop_unwritten
 from certtrain.cli.stats import stats
 from certtrain.cli.train import train
 from certtrain.cli.verify import verify
@@ -45,12 +46,14 @@ def _program(
 def main() -> None:
     """Run the command line; an error that a user can cause ends it with one message and exit code 1."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    adapt_streams()
     try:
         app()
     except CerttrainError as error:
         from certtrain import render
 
         render.error(str(error))
+        drop_unwritten()
         sys.exit(1)
 
 

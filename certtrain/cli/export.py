@@ -69,10 +69,10 @@ def export(
     network = open_model(model, Device.cpu)
     images = open_split(network, split, data_dir, None)
     from certtrain import render
-    from certtrain.interchange.exchange import check_first, export_properties
+    from certtrain.interchange.exchange import check_points, export_properties
     from certtrain.interchange.export import export as export_model
 
-    check_first(images, first or 0)
+    check_points(images, first or 0, count)
     comparisons = export_model(network, images.take(limit), weights=weights, onnx=onnx)
     files: list[dict[str, Any]] = [{"file": str(path)} for path in (weights, onnx) if path is not None]
     found = [file | comparison.to_dict() for file, comparison in zip(files, comparisons, strict=True)]
@@ -89,7 +89,7 @@ def export(
             onnx=onnx,
             eps=radius,
             first=first or 0,
-            count=count or 100,
+            count=count,
             timeout=timeout or 300.0,
         )
         found.append(written.to_dict())

@@ -3,7 +3,8 @@
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -185,29 +186,29 @@ def verify(
     asked: dict[str, Any] = {"method": method.value, "network": network.value, "arithmetic": arithmetic.value}
     asked |= {"batch_size": batch_size, "bounds": replace(VERDICTS_ALONE, memory=memory or MEMORY)}
     about = {"eps": radius, "attack": described(settings), **asked}
-    writer = None if out is None else _writer(out, force, model, saved, images, **about)
     stop, limits = Stopper(None), Limits(timeout, time_budget)
-    known = [] if writer is None else list(writer.points.values())
-    with render.verifying(len(images), known) as view:
+    with _writing(out, force, model, saved, images, **about) as writer:
+        known = [] if writer is None else list(writer.points.values())
+        with render.verifying(len(images), known) as view:
 
-        def on_points(points: "list[Point]") -> None:
-            if writer is not None:
-                writer.add(points)
-            view.add(points)
-            if stop.interrupted:
-                raise _Interrupted
+            def on_points(points: "list[Point]") -> None:
+                if writer is not None:
+                    writer.add(points)
+                view.add(points)
+                if stop.interrupted:
+                    raise _Interrupted
 
-        try:
-            result = verify_model(
-                saved, images, radius, attack=settings, limits=limits, known=known,
-                on_points=on_points, on_round=view.begin, **asked,
-            )  # fmt: skip
-        except _Interrupted:
-            view.close()
-            _say_stopped(writer, len(images))
-            raise typer.Exit(128 + signal.SIGINT) from None
-    if writer is not None:
-        writer.seal()
+            try:
+                result = verify_model(
+                    saved, images, radius, attack=settings, limits=limits, known=known,
+                    on_points=on_points, on_round=view.begin, **asked,
+                )  # fmt: skip
+            except _Interrupted:
+                view.close()
+                _say_stopped(writer, len(images))
+                raise typer.Exit(128 + signal.SIGINT) from None
+        if writer is not None:
+            writer.seal()
     if as_json:
         render.show_json({"model": str(model), **result.to_dict(), "out": out and str(out)})
         return
@@ -229,14 +230,21 @@ class _Interrupted(Exception):
     pass
 
 
-def _writer(out: Path, force: bool, file: Path, model: "Classifier", images: "ImageSet", **asked: Any) -> "Writer":
-    """A new file, or the one that is there, to go on with."""
-    from certtrain.certfile import Writer, describe_task
+@contextmanager
+def _writing(
+    out: Path | None, force: bool, file: Path, model: "Classifier", images: "ImageSet", **asked: Any
+) -> "Iterator[Writer | None]":
+    """A new file, or the one that is there, to go on with; no other process writes it meanwhile. None without `out`."""
+    if out is None:
+        yield None
+        return
+    from certtrain.certfile import Writer, describe_task, locked_certificates
     from certtrain.verification.verify import check_fit
 
     check_fit(model, images)
     header = describe_task(file, model, images, **asked)
-    return Writer(out, header, images) if force or not out.exists() else Writer.resume(out, header, images)
+    with locked_certificates(out):
+        yield Writer(out, header, images) if force or not out.exists() else Writer.resume(out, header, images)
 
 
 def _say_stopped(writer: "Writer | None", examples: int) -> None:

@@ -1,11 +1,13 @@
 """Data sets as one uint8 tensor, and seeded batches out of it.
 
-Nothing here prints: progress goes to a callback, and an unwritable cache is a `CacheWarning`.
+Nothing here prints: progress goes to a callback, an unwritable cache is a `CacheWarning`, and files that are left out
+are a `LeftOutWarning`.
 """
 
 from certtrain.data.batches import Augmentation, Batches, part_of
 from certtrain.data.cache import CacheWarning
 from certtrain.data.images import ImageSet, pixel_statistics, split_validation, to_unit
+from certtrain.data.listing import LeftOutWarning
 from certtrain.data.load import NORMALIZATION, load_images
 from certtrain.data.request import Progress
 from certtrain.data.seeds import derive_seed
@@ -16,6 +18,7 @@ __all__ = [
     "Batches",
     "CacheWarning",
     "ImageSet",
+    "LeftOutWarning",
     "Progress",
     "derive_seed",
     "load_images",

@@ -16,7 +16,7 @@ from torch import Tensor
 from certtrain.errors import StorageError
 from certtrain.storage import write_atomic
 
-_FORMAT = 1
+_FORMAT = 2  # 1 kept images of 16 bits a channel cut to 8
 
 
 class CacheWarning(UserWarning):

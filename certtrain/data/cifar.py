@@ -6,8 +6,9 @@ import torch
 
 from certtrain.data.cache import cache_folder
 from certtrain.data.download import download
-from certtrain.data.folders import check_same_classes, list_folder, read_listing
+from certtrain.data.folders import read_listing
 from certtrain.data.images import ImageSet
+from certtrain.data.listing import check_same_classes, list_folder
 from certtrain.data.request import Request
 from certtrain.errors import DataError
 

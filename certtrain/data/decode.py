@@ -1,11 +1,14 @@
 """Image files to one uint8 tensor, by several threads: Pillow decodes outside Python's lock."""
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from certtrain.data.request import Progress
@@ -46,10 +49,20 @@ def decode_file(path: Path, mode: str) -> tuple[Tensor, bool]:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _refuse_deep(path: Path, image: Image.Image) -> None:
-    # Pillow would clip such levels at 255 without a word.
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{path} has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8.")
+def _refuse_deep(path: Path, image: ImageFile) -> None:
+    # Pillow would clip such levels of grey at 255, and cut such colours to 8 bits, without a word.
+    if image.mode.startswith(("I", "F")) or any(map(_is_deep, image.tile)):
+        raise DataError(f"{path} has more than 8 bits a channel; convert it to 8.")
+
+
+def _is_deep(tile: Any) -> bool:
+    """Whether a part of a file holds more than 8 bits a channel, by what Pillow's decoder is told of it.
+
+    That is a raw mode like RGB;16B, or of the PPM family the largest level.
+    """
+    told = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+    deep = any(isinstance(word, str) and re.search(r";16[BLN]", word) for word in told)
+    return deep or (tile[0].startswith("ppm") and any(isinstance(word, int) and word > 255 for word in told))
 
 
 def _decode_all(paths: Sequence[Path], images: Tensor, report: Progress) -> bool:

@@ -1,26 +1,13 @@
 """Image folders: train/<class>/* and test/<class>/*, decoded once and then cached."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 
 from certtrain.data.cache import cache_path, read_cached, write_cached
 from certtrain.data.decode import decode_files
 from certtrain.data.images import ImageSet
+from certtrain.data.listing import Listing, check_same_classes, class_names, list_folder
 from certtrain.data.request import Request, first_folder
-from certtrain.data.seeds import derive_seed
 from certtrain.errors import DataError
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of one split, relative to `root`, with a label each."""
-
-    root: Path
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
 
 
 def load_folder(request: Request) -> ImageSet:
@@ -35,43 +22,6 @@ def load_folder(request: Request) -> ImageSet:
     if (root / "test").is_dir():
         check_same_classes(class_names(root / "train"), root / "test")
     return read_listing("folder", list_folder(root / request.split), request.channels, request)
-
-
-def class_names(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in `folder`, sorted."""
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-
-
-def check_same_classes(expected: tuple[str, ...], folder: Path) -> None:
-    """Raise DataError, naming the difference, unless `folder` holds exactly the expected classes."""
-    found = set(class_names(folder))
-    missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
-    if missing or extra:
-        raise DataError(
-            f"{folder} has other classes than expected: missing {', '.join(missing) or 'none'}; "
-            f"not expected {', '.join(extra) or 'none'}."
-        )
-
-
-def list_folder(folder: Path) -> Listing:
-    """The images under <class>/ in `folder`, classes sorted by name.
-
-    The files come in a fixed shuffled order, so that the first few hold every class, and not
-    the first class alone.
-
-    Raises:
-        DataError: there are no class folders, or one holds no image.
-    """
-    from torchvision.datasets import ImageFolder
-
-    try:
-        found = ImageFolder(str(folder))
-    except OSError as error:
-        raise DataError(f"{folder} is not an image folder (<class>/<image>): {error}") from error
-    samples = [(Path(file).relative_to(folder).as_posix(), label) for file, label in found.samples]
-    samples.sort(key=lambda sample: (derive_seed(sample[0]), sample[0]))
-    files, labels = zip(*samples, strict=True)
-    return Listing(folder, files, labels, tuple(found.classes))
 
 
 def read_listing(name: str, listing: Listing, channels: int | None, request: Request) -> ImageSet:

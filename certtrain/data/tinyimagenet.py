@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
-from certtrain.data.folders import Listing, check_same_classes, class_names, list_folder, read_listing
+from certtrain.data.folders import read_listing
 from certtrain.data.images import ImageSet
+from certtrain.data.listing import Listing, check_same_classes, class_names, hidden, list_folder
 from certtrain.data.request import Request, first_folder
 from certtrain.errors import DataError
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _ADVICE = f"Unpack {_URL} and name the folder with --data-dir."
 _ANNOTATIONS = "val_annotations.txt"
+_BOXES = (".txt",)  # of each class's objects, among its images
 
 
 def load_tinyimagenet(request: Request) -> ImageSet:
@@ -25,7 +27,7 @@ def load_tinyimagenet(request: Request) -> ImageSet:
         raise DataError(f"tinyimagenet is not downloaded for you. {_ADVICE}")
     root = _root(request.data_dir)
     classes = class_names(root / "train")
-    listing = list_folder(root / "train") if request.split == "train" else _list_test(root, classes)
+    listing = list_folder(root / "train", beside=_BOXES) if request.split == "train" else _list_test(root, classes)
     return read_listing("tinyimagenet", listing, 3, request)
 
 
@@ -45,12 +47,12 @@ def _list_test(root: Path, classes: tuple[str, ...]) -> Listing:
     if (folder / "images").is_dir() and (folder / _ANNOTATIONS).is_file():
         return _list_annotated(folder, classes)
     check_same_classes(classes, folder)
-    return list_folder(folder)
+    return list_folder(folder, beside=_BOXES)
 
 
 def _list_annotated(folder: Path, classes: tuple[str, ...]) -> Listing:
     labels = _read_annotations(folder / _ANNOTATIONS, classes)
-    present = {path.name for path in (folder / "images").iterdir()}
+    present = {path.name for path in (folder / "images").iterdir() if not hidden(path.name)}
     if present != labels.keys():
         raise DataError(
             f"{folder}: images and {_ANNOTATIONS} disagree, first about {min(present ^ labels.keys())}. {_ADVICE}"

@@ -32,6 +32,7 @@ from certtrain.verification.verify import check_fit
 
 INSTANCES, INDEX = "instances.csv", "index.json"
 BATCH = 200
+USUAL = 100  # points
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,24 @@ def export_properties(
     onnx: Path,
     eps: float,
     first: int = 0,
-    count: int = 100,
+    count: int | None = None,
     timeout: float = 300.0,
 ) -> Written:
     """Write the properties of `count` points from number `first` on, for the network in the file `onnx`.
+
+    Without a `count` these are 100, or all that there are.
 
     `instances.csv` has a line "network,property,seconds" for each, its paths
     relative to the folder; `index.json` has examples, labels, ε and SHA-256 of
     every file. Both are written last, and those of an earlier export are taken
     away first: a folder that has them is whole. Raises DataError if the images
-    do not fit or there are no such points, and StorageError.
+    do not fit or there are not so many points, and StorageError.
     """
     check_fit(model, images)
     if not 0 < timeout < math.inf:
         raise DataError(f"a time limit of {timeout:g} seconds is none; give a number above 0")
-    check_first(images, first)
-    numbers = range(first, min(first + count, len(images)))
+    check_points(images, first, count)
+    numbers = range(first, min(first + (USUAL if count is None else count), len(images)))
     entries = []
     with ExitStack() as made:
         _clear(folder)
@@ -95,10 +98,13 @@ def export_properties(
     return Written(folder, len(entries), sum(not entry["correct"] for entry in entries), eps)
 
 
-def check_first(images: ImageSet, first: int) -> None:
-    """Raise DataError unless there is an example with that number, counted from 0."""
+def check_points(images: ImageSet, first: int, count: int | None) -> None:
+    """Raise DataError unless there are `count` examples from that number on, counted from 0; without it, one."""
     if first >= len(images):
         raise DataError(f"{images.name} ({images.split}) has {len(images)} examples; there is none with number {first}")
+    left = len(images) - first
+    if count is not None and count > left:
+        raise DataError(f"{images.name} ({images.split}) has {left} examples from number {first} on, not {count}")
 
 
 def _clear(folder: Path) -> None:

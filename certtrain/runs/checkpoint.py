@@ -7,10 +7,13 @@ epochs/*.safetensors    the network after every so many epochs, as a model file,
 model.safetensors       written when the run is finished, with
 report.json             its results, and
 report.html             all of it for people
+.lock                   there while a process trains the run
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,23 +24,58 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from certtrain.errors import ModelFileError, RunError
+from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, Metadata, fill_network
 from certtrain.preset import Preset, load_preset
-from certtrain.storage import append_line, check_new_run, check_unfinished_run, truncate, write_atomic, write_json
+from certtrain.runs.agreement import check_unchanged
+from certtrain.storage import (
+    append_line,
+    check_new_run,
+    check_unfinished_run,
+    make_folder,
+    truncate,
+    write_atomic,
+    write_json,
+)
 
 Networks = Mapping[str, nn.Module]  # by the names that their tensors have in a checkpoint
+PRESET, LOCK = "preset.json", ".lock"
+# What reading a damaged checkpoint raises.
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
 KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
+
+
+@contextmanager
+def locked_run(path: Path, *, new: bool) -> Iterator[None]:
+    """Keep other processes from writing into the run in the folder `path`, which is made if the run is `new`.
+
+    Raises RunError if one does so now, or the folder does not suit, and StorageError.
+    """
+    if new:
+        check_new_run(path)
+        make_folder(path)
+    else:
+        check_unfinished_run(path)
+    taken = RunError(
+        f"another process is training the run in {path}; wait until it ends, or stop it, and go on by --resume {path}"
+    )
+    with locked(path / LOCK, taken):
+        yield
 
 
 @dataclass
 class Progress:
-    """Where a run stands: steps done, the metrics' length, seconds trained, the data's fingerprint, epoch's sums."""
+    """Where a run stands: steps done, the metrics' length, seconds trained, the data's fingerprint, epoch's sums.
+
+    preset: all fields of the preset that the run began with; none in checkpoints of an earlier version.
+    """
 
     step: int = 0
     metrics_bytes: int = 0
     seconds: float = 0.0
     data: str = ""
     sums: dict[str, float] = field(default_factory=dict)
+    preset: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -57,14 +95,37 @@ class RunFolder:
         """Start a run there. Raises RunError if the folder holds something already."""
         check_new_run(path)
         folder = cls(path)
-        write_json(path / "preset.json", preset.model_dump(mode="json"))
+        write_json(path / PRESET, preset.model_dump(mode="json"))
         return folder
 
     @classmethod
     def open(cls, path: Path) -> "tuple[RunFolder, Preset]":
-        """A run to go on with, and its preset. Raises RunError if there is none or it is finished."""
+        """A run to go on with, and its preset.
+
+        Raises RunError if there is none, it is finished, or its preset is not the one that it began with.
+        """
         check_unfinished_run(path)
-        return cls(path), load_preset(str(path / "preset.json"))
+        folder, file = cls(path), path / PRESET
+        preset = load_preset(str(file))
+        if began := folder._began_with():
+            check_unchanged(began, preset, file)
+        return folder, preset
+
+    def discard(self) -> None:
+        """Take away what a run has written that did not come to its first step; the folder too, if that was all."""
+        (self.path / PRESET).unlink(missing_ok=True)
+        for name in ("checkpoints", "tensorboard"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        with suppress(OSError):
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
+
+    def _began_with(self) -> dict[str, Any]:
+        """The fields of the preset that the newest checkpoint which can be read has; none without one."""
+        for path in reversed(self.checkpoints()):
+            with suppress(*UNREADABLE), safe_open(path, framework="pt") as file:
+                return _progress(file).preset
+        return {}
 
     def checkpoints(self) -> list[Path]:
         """Oldest first."""
@@ -92,7 +153,7 @@ class RunFolder:
         for path in reversed(self.checkpoints()):
             try:
                 progress = _load(path, networks, optimizer)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):
+            except UNREADABLE:
                 damaged.append(path)
                 continue
             truncate(self.metrics, progress.metrics_bytes)
@@ -140,10 +201,15 @@ def collect(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, T
 
 def _load(path: Path, networks: Networks, optimizer: torch.optim.Optimizer) -> Progress:
     with safe_open(path, framework="pt") as file:
-        progress = Progress(**json.loads(file.metadata()["progress"]))
+        progress = _progress(file)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     put_back(tensors, networks, optimizer)
     return progress
+
+
+def _progress(file: Any) -> Progress:
+    """Of a checkpoint that is open. Raises one of the errors `UNREADABLE` if it holds none."""
+    return Progress(**json.loads(file.metadata()["progress"]))
 
 
 def put_back(tensors: dict[str, Tensor], networks: Networks, optimizer: torch.optim.Optimizer) -> None:

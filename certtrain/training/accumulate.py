@@ -115,8 +115,10 @@ class Accumulated:
 
     def _add_clean_gradient(self, natural: Tensor) -> None:
         """Take in what the clean batch contributes: by itself, and through the statistics of all parts."""
-        roots, gradients = _tensors(self.statistics), [leaf.grad for leaf in _tensors(self.leaves)]
-        torch.autograd.backward([natural, *roots], [None, *gradients])
+        taken = zip(_tensors(self.statistics), _tensors(self.leaves), strict=True)
+        # Statistics of the inputs themselves have no gradient to pass on, nor have those of a layer that nothing reads.
+        found = [(root, leaf.grad) for root, leaf in taken if root.requires_grad and leaf.grad is not None]
+        torch.autograd.backward([natural, *(root for root, _ in found)], [None, *(slope for _, slope in found)])
 
     @torch.no_grad()
     def _terms(self, margins: Tensor, sums: Tensor | None) -> LossTerms:

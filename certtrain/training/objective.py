@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_input, check_labels, fitting
+from certtrain.bounds.checks import check_dtype, check_input, check_labels, fitting
 from certtrain.bounds.interval import boundable
 from certtrain.bounds.linear import margins as linear_margins
 from certtrain.bounds.methods import check_training_method
@@ -81,6 +81,7 @@ def objective_terms(
     check_training_method(method)
     check_input(x, (0.0, 1.0))
     eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), boundable(model, tuple(x.shape[1:]))
+    check_dtype(model, x)
     if not 0 < eps_max >= eps:
         raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
     with fitting(x):

@@ -7,7 +7,8 @@ first of them decides what depends on the clock, speaks, writes and verifies.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from certtrain.network.source import changed_source, settle
 from certtrain.precision import check_precision, tensor_cores
 from certtrain.preset import Preset
 from certtrain.reports.report import write_report
-from certtrain.runs.checkpoint import Progress, RunFolder, collect, put_back
+from certtrain.runs.checkpoint import Progress, RunFolder, collect, locked_run, put_back
 from certtrain.storage import write_json
 from certtrain.training.compiling import check_compile, will_compile
 from certtrain.training.distributed import ALONE, Group
@@ -94,17 +95,37 @@ def train(preset: Preset, out: str | Path, surroundings: Surroundings = Surround
     images = _prepare(preset, surroundings)  # the folder comes last, so that no error before it leaves one behind
     preset = surroundings.group.lead(lambda: settle(preset, images.train))
     trainer = Trainer(preset, RunFolder(Path(out)), images, surroundings)
-    trainer.folder = surroundings.group.lead(lambda: RunFolder.create(Path(out), preset))
-    return trainer.run()
+    with _locked(Path(out), surroundings.group, new=True):
+        trainer.folder = surroundings.group.lead(lambda: RunFolder.create(Path(out), preset))
+        return _run_or_discard(trainer)
 
 
 def resume(out: str | Path, surroundings: Surroundings = Surroundings()) -> Report | None:
     """Go on with the run in `out` from its last checkpoint, with the layers it began with. As `train` otherwise."""
     surroundings = _placed(surroundings)
-    folder, preset = surroundings.group.lead(lambda: RunFolder.open(Path(out)))
-    if file := changed_source(preset):
-        surroundings.tell(Note(f"{file} has changed; the run goes on with the network as it was when it began"))
-    return Trainer(preset, folder, _prepare(preset, surroundings), surroundings).run()
+    with _locked(Path(out), surroundings.group, new=False):
+        folder, preset = surroundings.group.lead(lambda: RunFolder.open(Path(out)))
+        if file := changed_source(preset):
+            surroundings.tell(Note(f"{file} has changed; the run goes on with the network as it was when it began"))
+        return Trainer(preset, folder, _prepare(preset, surroundings), surroundings).run()
+
+
+@contextmanager
+def _locked(out: Path, group: Group, *, new: bool) -> Iterator[None]:
+    """The leading process keeps all others but the group's from writing into the run's folder."""
+    with ExitStack() as held:
+        group.lead(lambda: held.enter_context(locked_run(out, new=new)))
+        yield
+
+
+def _run_or_discard(trainer: "Trainer") -> Report | None:
+    """Run a new training; where it fails before its first step, nothing stays that is in the way of the next try."""
+    try:
+        return trainer.run()
+    except BaseException:
+        if trainer.progress.step == 0 and trainer.group.leads:
+            trainer.folder.discard()
+        raise
 
 
 def _placed(surroundings: Surroundings) -> Surroundings:
@@ -207,6 +228,7 @@ class Trainer:
         for path in self._restore():
             self.emit(Note(f"checkpoint {path} is damaged; going on from an older one"))
         self._check_data()
+        self.progress.preset = self.preset.model_dump(mode="json")
         check_fit(self._classifier(), self.final)
         self.emit(
             Started(

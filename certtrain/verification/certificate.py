@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_evaluation_mode, check_input, check_labels, fitting
+from certtrain.bounds.checks import check_dtype, check_evaluation_mode, check_input, check_labels, check_tensor, fitting
 from certtrain.bounds.graph import LayerGraph, Shape
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
 from certtrain.bounds.interval import boundable
@@ -84,6 +84,7 @@ def certify(
     Raises UnsupportedLayer, MethodError, EpsilonError or DataError, and
     SoundnessError where inference contradicts a bound.
     """
+    check_tensor(x)  # whose shape the network may ask for
     settings = replace(VERDICTS_ALONE, memory=memory)
     shape = tuple(x.shape[1:])
     return Certifier(model, method, arithmetic=arithmetic, settings=settings, shape=shape).certify(x, labels, eps)
@@ -126,6 +127,8 @@ class Certifier:
     def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
         """As the function `certify`."""
         check_input(x, CLIP)
+        if not (self.rounding.name == "bf16" and x.dtype == torch.bfloat16):  # which autocast takes as they are
+            check_dtype(self.model, x)
         eps = parse_eps(eps)
         with fitting(x):
             logits = self.infer(x)

@@ -5,14 +5,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
+from torch import nn
+
 from certtrain.attack import Settings, described
+from certtrain.bounds.checks import kind_of
 from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.data import ImageSet
 from certtrain.device import device_of
 from certtrain.epsilon import parse_eps
-from certtrain.errors import DataError
+from certtrain.errors import DataError, NetworkError
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
 from certtrain.precision import tensor_cores
@@ -113,7 +117,7 @@ def verify(
     EpsilonError, and SoundnessError if a certified point was attacked: then a
     bound is wrong.
     """
-    check_modules(model)
+    _check_kinds(model, images)
     check_fit(model, images)
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
@@ -156,7 +160,37 @@ def check_fit(model: Classifier, images: ImageSet) -> None:
             f"but the model takes {made_for.input_shape}"
         )
     if images.class_names != made_for.class_names:
-        raise DataError(
-            f"{images.name} has {len(images.class_names)} classes ({', '.join(images.class_names[:3])}, …), "
-            f"but the model tells apart {len(made_for.class_names)} ({', '.join(made_for.class_names[:3])}, …)"
+        raise DataError(_other_classes(images, made_for.class_names))
+
+
+def _other_classes(images: ImageSet, model: Sequence[str]) -> str:
+    """How the classes of the images differ from the model's."""
+    own = images.class_names
+    if len(own) != len(model):
+        return (
+            f"{images.name} has {len(own)} classes ({', '.join(own[:3])}, …), "
+            f"but the model tells apart {len(model)} ({', '.join(model[:3])}, …)"
         )
+    number = next(n for n, (there, here) in enumerate(zip(own, model, strict=True)) if there != here)
+    return (
+        f"{images.name} has other classes than the model: number {number} is {own[number]!r} there, "
+        f"and {model[number]!r} in the model; both need the same names in the same order"
+    )
+
+
+def _check_kinds(model: Classifier, images: ImageSet) -> None:
+    """Raise NetworkError or DataError that says what to give instead of something else."""
+    if isinstance(model, nn.Module):
+        check_modules(model)  # says more of one that is compiled or scripted
+    if not isinstance(model, Classifier):
+        raise NetworkError(
+            f"the model is {kind_of(model)}; verify takes a Classifier, as load_model gives it. "
+            "Of any other network certify says what holds for a batch"
+        )
+    if not isinstance(images, ImageSet):
+        raise DataError(
+            f"the images are {kind_of(images)}; verify takes a certtrain.data.ImageSet, which holds "
+            "uint8 images (N, C, H, W) and int64 labels (N,). Of tensors certify says what holds"
+        )
+    if any(tensor.dtype == torch.float64 for tensor in model.parameters()):
+        raise NetworkError("the model's weights are torch.float64, but pixels come in float32; call model.float()")

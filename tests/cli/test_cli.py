@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import typer
+from PIL import Image
 from safetensors.torch import save_file
 from typer.main import get_command
 
@@ -249,6 +251,63 @@ def test_a_verification_that_was_stopped_goes_on(run: Run, model: Path, tmp_path
         assert run(*words, file).code == 0
     assert _certificates(tmp_path / "c.jsonl") == _certificates(tmp_path / "whole.jsonl")
     assert run("verify", str(model), "--check", "c.jsonl").code == 0
+
+
+def test_two_processes_do_not_write_one_certificate_file(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["verify", str(model), "--eps", "0.08", "--out", "c.jsonl"]
+    slow = [*words, "--pgd-steps", "2000", "--batch-size", "1"]
+    command = [sys.executable, "-m", "certtrain", *slow]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and _lines(tmp_path / "c.jsonl") < 2:
+            time.sleep(0.01)
+        refused = [run(*words, *more) for more in ([], ["--force"])]
+        other.kill()
+    for outcome in refused:
+        assert (outcome.code, outcome.out) == (1, "")
+        assert "another process is writing c.jsonl; wait until it ends, or stop it" in outcome.err
+    assert run(*words, "--limit", "20", "--force").code == 0  # the lock has ended with the process
+    assert {path.name for path in tmp_path.iterdir()} == {"c.jsonl"}
+
+
+@pytest.fixture
+def one_class(tmp_path: Path) -> Path:
+    """An image folder of cats alone."""
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "cat").mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 60 * number).save(tmp_path / "pets" / split / "cat" / f"{number}.png")
+    return tmp_path / "pets"
+
+
+def test_a_folder_of_one_class_is_an_error_that_is_in_nobodys_way(
+    run: Run, one_class: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CERTTRAIN_CACHE", str(tmp_path / "cache"))
+    own = ["--set", "data.name=folder", "--data-dir", str(one_class)]
+    told = "holds one class, 'cat', but a classifier tells two or more apart"
+    for words in ([*QUICK, *own, "--out", "mine"], ["init", "-p", "digits", *TINY, *own, "--out", "m.safetensors"]):
+        refused = run(*words)
+        assert refused.code == 1
+        assert told in refused.err
+        assert not (tmp_path / words[-1]).exists()
+    for split in ("train", "test"):
+        shutil.copytree(one_class / split / "cat", one_class / split / "dog")
+    assert run(*QUICK, *own, "--out", "mine").code == 0
+    for split in ("train", "test"):
+        shutil.rmtree(one_class / split / "dog")
+    for command in ("verify", "stats", "export"):
+        refused = run(command, "mine/model.safetensors", "--data-dir", str(one_class))
+        assert (refused.code, told in refused.err) == (1, True)
+
+
+def test_more_properties_than_there_are_examples_are_an_error(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["export", str(model), "--vnnlib", "props", "--first", "350", "--count"]
+    refused = run(*words, "11")
+    assert (refused.code, refused.out) == (1, "")
+    assert "digits (test) has 10 examples from number 350 on, not 11" in refused.err
+    assert not (tmp_path / "props").exists()
+    assert "wrote 10 properties" in run(*words, "10").out
 
 
 def _lines(file: Path) -> int:

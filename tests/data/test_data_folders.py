@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -6,8 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from certtrain.data import CacheWarning, folders, load_images
-from certtrain.data.cache import cache_folder, write_cached
+from certtrain.data import CacheWarning, LeftOutWarning, folders, load_images
+from certtrain.data.cache import cache_folder, cache_path, write_cached
 from certtrain.data.decode import decode_files
 from certtrain.errors import DataError
 
@@ -53,13 +55,14 @@ def test_a_folder_is_decoded(root):
     assert heard == [("decoding images", 3, 3)]
 
 
-def test_rows_and_columns_survive(tmp_path):
+def test_rows_and_columns_survive(tmp_path, paint):
     pixels = torch.arange(18, dtype=torch.uint8).view(2, 3, 3)  # H, W, C
     path = tmp_path / "train" / "a" / "x.png"
     path.parent.mkdir(parents=True)
     Image.fromarray(pixels.numpy()).save(path)
+    paint(tmp_path / "train" / "b" / "y.png", 0, "L", size=(3, 2))
     found = load_images("folder", "train", data_dir=tmp_path)
-    assert torch.equal(found.images[0], pixels.permute(2, 0, 1))
+    assert torch.equal(found.images[found.labels == 0][0], pixels.permute(2, 0, 1))
 
 
 def test_the_first_images_hold_several_classes(tmp_path, paint):
@@ -123,11 +126,145 @@ def test_transparency_and_palettes_become_colours(tmp_path, paint):
     assert contents(load_images("folder", "train", data_dir=tmp_path)) == {(0, RED), (1, BLUE)}
 
 
-def test_sixteen_bits_are_refused(tmp_path, paint):
-    path = paint(tmp_path / "train/a/deep.png", 3000, "I;16")
-    with pytest.raises(DataError, match="more than 8 bits") as caught:
+def png(colour_type: int, channels: int, bits: int) -> bytes:
+    """2 rows of 3 pixels, by hand: Pillow writes no colours of 16 bits."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\0" + bytes(range(3 * channels * bits // 8))) * 2
+    head = struct.pack(">IIBBBBB", 3, 2, bits, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(order: str, bits: int) -> bytes:
+    """2 rows of 3 coloured pixels; `order` is that of the bytes, < or >."""
+    pixels = bytes(range(18)) * (bits // 8)
+    place = 8 + len(pixels)
+    longs = {256: 3, 257: 2, 258: place + 2 + 9 * 12 + 4, 259: 1, 262: 2, 273: 8, 277: 3, 278: 2, 279: len(pixels)}
+    fields = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in longs.items()]
+    fields[2] = struct.pack(f"{order}HHII", 258, 3, 3, longs[258])
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, place)
+    table = struct.pack(f"{order}H", 9) + b"".join(fields) + struct.pack(f"{order}I", 0)
+    return head + pixels + table + struct.pack(f"{order}HHH", bits, bits, bits)
+
+
+def ppm(largest: int) -> bytes:
+    return b"P6 3 2 %d\n" % largest + bytes(18 * (2 if largest > 255 else 1))
+
+
+DEEP = {
+    "grey.png": png(0, 1, 16),
+    "grey_alpha.png": png(4, 2, 16),
+    "colour.png": png(2, 3, 16),
+    "colour_alpha.png": png(6, 4, 16),
+    "small_end.tif": tiff("<", 16),
+    "big_end.tif": tiff(">", 16),
+    "grey.pgm": b"P5 3 2 65535\n" + bytes(12),
+    "colour.ppm": ppm(65535),
+    "ten_bits.ppm": ppm(1023),
+    "plain.ppm": b"P3 3 2 65535\n" + b"1 " * 18,
+}
+SHALLOW = {"colour.png": png(2, 3, 8), "colour.tif": tiff("<", 8), "colour.ppm": ppm(255), "few.ppm": ppm(100)}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_sixteen_bits_are_refused(tmp_path, paint, name):
+    path = tmp_path / "train" / "a" / name
+    paint(tmp_path / "train/b/1.png", 0)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(DEEP[name])
+    with pytest.raises(DataError, match="has more than 8 bits a channel; convert it to 8") as caught:
         load_images("folder", "train", data_dir=tmp_path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_eight_bits_are_read(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(SHALLOW[name])
+    assert decode_files([path], None, lambda *_: None).shape == (1, 3, 2, 3)
+
+
+def test_images_that_an_older_cache_cut_to_eight_bits_are_not_taken_from_it(root, monkeypatch):
+    monkeypatch.setattr("certtrain.data.cache._FORMAT", 1)
+    older = cache_path(root, ("train/dog/1.png",), None)
+    monkeypatch.undo()
+    assert cache_path(root, ("train/dog/1.png",), None).name != older.name
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_single_class_is_refused(tmp_path, paint, split):
+    for each in ("train", "test"):
+        paint(tmp_path / each / "cat" / "1.png", RED)
+    with pytest.raises(DataError, match="holds one class, 'cat', but a classifier tells two or more apart"):
+        load_images("folder", split, data_dir=tmp_path)
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="it holds no folders"):
+        load_images("folder", "train", data_dir=tmp_path)
+
+
+HIDDEN = [
+    ".ipynb_checkpoints/1-checkpoint.png",
+    "__MACOSX/dog/._1.png",
+    "cat/.ipynb_checkpoints/1-checkpoint.png",
+    "cat/._1.png",
+    "cat/.DS_Store",
+    "cat/Thumbs.db",
+    "dog/desktop.ini",
+    ".DS_Store",
+    "._x.png",
+]
+
+
+def test_what_is_hidden_is_no_part_of_the_data(root):
+    whole = load_images("folder", "train", data_dir=root)
+    for name in HIDDEN:
+        for split in ("train", "test"):
+            path = root / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"no image")
+    for name in ("train/dog/1.png", "train/cat/1.png"):  # as notebooks and desktops copy them
+        (root / "train" / ".ipynb_checkpoints" / Path(name).name).write_bytes((root / name).read_bytes())
+    found = load_images("folder", "train", data_dir=root)
+    assert (found.class_names, found.fingerprint()) == (("cat", "dog"), whole.fingerprint())
+
+
+@pytest.mark.parametrize("name", ["3.gif", "3.GIF", "3.heic", "3.jp2", "deeper/3.avif"])
+def test_images_in_a_format_that_is_not_read_are_refused(root, name):
+    path = root / "train/cat" / name
+    path.parent.mkdir(exist_ok=True)
+    Image.new("P", (3, 2)).save(path, "GIF")
+    with pytest.raises(DataError, match=rf"formats that are not read, cat/{name}; convert them.*\.webp"):
+        load_images("folder", "train", data_dir=root)
+
+
+def test_many_images_in_such_a_format_are_counted(root):
+    for number in range(12):
+        (root / f"train/dog/{number:02}.gif").write_bytes(b"")
+    with pytest.raises(DataError, match=r"12 of them, the first dog/00\.gif"):
+        load_images("folder", "train", data_dir=root)
+
+
+def test_an_image_in_no_class_folder_is_refused(root, paint):
+    paint(root / "train/lost.png", RED)
+    with pytest.raises(DataError, match=r"in no class folder, lost\.png; put each into the folder of its class"):
+        load_images("folder", "train", data_dir=root)
+
+
+def test_files_that_are_no_images_are_counted(root):
+    (root / "train/notes.txt").write_text("")
+    (root / "train/cat/labels.csv").write_text("")
+    with pytest.warns(LeftOutWarning, match=r"no images and are left out, 2 of them, the first cat/labels\.csv"):
+        assert len(load_images("folder", "train", data_dir=root)) == 3
+
+
+def test_capital_endings_are_read(root):
+    (root / "train/cat/1.png").rename(root / "train/cat/1.PNG")
+    assert len(load_images("folder", "train", data_dir=root)) == 3
 
 
 def test_sizes_must_agree(root, paint):
@@ -190,10 +327,11 @@ def test_the_cache_follows_changes(root, paint, tmp_path):
 
 def test_another_folder_has_another_entry(tmp_path, paint):
     for name, level in (("one", 1), ("two", 2)):
-        os.utime(paint(tmp_path / name / "train/a/x.bmp", level, "L"), ns=(1, 1))
+        for label in "ab":
+            os.utime(paint(tmp_path / name / "train" / label / "x.bmp", level, "L"), ns=(1, 1))
     for name, level in (("one", 1), ("two", 2)):
         found = load_images("folder", "train", data_dir=tmp_path / name)
-        assert contents(found) == {(0, (level,))}
+        assert contents(found) == {(0, (level,)), (1, (level,))}
 
 
 def cut_short(path: Path) -> None:

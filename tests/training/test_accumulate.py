@@ -1,5 +1,7 @@
 """A batch taken a part at a time gives the step of the whole batch."""
 
+import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +123,25 @@ def test_a_network_without_batch_norm():
     settings = [preset(micro_batch=size).model_copy(update={"model": architecture}) for size in (4, None)]
     (parts, _), (whole, _) = (stepped(each, [15]) for each in settings)
     assert_same(whole, parts)
+
+
+@pytest.mark.parametrize("moment", STEPS)
+def test_batch_norm_may_be_the_first_layer(moment: str):
+    first = [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, CLASSES)]
+    model = nn.Sequential(OrderedDict((f"layer{number}", layer) for number, layer in enumerate(first))).double()
+    ibp_init_(model, torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        model.layer2.bias.copy_(torch.tensor([0.3, -0.2, 0.4]))  # so that no balance ratio is 1, where it has a kink
+    found = []
+    for size in (None, 4):
+        stepper = Stepper(preset(micro_batch=size), copy.deepcopy(model), PER_EPOCH)
+        stepper.run(STEPS[moment], *batch())
+        found.append(stepper)
+    for (name, parameter), twin in zip(found[0].network.named_parameters(), found[1].network.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, twin.grad, rtol=1e-9, atol=1e-11, msg=f"gradient of {name}")
+    for tensor, twin in zip(found[0].network.buffers(), found[1].network.buffers(), strict=True):
+        torch.testing.assert_close(tensor, twin)
+    assert found[1].read().sums == pytest.approx(found[0].read().sums, rel=1e-9)
 
 
 def test_the_clean_batch_alone_takes_the_statistics_of_the_full_pass():

@@ -6,13 +6,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from certtrain import load_model
 from certtrain.errors import DataError, DeviceError, NonFiniteError, PresetError, RunError, StorageError
@@ -20,6 +22,7 @@ from certtrain.inspection.diagnostics import LayerState
 from certtrain.inspection.inspecting import inspect_model
 from certtrain.network.assemble import load_run_images
 from certtrain.preset import Preset, load_preset
+from certtrain.runs.agreement import check_unchanged
 from certtrain.runs.checkpoint import RunFolder
 from certtrain.training.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
 from certtrain.training.trainer import Surroundings, Trainer, resume, train
@@ -545,6 +548,147 @@ def test_a_network_that_does_not_fit_leaves_no_folder_behind(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [DeviceError("too small"), OSError(28, "No space left on device"), SystemExit(1)])
+@pytest.mark.parametrize("place", ["_begin", "_step"])
+def test_a_run_that_fails_before_its_first_step_is_not_in_the_way_of_the_next(
+    place: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(self: Trainer) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Trainer, place, fail)
+        with pytest.raises(type(error)):
+            train(small(train__epochs=1), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    assert train(small(train__epochs=1), tmp_path / "out") is not None
+
+
+def test_what_was_in_the_folder_stays_where_a_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ".notes").write_text("mine", encoding="utf-8")
+    monkeypatch.setattr(Trainer, "_step", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(small(), tmp_path)
+    assert contents(tmp_path) == {".notes": b"mine"}
+
+
+def test_a_run_that_fails_later_keeps_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    step = Trainer._step
+
+    def fail(self: Trainer) -> None:
+        if self.progress.step == 1:
+            raise DeviceError("too small")
+        step(self)
+
+    monkeypatch.setattr(Trainer, "_step", fail)
+    with pytest.raises(DeviceError):
+        train(small(), tmp_path / "out")
+    assert RunFolder(tmp_path / "out").checkpoints()
+
+
+# --- one process at a time, and one preset ---------------------------------------------------------------
+
+TRAINS = """
+import sys, time
+from pathlib import Path
+from certtrain.training.trainer import Surroundings, resume, train
+from test_trainer import small
+def wait():
+    print("trains", flush=True)
+    time.sleep(60)
+out, surroundings = Path(sys.argv[1]), Surroundings(should_stop=wait)
+resume(out, surroundings) if out.exists() else train(small(), out, surroundings)
+"""
+
+
+@contextmanager
+def training(out: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that trains the run in `out`, and stands still at its first step."""
+    command = [sys.executable, "-c", TRAINS, str(out)]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "trains\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["resumed", "new"])
+def test_two_processes_do_not_train_one_run(begun: bool, tmp_path: Path):
+    out = tmp_path / "out"
+    if begun:
+        train(small(), out, Surroundings(should_stop=stop_before(0)))
+    with training(out) as process:
+        before = contents(out)
+        with pytest.raises(RunError, match=rf"another process is training the run in {out}; wait until it ends"):
+            resume(out)
+        with pytest.raises(RunError, match=f"{out} is there already"):
+            train(small(), out)
+        assert contents(out) == before
+        process.kill()
+        process.wait()
+        assert resume(out) is not None  # the lock has ended with the process
+    assert not (out / ".lock").exists()
+
+
+def test_a_lock_that_is_held_names_no_run_that_is_not_there(tmp_path: Path):
+    with pytest.raises(RunError, match="holds no run to resume"):
+        resume(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change fields of preset.json."""
+    file = folder / "preset.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in changes.items():
+        section, _, field = name.rpartition("__")
+        (values[section] if section else values)[field] = value
+    file.write_text(json.dumps(values), encoding="utf-8")
+
+
+EDITS = [
+    ({"train__epochs": 2}, "train.epochs was 3 and is 2"),
+    ({"eps__max": 0.3, "seed": 5}, "seed was 0 and is 5; eps.max was 0.004 and is 0.3"),
+    ({"model__channels": [2, 2]}, r"model.channels was \[.*\] and is \[2, 2\]"),
+    ({"model": {"name": "mlp", "hidden": [4]}}, "model.name was 'cnn' and is 'mlp'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), EDITS)
+def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], told: str, tmp_path: Path):
+    out = tmp_path / "out"
+    train(small(), out, Surroundings(should_stop=stop_before(3)))
+    saved = (out / "preset.json").read_text(encoding="utf-8")
+    edit(out, **changes)
+    with pytest.raises(RunError, match=rf"preset\.json was changed after the run began: {told}.*--preset {out}"):
+        resume(out, Surroundings(should_stop=stop_before(5)))
+    (out / "preset.json").write_text(saved, encoding="utf-8")
+    resume(out, Surroundings(should_stop=stop_before(5)))
+    edit(out, **changes)
+    with pytest.raises(RunError, match="was changed after"):  # a resumed run knows its preset as well
+        resume(out)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path):
+    out = tmp_path / "out"
+    train(small(), out, Surroundings(should_stop=stop_before(3)))
+    for path in RunFolder(out).checkpoints():
+        with safe_open(path, framework="pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+        del progress["preset"]
+        save_file(load_file(path), path, {"progress": json.dumps(progress)})
+    assert resume(out) is not None
+
+
+def test_a_field_that_the_run_did_not_have_yet_is_its_default(tmp_path: Path):
+    preset = small()
+    began = preset.model_dump(mode="json")
+    del began["train"]["keep_every"]
+    check_unchanged(began, preset, tmp_path)
+
+
 def test_a_linear_rate_needs_time_to_fall():
     with pytest.raises(PresetError, match=r"train\.warmup must be shorter than train\.epochs"):
         small(train__schedule="linear", train__warmup=3)
@@ -605,7 +749,7 @@ def test_an_update_that_overflows_is_never_saved(epochs: int, tmp_path: Path):
 
 def test_a_file_in_the_way_is_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(StorageError, match=r"cannot write .*file/out/preset\.json"):
+    with pytest.raises(StorageError, match=r"cannot make the folder .*file/out"):
         train(small(), tmp_path / "file" / "out")
     with pytest.raises(RunError, match="not an empty folder"):
         train(small(), tmp_path / "file")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from certtrain.architecture import MLP
 from certtrain.attack import PGD
 from certtrain.data import ImageSet, to_unit
-from certtrain.errors import DataError, EpsilonError, SoundnessError
+from certtrain.errors import DataError, EpsilonError, NetworkError, SoundnessError
 from certtrain.network.modelfile import Classifier
 from certtrain.verification.points import Point
 from certtrain.verification.verify import Report, check_fit, network_of, verify
@@ -120,7 +120,8 @@ def test_a_network_that_is_not_finite_has_no_accuracy():
             r"images of shape \(3, 2, 2\) .* but the model takes \(1, 2, 2\)",
         ),
         ({"class_names": ("cat", "dog", "owl", "ape")}, "has 4 classes .* but the model tells apart 3"),
-        ({"class_names": ("dog", "cat", "owl")}, r"classes \(dog, cat, owl"),
+        ({"class_names": ("dog", "cat", "owl")}, "other classes .* number 0 is 'dog' there, and 'cat' in"),
+        ({"class_names": ("cat", "dog", "ape")}, "number 2 is 'ape' there, and 'owl' in the model; both need the same"),
     ],
 )
 def test_images_that_do_not_fit_the_model_are_an_error(change: dict, message: str):
@@ -128,6 +129,30 @@ def test_images_that_do_not_fit_the_model_are_an_error(change: dict, message: st
         check_fit(classifier(), replace(images(), **change))
     with pytest.raises(DataError, match=message):
         verify(classifier(), replace(images(), **change), EPS, attack=PGD())
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "told"),
+    [
+        (
+            nn.Linear(4, 3),
+            images(),
+            NetworkError,
+            r"the model is a torch\..*Linear; verify takes a Classifier, as load_model gives",
+        ),
+        (
+            classifier(),
+            images().images.numpy(),
+            DataError,
+            r"the images are a numpy\.ndarray; .*takes a certtrain\.data\.ImageSet",
+        ),
+        (classifier(), images().images, DataError, r"the images are a torch\.Tensor"),
+        (classifier().double(), images(), NetworkError, r"weights are torch\.float64, .*; call model\.float\(\)"),
+    ],
+)
+def test_what_verify_takes_is_said(model: Any, data: Any, error: type[Exception], told: str):
+    with pytest.raises(error, match=told):
+        verify(model, data, EPS, attack=None)
 
 
 def test_a_label_outside_the_classes_is_an_error():

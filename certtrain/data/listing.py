@@ -1,0 +1,145 @@
+"""Which files of an image folder are its images, and of which class; what is left out is said."""
+
+import mimetypes
+import os
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from certtrain.data.seeds import derive_seed
+from certtrain.errors import DataError
+
+# What desktops put among files, besides names that begin with a dot.
+_OF_THE_DESKTOP = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"})
+
+
+class LeftOutWarning(UserWarning):
+    """A class folder holds files that are no images; they are left out."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one split, relative to `root`, with a label each."""
+
+    root: Path
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of that name is no part of the data: hidden, or of the desktop's own."""
+    return name.startswith(".") or name.lower() in _OF_THE_DESKTOP
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The names of the folders in `folder` that are not hidden, sorted."""
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name)))
+
+
+def check_same_classes(expected: tuple[str, ...], folder: Path) -> None:
+    """Raise DataError, naming the difference, unless `folder` holds exactly the expected classes."""
+    found = set(class_names(folder))
+    missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
+    if missing or extra:
+        raise DataError(
+            f"{folder} has other classes than expected: missing {', '.join(missing) or 'none'}; "
+            f"not expected {', '.join(extra) or 'none'}."
+        )
+
+
+def list_folder(folder: Path, *, beside: Collection[str] = ()) -> Listing:
+    """The images under <class>/ in `folder`, classes sorted by name.
+
+    The files come in a fixed shuffled order, so that the first few hold every class, and not
+    the first class alone. Hidden files are no part of the data. A LeftOutWarning counts the other
+    files that are no images, but for those that end in one of `beside`, which belong there.
+
+    Raises:
+        DataError: there are fewer than two class folders, one holds no image, or an image would
+            be left out: it is in no class folder, or in a format that is not read.
+    """
+    try:
+        names, files = class_names(folder), _visible_files(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error}") from error
+    _check_classes(folder, names)
+    images = [file for file in files if _is_read(file)]
+    _check_places(folder, [file for file in files if "/" not in file and _is_image(file)])
+    _check_left_out(folder, [file for file in files if not _is_read(file) and not file.endswith(tuple(beside))])
+    images.sort(key=lambda file: (derive_seed(file), file))
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = [numbers[file.partition("/")[0]] for file in images]
+    if empty := sorted(numbers.keys() - {names[label] for label in labels}):
+        raise DataError(f"{folder} is not an image folder (<class>/<image>): no image in {', '.join(empty)}.")
+    return Listing(folder, tuple(images), tuple(labels), names)
+
+
+def _visible_files(folder: Path) -> list[str]:
+    """All files under `folder` that are not hidden, nor in a hidden folder, relative to it."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        folders[:] = [name for name in folders if not hidden(name)]
+        inside = Path(place).relative_to(folder)
+        found += [(inside / name).as_posix() for name in files if not hidden(name)]
+    return sorted(found)
+
+
+def _check_classes(folder: Path, names: Sequence[str]) -> None:
+    if not names:
+        raise DataError(f"{folder} is not an image folder (<class>/<image>): it holds no folders.")
+    if len(names) == 1:
+        raise DataError(
+            f"{folder} holds one class, {names[0]!r}, but a classifier tells two or more apart; "
+            "put the images of each class into a folder of its own."
+        )
+
+
+def _check_places(folder: Path, outside: Sequence[str]) -> None:
+    if outside:
+        raise DataError(
+            f"{folder} holds images that are in no class folder, {_some(outside)}; "
+            "put each into the folder of its class, or take it away."
+        )
+
+
+def _check_left_out(folder: Path, others: Sequence[str]) -> None:
+    """Refuse to leave images out; say how many other files are."""
+    images = [file for file in others if _is_image(file)]
+    if images:
+        raise DataError(
+            f"{folder} holds images in formats that are not read, {_some(images)}; "
+            f"convert them, or take them away. Formats that are read: {', '.join(_formats())}."
+        )
+    if others:
+        warnings.warn(
+            f"{folder} holds files that are no images and are left out, {_some(others)}", LeftOutWarning, stacklevel=3
+        )
+
+
+def _formats() -> tuple[str, ...]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return tuple(IMG_EXTENSIONS)
+
+
+def _is_read(file: str) -> bool:
+    return "/" in file and file.lower().endswith(_formats())
+
+
+def _is_image(file: str) -> bool:
+    """Whether the name is that of an image in any format."""
+    suffix = Path(file).suffix.lower()
+    return suffix in Image.registered_extensions() or (mimetypes.guess_type(f"x{suffix}")[0] or "").startswith("image/")
+
+
+def _some(files: Sequence[str]) -> str:
+    """Like "12 of them, the first cat/3.gif"."""
+    return f"{len(files)} of them, the first {files[0]}" if len(files) > 1 else files[0]
