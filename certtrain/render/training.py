@@ -158,6 +158,8 @@ class PlainView:
         """Remember what goes on, and since when."""
         if isinstance(self.now, Compiling) and isinstance(event, StepDone):
             self._say(f"compiled in {clock(time.monotonic() - self.since)}")
+        if isinstance(self.now, Compiling) and isinstance(event, Note):  # that it cannot be compiled
+            self.now = None
         if isinstance(event, (Loading, Compiling, StepDone, Verifying)):
             self.since = self.since if type(event) is type(self.now) else time.monotonic()
             self.now = event

@@ -1,5 +1,6 @@
 """torch.compile, and when it is worth its time."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -65,11 +66,17 @@ def has_compiler(device: str) -> bool:
     return find_spec("triton") is not None and any(shutil.which(name) for name in ("gcc", "clang", "cc"))
 
 
+def _is_not_about_cuda(record: logging.LogRecord) -> bool:
+    return "No CUDA runtime is found" not in record.getMessage()
+
+
 class Compiled:
     """A function as one compiled graph, made when it is first used; as it is where a graph cannot be made."""
 
     def __init__(self, function: Function, on_failure: Callable[[str], None]) -> None:
         self.function, self.on_failure = function, on_failure
+        # A machine without a GPU needs no word about that between the lines of a training.
+        logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_about_cuda)
         self.graph: Function | None = torch.compile(function, fullgraph=True, dynamic=False)
 
     def use(self, work: Callable[[Function], T]) -> T:

@@ -36,6 +36,7 @@ from certtrain.training.compiling import check_compile, will_compile
 from certtrain.training.distributed import ALONE, Group
 from certtrain.training.evaluate import certified_accuracy, natural_accuracy
 from certtrain.training.events import (
+    Compiling,
     EpochDone,
     Event,
     Finished,
@@ -252,6 +253,8 @@ class Trainer:
         self.clock.restart()
         if self.folder.last_good is None:
             self._save()  # so that a failure in the first epoch leaves something to go on from
+        if self.compile and self.progress.step < self.steps:
+            self.emit(Compiling())
 
     def _restore(self) -> list[Path]:
         """Put everybody where the run stands; the checkpoints that were damaged."""
