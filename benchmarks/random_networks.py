@@ -1,8 +1,8 @@
 """Networks drawn at random from a grammar of all supported layers, for the soundness campaign.
 
 A network is a list of steps. Each takes one or two earlier values, mostly the last one, and applies a layer, a
-function, an earlier layer once more, or a sum; the two values of a sum may differ in sides of 1. Everything follows
-from the seed.
+function, an earlier layer once more or a sum, or puts two side by side; the two values of a sum may differ in sides
+of 1. Everything follows from the seed.
 """
 
 import random
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from certtrain.bounds.graph import Normalize
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 
 Shape = tuple[int, ...]
 Operation = Callable[..., Tensor]
@@ -81,13 +82,15 @@ def draw_network(seed: int) -> tuple[Drawn, Shape]:
 
 
 def grow(draw: Draw) -> None:
-    """One more layer, one once more, or a residual sum."""
+    """One more layer, one once more, a residual sum, or two values side by side."""
     chance, last = draw.random.random(), len(draw.shapes) - 1
     value = last if draw.random.random() < 0.9 else draw.random.randint(0, last)
     if chance < 0.22:
         add_sum(draw, value)
     elif chance < 0.30:
         again(draw, value)
+    elif chance < 0.36:
+        add_joined(draw, value)
     else:
         add_layer(draw, value)
 
@@ -119,6 +122,16 @@ def add_sum(draw: Draw, value: int) -> None:
     else:
         other = draw.add(smaller(draw, shape), value)
     draw.add(torch.add, *draw.random.sample([value, other], 2))
+
+
+def add_joined(draw: Draw, value: int) -> None:
+    """The value and one of the same shape, itself perhaps, side by side."""
+    shape = draw.shapes[value]
+    alike = [i for i, other in enumerate(draw.shapes) if other == shape]
+    if 2 * prod(shape) <= LARGEST:
+        draw.add(Concat(draw.random.randint(1, len(shape))), value, draw.random.choice(alike))
+    else:
+        add_layer(draw, value)
 
 
 def stretches(left: Shape, right: Shape) -> bool:
@@ -245,9 +258,24 @@ def _linear(draw: Draw, shape: Shape) -> Operation:
     return nn.Linear(shape[-1], draw.random.randint(1, 8), bias=draw.random.random() < 0.8)
 
 
+def _moved(draw: Draw, shape: Shape) -> Operation:
+    """A layer that moves values: into another order or shape, with zeros around them, or some of them alone."""
+    dim = draw.random.randint(1, len(shape))
+    start = draw.random.randrange(shape[dim - 1])
+    order = draw.random.sample(range(1, len(shape) + 1), len(shape))
+    made = [
+        Permute(tuple(order)),
+        Reshape(tuple(draw.random.sample(shape, len(shape)))),
+        Reshape((prod(shape),)),
+        Pad(dim, draw.random.randint(0, 2), draw.random.randint(0, 2)),
+        Slice(dim, start, draw.random.randint(start + 1, shape[dim - 1]), draw.random.choice([1, 1, 2])),
+    ]
+    return draw.random.choice(made)
+
+
 IMAGES = [_conv2d, _conv2d, _conv2d, _max_pool, _avg_pool, _adaptive, _batch_norm, _activation, _activation]
-IMAGES += [_activation, _flatten_part, _linear]
-OTHERS = [_linear, _linear, _linear, _batch_norm, _activation, _activation, _activation, _flatten_part]
+IMAGES += [_activation, _flatten_part, _linear, _moved]
+OTHERS = [_linear, _linear, _linear, _batch_norm, _activation, _activation, _activation, _flatten_part, _moved]
 
 
 def drawn_networks(count: int, seed: int) -> Iterator[tuple[int, Drawn, Shape]]:

@@ -153,6 +153,36 @@ class Add(Layer):
     type: Literal["Add"]
 
 
+class Concat(Layer):
+    type: Literal["Concat"]
+    dim: Positive
+
+
+class Reshape(Layer):
+    type: Literal["Reshape"]
+    shape: tuple[Positive, ...] = Field(min_length=1, max_length=8)
+
+
+class Permute(Layer):
+    type: Literal["Permute"]
+    dims: tuple[Positive, ...] = Field(min_length=1, max_length=8)
+
+
+class Pad(Layer):
+    type: Literal["Pad"]
+    dim: Positive
+    before: Count
+    after: Count
+
+
+class Slice(Layer):
+    type: Literal["Slice"]
+    dim: Positive
+    start: Count
+    stop: Positive
+    step: Positive = 1
+
+
 class Shared(Layer):
     """An earlier layer once more, with the same weights."""
 
@@ -178,9 +208,15 @@ AnyLayer = (
     | Sigmoid
     | Tanh
     | Add
+    | Concat
+    | Reshape
+    | Permute
+    | Pad
+    | Slice
     | Shared
 )
 SECTIONS: dict[str, type[Layer]] = {section.__name__: section for section in get_args(AnyLayer)}
+JOINING = (Add, Concat)  # the layers of two inputs
 WEIGHTED = (Linear, Conv2d, BatchNorm1d, BatchNorm2d)  # the layers that it makes a difference to share
 
 
@@ -242,8 +278,10 @@ def _check_wires(layers: Sequence[Layer]) -> None:
         for name in layer.inputs:
             if name not in known:
                 raise ValueError(f"layer {layer.name!r} takes {name!r}, which is no earlier layer")
-        if len(layer.inputs) != (2 if isinstance(layer, Add) else 1):
-            raise ValueError(f"layer {layer.name!r} has {len(layer.inputs)} inputs; an Add has two, all others one")
+        if len(layer.inputs) != (2 if isinstance(layer, JOINING) else 1):
+            raise ValueError(
+                f"layer {layer.name!r} has {len(layer.inputs)} inputs; an Add and a Concat have two, all others one"
+            )
         if isinstance(layer, Shared) and not isinstance(known.get(layer.layer), WEIGHTED):
             raise ValueError(f"layer {layer.name!r} shares {layer.layer!r}, which is no earlier layer with weights")
         used.update(layer.inputs)

@@ -112,6 +112,45 @@ def _add(layer: layers.Add, left: Shape, right: Shape) -> Shape:
     return tuple(b if a == 1 else a for a, b in zip(left, right, strict=True))
 
 
+def _concat(layer: layers.Concat, left: Shape, right: Shape) -> Shape:
+    place = _place(layer.dim, left)
+    _check(_without(left, place) == _without(right, place), "they differ in another dimension")
+    return (*left[:place], left[place] + right[place], *left[place + 1 :])
+
+
+def _without(shape: Shape, place: int) -> Shape:
+    return shape[:place] + shape[place + 1 :]
+
+
+def _reshape(layer: layers.Reshape, given: Shape) -> Shape:
+    _check(prod(layer.shape) == prod(given), f"it takes {prod(layer.shape)} values")
+    return tuple(layer.shape)
+
+
+def _permute(layer: layers.Permute, given: Shape) -> Shape:
+    places = [dim - 1 for dim in layer.dims]
+    _check(sorted(places) == list(range(len(given))), f"{tuple(layer.dims)} is no order of its dimensions")
+    return tuple(given[place] for place in places)
+
+
+def _pad(layer: layers.Pad, given: Shape) -> Shape:
+    place = _place(layer.dim, given)
+    _check(min(layer.before, layer.after) >= 0, "its padding is negative")
+    return (*given[:place], layer.before + given[place] + layer.after, *given[place + 1 :])
+
+
+def _slice(layer: layers.Slice, given: Shape) -> Shape:
+    place = _place(layer.dim, given)
+    takes = f"it takes places {layer.start} to {layer.stop - 1} in steps of {layer.step}"
+    _check(0 <= layer.start < layer.stop <= given[place] and layer.step >= 1, takes)
+    return (*given[:place], len(range(layer.start, layer.stop, layer.step)), *given[place + 1 :])
+
+
+def _place(dim: int, given: Shape) -> int:
+    _check(1 <= dim <= len(given), f"there is no dimension {dim} from 1 on")
+    return dim - 1
+
+
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
     """How many windows there are along one side; with `ceil` the last may reach over the end, but not begin there."""
     reach = size + 2 * padding - dilation * (kernel - 1) - 1
@@ -151,6 +190,11 @@ RULES: Mapping[type[Layer], Callable[..., Any]] = MappingProxyType(
         layers.Sigmoid: _same,
         layers.Tanh: _same,
         layers.Add: _add,
+        layers.Concat: _concat,
+        layers.Reshape: _reshape,
+        layers.Permute: _permute,
+        layers.Pad: _pad,
+        layers.Slice: _slice,
     }
 )
 

@@ -9,6 +9,7 @@ from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.deadline import NEVER, Deadline
+from certtrain.bounds.rearranging import Concat
 
 # Functions (b, s, …) of some examples, and some of each one's functions.
 Functions = Callable[[slice, slice], Tensor]
@@ -117,7 +118,7 @@ def layer_work(layer: nn.Module, shape: torch.Size) -> int:
 def row_bytes(prefix: Prefix, size: int, *, gradients: bool = False) -> int:
     """Bytes that one function of one example takes at most on its way back; it has `size` coefficients at first."""
     sizes = [max(shape[1:].numel() for shape in (*visit.shapes, visit.result)) for visit in prefix.visits]
-    branches = sum(isinstance(visit.call.layer, Add) for visit in prefix.visits) > 0
+    branches = sum(isinstance(visit.call.layer, (Add, Concat)) for visit in prefix.visits) > 0
     copies = max([*sizes, size]) * (COPIES + COPY_OF_BRANCH * branches)
     if gradients:
         each = zip(prefix.visits, sizes, strict=True)

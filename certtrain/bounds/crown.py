@@ -16,6 +16,7 @@ from certtrain.bounds.contract import check_order
 from certtrain.bounds.graph import Add
 from certtrain.bounds.interval import Box, Tighten
 from certtrain.bounds.linear import Prefix, followed_back
+from certtrain.bounds.rearranging import Concat
 from certtrain.bounds.rounding import UNIT64
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
@@ -100,10 +101,10 @@ def open_inputs(layer: nn.Module, box: Box) -> Tensor:
 
 
 def exact(prefix: Prefix) -> bool:
-    """Whether intervals lose nothing: at most one layer mixes values, and none is nonlinear or a sum."""
+    """Whether intervals lose nothing: at most one layer mixes values, and none is nonlinear or joins two."""
     layers = [visit.call.layer for visit in prefix.visits]
     return sum(isinstance(layer, MIXING) for layer in layers) <= 1 and not any(
-        isinstance(layer, (*NONLINEAR, Add)) for layer in layers
+        isinstance(layer, (*NONLINEAR, Add, Concat)) for layer in layers
     )
 
 

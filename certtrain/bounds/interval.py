@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, Shape
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.rounded import Step, rounded
 from certtrain.bounds.rounding import LAYERS, UNIT64, Rounding
 from certtrain.bounds.statistics import BatchNorm, Source, Statistics, batch_statistics, running_statistics
@@ -304,6 +305,11 @@ def _add(layer: Add, left: Box, right: Box) -> Box:
     return Box(left.centre + right.centre, left.radius + right.radius, clean)
 
 
+def _concat(layer: Concat, left: Box, right: Box) -> Box:
+    clean = None if left.clean is None or right.clean is None else layer(left.clean, right.clean)
+    return Box(layer(left.centre, right.centre), layer(left.radius, right.radius), clean)
+
+
 def _dropout(layer: nn.Dropout, box: Box) -> Box:
     if layer.training and layer.p > 0:
         raise UnsupportedLayer(f"{layer} is random in training; bounds need p = 0 or evaluation mode")
@@ -325,6 +331,8 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Identity: _averaging,
     nn.Dropout: _dropout,
     Add: _add,
+    Concat: _concat,
+    **dict.fromkeys((Reshape, Permute, Pad, Slice), _averaging),
     nn.ReLU: _relu,
     nn.LeakyReLU: _leaky_relu,
     nn.Sigmoid: _monotone,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from certtrain.bounds.contract import check_coefficients
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import Box, Place, Visit, scale_and_shift
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.relaxation import RELAXATIONS, Lines, relaxed
 from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.statistics import BatchNorm
@@ -230,6 +231,14 @@ def _unstretched(slope: Tensor, shape: torch.Size) -> Tensor:
     return slope.sum(sides, keepdim=True) if sides else slope
 
 
+def _concat(visit: Visit, slope: Tensor) -> Back:
+    layer = visit.call.layer
+    assert isinstance(layer, Concat)
+    left, right = visit.shapes
+    first, last = left[layer.dim], right[layer.dim]
+    return Back((slope.narrow(layer.dim + 1, 0, first), slope.narrow(layer.dim + 1, first, last)))
+
+
 def _elementwise(visit: Visit, slope: Tensor) -> Back:
     assert visit.box is not None  # a trace keeps the boxes of all nonlinear layers
     lines = relaxed(visit.call.layer, visit.box)
@@ -282,6 +291,9 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Identity: _reshaped,
     nn.Dropout: _reshaped,
     Add: _add,
+    Concat: _concat,
+    Reshape: _reshaped,
+    **dict.fromkeys((Permute, Pad, Slice), _averaging),
     nn.MaxPool2d: _max_pool2d,
     **dict.fromkeys(RELAXATIONS, _elementwise),
 }

@@ -15,6 +15,7 @@ from torch.nn.modules import module as calling
 from torch.nn.parameter import is_lazy
 
 from certtrain.bounds.graph import Add, Normalize
+from certtrain.bounds.rearranging import REARRANGING
 from certtrain.errors import UnsupportedLayer
 
 # Modules around a network, and where each keeps it.
@@ -24,7 +25,7 @@ CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")  # what runs when a mod
 
 def is_layer(module: nn.Module) -> bool:
     """Whether it is one step of a forward pass, which tracing does not go into."""
-    own = isinstance(module, (Normalize, Add))
+    own = isinstance(module, (Normalize, Add, *REARRANGING))
     return own or (type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential))
 
 

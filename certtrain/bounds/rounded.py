@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
+from certtrain.bounds.rearranging import REARRANGING
 from certtrain.bounds.rounding import Rounding, enclosing, of_line
 from certtrain.bounds.statistics import BatchNorm, Statistics
 
@@ -261,4 +262,4 @@ OTHERS: dict[type[nn.Module], Callable[[Rounding, nn.Module], Other]] = {
     nn.Tanh: _curve,
     nn.MaxPool2d: _max_pool,
 }
-RESHAPING = frozenset({nn.Flatten, nn.Identity, nn.Dropout})
+RESHAPING = frozenset({nn.Flatten, nn.Identity, nn.Dropout, *REARRANGING})

@@ -15,12 +15,13 @@ from certtrain.bounds.contract import result_shape
 from certtrain.bounds.functions import Given, first_argument, layers_of, title, writes_over
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Shape
 from certtrain.bounds.modules import State, check_modules, is_layer, restored
+from certtrain.bounds.rearranging import REARRANGING, Concat
 from certtrain.bounds.symbols import LENGTH, Tracer, length_of_symbols
 from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.shapes import SHAPE_OF
 
 VALUES = "It must not branch on its input's values, nor on how many inputs there are."
-SHARING = (nn.Flatten, nn.Identity, nn.Dropout)  # their results share their argument's memory
+SHARING = (nn.Flatten, nn.Identity, nn.Dropout, *REARRANGING)  # their results share their argument's memory
 
 
 def trace_layers(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
@@ -181,7 +182,9 @@ class _Reader:
         known = tuple(self.values[n] for n in given if isinstance(n, fx.Node) and n in self.values)
         if isinstance(layer, Add) and len(known) != 2:
             raise UnsupportedLayer(f"node {name!r} adds something else; only the sum of two layers is supported")
-        if not isinstance(layer, Add) and (len(known) != 1 or first_argument(node) not in self.values):
+        if isinstance(layer, Concat) and (len(known), len(given)) != (2, 2):
+            raise UnsupportedLayer(f"{name!r} must take two earlier layers' results")
+        if not isinstance(layer, (Add, Concat)) and (len(known) != 1 or first_argument(node) not in self.values):
             raise UnsupportedLayer(f"{name!r} must take one earlier layer's result, as its first argument")
         return known
 

@@ -123,10 +123,11 @@ def compute_device(device: Device) -> str:
 
 def open_model(path: Path, device: Device) -> "Classifier":
     from certtrain.errors import ModelFileError
+    from certtrain.interchange.packed import ending
     from certtrain.storage import check_model_file
 
     check_model_file(path)  # before torch is loaded
-    if path.suffix == ".onnx":
+    if ending(path) == ".onnx":
         raise ModelFileError(
             f"{path} is no model file of certtrain's; `certtrain verify` takes ONNX with --vnnlib FILE"
         )

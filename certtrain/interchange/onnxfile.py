@@ -3,7 +3,7 @@
 What has no counterpart among the layers with a bound rule is an error that
 names the node. Sums and products with constants are gathered to one affine
 function and become a BatchNorm of fixed statistics, its numbers rounded once to
-float32; a bias after a MatMul becomes the linear layer's own.
+the network's own type; a bias after a MatMul becomes the linear layer's own.
 """
 
 from collections import Counter
@@ -17,22 +17,30 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from certtrain.errors import CerttrainError, ModelFileError, NetworkError, UnsupportedLayer
-from certtrain.interchange.onnxnodes import READERS
-from certtrain.interchange.onnxvalues import Constant, Node, Value, array, extra, materialized
-from certtrain.layers import SECTIONS, Graph, Layer
+from certtrain.errors import CerttrainError, NetworkError, UnsupportedLayer
+from certtrain.interchange.onnxconstants import FOLDED, computed
+from certtrain.interchange.onnxload import load_proto
+from certtrain.interchange.onnxoperators import OPERATORS, checked
+from certtrain.interchange.onnxshaping import materialized
+from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, Shape, Value, array, extra
+from certtrain.interchange.packed import ending
+from certtrain.layers import INPUT, SECTIONS, Graph, Layer
 from certtrain.network.graphs import GraphNetwork, build_graph
 from certtrain.network.modelfile import load_model
 from certtrain.preset import explain
 from certtrain.shapes import MOST_VALUES
 from certtrain.shapes import RULES as SHAPES
 
-FLOAT = 1  # TensorProto.FLOAT
+DOMAINS = ("", "ai.onnx")  # two names of the standard's own operators
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A network in evaluation mode that takes float32 inputs (B, *shape), channels first, and gives outputs (B, K)."""
+    """A network in evaluation mode that takes inputs (B, *shape), channels first, and gives outputs (B, K).
+
+    Inputs and weights have the file's own type, float32 or float64. A file for
+    a fixed batch of several inputs is read as the network of each of them.
+    """
 
     network: GraphNetwork
     shape: tuple[int, ...]
@@ -41,51 +49,72 @@ class Imported:
 
 
 def read_onnx(path: Path) -> Imported:
-    """The network in that ONNX file.
+    """The network in that ONNX file, which may be gzipped and keep its weights in files in the same folder.
 
     Raises MissingExtra, ModelFileError if it is missing, damaged, no ONNX or
-    keeps its weights elsewhere, and UnsupportedLayer for a node that has no
+    lacks a part of its weights, and UnsupportedLayer for a node that has no
     counterpart here.
     """
-    proto = _load(path)
+    proto = load_proto(path)
     try:
-        return Reader(proto.graph).read()
+        return _read(proto)
     except CerttrainError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
 def open_network(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network in a file that ends in .onnx, or else in a model file of certtrain, and its input's shape.
+    """The network in a file that ends in .onnx or .onnx.gz, or else in a model file of certtrain; its input's shape.
 
     Raises as `read_onnx` and `load_model`.
     """
-    if path.suffix == ".onnx":
+    if ending(path) == ".onnx":
         found = read_onnx(path)
         return found.network, found.shape
     model = load_model(path)
     return model, model.metadata.input_shape
 
 
-def _load(path: Path) -> Any:
-    onnx = extra("onnx")
+def _read(proto: Any) -> Imported:
+    """Of a fixed shape whose first side is no batch, as of a column W is multiplied with, all is one input."""
+    opset = _opset(proto)
+    reader = Reader(proto.graph, opset)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"the network {path} cannot be read: {error.strerror or error}") from error
-    try:
-        proto = onnx.load_model_from_string(data)
-        extra("onnx.checker").check_model(data)
-    except Exception as error:  # protobuf's and onnx's own, which have no common base
-        first = str(error).strip().partition("\n")[0]
-        raise ModelFileError(f"{path} is not a whole ONNX file: {first}") from error
-    return proto
+        return reader.read()
+    except UnsupportedLayer:
+        if reader.single or reader.batch is None:
+            raise
+        again = Reader(proto.graph, opset, whole=True)
+        try:
+            return again.read()
+        except UnsupportedLayer:
+            pass  # what is wrong with it is better said of inputs in a batch
+        raise
+
+
+def _opset(proto: Any) -> int:
+    """The version of the standard's operators that the file declares."""
+    newest = extra("onnx.defs").onnx_opset_version()
+    declared = {entry.version for entry in proto.opset_import if entry.domain in DOMAINS} or {1}
+    if len(declared) > 1 or not 1 <= max(declared) <= newest:
+        raise UnsupportedLayer(
+            f"it declares the opset {sorted(declared)}; one from 1 to {newest}, the newest that the installed "
+            "package onnx knows, is read"
+        )
+    if own := [function.name for function in proto.functions if function.domain in DOMAINS]:
+        raise UnsupportedLayer(f"it gives the operator {own[0]!r} a meaning of its own")
+    return int(max(declared))
 
 
 class Reader:
-    """Builds layers as data, with their tensors, from a GraphProto."""
+    """Builds layers as data, with their tensors, from a GraphProto.
 
-    def __init__(self, graph: Any) -> None:
-        self.graph = graph
+    `batch` is the size of the batch's dimension, None where it is free.
+    `single` files hold one input, so that nothing needs to keep apart; with
+    `whole` that is all of a tensor of fixed shape, its first side included.
+    """
+
+    def __init__(self, graph: Any, opset: int, *, whole: bool = False) -> None:
+        self.graph, self.opset = graph, opset
         self.values: dict[str, Value | Constant] = {}
         self.sections: list[Layer] = []
         self.state: dict[str, Tensor] = {}
@@ -93,7 +122,10 @@ class Reader:
         self.uses = Counter(name for node in graph.node for name in node.input)
         self.uses.update(value.name for value in graph.output)
         self.origins: dict[str, str] = {}  # by layer, the node's result that it was made for
-        self.input, self.shape = "", tuple[int, ...]()
+        self.shapes: dict[str, Shape] = {}  # by layer, its result's
+        self.single, self.whole = whole, whole
+        self.batch: int | None = None
+        self.input_asked, self.dtype = False, torch.float32
 
     def read(self) -> Imported:
         if self.graph.sparse_initializer:
@@ -101,7 +133,7 @@ class Reader:
         self.values |= {tensor.name: Constant(array(tensor)) for tensor in self.graph.initializer}
         self._read_input()
         for proto in self.graph.node:
-            self._read_node(Node.of(proto, self.values))
+            self._read_node(Node.of(proto, self.values, self.opset))
         return self._finish()
 
     # --- what the readers of nodes use ---
@@ -120,31 +152,38 @@ class Reader:
         if prod(shape) > MOST_VALUES:
             raise node.error(f"it gives {prod(shape):,} values for one input; {MOST_VALUES:,} are the most")
         self.sections.append(section)
-        self.origins[name] = node.outputs[0]
+        self.origins[name], self.shapes[name] = node.outputs[0], shape
         for key, tensor in state.items():
-            self.state[f"{name}.{key}"] = _rounded(tensor, node)
-        return Value(name, shape)
+            self.state[f"{name}.{key}"] = self._rounded(tensor, node)
+        return Value(name, shape, alone=inputs[0].alone)
 
     def set_bias(self, value: Value, bias: Tensor, node: Node) -> None:
         """Give the linear layer that `value` is the result of the bias that it does not have."""
         place = next(i for i, section in enumerate(self.sections) if section.name == value.layer)
         self.sections[place] = self.sections[place].model_copy(update={"bias": True})
-        self.state[f"{value.layer}.bias"] = _rounded(bias, node)
+        self.state[f"{value.layer}.bias"] = self._rounded(bias, node)
 
     def takes_bias(self, value: Value, name: str) -> bool:
-        """Whether the result `name` is that of a linear layer without bias, and nothing else uses it."""
+        """Whether the result `name` is just that of a linear layer without bias, and nothing else uses it."""
         linear = any(section.name == value.layer and section.type == "Linear" for section in self.sections)
+        just = value.scale is None and len(value.shape) == 1 and value.shape == self.shapes[value.layer]
         bare = f"{value.layer}.bias" not in self.state
-        return linear and bare and self.origins[value.layer] == name and self.uses[name] == 1
+        return linear and just and bare and self.origins[value.layer] == name and self.uses[name] == 1
 
-    def is_input_alone(self, name: str) -> bool:
-        """Whether `name` is the network's own input, and one node alone takes it."""
-        return name == self.input and self.uses[name] == 1
+    def takes_input_as(self, shape: Shape) -> bool:
+        """Whether inputs come in that shape; the first that asks has a flat one so from the start.
 
-    def reshape_input(self, shape: tuple[int, ...]) -> Value:
-        """Take inputs of that shape from the start: their order in memory is the same."""
-        self.shape = shape
-        return Value("input", shape)
+        Their order in memory is the same.
+        """
+        if not self.input_asked and len(shape) > 1 and prod(shape) == max(self.shapes[INPUT]):
+            self.shapes[INPUT] = shape
+        self.input_asked = True
+        return self.shapes[INPUT] == shape
+
+    def _rounded(self, tensor: Tensor, node: Node) -> Tensor:
+        if not bool((result := tensor.to(self.dtype) if tensor.is_floating_point() else tensor).isfinite().all()):
+            raise node.error(f"its numbers are NaN, infinite or too large for {str(self.dtype).removeprefix('torch.')}")
+        return result.contiguous()
 
     # --- input, nodes, output ---
 
@@ -154,23 +193,30 @@ class Reader:
             raise UnsupportedLayer(f"it takes {len(inputs)} inputs; networks of one input are read")
         (given,) = inputs
         kind = given.type.tensor_type
-        if kind.elem_type != FLOAT or not kind.HasField("shape"):
-            raise UnsupportedLayer(f"its input {given.name!r} must be a float32 tensor of known shape")
-        sizes = [size.dim_value if size.HasField("dim_value") else 0 for size in kind.shape.dim]
-        batch, shape = (sizes[0], sizes[1:]) if len(sizes) > 1 else (1, sizes)
-        if batch not in (0, 1) or not shape or min(shape) < 1:
+        if kind.elem_type not in DTYPES or not kind.HasField("shape"):
+            raise UnsupportedLayer(f"its input {given.name!r} must be a float32 or float64 tensor of known shape")
+        sizes = tuple(size.dim_value if size.HasField("dim_value") else 0 for size in kind.shape.dim)
+        alone = self.whole or len(sizes) == 1
+        batch, *shape = (1, *sizes) if alone else sizes or (0,)
+        if batch < 0 or not shape or min(shape) < 1:
             raise UnsupportedLayer(
-                f"its input {given.name!r} has shape {tuple(sizes)}; one batch dimension and then fixed sizes are read"
+                f"its input {given.name!r} has shape {sizes}; one batch dimension and then fixed sizes are read"
             )
         if prod(shape) > MOST_VALUES:
             raise UnsupportedLayer(f"its input has {prod(shape):,} values; {MOST_VALUES:,} are the most")
-        self.input, self.shape = given.name, tuple(shape)
-        self.values[given.name] = Value("input", self.shape)
+        self.shapes[INPUT], self.dtype = tuple(shape), DTYPES[kind.elem_type]
+        self.batch, self.single = batch or None, batch == 1
+        self.values[given.name] = Value(INPUT, tuple(shape), alone=alone)
 
     def _read_node(self, node: Node) -> None:
-        if node.kind not in READERS or node.domain not in ("", "ai.onnx"):
-            raise node.error(f"operator {node.domain or node.kind!r} is not read; those that are: {_known()}")
-        results = READERS[node.kind](self, node)
+        if node.domain not in DOMAINS or node.kind not in OPERATORS.keys() | FOLDED.keys():
+            name = f"{node.domain}.{node.kind}" if node.domain not in DOMAINS else node.kind
+            raise node.error(f"operator {name!r} is not read; those that are: {', '.join(sorted(OPERATORS))}")
+        given = [node.given(place) for place in range(len(node.names))]
+        if given and not any(isinstance(found, Value) for found in given):
+            results: Value | Constant = computed(node)
+        else:
+            results = checked(node).read(self, node)
         for name in node.outputs[1:]:
             if name and self.uses[name]:
                 raise node.error(f"its result {name!r} is used; only the first one is read")
@@ -183,17 +229,20 @@ class Reader:
         end = self.values.get(name)
         if not isinstance(end, Value):
             raise UnsupportedLayer(f"its output {name!r} does not depend on its input")
-        end = materialized(self, end, Node("the output", "", "", (name,), (name,), {}, {}))
-        if len(end.shape) != 1 or not self.sections:
+        if prod(end.shape) != max(end.shape):
             raise UnsupportedLayer(f"its output {name!r} has shape {end.shape} for one input; logits (K,) are read")
+        node = Node("the output", "", "", (name,), (name,), {}, {}, self.opset)
+        end = materialized(self, end.reshaped((prod(end.shape),), alone=end.alone), node)
+        if end.layer == INPUT:  # it only moves values
+            end = self.add(node, "Identity", [end], {})
         self._drop_unused(end)
         try:
             graph = Graph(name="graph", layers=tuple(self.sections))
-            network = build_graph(graph, self.shape, prod(end.shape))
+            network = build_graph(graph, self.shapes[INPUT], prod(end.shape))
         except ValidationError as error:
             raise UnsupportedLayer(f"it cannot be written as layers:\n{explain(error)}") from error
-        self._fill(network)
-        return Imported(network.eval(), self.shape, end.shape[0], graph)
+        self._fill(network.to(self.dtype))
+        return Imported(network.eval(), self.shapes[INPUT], end.shape[0], graph)
 
     def _drop_unused(self, end: Value) -> None:
         """Leave out the layers that the output does not depend on, and let the last be the one that gives it."""
@@ -210,13 +259,3 @@ class Reader:
             network.load_state_dict(state)
         except RuntimeError as error:
             raise NetworkError(f"its tensors do not fit: {error}") from error
-
-
-def _rounded(tensor: Tensor, node: Node) -> Tensor:
-    if not bool((result := tensor.to(torch.float32) if tensor.is_floating_point() else tensor).isfinite().all()):
-        raise node.error("its numbers are NaN, infinite or too large for float32")
-    return result.contiguous()
-
-
-def _known() -> str:
-    return ", ".join(sorted(READERS))

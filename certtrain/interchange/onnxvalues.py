@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from certtrain.errors import MissingExtra, ModelFileError, UnsupportedLayer
 
-if TYPE_CHECKING:
-    from certtrain.interchange.onnxfile import Reader
-
 Shape = tuple[int, ...]
+BATCH = -(2**62)  # what stands in a tensor of sizes for the number of inputs, where that is free
+DTYPES = {1: torch.float32, 11: torch.float64}  # TensorProto's FLOAT and DOUBLE
 
 
 def extra(module: str) -> ModuleType:
@@ -29,8 +28,6 @@ def extra(module: str) -> ModuleType:
 def array(tensor: Any) -> Tensor:
     """A TensorProto's values. Raises ModelFileError."""
     helper = extra("onnx.numpy_helper")
-    if tensor.data_location == 1 or tensor.external_data:
-        raise ModelFileError(f"the tensor {tensor.name!r} is kept in another file; save the network as one file")
     try:
         return torch.from_numpy(helper.to_array(tensor).copy())
     except (ValueError, TypeError, OverflowError, KeyError, MemoryError) as error:
@@ -38,47 +35,69 @@ def array(tensor: Any) -> Tensor:
 
 
 class Constant(NamedTuple):
-    """A tensor that does not depend on the input."""
+    """A tensor that does not depend on the input; `BATCH` may stand in a tensor of sizes."""
 
     tensor: Tensor
 
 
 class Value(NamedTuple):
-    """scale · v + shift, v being the result of a layer, or "input".
+    """scale · v + shift in shape `shape`, v being the result of a layer, or "input".
 
-    `shape` is without the batch; scale and shift have that shape and float64,
-    or are None for 1 and 0.
+    `shape` is without the batch, and may differ from that of v if their values
+    have the same order in memory. Scale and shift have that shape and float64,
+    or are None for 1 and 0. ONNX's tensor has the batch's dimension before
+    `shape`, unless the value is `alone`: then `shape` is all of it.
     """
 
     layer: str
     shape: Shape
     scale: Tensor | None = None
     shift: Tensor | None = None
+    alone: bool = False
 
     def affine(self, scale: Tensor, shift: Tensor) -> Value:
         """scale · self + shift."""
         own_scale = torch.ones(self.shape, dtype=torch.float64) if self.scale is None else self.scale
         own_shift = torch.zeros(self.shape, dtype=torch.float64) if self.shift is None else self.shift
-        return self._replace(scale=scale * own_scale, shift=scale * own_shift + shift)
+        scale, shift = scale * own_scale, scale * own_shift + shift
+        if bool((scale == 1).all()) and not bool(shift.any()):
+            return self._replace(scale=None, shift=None)
+        return self._replace(scale=scale.expand(self.shape), shift=shift.expand(self.shape))
+
+    def bare(self) -> Value:
+        """The value without what has been gathered on it."""
+        return self._replace(scale=None, shift=None)
+
+    def reshaped(self, shape: Shape, *, alone: bool) -> Value:
+        """The same values in another shape."""
+        return self.mapped(lambda part: part.reshape(shape))._replace(shape=shape, alone=alone)
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> Value:
+        """What has been gathered on the value, moved as its values are."""
+        scale, shift = (None if part is None else move(part) for part in (self.scale, self.shift))
+        return self._replace(scale=scale, shift=shift)
 
 
 class Node(NamedTuple):
-    """A NodeProto, its attributes as plain values."""
+    """A NodeProto, its attributes as plain values, and the version of the operators that its file declares."""
 
     title: str
     kind: str
     domain: str
-    names: Shape | tuple[str, ...]
+    names: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     known: Mapping[str, Value | Constant]
+    opset: int
 
     @classmethod
-    def of(cls, proto: Any, known: Mapping[str, Value | Constant]) -> Node:
+    def of(cls, proto: Any, known: Mapping[str, Value | Constant], opset: int) -> Node:
         get_attribute_value = extra("onnx.helper").get_attribute_value
         title = proto.name or (proto.output[0] if proto.output else "")
         attributes = {entry.name: get_attribute_value(entry) for entry in proto.attribute}
-        return cls(title, proto.op_type, proto.domain, tuple(proto.input), tuple(proto.output), attributes, known)
+        return cls(
+            title, proto.op_type, proto.domain, tuple(proto.input), tuple(proto.output), attributes, known, opset
+        )
 
     def error(self, message: str) -> UnsupportedLayer:
         return UnsupportedLayer(f"node {self.title!r} ({self.kind}): {message}")
@@ -87,7 +106,7 @@ class Node(NamedTuple):
         """What it is given there, None where it is left out."""
         if place >= len(self.names) or not self.names[place]:
             return None
-        name = str(self.names[place])
+        name = self.names[place]
         if name not in self.known:
             raise self.error(f"{name!r} is no earlier result")
         return self.known[name]
@@ -106,12 +125,34 @@ class Node(NamedTuple):
 
     def weights(self, place: int) -> Tensor:
         found = self.constant(place)
-        if found is None or found.dtype != torch.float32:
-            raise self.error(f"its input {place + 1} must be a float32 constant")
+        if found is None or found.dtype not in DTYPES.values():
+            raise self.error(f"its input {place + 1} must be a constant of type float32 or float64")
         return found
 
     def bias(self, place: int) -> Tensor | None:
         return None if self.given(place) is None else self.weights(place)
+
+    def sizes(self, place: int, name: str) -> list[int] | None:
+        """Whole numbers, `BATCH` among them, that it is given there as its `name`; None where they are left out."""
+        found = self.constant(place)
+        if found is None:
+            return None
+        if found.dtype not in (torch.int64, torch.int32) or found.dim() > 1:
+            raise self.error(f"its {name} must be a constant list of whole numbers")
+        return [int(number) for number in found.reshape(-1).tolist()]
+
+    def numbers(self, place: int, name: str) -> list[int] | None:
+        """As `sizes`, where the number of inputs cannot be among them."""
+        found = self.sizes(place, name)
+        if found is not None and BATCH in found:
+            raise self.error(f"its {name} must not depend on the number of inputs")
+        return found
+
+    def listed(self, name: str, place: int, since: int) -> list[int] | None:
+        """Whole numbers that are an attribute before opset `since`, and an input from then on; None if left out."""
+        if self.opset >= since:
+            return self.numbers(place, name)
+        return list(self.attributes[name]) if name in self.attributes else None
 
     def expect(self, **wanted: Any) -> None:
         """Raise unless each of these attributes is left out or has that value."""
@@ -119,24 +160,3 @@ class Node(NamedTuple):
             found = self.attributes.get(name, value)
             if (list(found) if isinstance(found, Sequence) and not isinstance(found, bytes) else found) != value:
                 raise self.error(f"{name} = {found!r} is not read")
-
-
-def materialized(reader: Reader, value: Value, node: Node) -> Value:
-    """The value as the result of a layer: what is gathered on it becomes a BatchNorm of fixed statistics."""
-    if value.scale is None or value.shift is None:
-        return value
-    if len(value.shape) not in (1, 3):
-        raise node.error(f"constants for values of shape {value.shape} are read only before a Flatten")
-    scale, shift = (_per_channel(tensor, value.shape, node) for tensor in (value.scale, value.shift))
-    kind = "BatchNorm1d" if len(value.shape) == 1 else "BatchNorm2d"
-    zeros, ones = torch.zeros(value.shape[0]), torch.ones(value.shape[0])
-    state = {"weight": scale, "bias": shift, "running_mean": zeros, "running_var": ones}
-    state["num_batches_tracked"] = torch.tensor(0)
-    return reader.add(node, kind, [value], state, num_features=value.shape[0], eps=0.0)
-
-
-def _per_channel(tensor: Tensor, shape: Shape, node: Node) -> Tensor:
-    rows = tensor.expand(shape).reshape(shape[0], -1)
-    if not bool((rows == rows[:, :1]).all()):
-        raise node.error("constants that differ within a channel are read only before a Flatten, not before this")
-    return rows[:, 0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.errors import UnsupportedLayer
 
 Shape = tuple[int, ...]
@@ -166,6 +167,25 @@ def _adaptive_avg_pool(layer: nn.AdaptiveAvgPool2d, given: Shape) -> list[Operat
     return [Operator("AveragePool", {}, {"kernel_shape": kernel, "strides": kernel})]
 
 
+def _reshape(layer: Reshape, given: Shape) -> list[Operator]:
+    return [Operator("Reshape", {"shape": torch.tensor([-1, *layer.shape])})]
+
+
+def _permute(layer: Permute, given: Shape) -> list[Operator]:
+    return [Operator("Transpose", {}, {"perm": (0, *layer.dims)})]
+
+
+def _pad(layer: Pad, given: Shape) -> list[Operator]:
+    pads = [[0] * (len(given) + 1) for _ in range(2)]
+    pads[0][layer.dim], pads[1][layer.dim] = layer.before, layer.after
+    return [Operator("Pad", {"pads": torch.tensor([*pads[0], *pads[1]])})]
+
+
+def _slice(layer: Slice, given: Shape) -> list[Operator]:
+    places = {"starts": layer.start, "ends": layer.stop, "axes": layer.dim, "steps": layer.step}
+    return [Operator("Slice", {name: torch.tensor([number]) for name, number in places.items()})]
+
+
 def _plain(name: str) -> Callable[[nn.Module, Shape], list[Operator]]:
     return lambda layer, given: [Operator(name)]
 
@@ -187,4 +207,9 @@ OPERATORS: dict[type[nn.Module], Callable[..., list[Operator]]] = {
     nn.Sigmoid: _plain("Sigmoid"),
     nn.Tanh: _plain("Tanh"),
     Add: _plain("Add"),
+    Concat: lambda layer, given: [Operator("Concat", {}, {"axis": layer.dim})],
+    Reshape: _reshape,
+    Permute: _permute,
+    Pad: _pad,
+    Slice: _slice,
 }

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from certtrain.errors import PropertyError
+from certtrain.interchange.packed import read_whole
 from certtrain.verification.properties import Case, Property, exact_box
 
 MOST_CASES = 10_000  # of the disjunctive normal form
@@ -60,12 +61,13 @@ def decimal(value: Fraction) -> str:
 
 
 def read_property(path: Path) -> Property:
-    """The property in that file. Raises PropertyError, with the line, for what is not VNN-LIB 1.0 of this kind."""
+    """The property in that file, which may be gzipped.
+
+    Raises PropertyError, with the line, for what is not VNN-LIB 1.0 of this kind.
+    """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise PropertyError(f"{path} is larger than {MOST_BYTES >> 20} MiB, which no property needs")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_whole(path, MOST_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise PropertyError(f"the property {path} cannot be read: {error}") from error
     try:
         return parse_property(text)

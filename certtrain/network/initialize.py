@@ -86,7 +86,7 @@ def _fed_by_sum(graph: LayerGraph, value: int) -> bool:
     call = graph.calls[value - 1]
     if isinstance(call.layer, Add):
         return True
-    return not isinstance(call.layer, (nn.Linear, nn.Conv2d)) and _fed_by_sum(graph, call.inputs[0])
+    return not isinstance(call.layer, (nn.Linear, nn.Conv2d)) and any(_fed_by_sum(graph, i) for i in call.inputs)
 
 
 def _ibp_(weight: Tensor, generator: Generator | None) -> None:

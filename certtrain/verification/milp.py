@@ -40,6 +40,7 @@ from certtrain.bounds.trace import NONLINEAR
 from certtrain.deadline import NEVER, Deadline
 from certtrain.errors import MethodError, MissingExtra, UnsupportedLayer
 from certtrain.verification import highs
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.verification.properties import Case
 
 MOST_UNSTABLE = 2000  # units; far fewer take hours already
@@ -340,6 +341,13 @@ def _add(visit: Visit, program: _Program, left: _Values, right: _Values) -> _Val
     return _Values(left.factors + right.factors, left.constant + right.constant)
 
 
+def _concat(visit: Visit, program: _Program, left: _Values, right: _Values) -> _Values:
+    count = max(len(left.factors), len(right.factors))
+    left, right = _wider(left, count), _wider(right, count)
+    layer = visit.call.layer
+    return _Values(layer(left.factors, right.factors), layer(left.constant, right.constant))
+
+
 def _rectifier(visit: Visit, program: _Program, given: _Values) -> _Values:
     """max(p, sp) = sp + (1 − s) relu(p): each unit by its bounds."""
     slope = visit.call.layer.negative_slope if isinstance(visit.call.layer, nn.LeakyReLU) else 0.0
@@ -389,7 +397,9 @@ def _extra(module: str) -> ModuleType:
 RULES: dict[type[nn.Module], Any] = {
     **dict.fromkeys((nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize), _affine),
     **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Dropout), _affine),
+    **dict.fromkeys((Reshape, Permute, Pad, Slice), _affine),
     Add: _add,
+    Concat: _concat,
     nn.ReLU: _rectifier,
     nn.LeakyReLU: _rectifier,
 }

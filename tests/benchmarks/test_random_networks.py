@@ -81,7 +81,7 @@ def test_linear_bounds_that_forget_a_stretched_side_are_found(
     trials: ModuleType, networks: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(linear.RULES, Add, lambda visit, coefficients: Back((coefficients, coefficients)))
-    assert "add of" in first_false_bound(trials, networks, 200)
+    assert "add of" in first_false_bound(trials, networks, 400)
 
 
 @QUIET

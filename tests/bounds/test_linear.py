@@ -10,6 +10,7 @@ from certtrain import margin_bounds, output_bounds
 from certtrain.bounds import interval, linear
 from certtrain.bounds.graph import Add
 from certtrain.bounds.interval import Box
+from certtrain.bounds.rearranging import Concat
 from certtrain.bounds.relaxation import RELAXATIONS, relaxed
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.errors import DataError
@@ -31,7 +32,7 @@ def test_the_chord_of_a_stable_unit_has_no_gradient_however_narrow_its_interval(
 
 
 class Features(nn.Module):
-    """A layer, where it is a sum with both inputs the same, then all its values as logits."""
+    """A layer, then all its values as logits."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -41,14 +42,20 @@ class Features(nn.Module):
         return torch.flatten(self.layer(x), 1)
 
 
-class Doubled(nn.Module):
+class Joined(nn.Module):
+    """A layer of two inputs, both the same."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.flatten(x + x, 1)
+        return torch.flatten(self.layer(x, x), 1)
 
 
 def network(name: str) -> nn.Module:
     layer, _ = ALL[name]
-    return Doubled() if isinstance(layer, Add) else Features(ready(layer))
+    return Joined(layer) if isinstance(layer, (Add, Concat)) else Features(ready(layer))
 
 
 def batch(name: str) -> Tensor:

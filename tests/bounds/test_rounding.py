@@ -20,6 +20,7 @@ from certtrain.bounds import interval, rounded
 from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.interval import RULES, Box, boundable, box_statistics, input_box, interval_pass
 from certtrain.bounds.methods import METHODS, Bounds, Settings, method_named
+from certtrain.bounds.rearranging import Concat
 from certtrain.bounds.rounded import Step
 from certtrain.bounds.rounding import ARITHMETICS, LAYERS, UNIT64, arithmetic_named, enclosing, gamma
 from certtrain.bounds.statistics import BatchNorm
@@ -98,7 +99,7 @@ def layer_case(name: str, place: float, width: float) -> tuple[nn.Module, list[T
     layer, shape = ALL[name]
     layer = ready(copy.deepcopy(layer)).float()
     generator = Generator().manual_seed(2)
-    shapes = (2 if isinstance(layer, Add) else 1, COUNT, *shape)
+    shapes = (2 if isinstance(layer, (Add, Concat)) else 1, COUNT, *shape)
     points = list(
         place * torch.randn(shape, generator=generator).sign() + width * torch.randn(shapes, generator=generator)
     )

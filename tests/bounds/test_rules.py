@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import RULES, Box, box_statistics
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import BatchNorm, remember
 from certtrain.errors import UnsupportedLayer
 
@@ -67,6 +68,11 @@ BY_HAND: list[tuple[nn.Module, tuple[int, ...], list[Ends], Ends]] = [
     (nn.Identity(), ONE_VALUE, [row((0, 1), (-3, 2))], row((0, 1), (-3, 2))),
     (nn.Dropout(0.5).eval(), ONE_VALUE, [row((0, 1), (-3, 2))], row((0, 1), (-3, 2))),
     (Add(), ONE_VALUE, [row((0, 1), (-1, 1)), row((2, 5), (0, 0))], row((2, 6), (-1, 1))),
+    (Concat(1), ONE_VALUE, [row((0, 1), (-1, 1)), row((2, 5), (0, 0))], row((0, 1), (-1, 1), (2, 5), (0, 0))),
+    (Reshape((2, 2)), SQUARE, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (1, 2), (2, 3), (3, 6))),
+    (Permute((1, 3, 2)), SQUARE, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (2, 3), (1, 2), (3, 6))),
+    (Pad(3, 0, 1), SQUARE, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (1, 2), (0, 0), (2, 3), (3, 6), (0, 0))),
+    (Slice(3, 0, 4, 3), IMAGE_ROW, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (3, 6))),
     (nn.ReLU(), ONE_VALUE, [row((-1, 2), (-3, -1), (1, 2))], row((0, 2), (0, 0), (1, 2))),
     (nn.LeakyReLU(0.5), ONE_VALUE, [row((-2, 4), (-4, -2))], row((-1, 4), (-2, -1))),
     (nn.Sigmoid(), ONE_VALUE, [row((0, math.log(3)))], row((0.5, 0.75))),
@@ -115,6 +121,14 @@ AFFINE = {
     "identity": (nn.Identity(), (5,)),
     "dropout": (nn.Dropout(0.5), (5,)),
     "sum": (Add(), (5,)),
+    "side by side": (Concat(1), (5,)),
+    "side by side in columns": (Concat(3), (2, 2, 3)),
+    "reshaping": (Reshape((3, 4)), (2, 3, 2)),
+    "other order": (Permute((3, 1, 2)), (2, 3, 4)),
+    "padding of rows": (Pad(2, 1, 2), (2, 2, 3)),
+    "padding of a vector": (Pad(1, 0, 2), (3,)),
+    "slice": (Slice(2, 1, 3), (2, 4, 2)),
+    "slice with steps": (Slice(1, 0, 5, 2), (5,)),
 }
 MONOTONE = {
     "relu": (nn.ReLU(), (5,)),
@@ -143,7 +157,7 @@ def ready(layer: nn.Module) -> nn.Module:
 
 def random_boxes(layer: nn.Module, shape: tuple[int, ...]) -> list[Box]:
     generator = Generator().manual_seed(1)
-    count = 2 if isinstance(layer, Add) else 1
+    count = 2 if isinstance(layer, (Add, Concat)) else 1
     tensors = torch.rand(count, 2, BATCH, *shape, generator=generator, dtype=torch.float64)
     return [Box(3 * centre - 1.5, radius) for centre, radius in tensors]
 

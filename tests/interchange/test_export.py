@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import RULES
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import DataError, MissingExtra, SoundnessError, StorageError, UnsupportedLayer
@@ -425,6 +426,12 @@ OPERATORS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Flatten(1, 2), SHAPE),
     (nn.Flatten(2), SHAPE),
     (nn.Flatten(2, -2), SHAPE),
+    (nn.AvgPool2d(3, 2, 1, ceil_mode=True), SHAPE),
+    (nn.Conv2d(2, 4, 2, padding="same", dilation=3), SHAPE),
+    (Reshape((4, 32)), SHAPE),
+    (Permute((3, 1, 2)), SHAPE),
+    (Pad(2, 1, 0), SHAPE),
+    (Slice(3, 1, 7, 2), SHAPE),
     (nn.Identity(), SHAPE),
     (nn.Dropout(0.5), SHAPE),
     (nn.ReLU(), SHAPE),
@@ -437,6 +444,7 @@ OPERATORS: list[tuple[nn.Module, tuple[int, ...]]] = [
 
 
 @needs_onnx
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's, of speed
 @pytest.mark.parametrize(("layer", "shape"), OPERATORS, ids=lambda value: str(value))
 def test_every_layer_is_exported_as_what_it_computes(layer: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
     import onnx
@@ -459,7 +467,7 @@ def test_every_layer_is_exported_as_what_it_computes(layer: nn.Module, shape: tu
 
 def test_every_layer_with_a_rule_has_operators() -> None:
     assert OPERATORS_OF_LAYERS.keys() == RULES.keys()
-    assert {type(layer) for layer, _ in OPERATORS} | {Add} == RULES.keys()
+    assert {type(layer) for layer, _ in OPERATORS} | {Add, Concat} == RULES.keys()
 
 
 NOT_EXPORTED: list[tuple[nn.Module, str]] = [

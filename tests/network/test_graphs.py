@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from certtrain import output_bounds
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
 from certtrain.bounds.interval import RULES
+from certtrain.bounds.methods import METHODS
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import NetworkError, PresetError, UnsupportedLayer
 from certtrain.layers import SECTIONS, Graph, Shared
@@ -63,6 +65,10 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Flatten(1, 2), SHAPE),
     (nn.Flatten(2), SHAPE),
     (nn.Flatten(2, 3), SHAPE),
+    (Reshape((4, 32)), SHAPE),
+    (Permute((3, 1, 2)), SHAPE),
+    (Pad(2, 1, 0), SHAPE),
+    (Slice(3, 1, 7, 2), SHAPE),
     (nn.Identity(), SHAPE),
     (nn.Dropout(0.2), SHAPE),
     (nn.ReLU(inplace=True), SHAPE),
@@ -77,7 +83,7 @@ def test_what_data_can_say_is_what_has_a_rule():
     types = {layer.__name__ for layer in RULES}
     assert SECTIONS.keys() == types | {"Shared"}
     assert {section.__name__ for section in SHAPE_RULES} == types
-    assert {type(layer) for layer, _ in LAYERS} | {Add} == RULES.keys()
+    assert {type(layer) for layer, _ in LAYERS} | {Add, Concat} == RULES.keys()
 
 
 @EACH
@@ -129,6 +135,10 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "vectors": ({"type": "BatchNorm1d", "num_features": 2}, "2 channels in 1 dim"),
     "images": ({"type": "BatchNorm2d", "num_features": 3}, "3 channels in 3 dim"),
     "means": ({"type": "Normalize", "mean": [0.5, 0.5], "std": [1.0]}, "2 means and 1 deviations"),
+    "other values": ({"type": "Reshape", "shape": [4, 4]}, "it takes 16 values"),
+    "no order": ({"type": "Permute", "dims": [1, 3, 3]}, r"\(1, 3, 3\) is no order of its dimensions"),
+    "padded dimension": ({"type": "Pad", "dim": 4, "before": 1, "after": 0}, "no dimension 4 from 1 on"),
+    "places": ({"type": "Slice", "dim": 1, "start": 0, "stop": 3}, "it takes places 0 to 2"),
     "dimension": ({"type": "Flatten", "end_dim": 5}, "no dimension 5"),
     "many values": ({"type": "AdaptiveAvgPool2d", "output_size": 2**19}, "gives 549,755,813,888 values for one image"),
 }
@@ -162,6 +172,41 @@ def test_sums_of_unlike_shapes_do_not_fit():
     pooled = {"name": "pool", "type": "MaxPool2d", "kernel_size": 2}
     with pytest.raises(NetworkError, match=r"'sum' does not fit .*\(2, 8, 8\) and \(2, 4, 4\): their sides differ"):
         build_graph(graph(pooled, {"name": "sum", "type": "Add", "inputs": ["input", "pool"]}), SHAPE, 3)
+
+
+class Rearranged(nn.Module):
+    """Every layer that moves values, in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad, self.slice, self.join = Pad(2, 1, 0), Slice(3, 1, 7, 2), Concat(1)
+        self.order, self.shape, self.head = Permute((2, 3, 1)), Reshape((9, 12)), nn.Linear(108, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.slice(self.pad(x))
+        return self.head(torch.flatten(self.shape(self.order(self.join(x, torch.relu(x)))), 1))
+
+
+def test_values_that_are_moved_come_out_as_data_and_are_bounded():
+    torch.manual_seed(0)
+    network, x, eps = Rearranged(), points(3), 0.02
+    again = rebuilt(network)
+    assert torch.equal(again(points()), network(points()))
+    for method in METHODS:
+        lower, upper = output_bounds(again, x, eps, method=method)
+        for point in points_inside((x - eps).clamp(0, 1), (x + eps).clamp(0, 1)):
+            assert_inside(network(point), lower - 1e-5, upper + 1e-5)
+
+
+def test_what_is_put_side_by_side_has_other_dimensions_alike():
+    pooled = {"name": "pool", "type": "MaxPool2d", "kernel_size": 2}
+    both = {"name": "both", "type": "Concat", "dim": 1, "inputs": ["input", "pool"]}
+    with pytest.raises(
+        NetworkError, match=r"'both' does not fit .*\(2, 8, 8\) and \(2, 4, 4\): they differ in another"
+    ):
+        build_graph(graph(pooled, both), SHAPE, 3)
+    both["inputs"] = ["input", "input"]
+    assert graph_shapes(graph(both), SHAPE)["both"] == (4, 8, 8)
 
 
 def test_logits_must_be_one_for_each_class():
@@ -315,8 +360,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     "group": ([RELU, RELU | {"name": "a.b"}], "'a.b' is named as a part of 'a', which is a layer itself"),
     "itself": ([RELU | {"inputs": ["a"]}], "layer 'a' takes 'a', which is no earlier layer"),
     "later": ([RELU | {"inputs": ["b"]}, RELU | {"name": "b"}], "'a' takes 'b', which is no earlier layer"),
-    "two inputs": ([RELU | {"inputs": ["input", "input"]}], "'a' has 2 inputs; an Add has two, all others one"),
-    "one summand": ([{"name": "a", "type": "Add"}], "'a' has 1 inputs; an Add has two"),
+    "two inputs": (
+        [RELU | {"inputs": ["input", "input"]}],
+        "'a' has 2 inputs; an Add and a Concat have two, all others one",
+    ),
+    "one summand": ([{"name": "a", "type": "Add"}], "'a' has 1 inputs; an Add and a Concat have two"),
+    "alone": ([{"name": "a", "type": "Concat", "dim": 1}], "'a' has 1 inputs; an Add and a Concat have two"),
+    "batch dimension": ([{"name": "a", "type": "Pad", "dim": 0, "before": 1, "after": 1}], r"Pad\.dim"),
+    "backwards": ([{"name": "a", "type": "Slice", "dim": 1, "start": 0, "stop": 2, "step": -1}], r"Slice\.step"),
     "unused": ([RELU, RELU | {"name": "b", "inputs": ["input"]}], "nothing uses the result of layer 'a'"),
     "shares nothing": ([{"name": "a", "type": "Shared", "layer": "b"}], "'a' shares 'b', which is no earlier layer"),
     "shares a relu": ([RELU, {"name": "b", "type": "Shared", "layer": "a"}], "no earlier layer with weights"),

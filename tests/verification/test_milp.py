@@ -14,6 +14,7 @@ from certtrain.attack import PGD
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import boundable
 from certtrain.deadline import Deadline
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.errors import MissingExtra, UnsupportedLayer
 from certtrain.verification import milp
 from certtrain.verification.deciding import case_bounds, decide
@@ -115,11 +116,15 @@ class Everything(nn.Module):
         self.norm, self.relu, self.pool = nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2)
         self.add, self.leaky, self.mean = Add(), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(1)
         self.flatten, self.drop, self.same = nn.Flatten(), nn.Dropout(), nn.Identity()
-        self.linear, self.last_norm, self.head = nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3, bias=False)
+        self.pad, self.slice, self.join, self.order = Pad(2, 1, 0), Slice(3, 0, 3, 2), Concat(1), Permute((3, 1, 2))
+        self.shape = Reshape((4, 5, 2))
+        self.linear, self.last_norm, self.head = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.normalize(x)
         x = self.add(self.relu(self.norm(self.conv(x))), x)
+        x = self.join(self.slice(self.pad(x)), self.slice(self.pad(torch.relu(x))))  # (4, 5, 2)
+        x = self.shape(self.order(x))
         x = self.flatten(self.mean(self.leaky(self.pool(x))))
         out: Tensor = self.head(torch.relu(self.last_norm(self.linear(self.same(self.drop(x))))))
         return out

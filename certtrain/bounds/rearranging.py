@@ -1,0 +1,66 @@
+"""Layers that move values and compute nothing: into other shapes, orders, larger and smaller tensors, side by side.
+
+Dimensions are counted with the batch's, which is 0 and stays as it is.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Reshape(nn.Module):
+    """Values (B, …) in the shape (B, *shape), their order in memory kept."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), *self.shape)
+
+
+class Permute(nn.Module):
+    """The dimensions in another order: dimension i of the result is dimension dims[i − 1] of x, the batch first."""
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, *self.dims)
+
+
+class Pad(nn.Module):
+    """Zeros before and after the values along dimension `dim`."""
+
+    def __init__(self, dim: int, before: int, after: int) -> None:
+        super().__init__()
+        self.dim, self.before, self.after = dim, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, [0, 0] * (x.dim() - 1 - self.dim) + [self.before, self.after])
+
+
+class Slice(nn.Module):
+    """Of dimension `dim`, every `step`-th place from `start` to before `stop`."""
+
+    def __init__(self, dim: int, start: int, stop: int, step: int = 1) -> None:
+        super().__init__()
+        self.dim, self.start, self.stop, self.step = dim, start, stop, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[(slice(None),) * self.dim + (slice(self.start, self.stop, self.step),)]
+
+
+class Concat(nn.Module):
+    """x and then y along dimension `dim`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, y], self.dim)
+
+
+REARRANGING = (Reshape, Permute, Pad, Slice, Concat)

@@ -1,0 +1,206 @@
+"""ONNX's sums, differences, products and quotients, with constants and between values, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isnan
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from certtrain.interchange.onnxshaping import (
+    full_shape,
+    lifted,
+    materialized,
+    of_full_shape,
+    settled,
+    shown,
+    whole,
+)
+from certtrain.interchange.onnxvalues import BATCH, Constant, Node, Shape, Value
+
+if TYPE_CHECKING:
+    from certtrain.interchange.onnxfile import Reader
+
+ONE, ZERO = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+NUMPYS_RULE = 7  # the opset from which on shapes are stretched by numpy's rule
+
+
+def add(reader: Reader, node: Node) -> Value:
+    return _sum(reader, node, ONE)
+
+
+def subtract(reader: Reader, node: Node) -> Value:
+    return _sum(reader, node, -ONE)
+
+
+def _sum(reader: Reader, node: Node, sign: Tensor) -> Value:
+    """left + sign · right."""
+    match _operands(reader, node):
+        case Value() as left, Value() as right:
+            return _sum_of_values(reader, node, left, right.affine(sign, ZERO))
+        case Value() as left, Constant(number):
+            value, shift = constant_for(reader, left, node, number)
+            return plus(reader, value, node, shift * sign, node.names[0])
+        case Constant(number), Value() as right:
+            value, shift = constant_for(reader, right, node, number)
+            return plus(reader, value.affine(sign, ZERO), node, shift, node.names[1])
+    raise node.error("it is given constants alone")
+
+
+def plus(reader: Reader, value: Value, node: Node, shift: Tensor, name: str) -> Value:
+    """A value, called `name`, and a constant of its shape; a linear layer without bias gets it as its own."""
+    if reader.takes_bias(value, name):
+        reader.set_bias(value, shift, node)
+        return value
+    return settled(value.affine(ONE, shift))
+
+
+def _sum_of_values(reader: Reader, node: Node, left: Value, right: Value) -> Value:
+    count = max(len(full_shape(reader, left)), len(full_shape(reader, right)))
+    left, right = (lifted(reader, value, node, count) for value in (left, right))
+    if left.alone != right.alone:
+        left, right = (whole(reader, value, node) for value in (left, right))
+    return settled(reader.add(node, "Add", [materialized(reader, value, node) for value in (left, right)], {}))
+
+
+def multiply(reader: Reader, node: Node) -> Value:
+    match _operands(reader, node):
+        case (Value() as value, Constant(number)) | (Constant(number), Value() as value):
+            return _scaled(reader, node, value, number)
+    raise node.error("the product of two layers' results is not read")
+
+
+def divide(reader: Reader, node: Node) -> Value:
+    match _operands(reader, node):
+        case Value() as value, Constant(number):
+            if not bool(number.all()):
+                raise node.error("it divides by zero")
+            return _scaled(reader, node, value, 1 / number.double())
+    raise node.error("its input 2 must be a constant")
+
+
+def _scaled(reader: Reader, node: Node, value: Value, number: Tensor) -> Value:
+    value, scale = constant_for(reader, value, node, number)
+    return settled(value.affine(scale, ZERO))
+
+
+def negate(reader: Reader, node: Node) -> Value:
+    return node.value().affine(-ONE, ZERO)
+
+
+# --- shapes that are stretched ---------------------------------------------------------------------------
+
+
+def constant_for(reader: Reader, value: Value, node: Node, tensor: Tensor) -> tuple[Value, Tensor]:
+    """The value, with as many dimensions as the constant, and the constant in its shape and float64.
+
+    Constants are stretched by numpy's rule, values are not.
+    """
+    misfit = f"a constant of shape {tuple(tensor.shape)} does not fit values of shape {value.shape}"
+    if tensor.dim() > len(full_shape(reader, value)) and not reader.single:
+        raise node.error(misfit)
+    value = lifted(reader, value, node, tensor.dim())
+    missing = len(full_shape(reader, value)) - tensor.dim()
+    tensor = tensor.double().reshape((1,) * missing + tuple(tensor.shape))
+    if not value.alone and tensor.shape[0] != 1:
+        raise node.error(misfit)
+    try:
+        return value, (tensor if value.alone else tensor[0]).expand(value.shape)
+    except RuntimeError as error:
+        raise node.error(misfit) from error
+
+
+def _operands(reader: Reader, node: Node) -> tuple[Value | Constant, Value | Constant]:
+    """Both that it is given, such that numpy's rule says how they are stretched."""
+    left, right = (_operand(node, place) for place in (0, 1))
+    if node.opset < NUMPYS_RULE:
+        shapes = [_shape(reader, found) for found in (left, right)]
+        aligned = old_shape(node, *shapes)
+        if isinstance(right, Constant):
+            right = Constant(right.tensor.reshape(aligned))
+        else:
+            right = right if aligned == shapes[1] else of_full_shape(reader, right, node, aligned)
+    return left, right
+
+
+def _operand(node: Node, place: int) -> Value | Constant:
+    found = node.given(place)
+    return found if isinstance(found, Value) else Constant(node.weights(place))
+
+
+def _shape(reader: Reader, found: Value | Constant) -> Shape:
+    return full_shape(reader, found) if isinstance(found, Value) else tuple(found.tensor.shape)
+
+
+def old_shape(node: Node, left: Shape, right: Shape) -> Shape:
+    """The right operand's shape, with sides of 1 behind it so that numpy's rule does what opsets before 7 say.
+
+    They stretch nothing, or with broadcast = 1 the right operand alone, whose
+    sides are those of the left one from `axis` on, by default its last.
+    """
+    axis = node.attributes.get("axis", len(left) - len(right)) if node.attributes.get("broadcast", 0) else 0
+    behind = len(left) - len(right) - axis
+    several = any(side != 1 for side in right)
+    sides = left[axis : axis + len(right)]
+    stretched = node.attributes.get("broadcast", 0) or not behind
+    if axis < 0 or behind < 0 or not stretched or (several and not all(map(_same, sides, right))):
+        rule = "with broadcast = 1 the second's shape must be a part of the first's, and without the same"
+        raise node.error(f"it combines shapes {shown(left)} and {shown(right)}: in opset {node.opset}, {rule}")
+    return (*right, *[1] * behind)
+
+
+def _same(left: int, right: int) -> bool:
+    """A batch of free size takes constants of one row, as what the file was written for is one input."""
+    return left == right or {left, right} == {BATCH, 1}
+
+
+# --- curves ----------------------------------------------------------------------------------------------
+
+
+def activation(kind: str) -> Callable[[Reader, Node], Value]:
+    def read(reader: Reader, node: Node) -> Value:
+        slope = {"negative_slope": node.attributes.get("alpha", 0.01)} if kind == "LeakyReLU" else {}
+        return reader.add(node, kind, [materialized(reader, node.value(), node)], {}, **slope)
+
+    return read
+
+
+def clip(reader: Reader, node: Node) -> Value:
+    """min(max(x, a), b) as b − relu((b − a) − relu(x − a)), whose intervals are exact."""
+    value, (least, most) = node.value(), _limits(reader, node)
+    if least is not None:
+        value = _relu(reader, node, value.affine(ONE, -least))
+        if most is None:
+            return value.affine(ONE, least)
+    if most is not None:
+        rest = most if least is None else most - least
+        return _relu(reader, node, value.affine(-ONE, rest)).affine(-ONE, most)
+    return value
+
+
+def _relu(reader: Reader, node: Node, value: Value) -> Value:
+    return reader.add(node, "ReLU", [materialized(reader, value, node)], {})
+
+
+def _limits(reader: Reader, node: Node) -> tuple[Tensor | None, Tensor | None]:
+    """The least and the largest value of a Clip; None for none."""
+    if node.opset < 11:
+        given = [node.attributes.get(name) for name in ("min", "max")]
+    else:
+        given = [_number(node, place) for place in (1, 2)]
+    least, most = (None if end is None else float(end) for end in given)
+    largest = torch.finfo(reader.dtype).max
+    if any(end is not None and isnan(end) for end in (least, most)) or (least or 0) >= largest <= -(most or 0):
+        raise node.error(f"limits of {least} and {most} are not read")
+    ends = (None if end is None or abs(end) >= largest else end for end in (least, most))
+    least_end, most_end = (None if end is None else torch.tensor(end, dtype=torch.float64) for end in ends)
+    return least_end, most_end
+
+
+def _number(node: Node, place: int) -> float | None:
+    found = node.bias(place)
+    if found is not None and found.numel() != 1:
+        raise node.error(f"its input {place + 1} must be one number")
+    return None if found is None else float(found)

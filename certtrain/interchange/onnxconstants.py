@@ -1,0 +1,102 @@
+"""What ONNX operators make of constants alone: tensors, computed by the standard's own reference."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certtrain.interchange.onnxvalues import BATCH, Constant, Node, array, extra
+from certtrain.shapes import MOST_VALUES
+
+Sizes = Callable[[list[Tensor]], int]  # the most values that the result can have
+
+
+def _most(given: list[Tensor]) -> int:
+    return max(tensor.numel() for tensor in given)
+
+
+def _sum(given: list[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in given)
+
+
+def _product(given: list[Tensor]) -> int:
+    return prod(max(tensor.numel(), 1) for tensor in given)
+
+
+def _named(given: list[Tensor]) -> int:
+    return prod(max(int(side), 1) for side in given[0].flatten().tolist())
+
+
+# Those that move values and compute nothing, and those that compute or make values.
+MOVING: dict[str, Sizes] = {
+    "Concat": _sum,
+    "Gather": _product,
+    "Identity": _most,
+    "Reshape": _most,
+    "Slice": _most,
+    "Squeeze": _most,
+    "Transpose": _most,
+    "Unsqueeze": _most,
+}
+FOLDED: dict[str, Sizes] = MOVING | {
+    "Cast": _most,
+    "ConstantOfShape": _named,
+    "Shape": _most,
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _product),
+    "Neg": _most,
+}
+ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+
+
+def computed(node: Node) -> Constant:
+    """The result of an operator that is given constants alone. Raises UnsupportedLayer."""
+    given = {name: node.constant(place) for place, name in enumerate(node.names) if name}
+    tensors = [tensor for tensor in given.values() if tensor is not None]
+    if node.kind not in FOLDED or (node.kind in ARITHMETIC and node.opset < 7):
+        raise node.error("it is given constants alone, and is not computed")
+    if (size := FOLDED[node.kind](tensors)) > MOST_VALUES:
+        raise node.error(f"it makes up to {size:,} values of constants; {MOST_VALUES:,} are the most")
+    _check_batch(node)
+    return Constant(_run(node, given))
+
+
+def _check_batch(node: Node) -> None:
+    """The number of inputs, where it is free, may be moved from one tensor to another, and no more."""
+    for place in range(len(node.names)):
+        tensor = node.constant(place)
+        free = tensor is not None and tensor.dtype == torch.int64 and bool((tensor == BATCH).any())
+        if free and not (node.kind == "Concat" or (node.kind in MOVING and place == 0)):
+            raise node.error("it computes with the number of inputs, which is free")
+
+
+def _run(node: Node, given: dict[str, Tensor | None]) -> Tensor:
+    helper, numpy_helper = extra("onnx.helper"), extra("onnx.numpy_helper")
+    arrays = {name: tensor.numpy() for name, tensor in given.items() if tensor is not None}
+    inputs = [_info(name, arrays[name]) for name in arrays]
+    output = helper.make_tensor_value_info(node.outputs[0], 0, None)
+    try:
+        own = helper.make_node(node.kind, node.names, node.outputs[:1], **node.attributes)
+        graph = helper.make_graph([own], "constant", inputs, [output])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.opset)])
+        (result,) = extra("onnx.reference").ReferenceEvaluator(model).run(None, arrays)
+    except Exception as error:  # numpy's and onnx's own, which have no common base
+        raise node.error(f"it cannot be computed of constants: {str(error).partition(chr(10))[0]}") from error
+    return array(numpy_helper.from_array(result, node.outputs[0]))
+
+
+def _info(name: str, values: Any) -> Any:
+    helper = extra("onnx.helper")
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
+
+
+def constant(reader: object, node: Node) -> Constant:
+    """Constant: a tensor, or numbers by themselves."""
+    if len(node.attributes) != 1:
+        raise node.error("a constant is one tensor, or numbers of one kind")
+    ((name, value),) = node.attributes.items()
+    if name == "value":
+        return Constant(array(value))
+    dtype = torch.float32 if name.startswith("value_float") else torch.int64
+    return Constant(torch.tensor(value if isinstance(value, (int, float)) else list(value), dtype=dtype))

@@ -1,0 +1,140 @@
+"""Which ONNX operators are read, up to which of their versions, and by which attributes.
+
+An operator means what the opset says that its file declares. What is not in
+this table, a later version or an attribute, is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from certtrain.interchange import onnxarithmetic as arithmetic
+from certtrain.interchange import onnxpools as pools
+from certtrain.interchange import onnxproducts as products
+from certtrain.interchange import onnxshaping as shaping
+from certtrain.interchange.onnxconstants import constant
+from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, Value, extra
+
+if TYPE_CHECKING:
+    from certtrain.interchange.onnxfile import Reader
+
+LATER = 10**6
+Opsets = tuple[int, int]  # first and last
+ALWAYS: Opsets = (1, LATER)
+OLD: Opsets = (1, 5)  # consumed_inputs: which inputs might be written over, and no more
+CURVE = {"consumed_inputs": OLD}
+STRETCHED = {"broadcast": (1, 6), "axis": (1, 6), "consumed_inputs": OLD}
+WINDOW = dict.fromkeys(("auto_pad", "kernel_shape", "pads", "strides"), ALWAYS)
+
+
+def since(opset: int) -> Opsets:
+    return opset, LATER
+
+
+class Known(NamedTuple):
+    """How an operator is read: by which function, up to which version of it, by attributes of which opsets."""
+
+    read: Callable[[Reader, Node], Value | Constant]
+    newest: int
+    attributes: Mapping[str, Opsets] = {}
+
+
+def checked(node: Node) -> Known:
+    """What is known of the node's operator. Raises UnsupportedLayer if its version or an attribute is not."""
+    if node.kind not in OPERATORS:
+        raise node.error("it is read only where it is given constants alone")
+    known = OPERATORS[node.kind]
+    version = extra("onnx.defs").get_schema(node.kind, node.opset, "").since_version
+    if version > known.newest:
+        raise node.error(f"version {version} of this operator is newer than {known.newest}, the last one that is read")
+    for name in node.attributes:
+        first, last = known.attributes.get(name, (LATER, 0))
+        if not first <= node.opset <= last:
+            raise node.error(f"its attribute {name!r} is not read in opset {node.opset}")
+    return known
+
+
+def _same(reader: Reader, node: Node) -> Value:
+    return node.value()
+
+
+def _cast(reader: Reader, node: Node) -> Value:
+    wanted = node.attributes["to"]
+    names = {1: (1, b"FLOAT"), 11: (11, b"DOUBLE")}
+    if not any(wanted in names[number] and dtype == reader.dtype for number, dtype in DTYPES.items()):
+        raise node.error(f"to = {wanted!r} changes the type of values, which is not read")
+    return node.value()
+
+
+def _dropout(reader: Reader, node: Node) -> Value:
+    training = node.constant(2)
+    drops = node.opset < 7 and not node.attributes.get("is_test", 0)
+    if drops or (training is not None and bool(training.any())):
+        raise node.error("it is in training mode: it is random. Export the network in evaluation mode")
+    return node.value()
+
+
+OPERATORS: Mapping[str, Known] = {
+    "Conv": Known(products.conv, 22, WINDOW | {"dilations": ALWAYS, "group": ALWAYS}),
+    "Gemm": Known(
+        products.gemm, 13, dict.fromkeys(("alpha", "beta", "transA", "transB"), ALWAYS) | {"broadcast": (1, 6)}
+    ),
+    "MatMul": Known(products.mat_mul, 13),
+    "BatchNormalization": Known(
+        products.batch_norm,
+        15,
+        {
+            "epsilon": ALWAYS,
+            "momentum": ALWAYS,  # for training alone
+            "is_test": (1, 6),
+            "spatial": (1, 8),
+            "consumed_inputs": OLD,
+            "training_mode": since(14),
+        },
+    ),
+    "Add": Known(arithmetic.add, 14, STRETCHED),
+    "Sub": Known(arithmetic.subtract, 14, STRETCHED),
+    "Mul": Known(arithmetic.multiply, 14, STRETCHED),
+    "Div": Known(arithmetic.divide, 14, STRETCHED),
+    "Neg": Known(arithmetic.negate, 13, CURVE),
+    "Relu": Known(arithmetic.activation("ReLU"), 14, CURVE),
+    "LeakyRelu": Known(arithmetic.activation("LeakyReLU"), 16, CURVE | {"alpha": ALWAYS}),
+    "Sigmoid": Known(arithmetic.activation("Sigmoid"), 13, CURVE),
+    "Tanh": Known(arithmetic.activation("Tanh"), 13, CURVE),
+    "Clip": Known(arithmetic.clip, 13, CURVE | {"min": (1, 10), "max": (1, 10)}),
+    "Flatten": Known(shaping.flatten, 25, {"axis": ALWAYS}),
+    "Reshape": Known(shaping.reshape, 25, {"shape": (1, 4), "consumed_inputs": (1, 4), "allowzero": since(14)}),
+    "Squeeze": Known(shaping.squeeze, 25, {"axes": (1, 12)}),
+    "Unsqueeze": Known(shaping.unsqueeze, 25, {"axes": (1, 12)}),
+    "Transpose": Known(shaping.transpose, 25, {"perm": ALWAYS}),
+    "Pad": Known(shaping.pad, 25, {"mode": ALWAYS, "paddings": (1, 1), "pads": (2, 10), "value": (1, 10)}),
+    "Slice": Known(shaping.part, 13, dict.fromkeys(("axes", "starts", "ends"), (1, 9))),
+    "Concat": Known(shaping.concat, 13, {"axis": ALWAYS}),
+    "Shape": Known(shaping.shape_of, 25, {"start": since(15), "end": since(15)}),
+    "MaxPool": Known(
+        pools.max_pool, 22, WINDOW | {"storage_order": since(8), "ceil_mode": since(10), "dilations": since(10)}
+    ),
+    "AveragePool": Known(
+        pools.average_pool,
+        22,
+        WINDOW | {"count_include_pad": since(7), "ceil_mode": since(10), "dilations": since(19)},
+    ),
+    "GlobalAveragePool": Known(pools.global_average_pool, 22),
+    "ReduceMean": Known(
+        pools.reduce_mean, 18, {"axes": (1, 17), "keepdims": ALWAYS, "noop_with_empty_axes": since(18)}
+    ),
+    "Identity": Known(_same, 25),
+    # Values keep their type, so that how others would be rounded makes no difference.
+    "Cast": Known(_cast, 28, {"to": ALWAYS, "saturate": since(19), "round_mode": since(24)}),
+    "Dropout": Known(
+        _dropout,
+        22,
+        {"ratio": (1, 11), "is_test": (1, 6), "consumed_inputs": OLD, "seed": since(12)},  # for training alone
+    ),
+    "Constant": Known(
+        constant,
+        25,
+        {"value": ALWAYS} | dict.fromkeys(("value_float", "value_floats", "value_int", "value_ints"), since(12)),
+    ),
+}

@@ -1,0 +1,189 @@
+"""ONNX's operators with weights: convolutions, products with a matrix, and BatchNormalization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from certtrain.interchange.onnxarithmetic import constant_for, old_shape, plus
+from certtrain.interchange.onnxshaping import full_shape, materialized, settled, swapped, whole
+from certtrain.interchange.onnxvalues import Constant, Node, Shape, Value
+
+if TYPE_CHECKING:
+    from certtrain.interchange.onnxfile import Reader
+
+MOST_GROWTH = 64  # rows and columns of zeros that a kernel may get
+
+
+# --- convolutions ----------------------------------------------------------------------------------------
+
+
+def conv(reader: Reader, node: Node) -> Value:
+    value, weight, bias = materialized(reader, node.value(), node), node.weights(1), node.bias(2)
+    if weight.dim() != 4 or len(value.shape) != 3 or value.alone:
+        raise node.error("only convolutions over two dimensions are read")
+    kernel = list(weight.shape[2:])
+    node.expect(kernel_shape=kernel)
+    strides, dilations = pair(node, "strides"), pair(node, "dilations")
+    pads = padding(node, value.shape, kernel, strides, dilations)
+    if _grows(pads, dilations):
+        weight, even = _even_pads(node, weight, pads, dilations)
+    else:
+        value, even = _padded(reader, node, value, pads)
+    groups = node.attributes.get("group", 1)
+    state = {"weight": weight} | ({} if bias is None else {"bias": bias})
+    return reader.add(
+        node,
+        "Conv2d",
+        [value],
+        state,
+        in_channels=weight.shape[1] * groups,
+        out_channels=weight.shape[0],
+        kernel_size=tuple(weight.shape[2:]),
+        stride=strides,
+        padding=even,
+        dilation=dilations,
+        groups=groups,
+        bias=bias is not None,
+    )
+
+
+def _grows(pads: Shape, dilations: Shape) -> bool:
+    """Whether a kernel can make up for padding that differs at both ends: it grows in steps of its dilation."""
+    return all((pads[place] - pads[place + 2]) % dilation == 0 for place, dilation in enumerate(dilations))
+
+
+def _even_pads(node: Node, weight: Tensor, pads: Shape, dilations: Shape) -> tuple[Tensor, Shape]:
+    """The same convolution with equal padding at both ends: where there was less, the kernel grows by zeros."""
+    missing = [0, 0, 0, 0]  # left and right of the last dimension, then of the one before, as F.pad has them
+    even = []
+    for place, dilation in enumerate(dilations):
+        begin, end = pads[place], pads[place + 2]
+        if abs(end - begin) > MOST_GROWTH:
+            raise node.error(f"pads = {list(pads)} is not read: both ends differ by more than {MOST_GROWTH}")
+        most = max(begin, end)
+        missing[2 - 2 * place : 4 - 2 * place] = [(most - begin) // dilation, (most - end) // dilation]
+        even.append(most)
+    return torch.nn.functional.pad(weight, missing), tuple(even)
+
+
+def _padded(reader: Reader, node: Node, value: Value, pads: Shape) -> tuple[Value, Shape]:
+    """The value with what one end has more than the other put on by layers, and the padding that is left for both."""
+    even = tuple(min(pads[place], pads[place + 2]) for place in (0, 1))
+    for place, least in enumerate(even):
+        before, after = pads[place] - least, pads[place + 2] - least
+        if before or after:
+            value = reader.add(node, "Pad", [value], {}, dim=place + 2, before=before, after=after)
+    return value, even
+
+
+def pair(node: Node, name: str) -> Shape:
+    """Height and width of an attribute."""
+    found = tuple(node.attributes.get(name, (1, 1)))
+    if len(found) != 2 or min(found) < 1:
+        raise node.error(f"{name} = {list(found)}; two numbers above zero are read")
+    return found
+
+
+def padding(node: Node, given: Shape, kernel: Sequence[int], strides: Shape, dilations: Shape) -> Shape:
+    """Rows above, columns at the left, rows below, columns at the right."""
+    automatic = node.attributes.get("auto_pad", b"NOTSET").decode()
+    if automatic in ("NOTSET", "VALID"):
+        pads = tuple(node.attributes.get("pads", (0, 0, 0, 0))) if automatic == "NOTSET" else (0, 0, 0, 0)
+        if len(pads) != 4 or min(pads) < 0:
+            raise node.error(f"pads = {list(pads)}; four counts are read")
+        return pads
+    if automatic not in ("SAME_UPPER", "SAME_LOWER"):
+        raise node.error(f"auto_pad = {automatic!r} is not read")
+    sides = zip(given[1:], kernel, strides, dilations, strict=True)
+    total = [max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0) for size, k, s, d in sides]
+    small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    return (*small, *large) if automatic == "SAME_UPPER" else (*large, *small)
+
+
+# --- products with a matrix ------------------------------------------------------------------------------
+
+
+def mat_mul(reader: Reader, node: Node) -> Value:
+    left = node.given(0)
+    weight = _matrix(node, 0 if isinstance(left, Constant) else 1)
+    if isinstance(left, Constant):
+        return _product_from_left(reader, node, weight, node.value(1))
+    return _product(reader, node, node.value(), weight.T)
+
+
+def gemm(reader: Reader, node: Node) -> Value:
+    """alpha · A′B′ + beta · C, of which A or B is a constant, and C, if there is one."""
+    if isinstance(node.given(0), Constant):
+        value, weight, turned, bare = node.value(1), _matrix(node, 0).double(), "transB", "transA"
+    else:
+        value, weight, turned, bare = node.value(0), _matrix(node, 1).double(), "transA", "transB"
+    weight = (weight.T if node.attributes.get(bare, 0) else weight) * node.attributes.get("alpha", 1.0)
+    if len(full_shape(reader, value)) != 2:
+        raise node.error(f"it multiplies matrices, not values of shape {value.shape} for one input")
+    if node.attributes.get(turned, 0):
+        value = settled(swapped(reader, whole(reader, value, node), node))
+    if turned == "transB":
+        return _with_bias(reader, node, _product_from_left(reader, node, weight, value))
+    return _with_bias(reader, node, _product(reader, node, value, weight.T))
+
+
+def _matrix(node: Node, place: int) -> Tensor:
+    weight = node.weights(place)
+    if weight.dim() != 2:
+        raise node.error("its weights must be a matrix")
+    return weight
+
+
+def _with_bias(reader: Reader, node: Node, value: Value) -> Value:
+    bias = node.bias(2)
+    if bias is None:
+        return value
+    if node.opset < 7:
+        bias = bias.reshape(old_shape(node, full_shape(reader, value), tuple(bias.shape)))
+    value, shift = constant_for(reader, value, node, bias * node.attributes.get("beta", 1.0))
+    if len(value.shape) == 1 and value.shape == reader.shapes[value.layer] and value.scale is None:
+        reader.set_bias(value, shift, node)  # nothing else has seen this layer yet
+        return value
+    return plus(reader, value, node, shift, node.outputs[0])
+
+
+def _product(reader: Reader, node: Node, value: Value, weight: Tensor) -> Value:
+    """Every vector along the value's last dimension, taken through the matrix (out, in)."""
+    value = materialized(reader, value, node)
+    sizes = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
+    return reader.add(node, "Linear", [value], {"weight": weight}, **sizes, bias=False)
+
+
+def _product_from_left(reader: Reader, node: Node, weight: Tensor, value: Value) -> Value:
+    """weight · value, the matrix product over the last two dimensions, or over the only one."""
+    if len(full_shape(reader, value)) == 1:
+        return _product(reader, node, value, weight)
+    if len(value.shape) == 1:
+        value = whole(reader, value, node)
+    columns = _product(reader, node, swapped(reader, value, node), weight)
+    return settled(swapped(reader, columns, node))
+
+
+# --- BatchNormalization ----------------------------------------------------------------------------------
+
+
+def batch_norm(reader: Reader, node: Node) -> Value:
+    node.expect(training_mode=0, spatial=1)
+    # Before opset 7 an attribute says whether it normalises by the batch, then the number of results, and from 14 on
+    # an attribute again.
+    trains = node.opset < 7 and not node.attributes.get("is_test", 0)
+    if trains or any(node.outputs[1:]):
+        raise node.error("it is in training mode: it normalises by the batch. Export the network in evaluation mode")
+    value = materialized(reader, node.value(), node)
+    weight, bias, mean, variance = (node.weights(place) for place in (1, 2, 3, 4))
+    if bool((variance < 0).any()) or value.alone:
+        raise node.error("its variance is negative" if not value.alone else "its values have no batch dimension")
+    state = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+    state["num_batches_tracked"] = torch.tensor(0)
+    kind = "BatchNorm1d" if len(value.shape) in (1, 2) else "BatchNorm2d"
+    eps = node.attributes.get("epsilon", 1e-5)
+    return reader.add(node, kind, [value], state, num_features=weight.numel(), eps=eps)

@@ -1,0 +1,313 @@
+"""ONNX's operators that move values and compute nothing: shapes, orders, padding, parts, and sides by side.
+
+A file's tensors have the batch's dimension first. It is kept apart: an operator
+that would mix it with others is an error, except in a file of a single input,
+where its side of 1 is a dimension like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from certtrain.interchange.onnxvalues import BATCH, Constant, Node, Shape, Value
+from certtrain.layers import INPUT
+from certtrain.network.graphs import TYPES
+
+if TYPE_CHECKING:
+    from certtrain.interchange.onnxfile import Reader
+
+ENDLESS = 2**31 - 1  # an end of a slice from here on stands for the last value
+
+
+# --- values as results of layers -------------------------------------------------------------------------
+
+
+def settled_shape(reader: Reader, value: Value, node: Node) -> Value:
+    """The value in a layer's own shape: a Flatten or Reshape is added where it was in another."""
+    fits = reader.takes_input_as(value.shape) if value.layer == INPUT else value.shape == reader.shapes[value.layer]
+    if fits:
+        return value
+    kind, more = ("Flatten", {}) if len(value.shape) == 1 else ("Reshape", {"shape": value.shape})
+    made = reader.add(node, kind, [Value(value.layer, reader.shapes[value.layer])], {}, **more)
+    return value._replace(layer=made.layer)
+
+
+def materialized(reader: Reader, value: Value, node: Node) -> Value:
+    """The value as the result of a layer: what is gathered on it becomes a BatchNorm of fixed statistics.
+
+    Where numbers differ within a channel, each value is a channel of its own.
+    """
+    if value.scale is None or value.shift is None:
+        return settled_shape(reader, value, node)
+    if len(value.shape) > 3 or not (_by_channel(value.scale) and _by_channel(value.shift)):
+        flat = materialized(reader, value.reshaped((prod(value.shape),), alone=value.alone), node)
+        return settled_shape(reader, flat.reshaped(value.shape, alone=value.alone), node)
+    place = settled_shape(reader, value.bare(), node)
+    channels = value.shape[0]
+    scale, shift = (part.reshape(channels, -1)[:, 0] for part in (value.scale, value.shift))
+    state = {"weight": scale, "bias": shift, "running_mean": torch.zeros(channels), "running_var": torch.ones(channels)}
+    state["num_batches_tracked"] = torch.tensor(0)
+    kind = "BatchNorm2d" if len(value.shape) == 3 else "BatchNorm1d"
+    return reader.add(node, kind, [place], state, num_features=channels, eps=0.0)
+
+
+def _by_channel(tensor: Tensor) -> bool:
+    rows = tensor.reshape(len(tensor), -1)
+    return bool((rows == rows[:, :1]).all())
+
+
+def moved(reader: Reader, value: Value, node: Node, kind: str, **arguments: Any) -> Value:
+    """The result of a layer that moves values; what has been gathered on them moves along."""
+    value = settled_shape(reader, value, node)
+    made = reader.add(node, kind, [value.bare()], {}, **arguments)
+    layer = TYPES[kind](**arguments)
+    return value.mapped(lambda part: layer(part.unsqueeze(0))[0])._replace(layer=made.layer, shape=made.shape)
+
+
+# --- shapes as ONNX has them -----------------------------------------------------------------------------
+
+
+def full_shape(reader: Reader, value: Value) -> Shape:
+    """The shape of ONNX's tensor; `BATCH` stands for a free number of inputs."""
+    return value.shape if value.alone else (BATCH if reader.batch is None else reader.batch, *value.shape)
+
+
+def of_full_shape(reader: Reader, value: Value, node: Node, shape: Shape) -> Value:
+    """The same values as a tensor of that shape."""
+    full = full_shape(reader, value)
+    if prod(shape) != prod(full) or not (shape if reader.single else shape[1:]):
+        raise node.error(f"values of shape {shown(full)} cannot have the shape {shown(shape)}")
+    if reader.single:
+        return settled(value.reshaped(shape, alone=True))
+    if shape[0] != full[0]:
+        raise node.error(f"from {shown(full)} to {shown(shape)}: the batch's dimension is not kept apart")
+    return value.reshaped(shape[1:], alone=False)
+
+
+def settled(value: Value) -> Value:
+    """Of a single input: a first side of 1 is the batch's dimension, if it is not the only one."""
+    if value.alone and len(value.shape) > 1 and value.shape[0] == 1:
+        return value.reshaped(value.shape[1:], alone=False)
+    return value
+
+
+def whole(reader: Reader, value: Value, node: Node) -> Value:
+    """The value of a single input with the batch's side of 1 as a dimension like any other."""
+    if value.alone:
+        return value
+    if not reader.single:
+        raise node.error("it does not keep the batch's dimension apart")
+    return value.reshaped((1, *value.shape), alone=True)
+
+
+def lifted(reader: Reader, value: Value, node: Node, dimensions: int) -> Value:
+    """The value with sides of 1 before its own, so that it has so many dimensions or more."""
+    missing = dimensions - len(full_shape(reader, value))
+    if missing <= 0:
+        return value
+    value = whole(reader, value, node)
+    return value.reshaped((1,) * missing + value.shape, alone=True)
+
+
+def places(reader: Reader, value: Value, node: Node, axes: Sequence[int]) -> tuple[Value, list[int]]:
+    """ONNX's axes as places in the value's shape, and the value, as a whole where the batch's own is among them."""
+    found = numbered(node, axes, len(full_shape(reader, value)))
+    value = whole(reader, value, node) if 0 in found else value
+    return value, [axis - (0 if value.alone else 1) for axis in found]
+
+
+def numbered(node: Node, axes: Sequence[int], dimensions: int) -> list[int]:
+    """The axes counted from the front."""
+    found = [axis + dimensions if axis < 0 else axis for axis in axes]
+    if any(not 0 <= axis < dimensions for axis in found) or len(set(found)) < len(found):
+        raise node.error(f"axes = {list(axes)} for {dimensions} dimensions is not read")
+    return found
+
+
+def shown(shape: Sequence[int]) -> str:
+    """A shape for a message."""
+    return f"({', '.join('batch' if side == BATCH else str(side) for side in shape)})"
+
+
+# --- the readers -----------------------------------------------------------------------------------------
+
+
+def shape_of(reader: Reader, node: Node) -> Constant:
+    """Shape: of fixed sides, and `BATCH` for a free number of inputs."""
+    full = full_shape(reader, node.value())
+    return Constant(torch.tensor(full[node.attributes.get("start", 0) : node.attributes.get("end", len(full))]))
+
+
+def flatten(reader: Reader, node: Node) -> Value:
+    value, axis = node.value(), node.attributes.get("axis", 1)
+    full = full_shape(reader, value)
+    place = axis + len(full) if axis < 0 else axis
+    if not (0 <= place <= len(full) if reader.single else place == 1):
+        raise node.error(f"axis = {axis} is not read; 1 keeps the batch apart")
+    return of_full_shape(reader, value, node, (prod(full[:place]), prod(full[place:])))
+
+
+def reshape(reader: Reader, node: Node) -> Value:
+    value = node.value()
+    wanted = node.sizes(1, "shape") if node.opset >= 5 else list(node.attributes.get("shape", ()))
+    if not wanted:
+        raise node.error("its shape must be a constant list of whole numbers")
+    return of_full_shape(reader, value, node, _sizes(reader, value, node, wanted))
+
+
+def _sizes(reader: Reader, value: Value, node: Node, wanted: Sequence[int]) -> Shape:
+    """What the sizes of a Reshape mean: 0 is the size before, and −1 what is left."""
+    full = full_shape(reader, value)
+    if 0 in wanted and (node.attributes.get("allowzero", 0) or 0 in wanted[len(full) :]):
+        raise node.error(f"the shape {list(wanted)} asks for a size of 0")
+    sizes = [size or full[place] for place, size in enumerate(wanted)]
+    if reader.single:
+        return _filled(node, sizes, prod(full))
+    first, rest = sizes[0], sizes[1:]
+    left_over = first == -1 and -1 not in rest
+    if not (left_over or first == full[0] or (first == 1 and reader.batch is None)):  # a 1 takes no other batch
+        raise node.error(f"from {shown(full)} to {shown(wanted)}: the batch's dimension is not kept apart")
+    return (full[0], *_filled(node, rest, prod(value.shape)))
+
+
+def _filled(node: Node, sizes: Sequence[int], total: int) -> Shape:
+    rest = prod(size for size in sizes if size != -1)
+    filled = tuple(total // rest if size == -1 and rest > 0 else size for size in sizes)
+    if min(filled, default=1) < 1 or prod(filled) != total:
+        raise node.error(f"the shape {shown(sizes)} does not fit {total:,} values")
+    return filled
+
+
+def squeeze(reader: Reader, node: Node) -> Value:
+    value, axes = node.value(), node.listed("axes", 1, since=13)
+    full = full_shape(reader, value)
+    if axes is None and reader.batch is None:
+        raise node.error("it names no axes, and so would squeeze a batch of one input")
+    found = [i for i, side in enumerate(full) if side == 1] if axes is None else numbered(node, axes, len(full))
+    if any(full[axis] != 1 for axis in found):
+        raise node.error(f"axes = {axes} of {shown(full)}: only sides of 1 are squeezed")
+    return of_full_shape(reader, value, node, tuple(side for i, side in enumerate(full) if i not in found))
+
+
+def unsqueeze(reader: Reader, node: Node) -> Value:
+    value, axes = node.value(), node.listed("axes", 1, since=13) or []
+    full = list(full_shape(reader, value))
+    for axis in sorted(numbered(node, axes, len(full) + len(axes))):
+        full.insert(axis, 1)
+    return of_full_shape(reader, value, node, tuple(full))
+
+
+def transpose(reader: Reader, node: Node) -> Value:
+    value = node.value()
+    count = len(full_shape(reader, value))
+    order = list(node.attributes.get("perm", range(count)[::-1]))
+    if sorted(order) != list(range(count)):
+        raise node.error(f"perm = {order} for {count} dimensions is not read")
+    if order[0] != 0 or value.alone:
+        return settled(permuted(reader, whole(reader, value, node), node, order))
+    return permuted(reader, value, node, [axis - 1 for axis in order[1:]])
+
+
+def permuted(reader: Reader, value: Value, node: Node, order: Sequence[int]) -> Value:
+    """The dimensions of the value's shape in that order; where only sides of 1 move, the values stay."""
+    moving = [axis for axis in order if value.shape[axis] > 1]
+    if moving == sorted(moving):
+        return value.reshaped(tuple(value.shape[axis] for axis in order), alone=value.alone)
+    return moved(reader, value, node, "Permute", dims=tuple(axis + 1 for axis in order))
+
+
+def swapped(reader: Reader, value: Value, node: Node) -> Value:
+    """The last two dimensions of the value's shape in the other order."""
+    count = len(value.shape)
+    return permuted(reader, value, node, [*range(count - 2), count - 1, count - 2])
+
+
+def pad(reader: Reader, node: Node) -> Value:
+    mode = node.attributes.get("mode", b"constant")
+    if mode != b"constant":
+        raise node.error(f"mode = {mode!r} is not read, only padding by a constant")
+    value, before, after = _padding(reader, node)
+    number = _padded_by(node)
+    one, shift = torch.tensor(1.0, dtype=torch.float64), torch.tensor(number, dtype=torch.float64)
+    value = materialized(reader, value.affine(one, -shift), node)  # zeros are padded, so that what they stand for is 0
+    for place, counts in enumerate(zip(before, after, strict=True)):
+        if any(counts):
+            value = reader.add(node, "Pad", [value], {}, dim=place + 1, before=counts[0], after=counts[1])
+    return settled(value.affine(one, shift))
+
+
+def _padding(reader: Reader, node: Node) -> tuple[Value, list[int], list[int]]:
+    """The value, and how much goes before and after each side of its shape."""
+    value = node.value()
+    pads = node.listed("paddings" if node.opset < 2 else "pads", 1, since=11)
+    axes = (node.numbers(3, "axes") if node.opset >= 18 else None) or range(len(full_shape(reader, value)))
+    if pads is None or len(pads) != 2 * len(axes) or min(pads) < 0:
+        raise node.error(f"pads = {pads}; two counts from 0 on for each of {len(axes)} dimensions are read")
+    used = [(axis, pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]]
+    value, found = places(reader, value, node, [axis for axis, *_ in used])
+    before, after = [0] * len(value.shape), [0] * len(value.shape)
+    for place, (_, first, last) in zip(found, used, strict=True):
+        before[place], after[place] = first, last
+    return value, before, after
+
+
+def _padded_by(node: Node) -> float:
+    if node.opset < 11:
+        return float(node.attributes.get("value", 0.0))
+    number = node.bias(2)
+    if number is not None and number.numel() != 1:
+        raise node.error("its constant_value must be one number")
+    return 0.0 if number is None else float(number)
+
+
+def part(reader: Reader, node: Node) -> Value:
+    """Slice: one layer for each axis of which less than all is left."""
+    value = node.value()
+    starts, ends = (node.listed(name, place, since=10) for place, name in ((1, "starts"), (2, "ends")))
+    count = len(starts or ())
+    axes = node.listed("axes", 3, since=10) or list(range(count))
+    steps = (node.numbers(4, "steps") if node.opset >= 10 else None) or [1] * count
+    if starts is None or ends is None or not len(ends) == len(axes) == len(steps) == count or min(steps, default=1) < 1:
+        raise node.error(f"starts {starts}, ends {ends}, axes {axes} and steps {steps} are not read together")
+    numbered(node, axes, len(full_shape(reader, value)))
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        value = _sliced(reader, value, node, axis, slice(start, end, step))
+    return settled(value)
+
+
+def _sliced(reader: Reader, value: Value, node: Node, axis: int, wanted: slice) -> Value:
+    full = full_shape(reader, value)
+    size = full[axis]
+    if size == BATCH and wanted.start == 0 and wanted.stop >= ENDLESS and wanted.step == 1:
+        return value
+    kept = range(*wanted.indices(max(size, 0)))
+    if kept == range(size):
+        return value
+    value, (place,) = places(reader, value, node, [axis - len(full) if axis >= 0 else axis])
+    if not kept:
+        raise node.error(f"of axis {axis}, which has {size} values, none is left")
+    return moved(
+        reader, value, node, "Slice", dim=place + 1, start=kept.start, stop=min(kept.stop, size), step=kept.step
+    )
+
+
+def concat(reader: Reader, node: Node) -> Value:
+    values = [node.value(place) for place in range(len(node.names))]
+    if "axis" not in node.attributes and node.opset >= 4:
+        raise node.error("it names no axis")
+    counts = {len(full_shape(reader, value)) for value in values}
+    if len(counts) != 1:
+        raise node.error("what it puts side by side has different numbers of dimensions")
+    (axis,) = numbered(node, [node.attributes.get("axis", 1)], counts.pop())
+    if axis == 0 or len({value.alone for value in values}) > 1:
+        values = [whole(reader, value, node) for value in values]
+    together = materialized(reader, values[0], node)
+    for value in values[1:]:
+        both = [together, materialized(reader, value, node)]
+        together = reader.add(node, "Concat", both, {}, dim=axis + (1 if value.alone else 0))
+    return settled(together)
