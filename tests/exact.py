@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, LayerGraph, Normalize
+from certtrain.bounds.rearranging import REARRANGING, Concat, Pad, Permute, Reshape, Slice
 
 Exact = Any  # an array of Fractions, in the shape of one example's values
 LINEAR = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -102,11 +103,28 @@ def _max_pool(layer: nn.MaxPool2d, x: Exact) -> Exact:
     return np.array(rows, dtype=object).reshape(tuple(shape))
 
 
+def moved(layer: nn.Module, x: Exact, *others: Exact) -> Exact:
+    """The result of a layer that moves values, as numpy moves them."""
+    if isinstance(layer, Concat):
+        return np.concatenate([x, *others], layer.dim - 1)
+    if isinstance(layer, Permute):
+        return x.transpose([dim - 1 for dim in layer.dims])
+    if isinstance(layer, Reshape):
+        return x.reshape(layer.shape)
+    if isinstance(layer, Slice):
+        return x.take(range(layer.start, layer.stop, layer.step), layer.dim - 1)
+    assert isinstance(layer, Pad)
+    counts = [(layer.before, layer.after) if dim == layer.dim else (0, 0) for dim in range(1, x.ndim + 1)]
+    return np.pad(x, counts, constant_values=Fraction(0))
+
+
 def result(layer: nn.Module, *inputs: Exact) -> Exact:
     """One example's result of `layer`, exactly."""
     x = inputs[0]
     if isinstance(layer, Add):
         return x + inputs[1]
+    if isinstance(layer, REARRANGING):
+        return moved(layer, *inputs)
     if isinstance(layer, SAME):
         return x.reshape(tuple(layer(torch.zeros(1, *x.shape)).shape[1:]))
     if is_affine(layer):
