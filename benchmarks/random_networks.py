@@ -102,7 +102,9 @@ def add_layer(draw: Draw, value: int) -> int:
     for _ in range(20):
         operation = draw.random.choice(makers)(draw, shape)
         try:
-            size = prod(operation(torch.zeros(2, *shape)).shape[1:]) if operation is not None else 0
+            result = operation(torch.zeros(2, *shape))
+            # An average that does not count padding is 0/0 where its window lies in the padding alone.
+            size = prod(result.shape[1:]) if bool(result.isfinite().all()) else 0
         except (RuntimeError, ValueError):  # a window larger than the image, an average's padding too large
             continue
         if 0 < size <= LARGEST:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.linear import Prefix
+from certtrain.bounds.rearranging import Concat
 from certtrain.bounds.settings import Settings
 from certtrain.deadline import NEVER, Deadline
-from certtrain.bounds.rearranging import Concat
 
 # Functions (b, s, …) of some examples, and some of each one's functions.
 Functions = Callable[[slice, slice], Tensor]

@@ -35,12 +35,12 @@ from certtrain.bounds.crown import by_crown
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
 from certtrain.bounds.interval import Box, Visit, boundable, interval_pass
 from certtrain.bounds.linear import Prefix
+from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.deadline import NEVER, Deadline
 from certtrain.errors import MethodError, MissingExtra, UnsupportedLayer
 from certtrain.verification import highs
-from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.verification.properties import Case
 
 MOST_UNSTABLE = 2000  # units; far fewer take hours already

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from certtrain.attack import PGD
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import boundable
-from certtrain.deadline import Deadline
 from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
+from certtrain.deadline import Deadline
 from certtrain.errors import MissingExtra, UnsupportedLayer
 from certtrain.verification import milp
 from certtrain.verification.deciding import case_bounds, decide
