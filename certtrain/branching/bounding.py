@@ -116,6 +116,8 @@ def _gradients(relaxed: Relaxed, *values: Tensor) -> tuple[Tensor, tuple[Tensor,
     with torch.enable_grad():
         climbers = [value.detach().requires_grad_() for value in values]
         bounds = relaxed.bounds(*climbers).amax(1)
+        if not bounds.requires_grad:  # no line is free to choose, as without ReLU
+            return bounds, tuple(map(torch.zeros_like, values))
         gradients = torch.autograd.grad(bounds.sum(), climbers, materialize_grads=True)
     return bounds.detach(), gradients
 
