@@ -288,7 +288,9 @@ def test_a_network_without_rectifiers_stays_open_where_bounds_do_not_decide():
     """Two equal curves that cancel: there is nothing to split, and no line to choose."""
     net = nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 2)).requires_grad_(False)
     with torch.no_grad():
-        for tensor, values in zip(net.parameters(), ([[1.0], [1.0]], [0, 0], [[1, -1], [0, 0]], [0.01, 0]), strict=True):
+        for tensor, values in zip(
+            net.parameters(), ([[1.0], [1.0]], [0, 0], [[1, -1], [0, 0]], [0.01, 0]), strict=True
+        ):
             tensor.copy_(torch.tensor(values))
     asked = robustness(torch.tensor([0.5]), 0, 0.5, 2)
     found = decide(net, (1,), asked, method="complete", attack=PGD(steps=2), time_limit=5.0)
