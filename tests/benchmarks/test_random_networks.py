@@ -1,14 +1,11 @@
 """Random networks of all supported layers: no claim about them is contradicted, and a wrong rule is found."""
 
 import contextlib
-import importlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from random_networks import describe, draw_network, drawn_networks
+from random_trials import Trial, random_campaign, real_bounds
 from torch import nn
 
 from certtrain.bounds import interval, linear
@@ -17,41 +14,27 @@ from certtrain.bounds.linear import Back
 from certtrain.bounds.tracing import trace_layers
 from certtrain.verification import guard
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 COUNT, SEED = 240, 0
 QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-@pytest.fixture(scope="module")
-def trials() -> Iterator[ModuleType]:
-    """The campaign's own functions."""
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("random_trials")
-    sys.path.remove(str(FOLDER))
-
-
-@pytest.fixture(scope="module")
-def networks(trials: ModuleType) -> ModuleType:
-    return importlib.import_module("random_networks")
-
-
 @pytest.mark.slow
-def test_nothing_that_is_claimed_of_random_networks_is_contradicted(trials: ModuleType):
-    total = trials.random_campaign(COUNT, SEED)
+def test_nothing_that_is_claimed_of_random_networks_is_contradicted():
+    total = random_campaign(COUNT, SEED)
     assert total.faults == [], f"seed {SEED}"
     assert total.networks == COUNT
     assert total.certified > COUNT
 
 
 @QUIET
-def test_every_layer_with_a_rule_is_drawn(networks: ModuleType):
-    drawn = (trace_layers(network) for _, network, _ in networks.drawn_networks(150, SEED))
+def test_every_layer_with_a_rule_is_drawn():
+    drawn = (trace_layers(network) for _, network, _ in drawn_networks(150, SEED))
     assert {type(call.layer) for graph in drawn for call in graph.calls} == set(interval.RULES)
 
 
-def test_the_same_seed_draws_the_same_network(networks: ModuleType):
-    first, again = networks.draw_network(5), networks.draw_network(5)
-    assert networks.describe(first[0]) == networks.describe(again[0])
+def test_the_same_seed_draws_the_same_network():
+    first, again = draw_network(5), draw_network(5)
+    assert describe(first[0]) == describe(again[0])
     x = torch.rand(2, *first[1])
     torch.testing.assert_close(first[0](x), again[0](x), rtol=0, atol=0)
 
@@ -63,13 +46,13 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_compare", lambda *about: None)
 
 
-def first_false_bound(trials: ModuleType, networks: ModuleType, most: int) -> str:
+def first_false_bound(most: int) -> str:
     """What is found against the bounds of the first network that contradicts them; crashes do not count."""
-    for number, network, shape in networks.drawn_networks(most, SEED):
-        trial = trials.Trial(number, network, shape)
+    for number, network, shape in drawn_networks(most, SEED):
+        trial = Trial(number, network, shape)
         x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(number))
         with contextlib.suppress(Exception):
-            trials.real_bounds(trial, x, 0.1, torch.Generator().manual_seed(number))
+            real_bounds(trial, x, 0.1, torch.Generator().manual_seed(number))
         if found := [fault for fault in trial.faults if "its lower bound" in fault]:
             return str(found[0])
     return ""
@@ -77,32 +60,26 @@ def first_false_bound(trials: ModuleType, networks: ModuleType, most: int) -> st
 
 @QUIET
 @pytest.mark.usefixtures("unguarded")
-def test_linear_bounds_that_forget_a_stretched_side_are_found(
-    trials: ModuleType, networks: ModuleType, monkeypatch: pytest.MonkeyPatch
-):
+def test_linear_bounds_that_forget_a_stretched_side_are_found(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(linear.RULES, Add, lambda visit, coefficients: Back((coefficients, coefficients)))
-    assert "add of" in first_false_bound(trials, networks, 400)
+    assert "add of" in first_false_bound(400)
 
 
 @QUIET
 @pytest.mark.usefixtures("unguarded")
-def test_a_linear_rule_without_its_constant_is_found(
-    trials: ModuleType, networks: ModuleType, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_linear_rule_without_its_constant_is_found(monkeypatch: pytest.MonkeyPatch):
     right = linear.RULES[nn.MaxPool2d]
     monkeypatch.setitem(linear.RULES, nn.MaxPool2d, lambda visit, c: right(visit, c)._replace(constant=None))
-    assert first_false_bound(trials, networks, 100)
+    assert first_false_bound(100)
 
 
 @QUIET
 @pytest.mark.usefixtures("unguarded")
-def test_an_interval_rule_that_is_too_narrow_is_found(
-    trials: ModuleType, networks: ModuleType, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_interval_rule_that_is_too_narrow_is_found(monkeypatch: pytest.MonkeyPatch):
     def too_narrow(layer: nn.Module, box: interval.Box) -> interval.Box:
         found = right(layer, box)
         return found._replace(radius=found.radius * 0.7)
 
     right = interval.RULES[nn.ReLU]
     monkeypatch.setitem(interval.RULES, nn.ReLU, too_narrow)
-    assert first_false_bound(trials, networks, 100)
+    assert first_false_bound(100)
