@@ -100,12 +100,11 @@ class Bench:
         changes = {"precision": way.precision, "batch_norm_statistics": "centre" if way.centre else "clean"}
         settings = self.preset.train.model_copy(update=changes)
         bounds = BoundsSection(method="crown-ibp" if way.linear else "ibp", loss_fusion=way.linear != "by class")
-        stepper = Stepper(
-            self.preset.model_copy(update={"train": settings, "bounds": bounds}),
-            self.network(),
-            EPOCH,
-            compile=way.kind == "compiled",
-        )
+        preset = self.preset.model_copy(update={"train": settings, "bounds": bounds})
+        return self.certified(Stepper(preset, self.network(), EPOCH, compile=way.kind == "compiled"))
+
+    def certified(self, stepper: Stepper) -> Callable[[], None]:
+        """A function that takes one of its steps, in the middle of the ramp."""
         middle = (self.preset.eps.start - 1) * EPOCH + self.preset.eps.length * EPOCH // 2
         return lambda: stepper.run(middle, self.x, self.labels)
 
