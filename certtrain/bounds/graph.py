@@ -86,6 +86,10 @@ class LayerGraph:
         calls = (self.calls[number - 1] for number in kept)
         return replace(self, calls=tuple(call._replace(inputs=tuple(places[i] for i in call.inputs)) for call in calls))
 
+    def said(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Each call by its name, its layer's description and its inputs: the same for networks of the same layers."""
+        return [(call.name, repr(call.layer), call.inputs) for call in self.calls]
+
     def last_uses(self) -> list[list[int]]:
         """For each call, the values that no later call needs."""
         last = {value: i for i, call in enumerate(self.calls) for value in call.inputs}

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, Shape
 from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
+from certtrain.bounds.replay import check_replay
 from certtrain.bounds.rounded import Step, rounded
 from certtrain.bounds.rounding import LAYERS, UNIT64, Rounding
 from certtrain.bounds.statistics import BatchNorm, Source, Statistics, batch_statistics, running_statistics
-from certtrain.bounds.tracing import trace_layers
-from certtrain.errors import UnsupportedLayer
+from certtrain.bounds.tracing import trace_all
+from certtrain.errors import DataError, UnsupportedLayer
 
 Pointwise = Callable[[Tensor], Tensor]
 
@@ -208,10 +209,24 @@ def boundable(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
     UnsupportedLayer that names the first layer without a rule, or what else is
     in the way.
     """
-    graph = trace_layers(model, shape)
+    traced = trace_all(model, shape)
+    graph = traced.graph.up_to(traced.result)
     for call in graph.calls:
         _check(call)
+    if shape is not None and _takes(graph, shape):
+        check_replay(model, traced.graph, traced.result, shape)
     return graph
+
+
+def _takes(graph: LayerGraph, shape: Shape) -> bool:
+    """Whether each layer takes what it is given, by inputs of `shape` without the batch; if not, a pass says why."""
+    found = [torch.Size((2, *shape))]
+    try:
+        for call in graph.calls:
+            found.append(result_shape(call, [found[value] for value in call.inputs]))
+    except DataError:
+        return False
+    return True
 
 
 def _check(call: LayerCall) -> None:
@@ -220,6 +235,8 @@ def _check(call: LayerCall) -> None:
             f"layer {call.name!r} is a {type(call.layer).__name__}, for which there is no bound rule. "
             f"Layers that can be bounded: {', '.join(sorted(t.__name__ for t in RULES))}."
         )
+    if isinstance(call.layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        _check_batch_norm(call.name, call.layer)
     if isinstance(call.layer, nn.AvgPool2d) and (call.layer.divisor_override or 1) < 0:
         raise UnsupportedLayer(f"layer {call.name!r} has a negative divisor, so it is no average")
     if isinstance(call.layer, nn.Conv2d) and call.layer.padding_mode != "zeros":
@@ -233,6 +250,13 @@ def _check(call: LayerCall) -> None:
         )
     if isinstance(call.layer, nn.LeakyReLU) and call.layer.negative_slope < 0:
         raise UnsupportedLayer(f"layer {call.name!r} has a negative slope, so it is not monotone")
+
+
+def _check_batch_norm(name: str, layer: BatchNorm) -> None:
+    if layer.affine and layer.bias is None:
+        raise UnsupportedLayer(f"layer {name!r} has a weight and no bias; give it both, or neither by affine=False")
+    if (layer.running_mean is None) != (layer.running_var is None):
+        raise UnsupportedLayer(f"layer {name!r} keeps one of its running statistics alone; let it keep both, or none")
 
 
 # --- the rules -------------------------------------------------------------------------------------------

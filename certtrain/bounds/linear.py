@@ -177,7 +177,10 @@ def _conv2d(visit: Visit, slope: Tensor) -> Back:
 def placed(slope: Tensor, place: Place) -> Tensor:
     """Λ (…, h, w) cut, and filled up with zeros, to its place (…, H, W)."""
     (rows, columns), (top, left), (height, width) = *place, slope.shape[-2:]
-    return F.pad(slope, (-left, columns + left - width, -top, rows + top - height))
+    # Filled up first: where no window reaches the input there may be nothing to cut.
+    sides = (max(-left, 0), max(columns + left - width, 0), max(-top, 0), max(rows + top - height, 0))
+    whole = F.pad(slope, sides) if any(sides) else slope
+    return whole.narrow(-2, max(top, 0), rows).narrow(-1, max(left, 0), columns)
 
 
 def padding(layer: nn.Conv2d) -> tuple[int, int]:

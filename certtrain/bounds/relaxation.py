@@ -101,8 +101,9 @@ def _rectifier(slope: float, box: Box) -> Lines:
     # max(x, sx) is sx and (1 − s) relu(x). Written by u⁺ and l⁻, the chord of a stable unit has no gradient, however
     # narrow its interval is; by (f(u) − f(l)) / (u − l) it would have one as large as the width is small.
     above, below = torch.relu(upper), torch.relu(-lower)
-    share = above / (above + below).clamp(min=torch.finfo(above.dtype).tiny) * (1 - slope)
-    through, offset = (bent, None), (share + slope, share * below)
+    share = above / (above + below).clamp(min=torch.finfo(above.dtype).tiny)
+    # Not share · (1 − s) + s, in which a steep slope cancels.
+    through, offset = (bent, None), (share + slope * (1 - share), share * (1 - slope) * below)
     return Lines(*through, *offset) if slope <= 1 else Lines(*offset, *through)  # concave above slope 1
 
 

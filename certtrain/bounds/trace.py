@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph, Normalize
 from certtrain.bounds.interval import RULES, Box, Tighten, Visit, input_box, interval_pass, taken_statistics
 from certtrain.bounds.rounded import logit_errors
-from certtrain.bounds.rounding import Rounding
+from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.statistics import Source, Statistics, batch_statistics
 
 Clip = tuple[float, float] | None
@@ -61,11 +62,24 @@ class Logits:
         return (box.centre - radius).scatter(1, column, 0.0)
 
     def below(self, functions: Tensor) -> Tensor:
-        """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits; in real arithmetic, the head elided."""
+        """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits, the head elided."""
         centre = torch.einsum("bsk,bk->bs", functions, self.box.centre)
         if self.head is None:
-            return centre - torch.einsum("bsk,bk->bs", functions.abs(), self.box.radius)
-        return centre - torch.einsum("bsf,bf->bs", (functions @ self.head.weight).abs(), self.head_input.radius)
+            radius = torch.einsum("bsk,bk->bs", functions.abs(), self.box.radius)
+        else:
+            radius = torch.einsum("bsf,bf->bs", (functions @ self.head.weight).abs(), self.head_input.radius)
+        return centre - radius if self.rounding is None else centre - radius - self._lost(functions)
+
+    def _lost(self, functions: Tensor) -> Tensor:
+        """(B, S) what the logits' own errors, and what is summed here, may take from `functions` (B, S, K) of them."""
+        assert self.rounding is not None
+        size, length = self.box.centre.abs() + self.box.radius, functions.shape[2]
+        if self.head is not None:
+            reach = self.head_input.centre.abs() + self.head_input.radius
+            size = size + F.linear(reach, self.head.weight.abs())
+            length += self.head.in_features
+        error = logit_errors(self.rounding, self.head, self.head_input, self.box) + of_line(length) * size
+        return torch.einsum("bsk,bk->bs", functions.abs(), error) * (1 + of_line(length))
 
     def margin_box(self, labels: Tensor) -> Box:
         """The box of logit[y] − logit[j], (B, K); column y is 0.

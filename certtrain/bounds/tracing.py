@@ -7,9 +7,10 @@ may ask for shapes and branch on them; how many inputs there are stays open.
 """
 
 from itertools import chain, count, islice
+from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from certtrain.bounds.contract import result_shape
 from certtrain.bounds.functions import Given, first_argument, layers_of, title, writes_over
@@ -20,7 +21,8 @@ from certtrain.bounds.symbols import LENGTH, Tracer, length_of_symbols
 from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.shapes import SHAPE_OF
 
-VALUES = "It must not branch on its input's values, nor on how many inputs there are."
+VALUES = "It is called with one input, and must not branch on its values, nor on how many of them there are."
+INSIDE = "model."
 SHARING = (nn.Flatten, nn.Identity, nn.Dropout, *REARRANGING)  # their results share their argument's memory
 
 
@@ -32,32 +34,56 @@ def trace_layers(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
     something other than layers, sums and flattening, or may compute something
     else than its modules' classes say.
     """
+    traced = trace_all(model, shape)
+    return traced.graph.up_to(traced.result)
+
+
+class Traced(NamedTuple):
+    """All layers that a forward pass calls, in order, and the value that it returns."""
+
+    graph: LayerGraph
+    result: int
+
+
+def trace_all(model: nn.Module, shape: Shape | None = None) -> Traced:
+    """As `trace_layers`, with the layers whose results nothing uses."""
     check_modules(model)
     if is_layer(model):
-        return LayerGraph((LayerCall(type(model).__name__.lower(), model, (0,)),))
+        return Traced(LayerGraph((LayerCall(type(model).__name__.lower(), model, (0,)),)), 1)
     with restored(model):
         return _settled(model, shape)
 
 
-def _settled(model: nn.Module, shape: Shape | None) -> LayerGraph:
+class _Called(nn.Module):
+    """The network as it is called, with one input: what else its forward takes has its defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
+def _settled(model: nn.Module, shape: Shape | None) -> Traced:
     """The layers, if each call of the forward pass has the same: it may keep values, but not act on them."""
-    before, graph, after = State(model), _traced(model, shape), State(model)
+    before, traced, after = State(model), _traced(model, shape), State(model)
     if after.values == before.values:
-        return graph
-    stays = after.layers == before.layers and _said(_traced(model, shape)) == _said(graph)
+        return traced
+    stays = after.layers == before.layers and _traced(model, shape).graph.said() == traced.graph.said()
     if not stays or State(model).values != after.values:
         raise UnsupportedLayer(
             f"the forward pass changes {after.changed_since(before)!r}, so that its next call may compute "
             "something else; let it change nothing but local variables"
         )
-    return graph
+    return traced
 
 
-def _traced(model: nn.Module, shape: Shape | None) -> LayerGraph:
+def _traced(model: nn.Module, shape: Shape | None) -> Traced:
     reader = _Reader(model, shape)
     try:
         with length_of_symbols():
-            reader.tracer.trace(model)
+            reader.tracer.trace(_Called(model))
     except (UnsupportedLayer, DataError):
         raise
     except Exception as error:  # the user's code runs here
@@ -67,16 +93,13 @@ def _traced(model: nn.Module, shape: Shape | None) -> LayerGraph:
     return reader.finished()
 
 
-def _said(graph: LayerGraph) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(call.name, repr(call.layer), call.inputs) for call in graph.calls]
-
-
 class _Reader:
     """Reads an fx graph node by node into layer calls, while it grows."""
 
     def __init__(self, model: nn.Module, shape: Shape | None) -> None:
         self.tracer = Tracer(self.shape_so_far)
-        self.modules = dict(model.named_modules())
+        # All names begin with "model.", which is where it is called.
+        self.modules = {f"{INSIDE}{name}": module for name, module in model.named_modules()}
         self.calls: list[LayerCall] = []
         self.shape = shape
         self.shapes: list[torch.Size] = []  # (2, …) of the values that were asked for, and of all before them
@@ -105,14 +128,14 @@ class _Reader:
             if node is not self.batch:
                 readers[node.op](node)
 
-    def finished(self) -> LayerGraph:
+    def finished(self) -> Traced:
         """The layers of the whole graph."""
         self.read()
         for node in self.tracer.graph.nodes:
             self._check_use(node)
         if not self.result:
             raise UnsupportedLayer("the network has no layer: its output is its input")
-        return LayerGraph(tuple(self.calls), self.shape if self.shapes else None).up_to(self.result)
+        return Traced(LayerGraph(tuple(self.calls), self.shape if self.shapes else None), self.result)
 
     def shape_so_far(self, node: fx.Node) -> Shape | None:
         """As `shape_of`, while the forward pass is being followed."""
@@ -151,13 +174,13 @@ class _Reader:
         self.result = self.values[result]
 
     def _call_module(self, node: fx.Node) -> None:
-        self._append(str(node.target), [self.modules[str(node.target)]], node)
+        self._append(str(node.target).removeprefix(INSIDE), [self.modules[str(node.target)]], node)
 
     def _call_function(self, node: fx.Node) -> None:
         for used in node.all_input_nodes:
             if used.op == "get_attr":
                 raise UnsupportedLayer(
-                    f"{used.target!r} is used outside a layer, by {title(node.target)}; "
+                    f"{str(used.target).removeprefix(INSIDE)!r} is used outside a layer, by {title(node.target)}; "
                     "let a layer have it, as nn.Linear or nn.Conv2d"
                 )
         source = first_argument(node)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from certtrain.attack.box import box_ends
 from certtrain.bounds.methods import SEARCHED
 from certtrain.bounds.settings import DEFAULT
 from certtrain.certfile.lines import Header, Record, decode
@@ -202,9 +203,8 @@ class _Again:
                 yield from self._attacked(record, record.counterexample, x, label)
 
     def _attacked(self, record: Record, counterexample: str, x: Tensor, label: Tensor) -> Iterator[str]:
-        found, (low, high) = decode(counterexample, tuple(x.shape)).to(x), CLIP
-        far = (found.double() - x.double()).abs() > self.header.eps.value
-        if bool((far | (found < low) | (found > high)).any()):
+        found, (low, high) = decode(counterexample, tuple(x.shape)).to(x), box_ends(x, self.header.eps.value)
+        if not bool(((found >= low) & (found <= high)).all()):
             yield f"example {record.index} has a counterexample outside its box"
         elif not fooled(self.model, found, label, self.header.arithmetic):
             yield f"example {record.index} has a counterexample that is rightly classified"

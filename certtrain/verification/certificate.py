@@ -117,7 +117,10 @@ class Certifier:
         self.model = plain_model(model)
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.
         self.exact = _copied(model).double().to(memory_format=torch.contiguous_format)
-        self.graph = boundable(self.exact, shape)
+        with torch.no_grad():  # as inference is
+            self.graph = boundable(self.exact, shape)
+            if shape is not None and boundable(self.model, shape).said() != self.graph.said():
+                raise UnsupportedLayer("the network computes something else in float64 than in its own precision")
         check_evaluation_mode(self.graph)
         _check_precision(model)
         self.assumptions = _assumptions(self.rounding, self.graph)
@@ -173,7 +176,7 @@ class Certifier:
         name = self.rounding.name
         precision: Precision = "bf16" if name == "bf16" else "tf32" if name == "tf32" and x.is_cuda else "fp32"
         with run_in(precision, x.device.type):
-            logits: Tensor = self.model(x)
+            logits: Tensor = self.model(x.clone())  # its first layer may work in place
             return logits
 
 

@@ -22,13 +22,14 @@ from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.interval import boundable, box_between, interval_pass
 from certtrain.bounds.modules import check_modules
+from certtrain.bounds.rounding import UNIT64
 from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
 from certtrain.data import derive_seed
 from certtrain.deadline import NEVER, Deadline
-from certtrain.errors import MethodError, PropertyError
+from certtrain.errors import MethodError, PropertyError, UnsupportedLayer
 from certtrain.precision import tensor_cores
 from certtrain.verification.certificate import VERDICTS_ALONE
-from certtrain.verification.exactly import EXACTLY, Subject, confirmed, dtype_of, run_at
+from certtrain.verification.exactly import EXACTLY, REAL, Subject, confirmed, dtype_of, run_at
 from certtrain.verification.guard import Claims, check_claims
 from certtrain.verification.milp import TOLERANCE as MILP_TOLERANCE
 from certtrain.verification.properties import Case, Property
@@ -36,13 +37,11 @@ from certtrain.verification.properties import Case, Property
 Result = Literal["unsat", "sat", "unknown"]
 METHODS = ("crown-ibp", "complete", "milp")
 AT_A_TIME = 256  # cases that are searched together
-SLACK = 1e-7  # of float64's rounding, in bounds without it and in observed values
+SLACK = 1e-7  # of float64's rounding in observed values
 SLACKS = {"milp": MILP_TOLERANCE}  # of methods that compute less exactly
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
-    "unsat": (
-        "real arithmetic: the bounds are computed in float64; complete adds its rounding, crown-ibp holds up to it",
-    ),
+    "unsat": ("real arithmetic: the bounds are computed in float64, and its own rounding is added to them",),
     "sat": ("inference in float64 at the input, and in the network's own precision at the nearest input of that",),
     "unknown": (),
 }
@@ -114,7 +113,10 @@ def decide(
     check_modules(network)  # a copy does not have all that can be put around a network
     network = plain_model(network)
     exact = copy.deepcopy(network).double()
-    graph = boundable(exact, tuple(shape))
+    with torch.no_grad():  # as inference is
+        graph = boundable(exact, tuple(shape))
+        if boundable(network, tuple(shape)).said() != graph.said():
+            raise UnsupportedLayer("the network computes something else in float64 than in its own precision")
     check_evaluation_mode(graph)
     _check_sizes(network, shape, asked)
     bounds = case_bounds(graph, shape, asked.cases, deadline)
@@ -176,8 +178,8 @@ def case_bounds(
 ) -> list[float]:
     """For each case, a lower bound of its largest function over its box: above zero, it cannot be reached.
 
-    By intervals and CROWN-IBP, the larger, in the precision of the network, which should be float64; −∞ after the
-    deadline.
+    By intervals and CROWN-IBP, the larger, for the network in real arithmetic; float64's own rounding is taken off.
+    −∞ after the deadline.
     """
     found: list[float] = []
     for group in _by_box(cases):
@@ -188,7 +190,8 @@ def case_bounds(
         functions = torch.cat([case.functions for case in group])
         offsets = torch.cat([case.offsets for case in group])
         both = (_lower_bounds(trace, functions, deadline), trace.logits.below(functions.unsqueeze(0)))
-        lower = torch.fmax(*both)[0] + offsets
+        best = torch.fmax(*both)[0]
+        lower = best + offsets - 4 * UNIT64 * (best.abs() + offsets.abs())  # of this sum
         found += [float(part.max()) for part in torch.split(lower, [len(case.offsets) for case in group])]
     return found
 
@@ -197,14 +200,15 @@ def _lower_bounds(trace: BoundTrace, functions: Tensor, deadline: Deadline) -> T
     """Lower bounds (1, S) of `functions` (S, K) by CROWN-IBP."""
     prefix, count = linear.Prefix(trace.visits, trace.start), len(functions)
     rows = soon(count, row_work(prefix), deadline)
-    return in_parts(linear.followed_back, prefix, dense(functions.unsqueeze(0)), (1, count), rows, deadline)
+    bound = partial(linear.followed_back, rounding=REAL)
+    return in_parts(bound, prefix, dense(functions.unsqueeze(0)), (1, count), rows, deadline)
 
 
 def trace_box(graph: LayerGraph, lower: Tensor, upper: Tensor) -> BoundTrace:
-    """Carry the boxes from `lower` to `upper` (B, …) through the network in one pass."""
-    box = box_between(lower, upper)
-    passed = interval_pass(graph, box, watch=NONLINEAR)
-    return BoundTrace(box, box, passed.visits, Logits(passed.output, graph.head, passed.head_input))
+    """Carry the boxes from `lower` to `upper` (B, …) through the network in one pass, in real arithmetic."""
+    box = box_between(lower, upper, REAL)
+    passed = interval_pass(graph, box, watch=NONLINEAR, rounding=REAL)
+    return BoundTrace(box, box, passed.visits, Logits(passed.output, graph.head, passed.head_input, REAL))
 
 
 def search(

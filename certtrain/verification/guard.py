@@ -57,7 +57,7 @@ def check_claims(infer: Infer, claims: Claims, *, slack: float = 0.0) -> None:
     """Raise SoundnessError if a value is seen below its bound."""
     if bool(claims.bounds.isfinite().any()):
         for place, points in _probes(infer, claims):
-            _compare(claims.values(infer(points)), claims.bounds, slack, place)
+            _compare(claims.values(infer(points.clone())), claims.bounds, slack, place)
 
 
 def _probes(infer: Infer, claims: Claims) -> Iterator[tuple[str, Tensor]]:
@@ -71,7 +71,7 @@ def _gradient(infer: Infer, claims: Claims) -> Tensor:
     """At the centre, of the value that is nearest to its bound."""
     with torch.enable_grad():
         points = claims.centre.detach().clone().requires_grad_()
-        gap = claims.values(infer(points)) - claims.bounds
+        gap = claims.values(infer(points.clone())) - claims.bounds  # its first layer may work in place
         nearest = torch.where(claims.bounds.isfinite(), gap, torch.inf).amin(1)
         total = nearest.where(nearest.isfinite(), 0.0).sum()
         (gradient,) = torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True)
