@@ -31,6 +31,7 @@ from certtrain.errors import CerttrainError, SoundnessError
 from certtrain.network.graphs import graph_of
 from certtrain.network.modelfile import Classifier, Metadata
 from certtrain.network.models import InputSpec, build_model
+from certtrain.verdicts import correct_points
 from certtrain.verification.milp import minimum
 from certtrain.verification.points import Point
 from certtrain.verification.properties import robustness
@@ -211,7 +212,7 @@ def judge(
         if point.counterexample is not None:
             found, row = point.counterexample, point.index
             inside = bool(((found >= lower[row]) & (found <= upper[row])).all())
-            if not inside or int(model(found.unsqueeze(0)).argmax()) == int(images.labels[row]):
+            if not inside or bool(correct_points(model(found.unsqueeze(0)), images.labels[row : row + 1])):
                 trial.blame(f"{what}: a counterexample that is none")
 
 

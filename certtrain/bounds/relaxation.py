@@ -59,7 +59,7 @@ class Slopes(NamedTuple):
     def at(self, alpha: Tensor) -> Lines:
         """The lines (B, S, …) of α (B, S, …) for each function apart; they hold for any α in [0, 1], rounding too."""
         ends = sorted((self.slope, 1.0))
-        turned = alpha if self.slope == 0 else (alpha * (1 - self.slope) + self.slope).clamp(*ends)
+        turned = alpha if self.slope == 0 else (alpha + self.slope * (1 - alpha)).clamp(*ends)
         if self.slope <= 1:
             return self.lines._replace(lower_slope=turned)
         return self.lines._replace(upper_slope=turned)
@@ -97,12 +97,12 @@ def _rectifier(slope: float, box: Box) -> Lines:
     """
     lower, upper = box.lower, box.upper
     # A sign is much cheaper than a mask of bool.
-    bent = (lower + upper).detach().sign().relu() * (1 - slope) + slope
+    rising = (lower + upper).detach().sign().relu()
+    bent = rising + slope * (1 - rising)  # not rising · (1 − s) + s, in which a steep slope cancels
     # max(x, sx) is sx and (1 − s) relu(x). Written by u⁺ and l⁻, the chord of a stable unit has no gradient, however
     # narrow its interval is; by (f(u) − f(l)) / (u − l) it would have one as large as the width is small.
     above, below = torch.relu(upper), torch.relu(-lower)
     share = above / (above + below).clamp(min=torch.finfo(above.dtype).tiny)
-    # Not share · (1 − s) + s, in which a steep slope cancels.
     through, offset = (bent, None), (share + slope * (1 - share), share * (1 - slope) * below)
     return Lines(*through, *offset) if slope <= 1 else Lines(*offset, *through)  # concave above slope 1
 

@@ -69,9 +69,10 @@ def _probes(infer: Infer, claims: Claims) -> Iterator[tuple[str, Tensor]]:
 
 def _gradient(infer: Infer, claims: Claims) -> Tensor:
     """At the centre, of the value that is nearest to its bound."""
-    with torch.enable_grad():
+    # A network may work in place where a gradient would need what was there.
+    with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
         points = claims.centre.detach().clone().requires_grad_()
-        gap = claims.values(infer(points.clone())) - claims.bounds  # its first layer may work in place
+        gap = claims.values(infer(points.clone())) - claims.bounds
         nearest = torch.where(claims.bounds.isfinite(), gap, torch.inf).amin(1)
         total = nearest.where(nearest.isfinite(), 0.0).sum()
         (gradient,) = torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True)
@@ -86,7 +87,8 @@ def _compare(values: Tensor, bounds: Tensor, slack: float, place: str) -> None:
         row, column = below.nonzero()[0].tolist()
         raise SoundnessError(
             f"inference gives {float(values[row, column]):g} at {place} of a box, where {float(bounds[row, column]):g} "
-            f"was proved to be a lower bound: {FAULT}"
+            f"was proved to be a lower bound; a network that computes otherwise from call to call cannot be certified, "
+            f"and else {FAULT}"
         )
 
 

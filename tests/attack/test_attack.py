@@ -9,6 +9,7 @@ from tiny import classifier, images
 from torch import Generator, Tensor, nn
 
 from certtrain.attack import APGD, ATTACKS, PGD, Attacked, Settings, attack, named
+from certtrain.attack.hunt import running
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.verdicts import correct_points
@@ -284,3 +285,21 @@ def test_it_changes_neither_gradients_nor_input(training: bool):
     attack(model, x, labels, EPS, PGD(steps=2))
     assert model.weight.grad is None
     assert torch.equal(x, kept)
+
+
+def test_inference_runs_without_convolutions_that_transform_their_operands():
+    """NNPACK's do, and no certificate has room for what that rounds."""
+    seen: list[bool] = []
+
+    class Network(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.backends.nnpack.set_flags(False)[0])
+            return x.flatten(1)
+
+    before = torch.backends.nnpack.set_flags(True)
+    try:
+        with running("float32", "cpu"):
+            Network()(torch.rand(1, 1, 2, 2))
+    finally:
+        torch.backends.nnpack.set_flags(*before)
+    assert seen == [False]

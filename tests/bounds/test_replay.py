@@ -1,0 +1,189 @@
+"""What tracing cannot see: a network that runs otherwise than it was read is refused by every call."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import certtrain
+from certtrain.errors import UnsupportedLayer
+
+REFUSED = "depends on something that cannot be followed|cannot be followed|asks for the class"
+
+
+class Net(nn.Module):
+    """Two linear layers, and between them what `forward` says."""
+
+    def __init__(self, between: "Callable[[Net, Tensor], Tensor]") -> None:
+        super().__init__()
+        self.first, self.last, self.between = nn.Linear(4, 8), nn.Linear(8, 3), between
+        self.register_buffer("table", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self, self.first(x)))
+
+
+def is_tensor(net: Net, h: Tensor) -> Tensor:
+    return torch.relu(h) if torch.is_tensor(h) else h
+
+
+def type_is(net: Net, h: Tensor) -> Tensor:
+    return torch.relu(h) if type(h) is Tensor else h
+
+
+def dtype_is(net: Net, h: Tensor) -> Tensor:
+    return torch.relu(h) if h.dtype is torch.float32 or h.dtype is torch.float64 else h
+
+
+def needs_gradient(net: Net, h: Tensor) -> Tensor:
+    return torch.relu(h) if h.requires_grad is False else h
+
+
+def data_assigned(net: Net, h: Tensor) -> Tensor:
+    h.data = torch.relu(h)
+    return h
+
+
+def reordered(net: Net, h: Tensor) -> Tensor:
+    return h.flip(1) if torch.is_tensor(h) else h
+
+
+def swallowed(net: Net, h: Tensor) -> Tensor:
+    try:
+        assert isinstance(h, Tensor)
+    except Exception:
+        return h
+    return torch.relu(h)
+
+
+BRANCHES = [is_tensor, type_is, dtype_is, needs_gradient, data_assigned, reordered, swallowed]
+
+
+@pytest.mark.parametrize("between", BRANCHES, ids=lambda between: between.__name__)
+def test_a_branch_that_tracing_loses_is_refused(between: Callable[[Net, Tensor], Tensor]):
+    torch.manual_seed(0)
+    model, x = Net(between).eval(), torch.rand(2, 4)
+    calls: list[Callable[[], object]] = [
+        lambda: certtrain.certify(model, x, torch.tensor([0, 1]), 0.1),
+        lambda: certtrain.output_bounds(model, x, 0.1),
+        lambda: certtrain.propagate(model, x, 0.1),
+    ]
+    for call in calls:
+        with torch.no_grad(), pytest.raises(UnsupportedLayer, match=REFUSED):
+            call()
+
+
+def single_precision(net: Net, h: Tensor) -> Tensor:
+    return torch.relu(h) if net.table.dtype == torch.float32 else h
+
+
+def test_a_branch_on_the_precision_of_weights_is_refused_where_bounds_use_another():
+    model, x = Net(single_precision).eval(), torch.rand(2, 4)
+    with pytest.raises(UnsupportedLayer, match="something else in float64"):
+        certtrain.certify(model, x, torch.tensor([0, 1]), 0.1)
+
+
+class Optional(nn.Module):
+    """A forward pass with arguments that have defaults, as many networks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, act: nn.Module | None = None, scale: bool = True, *, skip: bool = False) -> Tensor:
+        h = self.first(x)
+        if act is None:
+            h = torch.relu(h)
+        if scale is True:
+            h = torch.tanh(h)
+        return h if skip else self.last(h)
+
+
+def test_arguments_with_defaults_have_them():
+    torch.manual_seed(0)
+    model, x = Optional().eval(), torch.rand(3, 4)
+    for method in ("ibp", "crown"):
+        lower, upper = certtrain.output_bounds(model, x, 0.0, method=method)
+        torch.testing.assert_close(lower, model(x))
+        torch.testing.assert_close(upper, model(x))
+
+
+def test_a_replay_leaves_statistics_and_random_numbers_alone():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train()
+    torch.manual_seed(1)
+    expected, before = torch.rand(1), model[1].running_mean.clone()
+    torch.manual_seed(1)
+    certtrain.bounds.interval.boundable(model, (4,))
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(model[1].running_mean, before)
+    assert int(model[1].num_batches_tracked) == 0
+
+
+# --- layers that bounds met badly ------------------------------------------------------------------------
+
+
+def test_a_first_layer_that_works_in_place_is_certified_and_the_input_left_alone():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)).eval(), torch.rand(3, 4)
+    labels, before = model(x.clone()).argmax(1), x.clone()
+    for method in ("ibp", "alpha-crown"):
+        assert "certified" in certtrain.certify(model, x, labels, 1e-4, method=method).verdicts
+    assert torch.equal(x, before)
+
+
+class InPlaceSum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other, self.last = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        h += self.other(x)
+        return self.last(h)
+
+
+IN_PLACE = {
+    "after a rectifier": lambda: nn.Sequential(
+        nn.Linear(4, 4), nn.ReLU(), nn.LeakyReLU(0.1, inplace=True), nn.Linear(4, 3)
+    ),
+    "after a sigmoid": lambda: nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.ReLU(inplace=True), nn.Linear(4, 3)),
+    "a sum": InPlaceSum,
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize("method", ["ibp", "alpha-crown"])
+def test_networks_that_no_gradient_could_train_are_certified(name: str, method: str):
+    torch.manual_seed(0)
+    model, x = IN_PLACE[name]().eval(), torch.rand(3, 4)
+    labels = model(x).argmax(1)
+    assert "certified" in certtrain.certify(model, x, labels, 1e-4, method=method).verdicts
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
+def test_linear_bounds_of_a_convolution_that_reads_padding_alone(method: str):
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, stride=10, padding=3), nn.Flatten(), nn.Linear(2, 2)).double().eval()
+    x = torch.rand(2, 1, 1, 1, dtype=torch.float64)
+    lower, upper = certtrain.output_bounds(model, x, 0.1, method=method)
+    torch.testing.assert_close(lower, model(x))
+    torch.testing.assert_close(upper, model(x))
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
+def test_the_lines_of_a_steep_leaky_relu_do_not_cancel(method: str):
+    model = nn.Sequential(nn.LeakyReLU(1e8), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        model[1].bias.copy_(torch.tensor([0.3, -0.3]))
+    x, label = torch.tensor([[0.5]]), torch.tensor([0])
+    found = certtrain.margin_bounds(model, x, label, 0.1, method=method)[0, 1]
+    assert found.item() == pytest.approx(-0.6, abs=1e-5)  # the margin at 0.6
+
+
+@pytest.mark.parametrize("broken", ["bias", "running_mean"])
+def test_a_batch_norm_that_lacks_a_part_is_refused_with_its_name(broken: str):
+    layer = nn.BatchNorm1d(3)
+    setattr(layer, broken, None)
+    with pytest.raises(UnsupportedLayer, match="layer '1'"):
+        certtrain.output_bounds(nn.Sequential(nn.Linear(4, 3), layer).eval(), torch.rand(2, 4), 0.1)
