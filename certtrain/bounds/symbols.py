@@ -17,6 +17,7 @@ from certtrain.bounds.graph import Shape
 from certtrain.bounds.modules import is_layer
 from certtrain.errors import UnsupportedLayer
 
+BATCH_ASKED = "the forward pass asks how many inputs there are, as a key or as text; it must not depend on that"
 LENGTH = len  # Python's own, while another has its name
 
 
@@ -106,6 +107,20 @@ class _Unknown:
         )
 
 
+class _BatchSize(fx.Proxy):
+    """How many inputs there are: a symbol, which is no key of a set or dictionary, and has no text."""
+
+    def __hash__(self) -> int:
+        if _is_users(sys._getframe(1)):
+            raise UnsupportedLayer(BATCH_ASKED)
+        return super().__hash__()
+
+    def __repr__(self) -> str:
+        if _is_users(sys._getframe(1)):
+            raise UnsupportedLayer(BATCH_ASKED)
+        return super().__repr__()
+
+
 class Tracer(fx.Tracer):
     """Follows a forward pass; `shape_of` tells the shape of a node's value without the batch, None if it is not known.
 
@@ -137,7 +152,7 @@ class Tracer(fx.Tracer):
         """How many inputs there are, a symbol: the same for all values."""
         if self.batch is None:
             first = next(iter(self.graph.nodes))
-            self.batch = fx.Proxy(self.create_node("call_method", "size", (first, 0), {}), self)
+            self.batch = _BatchSize(self.create_node("call_method", "size", (first, 0), {}), self)
         return self.batch
 
     def sizes(self, node: fx.Node) -> Any:

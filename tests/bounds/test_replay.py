@@ -9,7 +9,9 @@ from torch import Tensor, nn
 import certtrain
 from certtrain.errors import UnsupportedLayer
 
-REFUSED = "depends on something that cannot be followed|cannot be followed|asks for the class"
+REFUSED = (
+    "asks how many inputs there are|depends on something that cannot be followed|cannot be followed|asks for the class"
+)
 
 
 class Net(nn.Module):
@@ -57,7 +59,15 @@ def swallowed(net: Net, h: Tensor) -> Tensor:
     return torch.relu(h)
 
 
-BRANCHES = [is_tensor, type_is, dtype_is, needs_gradient, data_assigned, reordered, swallowed]
+def looked_up(net: Net, h: Tensor) -> Tensor:
+    return torch.relu(h) if tuple(h.shape) in {(2, 8), (1, 8)} else h
+
+
+def spelt(net: Net, h: Tensor) -> Tensor:
+    return torch.relu(h) if str(h.shape).startswith("torch.Size") else h
+
+
+BRANCHES = [looked_up, spelt, is_tensor, type_is, dtype_is, needs_gradient, data_assigned, reordered, swallowed]
 
 
 @pytest.mark.parametrize("between", BRANCHES, ids=lambda between: between.__name__)
