@@ -250,7 +250,7 @@ def _check(call: LayerCall) -> None:
         )
     if isinstance(call.layer, Pad) and not abs(call.layer.value) <= Pad.LARGEST:
         raise UnsupportedLayer(
-            f"layer {call.name!r} pads by {call.layer.value:g}; use a number between {-Pad.LARGEST:g} and {Pad.LARGEST:g}"
+            f"layer {call.name!r} pads by {call.layer.value:g}; use a finite number that float32 can hold"
         )
     if isinstance(call.layer, nn.LeakyReLU) and call.layer.negative_slope < 0:
         raise UnsupportedLayer(f"layer {call.name!r} has a negative slope, so it is not monotone")

@@ -210,7 +210,11 @@ def _limits(reader: Reader, node: Node) -> tuple[Tensor | None, Tensor | None]:
         given = [_number(node, place) for place in (1, 2)]
     least, most = (None if end is None else float(end) for end in given)
     largest = torch.finfo(reader.dtype).max
-    if any(end is not None and isnan(end) for end in (least, most)) or (least or 0) >= largest or (most or 0) <= -largest:
+    if (
+        any(end is not None and isnan(end) for end in (least, most))
+        or (least or 0) >= largest
+        or (most or 0) <= -largest
+    ):
         raise node.error(f"limits of {least} and {most} are not read")
     least_end, most_end = (_end(node, end, largest) for end in (least, most))
     return least_end, most_end

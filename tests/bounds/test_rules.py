@@ -128,7 +128,7 @@ AFFINE = {
     "other order": (Permute((3, 1, 2)), (2, 3, 4)),
     "padding of rows": (Pad(2, 1, 2), (2, 2, 3)),
     "padding of a vector": (Pad(1, 0, 2), (3,)),
-    "padding by a number": (Pad(2, 1, 2, -0.75), (2, 2, 3)),
+    "padding by a number": (Pad(2, 1, 2, -0.7), (2, 2, 3)),
     "slice": (Slice(2, 1, 3), (2, 4, 2)),
     "slice with steps": (Slice(1, 0, 5, 2), (5,)),
 }

@@ -267,7 +267,7 @@ class Drawn:
         first = 1 if self.kind in ("free", "three") else 0
         begin, end = ([self.draw.choice([0, 0, 1, 2]) if i >= first else 0 for i in range(len(shape))] for _ in "be")
         new = [s if s == FREE else s + b + e for s, b, e in zip(shape, begin, end, strict=True)]
-        number = self.draw.choice([0.0, 0.0, -0.5, 1e3, -1e30, -3.4028234663852886e38])
+        number = self.draw.choice([0.0, 0.0, -0.5, 1e3, -1e30])
         if self.opset < 11:
             return self.node("Pad", [value], new, pads=begin + end, value=number)
         more = [] if number == 0 else [self.constant(np.float64(number))]
@@ -313,7 +313,9 @@ class Drawn:
 
     def slice_of_batch(self, value: str) -> str:
         """All inputs, or a part of them, which cannot be read."""
-        start, stop = self.draw.choice([(0, 2**31 - 1), (0, 2**31 - 1), (0, 1), (1, 2**31 - 1), (-1, 2**31 - 1), (0, -1)])
+        start, stop = self.draw.choice(
+            [(0, 2**31 - 1), (0, 2**31 - 1), (0, 1), (1, 2**31 - 1), (-1, 2**31 - 1), (0, -1)]
+        )
         if self.opset < 10:
             return self.node("Slice", [value], self.shapes[value], starts=[start], ends=[stop], axes=[0])
         given = [self.constant(np.array([number])) for number in (start, stop, 0)]
