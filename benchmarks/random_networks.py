@@ -261,7 +261,7 @@ def _linear(draw: Draw, shape: Shape) -> Operation:
 
 
 def _moved(draw: Draw, shape: Shape) -> Operation:
-    """A layer that moves values: into another order or shape, with zeros around them, or some of them alone."""
+    """A layer that moves values: into another order or shape, with a number around them, or some of them alone."""
     dim = draw.random.randint(1, len(shape))
     start = draw.random.randrange(shape[dim - 1])
     order = draw.random.sample(range(1, len(shape) + 1), len(shape))
@@ -269,7 +269,7 @@ def _moved(draw: Draw, shape: Shape) -> Operation:
         Permute(tuple(order)),
         Reshape(tuple(draw.random.sample(shape, len(shape)))),
         Reshape((prod(shape),)),
-        Pad(dim, draw.random.randint(0, 2), draw.random.randint(0, 2)),
+        Pad(dim, draw.random.randint(0, 2), draw.random.randint(0, 2), draw.random.choice([0.0, 0.0, -0.7, 1e4])),
         Slice(dim, start, draw.random.randint(start + 1, shape[dim - 1]), draw.random.choice([1, 1, 2])),
     ]
     return draw.random.choice(made)

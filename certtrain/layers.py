@@ -15,6 +15,7 @@ from certtrain.section import LARGEST, Positive, Section
 
 INPUT = "input"  # what layers call the network's own input
 MOST_LAYERS = 1024  # more than any network that bounds are of use for; a hostile file may ask for more
+LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
 DEEPEST = 8  # parts of a dotted name
 
 
@@ -173,6 +174,7 @@ class Pad(Layer):
     dim: Positive
     before: Count
     after: Count
+    value: Annotated[float, Field(ge=-LARGEST_FLOAT, le=LARGEST_FLOAT)] = 0.0
 
 
 class Slice(Layer):

@@ -115,7 +115,7 @@ def moved(layer: nn.Module, x: Exact, *others: Exact) -> Exact:
         return x.take(range(layer.start, layer.stop, layer.step), layer.dim - 1)
     assert isinstance(layer, Pad)
     counts = [(layer.before, layer.after) if dim == layer.dim else (0, 0) for dim in range(1, x.ndim + 1)]
-    return np.pad(x, counts, constant_values=Fraction(0))
+    return np.pad(x, counts, constant_values=Fraction(layer.value))
 
 
 def result(layer: nn.Module, *inputs: Exact) -> Exact:

@@ -248,6 +248,10 @@ def _check(call: LayerCall) -> None:
             f"layer {call.name!r} flattens from dimension {call.layer.start_dim} on, and so perhaps the batch; "
             "use start_dim=1 or more"
         )
+    if isinstance(call.layer, Pad) and not abs(call.layer.value) <= Pad.LARGEST:
+        raise UnsupportedLayer(
+            f"layer {call.name!r} pads by {call.layer.value:g}; use a finite number that float32 can hold"
+        )
     if isinstance(call.layer, nn.LeakyReLU) and call.layer.negative_slope < 0:
         raise UnsupportedLayer(f"layer {call.name!r} has a negative slope, so it is not monotone")
 
@@ -324,6 +328,11 @@ def _averaging(layer: nn.Module, box: Box) -> Box:
     return box.through(layer, layer)
 
 
+def _pad(layer: Pad, box: Box) -> Box:
+    """The number around the values is certain: its radius is 0."""
+    return box.through(layer, lambda radius: layer.padded(radius, 0.0))
+
+
 def _add(layer: Add, left: Box, right: Box) -> Box:
     clean = None if left.clean is None or right.clean is None else left.clean + right.clean
     return Box(left.centre + right.centre, left.radius + right.radius, clean)
@@ -356,7 +365,8 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Dropout: _dropout,
     Add: _add,
     Concat: _concat,
-    **dict.fromkeys((Reshape, Permute, Pad, Slice), _averaging),
+    Pad: _pad,
+    **dict.fromkeys((Reshape, Permute, Slice), _averaging),
     nn.ReLU: _relu,
     nn.LeakyReLU: _leaky_relu,
     nn.Sigmoid: _monotone,

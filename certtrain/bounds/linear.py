@@ -209,11 +209,18 @@ def _normalize(visit: Visit, slope: Tensor) -> Back:
 
 
 def _averaging(visit: Visit, slope: Tensor) -> Back:
-    """A layer that is linear without a constant: its transpose is its gradient."""
+    """A layer that is linear but for a constant: its transpose is its gradient."""
     layer, shape = visit.call.layer, visit.shape
     some = slope.new_zeros(slope.shape[0] * slope.shape[1], *shape[1:])
     transpose = torch.func.vjp(layer, some)[1]
     return Back((transpose(slope.flatten(0, 1))[0].reshape(*slope.shape[:2], *shape[1:]),))
+
+
+def _pad(visit: Visit, slope: Tensor) -> Back:
+    """Λ without the places that were added, and its product with the number in them."""
+    layer = visit.call.layer
+    assert isinstance(layer, Pad)
+    return _averaging(visit, slope)._replace(constant=_dot(slope, layer.of_zeros(slope.new_empty(visit.shape))))
 
 
 def _reshaped(visit: Visit, slope: Tensor) -> Back:
@@ -296,7 +303,8 @@ RULES: dict[type[nn.Module], Rule] = {
     Add: _add,
     Concat: _concat,
     Reshape: _reshaped,
-    **dict.fromkeys((Permute, Pad, Slice), _averaging),
+    Pad: _pad,
+    **dict.fromkeys((Permute, Slice), _averaging),
     nn.MaxPool2d: _max_pool2d,
     **dict.fromkeys(RELAXATIONS, _elementwise),
 }

@@ -31,14 +31,24 @@ class Permute(nn.Module):
 
 
 class Pad(nn.Module):
-    """Zeros before and after the values along dimension `dim`."""
+    """The number `value` before and after the values along dimension `dim`; of a magnitude of `LARGEST` at most."""
 
-    def __init__(self, dim: int, before: int, after: int) -> None:
+    LARGEST = torch.finfo(torch.float32).max
+
+    def __init__(self, dim: int, before: int, after: int, value: float = 0.0) -> None:
         super().__init__()
-        self.dim, self.before, self.after = dim, before, after
+        self.dim, self.before, self.after, self.value = dim, before, after, value
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, [0, 0] * (x.dim() - 1 - self.dim) + [self.before, self.after])
+        return self.padded(x, self.value)
+
+    def padded(self, x: Tensor, value: float) -> Tensor:
+        """`x` with another number around it."""
+        return F.pad(x, [0, 0] * (x.dim() - 1 - self.dim) + [self.before, self.after], value=value)
+
+    def of_zeros(self, x: Tensor) -> Tensor:
+        """The result (1, …) for zeros in the place of `x` (B, …), which is the constant that the layer adds."""
+        return self(x.new_zeros(1, *x.shape[1:]))
 
 
 class Slice(nn.Module):

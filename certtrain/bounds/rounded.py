@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.rearranging import REARRANGING
+from certtrain.bounds.rearranging import REARRANGING, Pad
 from certtrain.bounds.rounding import Rounding, enclosing, of_line
 from certtrain.bounds.statistics import BatchNorm, Statistics
 
@@ -88,7 +88,7 @@ def rounded(rounding: Rounding, step: Step, *, with_slack: bool) -> tuple["Box",
     assert all(box.radius.dtype == torch.float64 for box in step.inputs), "rounding is bounded in float64"
     kind = type(step.layer)
     if kind in RESHAPING:
-        return _reshaping(step, with_slack)
+        return _reshaping(rounding, step, with_slack)
     if kind in AFFINE:
         return _affine(rounding, step, AFFINE[kind](rounding, step), with_slack)
     return _other(rounding, step, OTHERS[kind](rounding, step.layer), with_slack)
@@ -141,9 +141,20 @@ def _other(rounding: Rounding, step: Step, terms: Other, with_slack: bool) -> tu
     return out._replace(radius=radius if terms.exact else radius + lost), slack if with_slack else None
 
 
-def _reshaping(step: Step, with_slack: bool) -> tuple["Box", Tensor | None]:
-    out = step.apply(*step.inputs)
-    return out, _magnitude(out) * _of_line(0.0, out, 0) if with_slack else None
+def _reshaping(rounding: Rounding, step: Step, with_slack: bool) -> tuple["Box", Tensor | None]:
+    out, layer = step.apply(*step.inputs), step.layer
+    slack = _magnitude(out) * _of_line(0.0, out, 0) if with_slack else None
+    if isinstance(layer, Pad) and layer.value != 0:
+        stored = layer.of_zeros(out.radius.new_empty(step.inputs[0].radius.shape)).abs() * _stored(rounding, layer)
+        return out._replace(radius=out.radius + stored), None if slack is None else slack + stored
+    return out, slack
+
+
+def _stored(rounding: Rounding, layer: Pad) -> float:
+    """κ of the number that a Pad has: the network has it in its own type, and the verifier rounds its box's ends."""
+    if abs(layer.value) >= rounding.largest and rounding.results:  # float32 has it, but a smaller type may not
+        return math.nan
+    return enclosing(rounding.steps(1), 0)
 
 
 def _of_line(deployed: float, out: "Box", length: int) -> float:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from certtrain.interchange.onnxfile import Reader
 
 ONE, ZERO = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+MOST = 1000.0  # the largest number that is added to values and taken away again: float32 keeps four decimals beside it
 NUMPYS_RULE = 7  # the opset from which on shapes are stretched by numpy's rule
 
 
@@ -54,7 +55,7 @@ def plus(reader: Reader, value: Value, node: Node, shift: Tensor, name: str) -> 
     if reader.takes_bias(value, name):
         reader.set_bias(value, shift, node)
         return value
-    return settled(value.affine(ONE, shift))
+    return settled(_gathered(reader, node, value, ONE, shift))
 
 
 def _sum_of_values(reader: Reader, node: Node, left: Value, right: Value) -> Value:
@@ -83,7 +84,24 @@ def divide(reader: Reader, node: Node) -> Value:
 
 def _scaled(reader: Reader, node: Node, value: Value, number: Tensor) -> Value:
     value, scale = constant_for(reader, value, node, number)
-    return settled(value.affine(scale, ZERO))
+    return settled(_gathered(reader, node, value, scale, ZERO))
+
+
+def _gathered(reader: Reader, node: Node, value: Value, scale: Tensor, shift: Tensor) -> Value:
+    """scale · value + shift as one affine function, if the file's steps one by one lose no more than it does."""
+    before = ZERO if value.shift is None else value.shift * scale
+    found = value.affine(scale, shift)
+    parts = [part for part in (found.scale, found.shift, before) if part is not None]
+    sizes = torch.cat([part.abs().flatten() for part in parts]) if parts else ZERO.reshape(1)
+    if not bool((sizes <= torch.finfo(reader.dtype).max).all()):
+        raise node.error("its numbers, with those that it is combined with, are NaN, infinite or too large")
+    factor = ONE if found.scale is None else torch.where(found.scale == 0, ONE, found.scale.abs())
+    if bool((factor < torch.finfo(reader.dtype).tiny).any()):
+        raise node.error("its factors, with those that they are combined with, are too small")
+    added, left = torch.maximum(before.abs(), shift.abs()), ZERO if found.shift is None else found.shift.abs()
+    if bool(((added > MOST * factor) & (added > MOST * left)).any()):
+        raise node.error(f"it takes away again what was added, up to {float(added.max()):g}, in which values are lost")
+    return found
 
 
 def negate(reader: Reader, node: Node) -> Value:
@@ -192,11 +210,26 @@ def _limits(reader: Reader, node: Node) -> tuple[Tensor | None, Tensor | None]:
         given = [_number(node, place) for place in (1, 2)]
     least, most = (None if end is None else float(end) for end in given)
     largest = torch.finfo(reader.dtype).max
-    if any(end is not None and isnan(end) for end in (least, most)) or (least or 0) >= largest <= -(most or 0):
+    if (
+        any(end is not None and isnan(end) for end in (least, most))
+        or (least or 0) >= largest
+        or (most or 0) <= -largest
+    ):
         raise node.error(f"limits of {least} and {most} are not read")
-    ends = (None if end is None or abs(end) >= largest else end for end in (least, most))
-    least_end, most_end = (None if end is None else torch.tensor(end, dtype=torch.float64) for end in ends)
+    least_end, most_end = (_end(node, end, largest) for end in (least, most))
     return least_end, most_end
+
+
+def _end(node: Node, end: float | None, largest: float) -> Tensor | None:
+    """One limit; None where it limits nothing."""
+    if end is None or abs(end) >= largest:
+        return None
+    if abs(end) > MOST:
+        raise node.error(
+            f"a limit of {end:g} is not read: it is added to values and taken away again, so it must be between "
+            f"{-MOST:g} and {MOST:g}, or infinite; leave out a limit that values do not reach"
+        )
+    return torch.tensor(end, dtype=torch.float64)
 
 
 def _number(node: Node, place: int) -> float | None:

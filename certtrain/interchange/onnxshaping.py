@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from certtrain.bounds.rearranging import Pad
 from certtrain.interchange.onnxvalues import BATCH, Constant, Node, Shape, Value
 from certtrain.layers import INPUT
 from certtrain.network.graphs import TYPES
@@ -186,6 +187,8 @@ def _filled(node: Node, sizes: Sequence[int], total: int) -> Shape:
 def squeeze(reader: Reader, node: Node) -> Value:
     value, axes = node.value(), node.listed("axes", 1, since=13)
     full = full_shape(reader, value)
+    if axes == []:
+        raise node.error("its list of axes is empty, which tools read as none or as all of 1")
     if axes is None and reader.batch is None:
         raise node.error("it names no axes, and so would squeeze a batch of one input")
     found = [i for i, side in enumerate(full) if side == 1] if axes is None else numbered(node, axes, len(full))
@@ -233,12 +236,11 @@ def pad(reader: Reader, node: Node) -> Value:
         raise node.error(f"mode = {mode!r} is not read, only padding by a constant")
     value, before, after = _padding(reader, node)
     number = _padded_by(node)
-    one, shift = torch.tensor(1.0, dtype=torch.float64), torch.tensor(number, dtype=torch.float64)
-    value = materialized(reader, value.affine(one, -shift), node)  # zeros are padded, so that what they stand for is 0
-    for place, counts in enumerate(zip(before, after, strict=True)):
-        if any(counts):
-            value = reader.add(node, "Pad", [value], {}, dim=place + 1, before=counts[0], after=counts[1])
-    return settled(value.affine(one, shift))
+    value = materialized(reader, value, node)
+    for place, (first, last) in enumerate(zip(before, after, strict=True)):
+        if first or last:
+            value = reader.add(node, "Pad", [value], {}, dim=place + 1, before=first, after=last, value=number)
+    return settled(value)
 
 
 def _padding(reader: Reader, node: Node) -> tuple[Value, list[int], list[int]]:
@@ -257,12 +259,10 @@ def _padding(reader: Reader, node: Node) -> tuple[Value, list[int], list[int]]:
 
 
 def _padded_by(node: Node) -> float:
-    if node.opset < 11:
-        return float(node.attributes.get("value", 0.0))
-    number = node.bias(2)
-    if number is not None and number.numel() != 1:
-        raise node.error("its constant_value must be one number")
-    return 0.0 if number is None else float(number)
+    given = torch.tensor(node.attributes.get("value", 0.0)) if node.opset < 11 else node.bias(2)
+    if given is not None and (given.numel() != 1 or not bool(given.abs() <= Pad.LARGEST)):
+        raise node.error(f"its constant_value must be one number, of a magnitude of {Pad.LARGEST:g} at most")
+    return 0.0 if given is None else float(given)
 
 
 def part(reader: Reader, node: Node) -> Value:
@@ -283,9 +283,14 @@ def part(reader: Reader, node: Node) -> Value:
 def _sliced(reader: Reader, value: Value, node: Node, axis: int, wanted: slice) -> Value:
     full = full_shape(reader, value)
     size = full[axis]
-    if size == BATCH and wanted.start == 0 and wanted.stop >= ENDLESS and wanted.step == 1:
-        return value
-    kept = range(*wanted.indices(max(size, 0)))
+    if size == BATCH:
+        if wanted.start == 0 and wanted.stop >= ENDLESS and wanted.step == 1:
+            return value
+        raise node.error(
+            f"it takes {wanted.start} to {wanted.stop} in steps of {wanted.step} of the batch's dimension, whose size "
+            "is free; only all of it is read"
+        )
+    kept = range(*wanted.indices(size))
     if kept == range(size):
         return value
     value, (place,) = places(reader, value, node, [axis - len(full) if axis >= 0 else axis])

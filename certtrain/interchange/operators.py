@@ -178,7 +178,8 @@ def _permute(layer: Permute, given: Shape) -> list[Operator]:
 def _pad(layer: Pad, given: Shape) -> list[Operator]:
     pads = [[0] * (len(given) + 1) for _ in range(2)]
     pads[0][layer.dim], pads[1][layer.dim] = layer.before, layer.after
-    return [Operator("Pad", {"pads": torch.tensor([*pads[0], *pads[1]])})]
+    number = {} if layer.value == 0 else {"value": torch.tensor(layer.value)}
+    return [Operator("Pad", {"pads": torch.tensor([*pads[0], *pads[1]])} | number)]
 
 
 def _slice(layer: Slice, given: Shape) -> list[Operator]:

@@ -155,7 +155,9 @@ def test_a_layers_box_holds_what_is_computed(name: str, place: float, width: flo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sum", "leaky relu", "sigmoid", "average", "batch norm of images"])
+@pytest.mark.parametrize(
+    "name", ["sum", "leaky relu", "sigmoid", "average", "batch norm of images", "padding by a number"]
+)
 def test_a_result_stored_in_bfloat16_is_within_its_slack(name: str):
     layer, points, step = layer_case(name, 0.0, 1.0)
     points = [values.bfloat16() for values in points]

@@ -72,6 +72,7 @@ BY_HAND: list[tuple[nn.Module, tuple[int, ...], list[Ends], Ends]] = [
     (Reshape((2, 2)), SQUARE, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (1, 2), (2, 3), (3, 6))),
     (Permute((1, 3, 2)), SQUARE, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (2, 3), (1, 2), (3, 6))),
     (Pad(3, 0, 1), SQUARE, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (1, 2), (0, 0), (2, 3), (3, 6), (0, 0))),
+    (Pad(1, 1, 1, -2.5), ONE_VALUE, [row((0, 1))], row((-2.5, -2.5), (0, 1), (-2.5, -2.5))),
     (Slice(3, 0, 4, 3), IMAGE_ROW, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (3, 6))),
     (nn.ReLU(), ONE_VALUE, [row((-1, 2), (-3, -1), (1, 2))], row((0, 2), (0, 0), (1, 2))),
     (nn.LeakyReLU(0.5), ONE_VALUE, [row((-2, 4), (-4, -2))], row((-1, 4), (-2, -1))),
@@ -127,6 +128,7 @@ AFFINE = {
     "other order": (Permute((3, 1, 2)), (2, 3, 4)),
     "padding of rows": (Pad(2, 1, 2), (2, 2, 3)),
     "padding of a vector": (Pad(1, 0, 2), (3,)),
+    "padding by a number": (Pad(2, 1, 2, -0.7), (2, 2, 3)),
     "slice": (Slice(2, 1, 3), (2, 4, 2)),
     "slice with steps": (Slice(1, 0, 5, 2), (5,)),
 }

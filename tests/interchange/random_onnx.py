@@ -82,6 +82,9 @@ class Drawn:
         value = self.any_value()
         low, high = sorted(self.draw.uniform(-1.5, 1.5) for _ in range(2))
         ends = {k: v for k, v in (("min", low), ("max", high)) if self.draw.random() < 0.8}
+        if self.draw.random() < 0.3:  # one end is far, or none at all
+            large = self.draw.choice([10.0, 1e3, 1e8, 1e30, 3.4028234663852886e38])
+            ends |= self.draw.choice([{"min": -large}, {"max": large}, {"min": -large, "max": large}])
         if self.opset < 11:
             return None if self.double else self.node("Clip", [value], self.shapes[value], **ends)
         given = [self.constant(np.float64(ends[k])) if k in ends else "" for k in ("min", "max")]
@@ -97,6 +100,7 @@ class Drawn:
                     break
         numbers = self.numbers(*shape)
         numbers = np.where(np.abs(numbers) < 0.3, 0.5, numbers)
+        numbers = numbers * (self.draw.choice([30.0, 1e3, 1e30]) if self.draw.random() < 0.1 else 1.0)
         other = self.constant(numbers)
         order = [value, other] if kind == "Div" or self.draw.random() < 0.6 else [other, value]
         return self.node(kind, order, self.shapes[value])
@@ -263,15 +267,32 @@ class Drawn:
         first = 1 if self.kind in ("free", "three") else 0
         begin, end = ([self.draw.choice([0, 0, 1, 2]) if i >= first else 0 for i in range(len(shape))] for _ in "be")
         new = [s if s == FREE else s + b + e for s, b, e in zip(shape, begin, end, strict=True)]
-        number = self.draw.choice([0.0, 0.0, -0.5])
+        number = self.draw.choice([0.0, 0.0, -0.5, 1e3, -1e30])
         if self.opset < 11:
             return self.node("Pad", [value], new, pads=begin + end, value=number)
         more = [] if number == 0 else [self.constant(np.float64(number))]
         return self.node("Pad", [value, self.constant(np.array(begin + end)), *more], new)
 
+    def pad_and_pool(self) -> str | None:
+        """A maximum over padding that is never the largest, as converters write it."""
+        if (value := self.images()) is None:
+            return None
+        shape, number = self.shapes[value], self.draw.choice([-0.5, -1e3, -1e10, -3.4028234663852886e38])
+        pads = [0, 0, 1, 1] * 2
+        padded = [*shape[:2], *(side + 2 for side in shape[2:])]
+        if self.opset < 11:
+            around = self.node("Pad", [value], padded, pads=pads, value=number)
+        else:
+            given = [self.constant(np.array(pads)), self.constant(np.float64(number))]
+            around = self.node("Pad", [value, *given], padded)
+        del self.shapes[around]
+        return self.node("MaxPool", [around], shape, kernel_shape=[3, 3], strides=[1, 1])
+
     def slice(self) -> str | None:
         value = self.any_value()
         shape = self.shapes[value]
+        if shape[0] == FREE and self.draw.random() < 0.3:
+            return self.slice_of_batch(value)
         axes = [axis for axis, side in enumerate(shape) if isinstance(side, int) and side > 1]
         axes = [axis for axis in axes if axis > 0 or self.kind in ("one", "none")]
         if not axes:
@@ -289,6 +310,16 @@ class Drawn:
             return self.node("Slice", [value], new, starts=[start], ends=[stop], axes=[axis])
         given = [self.constant(np.array([number])) for number in (start, stop, axis, step)]
         return self.node("Slice", [value, *given], new)
+
+    def slice_of_batch(self, value: str) -> str:
+        """All inputs, or a part of them, which cannot be read."""
+        start, stop = self.draw.choice(
+            [(0, 2**31 - 1), (0, 2**31 - 1), (0, 1), (1, 2**31 - 1), (-1, 2**31 - 1), (0, -1)]
+        )
+        if self.opset < 10:
+            return self.node("Slice", [value], self.shapes[value], starts=[start], ends=[stop], axes=[0])
+        given = [self.constant(np.array([number])) for number in (start, stop, 0)]
+        return self.node("Slice", [value, *given], self.shapes[value])
 
     def concat(self) -> str | None:
         first = self.any_value()
@@ -330,7 +361,7 @@ class Drawn:
 
     STEPS = (
         curve, curve, clip, constant_arithmetic, constant_arithmetic, two_values, two_values, mat_mul, gemm, conv, conv,
-        pool, batch_norm, flatten, reshape, reshape, squeeze, transpose, pad, slice, concat, concat, mean, batch_size,
+        pool, pad_and_pool, batch_norm, flatten, reshape, reshape, squeeze, transpose, pad, slice, concat, concat, mean, batch_size,
     )  # fmt: skip
 
     # --- the whole ---

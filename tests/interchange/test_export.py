@@ -431,6 +431,7 @@ OPERATORS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (Reshape((4, 32)), SHAPE),
     (Permute((3, 1, 2)), SHAPE),
     (Pad(2, 1, 0), SHAPE),
+    (Pad(3, 0, 2, -1.5), SHAPE),
     (Slice(3, 1, 7, 2), SHAPE),
     (nn.Identity(), SHAPE),
     (nn.Dropout(0.5), SHAPE),

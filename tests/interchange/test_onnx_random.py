@@ -50,7 +50,7 @@ def outcome(seed: int, folder: Path) -> str:
 
     path, made = drawn(seed, folder)
     ran = values(path, made.draw.choice([1, 3]), seed)
-    if ran is None:
+    if ran is None or not bool(ran[1].isfinite().all()):
         return "not run"
     try:
         found = read_onnx(path)

@@ -68,6 +68,7 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (Reshape((4, 32)), SHAPE),
     (Permute((3, 1, 2)), SHAPE),
     (Pad(2, 1, 0), SHAPE),
+    (Pad(3, 0, 2, -1.5), SHAPE),
     (Slice(3, 1, 7, 2), SHAPE),
     (nn.Identity(), SHAPE),
     (nn.Dropout(0.2), SHAPE),
@@ -367,6 +368,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     "one summand": ([{"name": "a", "type": "Add"}], "'a' has 1 inputs; an Add and a Concat have two"),
     "alone": ([{"name": "a", "type": "Concat", "dim": 1}], "'a' has 1 inputs; an Add and a Concat have two"),
     "batch dimension": ([{"name": "a", "type": "Pad", "dim": 0, "before": 1, "after": 1}], r"Pad\.dim"),
+    "padded by infinity": (
+        [{"name": "a", "type": "Pad", "dim": 1, "before": 1, "after": 1, "value": float("inf")}],
+        r"Pad\.value",
+    ),
+    "padded by too much": (
+        [{"name": "a", "type": "Pad", "dim": 1, "before": 1, "after": 1, "value": -1e39}],
+        r"Pad\.value",
+    ),
     "backwards": ([{"name": "a", "type": "Slice", "dim": 1, "start": 0, "stop": 2, "step": -1}], r"Slice\.step"),
     "unused": ([RELU, RELU | {"name": "b", "inputs": ["input"]}], "nothing uses the result of layer 'a'"),
     "shares nothing": ([{"name": "a", "type": "Shared", "layer": "b"}], "'a' shares 'b', which is no earlier layer"),

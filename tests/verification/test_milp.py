@@ -116,7 +116,12 @@ class Everything(nn.Module):
         self.norm, self.relu, self.pool = nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2)
         self.add, self.leaky, self.mean = Add(), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(1)
         self.flatten, self.drop, self.same = nn.Flatten(), nn.Dropout(), nn.Identity()
-        self.pad, self.slice, self.join, self.order = Pad(2, 1, 0), Slice(3, 0, 3, 2), Concat(1), Permute((3, 1, 2))
+        self.pad, self.slice, self.join, self.order = (
+            Pad(2, 1, 0, 0.5),
+            Slice(3, 0, 3, 2),
+            Concat(1),
+            Permute((3, 1, 2)),
+        )
         self.shape = Reshape((4, 5, 2))
         self.linear, self.last_norm, self.head = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3, bias=False)
 
