@@ -48,7 +48,7 @@ class Pad(nn.Module):
 
     def of_zeros(self, x: Tensor) -> Tensor:
         """The result (1, …) for zeros in the place of `x` (B, …), which is the constant that the layer adds."""
-        return self(x.new_zeros(1, *x.shape[1:]))
+        return self.forward(x.new_zeros(1, *x.shape[1:]))
 
 
 class Slice(nn.Module):

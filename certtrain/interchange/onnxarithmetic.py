@@ -89,19 +89,23 @@ def _scaled(reader: Reader, node: Node, value: Value, number: Tensor) -> Value:
 
 def _gathered(reader: Reader, node: Node, value: Value, scale: Tensor, shift: Tensor) -> Value:
     """scale · value + shift as one affine function, if the file's steps one by one lose no more than it does."""
-    before = ZERO if value.shift is None else value.shift * scale
-    found = value.affine(scale, shift)
-    parts = [part for part in (found.scale, found.shift, before) if part is not None]
-    sizes = torch.cat([part.abs().flatten() for part in parts]) if parts else ZERO.reshape(1)
-    if not bool((sizes <= torch.finfo(reader.dtype).max).all()):
-        raise node.error("its numbers, with those that it is combined with, are NaN, infinite or too large")
+    found, before = value.affine(scale, shift), ZERO if value.shift is None else value.shift * scale
     factor = ONE if found.scale is None else torch.where(found.scale == 0, ONE, found.scale.abs())
-    if bool((factor < torch.finfo(reader.dtype).tiny).any()):
-        raise node.error("its factors, with those that they are combined with, are too small")
-    added, left = torch.maximum(before.abs(), shift.abs()), ZERO if found.shift is None else found.shift.abs()
-    if bool(((added > MOST * factor) & (added > MOST * left)).any()):
+    left = ZERO if found.shift is None else found.shift.abs()
+    _check_range(reader, node, factor, before, left)
+    added = torch.maximum(before.abs(), shift.abs())
+    if bool((added > MOST * torch.maximum(factor, left)).any()):
         raise node.error(f"it takes away again what was added, up to {float(added.max()):g}, in which values are lost")
     return found
+
+
+def _check_range(reader: Reader, node: Node, factor: Tensor, *shifts: Tensor) -> None:
+    """Raise where the file's own steps would overflow or underflow, and one affine function would not."""
+    limits = torch.finfo(reader.dtype)
+    if not all(bool((part.abs() <= limits.max).all()) for part in (factor, *shifts)):
+        raise node.error("its numbers, with those that it is combined with, are NaN, infinite or too large")
+    if bool((factor < limits.tiny).any()):
+        raise node.error("its factors, with those that they are combined with, are too small")
 
 
 def negate(reader: Reader, node: Node) -> Value:
@@ -210,14 +214,10 @@ def _limits(reader: Reader, node: Node) -> tuple[Tensor | None, Tensor | None]:
         given = [_number(node, place) for place in (1, 2)]
     least, most = (None if end is None else float(end) for end in given)
     largest = torch.finfo(reader.dtype).max
-    if (
-        any(end is not None and isnan(end) for end in (least, most))
-        or (least or 0) >= largest
-        or (most or 0) <= -largest
-    ):
+    lacking = any(end is not None and isnan(end) for end in (least, most))
+    if lacking or (least or 0) >= largest or (most or 0) <= -largest:
         raise node.error(f"limits of {least} and {most} are not read")
-    least_end, most_end = (_end(node, end, largest) for end in (least, most))
-    return least_end, most_end
+    return _end(node, least, largest), _end(node, most, largest)
 
 
 def _end(node: Node, end: float | None, largest: float) -> Tensor | None:

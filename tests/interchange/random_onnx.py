@@ -361,7 +361,8 @@ class Drawn:
 
     STEPS = (
         curve, curve, clip, constant_arithmetic, constant_arithmetic, two_values, two_values, mat_mul, gemm, conv, conv,
-        pool, pad_and_pool, batch_norm, flatten, reshape, reshape, squeeze, transpose, pad, slice, concat, concat, mean, batch_size,
+        pool, pad_and_pool, batch_norm, flatten, reshape, reshape, squeeze, transpose, pad, slice, concat, concat, mean,
+        batch_size,
     )  # fmt: skip
 
     # --- the whole ---

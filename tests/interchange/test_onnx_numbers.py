@@ -111,7 +111,7 @@ LOST = {
 
 @pytest.mark.parametrize("name", LOST)
 def test_constants_between_which_values_are_lost_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedLayer, match="takes away again what was added|combined with, are"):
+    with pytest.raises(UnsupportedLayer, match=r"takes away again what was added|combined with, are"):
         read_onnx(chain(tmp_path, LOST[name]))
 
 
