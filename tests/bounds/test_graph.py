@@ -1,5 +1,6 @@
 """Any module's forward pass becomes a list of layers, or an error that says what is in the way."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from certtrain import margin_bounds, output_bounds, propagate
 from certtrain.bounds.graph import Add
+from certtrain.bounds.rearranging import Pad
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import UnsupportedLayer
 
@@ -321,6 +323,7 @@ UNSUPPORTED: dict[str, tuple[nn.Module, str]] = {
     ),
     "view by the channels": (Net(lambda net, x: net.conv(x).view(x.size(1), -1)), r"'view'.*batch must stay in front"),
     "view of images": (Net(lambda net, x: net.conv(x).view(x.size(0), 4, 8)), r"'view'.*\(2, 4, 4\).*only joining"),
+    "padding by infinity": (nn.Sequential(nn.Linear(4, 3), Pad(1, 1, 0, -math.inf)), r"'1' pads by -inf; use a finite"),
     "falling leaky relu": (nn.Sequential(nn.Linear(4, 3), nn.LeakyReLU(-0.5)), r"'1' has a negative slope"),
     "negative divisor": (nn.Sequential(nn.AvgPool2d(2, divisor_override=-1)), r"'0'.*divisor"),
     "parametrised": (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))), r"ParametrizedLinear"),
