@@ -190,8 +190,32 @@ def activation(kind: str) -> Callable[[Reader, Node], Value]:
 
 
 def clip(reader: Reader, node: Node) -> Value:
+    """min(max(x, a), b)."""
+    if node.opset < 11:
+        given = [node.attributes.get(name) for name in ("min", "max")]
+    else:
+        given = [_number(node, place) for place in (1, 2)]
+    return _clipped(reader, node, node.value(), *_limits(reader, node, *given))
+
+
+def extreme(largest: bool) -> Callable[[Reader, Node], Value]:
+    """Max or Min of values and one number: a Clip at one end."""
+
+    def read(reader: Reader, node: Node) -> Value:
+        places = [place for place in range(len(node.names)) if isinstance(node.given(place), Constant)]
+        if len(node.names) != 2 or len(places) != 1:
+            raise node.error("it must be given one value and one constant")
+        value, number = node.value(1 - places[0]), _number(node, places[0])
+        if node.weights(places[0]).dim() > len(value.shape):
+            raise node.error("its constant has more dimensions than its value")
+        limits = (number, None) if largest else (None, number)
+        return _clipped(reader, node, value, *_limits(reader, node, *limits))
+
+    return read
+
+
+def _clipped(reader: Reader, node: Node, value: Value, least: Tensor | None, most: Tensor | None) -> Value:
     """min(max(x, a), b) as b − relu((b − a) − relu(x − a)), whose intervals are exact."""
-    value, (least, most) = node.value(), _limits(reader, node)
     if least is not None:
         value = _relu(reader, node, value.affine(ONE, -least))
         if most is None:
@@ -206,12 +230,8 @@ def _relu(reader: Reader, node: Node, value: Value) -> Value:
     return reader.add(node, "ReLU", [materialized(reader, value, node)], {})
 
 
-def _limits(reader: Reader, node: Node) -> tuple[Tensor | None, Tensor | None]:
+def _limits(reader: Reader, node: Node, *given: float | None) -> tuple[Tensor | None, Tensor | None]:
     """The least and the largest value of a Clip; None for none."""
-    if node.opset < 11:
-        given = [node.attributes.get(name) for name in ("min", "max")]
-    else:
-        given = [_number(node, place) for place in (1, 2)]
     least, most = (None if end is None else float(end) for end in given)
     largest = torch.finfo(reader.dtype).max
     lacking = any(end is not None and isnan(end) for end in (least, most))

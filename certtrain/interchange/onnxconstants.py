@@ -29,6 +29,10 @@ def _named(given: list[Tensor]) -> int:
     return prod(max(int(side), 1) for side in given[0].flatten().tolist())
 
 
+def _expanded(given: list[Tensor]) -> int:
+    return given[0].numel() * prod(max(int(side), 1) for side in given[-1].flatten().tolist())
+
+
 # Those that move values and compute nothing, and those that compute or make values.
 MOVING: dict[str, Sizes] = {
     "Concat": _sum,
@@ -43,6 +47,7 @@ MOVING: dict[str, Sizes] = {
 FOLDED: dict[str, Sizes] = MOVING | {
     "Cast": _most,
     "ConstantOfShape": _named,
+    "Expand": _expanded,
     "Shape": _most,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _product),
     "Neg": _most,

@@ -67,6 +67,16 @@ def _cast(reader: Reader, node: Node) -> Value:
     return node.value()
 
 
+def _cast_like(reader: Reader, node: Node) -> Value | Constant:
+    """Values and constants of the network's own type."""
+    given, like = node.given(0), node.given(1)
+    for part in (given, like):
+        if part is None or (isinstance(part, Constant) and part.tensor.dtype != reader.dtype):
+            raise node.error("it changes the type of values, which is not read")
+    assert given is not None
+    return given
+
+
 def _dropout(reader: Reader, node: Node) -> Value:
     training = node.constant(2)
     drops = node.opset < 7 and not node.attributes.get("is_test", 0)
@@ -103,6 +113,8 @@ OPERATORS: Mapping[str, Known] = {
     "Sigmoid": Known(arithmetic.activation("Sigmoid"), 13, CURVE),
     "Tanh": Known(arithmetic.activation("Tanh"), 13, CURVE),
     "Clip": Known(arithmetic.clip, 13, CURVE | {"min": (1, 10), "max": (1, 10)}),
+    "Max": Known(arithmetic.extreme(True), 13, CURVE),
+    "Min": Known(arithmetic.extreme(False), 13, CURVE),
     "Flatten": Known(shaping.flatten, 25, {"axis": ALWAYS}),
     "Reshape": Known(shaping.reshape, 25, {"shape": (1, 4), "consumed_inputs": (1, 4), "allowzero": since(14)}),
     "Squeeze": Known(shaping.squeeze, 25, {"axes": (1, 12)}),
@@ -127,6 +139,7 @@ OPERATORS: Mapping[str, Known] = {
     "Identity": Known(_same, 25),
     # Values keep their type, so that how others would be rounded makes no difference.
     "Cast": Known(_cast, 28, {"to": ALWAYS, "saturate": since(19), "round_mode": since(24)}),
+    "CastLike": Known(_cast_like, 28, {"saturate": since(19), "round_mode": since(24)}),
     "Dropout": Known(
         _dropout,
         22,

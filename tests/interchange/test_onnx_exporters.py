@@ -229,3 +229,19 @@ def test_an_average_that_reaches_over_the_end_is_refused_by_name(tmp_path: Path)
     path = export(pooled, IMAGE, tmp_path / "net.onnx", new=False)
     with pytest.raises(UnsupportedLayer, match=r"\(AveragePool\): ceil_mode where windows reach over the end"):
         read_onnx(path)
+
+
+OF_TORCH_2_6 = sorted((Path(__file__).parent / "torch26").glob("*.onnx"))
+
+
+def test_the_older_exporter_of_torch_2_6_is_there_for_every_network_and_the_new_one_for_most() -> None:
+    """That of BatchNorm fails, with the onnxscript that goes with it as with that of today."""
+    older = {path.stem for path in OF_TORCH_2_6 if path.stem.endswith("-older")}
+    assert older == {f"{name.replace(' ', '-')}-older" for name in MADE}
+    assert len(OF_TORCH_2_6) - len(older) == 8
+
+
+@pytest.mark.parametrize("path", OF_TORCH_2_6, ids=lambda path: path.stem)
+def test_what_torch_2_6_exported_is_read(path: Path) -> None:
+    """Written by torch 2.6.0 of the networks of `MADE`, without the notes that say where and how."""
+    agrees(path)

@@ -114,6 +114,28 @@ def test_shapes_padding_limits_and_places_were_attributes(tmp_path: Path) -> Non
     reads(old(tmp_path, 1, "ReduceMean", "x", [3, 4, 3], axes=[3], keepdims=0), X, X.mean(3))
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("Max", X.clamp(min=0.25)), ("Min", X.clamp(max=0.25))])
+@pytest.mark.parametrize("inputs", ["x c", "c x"])
+def test_the_larger_and_the_smaller_of_values_and_a_number_are_limits(
+    kind: str, expected: Tensor, inputs: str, tmp_path: Path
+) -> None:
+    reads(old(tmp_path, 13, kind, inputs, [3, 4, 3], c=torch.tensor(0.25)), X, expected)
+
+
+@pytest.mark.parametrize("number", [torch.tensor([0.1, 0.2, 0.3]), torch.rand(1, 1, 1, 1, 1), torch.tensor(1e6)])
+def test_other_maxima_are_refused(number: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedLayer):
+        read_onnx(old(tmp_path, 13, "Max", "x c", [3, 4, 3], c=number))
+    with pytest.raises(UnsupportedLayer, match="one value and one constant"):
+        read_onnx(old(tmp_path, 13, "Max", "x x", [3, 4, 3]))
+
+
+def test_a_cast_to_the_type_of_another_value_is_read_where_it_changes_nothing(tmp_path: Path) -> None:
+    reads(old(tmp_path, 15, "CastLike", "x c", [3, 4, 3], c=torch.tensor(1.0)), X, X)
+    with pytest.raises(UnsupportedLayer, match="changes the type"):
+        read_onnx(old(tmp_path, 15, "CastLike", "x c", [3, 4, 3], c=torch.tensor(1.0, dtype=torch.float64)))
+
+
 def test_values_are_put_side_by_side_along_channels_before_opset_4(tmp_path: Path) -> None:
     nodes = [node("Relu", "x", "r"), node("Concat", "x r", "s"), node("Flatten", "s", "y")]
     reads(save(tmp_path, nodes, ["n", 3, 4, 3], ["n", 72], opset=1), X, torch.cat([X, X.relu()], 1))
