@@ -27,7 +27,7 @@ class Deadline:
 
     def over(self) -> bool:
         """Whether it has come."""
-        return time.monotonic() >= self.end
+        return self.limited and time.monotonic() >= self.end
 
     @property
     def limited(self) -> bool:

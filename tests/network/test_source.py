@@ -233,7 +233,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "other layers for tensors": (
         spoilt(middle=lambda net, x: torch.relu(x) if type(x) is Tensor else x),
         UnsupportedLayer,
-        "computes something else than the layers",
+        "depends on something that cannot be followed",
     ),
     "weight in common": (
         spoilt(shares_a_weight, forward=lambda net, x: net.head((net.conv(x) + net.other(x)).flatten(1))),
