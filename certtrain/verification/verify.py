@@ -11,6 +11,7 @@ from torch import nn
 from certtrain.attack import Settings, described
 from certtrain.bounds.checks import kind_of
 from certtrain.bounds.inference import outside_inference_mode, plain_model
+from certtrain.bounds.interval import boundable
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.data import ImageSet
@@ -119,6 +120,8 @@ def verify(
     """
     _check_kinds(model, images)
     check_fit(model, images)
+    with torch.no_grad():
+        boundable(model, model.metadata.input_shape)  # what is read of it is replayed before anything is claimed
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)

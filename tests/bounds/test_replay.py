@@ -1,13 +1,16 @@
 """What tracing cannot see: a network that runs otherwise than it was read is refused by every call."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
 import certtrain
 from certtrain.errors import UnsupportedLayer
+from certtrain.network.modelfile import Classifier
 
 REFUSED = (
     "asks how many inputs there are|depends on something that cannot be followed|cannot be followed|asks for the class"
@@ -82,6 +85,17 @@ def test_a_branch_that_tracing_loses_is_refused(between: Callable[[Net, Tensor],
     for call in calls:
         with torch.no_grad(), pytest.raises(UnsupportedLayer, match=REFUSED):
             call()
+
+
+def test_verify_refuses_such_a_network():
+    class Flat(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(1))
+
+    described = tiny.metadata()
+    model = Classifier(nn.Sequential(OrderedDict(network=Flat(is_tensor))), described).eval()
+    with pytest.raises(UnsupportedLayer, match=REFUSED):
+        certtrain.verify(model, tiny.images(), 0.1, attack=None, method="ibp")
 
 
 def single_precision(net: Net, h: Tensor) -> Tensor:
