@@ -4,7 +4,6 @@ The names below are the public Python API. They are imported when first used,
 so that `import certtrain` does not load torch.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
     from certtrain.verification.verify import verify as verify
 
 __version__ = "0.1.0"
-
-# Threads that wait for each other spin, by default, and on a machine that does something else as well they take the
-# time that the others need. torch reads this when it is loaded; what the user has set stands.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
     "BoundTrace": "bounds.trace",

@@ -1,7 +1,6 @@
 """What may import what: the engine knows nothing of the terminal, and `import certtrain` is light."""
 
 import ast
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,15 +55,6 @@ def test_the_engine_loads_neither_rich_nor_typer():
     loaded = loaded_after("\n".join(f"import {name}" for name in ENGINE))
     assert "torch" in loaded
     assert not loaded & {"rich", "typer", "click", "matplotlib", "tensorboard"}
-
-
-@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_that_wait_do_not_spin_unless_the_user_says_so(given: str | None, found: str):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    code = "import certtrain, os; print(os.environ['OMP_WAIT_POLICY'])"
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == found
 
 
 @pytest.mark.parametrize(
