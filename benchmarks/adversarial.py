@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import certtrain
 from certtrain.data.batches import Batches
-from certtrain.network.assemble import describe, load_run_images, make_network
+from certtrain.network.assembly import describe, load_run_images, make_network
 from certtrain.network.modelfile import save_model
 
 NETWORK = {"name": "cnn", "kernels": [4, 4], "strides": [2, 2], "paddings": [1, 1], "batch_norm": False}

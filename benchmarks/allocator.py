@@ -21,9 +21,9 @@ def measure(keep: bool) -> dict[str, float]:
     """Page faults, processor seconds and wall seconds of a step in this process."""
     import torch
 
-    from certtrain.allocator import keep_freed_memory
     from certtrain.network.models import InputSpec, build_model
-    from certtrain.preset import load_preset
+    from certtrain.runtime.allocator import keep_freed_memory
+    from certtrain.spec.preset import load_preset
     from certtrain.training.step import Stepper
 
     if keep and not keep_freed_memory():

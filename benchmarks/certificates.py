@@ -22,20 +22,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from certtrain.allocator import keep_freed_memory
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.data import ImageSet, to_unit
-from certtrain.epsilon import parse_eps
-from certtrain.network.assemble import load_split
+from certtrain.network.assembly import load_split
 from certtrain.network.modelfile import Classifier, load_model
-from certtrain.precision import tensor_cores
+from certtrain.runtime.allocator import keep_freed_memory
+from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import Cascade
 from certtrain.verification.certificate import VERDICTS_ALONE
-from certtrain.verification.points import Point, Stage, count, stages
-from certtrain.verification.rounds import names_of, points_at_once, rounds_of
-from certtrain.verification.stages import ATTACK, Attacking, Batch, Bounding, Inferring, Round
+from certtrain.verification.methods import names_of, points_at_once, rounds_of
+from certtrain.verification.results import Point, Stage, count, stages
+from certtrain.verification.steps import ATTACK, AttackStep, Batch, BoundStep, InferenceStep, Round
 
 NO_ROUNDING, DEPLOYED = "no rounding", "float32"
 COARSE = ("tf32", "bf16")  # asked of the methods in `CHEAP` alone
@@ -85,9 +85,9 @@ class Column:
         return statistics.median([seconds for seconds, size in self.times for _ in range(size)] or [0.0])
 
 
-def bounding(subject: Subject, method: str, arithmetic: str, first: Batch) -> Bounding:
+def bounding(subject: Subject, method: str, arithmetic: str, first: Batch) -> BoundStep:
     """The method in that arithmetic, its copy of the network made; it has done a batch already, with ε = 0."""
-    step = Bounding(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic, alone=False)
+    step = BoundStep(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic, alone=False)
     step(first._replace(eps=0.0))
     if arithmetic == NO_ROUNDING:
         assert step.certifier is not None
@@ -181,7 +181,7 @@ def show_losses(found: dict[str, dict[str, Column]]) -> None:
 def run(subject: Subject, methods: Sequence[str], arithmetics: Sequence[str], every_point: bool, steps: int) -> None:
     """Everything about one network, printed."""
     network, attack = subject.network, PGD(steps=steps)
-    seen = Round((Inferring(network, DEPLOYED), Attacking(network, attack, DEPLOYED)), subject.batch_size)
+    seen = Round((InferenceStep(network, DEPLOYED), AttackStep(network, attack, DEPLOYED)), subject.batch_size)
     known = [] if every_point else subject.cascade([seen])
     numbers = [p.index for p in known if p.verdict == "open"] if known else list(range(len(subject.images)))
     if not numbers:

@@ -71,17 +71,17 @@ def train_one(plan: Plan, run: Run, data_dir: Path | None, folder: Path) -> str:
     """Train, and write the result; a line that says how it went."""
     import torch
 
-    from certtrain.allocator import keep_freed_memory
     from certtrain.errors import NonFiniteError
+    from certtrain.runtime.allocator import keep_freed_memory
     from certtrain.storage import write_atomic
-    from certtrain.training.trainer import Surroundings, train
+    from certtrain.training.trainer import RunContext, train
 
     torch.set_num_threads(1)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as place:
         out, failure, results = Path(place) / "run", None, None
         try:
-            report = train(plan.preset_of(run), out, Surroundings(data_dir))
+            report = train(plan.preset_of(run), out, RunContext(data_dir))
             assert report is not None  # nothing stops it
             results = report.to_dict()
         except NonFiniteError as error:  # a result as well

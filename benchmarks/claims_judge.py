@@ -16,8 +16,8 @@ from typing import Literal
 from claims_found import COLLAPSED, Cell, Found, listing
 from claims_plan import setting
 
+from certtrain.diagnostics.growth import DepthSweep
 from certtrain.formats import number
-from certtrain.inspection.growth import DepthSweep
 
 FEWEST = 3  # seeds on either side
 FACTOR = 2  # times the pooled standard deviation

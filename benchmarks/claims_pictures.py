@@ -8,7 +8,7 @@ from typing import Any
 from claims_found import COLLAPSED, Cell, Found, layer_mean, short
 from claims_plan import Plan, setting
 
-from certtrain.inspection.growth import DepthSweep
+from certtrain.diagnostics.growth import DepthSweep
 from certtrain.reports.curves import INK, MUTED, in_own_style, svg
 from certtrain.reports.html import PALETTE, Html
 

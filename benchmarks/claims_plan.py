@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from certtrain.data import ImageSet, load_images
-from certtrain.epsilon import format_eps
 from certtrain.errors import PresetError
 from certtrain.network.source import settle
-from certtrain.preset import Preset, load_preset
+from certtrain.spec.epsilon import format_eps
+from certtrain.spec.preset import Preset, load_preset
 from certtrain.storage import write_atomic
 
 Changes = dict[str, Any]

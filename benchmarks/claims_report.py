@@ -15,12 +15,12 @@ from claims_pictures import error_picture, growth_picture, state_picture
 from claims_plan import MNIST, SEEDS, Plan, Run, read_plan, setting
 
 from certtrain.data import load_images
+from certtrain.diagnostics.growth import DepthSweep, sweep_depth
 from certtrain.errors import CerttrainError
 from certtrain.formats import number
-from certtrain.inspection.growth import DepthSweep, sweep_depth
-from certtrain.preset import Scheme
 from certtrain.reports import html
 from certtrain.reports.html import Html
+from certtrain.spec.preset import Scheme
 from certtrain.storage import write_atomic
 
 SCHEMES: tuple[Scheme, ...] = ("ibp", "kaiming", "xavier", "orthogonal")

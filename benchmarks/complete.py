@@ -10,16 +10,16 @@ import argparse
 import statistics
 from pathlib import Path
 
-from certtrain.allocator import keep_freed_memory
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
-from certtrain.epsilon import parse_eps
-from certtrain.network.assemble import load_split
+from certtrain.network.assembly import load_split
 from certtrain.network.modelfile import load_model
+from certtrain.runtime.allocator import keep_freed_memory
+from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import Limits
-from certtrain.verification.completing import COMPLETE
-from certtrain.verification.points import Point, count
-from certtrain.verification.stages import ATTACK, INFERENCE
+from certtrain.verification.complete import COMPLETE
+from certtrain.verification.results import Point, count
+from certtrain.verification.steps import ATTACK, INFERENCE
 from certtrain.verification.verify import verify
 
 

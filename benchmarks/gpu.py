@@ -31,9 +31,9 @@ from safetensors.torch import save
 from step import EPOCH, Bench, Way
 
 from certtrain import load_model, load_preset, train
-from certtrain.device import choose_device
+from certtrain.runtime.device import choose_device
 from certtrain.training.step import Stepper
-from certtrain.training.trainer import Surroundings
+from certtrain.training.trainer import RunContext
 
 PIECE = 15 * 2**20  # bytes of a file
 CLOSE = 0.02  # a loss is that of fp32 if it is within this share of it
@@ -163,8 +163,8 @@ def run(session: Session, name: str, preset: str, changes: dict[str, Any], secon
     def should_stop() -> str | None:
         return "the time is over" if time.monotonic() >= end else None
 
-    surroundings = Surroundings(session.data, session.device, should_stop=should_stop)
-    report = train(load_preset(preset, changes), folder, surroundings)
+    context = RunContext(session.data, session.device, should_stop=should_stop)
+    report = train(load_preset(preset, changes), folder, context)
     shutil.copy(folder / "metrics.jsonl", session.out / f"{name}.jsonl")
     if report is None:
         session.tell(name, stopped=len(metrics(folder / "metrics.jsonl")))

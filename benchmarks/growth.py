@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.allocator import keep_freed_memory
-from certtrain.architecture import CNN
-from certtrain.device import choose_device
-from certtrain.network.initialize import ibp_init_
+from certtrain.network.initialization import ibp_init_
 from certtrain.network.models import InputSpec, build_model
-from certtrain.precision import tensor_cores
-from certtrain.preset import Preset, load_preset
+from certtrain.runtime.allocator import keep_freed_memory
+from certtrain.runtime.device import choose_device
+from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.architecture import CNN
+from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.step import Stepper
 
 EPOCH = 1000  # steps; the steps that are timed lie in the middle of the ramp

@@ -16,8 +16,8 @@ from typing import Any
 
 from seeds import run
 
-from certtrain.allocator import keep_freed_memory
-from certtrain.device import choose_device
+from certtrain.runtime.allocator import keep_freed_memory
+from certtrain.runtime.device import choose_device
 
 Overrides = dict[str, Any]
 

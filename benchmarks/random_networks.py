@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from certtrain.bounds.graph import Normalize
-from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
+from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 
 Shape = tuple[int, ...]
 Operation = Callable[..., Tensor]

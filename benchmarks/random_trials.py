@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 import certtrain
 from certtrain.attack.box import box_ends
-from certtrain.attack.hunt import running
+from certtrain.attack.state import running
 from certtrain.bounds import linear
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
@@ -26,15 +26,15 @@ from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import BoundTrace
 from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, to_unit
-from certtrain.deadline import Deadline
 from certtrain.errors import CerttrainError, SoundnessError
 from certtrain.network.graphs import graph_of
 from certtrain.network.modelfile import Classifier, Metadata
 from certtrain.network.models import InputSpec, build_model
+from certtrain.properties.cases import robustness
+from certtrain.properties.milp import minimum
+from certtrain.runtime.deadline import Deadline
 from certtrain.verdicts import correct_points
-from certtrain.verification.milp import minimum
-from certtrain.verification.points import Point
-from certtrain.verification.properties import robustness
+from certtrain.verification.results import Point
 from certtrain.verification.verify import Network, network_of, verify
 
 RADII = (0.002, 0.02, 0.08, 0.3)

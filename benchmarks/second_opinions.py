@@ -38,10 +38,10 @@ from certtrain.interchange.exchange import export_properties
 from certtrain.interchange.export import export, onnx_runner
 from certtrain.interchange.onnxfile import read_onnx
 from certtrain.interchange.vnnlib import read_property
-from certtrain.network.assemble import load_split
+from certtrain.network.assembly import load_split
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier, load_model
-from certtrain.verification.deciding import METHODS, decide
+from certtrain.properties.decide import METHODS, decide
 
 # Trained at a smaller radius than they are judged at, so that all verdicts come up.
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from certtrain.allocator import keep_freed_memory
-from certtrain.device import choose_device
-from certtrain.preset import load_preset, parse_override
-from certtrain.training.trainer import Surroundings, train
+from certtrain.runtime.allocator import keep_freed_memory
+from certtrain.runtime.device import choose_device
+from certtrain.spec.preset import load_preset, parse_override
+from certtrain.training.trainer import RunContext, train
 
 FIGURES = ("natural_accuracy", "pgd_accuracy", "certified_accuracy")
 
@@ -28,7 +28,7 @@ def run(preset: str, seed: int, overrides: list[str], data_dir: Path | None, dev
             seconds.append(event.seconds)
 
     with tempfile.TemporaryDirectory() as folder:
-        report = train(load_preset(preset, changes), Path(folder) / "run", Surroundings(data_dir, device, emit=emit))
+        report = train(load_preset(preset, changes), Path(folder) / "run", RunContext(data_dir, device, emit=emit))
     assert report is not None  # nothing stops it
     results = report.to_dict()
     return {name: results[name] for name in FIGURES} | {"seconds": seconds[0] + results["seconds"]}

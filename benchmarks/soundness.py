@@ -35,16 +35,16 @@ from random_trials import Total, random_campaign
 from torch import Generator, Tensor, nn
 
 from certtrain import ibp_init_, load_model, margin_bounds, objective_terms
-from certtrain.architecture import CNN, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.attack import APGD, PGD, attack
 from certtrain.attack.box import box_ends
-from certtrain.attack.hunt import running
+from certtrain.attack.state import running
 from certtrain.bounds.graph import Normalize
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.data import ImageSet, derive_seed, load_images, to_unit
-from certtrain.network.assemble import load_split
+from certtrain.network.assembly import load_split
 from certtrain.network.models import InputSpec, build_model
+from certtrain.spec.architecture import CNN, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.verification.certificate import ARITHMETIC, Certifier
 
 SHAPE, MEAN, STD = (1, 8, 8), (0.3,), (0.35,)

@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from certtrain.allocator import keep_freed_memory
 from certtrain.data import Augmentation, Batches
-from certtrain.device import choose_device
-from certtrain.network.initialize import ibp_init_
+from certtrain.network.initialization import ibp_init_
 from certtrain.network.models import InputSpec, build_model
-from certtrain.precision import arithmetic, tensor_cores
-from certtrain.preset import BoundsSection, Preset, load_preset
+from certtrain.runtime.allocator import keep_freed_memory
+from certtrain.runtime.device import choose_device
+from certtrain.runtime.precision import arithmetic, tensor_cores
+from certtrain.spec.preset import BoundsSection, Preset, load_preset
 from certtrain.training.optimizer import Adam
 from certtrain.training.step import Stepper
 

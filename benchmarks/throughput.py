@@ -25,19 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from certtrain import margin_bounds
-from certtrain.allocator import keep_freed_memory
 from certtrain.data import ImageSet, to_unit
-from certtrain.device import choose_device
-from certtrain.network.assemble import load_split
-from certtrain.network.initialize import ibp_init_
+from certtrain.network.assembly import load_split
+from certtrain.network.initialization import ibp_init_
 from certtrain.network.modelfile import load_model
 from certtrain.network.models import InputSpec, build_model
-from certtrain.precision import tensor_cores
-from certtrain.preset import load_preset
+from certtrain.runtime.allocator import keep_freed_memory
+from certtrain.runtime.device import choose_device
+from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.preset import load_preset
 from certtrain.verdicts import certified_points
 from certtrain.verification.cascade import Cascade
 from certtrain.verification.certificate import ARITHMETIC, VERDICTS_ALONE, Certifier
-from certtrain.verification.rounds import rounds_of
+from certtrain.verification.methods import rounds_of
 
 PLAIN, BOUNDS, CERTIFIER = "plain inference, float32", "bounds of the margins, float32", "Certifier, bounds in float64"
 VERIFY = "verify, without attack"

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from certtrain.bounds.api import propagate as propagate
     from certtrain.bounds.trace import BoundTrace as BoundTrace
     from certtrain.errors import CerttrainError as CerttrainError
-    from certtrain.network.initialize import InitRecord as InitRecord
-    from certtrain.network.initialize import ibp_init_ as ibp_init_
+    from certtrain.network.initialization import InitRecord as InitRecord
+    from certtrain.network.initialization import ibp_init_ as ibp_init_
     from certtrain.network.modelfile import load_model as load_model
-    from certtrain.preset import load_preset as load_preset
-    from certtrain.schedule import eps_at as eps_at
+    from certtrain.spec.preset import load_preset as load_preset
+    from certtrain.spec.schedule import eps_at as eps_at
     from certtrain.training.objective import LossTerms as LossTerms
     from certtrain.training.objective import objective_terms as objective_terms
-    from certtrain.training.trainer import Surroundings as Surroundings
+    from certtrain.training.trainer import RunContext as RunContext
     from certtrain.training.trainer import resume as resume
     from certtrain.training.trainer import train as train
     from certtrain.verification.certificate import Certificates as Certificates
@@ -33,14 +33,14 @@ _HOME = {
     "BoundTrace": "bounds.trace",
     "Certificates": "verification.certificate",
     "CerttrainError": "errors",
-    "InitRecord": "network.initialize",
+    "InitRecord": "network.initialization",
     "LossTerms": "training.objective",
-    "Surroundings": "training.trainer",
+    "RunContext": "training.trainer",
     "certify": "verification.certificate",
-    "eps_at": "schedule",
-    "ibp_init_": "network.initialize",
+    "eps_at": "spec.schedule",
+    "ibp_init_": "network.initialization",
     "load_model": "network.modelfile",
-    "load_preset": "preset",
+    "load_preset": "spec.preset",
     "margin_bounds": "bounds.api",
     "objective_terms": "training.objective",
     "output_bounds": "bounds.api",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, LayerGraph, Normalize
-from certtrain.bounds.rearranging import REARRANGING, Concat, Pad, Permute, Reshape, Slice
+from certtrain.bounds.shape_layers import REARRANGING, Concat, Pad, Permute, Reshape, Slice
 
 Exact = Any  # an array of Fractions, in the shape of one example's values
 LINEAR = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)

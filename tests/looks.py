@@ -2,7 +2,7 @@
 
 from itertools import count
 
-from certtrain.deadline import Deadline
+from certtrain.runtime.deadline import Deadline
 
 
 class Looks(Deadline):

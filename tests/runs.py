@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from certtrain.preset import load_preset
+from certtrain.spec.preset import load_preset
 
 RESULTS = {
     "dataset": "digits",

@@ -24,8 +24,8 @@ def is_surface(file: Path) -> bool:
 
 # Each imports from those before it, and from what stands outside of all, which is free to be imported anywhere.
 ROOMS = (
-    "data", "bounds", "attack", "branching", "network", "verification", "certfile", "runs", "inspection", "interchange",
-    "reports", "training", "render", "cli",
+    "spec", "runtime", "data", "bounds", "attack", "branching", "network", "properties", "verification", "certfile",
+    "runs", "diagnostics", "interchange", "reports", "training", "render", "cli",
 )  # fmt: skip
 ENGINE = [module_name(file) for file in FILES if not is_surface(file)]
 
@@ -61,13 +61,13 @@ def test_the_engine_loads_neither_rich_nor_typer():
     "module",
     [
         "certtrain",
-        "certtrain.architecture",
-        "certtrain.layers",
-        "certtrain.shapes",
-        "certtrain.preset",
+        "certtrain.spec.architecture",
+        "certtrain.spec.layers",
+        "certtrain.spec.shapes",
+        "certtrain.spec.preset",
         "certtrain.reports.report",
         "certtrain.errors",
-        "certtrain.schedule",
+        "certtrain.spec.schedule",
         "certtrain.storage",
         "certtrain.runs.runfiles",
     ],
@@ -129,7 +129,7 @@ def test_an_eager_training_step_loads_no_compiler():
     code = """
 import torch
 from certtrain.network.models import InputSpec, build_model
-from certtrain.preset import load_preset
+from certtrain.spec.preset import load_preset
 from certtrain.training.step import Stepper
 preset = load_preset("digits")
 network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,)))

@@ -16,9 +16,9 @@ from certtrain import cli
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ACCURACY, ARITHMETICS
 from certtrain.certfile import Header, Record, Seal
-from certtrain.inspection import findings
-from certtrain.layers import SECTIONS
-from certtrain.preset import load_preset
+from certtrain.diagnostics import findings
+from certtrain.spec.layers import SECTIONS
+from certtrain.spec.preset import load_preset
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.certificate import PIXELS
 

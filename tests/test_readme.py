@@ -7,7 +7,7 @@ import pytest
 from typer.main import get_command
 
 from certtrain import cli
-from certtrain.preset import preset_names
+from certtrain.spec.preset import preset_names
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

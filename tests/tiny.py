@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from certtrain.architecture import MLP
 from certtrain.data import ImageSet
 from certtrain.network.modelfile import Classifier, Metadata
 from certtrain.network.models import InputSpec, build_model
+from certtrain.spec.architecture import MLP
 
 SHAPE, CLASSES = (1, 2, 2), ("cat", "dog", "owl")
 

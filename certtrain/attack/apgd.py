@@ -6,8 +6,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from certtrain.attack.hunt import Hunt, Probe, Work
 from certtrain.attack.losses import Loss
+from certtrain.attack.state import AttackState, Probe, Work
 
 MOMENTUM = 0.75  # α: the share of the new step beside the last one
 RISING = 0.75  # ρ: the share of steps that must raise the loss
@@ -48,19 +48,19 @@ def checkpoints(steps: int) -> list[int]:
     return sorted(set(marks))
 
 
-def run(hunt: Hunt, work: Work, draws: Tensor, loss: Loss, eps: float, steps: int) -> None:
+def run(state: AttackState, work: Work, draws: Tensor, loss: Loss, eps: float, steps: int) -> None:
     """Take `steps` from one start in each box, which `draws` (n, …) in [0, 1) place."""
     towards = 2 * draws - 1
     start = work.project(work.x + eps * towards / _wide(towards.flatten(1).abs().amax(dim=1), towards))
-    found = hunt.probe(work, start, loss)
-    climb, work = _begin(start, found, 2 * eps).take(found.whole), work.take(found.whole)
+    found = state.probe(work, start, loss)
+    climb, work = _begin(start, found, 2 * eps).take(found.robust), work.take(found.robust)
     marks = checkpoints(steps)
     for number in range(1, steps + 1):
-        if hunt.over(work):
+        if state.over(work):
             return
         point = _next(climb, work, 1.0 if number == 1 else MOMENTUM)
-        found = hunt.probe(work, point, loss)
-        climb, work = _moved(climb, point, found).take(found.whole), work.take(found.whole)
+        found = state.probe(work, point, loss)
+        climb, work = _moved(climb, point, found).take(found.robust), work.take(found.robust)
         if number in marks:
             climb = _checked(climb, number - marks[marks.index(number) - 1])
 

@@ -2,19 +2,19 @@
 
 from torch import Tensor
 
-from certtrain.attack.hunt import Hunt, Work
 from certtrain.attack.losses import Loss
+from certtrain.attack.state import AttackState, Work
 
 
-def run(hunt: Hunt, work: Work, draws: Tensor, loss: Loss, eps: float, steps: int) -> None:
+def run(state: AttackState, work: Work, draws: Tensor, loss: Loss, eps: float, steps: int) -> None:
     """Take `steps` from one start in each box, which `draws` (n, …) in [0, 1) place."""
     point = work.project(work.lower + (work.upper - work.lower) * draws)
     for step in range(steps):
-        if hunt.over(work):
+        if state.over(work):
             return
-        found = hunt.probe(work, point, loss)
-        work, point, gradient = work.take(found.whole), point[found.whole], found.gradient[found.whole]
+        found = state.probe(work, point, loss)
+        work, point, gradient = work.take(found.robust), point[found.robust], found.gradient[found.robust]
         size = eps / 2 * (1 - step / steps)
         point = work.project(point + size * gradient.sign())
-    if not hunt.over(work):
-        hunt.try_out(work, point)
+    if not state.over(work):
+        state.try_out(work, point)

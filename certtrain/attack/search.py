@@ -1,4 +1,4 @@
-"""The attack on a batch: one attack after the other, each on the points that those before it left whole."""
+"""The attack on a batch: one attack after the other, each on the points that those before it left robust."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.attack import apgd, descent
-from certtrain.attack.hunt import Hunt, batch_of
 from certtrain.attack.losses import Loss, loss_of
 from certtrain.attack.settings import APGD, Settings
-from certtrain.bounds.checks import check_input, fitting
-from certtrain.epsilon import parse_eps
+from certtrain.attack.state import AttackState, batch_of
+from certtrain.bounds.checks import check_input, shape_errors_as_data_errors
+from certtrain.spec.epsilon import parse_eps
 
 
 class Attacked(NamedTuple):
     """Which points (B,) are misclassified at some input in their box, and those inputs (B, …); others as they were."""
 
-    broken: Tensor
+    falsified: Tensor
     adversarial: Tensor
 
 
@@ -35,8 +35,8 @@ def attack(
     """Search the boxes of radius `eps` around pixels `x` (B, …), cut to [0, 1], for misclassified inputs.
 
     The clean inputs are tried first, so a point that is misclassified already
-    counts as broken; a tie of logits is an error, and so is NaN. Each attack of
-    `settings` works on the points that are still whole: one more attack never
+    counts as falsified; a tie of logits is an error, and so is NaN. Each attack of
+    `settings` works on the points that are still robust: one more attack never
     breaks fewer. What is found lies in the box of real numbers, and plain
     inference in `arithmetic` ("float32", "tf32", "bf16"; see `running`)
     misclassifies it both in its batch and alone.
@@ -48,26 +48,26 @@ def attack(
     """
     check_input(x, (0.0, 1.0))
     eps, numbers = parse_eps(eps), _numbers(index, len(labels))
-    with fitting(x):
-        hunt = Hunt(model, batch_of(x, labels, eps), numbers, arithmetic, stop)
+    with shape_errors_as_data_errors(x):
+        state = AttackState(model, batch_of(x, labels, eps), numbers, arithmetic, stop)
     for one in (settings,) if not isinstance(settings, Sequence) else settings:
         if eps > 0:
-            _run(hunt, one, eps)
-    return Attacked(hunt.broken, hunt.adversarial)
+            _run(state, one, eps)
+    return Attacked(state.falsified, state.adversarial)
 
 
-def _run(hunt: Hunt, settings: Settings, eps: float) -> None:
+def _run(state: AttackState, settings: Settings, eps: float) -> None:
     """Every restart against every target, or against none in particular."""
-    classes = hunt.logits.shape[1]
+    classes = state.logits.shape[1]
     loss: Loss = loss_of(settings, classes)
     climb = apgd.run if isinstance(settings, APGD) else descent.run
     for restart in range(settings.restarts):
         for rank in range(min(settings.targets, classes - 1)) if settings.targets else (None,):
-            work = hunt.work(rank)
-            if hunt.over(work):
+            work = state.work(rank)
+            if state.over(work):
                 return
-            draws = hunt.random(work, settings.seed, settings.name, restart, -1 if rank is None else rank)
-            climb(hunt, work, draws, loss, eps, settings.steps)
+            draws = state.random(work, settings.seed, settings.name, restart, -1 if rank is None else rank)
+            climb(state, work, draws, loss, eps, settings.steps)
 
 
 def _numbers(index: int | Tensor, count: int) -> Tensor:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.ascent import Ascent
+from certtrain.bounds.box import Box
 from certtrain.bounds.chunks import Functions, in_parts, rows_at_once
 from certtrain.bounds.crown import Follow, intersection, tighten
-from certtrain.bounds.interval import Box, Tighten, Visit
-from certtrain.bounds.linear import LinesOf, Prefix, followed_back
+from certtrain.bounds.interval import LayerRecord, Tighten
+from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
 from certtrain.bounds.relaxation import Slopes, free_slopes
 from certtrain.bounds.settings import Settings
 
@@ -41,11 +42,11 @@ def by_alpha(settings: Settings, *, enough: float = torch.inf) -> Follow:
 def tightened_from(boxes: Iterator[Box], settings: Settings) -> Tighten:
     """`boxes` in the order of the layers, cut by the intervals of the pass and where there are few inputs by search."""
 
-    def narrow(layer: nn.Module, visits: list[Visit], start: Box, box: Box) -> Box:
+    def narrow(layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
         box = intersection(box, next(boxes), settings)
         if settings.deadline.over():
             return box
-        found = tighten(layer, Prefix(visits, start), box, by_alpha(settings), settings, settings.neurons)
+        found = tighten(layer, Prefix(records, start), box, by_alpha(settings), settings, settings.neurons)
         return intersection(box, found, settings)
 
     return narrow
@@ -58,7 +59,7 @@ def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: floa
     A bound is done once it is above `enough`, or stalls, and stays as it is from then on, whatever else is searched
     with it: into which parts the functions are cut decides nothing. After the deadline no further step is taken.
     """
-    best = followed_back(prefix, functions, rounding=settings.rounding)
+    best = backsubstitute(prefix, functions, rounding=settings.rounding)
     done = ~functions.flatten(2).any(2) | (best > enough)  # a class has no margin to itself
     left, before = torch.arange(len(best), device=best.device), best.clone()
     search = Search(prefix, functions, settings)
@@ -93,7 +94,7 @@ class Search:
         with torch.enable_grad():
             alphas = [alpha.detach().requires_grad_() for alpha in self.ascent.values]
             lines: LinesOf = {n: f.at(alpha) for (n, f), alpha in zip(self.free.items(), alphas, strict=True)}
-            bounds = followed_back(self.prefix, self.functions, lines=lines, rounding=self.settings.rounding)
+            bounds = backsubstitute(self.prefix, self.functions, lines=lines, rounding=self.settings.rounding)
             gradients = torch.autograd.grad(bounds.sum(), alphas)
         self.ascent.step(gradients)
         for alpha, free in zip(self.ascent.values, self.free.values(), strict=True):
@@ -107,6 +108,6 @@ class Search:
         self.free = {n: f.examples(examples) for n, f in self.free.items()}
 
     def _free(self) -> dict[int, Slopes]:
-        visits = ((n, self.prefix.visits[n]) for n in self.prefix.used())
-        found = {n: free_slopes(v.call.layer, v.box) for n, v in visits if v.box is not None}
+        records = ((n, self.prefix.records[n]) for n in self.prefix.used())
+        found = {n: free_slopes(v.call.layer, v.box) for n, v in records if v.box is not None}
         return {number: slopes for number, slopes in found.items() if slopes is not None}

@@ -3,15 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_dtype, check_evaluation_mode, check_input, check_labels, fitting
+from certtrain.bounds.checks import (
+    check_dtype,
+    check_evaluation_mode,
+    check_input,
+    check_labels,
+    shape_errors_as_data_errors,
+)
 from certtrain.bounds.contract import check_order
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
-from certtrain.bounds.interval import boundable
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.methods import Bounds, method_named
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, Clip, trace_bounds
-from certtrain.epsilon import parse_eps
+from certtrain.spec.epsilon import parse_eps
 
 
 def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0)) -> BoundTrace:
@@ -25,9 +31,9 @@ def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0
     `x` lies outside `clip` or does not fit the network.
     """
     check_input(x, clip)
-    graph, eps = boundable(model, tuple(x.shape[1:])), parse_eps(eps)
+    graph, eps = checked_graph(model, tuple(x.shape[1:])), parse_eps(eps)
     check_dtype(model, x)
-    with fitting(x):
+    with shape_errors_as_data_errors(x):
         trace = trace_bounds(graph, x, eps, clip)
     remember(trace.statistics)
     return trace
@@ -53,7 +59,7 @@ def output_bounds(
     SoundnessError if a lower bound comes out above its upper one by more than rounding.
     """
     bounds = _bounds(model, x, eps, method, clip)
-    with fitting(x):
+    with shape_errors_as_data_errors(x):
         lower, upper = bounds.ends()
     check_order(lower.detach(), upper.detach(), "the logits", slack=torch.finfo(lower.dtype).eps ** 0.5)
     return lower, upper
@@ -73,7 +79,7 @@ def margin_bounds(
     """
     bounds = _bounds(model, x, eps, method, clip)
     check_labels(labels, bounds.shape)
-    with fitting(x):
+    with shape_errors_as_data_errors(x):
         return bounds.margins(labels)
 
 
@@ -81,9 +87,9 @@ def _bounds(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) ->
     bound = method_named(method)
     check_input(x, clip)
     check_modules(model)
-    graph = boundable(plain_model(model), tuple(x.shape[1:]))
+    graph = checked_graph(plain_model(model), tuple(x.shape[1:]))
     check_dtype(model, x)
     check_evaluation_mode(graph)
     eps = parse_eps(eps)
-    with fitting(x):
+    with shape_errors_as_data_errors(x):
         return bound(graph, plain_tensor(x), eps, clip)

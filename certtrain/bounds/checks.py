@@ -11,7 +11,7 @@ from certtrain.errors import DataError, UnsupportedLayer
 
 
 @contextmanager
-def fitting(x: Tensor) -> Iterator[None]:
+def shape_errors_as_data_errors(x: Tensor) -> Iterator[None]:
     """Turn torch's complaint about a shape into a DataError that names the inputs' shape."""
     try:
         yield

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.linear import Prefix
-from certtrain.bounds.rearranging import Concat
 from certtrain.bounds.settings import Settings
-from certtrain.deadline import NEVER, Deadline
+from certtrain.bounds.shape_layers import Concat
+from certtrain.runtime.deadline import NEVER, Deadline
 
 # Functions (b, s, …) of some examples, and some of each one's functions.
 Functions = Callable[[slice, slice], Tensor]
@@ -94,7 +94,7 @@ def soon(most: int, work: int, deadline: Deadline) -> int:
 
 def row_work(prefix: Prefix, *, gradients: bool = False) -> int:
     """About how many multiplications one function of one example takes on its way back."""
-    work = sum(layer_work(visit.call.layer, visit.shape) for visit in prefix.visits)
+    work = sum(layer_work(record.call.layer, record.shape) for record in prefix.records)
     return max(1, work) * (GRADIENT if gradients else 1)
 
 
@@ -117,10 +117,10 @@ def layer_work(layer: nn.Module, shape: torch.Size) -> int:
 
 def row_bytes(prefix: Prefix, size: int, *, gradients: bool = False) -> int:
     """Bytes that one function of one example takes at most on its way back; it has `size` coefficients at first."""
-    sizes = [max(shape[1:].numel() for shape in (*visit.shapes, visit.result)) for visit in prefix.visits]
-    branches = sum(isinstance(visit.call.layer, (Add, Concat)) for visit in prefix.visits) > 0
+    sizes = [max(shape[1:].numel() for shape in (*record.shapes, record.result)) for record in prefix.records]
+    branches = sum(isinstance(record.call.layer, (Add, Concat)) for record in prefix.records) > 0
     copies = max([*sizes, size]) * (COPIES + COPY_OF_BRANCH * branches)
     if gradients:
-        each = zip(prefix.visits, sizes, strict=True)
-        copies += sum(n * (KEPT if visit.box is None else KEPT_NONLINEAR) for visit, n in each)
+        each = zip(prefix.records, sizes, strict=True)
+        copies += sum(n * (KEPT if record.box is None else KEPT_NONLINEAR) for record, n in each)
     return copies * prefix.start.radius.element_size()

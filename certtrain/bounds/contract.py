@@ -2,7 +2,7 @@
 
 A rule that relied on broadcasting, or forgot an axis, could give bounds that
 do not hold. So what a layer gives is known from its description alone
-(`certtrain.shapes`), and what a rule makes must have just that shape: boxes on
+(`certtrain.spec.shapes`), and what a rule makes must have just that shape: boxes on
 their way forward, and coefficients on their way back.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from certtrain.bounds.graph import LayerCall
 from certtrain.errors import DataError, SoundnessError
-from certtrain.shapes import SHAPE_OF
+from certtrain.spec.shapes import SHAPE_OF
 
 Shape = Sequence[int]
 

@@ -11,14 +11,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.box import Box
 from certtrain.bounds.chunks import Functions, in_parts, rows_at_once, units
 from certtrain.bounds.contract import check_order
 from certtrain.bounds.graph import Add
-from certtrain.bounds.interval import Box, Tighten
-from certtrain.bounds.linear import Prefix, followed_back
-from certtrain.bounds.rearranging import Concat
+from certtrain.bounds.interval import Tighten
+from certtrain.bounds.linear import Prefix, backsubstitute
 from certtrain.bounds.rounding import UNIT64
 from certtrain.bounds.settings import Settings
+from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.bounds.windows import parts
 
@@ -28,11 +29,11 @@ MIXING = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 def by_crown(settings: Settings) -> Follow:
-    """Lower bounds by the lines of the boxes that the visits hold, in parts that fit into the memory."""
+    """Lower bounds by the lines of the boxes that the records hold, in parts that fit into the memory."""
 
     def follow(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
         rows = rows_at_once(prefix, size, settings)
-        bound = partial(followed_back, rounding=settings.rounding)
+        bound = partial(backsubstitute, rounding=settings.rounding)
         return in_parts(bound, prefix, functions, shape, rows, settings.deadline)
 
     return follow
@@ -40,7 +41,7 @@ def by_crown(settings: Settings) -> Follow:
 
 def tightened(settings: Settings) -> Tighten:
     """The boxes of CROWN's bounds, the intervals' own where a layer's lines are exact already."""
-    return lambda layer, visits, start, box: tighten(layer, Prefix(visits, start), box, by_crown(settings), settings)
+    return lambda layer, records, start, box: tighten(layer, Prefix(records, start), box, by_crown(settings), settings)
 
 
 def intersection(box: Box, other: Box, settings: Settings) -> Box:
@@ -102,7 +103,7 @@ def open_inputs(layer: nn.Module, box: Box) -> Tensor:
 
 def exact(prefix: Prefix) -> bool:
     """Whether intervals lose nothing: at most one layer mixes values, and none is nonlinear or joins two."""
-    layers = [visit.call.layer for visit in prefix.visits]
+    layers = [record.call.layer for record in prefix.records]
     return sum(isinstance(layer, MIXING) for layer in layers) <= 1 and not any(
         isinstance(layer, (*NONLINEAR, Add, Concat)) for layer in layers
     )

@@ -17,73 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.box import Box, Pointwise
 from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize, Shape
-from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.replay import check_replay
 from certtrain.bounds.rounded import Step, rounded
-from certtrain.bounds.rounding import LAYERS, UNIT64, Rounding
+from certtrain.bounds.rounding import LAYERS, Rounding
+from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import BatchNorm, Source, Statistics, batch_statistics, running_statistics
 from certtrain.bounds.tracing import trace_all
 from certtrain.errors import DataError, UnsupportedLayer
-
-Pointwise = Callable[[Tensor], Tensor]
-
-
-class Box(NamedTuple):
-    """A batch of boxes and, where it is wanted, the clean batch inside them; (B, …) each, radius not negative."""
-
-    centre: Tensor
-    radius: Tensor
-    clean: Tensor | None = None
-
-    @property
-    def lower(self) -> Tensor:
-        return self.centre - self.radius
-
-    @property
-    def upper(self) -> Tensor:
-        return self.centre + self.radius
-
-    def examples(self, chosen: slice | Tensor) -> "Box":
-        """The boxes of some of the batch."""
-        return Box(self.centre[chosen], self.radius[chosen], None if self.clean is None else self.clean[chosen])
-
-    def through(self, points: Pointwise, radius: Pointwise) -> "Box":
-        """The box after a layer that maps centre and clean batch by `points`, and radius by `radius`."""
-        clean = None if self.clean is None else points(self.clean)
-        return Box(points(self.centre), radius(self.radius), clean)
-
-    def through_stacked(self, points: Pointwise, radius: Pointwise) -> "Box":
-        """As `through`, with centre and clean batch as one batch: for layers that read many weights."""
-        if self.clean is None:
-            return self.through(points, radius)
-        both, count = points(torch.cat([self.centre, self.clean])), len(self.centre)
-        return Box(both[:count], radius(self.radius), both[count:])
-
-
-def input_box(
-    x: Tensor,
-    eps: float | Tensor,
-    clip: tuple[float, float] | None,
-    *,
-    with_clean: bool,
-    rounding: Rounding | None = None,
-) -> Box:
-    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …); with `rounding`, one that holds the exact box."""
-    lower, upper = x - eps, x + eps
-    if clip is not None:
-        lower, upper = lower.clamp(*clip), upper.clamp(*clip)
-    return box_between(lower, upper, rounding)._replace(clean=x if with_clean else None)
-
-
-def box_between(lower: Tensor, upper: Tensor, rounding: Rounding | None = None) -> Box:
-    """The box from `lower` to `upper` (B, …); with `rounding`, one that holds the exact box, rounded ends and all."""
-    radius = (upper - lower) / 2
-    if rounding is not None:
-        # The ends, the centre and the radius round by a unit of |l| + |u| each, or less; a product may underflow.
-        radius = radius + (8 * UNIT64 * (lower.abs() + upper.abs()) + torch.finfo(lower.dtype).tiny)
-    return Box((lower + upper) / 2, radius)
 
 
 class Place(NamedTuple):
@@ -93,14 +36,14 @@ class Place(NamedTuple):
     offset: tuple[int, int]
 
 
-class Visit(NamedTuple):
+class LayerRecord(NamedTuple):
     """What one layer met on a pass: the shapes (B, …) of its inputs and its result, its box if it was watched, and
     BatchNorm's statistics.
 
     `slack` (B, …), of the output's shape, is there on a watched pass with rounding: for every x̂ in
     the input's box, a bound of |computed − exact| result, together with what float64 rounds when a
     linear function Λ of the result is taken back through the layer. Λ's bound loses |Λ| · slack.
-    `places` say, for each input, where linear bounds put what they bring back; none unless the visit is of a part of
+    `places` say, for each input, where linear bounds put what they bring back; none unless the record is of a part of
     the images (`windows`).
     """
 
@@ -117,23 +60,23 @@ class Visit(NamedTuple):
         """Of the first input."""
         return self.shapes[0]
 
-    def examples(self, chosen: slice | Tensor) -> "Visit":
-        """The visit of some of the batch."""
+    def examples(self, chosen: slice | Tensor) -> "LayerRecord":
+        """The record of some of the batch."""
         box = None if self.box is None else self.box.examples(chosen)
         slack = self.slack if self.slack is None or len(self.slack) == 1 else self.slack[chosen]
         return self._replace(box=box, slack=slack)
 
 
-# A box for a watched layer's input, from the layer, the visits that lead to it, the network's own input, and its box.
-Tighten = Callable[[nn.Module, list[Visit], Box, Box], Box]
+# A box for a watched layer's input, from the layer, the records that lead to it, the network's own input, and its box.
+Tighten = Callable[[nn.Module, list[LayerRecord], Box, Box], Box]
 
 
 class Passed(NamedTuple):
-    """What a pass leaves behind: the output's box, the head's input, and a visit for each call, in order."""
+    """What a pass leaves behind: the output's box, the head's input, and a record for each call, in order."""
 
     output: Box
     head_input: Box
-    visits: list[Visit]
+    records: list[LayerRecord]
 
 
 def interval_pass(
@@ -165,13 +108,13 @@ def interval_pass(
         )
     graph.check_input(box.radius.shape)
     values = {0: box}
-    visits: list[Visit] = []
+    records: list[LayerRecord] = []
     inputs: tuple[Box, ...] = ()
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
         layer = call.layer
         if tighten is not None and isinstance(layer, watch):
             value = call.inputs[0]
-            values[value] = tighten(layer, visits[:value], box, values[value])
+            values[value] = tighten(layer, records[:value], box, values[value])
         inputs = tuple(values[i] for i in call.inputs)
         shapes = tuple(box.radius.shape for box in inputs)
         expected = result_shape(call, shapes)
@@ -184,15 +127,15 @@ def interval_pass(
         check_results(call, expected, (*result, slack))
         values[number + 1] = result
         kept = inputs[0] if isinstance(layer, watch) else None
-        visits.append(Visit(call, shapes, expected, kept, statistics, slack))
+        records.append(LayerRecord(call, shapes, expected, kept, statistics, slack))
         for value in done:
             del values[value]
-    return Passed(values[len(graph.calls)], inputs[0], visits)
+    return Passed(values[len(graph.calls)], inputs[0], records)
 
 
-def taken_statistics(visits: Iterable[Visit]) -> list[Statistics]:
+def taken_statistics(records: Iterable[LayerRecord]) -> list[Statistics]:
     """What the BatchNorm layers that are in training have normalised by, in order."""
-    return [visit.statistics for visit in visits if visit.statistics is not None and visit.call.layer.training]
+    return [record.statistics for record in records if record.statistics is not None and record.call.layer.training]
 
 
 def box_statistics(layer: BatchNorm, box: Box, source: Source = batch_statistics) -> Statistics:
@@ -202,7 +145,7 @@ def box_statistics(layer: BatchNorm, box: Box, source: Source = batch_statistics
     return source(layer, box.centre if box.clean is None else box.clean)
 
 
-def boundable(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
+def checked_graph(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
     """The layers of `model`, each of them known to have a rule, for inputs of `shape` without the batch.
 
     Where no shape is given, the forward pass must not ask for any. Raises

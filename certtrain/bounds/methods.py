@@ -63,7 +63,7 @@ class LinearBounds:
 
     def _below(self, functions: Tensor) -> Tensor:
         batch, count, size = functions.shape
-        prefix = linear.Prefix(self.trace.visits, self.trace.start)
+        prefix = linear.Prefix(self.trace.records, self.trace.start)
         return self.follow(prefix, dense(functions), (batch, count), size)
 
 
@@ -117,7 +117,7 @@ class AlphaBounds:
 
     def _searched(self, chosen: Tensor, enough: float) -> LinearBounds:
         graph, x, eps, clip, settings = self.task
-        boxes = (visit.box.examples(chosen) for visit in self.crown.trace.visits if visit.box is not None)
+        boxes = (record.box.examples(chosen) for record in self.crown.trace.records if record.box is not None)
         narrow = tightened_from(boxes, settings)
         trace = trace_bounds(graph, x[chosen], eps, clip, with_clean=False, rounding=settings.rounding, tighten=narrow)
         return LinearBounds(trace, by_alpha(settings, enough=enough))

@@ -15,7 +15,7 @@ from torch.nn.modules import module as calling
 from torch.nn.parameter import is_lazy
 
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.rearranging import REARRANGING
+from certtrain.bounds.shape_layers import REARRANGING
 from certtrain.errors import UnsupportedLayer
 
 # Modules around a network, and where each keeps it.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import Box
+from certtrain.bounds.box import Box
 
 # An interval of an S-shaped function that is no wider than this has no chord.
 NARROW = 1e-3

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from certtrain.bounds.graph import LayerGraph, Shape
 from certtrain.bounds.modules import restored
-from certtrain.device import device_of
 from certtrain.errors import DataError, UnsupportedLayer
+from certtrain.runtime.device import device_of
 
 BATCH = 2
 # These compute nothing: they make other shapes and copies. What they give shows in the operations that take it.

@@ -16,19 +16,17 @@ Where the network might overflow, the radius is NaN, which no later layer mends.
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.rearranging import REARRANGING, Pad
 from certtrain.bounds.rounding import Rounding, enclosing, of_line
+from certtrain.bounds.shape_layers import REARRANGING, Pad
 from certtrain.bounds.statistics import BatchNorm, Statistics
-
-if TYPE_CHECKING:  # interval.py imports this file
-    from certtrain.bounds.interval import Box
 
 SMALLEST_VARIANCE = 2.0**-100  # below it, with its e, float32 keeps no relative accuracy in a BatchNorm's variance
 LOST = 8  # tiny numbers that go lost in one operation, its operands' among them
@@ -38,11 +36,11 @@ class Step(NamedTuple):
     """One layer with its rule, its input boxes and a BatchNorm's statistics."""
 
     layer: nn.Module
-    rule: Callable[..., "Box"]
-    inputs: tuple["Box", ...]
+    rule: Callable[..., Box]
+    inputs: tuple[Box, ...]
     statistics: Statistics | None
 
-    def apply(self, *inputs: "Box") -> "Box":
+    def apply(self, *inputs: Box) -> Box:
         """The rule's box, without rounding."""
         return self.rule(self.layer, *inputs, *(() if self.statistics is None else (self.statistics,)))
 
@@ -78,7 +76,7 @@ class Other(NamedTuple):
     growing: bool = False
 
 
-def rounded(rounding: Rounding, step: Step, *, with_slack: bool) -> tuple["Box", Tensor | None]:
+def rounded(rounding: Rounding, step: Step, *, with_slack: bool) -> tuple[Box, Tensor | None]:
     """The box (B, …) of one layer's computed results, and their slack (B, …) if it is asked for.
 
     The slack bounds |computed − exact| at every x̂ of the input boxes, together
@@ -94,7 +92,7 @@ def rounded(rounding: Rounding, step: Step, *, with_slack: bool) -> tuple["Box",
     return _other(rounding, step, OTHERS[kind](rounding, step.layer), with_slack)
 
 
-def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: "Box", logits: "Box") -> Tensor:
+def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, logits: Box) -> Tensor:
     """What two logits' errors (B, K) add to the radius of their difference, over what exact arithmetic gives.
 
     With a linear `head`, κ(|W|(|c| + r) + |b|) for each of the two, so that the
@@ -109,12 +107,12 @@ def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: "Box", 
     return whole * enclosing(terms.deployed, terms.length) + _floor(rounding, size, terms)
 
 
-def _magnitude(box: "Box") -> Tensor:
+def _magnitude(box: Box) -> Tensor:
     """The largest magnitude in the box, but for float64's rounding, for which all constants have room."""
     return box.centre.abs() + box.radius
 
 
-def _affine(rounding: Rounding, step: Step, terms: Affine, with_slack: bool) -> tuple["Box", Tensor | None]:
+def _affine(rounding: Rounding, step: Step, terms: Affine, with_slack: bool) -> tuple[Box, Tensor | None]:
     box, size = step.inputs[0], _magnitude(step.inputs[0])
     kappa = enclosing(terms.deployed, terms.length)
     added = floor = _floor(rounding, size, terms)
@@ -129,7 +127,7 @@ def _affine(rounding: Rounding, step: Step, terms: Affine, with_slack: bool) -> 
     return out._replace(radius=radius), whole * _of_line(terms.deployed, out, terms.length) + floor
 
 
-def _other(rounding: Rounding, step: Step, terms: Other, with_slack: bool) -> tuple["Box", Tensor | None]:
+def _other(rounding: Rounding, step: Step, terms: Other, with_slack: bool) -> tuple[Box, Tensor | None]:
     out = step.apply(*step.inputs)
     size, floor = _magnitude(out), LOST * rounding.tiny
     radius = torch.add(out.radius, size, alpha=enclosing(terms.deployed, terms.length))
@@ -141,7 +139,7 @@ def _other(rounding: Rounding, step: Step, terms: Other, with_slack: bool) -> tu
     return out._replace(radius=radius if terms.exact else radius + lost), slack if with_slack else None
 
 
-def _reshaping(rounding: Rounding, step: Step, with_slack: bool) -> tuple["Box", Tensor | None]:
+def _reshaping(rounding: Rounding, step: Step, with_slack: bool) -> tuple[Box, Tensor | None]:
     out, layer = step.apply(*step.inputs), step.layer
     slack = _magnitude(out) * _of_line(0.0, out, 0) if with_slack else None
     if isinstance(layer, Pad) and layer.value != 0:
@@ -157,7 +155,7 @@ def _stored(rounding: Rounding, layer: Pad) -> float:
     return enclosing(rounding.steps(1), 0)
 
 
-def _of_line(deployed: float, out: "Box", length: int) -> float:
+def _of_line(deployed: float, out: Box, length: int) -> float:
     """κ of the slack; the thousandth is for what rounds off where |Λ| · slack is summed."""
     return (deployed + of_line(out.radius[:1].numel() + length)) * 1.001
 

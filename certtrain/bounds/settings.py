@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from certtrain.deadline import NEVER, Deadline
 from certtrain.errors import MethodError
+from certtrain.runtime.deadline import NEVER, Deadline
 
 if TYPE_CHECKING:
     from certtrain.bounds.rounding import Rounding

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.box import Box, input_box
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import RULES, Box, Tighten, Visit, input_box, interval_pass, taken_statistics
+from certtrain.bounds.interval import RULES, LayerRecord, Tighten, interval_pass, taken_statistics
 from certtrain.bounds.rounded import logit_errors
 from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.statistics import Source, Statistics, batch_statistics
@@ -100,12 +101,12 @@ class BoundTrace:
     """One pass of a batch and its boxes.
 
     `start` is the box of the network's own inputs, `input` the one that the
-    normalisation layer hands on; `visits` say what each layer met.
+    normalisation layer hands on; `records` say what each layer met.
     """
 
     start: Box
     input: Box
-    visits: list[Visit]
+    records: list[LayerRecord]
     logits: Logits
 
     @property
@@ -116,13 +117,13 @@ class BoundTrace:
     @property
     def relu_boxes(self) -> list[tuple[str, Box]]:
         """The box at each ReLU's input, in the order of the forward pass."""
-        found = [(visit.call, visit.box) for visit in self.visits]
+        found = [(record.call, record.box) for record in self.records]
         return [(call.name, box) for call, box in found if isinstance(call.layer, nn.ReLU) and box is not None]
 
     @property
     def statistics(self) -> list[Statistics]:
         """What BatchNorm layers in training normalised by."""
-        return taken_statistics(self.visits)
+        return taken_statistics(self.records)
 
     @property
     def lower(self) -> Tensor:
@@ -162,7 +163,7 @@ def trace_bounds(
     box = input_box(x, eps, clip, with_clean=with_clean, rounding=rounding)
     passed = interval_pass(graph, box, watch=NONLINEAR, source=source, rounding=rounding, tighten=tighten)
     logits = Logits(passed.output, graph.head, passed.head_input, rounding)
-    return BoundTrace(box, _normalized(graph, box), passed.visits, logits)
+    return BoundTrace(box, _normalized(graph, box), passed.records, logits)
 
 
 def bound_logits(

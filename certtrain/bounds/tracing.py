@@ -16,10 +16,10 @@ from certtrain.bounds.contract import result_shape
 from certtrain.bounds.functions import Given, first_argument, layers_of, title, writes_over
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Shape
 from certtrain.bounds.modules import State, check_modules, is_layer, restored
-from certtrain.bounds.rearranging import REARRANGING, Concat
+from certtrain.bounds.shape_layers import REARRANGING, Concat
 from certtrain.bounds.symbols import LENGTH, Tracer, length_of_symbols
 from certtrain.errors import DataError, UnsupportedLayer
-from certtrain.shapes import SHAPE_OF
+from certtrain.spec.shapes import SHAPE_OF
 
 VALUES = "It is called with one input, and must not branch on its values, nor on how many of them there are."
 INSIDE = "model."

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.interval import Box, Place, Visit
+from certtrain.bounds.interval import LayerRecord, Place
 from certtrain.bounds.linear import Prefix, padding
 
 View = Callable[[Tensor], Tensor]
@@ -52,7 +53,7 @@ class Window(NamedTuple):
 
 def parts(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
     """Views of the prefix's result, and what each depends on; together they hold all that is `chosen` (B, …) of it."""
-    if chosen.dim() != 4 or not all(_is_local(visit) for visit in prefix.visits):
+    if chosen.dim() != 4 or not all(_is_local(record) for record in prefix.records):
         yield _all, prefix
         return
     side = min(MOST_WINDOWS, isqrt(int(chosen.flatten(1).sum(1).max()) // VALUES))
@@ -61,9 +62,9 @@ def parts(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
             yield window.of, seen_by(window, prefix)
 
 
-def _is_local(visit: Visit) -> bool:
+def _is_local(record: LayerRecord) -> bool:
     """Whether a window of the result depends on one window of each input, as in a sum of equal shapes."""
-    return isinstance(visit.call.layer, (nn.Conv2d, *POINTWISE)) and len(set(visit.shapes)) == 1
+    return isinstance(record.call.layer, (nn.Conv2d, *POINTWISE)) and len(set(record.shapes)) == 1
 
 
 def _all(images: Tensor) -> Tensor:
@@ -79,45 +80,45 @@ def _windows(height: int, width: int, side: int) -> Iterator[Window]:
 
 def seen_by(window: Window, prefix: Prefix) -> Prefix:
     """`prefix` cut down to what `window` of its result depends on."""
-    needed = {len(prefix.visits): window}
-    for number in reversed(range(len(prefix.visits))):
-        visit = prefix.visits[number]
+    needed = {len(prefix.records): window}
+    for number in reversed(range(len(prefix.records))):
+        record = prefix.records[number]
         if (after := needed.get(number + 1)) is not None:
-            before = _before(visit, after)
-            for value in visit.call.inputs:
+            before = _before(record, after)
+            for value in record.call.inputs:
                 needed[value] = needed[value].union(before) if value in needed else before
-    visits = [_cut(visit, needed, number) for number, visit in enumerate(prefix.visits)]
-    return Prefix(visits, needed[0].of_box(prefix.start))
+    records = [_cut(record, needed, number) for number, record in enumerate(prefix.records)]
+    return Prefix(records, needed[0].of_box(prefix.start))
 
 
-def _before(visit: Visit, after: Window) -> Window:
+def _before(record: LayerRecord, after: Window) -> Window:
     """What the window `after` of a layer's result depends on in its input."""
-    layer = visit.call.layer
+    layer = record.call.layer
     if not isinstance(layer, nn.Conv2d):
         return after
     ends = []
     for axis, (low, high) in enumerate(((after.top, after.bottom), (after.left, after.right))):
         step, reach = layer.stride[axis], layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-        size = visit.shape[2 + axis]
+        size = record.shape[2 + axis]
         first = min(max(low * step - padding(layer)[axis], 0), size - 1)
         last = min(max((high - 1) * step - padding(layer)[axis] + reach, first), size - 1)
         ends += [first, last + 1]
     return Window(*ends)
 
 
-def _cut(visit: Visit, needed: dict[int, Window], number: int) -> Visit:
-    """The visit of the part of the layer's input that is needed; as it is where the result is not used."""
+def _cut(record: LayerRecord, needed: dict[int, Window], number: int) -> LayerRecord:
+    """The record of the part of the layer's input that is needed; as it is where the result is not used."""
     after = needed.get(number + 1)
     if after is None:
-        return visit
-    before, layer = [needed[value] for value in visit.call.inputs], visit.call.layer
+        return record
+    before, layer = [needed[value] for value in record.call.inputs], record.call.layer
     convolves = isinstance(layer, nn.Conv2d)
     step, pad = (layer.stride, padding(layer)) if isinstance(layer, nn.Conv2d) else ((1, 1), (0, 0))
     starts = [(part.top - after.top * step[0] + pad[0], part.left - after.left * step[1] + pad[1]) for part in before]
-    return visit._replace(
-        shapes=tuple(torch.Size((*visit.shape[:2], *(part if convolves else after).size)) for part in before),
-        result=torch.Size((*visit.result[:2], *after.size)),
-        box=None if visit.box is None else after.of_box(visit.box),
-        slack=None if visit.slack is None else after.of(visit.slack),
+    return record._replace(
+        shapes=tuple(torch.Size((*record.shape[:2], *(part if convolves else after).size)) for part in before),
+        result=torch.Size((*record.result[:2], *after.size)),
+        box=None if record.box is None else after.of_box(record.box),
+        slack=None if record.slack is None else after.of(record.slack),
         places=tuple(Place(part.size, start) for part, start in zip(before, starts, strict=True)),
     )

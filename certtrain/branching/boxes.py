@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 
 from certtrain.bounds.alpha import tightened_from
+from certtrain.bounds.box import Box
 from certtrain.bounds.crown import tightened
 from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.interval import Box, interval_pass
+from certtrain.bounds.interval import interval_pass
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
@@ -24,8 +25,8 @@ def tight_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
     """
     wide = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=tightened(settings))
     if settings.deadline.over():
-        return Prefix(wide.visits, box)
+        return Prefix(wide.records, box)
     short = replace(settings, iterations=min(settings.iterations, STEPS), neurons=max(settings.neurons, UNITS))
-    narrow = tightened_from((visit.box for visit in wide.visits if visit.box is not None), short)
-    visits = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=narrow).visits
-    return Prefix(visits, box)
+    narrow = tightened_from((record.box for record in wide.records if record.box is not None), short)
+    records = interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=narrow).records
+    return Prefix(records, box)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Domains(NamedTuple):
-    """D domains of one root.
+    """D domains of one problem.
 
     signs: (D, T) of int8: 1 or −1 where a unit's input is not below or not above zero, 0 where nothing is decided.
     alphas, betas: (D, T), the best slopes and multipliers found.

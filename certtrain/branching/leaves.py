@@ -13,10 +13,10 @@ from torch import Tensor
 
 from certtrain.bounds.chunks import row_work, soon
 from certtrain.bounds.trace import NONLINEAR
-from certtrain.branching.bounding import bounded
+from certtrain.branching.bounds import bounded
 from certtrain.branching.domains import Domains
-from certtrain.branching.root import RECTIFIERS, Root
-from certtrain.deadline import NEVER, Deadline
+from certtrain.branching.problem import RECTIFIERS, Problem
+from certtrain.runtime.deadline import NEVER, Deadline
 
 ELASTIC = 1e4  # the most that all multipliers are together, in multiples of Λ's size: for domains that are empty
 
@@ -28,26 +28,26 @@ class Solved(NamedTuple):
     inputs: Tensor
 
 
-def affine(root: Root) -> bool:
+def affine(problem: Problem) -> bool:
     """Whether the network is affine wherever no rectifier's sign is open."""
-    layers = [visit.call.layer for visit in root.prefix.visits]
+    layers = [record.call.layer for record in problem.prefix.records]
     return not any(isinstance(layer, NONLINEAR) and not isinstance(layer, RECTIFIERS) for layer in layers)
 
 
 @torch.no_grad()
-def solved(root: Root, domain: Domains, deadline: Deadline = NEVER) -> Solved | None:
+def solved(problem: Problem, domain: Domains, deadline: Deadline = NEVER) -> Solved | None:
     """What becomes of one domain, of which no unit is open; None without SciPy, or if it finds nothing in time."""
     optimize = _scipy()
-    if optimize is None or not affine(root):
+    if optimize is None or not affine(problem):
         return None
     split = domain.signs[0].nonzero().squeeze(1)
-    parts = _affine_parts(root, domain, split, deadline)
+    parts = _affine_parts(problem, domain, split, deadline)
     if parts is None:
         return None
     matrix, constant = parts
-    count, start = len(root.functions), root.prefix.start
+    count, start = len(problem.functions), problem.prefix.start
     lower, upper = start.lower.flatten().tolist(), start.upper.flatten().tolist()
-    scale = max(root.scale.tolist(), default=1.0)
+    scale = max(problem.scale.tolist(), default=1.0)
     # Variables are the inputs, t above all functions, and e by which the signs may be missed.
     slack = torch.zeros(len(matrix), 2, dtype=matrix.dtype)
     slack[:count, 0], slack[count:, 1] = -1.0, -1.0
@@ -64,30 +64,30 @@ def solved(root: Root, domain: Domains, deadline: Deadline = NEVER) -> Solved | 
     inputs = torch.tensor(found.x[: len(lower)], dtype=matrix.dtype).view_as(start.centre).to(start.centre)
     duals = duals.clamp(min=0).to(start.centre)
     weights = duals[:count] / duals[:count].sum()
-    return Solved(_bound(root.weighed(weights), domain, split, duals[count:]), inputs)
+    return Solved(_bound(problem.weighed(weights), domain, split, duals[count:]), inputs)
 
 
-def _bound(root: Root, domain: Domains, split: Tensor, forces: Tensor) -> float:
+def _bound(problem: Problem, domain: Domains, split: Tensor, forces: Tensor) -> float:
     betas = torch.zeros_like(domain.betas, dtype=forces.dtype)
-    betas[0, split] = forces / root.scale[split]
-    return float(bounded(root, domain._replace(betas=betas)))
+    betas[0, split] = forces / problem.scale[split]
+    return float(bounded(problem, domain._replace(betas=betas)))
 
 
-def _affine_parts(root: Root, domain: Domains, split: Tensor, deadline: Deadline) -> tuple[Tensor, Tensor] | None:
+def _affine_parts(problem: Problem, domain: Domains, split: Tensor, deadline: Deadline) -> tuple[Tensor, Tensor] | None:
     """A and b of A x + b: the functions, and then −s·z of each split unit, which is not above zero in the domain.
 
     None if the deadline comes before they are computed.
     """
-    signs = torch.where(domain.signs == 0, root.stable.to(domain.signs.dtype), domain.signs)
-    start = root.prefix.start.centre
+    signs = torch.where(domain.signs == 0, problem.stable.to(domain.signs.dtype), domain.signs)
+    start = problem.prefix.start.centre
     each = torch.eye(start.numel(), dtype=start.dtype, device=start.device).view(-1, *start.shape[1:])
-    size = soon(len(each) + 1, row_work(root.prefix), deadline)
+    size = soon(len(each) + 1, row_work(problem.prefix), deadline)
     found = []
     for part in torch.split(torch.cat([torch.zeros_like(start), each]), size):
         if deadline.over():
             return None
-        logits, inputs = root.run(part, signs)
-        functions = logits @ root.functions.T + root.offsets
+        logits, inputs = problem.run(part, signs)
+        functions = logits @ problem.functions.T + problem.offsets
         found.append(torch.cat([functions, -inputs[:, split] * domain.signs[0, split]], 1).cpu())
     values = torch.cat(found)
     return (values[1:] - values[0]).T.contiguous(), values[0]

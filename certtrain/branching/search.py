@@ -9,24 +9,24 @@ from torch import Tensor
 
 from certtrain.bounds.chunks import row_bytes, row_work, soon
 from certtrain.bounds.settings import Settings
-from certtrain.branching.bounding import bounded, improved
-from certtrain.branching.choosing import Look, choose, look, sides
+from certtrain.branching.bounds import bounded, improved
 from certtrain.branching.domains import Domains, joined
 from certtrain.branching.leaves import solved
-from certtrain.branching.root import Root
+from certtrain.branching.problem import Problem
+from certtrain.branching.selection import Look, choose, look, sides
 from certtrain.branching.tree import Path, Tree
 
 AT_ROOT, AT_NODE = 50, 5  # steps of ascent
 MOST = 512  # domains at once
 AGAIN, AGAIN_STEPS = 200, 200  # domains and steps of ascent that a leaf may take when it is proved once more
-SPARE = 1.25  # times what rounding costs at the root is kept free for what it costs elsewhere
+SPARE = 1.25  # times what rounding costs at the problem is kept free for what it costs elsewhere
 
 Attack = Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a root.
+    """What became of a problem.
 
     bound: the least lower bound of the leaves that are closed; infinity if there are none.
     open: how many leaves are not closed. domains: how many were bounded.
@@ -45,8 +45,8 @@ class Outcome:
         return not self.broken and self.open == 0 and 0 < self.bound < torch.inf
 
 
-def branch_and_bound(root: Root, settings: Settings, *, attack: Attack = lambda inputs: False) -> Outcome:
-    """Split the box of `root` until one of its functions is above zero in every part.
+def branch_and_bound(problem: Problem, settings: Settings, *, attack: Attack = lambda inputs: False) -> Outcome:
+    """Split the box of `problem` until one of its functions is above zero in every part.
 
     `attack` is shown the inputs (D, …) where bounds have their least, and says
     True if one of them ends the search. What is open at the settings' deadline,
@@ -54,25 +54,25 @@ def branch_and_bound(root: Root, settings: Settings, *, attack: Attack = lambda 
     their memory, stays open, and so does a domain that has nothing to
     split and no bound above zero.
     """
-    search = Search(root, settings, attack)
-    search.begin(search.first(torch.zeros(1, root.units)))
+    search = Search(problem, settings, attack)
+    search.begin(search.first(torch.zeros(1, problem.units)))
     return search.run()
 
 
-def reproved(root: Root, leaves: Iterable[Path], settings: Settings) -> int:
+def reproved(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:
     """How many of the leaves are not proved, each from its splits alone. Raises ValueError for a unit unknown here.
 
     Where the bounds do not reach zero at once, a leaf may be split further.
     """
-    search, missing = Search(root, settings), 0
+    search, missing = Search(problem, settings), 0
     # One by one, as a file may hold long ways of units that are none, and as many at once as memory takes.
-    rows = (_signs(root, path) for path in leaves)
+    rows = (_signs(problem, path) for path in leaves)
     while part := list(islice(rows, search.most)):
-        left = torch.stack(part).to(root.prefix.start.radius.device)
+        left = torch.stack(part).to(problem.prefix.start.radius.device)
         left = left[~is_closed(search.bound(search.first(left), AT_ROOT))]
         left = left[~is_closed(search.bound(search.first(left), AGAIN_STEPS))] if len(left) else left
         if len(left):
-            again = Search(root, replace(settings, domains=AGAIN * len(left)))
+            again = Search(problem, replace(settings, domains=AGAIN * len(left)))
             again.begin(again.first(left))
             missing += 0 if again.run().proved else len(left)
     return missing
@@ -83,20 +83,20 @@ def is_closed(domains: Domains) -> Tensor:
     return (domains.bounds > 0) & domains.bounds.isfinite()
 
 
-def _signs(root: Root, path: Path) -> Tensor:
+def _signs(problem: Problem, path: Path) -> Tensor:
     """(T,) of one leaf."""
-    signs = torch.zeros(root.units, dtype=torch.int8)
+    signs = torch.zeros(problem.units, dtype=torch.int8)
     for unit, sign in path:
-        signs[root.index(unit)] = sign
+        signs[problem.index(unit)] = sign
     return signs
 
 
 class Search:
     """Domains that wait, those that are closed, and the tree that they are parts of."""
 
-    def __init__(self, root: Root, settings: Settings, attack: Attack = lambda inputs: False) -> None:
-        self.root, self.settings, self.attack = root, settings, attack
-        self.fast = root.fast()
+    def __init__(self, problem: Problem, settings: Settings, attack: Attack = lambda inputs: False) -> None:
+        self.problem, self.settings, self.attack = problem, settings, attack
+        self.fast = problem.fast()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
         self.domains, self.broken, self.stuck = 0, False, False
         self.most = self._most()
@@ -105,20 +105,20 @@ class Search:
 
     def _most(self) -> int:
         """How many domains at once: those that memory holds and, with a deadline, a step takes well under a second."""
-        work = row_work(self.fast.prefix, gradients=True) * len(self.root.functions)
+        work = row_work(self.fast.prefix, gradients=True) * len(self.problem.functions)
         held = self.settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))
         return max(1, soon(min(MOST, held), work, self.settings.deadline))
 
     def _cost(self) -> float:
-        """What rounding takes off the bound at the root: the search aims at that much more than zero."""
-        first = self.first(torch.zeros(1, self.root.units))
-        cost = bounded(self.fast, first).double() - bounded(self.root, first)
+        """What rounding takes off the bound at the problem: the search aims at that much more than zero."""
+        first = self.first(torch.zeros(1, self.problem.units))
+        cost = bounded(self.fast, first).double() - bounded(self.problem, first)
         return float(cost.clamp(min=0).nan_to_num(0.0))
 
     def first(self, signs: Tensor) -> Domains:
         """Domains of these signs (D, T), with the slopes that their boxes give."""
         like = self.fast.prefix.start.radius
-        alphas = like.new_zeros(self.root.units)
+        alphas = like.new_zeros(self.problem.units)
         for number, slopes in self.fast.slopes(self.fast.prefix).items():
             alphas[self.fast.parts[number]] = slopes.first.flatten()
         nothing = like.new_zeros(signs.shape)
@@ -136,9 +136,9 @@ class Search:
         What is known of a domain holds in its parts. NaN and infinity are no bounds.
         """
         found = improved(self.fast, domains, steps, self.settings.deadline)
-        bounds, hopeful = found.bounds.to(self.root.prefix.start.radius), found.bounds > -self.spare
+        bounds, hopeful = found.bounds.to(self.problem.prefix.start.radius), found.bounds > -self.spare
         if bool(hopeful.any()):
-            bounds[hopeful] = bounded(self.root, found.take(hopeful))
+            bounds[hopeful] = bounded(self.problem, found.take(hopeful))
         bounds = bounds.where(bounds < torch.inf, -torch.inf)
         return found._replace(bounds=torch.maximum(bounds, domains.bounds.to(bounds)))
 
@@ -172,7 +172,7 @@ class Search:
         for row in range(domains.total):
             if self.settings.deadline.over():
                 return False
-            leaf = solved(self.root, domains.take(slice(row, row + 1)), self.settings.deadline)
+            leaf = solved(self.problem, domains.take(slice(row, row + 1)), self.settings.deadline)
             self.broken = leaf is not None and self.attack(leaf.inputs)
             self.stuck = not self.broken and (leaf is None or not 0 < leaf.bound < torch.inf)
             if self.broken or self.stuck or leaf is None:
@@ -186,7 +186,7 @@ class Search:
             self.waiting.append(domains)
             return
         each = zip(domains.nodes.tolist(), units.tolist(), strict=True)
-        nodes = torch.tensor([self.tree.split(node, self.root.unit(unit)) for node, unit in each]).to(units)
+        nodes = torch.tensor([self.tree.split(node, self.problem.unit(unit)) for node, unit in each]).to(units)
         halves = [sides(domains, units, sign)._replace(nodes=own) for sign, own in zip((1, -1), nodes.T, strict=True)]
         self._sort(self.bound(joined(halves), AT_NODE))
 

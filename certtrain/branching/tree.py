@@ -1,6 +1,6 @@
-"""The tree of splits: which unit each domain was split by. Its leaves, all proved, prove the root.
+"""The tree of splits: which unit each domain was split by. Its leaves, all proved, prove the problem.
 
-As text, a tree is read from its root: a split is the unit's visit and place,
+As text, a tree is read from its problem: a split is the unit's record and place,
 "4:17", and then the trees of its two sides, where its input is not below zero
 and where it is not above; a leaf is ".". Nothing can be left out of it: a
 text that ends early or late is no tree.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from certtrain.branching.root import Unit
+from certtrain.branching.problem import Unit
 
 LEAF = "."
 UNIT = re.compile(r"(0|[1-9][0-9]{0,8}):(0|[1-9][0-9]{0,8})")
@@ -20,7 +20,7 @@ Path = tuple[tuple[Unit, int], ...]
 
 @dataclass
 class Tree:
-    """`splits` of nodes: the unit, and the numbers of the two sides' nodes. Node 0 is the root."""
+    """`splits` of nodes: the unit, and the numbers of the two sides' nodes. Node 0 is the problem."""
 
     splits: dict[int, tuple[Unit, int, int]] = field(default_factory=dict)
     nodes: int = 1
@@ -48,7 +48,7 @@ class Tree:
                 yield LEAF
                 continue
             unit, above, under = self.splits[node]
-            yield f"{unit.visit}:{unit.place}"
+            yield f"{unit.record}:{unit.place}"
             below += [under, above]
 
 

@@ -15,15 +15,15 @@ from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model
 from certtrain.data import ImageSet, to_unit
-from certtrain.device import device_of
 from certtrain.errors import CertificateError
 from certtrain.network.modelfile import Classifier
-from certtrain.precision import tensor_cores
+from certtrain.runtime.device import device_of
+from certtrain.runtime.precision import tensor_cores
 from certtrain.verification.certificate import CLIP
-from certtrain.verification.completing import COMPLETE, Completing
-from certtrain.verification.points import count
-from certtrain.verification.rounds import assumptions_of, methods_of, points_at_once, step_named
-from certtrain.verification.stages import Batch, classified, fooled
+from certtrain.verification.complete import COMPLETE, CompleteStep
+from certtrain.verification.methods import assumptions_of, methods_of, points_at_once, step_named
+from certtrain.verification.results import count
+from certtrain.verification.steps import Batch, classified, fooled
 from certtrain.verification.verify import check_fit, network_of
 
 # Two machines sum the same float64 terms in different orders. The sum of 10⁴ terms up to 10³ is then uncertain by
@@ -225,7 +225,7 @@ class _Again:
 
     def _trees(self) -> Judge:
         """Each leaf of each tree is bounded again, from its splits alone."""
-        step = Completing(self.model, self.header.arithmetic, self.header.bounds.settings(self.memory))
+        step = CompleteStep(self.model, self.header.arithmetic, self.header.bounds.settings(self.memory))
 
         def judge(records: Sequence[Record]) -> Iterator[str]:
             batch = self._batch(records)

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from certtrain.bounds.settings import DEFAULT, Settings
-from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError
+from certtrain.spec.epsilon import parse_eps
 from certtrain.verdicts import Verdict
-from certtrain.verification.completing import COMPLETE
-from certtrain.verification.stages import INFERENCE
+from certtrain.verification.complete import COMPLETE
+from certtrain.verification.steps import INFERENCE
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]

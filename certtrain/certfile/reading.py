@@ -14,7 +14,7 @@ from certtrain.certfile.lines import Header, Line, Record, Seal, decode
 from certtrain.errors import CertificateError
 from certtrain.storage import check_certificate_file
 from certtrain.verdicts import VERDICTS
-from certtrain.verification.points import Point
+from certtrain.verification.results import Point
 
 MOST = 1 << 22  # bytes that a line has room for, its counterexample apart; trees take most of them
 L = TypeVar("L", bound=Line)

@@ -24,14 +24,14 @@ from certtrain.certfile.lines import (
 )
 from certtrain.certfile.reading import Contents, read_certificates
 from certtrain.data import ImageSet
-from certtrain.epsilon import exact_eps
 from certtrain.errors import CertificateError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, versions
+from certtrain.spec.epsilon import exact_eps
 from certtrain.storage import append, make_folder, truncate, write_atomic
 from certtrain.verification.certificate import CLIP, VERDICTS_ALONE
-from certtrain.verification.points import Point, count
-from certtrain.verification.rounds import assumptions_of
+from certtrain.verification.methods import assumptions_of
+from certtrain.verification.results import Point, count
 from certtrain.verification.verify import network_of
 
 

@@ -26,13 +26,13 @@ from certtrain.cli.options import (
     png_file,
     resolve_preset,
 )
-from certtrain.epsilon import format_eps
+from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:
     from certtrain.data import ImageSet
-    from certtrain.inspection.growth import SchemeGrowth
-    from certtrain.preset import Preset
-    from certtrain.preset import Scheme as SchemeName
+    from certtrain.diagnostics.growth import SchemeGrowth
+    from certtrain.spec.preset import Preset
+    from certtrain.spec.preset import Scheme as SchemeName
 
 DEEPEST = 512  # layers of a depth sweep
 FEW_SEEDS = 3
@@ -128,13 +128,13 @@ def init(
     check_targets(force, out, plot)
     from certtrain import render
     from certtrain.data import load_images
-    from certtrain.network.source import settle
+    from certtrain.network.source import resolve_module
 
     if plot is not None:
         check_plots()
     with render.loading() as report:
         images = load_images(resolved.data.name, "train", data_dir=data_dir, on_progress=report)
-    resolved = settle(resolved, images)
+    resolved = resolve_module(resolved, images)
     numbers = range(resolved.seed, resolved.seed + (seeds or FEW_SEEDS))
     view = _View(resolved, images, numbers, limit, compute_device(device), plot, as_json)
     facts = view.sweep(sweep_depth) if sweep_depth else view.compare() if compare else view.show()
@@ -163,9 +163,9 @@ class _View:
     def show(self) -> dict[str, Any]:
         """The preset's own network."""
         from certtrain import render
-        from certtrain.inspection.findings import AT_START, worst
-        from certtrain.inspection.growth import SchemeGrowth
-        from certtrain.inspection.inspecting import inspect_initial
+        from certtrain.diagnostics.findings import AT_START, worst
+        from certtrain.diagnostics.growth import SchemeGrowth
+        from certtrain.diagnostics.model_states import inspect_initial
 
         examples, preset = self._examples(MANY), self.preset
         network = inspect_initial(preset, self.images, preset.init, examples=examples, device=self.place)
@@ -178,7 +178,7 @@ class _View:
     def compare(self) -> dict[str, Any]:
         """The preset's network by all schemes."""
         from certtrain import render
-        from certtrain.inspection.growth import compare_schemes
+        from certtrain.diagnostics.growth import compare_schemes
 
         examples = self._examples(MANY)
         with self._progress() as report:
@@ -200,7 +200,7 @@ class _View:
     def sweep(self, depths: Sequence[int]) -> dict[str, Any]:
         """Plain networks of several depths by all schemes."""
         from certtrain import render
-        from certtrain.inspection.growth import describe_plain, plain_preset, sweep_depth
+        from certtrain.diagnostics.growth import describe_plain, plain_preset, sweep_depth
 
         examples = self._examples(FEW)
         with self._progress() as report:
@@ -253,7 +253,7 @@ class _View:
 
 
 def _save(preset: "Preset", images: "ImageSet", out: Path) -> None:
-    from certtrain.network.assemble import describe, make_network
+    from certtrain.network.assembly import describe, make_network
     from certtrain.network.modelfile import save_model
 
     network, _ = make_network(preset, images)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError, StorageError
+from certtrain.spec.epsilon import parse_eps
 
 if TYPE_CHECKING:
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
-    from certtrain.preset import Preset
+    from certtrain.spec.preset import Preset
 
 
 class Device(StrEnum):
@@ -86,7 +86,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace files that are the
 
 def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) -> "Preset":
     """The preset with the fields that --set and the options of their own replace; the options win."""
-    from certtrain.preset import load_preset, parse_override, preset_names
+    from certtrain.spec.preset import load_preset, parse_override, preset_names
 
     if name is None:
         raise typer.BadParameter(f"missing; shipped presets: {', '.join(preset_names())}", param_hint="--preset")
@@ -106,7 +106,7 @@ def check_data(preset: "Preset", data_dir: Path | None) -> None:
 
 def _check_source(preset: "Preset") -> None:
     """See, before torch is loaded, that the file of a network of the user's own is there."""
-    from certtrain.layers import Module
+    from certtrain.spec.layers import Module
     from certtrain.storage import check_source
 
     if isinstance(preset.model, Module) and isinstance(preset.model.source, str):
@@ -114,8 +114,8 @@ def _check_source(preset: "Preset") -> None:
 
 
 def compute_device(device: Device) -> str:
-    from certtrain.allocator import keep_freed_memory
-    from certtrain.device import choose_device
+    from certtrain.runtime.allocator import keep_freed_memory
+    from certtrain.runtime.device import choose_device
 
     keep_freed_memory()
     return choose_device(device.value)
@@ -138,7 +138,7 @@ def open_model(path: Path, device: Device) -> "Classifier":
 
 def open_split(model: "Classifier", split: Split, data_dir: Path | None, limit: int | None) -> "ImageSet":
     from certtrain import render
-    from certtrain.network.assemble import load_split
+    from certtrain.network.assembly import load_split
 
     with render.loading() as report:
         return load_split(model.metadata, split.value, data_dir, report).take(limit)

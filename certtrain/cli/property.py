@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from certtrain.attack import PGD
 
-METHODS = ("crown-ibp", "complete", "milp")  # those of certtrain.verification.deciding, which loads torch
+METHODS = ("crown-ibp", "complete", "milp")  # those of certtrain.properties.decide, which loads torch
 
 
 def check_property(model: Path, vnnlib: Path, method: str) -> None:
@@ -28,7 +28,7 @@ def verify_property(
     from certtrain import render
     from certtrain.interchange.onnxfile import open_network
     from certtrain.interchange.vnnlib import read_property
-    from certtrain.verification.deciding import decide
+    from certtrain.properties.decide import decide
 
     asked = read_property(vnnlib)
     network, shape = open_network(model)

@@ -24,7 +24,7 @@ from certtrain.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from certtrain.inspection.looking import Look
+    from certtrain.diagnostics.comparison import Look
 
 Models = Annotated[
     list[Path],
@@ -88,7 +88,7 @@ def stats(
     if plot is not None:
         check_plots()
     from certtrain import render
-    from certtrain.inspection.looking import Look
+    from certtrain.diagnostics.comparison import Look
 
     with render.loading() as report:
         look = Look(eps, split.value, limit, batch_size, compute_device(device), data_dir, report, render.note)
@@ -118,7 +118,7 @@ class _Results(NamedTuple):
 def _models(paths: Sequence[Path], look: "Look") -> _Results:
     """One model, or several side by side."""
     from certtrain import render
-    from certtrain.inspection.looking import look_at, model_rows
+    from certtrain.diagnostics.comparison import look_at, model_rows
 
     looked = look_at(paths, look)
 
@@ -139,7 +139,7 @@ def _models(paths: Sequence[Path], look: "Look") -> _Results:
 def _run(run: Path, look: "Look") -> _Results:
     """One run over its epochs."""
     from certtrain import render
-    from certtrain.inspection.looking import epoch_rows, follow
+    from certtrain.diagnostics.comparison import epoch_rows, follow
 
     history, looked = follow(run, look)
     stages = () if looked is None else looked.models

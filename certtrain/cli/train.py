@@ -25,7 +25,7 @@ from certtrain.cli.options import (
 from certtrain.cli.stopping import Stopper, seconds
 
 if TYPE_CHECKING:
-    from certtrain.preset import Preset
+    from certtrain.spec.preset import Preset
     from certtrain.training.events import Event, Listener
 
 
@@ -98,11 +98,11 @@ def train(
     place = compute_device(device)
     with joined(place) as group, render.training_view(as_json, silent=not group.leads) as view:
         listeners = [view, *_tensorboard(tensorboard)]
-        surroundings = trainer.Surroundings(data_dir, place, stop.reason, _all(listeners), group)
+        context = trainer.RunContext(data_dir, place, stop.reason, _all(listeners), group)
         if resolved is not None:
-            trainer.train(resolved, out or _new_folder(resolved), surroundings)
+            trainer.train(resolved, out or _new_folder(resolved), context)
         elif resume is not None:
-            trainer.resume(resume, surroundings)
+            trainer.resume(resume, context)
     if stop.interrupted:
         raise typer.Exit(128 + signal.SIGINT)
 

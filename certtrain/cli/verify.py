@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from certtrain.certfile import Writer
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
-    from certtrain.verification.points import Point
+    from certtrain.verification.results import Point
 
 
 class Method(StrEnum):

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from certtrain.data import ImageSet, to_unit
-from certtrain.device import device_of
-from certtrain.epsilon import format_eps
 from certtrain.errors import DataError, StorageError
 from certtrain.interchange.vnnlib import robustness_text
 from certtrain.network.modelfile import Classifier, versions
+from certtrain.runtime.device import device_of
+from certtrain.spec.epsilon import format_eps
 from certtrain.storage import write_atomic
 from certtrain.verdicts import correct_points
 from certtrain.verification.verify import check_fit

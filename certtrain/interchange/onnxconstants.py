@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from certtrain.interchange.onnxvalues import BATCH, Constant, Node, array, extra
-from certtrain.shapes import MOST_VALUES
+from certtrain.spec.shapes import MOST_VALUES
 
 Sizes = Callable[[list[Tensor]], int]  # the most values that the result can have
 

@@ -24,12 +24,12 @@ from certtrain.interchange.onnxoperators import OPERATORS, checked
 from certtrain.interchange.onnxshaping import materialized
 from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, Shape, Value, array, extra
 from certtrain.interchange.packed import ending
-from certtrain.layers import INPUT, SECTIONS, Graph, Layer
 from certtrain.network.graphs import GraphNetwork, build_graph
 from certtrain.network.modelfile import load_model
-from certtrain.preset import explain
-from certtrain.shapes import MOST_VALUES
-from certtrain.shapes import RULES as SHAPES
+from certtrain.spec.layers import INPUT, SECTIONS, Graph, Layer
+from certtrain.spec.preset import explain
+from certtrain.spec.shapes import MOST_VALUES
+from certtrain.spec.shapes import RULES as SHAPES
 
 DOMAINS = ("", "ai.onnx")  # two names of the standard's own operators
 

@@ -9,7 +9,7 @@ from typing import Any
 from certtrain.errors import ModelFileError
 from certtrain.interchange.onnxvalues import extra
 from certtrain.interchange.packed import is_packed, read_whole
-from certtrain.shapes import MOST_VALUES
+from certtrain.spec.shapes import MOST_VALUES
 
 MOST_BYTES = 2**31 - 1  # protobuf takes no more
 MOST_UNPACKED = 2**30

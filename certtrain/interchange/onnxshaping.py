@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from certtrain.bounds.rearranging import Pad
+from certtrain.bounds.shape_layers import Pad
 from certtrain.interchange.onnxvalues import BATCH, Constant, Node, Shape, Value
-from certtrain.layers import INPUT
 from certtrain.network.graphs import TYPES
+from certtrain.spec.layers import INPUT
 
 if TYPE_CHECKING:
     from certtrain.interchange.onnxfile import Reader

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
+from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.errors import UnsupportedLayer
 
 Shape = tuple[int, ...]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from certtrain.errors import PropertyError
 from certtrain.interchange.packed import read_whole
-from certtrain.verification.properties import Case, Property, exact_box
+from certtrain.properties.cases import Case, Property, exact_box
 
 MOST_CASES = 10_000  # of the disjunctive normal form
 MOST_BYTES = 2**27

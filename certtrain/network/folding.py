@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from certtrain.architecture import Architecture
 from certtrain.bounds.contract import result_shape
 from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.errors import UnsupportedLayer
-from certtrain.layers import Graph
 from certtrain.network.graphs import graph_of, layers_of
 from certtrain.network.modelfile import Classifier, Metadata
 from certtrain.network.models import InputSpec, build_model
+from certtrain.spec.architecture import Architecture
+from certtrain.spec.layers import Graph
 
 NOTE = "BatchNorm folded; the results were measured before that"
 NOTE_OF_SOME = "BatchNorm folded where it follows a layer with weights; the results were measured before that"

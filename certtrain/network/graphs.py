@@ -12,9 +12,9 @@ from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.bounds.interval import RULES
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import NetworkError, UnsupportedLayer
-from certtrain.layers import DEEPEST, INPUT, SECTIONS, Graph, Layer, Shared
-from certtrain.preset import explain
-from certtrain.shapes import graph_shapes
+from certtrain.spec.layers import DEEPEST, INPUT, SECTIONS, Graph, Layer, Shared
+from certtrain.spec.preset import explain
+from certtrain.spec.shapes import graph_shapes
 
 TYPES = {layer.__name__: layer for layer in RULES}
 COMPLAINTS = (RuntimeError, ValueError, TypeError, OverflowError)  # torch's, of a layer that cannot be

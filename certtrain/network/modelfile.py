@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from certtrain.architecture import Architecture
 from certtrain.errors import DataError, ModelFileError, NetworkError
 from certtrain.network.models import InputSpec, build_model
-from certtrain.preset import explain
+from certtrain.spec.architecture import Architecture
+from certtrain.spec.preset import explain
 from certtrain.storage import check_model_file, write_atomic
 
 KEY = "certtrain"  # the entry of the file's header that holds the metadata

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from certtrain.architecture import CNN, CNN7, DM, MLP, Architecture, Residual, ResNeXt, WideResNet
 from certtrain.bounds.graph import Normalize
 from certtrain.errors import DataError
-from certtrain.layers import Graph
 from certtrain.network.blocks import Layers, ResidualBlock, Shape, append_layer, output_shape
 from certtrain.network.graphs import build_graph
-from certtrain.section import Section
+from certtrain.spec.architecture import CNN, CNN7, DM, MLP, Architecture, Residual, ResNeXt, WideResNet
+from certtrain.spec.layers import Graph
+from certtrain.spec.section import Section
 
 
 @dataclass(frozen=True)

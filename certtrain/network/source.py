@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import boundable
+from certtrain.bounds.interval import checked_graph
 from certtrain.data import ImageSet
 from certtrain.errors import NetworkError, UnsupportedLayer
-from certtrain.layers import Dropout, Graph, Module, Origin
 from certtrain.network.graphs import Found, GraphNetwork, check_logits, graph_of
-from certtrain.preset import Preset
+from certtrain.spec.layers import Dropout, Graph, Module, Origin
+from certtrain.spec.preset import Preset
 from certtrain.storage import check_source
 
 Shape = tuple[int, int, int]
@@ -31,7 +31,7 @@ Code = (Exception, SystemExit)  # all that a file of the user's can raise, but f
 OURS = ("<", str(Path(__file__).parent), str(Path(torch.__file__).parent))  # the start of files that are not the user's
 
 
-def settle(preset: Preset, train: ImageSet) -> Preset:
+def resolve_module(preset: Preset, train: ImageSet) -> Preset:
     """The preset with its network as layers: those of the module that the user's code makes for these images.
 
     A preset without such code is given back as it is. Raises NetworkError that
@@ -45,7 +45,7 @@ def settle(preset: Preset, train: ImageSet) -> Preset:
 
 
 def read_network(module: Module, shape: Shape, classes: int) -> Graph:
-    """The layers of a user's network for images of `shape` (C, H, W). Raises as `settle`."""
+    """The layers of a user's network for images of `shape` (C, H, W). Raises as `resolve_module`."""
     with _strangers():
         maker = _maker(module)
         network = _call(maker, module.arguments, shape, classes)
@@ -198,7 +198,7 @@ def _logits(title: str, network: nn.Module, x: Tensor) -> Tensor:
 def _layers(title: str, network: nn.Module, shape: Shape) -> Found:
     """Its layers, which must be the same in training and in evaluation."""
     try:
-        trained, found = (graph_of(boundable(network.train(mode), shape)) for mode in (True, False))
+        trained, found = (graph_of(checked_graph(network.train(mode), shape)) for mode in (True, False))
     except UnsupportedLayer as error:
         raise UnsupportedLayer(f"{title}: {error}") from error
     except Code as error:

@@ -10,7 +10,7 @@ from certtrain.formats import number
 from certtrain.render.pieces import out, say
 
 if TYPE_CHECKING:
-    from certtrain.verification.deciding import Decision
+    from certtrain.properties.decide import Decision
 
 MEANINGS = {
     "unsat": ("the property holds: no input of the box has such outputs", "bold green"),

@@ -13,10 +13,10 @@ from certtrain.formats import column, number, percent, times
 from certtrain.render.pieces import BAR, growth_text, legend, new_table, out, say, state_bar
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
-    from certtrain.inspection.findings import Finding, LayerMeans, LayerState
-    from certtrain.inspection.following import EpochRecord, History
-    from certtrain.inspection.growth import DepthSweep, LayerGrowth, SchemeGrowth, Spread
-    from certtrain.inspection.inspecting import InitialNetwork, ModelStates
+    from certtrain.diagnostics.epochs import EpochRecord, History
+    from certtrain.diagnostics.findings import Finding, LayerMeans, LayerState
+    from certtrain.diagnostics.growth import DepthSweep, LayerGrowth, SchemeGrowth, Spread
+    from certtrain.diagnostics.model_states import InitialNetwork, ModelStates
 
 MOST_EPOCHS = 40  # that a table shows
 GREY = "bright_black"
@@ -53,7 +53,7 @@ def tell(sentences: Iterable[str], fine: str = "") -> None:
 
 def _tell_first(about: str, findings: Sequence[Finding], fine: str = "") -> None:
     """Of one of several networks the worst layer's sentence, and how many more layers are bad."""
-    from certtrain.inspection.findings import first_in_words
+    from certtrain.diagnostics.findings import first_in_words
 
     tell([f"{about}: {first_in_words(findings)}"] if findings else [], fine)
 
@@ -86,7 +86,7 @@ def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> Re
         ratios = _ratios(layer) * with_ratios
         bar = [state_bar(layer, min(48, room - 2))] * with_bar
         table.add_row(layer.name, growth_text(layer), *_states(layer), *ratios, *bar)
-    from certtrain.inspection.findings import first_in_words
+    from certtrain.diagnostics.findings import first_in_words
 
     sentences = [Text(f"! {first_in_words(findings)}", style=WARNING)] if findings else []
     return Group(table, *sentences)
@@ -94,7 +94,7 @@ def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> Re
 
 def show_states(model: ModelStates, title: str) -> None:
     """All numbers of each ReLU layer, in two tables that fit a narrow terminal, and what is wrong."""
-    from certtrain.inspection.findings import in_words
+    from certtrain.diagnostics.findings import in_words
 
     out.print(Text(title, style="italic"))
     states = new_table("layer", "units", "active", "unstable", "inactive", "dead")
@@ -147,8 +147,8 @@ def _explain_numbers() -> None:
 
 def show_history(history: History, stages: Sequence[ModelStates], titles: tuple[str, str]) -> None:
     """A run's epochs as they were trained, then its checkpoints at one ε, and when it was at its worst."""
-    from certtrain.inspection.findings import MOST
-    from certtrain.inspection.inspecting import worst_models  # torch is there by now
+    from certtrain.diagnostics.findings import MOST
+    from certtrain.diagnostics.model_states import worst_models  # torch is there by now
 
     out.print(Text(titles[0], style="italic"))
     table = new_table("epoch", "ε", "certified", "unstable", "inactive", "dead", "growth", "trouble")
@@ -219,7 +219,7 @@ def _after(stage: ModelStates) -> str:
 
 def show_initial(network: InitialNetwork, title: str, findings: Sequence[Finding]) -> None:
     """One network before training: what was done to each layer, and how its bounds grow."""
-    from certtrain.inspection.findings import in_words
+    from certtrain.diagnostics.findings import in_words
 
     out.print(Text(f"{network.scheme} initialisation", style="italic"))
     records = new_table("layer", "fan-in", "std of the weights", "halved")
@@ -285,7 +285,7 @@ def _growth_table(title: str, names: Sequence[str], schemes: Sequence[Sequence[L
 
 def _spread(growth: Spread) -> Text:
     """The mean and, of several seeds, the standard deviation as a share of it; red where bounds explode."""
-    from certtrain.inspection.findings import EXPLODING
+    from certtrain.diagnostics.findings import EXPLODING
 
     text = times(growth.mean)
     if len(growth.values) > 1:

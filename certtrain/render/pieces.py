@@ -11,7 +11,7 @@ from rich.text import Text
 from certtrain.formats import times
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
-    from certtrain.inspection.findings import LayerState
+    from certtrain.diagnostics.findings import LayerState
 
 BAR = 20  # characters of a layer's bar
 STATES = (("active", "█", "green"), ("unstable", "▒", "yellow"), ("inactive", "░", "bright_black"))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from certtrain.epsilon import format_eps
 from certtrain.formats import percent
 from certtrain.render.pieces import new_table, out, say
 from certtrain.render.verification import stage_table, unfinished
+from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.interchange.export import Comparison

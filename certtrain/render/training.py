@@ -23,12 +23,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from certtrain.epsilon import format_eps
 from certtrain.formats import clock, percent, times
-from certtrain.layers import Graph
 from certtrain.render.layers import live_layers
 from certtrain.render.pieces import out
 from certtrain.render.results import show_json, show_report
+from certtrain.spec.epsilon import format_eps
+from certtrain.spec.layers import Graph
 from certtrain.training.events import (
     Compiling,
     EpochDone,
@@ -44,7 +44,7 @@ from certtrain.training.events import (
 )
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
-    from certtrain.inspection.findings import Finding, LayerState
+    from certtrain.diagnostics.findings import Finding, LayerState
 
 COMPILING = "compiling the step"
 SILENCE = 60.0  # seconds: in a log a line comes at least as often
@@ -72,7 +72,7 @@ def _stopped(event: Stopped) -> str:
 
 def _findings(eps: float | None, layers: Sequence[LayerState]) -> list[Finding]:
     """What is wrong with each bad layer, the worst first; before the ramp there is no box that could be too wide."""
-    from certtrain.inspection.findings import worst
+    from certtrain.diagnostics.findings import worst
 
     return worst(layers) if eps else []
 
@@ -203,7 +203,7 @@ class PlainView:
         )
 
     def _layers(self, event: EpochDone) -> str:
-        from certtrain.inspection.findings import layer_means
+        from certtrain.diagnostics.findings import layer_means
 
         means = layer_means(event.layers)
         shares = f"unstable {percent(means.unstable)}  dead {percent(means.dead)}  growth {times(means.largest_growth)}"
@@ -211,7 +211,7 @@ class PlainView:
 
     def _explain(self, findings: Sequence[Finding]) -> None:
         """The worst one, if it has not been said before; the training itself notes an explosion."""
-        from certtrain.inspection.findings import first_in_words
+        from certtrain.diagnostics.findings import first_in_words
 
         news = [f for f in findings[:1] if f.kind != "exploding" and (f.layer, f.kind) not in self.said]
         for finding in news:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from certtrain.epsilon import format_eps
 from certtrain.formats import number
 from certtrain.render.pieces import err, new_table, out, say
+from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.certfile import Checked
-    from certtrain.verification.points import Point
+    from certtrain.verification.results import Point
     from certtrain.verification.verify import Report
 
 GREY = "bright_black"

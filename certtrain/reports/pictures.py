@@ -5,11 +5,11 @@ from colorsys import hls_to_rgb
 from itertools import cycle, islice
 from typing import TypeVar
 
-from certtrain.epsilon import format_eps
 from certtrain.reports import html
 from certtrain.reports.curves import Curve, Epochs, draw_curves, draw_shares
 from certtrain.reports.html import Html
 from certtrain.runs.history import Run
+from certtrain.spec.epsilon import format_eps
 
 T = TypeVar("T")
 

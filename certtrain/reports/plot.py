@@ -11,11 +11,11 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from certtrain.diagnostics.epochs import History
+from certtrain.diagnostics.findings import LayerState, layer_means
+from certtrain.diagnostics.growth import DepthSweep, SchemeGrowth, Spread
+from certtrain.diagnostics.model_states import ModelStates
 from certtrain.errors import MissingExtra, RunError
-from certtrain.inspection.findings import LayerState, layer_means
-from certtrain.inspection.following import History
-from certtrain.inspection.growth import DepthSweep, SchemeGrowth, Spread
-from certtrain.inspection.inspecting import ModelStates
 from certtrain.storage import write_atomic
 
 STATES = (("active", "#2a9d57"), ("unstable", "#e9b93c"), ("inactive", "#b5b5b5"))

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from certtrain.epsilon import format_eps
+from certtrain.diagnostics.findings import LOOK_EXAMPLES, LayerState, in_words, worst
 from certtrain.errors import MissingExtra
 from certtrain.formats import column, duration, number, percent, times
-from certtrain.inspection.findings import LOOK_EXAMPLES, LayerState, in_words, worst
-from certtrain.layers import Graph
-from certtrain.preset import Preset
 from certtrain.reports import html
 from certtrain.reports.html import Cell, Html
 from certtrain.reports.pictures import ACCURACIES, curve_pictures, layer_pictures
 from certtrain.runs.history import Epoch, Layer, Results, Run, read_run
-from certtrain.section import Section
+from certtrain.spec.epsilon import format_eps
+from certtrain.spec.layers import Graph
+from certtrain.spec.preset import Preset
+from certtrain.spec.section import Section
 from certtrain.storage import write_atomic
 
 AGAIN = "certtrain stats RUN --html report.html"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from certtrain.errors import RunError
-from certtrain.preset import Preset, load_preset
+from certtrain.spec.preset import Preset, load_preset
 
 SHOWN = 5  # fields; those of two networks may be many
 

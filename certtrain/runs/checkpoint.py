@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from certtrain.errors import ModelFileError, RunError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, Metadata, fill_network
-from certtrain.preset import Preset, load_preset
 from certtrain.runs.agreement import check_unchanged
+from certtrain.spec.preset import Preset, load_preset
 from certtrain.storage import (
     append_line,
     check_new_run,

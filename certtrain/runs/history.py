@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from certtrain.errors import RunError
-from certtrain.preset import Preset, explain, load_preset
+from certtrain.spec.preset import Preset, explain, load_preset
 
 M = TypeVar("M", bound="_Read")
 
@@ -25,7 +25,7 @@ class _Read(BaseModel):
 
 
 class Layer(_Read):
-    """A ReLU layer at the end of an epoch, with the fields of `certtrain.inspection.diagnostics.LayerState`."""
+    """A ReLU layer at the end of an epoch, with the fields of `certtrain.diagnostics.layer_states.LayerState`."""
 
     name: str
     units: int

@@ -1,1 +1,1 @@
-"""Training: one loop for every method, its steps, its losses and its surroundings."""
+"""Training: one loop for every method, its steps, its losses and its context."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a listener need not load torch to know the events
-    from certtrain.inspection.findings import LayerState
-    from certtrain.preset import Preset
+    from certtrain.diagnostics.findings import LayerState
+    from certtrain.spec.preset import Preset
     from certtrain.verification.verify import Report
 
 

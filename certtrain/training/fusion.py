@@ -3,7 +3,7 @@
 The loss of an example is log Σ_j exp(z_j) with z_j = logit[j] − logit[y]. Over
 the interval of z_j that interval bounds give, exp lies below its chord; so the
 sum lies below a linear function of the logits, which one pass back through the
-network bounds from above (Xu et al. 2020, section 3.3). Bounding every margin
+network bounds from above (Xu et al. 2020, section 3.3). BoundStep every margin
 takes a pass for each class.
 """
 

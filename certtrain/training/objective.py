@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_dtype, check_input, check_labels, fitting
-from certtrain.bounds.interval import boundable
+from certtrain.bounds.checks import check_dtype, check_input, check_labels, shape_errors_as_data_errors
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.linear import margins as linear_margins
 from certtrain.bounds.methods import check_training_method
 from certtrain.bounds.statistics import remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.epsilon import parse_eps
 from certtrain.errors import EpsilonError
-from certtrain.schedule import warmup_weight
+from certtrain.spec.epsilon import parse_eps
+from certtrain.spec.schedule import warmup_weight
 from certtrain.training.fusion import fused_cross_entropy
 from certtrain.training.regularizers import regularizer_losses, sums_of, width_of
 
@@ -80,11 +80,11 @@ def objective_terms(
     """
     check_training_method(method)
     check_input(x, (0.0, 1.0))
-    eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), boundable(model, tuple(x.shape[1:]))
+    eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), checked_graph(model, tuple(x.shape[1:]))
     check_dtype(model, x)
     if not 0 < eps_max >= eps:
         raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
-    with fitting(x):
+    with shape_errors_as_data_errors(x):
         trace = trace_bounds(graph, x, max(eps, SMALLEST_EPS), (0.0, 1.0))
     check_labels(labels, trace.logits.box.centre.shape)
     remember(trace.statistics)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from certtrain.bounds.interval import Box
+from certtrain.bounds.box import Box
 
 SMALLEST_WIDTH = 1e-12  # below it a width counts as this, so that the ratio has a gradient
 

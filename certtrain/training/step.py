@@ -13,17 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import boundable
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.statistics import Source, batch_statistics, pooled_statistics, remember
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import part_of
 from certtrain.errors import DeviceError
-from certtrain.precision import arithmetic, tensor_cores
-from certtrain.preset import Preset
-from certtrain.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
-from certtrain.training.accumulate import Accumulated, Batch, Settings, traces_in_parts
-from certtrain.training.compiling import Compiled, Function
+from certtrain.runtime.precision import arithmetic, tensor_cores
+from certtrain.spec.preset import Preset
+from certtrain.spec.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
+from certtrain.training.compilation import Compiled, Function
 from certtrain.training.distributed import ALONE, Group
+from certtrain.training.micro_batches import Accumulated, Batch, Settings, traces_in_parts
 from certtrain.training.objective import SMALLEST_EPS, LinearShare, LossTerms, Regularizers, loss_terms
 from certtrain.training.optimizer import Adam
 from certtrain.verdicts import certified_points, correct_points
@@ -76,7 +76,7 @@ class Stepper:
         self.preset, self.network, self.steps_per_epoch, self.compile = preset, network, steps_per_epoch, compile
         self.group = group
         self.source: Source = batch_statistics if group.size == 1 else pooled_statistics(group.gathered)
-        self.graph = boundable(network)
+        self.graph = checked_graph(network)
         self.device = next(network.parameters()).device
         self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)

@@ -19,22 +19,22 @@ from torch import Tensor, nn
 
 from certtrain.attack import PGD
 from certtrain.data import Augmentation, Batches
-from certtrain.device import choose_device
+from certtrain.diagnostics.findings import LOOK_EXAMPLES, LayerState, first_in_words, worst
+from certtrain.diagnostics.layer_states import layer_states, relu_units
+from certtrain.diagnostics.model_states import traces_over
 from certtrain.errors import CerttrainError, DeviceError, NonFiniteError, RunError
-from certtrain.inspection.diagnostics import layer_states, relu_units
-from certtrain.inspection.findings import LOOK_EXAMPLES, LayerState, first_in_words, worst
-from certtrain.inspection.inspecting import traces_over
-from certtrain.network.assemble import Images, describe, load_run_images, make_network
+from certtrain.network.assembly import Images, describe, load_run_images, make_network
 from certtrain.network.modelfile import Classifier, save_model
-from certtrain.network.source import changed_source, settle
-from certtrain.precision import check_precision, tensor_cores
-from certtrain.preset import Preset
+from certtrain.network.source import changed_source, resolve_module
 from certtrain.reports.report import write_report
 from certtrain.runs.checkpoint import Progress, RunFolder, collect, locked_run, put_back
+from certtrain.runtime.device import choose_device
+from certtrain.runtime.precision import check_precision, tensor_cores
+from certtrain.spec.preset import Preset
 from certtrain.storage import write_json
-from certtrain.training.compiling import check_compile, will_compile
+from certtrain.training.compilation import check_compile, will_compile
 from certtrain.training.distributed import ALONE, Group
-from certtrain.training.evaluate import certified_accuracy, natural_accuracy
+from certtrain.training.evaluation import certified_accuracy, natural_accuracy
 from certtrain.training.events import (
     Compiling,
     EpochDone,
@@ -50,7 +50,7 @@ from certtrain.training.events import (
 )
 from certtrain.training.objective import SMALLEST_EPS
 from certtrain.training.step import Stepper
-from certtrain.verification.points import Point
+from certtrain.verification.results import Point
 from certtrain.verification.verify import Report, check_fit, verify
 
 # How often, in seconds. None of it changes what is trained.
@@ -65,7 +65,7 @@ NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured at the end of a
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunContext:
     """What a run works with that does not decide its result.
 
     data_dir: where the data are, as for `load_images`. device: "cpu", "cuda" or "auto".
@@ -86,29 +86,29 @@ class Surroundings:
             self.emit(event)
 
 
-def train(preset: Preset, out: str | Path, surroundings: Surroundings = Surroundings()) -> Report | None:
+def train(preset: Preset, out: str | Path, context: RunContext = RunContext()) -> Report | None:
     """Train by `preset` into the new folder `out`, verify on the test set, and write model, results and report.
 
     The code of a network of the user's own is run here, and its layers are kept
     with the run. The result is None if the run was stopped. Raises a CerttrainError.
     """
-    surroundings = _placed(surroundings)
-    images = _prepare(preset, surroundings)  # the folder comes last, so that no error before it leaves one behind
-    preset = surroundings.group.lead(lambda: settle(preset, images.train))
-    trainer = Trainer(preset, RunFolder(Path(out)), images, surroundings)
-    with _locked(Path(out), surroundings.group, new=True):
-        trainer.folder = surroundings.group.lead(lambda: RunFolder.create(Path(out), preset))
+    context = _placed(context)
+    images = _prepare(preset, context)  # the folder comes last, so that no error before it leaves one behind
+    preset = context.group.lead(lambda: resolve_module(preset, images.train))
+    trainer = Trainer(preset, RunFolder(Path(out)), images, context)
+    with _locked(Path(out), context.group, new=True):
+        trainer.folder = context.group.lead(lambda: RunFolder.create(Path(out), preset))
         return _run_or_discard(trainer)
 
 
-def resume(out: str | Path, surroundings: Surroundings = Surroundings()) -> Report | None:
+def resume(out: str | Path, context: RunContext = RunContext()) -> Report | None:
     """Go on with the run in `out` from its last checkpoint, with the layers it began with. As `train` otherwise."""
-    surroundings = _placed(surroundings)
-    with _locked(Path(out), surroundings.group, new=False):
-        folder, preset = surroundings.group.lead(lambda: RunFolder.open(Path(out)))
+    context = _placed(context)
+    with _locked(Path(out), context.group, new=False):
+        folder, preset = context.group.lead(lambda: RunFolder.open(Path(out)))
         if file := changed_source(preset):
-            surroundings.tell(Note(f"{file} has changed; the run goes on with the network as it was when it began"))
-        return Trainer(preset, folder, _prepare(preset, surroundings), surroundings).run()
+            context.tell(Note(f"{file} has changed; the run goes on with the network as it was when it began"))
+        return Trainer(preset, folder, _prepare(preset, context), context).run()
 
 
 @contextmanager
@@ -129,28 +129,28 @@ def _run_or_discard(trainer: "Trainer") -> Report | None:
         raise
 
 
-def _placed(surroundings: Surroundings) -> Surroundings:
-    return replace(surroundings, device=choose_device(surroundings.device))
+def _placed(context: RunContext) -> RunContext:
+    return replace(context, device=choose_device(context.device))
 
 
-def _prepare(preset: Preset, surroundings: Surroundings) -> Images:
+def _prepare(preset: Preset, context: RunContext) -> Images:
     """The run's images, once it is known that the machine can train in the way that is asked for."""
-    check_precision(preset.train.precision, surroundings.device)
-    check_compile(preset.train.compile, surroundings.device)
+    check_precision(preset.train.precision, context.device)
+    check_compile(preset.train.compile, context.device)
 
     def report(what: str, done: int, total: int) -> None:
-        surroundings.tell(Loading(what, done, total))
+        context.tell(Loading(what, done, total))
 
-    return surroundings.group.leader_first(lambda: load_run_images(preset, surroundings.data_dir, report))
+    return context.group.leader_first(lambda: load_run_images(preset, context.data_dir, report))
 
 
 class Trainer:
     """A run's network, optimiser and data, and the loop over its steps."""
 
-    def __init__(self, preset: Preset, folder: RunFolder, images: Images, surroundings: Surroundings) -> None:
-        self.preset, self.folder, self.images, self.data_dir = preset, folder, images, surroundings.data_dir
-        self.device, self.emit, self.should_stop = surroundings.device, surroundings.tell, surroundings.should_stop
-        self.group = surroundings.group
+    def __init__(self, preset: Preset, folder: RunFolder, images: Images, context: RunContext) -> None:
+        self.preset, self.folder, self.images, self.data_dir = preset, folder, images, context.data_dir
+        self.device, self.emit, self.should_stop = context.device, context.tell, context.should_stop
+        self.group = context.group
         network, _ = make_network(preset, images.train)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = Batches(

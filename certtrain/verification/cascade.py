@@ -9,12 +9,12 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from certtrain.data import ImageSet, to_unit
-from certtrain.deadline import NEVER, Deadline
-from certtrain.device import device_of
 from certtrain.errors import SoundnessError
+from certtrain.runtime.deadline import NEVER, Deadline
+from certtrain.runtime.device import device_of
 from certtrain.verdicts import Verdict
-from certtrain.verification.points import Point
-from certtrain.verification.stages import INFERENCE, Batch, Found, Round, Step
+from certtrain.verification.results import Point
+from certtrain.verification.steps import INFERENCE, Batch, Found, Round, Step
 
 SOON = 0.5  # seconds that a batch is expected to take, at most, where time is limited
 

@@ -6,21 +6,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.checks import check_dtype, check_evaluation_mode, check_input, check_labels, check_tensor, fitting
+from certtrain.bounds.checks import (
+    check_dtype,
+    check_evaluation_mode,
+    check_input,
+    check_labels,
+    check_tensor,
+    shape_errors_as_data_errors,
+)
 from certtrain.bounds.graph import LayerGraph, Shape
+from certtrain.bounds.guard import check_centres, check_margins
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
-from certtrain.bounds.interval import boundable
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.methods import method_named, up_to
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.rounding import ACCURACY, Rounding, arithmetic_named
 from certtrain.bounds.settings import Settings
-from certtrain.deadline import NEVER, Deadline
-from certtrain.epsilon import parse_eps
 from certtrain.errors import UnsupportedLayer
-from certtrain.precision import arithmetic as run_in
-from certtrain.preset import Precision
+from certtrain.runtime.deadline import NEVER, Deadline
+from certtrain.runtime.precision import arithmetic as run_in
+from certtrain.spec.epsilon import parse_eps
+from certtrain.spec.preset import Precision
 from certtrain.verdicts import Verdict, certified_points, correct_points
-from certtrain.verification.guard import check_centres, check_margins
 
 CLIP = (0.0, 1.0)
 # A verdict needs no more than margins above zero, nor bounds where intervals know enough.
@@ -118,8 +125,8 @@ class Certifier:
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.
         self.exact = _copied(model).double().to(memory_format=torch.contiguous_format)
         with torch.no_grad():  # as inference is
-            self.graph = boundable(self.exact, shape)
-            if shape is not None and boundable(self.model, shape).said() != self.graph.said():
+            self.graph = checked_graph(self.exact, shape)
+            if shape is not None and checked_graph(self.model, shape).said() != self.graph.said():
                 raise UnsupportedLayer("the network computes something else in float64 than in its own precision")
         check_evaluation_mode(self.graph)
         _check_precision(model)
@@ -133,7 +140,7 @@ class Certifier:
         if not (self.rounding.name == "bf16" and x.dtype == torch.bfloat16):  # which autocast takes as they are
             check_dtype(self.model, x)
         eps = parse_eps(eps)
-        with fitting(x):
+        with shape_errors_as_data_errors(x):
             logits = self.infer(x)
         check_labels(labels, logits.shape)
         margins = self._margins(x, labels, eps)
@@ -165,7 +172,7 @@ class Certifier:
     def _margins(self, x: Tensor, labels: Tensor, eps: float, deadline: Deadline = NEVER) -> Tensor:
         """Lower bounds (B, K), some of them or all held against inference."""
         x, settings = plain_tensor(x), replace(self.settings, deadline=deadline)
-        with fitting(x):
+        with shape_errors_as_data_errors(x):
             margins = self.bound(self.graph, x.double().contiguous(), eps, CLIP, settings).margins(labels)
         rows = _spread(certified_points(margins, labels), GUARDED if self.method == CHEAPEST else len(x))
         self.guard(x[rows], labels[rows], eps, margins[rows])

@@ -11,20 +11,20 @@ from torch import nn
 from certtrain.attack import Settings, described
 from certtrain.bounds.checks import kind_of
 from certtrain.bounds.inference import outside_inference_mode, plain_model
-from certtrain.bounds.interval import boundable
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.data import ImageSet
-from certtrain.device import device_of
-from certtrain.epsilon import parse_eps
 from certtrain.errors import DataError, NetworkError
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
-from certtrain.precision import tensor_cores
+from certtrain.runtime.device import device_of
+from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnPoints, OnRound
 from certtrain.verification.certificate import ARITHMETIC, VERDICTS_ALONE
-from certtrain.verification.points import Point, Stage, count, stages
-from certtrain.verification.rounds import assumptions_of, names_of, rounds_of
+from certtrain.verification.methods import assumptions_of, names_of, rounds_of
+from certtrain.verification.results import Point, Stage, count, stages
 
 Network = Literal["saved", "folded"]
 
@@ -121,7 +121,7 @@ def verify(
     _check_kinds(model, images)
     check_fit(model, images)
     with torch.no_grad():
-        boundable(model, model.metadata.input_shape)  # what is read of it is replayed before anything is claimed
+        checked_graph(model, model.metadata.input_shape)  # what is read of it is replayed before anything is claimed
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from certtrain.attack import APGD, PGD, Settings, attack, losses
 from certtrain.attack.apgd import MOMENTUM, Climb, _checked, _next, checkpoints
-from certtrain.attack.hunt import batch_of
+from certtrain.attack.state import batch_of
 
 LOGITS = torch.tensor([[5.0, 3.0, 2.0, -1.0, 0.0], [1.0, 4.0, 2.0, 0.0, 3.0]])
 LABELS, TARGETS = torch.tensor([0, 0]), torch.tensor([2, 4])

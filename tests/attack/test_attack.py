@@ -9,7 +9,7 @@ from tiny import classifier, images
 from torch import Generator, Tensor, nn
 
 from certtrain.attack import APGD, ATTACKS, PGD, Attacked, Settings, attack, named
-from certtrain.attack.hunt import running
+from certtrain.attack.state import running
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.verdicts import correct_points
@@ -75,10 +75,10 @@ def attacked() -> tuple[nn.Module, Tensor, Tensor, Attacked]:
 
 def test_adversarial_inputs_are_misclassified_and_others_untouched():
     model, x, labels, found = attacked()
-    assert 0 < found.broken.sum() < len(x)
+    assert 0 < found.falsified.sum() < len(x)
     with torch.no_grad():
-        assert torch.equal(correct_points(model(found.adversarial), labels), ~found.broken)
-    assert torch.equal(found.adversarial[~found.broken], x[~found.broken])
+        assert torch.equal(correct_points(model(found.adversarial), labels), ~found.falsified)
+    assert torch.equal(found.adversarial[~found.falsified], x[~found.falsified])
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-9, 8 / 255, 0.1, 1.0])
@@ -204,8 +204,8 @@ def test_counterexamples_hold_in_the_named_arithmetic(arithmetic: str):
     found = attack(model, x, labels, EPS, STRONG, arithmetic=arithmetic)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=arithmetic == "bf16"):
         alone = torch.cat([model(point.unsqueeze(0)) for point in found.adversarial])
-    assert torch.equal(correct_points(alone, labels), ~found.broken)
-    assert 0 < found.broken.sum() < len(x)
+    assert torch.equal(correct_points(alone, labels), ~found.falsified)
+    assert 0 < found.falsified.sum() < len(x)
 
 
 def test_coarser_arithmetic_is_another_network():
@@ -262,7 +262,7 @@ def test_without_eps_only_what_is_misclassified_is_broken():
     model, x, labels, _ = attacked()
     wrong = torch.arange(len(x)) % 3 == 0
     found = attack(model, x, torch.where(wrong, (labels + 1) % 3, labels), 0.0, PGD())
-    assert torch.equal(found.broken, wrong)
+    assert torch.equal(found.falsified, wrong)
     assert torch.equal(found.adversarial, x)
 
 

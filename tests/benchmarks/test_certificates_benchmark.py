@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from certtrain.bounds.methods import METHODS
 from certtrain.data import load_images, to_unit
-from certtrain.network.assemble import describe, make_network
+from certtrain.network.assembly import describe, make_network
 from certtrain.network.modelfile import save_model
-from certtrain.preset import load_preset
+from certtrain.spec.preset import load_preset
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "certificates.py"
 SMALL = {"model.name": "mlp", "model.hidden": (16, 16), "model.batch_norm": False, "eps.max": 0.02}

@@ -63,7 +63,7 @@ def sentence(found: Any, number: int) -> str:
 
 
 def sweep(scheme: Any, rate: float) -> Any:
-    from certtrain.inspection.growth import DepthSweep, spread
+    from certtrain.diagnostics.growth import DepthSweep, spread
 
     depths = (2, 4, 8, 16, 32)
     return DepthSweep(scheme, depths, tuple(spread([rate**depth]) for depth in depths), rate)

@@ -8,11 +8,10 @@ from random_networks import describe, draw_network, drawn_networks
 from random_trials import Trial, random_campaign, real_bounds
 from torch import nn
 
-from certtrain.bounds import interval, linear
+from certtrain.bounds import guard, interval, linear
 from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Back
 from certtrain.bounds.tracing import trace_layers
-from certtrain.verification import guard
 
 COUNT, SEED = 200, 0
 QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -61,7 +60,7 @@ def first_false_bound(most: int) -> str:
 @QUIET
 @pytest.mark.usefixtures("unguarded")
 def test_linear_bounds_that_forget_a_stretched_side_are_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(linear.RULES, Add, lambda visit, coefficients: Back((coefficients, coefficients)))
+    monkeypatch.setitem(linear.RULES, Add, lambda record, coefficients: Back((coefficients, coefficients)))
     assert "add of" in first_false_bound(400)
 
 
@@ -69,7 +68,7 @@ def test_linear_bounds_that_forget_a_stretched_side_are_found(monkeypatch: pytes
 @pytest.mark.usefixtures("unguarded")
 def test_a_linear_rule_without_its_constant_is_found(monkeypatch: pytest.MonkeyPatch):
     right = linear.RULES[nn.MaxPool2d]
-    monkeypatch.setitem(linear.RULES, nn.MaxPool2d, lambda visit, c: right(visit, c)._replace(constant=None))
+    monkeypatch.setitem(linear.RULES, nn.MaxPool2d, lambda record, c: right(record, c)._replace(constant=None))
     assert first_false_bound(100)
 
 

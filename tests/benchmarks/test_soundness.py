@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds import guard
 from certtrain.bounds.methods import METHODS, Method
 from certtrain.data import load_images
-from certtrain.network.assemble import describe
+from certtrain.network.assembly import describe
 from certtrain.network.modelfile import save_model
-from certtrain.preset import load_preset
-from certtrain.verification import guard
+from certtrain.spec.preset import load_preset
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "soundness.py"
 QUICK = ["--points", "2000", "--quick"]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import certtrain
 from certtrain.bounds import interval, linear
+from certtrain.bounds.box import Box
 from certtrain.bounds.contract import check_order, result_shape
 from certtrain.bounds.graph import LayerCall
-from certtrain.bounds.interval import Box
 from certtrain.bounds.linear import Back
 from certtrain.bounds.methods import METHODS
 from certtrain.errors import DataError, SoundnessError
@@ -118,7 +118,7 @@ def test_an_interval_rule_that_gives_another_shape_is_a_fault(monkeypatch: pytes
 
 @pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
 def test_a_linear_rule_that_hands_back_another_shape_is_a_fault(method: str, monkeypatch: pytest.MonkeyPatch):
-    def narrow(visit: interval.Visit, coefficients: Tensor) -> Back:
+    def narrow(record: interval.LayerRecord, coefficients: Tensor) -> Back:
         return Back((coefficients.mean(2, keepdim=True),))
 
     monkeypatch.setitem(linear.RULES, nn.Identity, narrow)

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from certtrain import certify
 from certtrain.bounds import windows
+from certtrain.bounds.box import Box, input_box
 from certtrain.bounds.chunks import dense, in_parts
 from certtrain.bounds.crown import tightened
 from certtrain.bounds.graph import Add
-from certtrain.bounds.interval import Box, Visit, boundable, input_box
-from certtrain.bounds.linear import Prefix, followed_back
+from certtrain.bounds.interval import LayerRecord, checked_graph
+from certtrain.bounds.linear import Prefix, backsubstitute
 from certtrain.bounds.methods import METHODS, up_to
-from certtrain.bounds.rearranging import Concat
 from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.bounds.settings import DEFAULT, Settings
+from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.trace import trace_bounds
 from certtrain.errors import MethodError
 
@@ -36,7 +37,7 @@ def batch(name: str) -> Tensor:
 
 
 def margins(method: str, model: nn.Module, x: Tensor, labels: Tensor, eps: float, settings: Settings) -> Tensor:
-    return METHODS[method](boundable(model), x, eps, None, settings).margins(labels)
+    return METHODS[method](checked_graph(model), x, eps, None, settings).margins(labels)
 
 
 # --- every layer between two others ----------------------------------------------------------------------
@@ -51,7 +52,7 @@ def test_samples_stay_inside_behind_every_layer(name: str, method: str):
     first: nn.Module = nn.Conv2d(x.shape[1], x.shape[1], 1) if x.dim() == 4 else nn.Linear(x.shape[-1], x.shape[-1])
     rest = (nn.Flatten(), nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 3))
     model = nn.Sequential(first, nn.LeakyReLU(0.1), layer, *rest).double().eval()
-    lower, upper = METHODS[method](boundable(model), x, 0.3, None, QUICK).ends()
+    lower, upper = METHODS[method](checked_graph(model), x, 0.3, None, QUICK).ends()
     with torch.no_grad():
         for point in points_inside(x - 0.3, x + 0.3, count=100):
             values = model(point)
@@ -106,7 +107,7 @@ def halves(corners: Tensor, values: Tensor, unit: int) -> list[tuple[Tensor, Ten
 def test_each_method_is_at_least_as_tight_as_the_one_before_and_none_passes_the_minimum(seed: int, slope: float):
     torch.manual_seed(seed)
     model, eps = rectifying(slope), (0.05, 0.3, 1.0)[seed % 3]
-    x, labels, graph = torch.rand(3, 2, dtype=torch.float64), torch.tensor([0, 1, 2]), boundable(model)
+    x, labels, graph = torch.rand(3, 2, dtype=torch.float64), torch.tensor([0, 1, 2]), checked_graph(model)
     found = [up_to(method)(graph, x, eps, None, QUICK).margins(labels) for method in METHODS]
     with torch.no_grad():
         least = torch.stack([true_margins(model, p, int(y), eps) for p, y in zip(x, labels, strict=True)])
@@ -159,7 +160,7 @@ SMALL = {"cnn built": 150_000, "wide-resnet built": 1_000_000, "mlp": 600_000}
 @pytest.mark.parametrize("method", ["crown-ibp", *DEAR])
 def test_parts_give_the_bounds_of_the_whole(name: str, method: str):
     model, x, labels = case(name)
-    graph, search, memory = boundable(model), {"iterations": 3, "neurons": 8}, SMALL[name]
+    graph, search, memory = checked_graph(model), {"iterations": 3, "neurons": 8}, SMALL[name]
     whole = METHODS[method](graph, x, 0.03, None, Settings(**search))
     parts = METHODS[method](graph, x, 0.03, None, Settings(**search, memory=memory))
     with torch.no_grad():
@@ -185,7 +186,7 @@ def test_no_part_has_more_rows_than_asked_for(rows: int, largest: int):
 @pytest.mark.parametrize("name", ["cnn built", "cnn7 built", "wide-resnet built", "residual_bn"])
 def test_windows_give_the_bounds_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch):
     model, x, _ = case(name)
-    graph, settings, counts = boundable(model), Settings(dense=0), []
+    graph, settings, counts = checked_graph(model), Settings(dense=0), []
     seen_by = windows.seen_by
     monkeypatch.setattr(windows, "VALUES", 1)
     monkeypatch.setattr(windows, "seen_by", lambda *given: counts.append(1) or seen_by(*given))
@@ -193,7 +194,7 @@ def test_windows_give_the_bounds_of_the_whole(name: str, monkeypatch: pytest.Mon
     assert len(counts) > 3
     monkeypatch.setattr(windows, "MOST_WINDOWS", 1)
     whole = trace_bounds(graph, x[:2], 0.1, None, with_clean=False, tighten=tightened(settings))
-    for mine, other in zip(apart.visits, whole.visits, strict=True):
+    for mine, other in zip(apart.records, whole.records, strict=True):
         if mine.box is not None and other.box is not None:
             torch.testing.assert_close(mine.box.lower, other.box.lower, rtol=0, atol=1e-12)
             torch.testing.assert_close(mine.box.upper, other.box.upper, rtol=0, atol=1e-12)
@@ -210,9 +211,9 @@ def test_windows_of_every_kind_of_convolution(convolution: nn.Conv2d, monkeypatc
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), convolution, nn.ReLU(), nn.Flatten()).double()
     x = torch.rand(2, 1, 13, 11, dtype=torch.float64)
     monkeypatch.setattr(windows, "VALUES", 2)
-    apart = METHODS["crown"](boundable(model), x, 0.3, None, Settings(dense=0)).ends()
+    apart = METHODS["crown"](checked_graph(model), x, 0.3, None, Settings(dense=0)).ends()
     monkeypatch.setattr(windows, "MOST_WINDOWS", 1)
-    whole = METHODS["crown"](boundable(model), x, 0.3, None, Settings(dense=0)).ends()
+    whole = METHODS["crown"](checked_graph(model), x, 0.3, None, Settings(dense=0)).ends()
     for mine, other in zip(apart, whole, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
 
@@ -223,7 +224,7 @@ def test_windows_of_every_kind_of_convolution(convolution: nn.Conv2d, monkeypatc
 def test_stopping_early_changes_no_verdict():
     torch.manual_seed(0)
     model, x = rectifying(0.0), torch.rand(40, 2, dtype=torch.float64)
-    labels, graph = model(x).argmax(1), boundable(model)
+    labels, graph = model(x).argmax(1), checked_graph(model)
     for eps in (0.02, 0.1, 0.3):
         long, short = (
             METHODS["alpha-crown"](graph, x, eps, None, Settings(early_stop=stop)).margins(labels)
@@ -237,8 +238,8 @@ def test_stopping_early_changes_no_verdict():
 
 def test_no_iterations_leave_crowns_slopes():
     model, x, labels = case("cnn built")
-    fixed = METHODS["crown"](boundable(model), x, 0.02, None).margins(labels)
-    searched = METHODS["alpha-crown"](boundable(model), x, 0.02, None, Settings(iterations=0, neurons=0))
+    fixed = METHODS["crown"](checked_graph(model), x, 0.02, None).margins(labels)
+    searched = METHODS["alpha-crown"](checked_graph(model), x, 0.02, None, Settings(iterations=0, neurons=0))
     assert bool((searched.margins(labels) >= fixed).all())
 
 
@@ -275,23 +276,23 @@ def test_slack_is_taken_off_where_a_layer_has_it():
     layer = nn.Linear(2, 2, bias=False).double()
     layer.load_state_dict({"weight": torch.eye(2)})
     start = input_box(torch.tensor([[0.25, 0.75]], dtype=torch.float64), 0.25, None, with_clean=False)
-    graph = boundable(nn.Sequential(layer))
+    graph = checked_graph(nn.Sequential(layer))
     functions = torch.tensor([[[1.0, -2.0]]], dtype=torch.float64)
-    visit = Visit(graph.calls[0], (start.radius.shape,), functions.shape[::2], None, None)
-    exact = followed_back(Prefix([visit], start), functions)
+    record = LayerRecord(graph.calls[0], (start.radius.shape,), functions.shape[::2], None, None)
+    exact = backsubstitute(Prefix([record], start), functions)
     assert exact.item() == -2.0
     slack = torch.tensor([[0.5, 0.25]], dtype=torch.float64)
-    rounded = followed_back(Prefix([visit._replace(slack=slack)], start), functions)
+    rounded = backsubstitute(Prefix([record._replace(slack=slack)], start), functions)
     assert rounded.item() == pytest.approx(-3.0, abs=1e-4)
     assert rounded <= -3.0
-    own = followed_back(Prefix([visit], start), functions, rounding=REAL)
+    own = backsubstitute(Prefix([record], start), functions, rounding=REAL)
     assert -2.0 - 1e-10 < own.item() < -2.0
 
 
 @pytest.mark.parametrize("method", ["crown-ibp", *DEAR])
 def test_bounds_that_hold_for_their_own_rounding_are_a_little_looser(method: str):
     model, x, labels = case("cnn built")
-    graph = boundable(model)
+    graph = checked_graph(model)
     exact = METHODS[method](graph, x, 0.02, None, QUICK).margins(labels)
     sound = METHODS[method](graph, x, 0.02, None, Settings(iterations=15, neurons=50, rounding=REAL))
     loss = exact - sound.margins(labels)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from certtrain import margin_bounds, output_bounds, propagate
 from certtrain.bounds.graph import Add
-from certtrain.bounds.rearranging import Pad
+from certtrain.bounds.shape_layers import Pad
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import UnsupportedLayer
 

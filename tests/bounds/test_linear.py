@@ -8,10 +8,10 @@ from torch import Generator, Tensor, nn
 
 from certtrain import margin_bounds, output_bounds
 from certtrain.bounds import interval, linear
+from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add
-from certtrain.bounds.interval import Box
-from certtrain.bounds.rearranging import Concat
 from certtrain.bounds.relaxation import RELAXATIONS, relaxed
+from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.errors import DataError
 

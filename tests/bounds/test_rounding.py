@@ -17,12 +17,13 @@ from torch import Generator, Tensor, nn
 
 from certtrain import certify
 from certtrain.bounds import interval, rounded
+from certtrain.bounds.box import Box, input_box
 from certtrain.bounds.graph import Add, LayerGraph
-from certtrain.bounds.interval import RULES, Box, boundable, box_statistics, input_box, interval_pass
+from certtrain.bounds.interval import RULES, box_statistics, checked_graph, interval_pass
 from certtrain.bounds.methods import METHODS, Bounds, Settings, method_named
-from certtrain.bounds.rearranging import Concat
 from certtrain.bounds.rounded import Step
 from certtrain.bounds.rounding import ARITHMETICS, LAYERS, UNIT64, arithmetic_named, enclosing, gamma
+from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import NONLINEAR, trace_bounds
 from certtrain.errors import MethodError, UnsupportedLayer
@@ -39,7 +40,7 @@ FLOAT32 = ARITHMETICS["float32"]
 
 
 def bounds(model: nn.Module, x: Tensor, eps: float, arithmetic: str, method: str = "ibp") -> Bounds:
-    graph = boundable(copy.deepcopy(model).double().eval())
+    graph = checked_graph(copy.deepcopy(model).double().eval())
     with torch.no_grad():
         return method_named(method)(
             graph, x.double(), eps, (0.0, 1.0), replace(QUICK, rounding=arithmetic_named(arithmetic))
@@ -223,7 +224,11 @@ OFFSETS = [0.0, 1e6, 1e15]  # what hides the network's own values, in float32 or
 
 def residual(offset: float) -> tuple[nn.Module, LayerGraph, Tensor]:
     model = Residual(offset).eval()
-    return model, boundable(copy.deepcopy(model).double()), torch.rand(2, 1, 4, 4, generator=Generator().manual_seed(3))
+    return (
+        model,
+        checked_graph(copy.deepcopy(model).double()),
+        torch.rand(2, 1, 4, 4, generator=Generator().manual_seed(3)),
+    )
 
 
 @torch.no_grad()
@@ -235,7 +240,7 @@ def test_the_real_boxes_hold_the_exact_ones(offset: float, eps: float, with_slac
     start = input_box(x.double(), eps, (0.0, 1.0), with_clean=False, rounding=ARITHMETICS["real"])
     watch = NONLINEAR if with_slack else ()
     plain, found = (
-        [*(visit.box for visit in passed.visits if visit.box is not None), passed.output]
+        [*(record.box for record in passed.records if record.box is not None), passed.output]
         for passed in (
             interval_pass(graph, start, watch=NONLINEAR),
             interval_pass(graph, start, watch=watch, rounding=ARITHMETICS["real"]),
@@ -275,7 +280,7 @@ def test_curves_stay_inside_as_well(eps: float, scale: float, arithmetic: str, m
     model = nn.Sequential(nn.Linear(3, 3), nn.Sigmoid(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     model = ready(model).float()
     model[0].weight *= scale
-    x, graph = torch.rand(2, 3, generator=Generator().manual_seed(3)), boundable(copy.deepcopy(model).double())
+    x, graph = torch.rand(2, 3, generator=Generator().manual_seed(3)), checked_graph(copy.deepcopy(model).double())
     found = [margins.numpy().astype(object) for margins in all_margins(model, x, eps, arithmetic, method)]
     for point in pixels(x, eps, 6 if eps else 1):
         for example in range(len(x)):
@@ -407,14 +412,14 @@ def in_any_order(graph: LayerGraph, x: Tensor, generator: Generator) -> list[Ten
 def test_sums_in_any_order_stay_inside_the_float32_boxes(name: str, eps: float):
     model, x, _ = case(name)
     x = x.float()
-    graph = boundable(copy.deepcopy(model).float())
-    exactly = boundable(copy.deepcopy(model).float().double())  # of the weights that float32 has
+    graph = checked_graph(copy.deepcopy(model).float())
+    exactly = checked_graph(copy.deepcopy(model).float().double())  # of the weights that float32 has
     trace = trace_bounds(exactly, x.double(), eps, (0.0, 1.0), with_clean=False, rounding=FLOAT32)
     plain = trace_bounds(exactly, x.double(), eps, (0.0, 1.0), with_clean=False, rounding=ARITHMETICS["real"])
     outside, generator = 0, Generator().manual_seed(0)
     for point in pixels(x, eps, 12):
         values = in_any_order(graph, point, generator)
-        checked = [(visit.box, values[visit.call.inputs[0]]) for visit in trace.visits if visit.box is not None]
+        checked = [(record.box, values[record.call.inputs[0]]) for record in trace.records if record.box is not None]
         for box, value in [*checked, (trace.logits.box, values[-1])]:
             assert bool(((value.double() - box.centre).abs() <= box.radius).all())
         outside += int(((values[-1].double() - plain.logits.box.centre).abs() > plain.logits.box.radius).sum())
@@ -448,7 +453,7 @@ def in_tf32(graph: LayerGraph, x: Tensor) -> Tensor:
 def test_inference_in_tf32_stays_inside_its_bounds(name: str, eps: float, method: str):
     model, x, _ = case(name)
     model, x = copy.deepcopy(model).float(), x.float()
-    graph, found = boundable(model), bounds(model, x, eps, "tf32", method)
+    graph, found = checked_graph(model), bounds(model, x, eps, "tf32", method)
     (lower, upper), margins = found.ends(), found.margins(LABELS)
     for point in pixels(x, eps, 12):
         logits = in_tf32(graph, point).double()
@@ -546,7 +551,7 @@ def test_the_coarser_the_arithmetic_the_smaller_the_margins(name: str, method: s
         assert bool((finer[others] > coarser[others]).all())
         assert bool((coarser[~others] == 0).all())
     size = found[0].abs().max() + 1
-    exactly = method_named(method)(boundable(model.double()), x.float().double(), 0.02, (0.0, 1.0), QUICK)
+    exactly = method_named(method)(checked_graph(model.double()), x.float().double(), 0.02, (0.0, 1.0), QUICK)
     assert bool(((exactly.margins(labels) - found[0]).abs() <= 1e-9 * size).all())
     assert bool((found[0] - found[1] <= 2e-3 * size).all())
 
@@ -555,7 +560,7 @@ def test_the_coarser_the_arithmetic_the_smaller_the_margins(name: str, method: s
 @pytest.mark.parametrize("name", BUILT)
 def test_without_rounding_every_bit_is_the_plain_rules(name: str):
     model, x, _ = case(name)
-    graph = boundable(model.float())
+    graph = checked_graph(model.float())
     box = input_box(x.float(), 0.02, (0.0, 1.0), with_clean=True)
     values = [box]
     for call in graph.calls:
@@ -564,7 +569,7 @@ def test_without_rounding_every_bit_is_the_plain_rules(name: str):
         values.append(RULES[type(call.layer)](call.layer, *given, *extra))
     passed = interval_pass(graph, box, watch=NONLINEAR)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(passed.output, values[-1], strict=True))
-    assert all(visit.slack is None for visit in passed.visits)
+    assert all(record.slack is None for record in passed.records)
 
 
 def test_a_certificate_names_its_arithmetic_and_what_it_assumes():

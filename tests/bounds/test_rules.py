@@ -7,9 +7,10 @@ import torch
 from sampling import assert_inside, points_inside
 from torch import Generator, Tensor, nn
 
+from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.interval import RULES, Box, box_statistics
-from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
+from certtrain.bounds.interval import RULES, box_statistics
+from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import BatchNorm, remember
 from certtrain.errors import UnsupportedLayer
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import certtrain
 from certtrain import certify, ibp_init_, objective_terms, output_bounds, propagate
-from certtrain.bounds.interval import boundable
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import DataError, UnsupportedLayer
 
@@ -149,10 +149,10 @@ def test_len_is_pythons_own_again_after_any_end():
 
 def test_layers_read_for_one_shape_do_for_another_if_none_was_asked():
     x = torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
-    graph = boundable(Net(lambda net, x: net.conv(x).contiguous().view(x.size(0), -1)), SHAPE)
+    graph = checked_graph(Net(lambda net, x: net.conv(x).contiguous().view(x.size(0), -1)), SHAPE)
     assert graph.shape is None
     graph.check_input(x.shape)
-    asked = boundable(Net(SHAPES["view(-1, n)"]), SHAPE)
+    asked = checked_graph(Net(SHAPES["view(-1, n)"]), SHAPE)
     assert asked.shape == SHAPE
     asked.check_input(X.shape)
     with pytest.raises(DataError, match=r"read for inputs of shape \(B, 2, 4, 4\).*have shape \(1, 2, 6, 6\)"):
@@ -495,7 +495,7 @@ def test_what_may_compute_something_else_is_refused_by_every_call(name: str):
         lambda: output_bounds(model, x, 0.1, method="crown"),
         lambda: certify(model, x, labels, 0.1),
         lambda: objective_terms(model, x, labels, 0.1, eps_max=0.1),
-        lambda: boundable(model),
+        lambda: checked_graph(model),
     ]
     for call in [*calls, *([] if "no bound rule" in message else [lambda: ibp_init_(model)])]:
         with pytest.raises(UnsupportedLayer, match=f"(?s){message}"):
@@ -506,8 +506,8 @@ def test_what_may_compute_something_else_is_refused_by_every_call(name: str):
 def test_verify_and_properties_refuse_the_same(name: str):
     from tiny import classifier, images
 
-    from certtrain.verification.deciding import decide
-    from certtrain.verification.properties import Case, Property
+    from certtrain.properties.cases import Case, Property
+    from certtrain.properties.decide import decide
 
     spoil: dict[str, Callable[[Any], Any]] = {
         "compiled": torch.compile,

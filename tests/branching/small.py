@@ -6,12 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor, nn
 
-from certtrain.bounds.interval import boundable, input_box
+from certtrain.bounds.box import input_box
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.rounding import arithmetic_named
 from certtrain.bounds.settings import Settings
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.domains import Domains
-from certtrain.branching.root import Root
+from certtrain.branching.problem import Problem
 from certtrain.verification.certificate import VERDICTS_ALONE
 
 SETTINGS = replace(VERDICTS_ALONE, iterations=5, neurons=8)
@@ -86,21 +87,23 @@ def pixels(seed: int, shape: tuple[int, ...] = (1, 1, 4, 4)) -> Tensor:
 
 
 @torch.no_grad()
-def root_of(model: nn.Module, x: Tensor, eps: float, arithmetic: str = "real", functions: Tensor | None = None) -> Root:
+def root_of(
+    model: nn.Module, x: Tensor, eps: float, arithmetic: str = "real", functions: Tensor | None = None
+) -> Problem:
     """For `functions` (S, K) in the box around x (1, …); by itself logit[0] − logit[1]."""
     settings = replace(SETTINGS, rounding=arithmetic_named(arithmetic))
     box = input_box(x.double(), eps, (0.0, 1.0), with_clean=False, rounding=settings.rounding)
-    prefix = tight_prefix(boundable(copy.deepcopy(model).double()), box, settings)
+    prefix = tight_prefix(checked_graph(copy.deepcopy(model).double()), box, settings)
     wanted = torch.eye(CLASSES).double()[:1] - torch.eye(CLASSES).double()[1:2] if functions is None else functions
-    return Root(prefix, wanted, wanted.new_zeros(len(wanted)), settings.rounding)
+    return Problem(prefix, wanted, wanted.new_zeros(len(wanted)), settings.rounding)
 
 
-def settings_of(root: Root) -> Settings:
+def settings_of(problem: Problem) -> Settings:
     """To search it with."""
-    return replace(SETTINGS, rounding=root.rounding)
+    return replace(SETTINGS, rounding=problem.rounding)
 
 
-def domain(root: Root, signs: Tensor, generator: Generator, strength: float = 1.0) -> Domains:
+def domain(problem: Problem, signs: Tensor, generator: Generator, strength: float = 1.0) -> Domains:
     """Of these signs (D, T), with random slopes and multipliers, in float64."""
     shape = signs.shape
     alphas = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -109,15 +112,15 @@ def domain(root: Root, signs: Tensor, generator: Generator, strength: float = 1.
     return Domains(signs.to(torch.int8), alphas, betas, nothing, torch.zeros(len(signs), dtype=torch.long))
 
 
-def some_signs(root: Root, inputs: Tensor, count: int, generator: Generator) -> Tensor:
+def some_signs(problem: Problem, inputs: Tensor, count: int, generator: Generator) -> Tensor:
     """Signs (1, T) of `count` open units, or of all if there are fewer, as they are at units' `inputs` (T,)."""
-    order = torch.rand(root.units, generator=generator).where(root.open, 2.0).argsort()
-    chosen = order[: min(count, int(root.open.sum()))]
-    signs = torch.zeros(1, root.units, dtype=torch.int8)
+    order = torch.rand(problem.units, generator=generator).where(problem.open, 2.0).argsort()
+    chosen = order[: min(count, int(problem.open.sum()))]
+    signs = torch.zeros(1, problem.units, dtype=torch.int8)
     signs[0, chosen] = torch.where(inputs[chosen] >= 0, 1, -1).to(torch.int8)
     return signs
 
 
-def fitting(inputs: Tensor, signs: Tensor) -> Tensor:
+def shape_errors_as_data_errors(inputs: Tensor, signs: Tensor) -> Tensor:
     """Which of units' inputs (N, T) have the signs (1, T)."""
     return (inputs * signs >= 0).all(1)

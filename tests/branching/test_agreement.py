@@ -14,15 +14,16 @@ from enumeration import Least, least, random_network
 from torch import Tensor, nn
 
 from certtrain.attack.box import box_ends
-from certtrain.bounds.interval import boundable, box_between
+from certtrain.bounds.box import box_between
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.rounding import arithmetic_named
 from certtrain.branching.boxes import tight_prefix
-from certtrain.branching.points import Boxed, decide_point
-from certtrain.branching.root import Root
+from certtrain.branching.examples import Boxed, decide_point
+from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
+from certtrain.properties.cases import Case
 from certtrain.verdicts import correct_points
 from certtrain.verification.certificate import VERDICTS_ALONE
-from certtrain.verification.properties import Case
 
 SHAPES = [(2, (3, 3)), (2, (6,)), (3, (4,)), (3, (3, 2)), (2, (2, 2, 2))]
 MARGINS = [1.0, 1e-2, 1e-4, 1e-6, 1e-9, 0.0, -1e-9, -1e-6, -1e-4, -1e-2]
@@ -55,16 +56,16 @@ def completed(network: nn.Sequential, case: Case) -> str:
         inside = inputs.double().clamp(lower, upper)
         return bool(case.reached(network(inside)).any())
 
-    prefix = tight_prefix(boundable(network), box_between(lower, upper, REAL), SETTINGS)
-    outcome = branch_and_bound(Root(prefix, case.functions, case.offsets, REAL), SETTINGS, attack=attack)
-    return "unsat" if outcome.proved else "sat" if outcome.broken else "unknown"
+    prefix = tight_prefix(checked_graph(network), box_between(lower, upper, REAL), SETTINGS)
+    outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), SETTINGS, attack=attack)
+    return "unsat" if outcome.proved else "sat" if outcome.falsified else "unknown"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_three_ways_agree_on_every_point(part: int):
     pytest.importorskip("scipy")
-    from certtrain.verification.milp import minimum
+    from certtrain.properties.milp import minimum
 
     verdicts = set()
     for network, case, margin in cases(part):
@@ -89,7 +90,7 @@ def test_under_float32_a_margin_near_zero_may_stay_open_and_is_never_wrong():
         with torch.no_grad():
             network[-1].bias[0] += margin - true_minimum(network, x, eps).value
         true = true_minimum(network, x, eps)
-        graph = boundable(copy.deepcopy(network).double())
+        graph = checked_graph(copy.deepcopy(network).double())
         found = decide_point(Boxed(network, graph, x, torch.tensor([0]), eps, "float32"), 2, settings)
         if found.proved:
             assert true.value > 0

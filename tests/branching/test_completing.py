@@ -15,22 +15,22 @@ from tiny import metadata
 from torch import nn
 
 from certtrain import certify
-from certtrain.architecture import MLP
 from certtrain.attack import PGD
-from certtrain.branching.points import check_point
+from certtrain.branching.examples import check_point
 from certtrain.data import ImageSet, load_images, to_unit
-from certtrain.deadline import Deadline
 from certtrain.errors import MethodError
 from certtrain.network.modelfile import Classifier
 from certtrain.network.models import InputSpec, build_model
+from certtrain.properties.cases import robustness
+from certtrain.properties.decide import decide
+from certtrain.runtime.deadline import Deadline
+from certtrain.spec.architecture import MLP
 from certtrain.verification.cascade import Limits
 from certtrain.verification.certificate import VERDICTS_ALONE
-from certtrain.verification.completing import Completing
-from certtrain.verification.deciding import decide
-from certtrain.verification.points import Point
-from certtrain.verification.properties import robustness
-from certtrain.verification.rounds import rounds_of
-from certtrain.verification.stages import Batch, fooled
+from certtrain.verification.complete import CompleteStep
+from certtrain.verification.methods import rounds_of
+from certtrain.verification.results import Point
+from certtrain.verification.steps import Batch, fooled
 from certtrain.verification.verify import Report, verify
 
 EPS = 0.1  # at which trees are needed
@@ -178,7 +178,7 @@ def test_no_input_of_a_certified_box_is_misclassified():
 
 def test_each_certified_point_has_trees_whose_leaves_are_all_proved_again():
     (model, data), points = few(), alone()
-    step, split = Completing(model, "float32"), 0
+    step, split = CompleteStep(model, "float32"), 0
     for index, point in points.items():
         assert bool(point.trees) == (point.verdict == "certified")
         if point.trees:

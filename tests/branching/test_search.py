@@ -13,17 +13,19 @@ import torch
 from enumeration import least, random_network
 from looks import Looks
 from sampling import points_inside
-from small import NETWORKS, fitting, network, pixels, root_of, settings_of
+from small import NETWORKS, network, pixels, root_of, settings_of, shape_errors_as_data_errors
 from torch import Generator, Tensor, nn
 
-from certtrain.bounds.interval import boundable, box_between
+from certtrain.bounds.box import box_between
+from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.rounding import arithmetic_named
-from certtrain.branching import points, search
+from certtrain.branching import examples as points
+from certtrain.branching import search
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.domains import Domains
+from certtrain.branching.examples import Boxed, Decided, decide_point
 from certtrain.branching.leaves import solved
-from certtrain.branching.points import Boxed, Decided, decide_point
-from certtrain.branching.root import Root
+from certtrain.branching.problem import Problem
 from certtrain.branching.search import Outcome, Search, branch_and_bound, reproved
 from certtrain.branching.tree import Tree, leaves_of
 from certtrain.verification.certificate import VERDICTS_ALONE
@@ -34,8 +36,8 @@ FUNCTION, DIFFERENCE = np.array([1.0, -1.0, 0.0]), torch.tensor([[1.0, -1.0]]).d
 ZERO, ONE = torch.zeros(1).double(), torch.ones(1).double()
 
 
-def tiny(seed: int, margin: float, hidden: tuple[int, ...] = (3, 3)) -> tuple[nn.Sequential, Root]:
-    """A network of two inputs, and its root for a function whose least value over the box is `margin`."""
+def tiny(seed: int, margin: float, hidden: tuple[int, ...] = (3, 3)) -> tuple[nn.Sequential, Problem]:
+    """A network of two inputs, and its problem for a function whose least value over the box is `margin`."""
     generator = Generator().manual_seed(seed)
     model = random_network(generator, 2, hidden, 2)
     centre = torch.rand(2, generator=generator, dtype=torch.float64)
@@ -44,13 +46,13 @@ def tiny(seed: int, margin: float, hidden: tuple[int, ...] = (3, 3)) -> tuple[nn
     return model, root_between(model, lower, upper, torch.tensor([[1.0, -1.0]]).double(), [margin - value])
 
 
-def root_between(model: nn.Module, lower: Tensor, upper: Tensor, functions: Tensor, offsets: list[float]) -> Root:
-    prefix = tight_prefix(boundable(model), box_between(lower[None], upper[None], REAL), SETTINGS)
-    return Root(prefix, functions, torch.tensor(offsets, dtype=torch.float64), REAL)
+def root_between(model: nn.Module, lower: Tensor, upper: Tensor, functions: Tensor, offsets: list[float]) -> Problem:
+    prefix = tight_prefix(checked_graph(model), box_between(lower[None], upper[None], REAL), SETTINGS)
+    return Problem(prefix, functions, torch.tensor(offsets, dtype=torch.float64), REAL)
 
 
 @cache
-def hard(seed: int, margin: float) -> tuple[nn.Sequential, Root]:
+def hard(seed: int, margin: float) -> tuple[nn.Sequential, Problem]:
     """A network of four inputs, and a function whose least value at many inputs of its box is `margin`."""
     generator = Generator().manual_seed(seed)
     model = random_network(generator, 4, (10, 10), 2)
@@ -69,11 +71,11 @@ HARD, CLEAR, BROKEN = (6, 7, 13), 0.5, -1e-3
 
 @pytest.mark.parametrize("seed", HARD)
 def test_a_limit_of_domains_is_kept_and_nothing_is_proved_before_all_are_closed(seed: int):
-    root = hard(seed, CLEAR)[1]
-    whole = branch_and_bound(root, SETTINGS)
+    problem = hard(seed, CLEAR)[1]
+    whole = branch_and_bound(problem, SETTINGS)
     assert whole.proved
     for domains in (1, 2, whole.domains // 2, whole.domains - 2, whole.domains):
-        outcome = branch_and_bound(root, replace(SETTINGS, domains=domains))
+        outcome = branch_and_bound(problem, replace(SETTINGS, domains=domains))
         assert outcome.domains <= domains + 1
         assert outcome.proved == (domains >= whole.domains)
         assert outcome.proved == (outcome.open == 0)
@@ -89,10 +91,10 @@ def test_what_an_input_breaks_is_not_proved_by_any_number_of_domains(domains: in
 
 @pytest.mark.parametrize("seed", HARD)
 def test_time_that_is_over_leaves_it_open(seed: int):
-    root = hard(seed, CLEAR)[1]
+    problem = hard(seed, CLEAR)[1]
     outcomes = []
     for asked in (0, 60, 80, 100, 10**6):
-        outcomes.append(branch_and_bound(root, replace(SETTINGS, deadline=Looks(asked))))
+        outcomes.append(branch_and_bound(problem, replace(SETTINGS, deadline=Looks(asked))))
     assert not outcomes[0].proved
     assert outcomes[0].domains == 1
     assert [outcome.domains for outcome in outcomes] == sorted(outcome.domains for outcome in outcomes)
@@ -102,38 +104,38 @@ def test_time_that_is_over_leaves_it_open(seed: int):
 
 @pytest.mark.parametrize("seed", HARD)
 def test_memory_that_is_full_leaves_it_open_and_little_memory_proves_the_same(seed: int):
-    root = hard(seed, CLEAR)[1]
-    full = branch_and_bound(root, replace(SETTINGS, memory=1))
+    problem = hard(seed, CLEAR)[1]
+    full = branch_and_bound(problem, replace(SETTINGS, memory=1))
     assert (full.proved, full.domains) == (False, 1)
     assert full.open == 1
-    little, much = branch_and_bound(root, replace(SETTINGS, memory=2000)), branch_and_bound(root, SETTINGS)
-    assert Search(root, replace(SETTINGS, memory=2000)).most < 10
+    little, much = branch_and_bound(problem, replace(SETTINGS, memory=2000)), branch_and_bound(problem, SETTINGS)
+    assert Search(problem, replace(SETTINGS, memory=2000)).most < 10
     assert little.proved == much.proved is True
     assert (little.tree.leaves, little.bound) == (much.tree.leaves, pytest.approx(much.bound, rel=0.01))
 
 
 def test_the_tree_of_a_search_that_ended_early_has_leaves_that_are_not_proved():
-    root = hard(HARD[0], CLEAR)[1]
-    outcome = branch_and_bound(root, replace(SETTINGS, domains=3))
+    problem = hard(HARD[0], CLEAR)[1]
+    outcome = branch_and_bound(problem, replace(SETTINGS, domains=3))
     above = hard(HARD[0], BROKEN)[1]
     assert reproved(above, leaves_of(str(outcome.tree)), SETTINGS) > 0
-    whole = branch_and_bound(root, SETTINGS)
-    assert reproved(root, leaves_of(str(whole.tree)), SETTINGS) == 0
-    assert reproved(root, leaves_of(str(whole.tree)), replace(SETTINGS, memory=1000)) == 0
+    whole = branch_and_bound(problem, SETTINGS)
+    assert reproved(problem, leaves_of(str(whole.tree)), SETTINGS) == 0
+    assert reproved(problem, leaves_of(str(whole.tree)), replace(SETTINGS, memory=1000)) == 0
 
 
 @pytest.mark.parametrize("seed", HARD)
 def test_an_attack_that_succeeds_ends_the_search(seed: int):
-    model, root = hard(seed, BROKEN)
+    model, problem = hard(seed, BROKEN)
     seen: list[Tensor] = []
 
     def attack(inputs: Tensor) -> bool:
         seen.append(inputs.double())
-        return bool((model(inputs.double()) @ root.functions.T + root.offsets <= 0).any())
+        return bool((model(inputs.double()) @ problem.functions.T + problem.offsets <= 0).any())
 
-    outcome = branch_and_bound(root, SETTINGS, attack=attack)
-    assert (outcome.broken, outcome.proved) == (True, False)
-    start = root.prefix.start
+    outcome = branch_and_bound(problem, SETTINGS, attack=attack)
+    assert (outcome.falsified, outcome.proved) == (True, False)
+    start = problem.prefix.start
     for inputs in seen:
         assert bool(((inputs >= start.lower - 1e-6) & (inputs <= start.upper + 1e-6)).all())
 
@@ -145,17 +147,17 @@ def test_an_attack_that_succeeds_ends_the_search(seed: int):
 @pytest.mark.parametrize("which", [0, 1, -1])
 def test_a_domain_whose_bound_is_no_number_is_open(value: float, which: int, monkeypatch: pytest.MonkeyPatch):
     """Also where all others are closed."""
-    root, bounded = hard(HARD[0], CLEAR)[1], search.bounded
+    problem, bounded = hard(HARD[0], CLEAR)[1], search.bounded
     calls = itertools.count()
 
-    def spoilt(given: Root, domains: Domains) -> Tensor:
+    def spoilt(given: Problem, domains: Domains) -> Tensor:
         found = bounded(given, domains)
         if given.rounding is not None and next(calls) > 0 and len(found) > 1:
             found[which] = value
         return found
 
     monkeypatch.setattr(search, "bounded", spoilt)
-    outcome = branch_and_bound(root, replace(SETTINGS, domains=12))
+    outcome = branch_and_bound(problem, replace(SETTINGS, domains=12))
     assert next(calls) > 2
     assert not outcome.proved
     assert outcome.open > 0
@@ -189,31 +191,33 @@ def decided_with(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> De
     rest = iter(outcomes)
     monkeypatch.setattr(points, "branch_and_bound", lambda *given, **named: next(rest))
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)).eval()
-    boxed = Boxed(model, boundable(nn.Sequential(*model).double()), torch.rand(1, 2), torch.tensor([1]), 0.1, "real")
+    boxed = Boxed(
+        model, checked_graph(nn.Sequential(*model).double()), torch.rand(1, 2), torch.tensor([1]), 0.1, "real"
+    )
     return decide_point(boxed, 4, SETTINGS)
 
 
 # --- leaves ----------------------------------------------------------------------------------------------
 
 
-def pattern_at(root: Root, x: Tensor) -> Domains:
+def pattern_at(problem: Problem, x: Tensor) -> Domains:
     """The domain of all signs as they are at x (1, …)."""
-    inputs = root.run(x)[1]
-    return Search(root, settings_of(root)).first(torch.where(inputs >= 0, 1, -1))
+    inputs = problem.run(x)[1]
+    return Search(problem, settings_of(problem)).first(torch.where(inputs >= 0, 1, -1))
 
 
-def linear_programme(root: Root, domain: Domains, at: Tensor) -> float:
+def linear_programme(problem: Problem, domain: Domains, at: Tensor) -> float:
     """The largest lower bound that there is: the least of the largest function over the domain, by another model."""
     optimize = pytest.importorskip("scipy.optimize")
     signs, point = domain.signs[0].double(), at.double()
-    inputs = root.run(point, domain.signs)[1]
+    inputs = problem.run(point, domain.signs)[1]
 
     def functions(x: Tensor) -> Tensor:
-        return (root.run(x, domain.signs)[0] @ root.functions.T + root.offsets)[0]
+        return (problem.run(x, domain.signs)[0] @ problem.functions.T + problem.offsets)[0]
 
     slopes, planes = (
         torch.autograd.functional.jacobian(of, point).flatten(1).numpy()
-        for of in (functions, lambda x: root.run(x, domain.signs)[1][0])
+        for of in (functions, lambda x: problem.run(x, domain.signs)[1][0])
     )
     flat = point.flatten().numpy()
     rows = [np.c_[slopes, -np.ones(len(slopes))], np.c_[-signs[:, None].numpy() * planes, np.zeros(len(planes))]]
@@ -221,7 +225,7 @@ def linear_programme(root: Root, domain: Domains, at: Tensor) -> float:
         slopes @ flat - functions(point).numpy(),
         (signs * inputs[0]).numpy() - signs.numpy() * (planes @ flat),
     ]
-    start = root.prefix.start
+    start = problem.prefix.start
     box = [*zip(start.lower.flatten().tolist(), start.upper.flatten().tolist(), strict=True), (None, None)]
     found = optimize.linprog(
         [0.0] * len(flat) + [1.0], A_ub=np.concatenate(rows), b_ub=np.concatenate(ends), bounds=box
@@ -240,22 +244,22 @@ BOTH = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
 def test_a_domain_with_nothing_left_to_split_gets_the_best_bound_that_there_is(name: str, count: int):
     pytest.importorskip("scipy.optimize")
     x = pixels(8)
-    root = root_of(network(name, 8), x, 0.2, functions=BOTH[:count])
-    domain = pattern_at(root, x.double())
-    leaf = solved(root, domain)
+    problem = root_of(network(name, 8), x, 0.2, functions=BOTH[:count])
+    domain = pattern_at(problem, x.double())
+    leaf = solved(problem, domain)
     assert leaf is not None
-    best = linear_programme(root, domain, x)
+    best = linear_programme(problem, domain, x)
     assert leaf.bound == pytest.approx(best, abs=1e-6)
-    inside = points_inside(root.prefix.start.lower[0], root.prefix.start.upper[0], 2000)
-    logits, inputs = root.run(torch.cat([x.double(), inside]))
-    values = (logits @ root.functions.T).amax(1)[fitting(inputs, domain.signs)]
+    inside = points_inside(problem.prefix.start.lower[0], problem.prefix.start.upper[0], 2000)
+    logits, inputs = problem.run(torch.cat([x.double(), inside]))
+    values = (logits @ problem.functions.T).amax(1)[shape_errors_as_data_errors(inputs, domain.signs)]
     assert bool((values >= leaf.bound - 1e-12).all())
 
 
 @pytest.mark.parametrize("name", ["curves", "max pool"])
 def test_where_the_rest_is_not_affine_a_leaf_stays_open(name: str):
-    root = root_of(network(name, 8), pixels(8), 0.2)
-    assert solved(root, pattern_at(root, pixels(8).double())) is None
+    problem = root_of(network(name, 8), pixels(8), 0.2)
+    assert solved(problem, pattern_at(problem, pixels(8).double())) is None
 
 
 def test_a_domain_without_inputs_is_closed():
@@ -264,8 +268,8 @@ def test_a_domain_without_inputs_is_closed():
     with torch.no_grad():
         model[0].weight[:], model[0].bias[:] = 1.0, torch.tensor([-0.5, -0.4]).double()
         model[2].weight[:], model[2].bias[:] = 1.0, torch.tensor([0.0, 10.0]).double()
-    root = root_between(model, ZERO, ONE, DIFFERENCE, [0.0])
-    leaf = solved(root, Search(root, SETTINGS).first(torch.tensor([[1, -1]])))
+    problem = root_between(model, ZERO, ONE, DIFFERENCE, [0.0])
+    leaf = solved(problem, Search(problem, SETTINGS).first(torch.tensor([[1, -1]])))
     assert leaf is not None
     assert leaf.bound > 0
 
@@ -277,12 +281,12 @@ def test_units_that_nothing_weighs_at_the_root_have_multipliers_all_the_same():
         for layer, weight, bias in ((model[0], 1.0, -0.5), (model[2], 1.0, -0.4)):
             layer.weight[:], layer.bias[:] = weight, bias
         model[4].weight[:], model[4].bias[:] = torch.tensor([[1.0], [0.0]]), 0.0
-    root = root_between(model, ZERO, ONE, DIFFERENCE, [1e-3])
-    assert bool((root.scale > 0).all())
-    assert bool(root.scale.isfinite().all())
-    assert branch_and_bound(root, SETTINGS).proved
+    problem = root_between(model, ZERO, ONE, DIFFERENCE, [1e-3])
+    assert bool((problem.scale > 0).all())
+    assert bool(problem.scale.isfinite().all())
+    assert branch_and_bound(problem, SETTINGS).proved
     for signs in itertools.product((1, -1), repeat=2):
-        leaf = solved(root, Search(root, SETTINGS).first(torch.tensor([signs])))
+        leaf = solved(problem, Search(problem, SETTINGS).first(torch.tensor([signs])))
         assert leaf is not None
         assert leaf.bound > 0
 
@@ -293,8 +297,8 @@ def test_without_scipy_nothing_breaks_and_nothing_wrong_is_said(
     seed: int, margin: float, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    root = tiny(seed, margin)[1]
-    outcome = branch_and_bound(root, replace(SETTINGS, domains=500))
+    problem = tiny(seed, margin)[1]
+    outcome = branch_and_bound(problem, replace(SETTINGS, domains=500))
     assert not (outcome.proved and margin < 0)
     assert margin < 0 or outcome.proved  # as far from zero as this, ascent does
 
@@ -323,7 +327,7 @@ def test_a_network_with_nothing_to_split_is_decided_or_open(name: str, arithmeti
         exact = OTHERS[name]().double().eval()
         exact.load_state_dict(model.state_dict())
         label = model(x).argmax(1)
-        found = decide_point(Boxed(model, boundable(exact), x, label, eps, arithmetic), 3, settings)
+        found = decide_point(Boxed(model, checked_graph(exact), x, label, eps, arithmetic), 3, settings)
         inside = points_inside((x[0] - eps).clamp(0, 1), (x[0] + eps).clamp(0, 1), 2000)
         broken = bool((model(inside).argmax(1) != label).any())
         assert not (found.proved and broken)
@@ -336,7 +340,7 @@ def test_a_network_with_nothing_to_split_is_decided_or_open(name: str, arithmeti
 def test_one_class_alone_has_no_margin_and_nothing_is_claimed():
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).eval()
     exact: Any = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).double().eval()
-    boxed = Boxed(model, boundable(exact), torch.rand(1, 4), torch.tensor([0]), 0.1, "real")
+    boxed = Boxed(model, checked_graph(exact), torch.rand(1, 4), torch.tensor([0]), 0.1, "real")
     assert not decide_point(boxed, 1, SETTINGS).proved
 
 
@@ -345,7 +349,7 @@ def test_boxes_stay_as_wide_as_they_are_once_time_is_over():
     box = box_between(torch.zeros(1, 4).double(), torch.ones(1, 4).double(), REAL)
     widths = []
     for limit in (0, 1, 2, 100):
-        prefix = tight_prefix(boundable(model), box, replace(SETTINGS, deadline=Looks(limit)))
-        widths.append(sum(float(visit.box.radius.sum()) for visit in prefix.visits if visit.box is not None))
+        prefix = tight_prefix(checked_graph(model), box, replace(SETTINGS, deadline=Looks(limit)))
+        widths.append(sum(float(record.box.radius.sum()) for record in prefix.records if record.box is not None))
     assert widths[0] > widths[-1]
     assert sorted(widths, reverse=True) == widths

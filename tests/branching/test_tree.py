@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from certtrain.branching.root import Unit
+from certtrain.branching.problem import Unit
 from certtrain.branching.tree import LEAF, Path, Tree, leaves_of
 
 WORDS = 100_000  # far more than any way has, and less than a line of a certificate file has room for

@@ -13,17 +13,17 @@ from test_certfile import Case, Lines, lines_of, put
 from tiny import classifier, images
 from torch import Tensor
 
-from certtrain.architecture import MLP
 from certtrain.attack import described
 from certtrain.attack.box import box_ends
-from certtrain.branching.points import margin_root
+from certtrain.branching.examples import margin_problem
 from certtrain.certfile import Writer, describe_task
 from certtrain.data import to_unit
 from certtrain.errors import CertificateError
 from certtrain.network.modelfile import load_model, save_model
+from certtrain.spec.architecture import MLP
 from certtrain.verification.certificate import VERDICTS_ALONE
-from certtrain.verification.completing import Completing
-from certtrain.verification.stages import Batch
+from certtrain.verification.complete import CompleteStep
+from certtrain.verification.steps import Batch
 from certtrain.verification.verify import verify
 
 EPS, LARGE, FALSIFIED = 0.15, 1, 2
@@ -194,10 +194,10 @@ def test_other_trees_of_a_true_margin_hold_as_the_check_proves_them_itself(case:
 
 def opened(case: Case) -> list[bool]:
     """Which units' signs the box of the example with the large tree leaves open."""
-    step, x = Completing(case.model, "float32"), to_unit(case.images.images[[LARGE]])
+    step, x = CompleteStep(case.model, "float32"), to_unit(case.images.images[[LARGE]])
     boxed = step.boxed(Batch([LARGE], x, case.images.labels[[LARGE]], EPS), 0)
     settings = step.ready().settings
-    return margin_root(boxed.prefix(settings), 0, 1, 3, settings).open.tolist()
+    return margin_problem(boxed.prefix(settings), 0, 1, 3, settings).open.tolist()
 
 
 LINES: dict[str, tuple[int, dict[str, Any], str]] = {

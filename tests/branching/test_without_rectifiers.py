@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from certtrain.attack import PGD
-from certtrain.verification.deciding import Decision, decide
-from certtrain.verification.properties import Case, Property
+from certtrain.properties.cases import Case, Property
+from certtrain.properties.decide import Decision, decide
 
 SHAPE = (1, 2, 2)
 Make = Callable[[], list[nn.Module]]

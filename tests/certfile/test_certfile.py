@@ -16,17 +16,16 @@ from test_verify import mostly_right
 from torch import Tensor
 
 from certtrain.attack import PGD
-from certtrain.bounds import linear
+from certtrain.bounds import guard, linear
 from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Back
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certfile import Checked, Writer, check, describe_task, read_certificates
 from certtrain.data import ImageSet, to_unit
-from certtrain.epsilon import exact_eps, parse_eps
 from certtrain.errors import CertificateError, StorageError
-from certtrain.layers import Graph
 from certtrain.network.modelfile import Classifier, load_model, save_model
-from certtrain.verification import guard
+from certtrain.spec.epsilon import exact_eps, parse_eps
+from certtrain.spec.layers import Graph
 from certtrain.verification.certificate import VERDICTS_ALONE, Certifier
 from certtrain.verification.verify import verify
 

@@ -18,10 +18,10 @@ from tiny import metadata, network
 from certtrain import cli, load_model
 from certtrain.data import load_images
 from certtrain.errors import CerttrainError, ModelFileError
-from certtrain.network.assemble import describe
+from certtrain.network.assembly import describe
 from certtrain.network.modelfile import KEY, save_model
 from certtrain.network.models import InputSpec, build_model
-from certtrain.preset import load_preset
+from certtrain.spec.preset import load_preset
 
 Header = dict[str, Any]
 

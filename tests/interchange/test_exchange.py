@@ -25,11 +25,11 @@ from certtrain.interchange.export import export_onnx, onnx_runner
 from certtrain.interchange.onnxfile import read_onnx
 from certtrain.interchange.vnnlib import read_property
 from certtrain.network.modelfile import Classifier
+from certtrain.properties.cases import Case, Property, robustness
+from certtrain.properties.decide import METHODS, Decision, decide
+from certtrain.properties.exact import confirmed
 from certtrain.verification.certificate import certify
-from certtrain.verification.deciding import METHODS, Decision, decide
-from certtrain.verification.exactly import confirmed
-from certtrain.verification.points import Point
-from certtrain.verification.properties import Case, Property, robustness
+from certtrain.verification.results import Point
 from certtrain.verification.verify import verify
 
 needs_onnx = pytest.mark.skipif(

@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import RULES
-from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
+from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import DataError, MissingExtra, SoundnessError, StorageError, UnsupportedLayer
 from certtrain.interchange import export as exporting
 from certtrain.interchange.export import compare, export, export_onnx, export_weights, onnx_runner
 from certtrain.interchange.operators import OPERATORS as OPERATORS_OF_LAYERS
-from certtrain.layers import Graph, Origin, Shared
 from certtrain.network.folding import _fold, fold_batch_norm
 from certtrain.network.modelfile import Classifier, Metadata, load_model
 from certtrain.network.models import InputSpec, build_model
+from certtrain.spec.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
+from certtrain.spec.layers import Graph, Origin, Shared
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None,

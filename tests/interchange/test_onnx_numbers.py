@@ -11,8 +11,8 @@ from torch import Tensor
 
 from certtrain.errors import UnsupportedLayer
 from certtrain.interchange.onnxfile import Imported, read_onnx
-from certtrain.verification.deciding import decide
-from certtrain.verification.properties import Case, Property
+from certtrain.properties.cases import Case, Property
+from certtrain.properties.decide import decide
 
 LOWEST = float(torch.finfo(torch.float32).min)
 ONES = torch.ones(2, 1)

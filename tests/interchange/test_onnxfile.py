@@ -10,8 +10,8 @@ from test_export import ARCHITECTURES, LAYERS, OPERATORS, Block, Folded, classif
 from torch import Tensor, nn
 
 from certtrain import output_bounds
-from certtrain.bounds.interval import boundable
-from certtrain.bounds.rearranging import Concat
+from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import CerttrainError, ModelFileError, UnsupportedLayer
 from certtrain.interchange import export as exporting
@@ -75,7 +75,7 @@ def agrees(path: Path, *, count: int = 3) -> Imported:
     assert outputs.shape[1:] == (found.outputs,)
     assert outputs.numel() == expected.numel()
     assert close(outputs.reshape(expected.shape), expected)
-    boundable(found.network)
+    checked_graph(found.network)
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from certtrain.errors import PropertyError
 from certtrain.interchange.vnnlib import MOST_CASES, decimal, parse_property, read_property, robustness_text
-from certtrain.verification.properties import Property, exact_box, robustness
+from certtrain.properties.cases import Property, exact_box, robustness
 
 HEAD = "".join(f"(declare-const {name} Real)\n" for name in ("X_0", "X_1", "Y_0", "Y_1", "Y_2"))
 BOX = "(assert (<= X_0 0.5)) (assert (>= X_0 -1e-3))\n(assert (and (<= X_1 2) (>= X_1 .25)))\n"

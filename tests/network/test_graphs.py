@@ -14,14 +14,14 @@ from certtrain import output_bounds
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
 from certtrain.bounds.interval import RULES
 from certtrain.bounds.methods import METHODS
-from certtrain.bounds.rearranging import Concat, Pad, Permute, Reshape, Slice
+from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import NetworkError, PresetError, UnsupportedLayer
-from certtrain.layers import SECTIONS, Graph, Shared
 from certtrain.network.graphs import GraphNetwork, build_graph, graph_of
-from certtrain.preset import load_preset
-from certtrain.shapes import RULES as SHAPE_RULES
-from certtrain.shapes import graph_shapes
+from certtrain.spec.layers import SECTIONS, Graph, Shared
+from certtrain.spec.preset import load_preset
+from certtrain.spec.shapes import RULES as SHAPE_RULES
+from certtrain.spec.shapes import graph_shapes
 
 SHAPE = (2, 8, 8)
 

@@ -16,10 +16,10 @@ from tiny import SHAPE, metadata, network
 from torch import Tensor, nn
 
 from certtrain import load_model
-from certtrain.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.errors import ModelFileError, StorageError
-from certtrain.layers import Graph
 from certtrain.network.modelfile import KEY, save_model
+from certtrain.spec.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
+from certtrain.spec.layers import Graph
 
 LAYERS: list[dict[str, Any]] = [
     {"name": "conv", "type": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3, "padding": 1},

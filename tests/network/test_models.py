@@ -9,12 +9,12 @@ from sampling import assert_inside, ball, points_inside
 from torch import Tensor, nn
 
 from certtrain import output_bounds, propagate
-from certtrain.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
 from certtrain.bounds.graph import Add, LayerCall, Normalize
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import DataError
 from certtrain.network.models import BUILDERS, InputSpec, build_model
-from certtrain.preset import load_preset
+from certtrain.spec.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
+from certtrain.spec.preset import load_preset
 
 RGB = InputSpec((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3)
 MNIST, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)

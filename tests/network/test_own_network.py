@@ -16,9 +16,9 @@ from safetensors import safe_open
 import certtrain
 from certtrain import cli
 from certtrain.errors import NetworkError
-from certtrain.layers import Graph
 from certtrain.network.modelfile import KEY
-from certtrain.training.compiling import has_compiler
+from certtrain.spec.layers import Graph
+from certtrain.training.compilation import has_compiler
 from certtrain.training.events import Event, Note, Started
 
 RESIDUAL = """
@@ -298,7 +298,7 @@ preset = certtrain.load_preset({
     "eps": {"max": "2/255", "start": 1, "length": 1},
     "train": {"epochs": 2, "batch_size": 10},
 })
-report = certtrain.train(preset, "run", certtrain.Surroundings(data_dir="images"))
+report = certtrain.train(preset, "run", certtrain.RunContext(data_dir="images"))
 model = certtrain.load_model("run/model.safetensors")
 images = ImageFolder("images/test", ToTensor())
 x, labels = torch.stack([image for image, _ in images]), torch.tensor([label for _, label in images])
@@ -324,10 +324,10 @@ def stopped_after(steps: int) -> Callable[[], str | None]:
 def test_train_and_resume_take_plain_paths(folder: Path):
     heard: list[Event] = []
     preset = certtrain.load_preset(folder / "own.toml", {"train.epochs": 1})
-    where = certtrain.Surroundings(data_dir="images", device="auto", should_stop=stopped_after(1), emit=heard.append)
+    where = certtrain.RunContext(data_dir="images", device="auto", should_stop=stopped_after(1), emit=heard.append)
     assert certtrain.train(preset, "run", where) is None
     (folder / "mynet.py").unlink()
-    report = certtrain.resume("run", certtrain.Surroundings(data_dir="images", emit=heard.append))
+    report = certtrain.resume("run", certtrain.RunContext(data_dir="images", emit=heard.append))
     assert report is not None
     assert report.examples == 12
     assert [event.step for event in heard if isinstance(event, Started)] == [0, 1]
@@ -356,7 +356,7 @@ def test_a_network_in_the_place_of_its_class_is_an_error(folder: Path):
     model = {"name": "module", "source": torch.nn.Flatten()}
     preset = certtrain.load_preset("own.toml", {"model": model})
     with pytest.raises(NetworkError, match="Flatten is a network already"):
-        certtrain.train(preset, "run", certtrain.Surroundings(data_dir="images"))
+        certtrain.train(preset, "run", certtrain.RunContext(data_dir="images"))
     assert "run" not in files(folder)
 
 
@@ -365,10 +365,10 @@ def test_a_network_in_the_place_of_its_class_is_an_error(folder: Path):
 def test_its_step_can_be_compiled(folder: Path):
     preset = certtrain.load_preset("own.toml", {"train.compile": "on", "train.epochs": 1})
     heard: list[Event] = []
-    certtrain.train(preset, "run", certtrain.Surroundings(data_dir="images", emit=heard.append))
+    certtrain.train(preset, "run", certtrain.RunContext(data_dir="images", emit=heard.append))
     assert next(event.text for event in heard if isinstance(event, Note)).startswith("the step is compiled")
     eager = certtrain.load_preset("own.toml", {"train.compile": "off", "train.epochs": 1})
-    certtrain.train(eager, "eager", certtrain.Surroundings(data_dir="images"))
+    certtrain.train(eager, "eager", certtrain.RunContext(data_dir="images"))
     models = [certtrain.load_model(folder / name / "model.safetensors") for name in ("run", "eager")]
     assert isinstance(models[0].metadata.architecture, Graph)
     x = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -14,10 +14,10 @@ from tiny import CLASSES, SHAPE, images
 from torch import Tensor, nn
 
 from certtrain.errors import CerttrainError, NetworkError, PresetError, UnsupportedLayer
-from certtrain.layers import Graph, Module, Origin
 from certtrain.network.graphs import GraphNetwork
-from certtrain.network.source import changed_source, read_network, settle
-from certtrain.preset import Preset, load_preset
+from certtrain.network.source import changed_source, read_network, resolve_module
+from certtrain.spec.layers import Graph, Module, Origin
+from certtrain.spec.preset import Preset, load_preset
 
 HEAD = "import torch\nfrom torch import nn\n"
 MADE = "def make(input_shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(4, classes))\n"
@@ -342,21 +342,21 @@ def test_another_networks_fields_are_let_go_of():
 
 
 def test_a_preset_is_settled_once():
-    settled = settle(preset(source=Net, arguments={"width": 2}), images())
+    settled = resolve_module(preset(source=Net, arguments={"width": 2}), images())
     assert isinstance(settled.model, Graph)
-    assert settle(settled, images()) is settled
+    assert resolve_module(settled, images()) is settled
     assert Preset.model_validate_json(settled.model_dump_json()) == settled
-    assert settle(load_preset("digits"), images()) == load_preset("digits")
+    assert resolve_module(load_preset("digits"), images()) == load_preset("digits")
     GraphNetwork(settled.model)
 
 
 def test_a_source_that_has_changed_is_noticed(write: Callable[[str], Path]):
     file = write(MADE)
-    settled = settle(preset(source="mynet.py:make"), images())
+    settled = resolve_module(preset(source="mynet.py:make"), images())
     assert changed_source(settled) is None
     write(MADE + "# another line\n")
     assert changed_source(settled) == "mynet.py"
     file.unlink()
     assert changed_source(settled) is None
     assert changed_source(load_preset("digits")) is None
-    assert changed_source(settle(preset(source=Net), images())) is None
+    assert changed_source(resolve_module(preset(source=Net), images())) is None

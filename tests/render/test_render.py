@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from certtrain import render
-from certtrain.inspection.findings import LayerState
-from certtrain.inspection.following import EpochRecord, History
-from certtrain.inspection.growth import DepthSweep, SchemeGrowth, spread
-from certtrain.inspection.inspecting import InitialNetwork, ModelStates
-from certtrain.preset import load_preset
+from certtrain.diagnostics.epochs import EpochRecord, History
+from certtrain.diagnostics.findings import LayerState
+from certtrain.diagnostics.growth import DepthSweep, SchemeGrowth, spread
+from certtrain.diagnostics.model_states import InitialNetwork, ModelStates
 from certtrain.render import training
 from certtrain.render.pieces import out
+from certtrain.spec.preset import load_preset
 from certtrain.training.events import Compiling, EpochDone, Event, Loading, Started, StepDone, Verifying
 
 FINE = LayerState("conv1_relu", 10, 0.412, 0.483, 0.105, 0.111, 0.0, 0.2, 2.34, 0.81, 0.92)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from certtrain.diagnostics.epochs import EpochRecord, History
+from certtrain.diagnostics.growth import DepthSweep, SchemeGrowth, spread
+from certtrain.diagnostics.layer_states import LayerState
+from certtrain.diagnostics.model_states import InitialNetwork, ModelStates
 from certtrain.errors import MissingExtra, RunError
-from certtrain.inspection.diagnostics import LayerState
-from certtrain.inspection.following import EpochRecord, History
-from certtrain.inspection.growth import DepthSweep, SchemeGrowth, spread
-from certtrain.inspection.inspecting import InitialNetwork, ModelStates
 from certtrain.reports import plot
 
 pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from runs import epoch, layer, write_run, write_weights
 
+from certtrain.diagnostics.findings import LayerState
 from certtrain.errors import CerttrainError, PresetError, RunError
-from certtrain.inspection.findings import LayerState
 from certtrain.runs.history import Layer, Weights, read_epochs, read_run
 
 

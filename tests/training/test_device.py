@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from certtrain.data import Augmentation, Batches
 from certtrain.network.models import InputSpec, build_model
-from certtrain.preset import load_preset
+from certtrain.spec.preset import load_preset
 from certtrain.training import step as steps
 from certtrain.training.step import Stepper
 

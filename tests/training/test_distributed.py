@@ -20,12 +20,12 @@ from torch import Tensor
 from certtrain.bounds.statistics import batch_statistics, pooled_statistics
 from certtrain.data import Augmentation, Batches
 from certtrain.errors import DataError, DeviceError, RunError
-from certtrain.preset import Preset
 from certtrain.runs.checkpoint import RunFolder
+from certtrain.spec.preset import Preset
 from certtrain.training.distributed import ALONE, Group, joined
 from certtrain.training.events import Event, Note, Started, Stopped
 from certtrain.training.step import Reading, Stepper
-from certtrain.training.trainer import Surroundings, resume, train
+from certtrain.training.trainer import RunContext, resume, train
 
 ROOT = Path(__file__).parents[2]
 RANKS = 2
@@ -174,11 +174,11 @@ def runs(group: Group, folder: Path) -> dict[str, Any]:
     heard: list[Event] = []
     out, error = folder / "run", ""
     results = [
-        train(small(), out, Surroundings(group=group, should_stop=stop_before(13), emit=heard.append)),
-        resume(out, Surroundings(group=group, should_stop=stop_before(5), emit=heard.append)),
+        train(small(), out, RunContext(group=group, should_stop=stop_before(13), emit=heard.append)),
+        resume(out, RunContext(group=group, should_stop=stop_before(5), emit=heard.append)),
     ]
     try:
-        train(small(), out, Surroundings(group=group))
+        train(small(), out, RunContext(group=group))
     except RunError as found:
         error = str(found)
     kept = [event for event in heard if isinstance(event, Note | Started | Stopped)]
@@ -360,7 +360,7 @@ with joined("cpu") as group:
             raise SystemExit(3)
         step(self)
     trainer.Trainer._step = dies
-    trainer.train(small(), Path("out"), trainer.Surroundings(group=group))
+    trainer.train(small(), Path("out"), trainer.RunContext(group=group))
 """
     (tmp_path / "dies.py").write_text(code, encoding="utf-8")
     process = torchrun(["dies.py"], tmp_path)

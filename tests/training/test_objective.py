@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain import objective_terms, propagate
-from certtrain.bounds.interval import Box
+from certtrain.bounds.box import Box
 from certtrain.bounds.trace import BoundTrace
 from certtrain.errors import DataError, EpsilonError
-from certtrain.schedule import warmup_weight
+from certtrain.spec.schedule import warmup_weight
 from certtrain.training.objective import Regularizers, certified_cross_entropy, loss_terms
 from certtrain.training.regularizers import Sums, balance_ratios, relu_balance_loss, sums_of, tightness_loss
 from certtrain.verdicts import certified_points, correct_points

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from certtrain.attack import PGD
 from certtrain.errors import DeviceError
 from certtrain.network.models import InputSpec, build_model
-from certtrain.precision import arithmetic, check_precision, tensor_cores
-from certtrain.preset import load_preset
+from certtrain.runtime.precision import arithmetic, check_precision, tensor_cores
+from certtrain.spec.preset import load_preset
 from certtrain.training.step import Stepper
 from certtrain.verification.verify import verify
 

@@ -17,15 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from certtrain import load_model
+from certtrain.diagnostics.layer_states import LayerState
+from certtrain.diagnostics.model_states import inspect_model
 from certtrain.errors import DataError, DeviceError, NonFiniteError, PresetError, RunError, StorageError
-from certtrain.inspection.diagnostics import LayerState
-from certtrain.inspection.inspecting import inspect_model
-from certtrain.network.assemble import load_run_images
-from certtrain.preset import Preset, load_preset
+from certtrain.network.assembly import load_run_images
 from certtrain.runs.agreement import check_unchanged
 from certtrain.runs.checkpoint import RunFolder
+from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
-from certtrain.training.trainer import Surroundings, Trainer, resume, train
+from certtrain.training.trainer import RunContext, Trainer, resume, train
 
 ROOT = Path(__file__).parents[2]
 EPS = 0.004
@@ -98,7 +98,7 @@ def heard() -> list[Event]:
 def finished(tmp_path_factory: pytest.TempPathFactory, heard: list[Event]) -> Path:
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    assert train(small(), folder, Surroundings(emit=heard.append)) is not None
+    assert train(small(), folder, RunContext(emit=heard.append)) is not None
     return folder
 
 
@@ -151,7 +151,7 @@ def test_an_explosion_is_noted_once_with_its_sentence(tmp_path: Path):
     preset = load_preset(
         "digits", {"model": deep, "init": "kaiming", "train.epochs": 2, "eps.max": 0.1, "eps.start": 1, "eps.length": 0}
     )
-    train(preset, tmp_path / "out", Surroundings(emit=events.append))
+    train(preset, tmp_path / "out", RunContext(emit=events.append))
     notes = [event.text for event in events if isinstance(event, Note) and "explode" in event.text]
     assert len(notes) == 1
     assert notes[0].startswith("epoch 1: bounds explode: at 'linear")
@@ -185,7 +185,7 @@ def test_a_run_without_its_page_is_a_whole_run(error: Exception, tmp_path: Path,
 
     heard: list[Event] = []
     monkeypatch.setattr("certtrain.training.trainer.write_report", fail)
-    assert train(small(train__epochs=1), tmp_path / "out", Surroundings(emit=heard.append)) is not None
+    assert train(small(train__epochs=1), tmp_path / "out", RunContext(emit=heard.append)) is not None
     (note,) = [event.text for event in heard if isinstance(event, Note) and "report.html" in event.text]
     assert note.endswith(str(error))
     (done,) = [event for event in heard if isinstance(event, Finished)]
@@ -194,10 +194,10 @@ def test_a_run_without_its_page_is_a_whole_run(error: Exception, tmp_path: Path,
 
 def test_only_a_run_that_is_over_has_a_page(tmp_path: Path):
     heard: list[Event] = []
-    surroundings = Surroundings(emit=heard.append, should_stop=stop_before(25))
-    train(small(), tmp_path / "out", surroundings)
+    context = RunContext(emit=heard.append, should_stop=stop_before(25))
+    train(small(), tmp_path / "out", context)
     assert not (tmp_path / "out" / "report.html").exists()
-    resume(tmp_path / "out", Surroundings(emit=heard.append))
+    resume(tmp_path / "out", RunContext(emit=heard.append))
     (done,) = [event for event in heard if isinstance(event, Finished)]
     assert done.page == tmp_path / "out" / "report.html"
     assert done.page.read_text() == "drawn"
@@ -230,7 +230,7 @@ def test_eps_follows_its_schedule(heard: list[Event]):
 
 def test_the_training_ramp_may_end_above_eps(tmp_path: Path):
     heard: list[Event] = []
-    train(small(eps__train_factor=1.5, eps__length=0, eps__start=1), tmp_path / "out", Surroundings(
+    train(small(eps__train_factor=1.5, eps__length=0, eps__start=1), tmp_path / "out", RunContext(
         emit=heard.append, should_stop=stop_before(2)
     ))  # fmt: skip
     assert [event.eps for event in heard if isinstance(event, StepDone)] == pytest.approx([1.5 * EPS] * 2)
@@ -275,14 +275,14 @@ def moved(folder: Path) -> float:
     ids=["plain", "without learning rate", "gradients cut to nothing"],
 )
 def test_learning_rate_and_clipping_are_applied(settings: dict[str, Any], still: bool, tmp_path: Path):
-    train(small(**settings), tmp_path / "out", Surroundings(should_stop=stop_before(20)))
+    train(small(**settings), tmp_path / "out", RunContext(should_stop=stop_before(20)))
     assert (moved(tmp_path / "out") < 1e-6) == still
 
 
 @pytest.mark.parametrize(("tightness", "balance"), [(True, False), (False, True), (False, False)])
 def test_each_regulariser_can_be_switched_off(tightness: bool, balance: bool, tmp_path: Path):
     settings = {"regularizer__tightness": tightness, "regularizer__relu_balance": balance}
-    train(small(**settings), tmp_path / "out", Surroundings(should_stop=stop_before(10)))
+    train(small(**settings), tmp_path / "out", RunContext(should_stop=stop_before(10)))
     (line,) = metrics(tmp_path / "out")  # while ε is zero, the weight of each is the whole of λ = 0.5
     expected = line["natural_loss"] + 0.5 * (tightness * line["tightness_loss"] + balance * line["relu_balance_loss"])
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
@@ -303,7 +303,7 @@ WAYS = {
 def test_every_way_of_training_goes_on_as_if_it_had_not_stopped(name: str, finished: Path, tmp_path: Path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(small(**WAYS[name]), whole) is not None
-    train(small(**WAYS[name]), parts, Surroundings(should_stop=stop_before(13)))
+    train(small(**WAYS[name]), parts, RunContext(should_stop=stop_before(13)))
     assert resume(parts) is not None
     assert_same_run(whole, parts)
     assert (whole / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
@@ -312,7 +312,7 @@ def test_every_way_of_training_goes_on_as_if_it_had_not_stopped(name: str, finis
 
 
 def test_without_a_clean_batch_nothing_is_said_of_its_loss(tmp_path: Path):
-    train(small(train__batch_norm_statistics="centre"), tmp_path / "out", Surroundings(should_stop=stop_before(20)))
+    train(small(train__batch_norm_statistics="centre"), tmp_path / "out", RunContext(should_stop=stop_before(20)))
     for line in metrics(tmp_path / "out"):
         assert "natural_loss" not in line
         assert line["certified_accuracy"] > 0
@@ -330,7 +330,7 @@ def test_the_moving_average_is_what_is_kept(tmp_path: Path):
 def test_the_linear_rate_rises_and_falls(tmp_path: Path):
     heard: list[Event] = []
     settings = {"train__schedule": "linear", "train__warmup": 1.0, "train__learning_rate": 1e-3}
-    train(small(**settings), tmp_path / "out", Surroundings(emit=heard.append))
+    train(small(**settings), tmp_path / "out", RunContext(emit=heard.append))
     rates = [event.learning_rate for event in heard if isinstance(event, StepDone)]
     assert rates[:10] == pytest.approx([1e-4 * step for step in range(1, 11)])
     assert rates[10:] == pytest.approx([1e-3 * (30 - step) / 20 for step in range(10, 30)])
@@ -344,7 +344,7 @@ def test_settings_can_be_chosen_without_the_test_set(tmp_path: Path):
 
 def test_tf32_is_for_gpus(tmp_path: Path):
     with pytest.raises(DeviceError, match="tf32 is an arithmetic of NVIDIA GPUs"):
-        train(small(train__precision="tf32"), tmp_path / "out", Surroundings(device="cpu"))
+        train(small(train__precision="tf32"), tmp_path / "out", RunContext(device="cpu"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -383,7 +383,7 @@ def test_nothing_but_the_final_verification_sees_the_test_set(tmp_path: Path, mo
     folders = []
     for number, made in enumerate((images, blank)):
         folders.append(tmp_path / str(number))
-        Trainer(small(train__epochs=1), RunFolder.create(folders[-1], small()), made, Surroundings()).run()
+        Trainer(small(train__epochs=1), RunFolder.create(folders[-1], small()), made, RunContext()).run()
     first, second = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -395,26 +395,26 @@ def test_nothing_but_the_final_verification_sees_the_test_set(tmp_path: Path, mo
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(steps: int, finished: Path, tmp_path: Path):
     heard: list[Event] = []
     out = tmp_path / "out"
-    assert train(small(), out, Surroundings(should_stop=stop_before(steps), emit=heard.append)) is None
+    assert train(small(), out, RunContext(should_stop=stop_before(steps), emit=heard.append)) is None
     assert heard[-1] == Stopped("time is up", steps, STEPS, out, None)
     assert not (out / "report.json").exists()
-    assert resume(out, Surroundings(emit=heard.append)) is not None
+    assert resume(out, RunContext(emit=heard.append)) is not None
     assert [event.step for event in heard if isinstance(event, Started)] == [0, steps]
     assert_same_run(finished, out)
 
 
 def test_a_run_may_be_stopped_again_and_again(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, Surroundings(should_stop=stop_before(6)))
+    train(small(), out, RunContext(should_stop=stop_before(6)))
     for _ in range(3):
-        assert resume(out, Surroundings(should_stop=stop_before(6))) is None
+        assert resume(out, RunContext(should_stop=stop_before(6))) is None
     assert resume(out) is not None
     assert_same_run(finished, out)
 
 
 def test_a_run_stopped_while_it_is_verified_verifies_again(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
-    assert train(small(), out, Surroundings(should_stop=stop_before(STEPS))) is None
+    assert train(small(), out, RunContext(should_stop=stop_before(STEPS))) is None
     assert not (out / "model.safetensors").exists()
     assert resume(out) is not None
     assert_same_run(finished, out)
@@ -447,7 +447,7 @@ def fsync(handle):
 storage.os.fsync = fsync
 trainer.READ_SECONDS = trainer.EPOCH_CHECKPOINT_SECONDS = trainer.CHECKPOINT_SECONDS = 0.0
 trainer.SAVE_SHARE = math.inf
-trainer.train(small(), Path("out"), trainer.Surroundings(emit=emit))
+trainer.train(small(), Path("out"), trainer.RunContext(emit=emit))
 """
 
 
@@ -475,7 +475,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(moment: str, finished
 
 def halfway(folder: Path) -> Path:
     """A run stopped after two epochs, with a checkpoint of each."""
-    train(small(), folder, Surroundings(should_stop=stop_before(20)))
+    train(small(), folder, RunContext(should_stop=stop_before(20)))
     assert [path.name[5:14] for path in RunFolder(folder).checkpoints()] == ["000000010", "000000020"]
     return folder
 
@@ -493,7 +493,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, finished: P
     out, heard = halfway(tmp_path / "out"), list[Event]()
     newest = RunFolder(out).checkpoints()[-1]
     DAMAGES[name](newest)
-    resume(out, Surroundings(emit=heard.append))
+    resume(out, RunContext(emit=heard.append))
     assert [event.step for event in heard if isinstance(event, Started)] == [10]
     assert any(str(newest) in event.text for event in heard if isinstance(event, Note))
     assert_same_run(finished, out)
@@ -519,7 +519,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path):
 
 
 def test_a_run_may_start_in_an_empty_folder(tmp_path: Path):
-    assert train(small(), tmp_path, Surroundings(should_stop=stop_before(0))) is None
+    assert train(small(), tmp_path, RunContext(should_stop=stop_before(0))) is None
     assert (tmp_path / "preset.json").exists()
 
 
@@ -591,13 +591,13 @@ def test_a_run_that_fails_later_keeps_its_checkpoints(tmp_path: Path, monkeypatc
 TRAINS = """
 import sys, time
 from pathlib import Path
-from certtrain.training.trainer import Surroundings, resume, train
+from certtrain.training.trainer import RunContext, resume, train
 from test_trainer import small
 def wait():
     print("trains", flush=True)
     time.sleep(60)
-out, surroundings = Path(sys.argv[1]), Surroundings(should_stop=wait)
-resume(out, surroundings) if out.exists() else train(small(), out, surroundings)
+out, context = Path(sys.argv[1]), RunContext(should_stop=wait)
+resume(out, context) if out.exists() else train(small(), out, context)
 """
 
 
@@ -618,7 +618,7 @@ def training(out: Path) -> Iterator[subprocess.Popen[str]]:
 def test_two_processes_do_not_train_one_run(begun: bool, tmp_path: Path):
     out = tmp_path / "out"
     if begun:
-        train(small(), out, Surroundings(should_stop=stop_before(0)))
+        train(small(), out, RunContext(should_stop=stop_before(0)))
     with training(out) as process:
         before = contents(out)
         with pytest.raises(RunError, match=rf"another process is training the run in {out}; wait until it ends"):
@@ -659,13 +659,13 @@ EDITS = [
 @pytest.mark.parametrize(("changes", "told"), EDITS)
 def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], told: str, tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, Surroundings(should_stop=stop_before(3)))
+    train(small(), out, RunContext(should_stop=stop_before(3)))
     saved = (out / "preset.json").read_text(encoding="utf-8")
     edit(out, **changes)
     with pytest.raises(RunError, match=rf"preset\.json was changed after the run began: {told}.*--preset {out}"):
-        resume(out, Surroundings(should_stop=stop_before(5)))
+        resume(out, RunContext(should_stop=stop_before(5)))
     (out / "preset.json").write_text(saved, encoding="utf-8")
-    resume(out, Surroundings(should_stop=stop_before(5)))
+    resume(out, RunContext(should_stop=stop_before(5)))
     edit(out, **changes)
     with pytest.raises(RunError, match="was changed after"):  # a resumed run knows its preset as well
         resume(out)
@@ -673,7 +673,7 @@ def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], told
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, Surroundings(should_stop=stop_before(3)))
+    train(small(), out, RunContext(should_stop=stop_before(3)))
     for path in RunFolder(out).checkpoints():
         with safe_open(path, framework="pt") as file:
             progress = json.loads(file.metadata()["progress"])
@@ -696,7 +696,7 @@ def test_a_linear_rate_needs_time_to_fall():
 
 def test_missing_data_leave_no_folder_behind(tmp_path: Path):
     with pytest.raises(DataError):
-        train(small(data__name="tinyimagenet"), tmp_path / "out", Surroundings(data_dir=tmp_path / "nowhere"))
+        train(small(data__name="tinyimagenet"), tmp_path / "out", RunContext(data_dir=tmp_path / "nowhere"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -712,7 +712,7 @@ def test_weights_that_are_not_a_number_stop_the_run(tmp_path: Path):
                 trainer.network.conv2.weight[0, 0, 0, 0] = torch.nan
 
     trainer = Trainer(
-        preset, RunFolder.create(out, preset), load_run_images(preset, None), Surroundings(should_stop=damage)
+        preset, RunFolder.create(out, preset), load_run_images(preset, None), RunContext(should_stop=damage)
     )
     message = r"step 14: .* is nan; .*'conv2_relu'.*last good checkpoint is .*step-000000010\.safetensors"
     with pytest.raises(NonFiniteError, match=message):
@@ -758,7 +758,7 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path):
 
 def test_a_checkpoint_folder_that_is_a_file_is_an_error(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, Surroundings(should_stop=stop_before(0)))
+    train(small(), out, RunContext(should_stop=stop_before(0)))
     shutil.rmtree(out / "checkpoints")
     (out / "checkpoints").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cannot write .*step-000000000\.safetensors"):
@@ -772,7 +772,7 @@ sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "training"
 torch.set_num_threads(1)
 from certtrain.training import trainer
 from certtrain.errors import StorageError
-from certtrain.training.trainer import Surroundings, resume
+from certtrain.training.trainer import RunContext, resume
 trainer.EPOCH_CHECKPOINT_SECONDS, trainer.SAVE_SHARE = 0.0, math.inf
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = Path("out/checkpoints/step-000000000.safetensors").stat().st_size + 100
@@ -787,7 +787,7 @@ except StorageError as error:
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, Surroundings(should_stop=stop_before(0)))
+    train(small(), out, RunContext(should_stop=stop_before(0)))
     before = (out / "checkpoints" / "step-000000000.safetensors").read_bytes()
     result = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.startswith(
@@ -807,9 +807,9 @@ def test_the_papers_network_takes_two_steps_on_the_real_cifar10(
 ):
     monkeypatch.setenv("CERTTRAIN_CACHE", str(tmp_path / "cache"))
     heard: list[Event] = []
-    surroundings = Surroundings(data_dir=real_cifar10, should_stop=stop_before(2), emit=heard.append)
+    context = RunContext(data_dir=real_cifar10, should_stop=stop_before(2), emit=heard.append)
     preset = load_preset("cifar10-160ep", {"train.compile": "off"})  # which takes longer than both steps
-    assert train(preset, tmp_path / "out", surroundings) is None
+    assert train(preset, tmp_path / "out", context) is None
     (started,) = (event for event in heard if isinstance(event, Started))
     assert (started.examples, started.steps_per_epoch, started.steps) == (50_000, 391, 62_560)
     first, second = (event for event in heard if isinstance(event, StepDone))
@@ -823,7 +823,7 @@ def test_the_papers_network_takes_two_steps_on_the_real_cifar10(
 
 def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
-    train(small(), out, Surroundings(should_stop=stop_before(3)))
+    train(small(), out, RunContext(should_stop=stop_before(3)))
     changed = load_run_images(small(), None)
     changed.train.images[0, 0, 0, 0] += 1
     monkeypatch.setattr("certtrain.training.trainer.load_run_images", lambda *arguments: changed)

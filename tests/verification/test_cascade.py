@@ -13,14 +13,14 @@ from certtrain import certify
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS, Method
 from certtrain.data import to_unit
-from certtrain.deadline import Deadline
 from certtrain.errors import MethodError, SoundnessError
+from certtrain.runtime.deadline import Deadline
 from certtrain.verification import cascade
 from certtrain.verification.cascade import Cascade, Limits
-from certtrain.verification.points import Point, Stage, stages
-from certtrain.verification.points import count as count_points
-from certtrain.verification.rounds import points_at_once
-from certtrain.verification.stages import Batch, Found, Round, Step, fooled
+from certtrain.verification.methods import points_at_once
+from certtrain.verification.results import Point, Stage, stages
+from certtrain.verification.results import count as count_points
+from certtrain.verification.steps import Batch, Found, Round, Step, fooled
 from certtrain.verification.verify import Report, verify
 
 WIDE = 0.06  # at which every step of the cascade decides some points

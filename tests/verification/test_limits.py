@@ -14,34 +14,36 @@ from test_verify import mostly_right
 from tiny import classifier
 from torch import Tensor, nn
 
-from certtrain.architecture import CNN7, MLP
 from certtrain.attack import PGD
 from certtrain.bounds import chunks
 from certtrain.bounds.alpha import searched
+from certtrain.bounds.box import box_between
 from certtrain.bounds.chunks import dense, in_parts, inference_work, row_work
 from certtrain.bounds.crown import tightened
-from certtrain.bounds.interval import boundable, box_between
-from certtrain.bounds.linear import Prefix, followed_back, logit_functions
+from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.linear import Prefix, backsubstitute, logit_functions
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.branching import leaves
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.domains import Domains
-from certtrain.branching.root import Root
+from certtrain.branching.problem import Problem
 from certtrain.branching.search import Search
 from certtrain.data import ImageSet, to_unit
-from certtrain.deadline import Deadline
 from certtrain.errors import MethodError
 from certtrain.network.modelfile import Classifier
-from certtrain.verification import deciding, milp
+from certtrain.properties import decide as deciding
+from certtrain.properties import milp
+from certtrain.properties.cases import Property, robustness
+from certtrain.properties.decide import case_bounds, decide, search
+from certtrain.properties.milp import minimum
+from certtrain.runtime.deadline import Deadline
+from certtrain.spec.architecture import CNN7, MLP
 from certtrain.verification.cascade import SOON, Cascade, Limits
 from certtrain.verification.certificate import VERDICTS_ALONE, Certifier
-from certtrain.verification.deciding import case_bounds, decide, search
-from certtrain.verification.milp import minimum
-from certtrain.verification.points import Point
-from certtrain.verification.properties import Property, robustness
-from certtrain.verification.stages import Batch, Bounding, Found, Round, Step
+from certtrain.verification.results import Point
+from certtrain.verification.steps import Batch, BoundStep, Found, Round, Step
 from certtrain.verification.verify import Report, verify
 
 EPS = 0.1
@@ -60,7 +62,7 @@ def inputs(examples: int = 2) -> Tensor:
 
 def trace(settings: Settings) -> BoundTrace:
     tighten = tightened(settings)
-    return trace_bounds(boundable(small()), inputs(), EPS, (0.0, 1.0), with_clean=False, tighten=tighten)
+    return trace_bounds(checked_graph(small()), inputs(), EPS, (0.0, 1.0), with_clean=False, tighten=tighten)
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def test_a_layer_keeps_its_intervals_where_bounds_come_too_late():
 def test_what_there_was_time_for_holds_and_is_no_tighter_than_all(method: str, most: int):
     model, x, labels = small(), inputs(), torch.tensor([0, 1])
     settings = Settings(dense=0, iterations=5, deadline=Looks(most, limited=True))
-    found = METHODS[method](boundable(model), x, EPS, (0.0, 1.0), settings).margins(labels)
+    found = METHODS[method](checked_graph(model), x, EPS, (0.0, 1.0), settings).margins(labels)
     for row, label in enumerate(labels.tolist()):
         logits = model(points_inside((x[row] - EPS).clamp(0, 1), (x[row] + EPS).clamp(0, 1)))
         assert (logits[:, label : label + 1] - logits >= found[row] - 1e-9).all()
@@ -116,9 +118,9 @@ def test_what_there_was_time_for_holds_and_is_no_tighter_than_all(method: str, m
 
 def test_the_search_for_slopes_takes_no_step_after_the_deadline():
     found = trace(Settings())
-    prefix, functions = Prefix(found.visits, found.start), logit_functions(found).contiguous()
+    prefix, functions = Prefix(found.records, found.start), logit_functions(found).contiguous()
     bounds = [searched(prefix, functions, Settings(iterations=20, deadline=Looks(most))) for most in (0, 1, 5, 100)]
-    assert torch.equal(bounds[0], followed_back(prefix, functions))
+    assert torch.equal(bounds[0], backsubstitute(prefix, functions))
     assert all((after >= before).all() for before, after in pairwise(bounds))
     assert float(bounds[2].sum()) > float(bounds[1].sum())
     assert torch.equal(bounds[3], searched(prefix, functions, Settings(iterations=20)))
@@ -126,7 +128,7 @@ def test_the_search_for_slopes_takes_no_step_after_the_deadline():
 
 def test_a_deadline_changes_no_bound_that_is_computed():
     for method in METHODS:
-        given = boundable(small()), inputs(), EPS, (0.0, 1.0)
+        given = checked_graph(small()), inputs(), EPS, (0.0, 1.0)
         labels = torch.tensor([0, 1])
         whole = METHODS[method](*given, Settings(iterations=5)).margins(labels)
         timed = METHODS[method](*given, Settings(iterations=5, deadline=Deadline.after(1000.0))).margins(labels)
@@ -134,27 +136,27 @@ def test_a_deadline_changes_no_bound_that_is_computed():
 
 
 def test_work_is_counted_in_multiplications():
-    graph = boundable(nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(48, 5)))
+    graph = checked_graph(nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(48, 5)))
     x = torch.zeros(1, 2, 8, 8)
     values = chunks.VALUE * (128 + 48 + 48)
     assert inference_work(graph, x) == 16 * (3 * 2 * 9) + 48 * 5 + values
     passed = trace_bounds(graph, x, EPS, None, with_clean=False)
-    assert row_work(Prefix(passed.visits, passed.start)) == inference_work(graph, x)
-    assert row_work(Prefix(passed.visits, passed.start), gradients=True) == 3 * inference_work(graph, x)
+    assert row_work(Prefix(passed.records, passed.start)) == inference_work(graph, x)
+    assert row_work(Prefix(passed.records, passed.start), gradients=True) == 3 * inference_work(graph, x)
 
 
 # --- branch and bound ------------------------------------------------------------------------------------
 
 
-def root(settings: Settings) -> Root:
+def problem(settings: Settings) -> Problem:
     box = box_between((inputs(1) - EPS).clamp(0, 1), (inputs(1) + EPS).clamp(0, 1))
     function = torch.tensor([[1.0, -1.0, 0.0, 0.0]]).double()
-    return Root(tight_prefix(boundable(small()), box, settings), function, torch.zeros(1).double())
+    return Problem(tight_prefix(checked_graph(small()), box, settings), function, torch.zeros(1).double())
 
 
 def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeypatch: pytest.MonkeyPatch):
     settings = Settings(iterations=3)
-    given = root(settings)
+    given = problem(settings)
     work = row_work(given.prefix, gradients=True)
     monkeypatch.setattr(chunks, "SOON", 7 * work)
     assert Search(given, settings).most > 7
@@ -163,7 +165,7 @@ def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeyp
 
 @pytest.mark.usefixtures("one_by_one")
 def test_a_leafs_linear_programme_is_not_written_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
-    given = root(Settings(iterations=3))
+    given = problem(Settings(iterations=3))
     units, asked = given.units, list[dict[str, Any]]()
     signs = torch.where(given.open, 1, 0).to(torch.int8)[None]
     nothing = torch.zeros(1, units).double()
@@ -204,9 +206,9 @@ def test_the_search_for_an_input_looks_at_the_clock_before_each_step():
 def test_cases_after_the_deadline_have_no_bound():
     model = small()
     cases = asked_of(model, (1, 8, 8), 0.01).cases
-    whole = case_bounds(boundable(model), (1, 8, 8), cases)
-    intervals = case_bounds(boundable(model), (1, 8, 8), cases, Looks(1, limited=True))
-    assert case_bounds(boundable(model), (1, 8, 8), cases, Looks(0)) == [-torch.inf] * 3
+    whole = case_bounds(checked_graph(model), (1, 8, 8), cases)
+    intervals = case_bounds(checked_graph(model), (1, 8, 8), cases, Looks(1, limited=True))
+    assert case_bounds(checked_graph(model), (1, 8, 8), cases, Looks(0)) == [-torch.inf] * 3
     assert all(low <= high + 1e-12 for low, high in zip(intervals, whole, strict=True))
     assert intervals != whole
 
@@ -324,7 +326,7 @@ def test_a_batch_has_the_time_of_all_its_points(monkeypatch: pytest.MonkeyPatch)
 def test_a_bound_that_was_cut_off_was_tried_unless_the_whole_time_was_over(method: str):
     model, data = mostly_right(5)
     x, labels = to_unit(data.images), data.labels
-    step = Bounding(model, method, "float32", alone=True)
+    step = BoundStep(model, method, "float32", alone=True)
     whole = step(Batch(range(5), x, labels, EPS))
     timed = step(Batch(range(5), x, labels, EPS, seconds=0.0))
     ended = step(Batch(range(5), x, labels, EPS, budget=Deadline(0.0)))

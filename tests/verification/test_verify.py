@@ -9,12 +9,12 @@ import torch
 from tiny import classifier, images
 from torch import Tensor, nn
 
-from certtrain.architecture import MLP
 from certtrain.attack import PGD
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import DataError, EpsilonError, NetworkError, SoundnessError
 from certtrain.network.modelfile import Classifier
-from certtrain.verification.points import Point
+from certtrain.spec.architecture import MLP
+from certtrain.verification.results import Point
 from certtrain.verification.verify import Report, check_fit, network_of, verify
 
 EPS = 0.04

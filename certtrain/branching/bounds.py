@@ -1,0 +1,132 @@
+"""Bounds of domains: linear relaxations with searched slopes, and the splits as Lagrange multipliers (β-CROWN).
+
+Where s·z ≥ 0 is decided of a unit's input z, f ≥ f − β s z for any β ≥ 0: what
+linear bounds make of the right side holds in the domain, and the best β close
+the gap that the box of z alone leaves (Wang et al. 2021, theorem 3.1). Slopes α
+and multipliers β rise together along the gradient of the bound; the bound of
+every step holds, and the best of them is kept.
+
+z is what the network computes there, rounded as it may be, and a rectifier's
+sign is that of its computed input: the splits leave no number out, in whatever
+arithmetic, and the term needs no more than what this program itself rounds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certtrain.bounds.ascent import Ascent
+from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
+from certtrain.bounds.relaxation import Slopes
+from certtrain.bounds.rounding import UNIT64
+from certtrain.branching.domains import Domains
+from certtrain.branching.problem import Problem
+from certtrain.runtime.deadline import NEVER, Deadline
+
+ALPHA_RATE, BETA_RATE, DECAY = 0.1, 1.0, 0.98
+PART = 4  # of the domains at hand: when so many of them are done, the search goes on without them
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Domains with their boxes and lines, which slopes and multipliers complete."""
+
+    problem: Problem
+    signs: Tensor
+    prefix: Prefix
+    free: dict[int, Slopes]
+
+    @classmethod
+    def of(cls, problem: Problem, domains: Domains) -> "Relaxed":
+        prefix = problem.narrowed(domains.signs)
+        return cls(problem, domains.signs.to(prefix.start.radius.dtype), prefix, problem.slopes(prefix))
+
+    def examples(self, chosen: Tensor) -> "Relaxed":
+        """Some of the domains."""
+        free = {number: slopes.examples(chosen) for number, slopes in self.free.items()}
+        return Relaxed(self.problem, self.signs[chosen], self.prefix.examples(chosen), free)
+
+    def bounds(
+        self, alphas: Tensor, betas: Tensor, *, hear: Callable[[int, Tensor], None] = lambda value, slope: None
+    ) -> Tensor:
+        """Lower bounds (D, S) of the functions, offsets and all."""
+        part, problem = self.problem.part, self.problem
+        lines: LinesOf = {number: slopes.at(part(alphas, number)) for number, slopes in self.free.items()}
+        forces = -betas * self.signs * problem.scale
+        added = {number: part(forces, number) for number in problem.numbers}
+        functions = problem.functions.expand(len(forces), -1, -1)
+        found = backsubstitute(self.prefix, functions, lines=lines, added=added, rounding=problem.rounding, hear=hear)
+        bounds = found + problem.offsets
+        if problem.rounding is not None:  # of this sum
+            bounds = bounds - 4 * UNIT64 * (found.abs() + problem.offsets.abs())
+        return bounds
+
+    def project(self, alphas: Tensor, betas: Tensor) -> None:
+        """Move slopes and multipliers to where they may be, in place."""
+        for number, slopes in self.free.items():
+            part = self.problem.part(alphas, number)
+            torch.clamp(part, slopes.least, slopes.most, out=part)
+        betas.clamp_(min=0).mul_(self.signs != 0)
+
+
+@torch.no_grad()
+def improved(problem: Problem, domains: Domains, steps: int, deadline: Deadline = NEVER) -> Domains:
+    """The domains with the best bounds of so many steps of ascent, or fewer where the deadline comes before.
+
+    One that is closed is searched no more.
+    """
+    relaxed = Relaxed.of(problem, domains)
+    climbers = [domains.alphas.clone(), domains.betas.clone()]
+    relaxed.project(*climbers)
+    nothing = climbers[0].new_full((domains.total,), -torch.inf)
+    best = domains._replace(alphas=climbers[0].clone(), betas=climbers[1].clone(), bounds=nothing)
+    ascent = Ascent(climbers, [ALPHA_RATE, BETA_RATE], DECAY)
+    left = torch.arange(domains.total, device=best.nodes.device)
+    for _ in range(steps):
+        if deadline.over():
+            break
+        before = [value.clone() for value in ascent.values]
+        bounds, gradients = _gradients(relaxed, *before)
+        _note(best, left, bounds, before)
+        going = ~(best.bounds[left] > 0)
+        if not bool(going.any()):
+            return best
+        ascent.step(gradients)
+        if int((~going).sum()) * PART >= len(left):
+            relaxed, left = relaxed.examples(going), left[going]
+            ascent.keep(going)
+        relaxed.project(*ascent.values)
+    _note(best, left, relaxed.bounds(*ascent.values).amax(1), ascent.values)
+    return best
+
+
+@torch.no_grad()
+def bounded(problem: Problem, domains: Domains) -> Tensor:
+    """The bounds (D,) with the slopes and multipliers as they are, in the precision of the problem."""
+    relaxed, like = Relaxed.of(problem, domains), problem.prefix.start.radius
+    values = [value.to(like.dtype, copy=True) for value in (domains.alphas, domains.betas)]
+    relaxed.project(*values)
+    return relaxed.bounds(*values).amax(1)
+
+
+def _gradients(relaxed: Relaxed, *values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The bounds (D,), each of the best of its functions, and how they rise with slopes and multipliers."""
+    with torch.enable_grad():
+        climbers = [value.detach().requires_grad_() for value in values]
+        bounds = relaxed.bounds(*climbers).amax(1)
+        if not bounds.requires_grad:  # no line is free to choose, as without ReLU
+            return bounds, tuple(map(torch.zeros_like, values))
+        gradients = torch.autograd.grad(bounds.sum(), climbers, materialize_grads=True)
+    return bounds.detach(), gradients
+
+
+def _note(best: Domains, rows: Tensor, bounds: Tensor, values: Sequence[Tensor]) -> None:
+    """Keep what is better than the best so far, in place. What closes a domain stays, whatever is searched with it."""
+    before = best.bounds[rows]
+    better = (bounds > before) & ~(before > 0)
+    chosen = rows[better]
+    best.bounds[chosen] = bounds[better]
+    for kept, value in zip((best.alphas, best.betas), values, strict=True):
+        kept[chosen] = value[better]

@@ -1,0 +1,159 @@
+"""The root of a tree: one box, what is known of the network in it, and the rectifiers whose signs may be split."""
+
+import copy
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.box import Box
+from certtrain.bounds.interval import LayerRecord
+from certtrain.bounds.linear import Prefix, backsubstitute
+from certtrain.bounds.relaxation import Slopes, free_slopes
+from certtrain.bounds.rounding import Rounding, of_line
+from certtrain.bounds.statistics import BatchNorm, running_statistics
+
+RECTIFIERS = (nn.ReLU, nn.LeakyReLU)
+
+
+class Unit(NamedTuple):
+    """A unit of a rectifier, by the number of its record and its place in flat memory."""
+
+    record: int
+    place: int
+
+
+class Problem:
+    """The way through the network from one box, (1, …), to the logits.
+
+    functions: (S, K), linear in the logits, and offsets (S,) that are added to
+        them: what is to be bounded.
+    The units of all rectifiers stand one after the other, T of them: a tensor
+    (D, T) says something of each unit in each of D domains.
+    `rounding` is that of the prefix; a problem without it, and in whatever
+    precision, is enough to search with.
+    """
+
+    def __init__(self, prefix: Prefix, functions: Tensor, offsets: Tensor, rounding: Rounding | None = None) -> None:
+        self.prefix, self.functions, self.offsets, self.rounding = prefix, functions, offsets, rounding
+        self.numbers = [n for n, v in enumerate(prefix.records) if isinstance(v.call.layer, RECTIFIERS)]
+        sizes = [prefix.records[number].shape[1:].numel() for number in self.numbers]
+        ends = [0, *accumulate(sizes)]
+        self.parts = {n: slice(a, b) for n, a, b in zip(self.numbers, ends[:-1], ends[1:], strict=True)}
+        self.units = ends[-1]
+        boxes = self._boxes()
+        self.open = self.flat({number: (box.lower < 0) & (box.upper > 0) for number, box in boxes.items()})[0]
+        self.stable = self.flat({number: (box.lower >= 0) * 2 - 1 for number, box in boxes.items()})[0]
+        self.scale = self._scale()
+
+    def fast(self) -> "Problem":
+        """The same in float32 and without any rounding: to search with, not to prove."""
+        records = [_single(record) for record in self.prefix.records]
+        return Problem(Prefix(records, _float(self.prefix.start)), self.functions.float(), self.offsets.float())
+
+    def weighed(self, weights: Tensor) -> "Problem":
+        """With one function, the sum of all by weights (S,) that are not negative: where it is above zero one is."""
+        functions, offsets = (weights @ self.functions)[None], (weights @ self.offsets)[None]
+        slack = self.prefix.records[-1].slack
+        if slack is not None:
+            # The last layer's slack is more than what rounds off of its results' products, in sums of many terms.
+            lost = (weights @ self.functions.abs()) @ slack[0] + of_line(len(weights)) * (weights @ self.offsets.abs())
+            offsets = offsets - lost
+        return Problem(self.prefix, functions, offsets, self.rounding)
+
+    @torch.no_grad()
+    def _scale(self) -> Tensor:
+        """(T,) the mean |Λ| of each unit's rectifier: the size of what its multipliers stand against.
+
+        Where it is 0 the largest of the others, or 1, takes its place: in parts of the box multipliers may count there.
+        """
+        sizes: dict[int, Tensor] = {}
+
+        def hear(value: int, slope: Tensor) -> None:
+            if value - 1 in self.parts:
+                sizes[value - 1] = slope.abs().mean().expand(1, *slope.shape[2:])
+
+        backsubstitute(self.prefix, self.functions.unsqueeze(0), rounding=self.rounding, hear=hear)
+        # Of a rectifier that nothing reads there is no Λ.
+        none = self.prefix.start.radius.new_zeros(1, 1)
+        scale = self.flat({n: sizes.get(n, none.expand(1, p.stop - p.start)) for n, p in self.parts.items()})[0]
+        largest = max(scale.tolist(), default=0.0) or 1.0
+        return scale.where(scale != 0, largest)
+
+    def run(self, x: Tensor, signs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The logits (D, K) of inputs (D, …), and the units' inputs (D, T).
+
+        With `signs` (D, T), none of them 0, each unit is the line that it is on that side, wherever its input is.
+        """
+        values, met = {0: x}, {}
+        for number, record in enumerate(self.prefix.records):
+            layer, inputs = record.call.layer, [values[value] for value in record.call.inputs]
+            met[number] = inputs[0]
+            if signs is None or number not in self.parts:
+                values[number + 1] = layer(*inputs)
+            else:
+                slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+                rising = self.part(signs, number).squeeze(1) > 0
+                values[number + 1] = inputs[0] * torch.where(rising, 1.0, slope)
+        return values[len(self.prefix.records)], self.flat(met, len(x))
+
+    def _boxes(self) -> dict[int, Box]:
+        found = {number: self.prefix.records[number].box for number in self.numbers}
+        return {number: box for number, box in found.items() if box is not None}
+
+    def flat(self, parts: dict[int, Tensor], rows: int = 1) -> Tensor:
+        """(D, T) of tensors (D, …), one for each rectifier; D is `rows`, which a network without rectifiers has too."""
+        flat = [parts[number].flatten(1) for number in self.numbers]
+        return torch.cat(flat, 1) if flat else self.prefix.start.radius.new_zeros(rows, 0)
+
+    def part(self, values: Tensor, number: int) -> Tensor:
+        """Of values (D, T), those (D, 1, …) of one rectifier, for all functions."""
+        shape = self.prefix.records[number].shape[1:]
+        return values[:, self.parts[number]].view(len(values), 1, *shape)
+
+    def unit(self, index: int) -> Unit:
+        """The unit with that number among the T."""
+        number = max(n for n in self.numbers if self.parts[n].start <= index)
+        return Unit(number, index - self.parts[number].start)
+
+    def index(self, unit: Unit) -> int:
+        """Its number among the T. Raises ValueError for one that is not there."""
+        part = self.parts.get(unit.record)
+        if part is None or not 0 <= unit.place < part.stop - part.start:
+            raise ValueError(f"the network has no unit {unit.record}:{unit.place}")
+        return int(part.start) + unit.place
+
+    def narrowed(self, signs: Tensor) -> Prefix:
+        """The way from D boxes, in each of which the units' inputs have these `signs` (D, T), 0 where it is open."""
+        prefix = self.prefix.examples(torch.zeros(len(signs), dtype=torch.long, device=signs.device))
+        records = list(prefix.records)
+        for number in self.numbers:
+            record = records[number]
+            assert record.box is not None  # it is a nonlinear layer
+            records[number] = record._replace(box=_halved(record.box, self.part(signs, number).squeeze(1)))
+        return prefix._replace(records=records)
+
+    def slopes(self, prefix: Prefix) -> dict[int, Slopes]:
+        """The rectifiers that have a slope to choose."""
+        records = {number: prefix.records[number] for number in self.numbers}
+        found = {n: free_slopes(v.call.layer, v.box) for n, v in records.items() if v.box is not None}
+        return {number: slopes for number, slopes in found.items() if slopes is not None}
+
+
+def _halved(box: Box, signs: Tensor) -> Box:
+    """The part of `box` (D, …) on the side of zero that a sign names; of an open one both, exactly as they were."""
+    ends = torch.where(signs > 0, box.upper, box.lower).where(signs != 0, 0.0) / 2
+    whole = signs == 0
+    return Box(torch.where(whole, box.centre, ends), torch.where(whole, box.radius, ends.abs()))
+
+
+def _single(record: LayerRecord) -> LayerRecord:
+    layer = copy.deepcopy(record.call.layer).float()
+    box = None if record.box is None else _float(record.box)
+    statistics = running_statistics(layer) if isinstance(layer, BatchNorm) else None
+    return record._replace(call=record.call._replace(layer=layer), statistics=statistics, box=box, slack=None)
+
+
+def _float(box: Box) -> Box:
+    return Box(box.centre.float(), box.radius.float())

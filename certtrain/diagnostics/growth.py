@@ -1,0 +1,247 @@
+"""How bounds grow at initialisation: the schemes side by side over several seeds, and against depth.
+
+The claim is that of Shi et al. 2021, section 3.1: by the usual schemes the
+width of the bounds grows exponentially with depth, by the IBP initialisation
+it stays the same.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.trace import trace_bounds
+from certtrain.data import ImageSet, to_unit
+from certtrain.diagnostics.findings import AT_START, Finding, LayerState, worst
+from certtrain.diagnostics.model_states import InitialNetwork, inspect_initial
+from certtrain.errors import NonFiniteError
+from certtrain.network.assembly import make_network
+from certtrain.spec.architecture import CNN, MLP
+from certtrain.spec.preset import Preset, Scheme
+from certtrain.verification.certificate import CLIP
+
+SWEEP_BATCH = 4  # examples at a time; a deep network keeps the boxes of all its layers
+CONSTANT = 1.05  # a rate a layer between 1/CONSTANT and this counts as constant
+
+Trend = Literal["exponential", "constant", "shrinking"]
+Counted = Callable[[int, int], None]  # told how many of how many networks are done
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number over several seeds: mean, standard deviation (0 for one seed), smallest, largest, and each."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    values: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The spread of one value or more."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return Spread(fmean(values), deviation, min(values), max(values), tuple(values))
+
+
+@dataclass(frozen=True)
+class LayerGrowth:
+    """The growth of the mean width, from the network's input to one ReLU's, over several seeds."""
+
+    name: str
+    growth: Spread
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer's name, the mean growth as "growth", and the rest of the spread beside it."""
+        numbers = self.growth.to_dict()
+        return {"name": self.name, "growth": numbers.pop("mean"), **numbers}
+
+
+@dataclass(frozen=True)
+class SchemeGrowth:
+    """A preset's network initialised by one scheme, once for each seed."""
+
+    scheme: Scheme
+    networks: tuple[InitialNetwork, ...]
+
+    @property
+    def by_weights(self) -> list[LayerGrowth]:
+        """The growth at each ReLU that the weights alone cause."""
+        return _over_seeds([network.by_weights for network in self.networks])
+
+    @property
+    def in_training(self) -> list[LayerGrowth] | None:
+        """The growth at each ReLU in the first training step; None for a network without BatchNorm."""
+        states = [network.in_training for network in self.networks if network.in_training is not None]
+        return _over_seeds(states) if states else None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong with each bad layer, where it is worst of the networks, by the weights alone."""
+        found = worst([layer for network in self.networks for layer in network.by_weights], kinds=AT_START)
+        return list({finding.layer: finding for finding in reversed(found)}.values())[::-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything by name, each seed's network included."""
+        trained = self.in_training
+        return {
+            "scheme": self.scheme,
+            "by_weights": [layer.to_dict() for layer in self.by_weights],
+            "in_training": trained and [layer.to_dict() for layer in trained],
+            "findings": [finding.to_dict() for finding in self.findings],
+            "networks": [network.to_dict() for network in self.networks],
+        }
+
+
+@dataclass(frozen=True)
+class DepthSweep:
+    """One scheme's growth at the last ReLU of plain networks of several depths.
+
+    rate: the factor a layer that fits best, as `growth_rate` gives it.
+    """
+
+    scheme: Scheme
+    depths: tuple[int, ...]
+    growth: tuple[Spread, ...]
+    rate: float | None
+
+    @property
+    def trend(self) -> Trend:
+        """What such a rate comes to as layers are added."""
+        rate = self.rate or 0.0
+        if rate > CONSTANT:
+            return "exponential"
+        return "constant" if rate >= 1 / CONSTANT else "shrinking"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything by name."""
+        rows = []
+        for depth, growth in zip(self.depths, self.growth, strict=True):
+            numbers = growth.to_dict()
+            rows.append({"depth": depth, "growth": numbers.pop("mean"), **numbers})
+        return {"scheme": self.scheme, "rate": self.rate, "trend": self.trend, "depths": rows}
+
+
+def compare_schemes(
+    preset: Preset,
+    train: ImageSet,
+    schemes: Sequence[Scheme],
+    seeds: Sequence[int],
+    *,
+    examples: int = 256,
+    device: str = "cpu",
+    on_progress: Counted = lambda done, total: None,
+) -> list[SchemeGrowth]:
+    """The preset's network by each scheme and seed. Raises NonFiniteError as `inspect_initial`."""
+    found = []
+    for number, scheme in enumerate(schemes):
+        networks = []
+        for seed in seeds:
+            seeded = preset.model_copy(update={"seed": seed})
+            networks.append(inspect_initial(seeded, train, scheme, examples=examples, device=device))
+            on_progress(number * len(seeds) + len(networks), len(schemes) * len(seeds))
+        found.append(SchemeGrowth(scheme, tuple(networks)))
+    return found
+
+
+def sweep_depth(
+    preset: Preset,
+    train: ImageSet,
+    schemes: Sequence[Scheme],
+    seeds: Sequence[int],
+    depths: Sequence[int],
+    *,
+    examples: int = 16,
+    device: str = "cpu",
+    on_progress: Counted = lambda done, total: None,
+) -> list[DepthSweep]:
+    """The growth at the last ReLU of plain networks (`plain_preset`) of two or more `depths`, by each scheme and seed.
+
+    The first layers of a deep network are a shallower one of the same seed, so the deepest tells of all.
+    Raises NonFiniteError if bounds are not finite.
+    """
+    deepest, found = plain_preset(preset, train, max(depths)), []
+    for number, scheme in enumerate(schemes):
+        runs = []
+        for seed in seeds:
+            network, _ = make_network(deepest.model_copy(update={"seed": seed}), train, scheme)
+            runs.append(_growth_by_layer(network.to(device), train.take(examples).to(device), preset.eps.max))
+            on_progress(number * len(seeds) + len(runs), len(schemes) * len(seeds))
+        growth = tuple(spread([run[depth - 1] for run in runs]) for depth in depths)
+        found.append(DepthSweep(scheme, tuple(depths), growth, growth_rate(depths, [s.mean for s in growth])))
+    return found
+
+
+def describe_plain(preset: Preset) -> str:
+    """What the hidden layers of a plain network are, in words."""
+    match preset.model:
+        case CNN(channels=channels):
+            return f"3×3 convolutions of {channels[0]} channels"
+        case MLP(hidden=hidden):
+            return f"linear layers of {hidden[0]} units"
+    raise ValueError(f"{preset.model.name} is no plain network")
+
+
+def plain_preset(preset: Preset, train: ImageSet, depth: int) -> Preset:
+    """The preset with a plain network of `depth` equal hidden layers, as wide as the first layer of its own.
+
+    They are 3×3 convolutions of stride 1 where the preset's network has convolutions, else linear layers;
+    without BatchNorm, which would hide what the weights do.
+    """
+    network, _ = make_network(preset, train)
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    if convolutions:
+        ones, channels = (1,) * depth, (convolutions[0].out_channels,) * depth
+        plain: CNN | MLP = CNN(name="cnn", channels=channels, kernels=(3,) * depth, strides=ones, batch_norm=False)
+    else:
+        first = next(layer for layer in network.modules() if isinstance(layer, nn.Linear))
+        plain = MLP(name="mlp", hidden=(first.out_features,) * depth, batch_norm=False)
+    return preset.model_copy(update={"model": plain})
+
+
+def growth_rate(depths: Sequence[int], growth: Sequence[float]) -> float | None:
+    """The factor a layer: e to the slope of the least-squares line through (depth, log growth).
+
+    A growth of zero has no logarithm and is left out; None where fewer than two different depths remain.
+    """
+    points = [(depth, math.log(g)) for depth, g in zip(depths, growth, strict=True) if g > 0]
+    if len({depth for depth, _ in points}) < 2:
+        return None
+    middle = fmean(depth for depth, _ in points)
+    covariance = sum((depth - middle) * log for depth, log in points)
+    return math.exp(covariance / sum((depth - middle) ** 2 for depth, _ in points))
+
+
+@torch.no_grad()
+def _growth_by_layer(network: nn.Module, images: ImageSet, eps: float) -> list[float]:
+    """Mean width at each ReLU's input over that at the network's, in float64: float32 ends at 3e38."""
+    graph = checked_graph(network.double().eval())
+    totals, start = torch.zeros(0), 0.0
+    for first in range(0, len(images), SWEEP_BATCH):
+        part = images.images[first : first + SWEEP_BATCH]
+        trace = trace_bounds(graph, to_unit(part).double(), eps, CLIP, with_clean=False)
+        widths = torch.stack([box.radius.flatten(1).mean(1).sum() for _, box in trace.relu_boxes])
+        totals = widths if not len(totals) else totals + widths
+        start += trace.input.radius.flatten(1).mean(1).sum().item()
+    growth: list[float] = (totals / start).tolist()
+    for (name, _), value in zip(trace.relu_boxes, growth, strict=True):
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the bounds at the input of {name!r} are not finite; sweep fewer layers")
+    return growth
+
+
+def _over_seeds(networks: Sequence[Sequence[LayerState]]) -> list[LayerGrowth]:
+    found = []
+    for row in zip(*networks, strict=True):
+        growth = [layer.growth for layer in row if layer.growth is not None]  # `inspect_initial` sees that none is
+        found.append(LayerGrowth(row[0].name, spread(growth)))
+    return found

@@ -1,0 +1,95 @@
+"""Per-layer numbers from the boxes of a pass: ReLU states, widths, growth, balance."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.box import Box
+from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.trace import BoundTrace, trace_bounds
+from certtrain.diagnostics.findings import LayerState
+from certtrain.errors import NonFiniteError
+
+
+def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
+    """The state of each ReLU layer over all batches of `traces`, which are used one at a time.
+
+    Raises NonFiniteError that names the first layer whose bounds hold NaN or infinity.
+    """
+    totals: list[_Totals] = []
+    examples, input_radius = 0, 0.0
+    for trace in traces:
+        totals = totals or [_Totals(name) for name, _ in trace.relu_boxes]
+        examples += trace.input.radius.shape[0]
+        input_radius += trace.input.radius.double().flatten(1).mean(1).sum().item()
+        for total, (_, box) in zip(totals, trace.relu_boxes, strict=True):
+            total.add(box)
+    return [total.state(2 * input_radius / examples) for total in totals]
+
+
+@torch.no_grad()
+def relu_units(model: nn.Module, x: Tensor) -> int:
+    """How many ReLU inputs the network has for one example of `x` (B, …); B is two or more."""
+    trace = trace_bounds(checked_graph(model, tuple(x.shape[1:])), x[:2], 0.0, None)
+    return sum(box.centre[0].numel() for _, box in trace.relu_boxes)
+
+
+class _Totals:
+    """Sums over batches, in float64, from which a layer's state follows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sums: Tensor | None = None
+        self.dead: Tensor | None = None
+        self.count = 0
+
+    @torch.no_grad()
+    def add(self, box: Box) -> None:
+        lower, upper = box.lower, box.upper
+        dead = (upper <= 0).all(dim=0)
+        self.dead = dead if self.dead is None else self.dead & dead
+        sums = _sums(box.centre.double(), box.radius.double(), lower > 0, upper <= 0)
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.count += lower.numel()
+
+    def state(self, input_width: float) -> LayerState:
+        assert self.sums is not None
+        assert self.dead is not None  # add() sets both
+        if not bool(self.sums.isfinite().all()):
+            raise NonFiniteError(f"the bounds at the input of {self.name!r} are not finite; try a smaller ε")
+        unstable = self.count - int(self.sums[0]) - int(self.sums[1])
+        active, inactive, centre, radius, *moments = (self.sums / self.count).tolist()
+        width = 2 * radius
+        return LayerState(
+            name=self.name,
+            units=self.dead.numel(),
+            active=active,
+            inactive=inactive,
+            unstable=unstable / self.count,
+            dead=self.dead.double().mean().item(),
+            centre=centre,
+            width=width,
+            growth=width / input_width if input_width > 0 else None,
+            mean_ratio=_folded(moments[0], -moments[1]),
+            variance_ratio=_folded(
+                _spread(active, moments[0], moments[2], centre), _spread(inactive, moments[1], moments[3], centre)
+            ),
+        )
+
+
+def _sums(centre: Tensor, radius: Tensor, active: Tensor, inactive: Tensor) -> Tensor:
+    """Counts of the two states, sums of centre and radius, and of c·A, c·I, c²·A, c²·I."""
+    on, off, square = active.double(), inactive.double(), centre.square()
+    terms = (on, off, centre, radius, centre * on, centre * off, square * on, square * off)
+    return torch.stack([term.sum() for term in terms])
+
+
+def _spread(share: float, first: float, second: float, mean: float) -> float:
+    """Mean of (c − mean)² over the chosen entries times their share, from their first two moments."""
+    return max(second - 2 * mean * first + mean * mean * share, 0.0)
+
+
+def _folded(first: float, second: float) -> float | None:
+    larger = max(first, second)
+    return abs(min(first, second)) / larger if larger > 0 else None  # not −0, the negative of no sum

@@ -1,0 +1,149 @@
+"""A model looked into: the state of its layers over data, trained or at initialisation."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.trace import BoundTrace, trace_bounds
+from certtrain.data import ImageSet, to_unit
+from certtrain.diagnostics.findings import AT_START, Finding, LayerMeans, LayerState, layer_means, worst, worst_of_kinds
+from certtrain.diagnostics.layer_states import layer_states
+from certtrain.errors import EpsilonError, NetworkError, NonFiniteError
+from certtrain.network.assembly import make_network
+from certtrain.network.initialization import InitRecord
+from certtrain.network.modelfile import Classifier
+from certtrain.runtime.device import device_of
+from certtrain.spec.preset import Preset, Scheme
+from certtrain.verification.certificate import CLIP
+from certtrain.verification.verify import check_fit
+
+
+@dataclass(frozen=True)
+class InitialNetwork:
+    """A network before training, as a scheme and a seed make it.
+
+    by_weights: its layers with every BatchNorm at its start (mean 0, variance 1), so that the
+        weights alone make the widths grow. in_training: its layers as the first training step sees
+        them, with the batch's own statistics; None for a network without BatchNorm.
+    """
+
+    scheme: Scheme
+    seed: int
+    records: list[InitRecord]
+    by_weights: list[LayerState]
+    in_training: list[LayerState] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of it, as plain values."""
+        return {
+            "scheme": self.scheme,
+            "seed": self.seed,
+            "layers": [asdict(record) for record in self.records],
+            "by_weights": [state.to_dict() for state in self.by_weights],
+            "in_training": self.in_training and [state.to_dict() for state in self.in_training],
+            "findings": [finding.to_dict() for finding in worst(self.by_weights, kinds=AT_START)],
+        }
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """One model among those looked at: a short name, its file, and the state of its layers.
+
+    step, epoch: how far its run was, where a run's checkpoints are followed.
+    """
+
+    name: str
+    file: Path
+    layers: list[LayerState]
+    step: int | None = None
+    epoch: float | None = None
+
+    @property
+    def means(self) -> LayerMeans:
+        """Over the layers."""
+        return layer_means(self.layers)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong with each bad layer, the worst first."""
+        return worst(self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it by name; step and epoch only where it has them."""
+        stage = {name: value for name, value in (("step", self.step), ("epoch", self.epoch)) if value is not None}
+        layers, findings = [layer.to_dict() for layer in self.layers], [finding.to_dict() for finding in self.findings]
+        numbers = {"means": self.means.to_dict(), "findings": findings, "layers": layers}
+        return {"model": str(self.file), "name": self.name, **stage, **numbers}
+
+
+def worst_models(models: Sequence[ModelStates]) -> list[tuple[str, Finding]]:
+    """Of each kind of trouble the model and the layer where it is worst, the worst kind first."""
+    return worst_of_kinds((model.name, finding) for model in models for finding in model.findings)
+
+
+def inspect_model(
+    model: Classifier,
+    images: ImageSet,
+    eps: float,
+    *,
+    batch_size: int = 200,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[LayerState]:
+    """The state of each ReLU layer over `images` in boxes of radius `eps`.
+
+    Raises DataError if the images do not fit, NonFiniteError if bounds are not
+    finite, NetworkError if there is no ReLU.
+    """
+    check_fit(model, images)
+    if not any(isinstance(call.layer, nn.ReLU) for call in checked_graph(model).calls):
+        raise NetworkError("the network has no ReLU layer, and so no states of ReLUs to show")
+    return layer_states(traces_over(model, images, eps, batch_size, on_progress))
+
+
+def inspect_initial(
+    preset: Preset, train: ImageSet, scheme: Scheme, *, examples: int = 256, device: str = "cpu"
+) -> InitialNetwork:
+    """A preset's network initialised by `scheme` and the preset's seed; its layers over the first training images.
+
+    Boxes have the preset's largest ε. Raises NonFiniteError if bounds are not finite, even in float64,
+    EpsilonError if ε is lost in rounding.
+    """
+    network, records = make_network(preset, train, scheme)
+    network = network.to(device)
+    x = to_unit(train.take(examples).images.to(device))
+    by_weights = _states_of(network.eval(), x, preset.eps.max)
+    normalized = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in network.modules())
+    in_training = _states_of(network.train(), x, preset.eps.max) if normalized else None
+    if any(layer.growth is None for layer in by_weights):
+        raise EpsilonError(f"boxes of radius {preset.eps.max:g} have no width in float32; choose a larger --eps")
+    return InitialNetwork(scheme, preset.seed, records, by_weights, in_training)
+
+
+@torch.no_grad()
+def _states_of(network: nn.Module, x: Tensor, eps: float) -> list[LayerState]:
+    try:
+        return layer_states([trace_bounds(checked_graph(network), x, eps, CLIP)])
+    except NonFiniteError:  # an explosion beyond float32 is still to be shown
+        network = copy.deepcopy(network).double()
+        return layer_states([trace_bounds(checked_graph(network), x.double(), eps, CLIP)])
+
+
+@torch.no_grad()
+def traces_over(
+    model: nn.Module,
+    images: ImageSet,
+    eps: float,
+    size: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[BoundTrace]:
+    """The boxes of `images`, `size` at a time, in the network as it is evaluated; without gradients."""
+    graph, device = checked_graph(model.eval()), device_of(model)
+    for first in range(0, len(images), size):
+        yield trace_bounds(graph, to_unit(images.images[first : first + size].to(device)), eps, CLIP)
+        on_progress(min(first + size, len(images)))

@@ -1,0 +1,1 @@
+"""Properties of networks: what is asked, and whether it holds."""

@@ -1,0 +1,406 @@
+"""Small networks exactly, as mixed-integer linear programs (Tjeng et al. 2019), solved by SciPy's HiGHS.
+
+Each value of the network is kept as a linear function of the inputs and of
+r = relu(p) for every unstable unit, p being the unit's input and l < 0 < u its
+bounds. With a binary z for each of them, r is fixed by r ≥ 0, r ≥ p,
+r ≤ p − l(1 − z) and r ≤ uz. A stable unit needs neither.
+
+What an answer means: HiGHS computes in float64 and takes a constraint for
+fulfilled within about 1e-6, a binary for whole within as much; nothing here
+checks its arithmetic. A minimum may be off by that much, times what the
+weights make of it. `proved` is therefore taken down by `TOLERANCE` of the
+function's own size, and is still a second opinion, no proof. `reached` is the
+network's own value at an input, and owes nothing to the solver.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.box import Box
+from certtrain.bounds.chunks import layer_work, soon, units
+from certtrain.bounds.crown import by_crown
+from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
+from certtrain.bounds.interval import LayerRecord, checked_graph, interval_pass
+from certtrain.bounds.linear import Prefix
+from certtrain.bounds.settings import Settings
+from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
+from certtrain.bounds.trace import NONLINEAR
+from certtrain.errors import MethodError, MissingExtra, UnsupportedLayer
+from certtrain.properties import highs
+from certtrain.properties.cases import Case
+from certtrain.runtime.deadline import NEVER, Deadline
+
+MOST_UNSTABLE = 2000  # units; far fewer take hours already
+MOST_ENTRIES = 2**26  # of a layer's linear functions: 0.5 GiB
+TOLERANCE = 1e-5  # of the largest value that the function can have, and of 1 at least
+LARGE = 2**14  # coefficients of a programme that HiGHS may not solve in time: with a deadline it gets its own process
+GRACE = 0.5  # seconds that this process may take beyond the deadline
+WIDENED = 1e-9  # units' bounds, by this share, for the rounding of float64
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The least value over a case's box of its largest function.
+
+    proved: a lower bound, less the tolerance; −inf if there was no time to
+        find any. reached: an upper bound, the network's own
+        value in float64 at `point` (N,); inf and None if there is none.
+    """
+
+    proved: float
+    reached: float
+    point: Tensor | None
+    unstable: int
+    seconds: float
+
+
+@torch.no_grad()
+def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, deadline: Deadline = NEVER) -> Minimum:
+    """The minimum of max(functions · y + offsets) over the box of `case`, solved by the deadline.
+
+    `network` is in float64 and evaluation mode and takes inputs (B, *shape).
+    Raises UnsupportedLayer if it has a layer that is not piecewise linear, or
+    is too large, and MissingExtra without SciPy.
+    """
+    _extra("scipy.optimize")  # what is missing is said before the work starts
+    start = time.monotonic()
+    graph = checked_graph(network, tuple(shape))
+    for call in graph.calls:
+        if type(call.layer) not in RULES:
+            known = ", ".join(sorted(layer.__name__ for layer in RULES))
+            raise UnsupportedLayer(f"layer {call.name!r} is a {type(call.layer).__name__}; milp takes {known}")
+    lower, upper = case.lower.view(1, *shape), case.upper.view(1, *shape)
+    program = _Program(lower, upper, deadline)
+    try:
+        bound, point = _solved(graph, case, program)
+    except _TimeIsOver:
+        bound, point = -torch.inf, None
+    reached = torch.inf
+    if point is not None:
+        point = point.clamp(case.lower, case.upper)
+        reached = float(case.values(network(point.view(1, *shape))).max())
+    return Minimum(bound, reached, point, len(program.units), time.monotonic() - start)
+
+
+class _TimeIsOver(Exception):
+    """Nothing is known yet."""
+
+
+def _solved(graph: LayerGraph, case: Case, program: "_Program") -> tuple[float, Tensor | None]:
+    """A lower bound, less the tolerance, and the inputs (N,) where the solver has found the least value."""
+    outputs = _encode(graph, tight_visits(graph, *program.ends, program.deadline), program)
+    functions = _Values(outputs.factors @ case.functions.T, outputs.constant @ case.functions.T + case.offsets)
+    scale = max(1.0, float(program.largest(functions).abs().max()))
+    bound, point = program.minimize(functions)
+    return bound - TOLERANCE * scale, point
+
+
+def tight_visits(graph: LayerGraph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> list[LayerRecord]:
+    """What each layer meets over one box (1, …), the boxes of nonlinear layers by intervals and by linear bounds.
+
+    Layer by layer, each from the tightened boxes before it (CROWN, Zhang et
+    al. 2018). The network must be in float64. Boxes stay as they are after the deadline.
+    """
+    settings = Settings(deadline=deadline)
+    start = Box((lower + upper) / 2, (upper - lower) / 2)
+    passed = interval_pass(graph, start, watch=NONLINEAR)
+    records = list(passed.records)
+    for number, record in enumerate(records):
+        if record.box is not None:
+            records[number] = record._replace(
+                box=_tighter(Prefix(records[: record.call.inputs[0]], start), record.box, settings)
+            )
+    return records
+
+
+def _tighter(prefix: Prefix, box: Box, settings: Settings) -> Box:
+    """`box`, the result of `prefix`, cut to what linear bounds say; widened for their rounding."""
+    low, high = box.lower, box.upper
+    if prefix.records:
+        follow, count, each = by_crown(settings), low.numel(), torch.arange(low.numel()).unsqueeze(0)
+        low = torch.maximum(low, follow(prefix, units(each, 1.0, low), (1, count), count).view_as(low))
+        high = torch.minimum(high, -follow(prefix, units(each, -1.0, high), (1, count), count).view_as(high))
+    slack = WIDENED * (1 + torch.maximum(low.abs(), high.abs()))
+    low, high = low - slack, high + slack
+    return Box((low + high) / 2, (high - low) / 2)
+
+
+# --- the program -----------------------------------------------------------------------------------------
+
+
+class _Values(NamedTuple):
+    """A layer's values (…) as linear functions of the variables so far: factors (V, …) and a constant (1, …)."""
+
+    factors: Tensor
+    constant: Tensor
+
+
+class _Unit(NamedTuple):
+    """An unstable unit: its input p as factors (V,) and a constant, and p's bounds."""
+
+    factors: Tensor
+    constant: float
+    lower: float
+    upper: float
+
+
+class _Program:
+    """The variables, which are the inputs and then one r for each unstable unit, and what holds of them."""
+
+    def __init__(self, lower: Tensor, upper: Tensor, deadline: Deadline) -> None:
+        self.ends, self.inputs, self.deadline = (lower, upper), lower.numel(), deadline
+        self.lower, self.upper = lower.flatten().tolist(), upper.flatten().tolist()
+        self.units: list[_Unit] = []
+
+    def check_time(self) -> None:
+        """Raise _TimeIsOver after the deadline."""
+        if self.deadline.over():
+            raise _TimeIsOver
+
+    def add(self, unit: _Unit) -> None:
+        self.check_time()
+        self.units.append(unit)
+        self.lower.append(0.0)
+        self.upper.append(unit.upper)
+        if len(self.units) > MOST_UNSTABLE:
+            raise UnsupportedLayer(
+                f"more than {MOST_UNSTABLE:,} ReLUs are unstable in this box; milp is for small networks and small ε"
+            )
+
+    def largest(self, functions: _Values) -> Tensor:
+        """The largest absolute value (S,) that each function can have by the variables' own bounds."""
+        ends = torch.tensor([self.lower, self.upper], dtype=torch.float64).abs().amax(dim=0)
+        return (functions.factors.abs() * ends[:, None]).sum(0) + functions.constant[0].abs()
+
+    def minimize(self, functions: _Values) -> tuple[float, Tensor | None]:
+        """A lower bound of the largest of the functions, and the inputs (N,) where the solver has found its least."""
+        if not self.units and functions.constant.shape[1] == 1:
+            return self._corner(functions)
+        binaries = len(self.units)
+        variables = {
+            "lower": [*self.lower, *[0.0] * binaries, -torch.inf],
+            "upper": [*self.upper, *[1.0] * binaries, torch.inf],
+            "cost": [0.0] * (len(self.lower) + binaries) + [1.0],
+            "integrality": [0] * len(self.lower) + [1] * binaries + [0],
+        }
+        arrays = {name: torch.tensor(values, dtype=torch.float64).numpy() for name, values in variables.items()}
+        found = _answer(arrays | self._rows(functions), self.deadline)
+        return _lower_bound(found, binaries), _point(found, self.inputs)
+
+    def _corner(self, functions: _Values) -> tuple[float, Tensor]:
+        """The least value of one linear function over a box."""
+        lower, upper = (torch.tensor(ends, dtype=torch.float64) for ends in (self.lower, self.upper))
+        factors = functions.factors[:, 0]
+        point = torch.where(factors > 0, lower, upper)
+        return float(factors @ point + functions.constant[0, 0]), point
+
+    def _rows(self, functions: _Values) -> dict[str, Any]:
+        """Variables are the inputs, r of each unit, z of each unit, and t, which no function is above."""
+        rows = _Rows(len(self.lower) + len(self.units) + 1)
+        for number, unit in enumerate(self.units):
+            self.check_time()
+            r, z = self.inputs + number, len(self.lower) + number
+            rows.add(unit.factors, {r: -1.0}, -unit.constant)  # p ≤ r
+            rows.add(-unit.factors, {r: 1.0, z: -unit.lower}, unit.constant - unit.lower)  # r ≤ p − l(1 − z)
+            rows.add(None, {r: 1.0, z: -unit.upper}, 0.0)  # r ≤ uz
+        for factors, constant in zip(functions.factors.T, functions.constant[0].tolist(), strict=True):
+            rows.add(factors, {rows.width - 1: -1.0}, -constant)
+        return rows.arrays()
+
+
+class _Rows:
+    """Sparse rows of "at most"."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.columns: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.most: list[float] = []
+
+    def add(self, factors: Tensor | None, others: dict[int, float], most: float) -> None:
+        """Values of the variables before any unit's own by `factors`, and of `others`, which come after them."""
+        used = torch.arange(0) if factors is None else factors.nonzero().flatten()
+        values = torch.tensor(list(others.values()), dtype=torch.float64)
+        self.columns.append(torch.cat([torch.tensor(list(others)), used]))
+        self.values.append(values if factors is None else torch.cat([values, factors[used]]))
+        self.most.append(most)
+
+    def arrays(self) -> dict[str, Any]:
+        """As `highs.solved` takes them."""
+        starts = torch.tensor([0, *(len(columns) for columns in self.columns)]).cumsum(0)
+        parts = {"values": torch.cat(self.values), "columns": torch.cat(self.columns), "starts": starts}
+        most = torch.tensor(self.most, dtype=torch.float64)
+        return {name: part.numpy() for name, part in (parts | {"most": most}).items()}
+
+
+# --- the solver ------------------------------------------------------------------------------------------
+
+
+def _answer(programme: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+    """What HiGHS says of a programme. Raises _TimeIsOver if that takes longer than there is time."""
+    left = deadline.left
+    if deadline.over():
+        raise _TimeIsOver
+    if left is not None and len(programme["values"]) > LARGE:
+        return _answer_elsewhere(programme, left)
+    with _quiet():
+        return highs.solved(programme, left)
+
+
+def _answer_elsewhere(programme: dict[str, Any], left: float) -> dict[str, Any]:
+    """The same from a process of its own, which is ended soon after the time is over.
+
+    The process needs some of the time to start.
+    """
+    limit = max(left - GRACE, left / 2)
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder, "programme.npz"), Path(folder, "answer.json")
+        _extra("numpy").savez(source, **programme)
+        command = [sys.executable, "-P", highs.__file__, str(source), str(target), str(limit)]
+        try:
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=left + GRACE, check=False)
+        except subprocess.TimeoutExpired:
+            raise _TimeIsOver from None
+        if done.returncode:
+            raise MethodError(f"HiGHS ended with code {done.returncode}; there may be too little memory for milp")
+        answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        return answer
+
+
+def _lower_bound(found: dict[str, Any], binaries: int) -> float:
+    """What the solver says that no solution is below; −inf if it says nothing."""
+    if binaries == 0:
+        return float(found["fun"]) if found["status"] == 0 else -torch.inf
+    bounds = [value for value in (found["bound"], found["fun"]) if value is not None]
+    usable = found["status"] in (0, 1) and found["bound"] is not None
+    return float(min(bounds)) if usable else -torch.inf
+
+
+def _point(found: dict[str, Any], inputs: int) -> Tensor | None:
+    return None if found["x"] is None else torch.tensor(found["x"][:inputs], dtype=torch.float64)
+
+
+# --- from layers to linear functions ---------------------------------------------------------------------
+
+
+def _encode(graph: LayerGraph, records: list[LayerRecord], program: _Program) -> _Values:
+    """The network's outputs in the variables of `program`, to which its units are added."""
+    lower, _ = program.ends
+    size = lower.numel()
+    each = torch.eye(size, dtype=lower.dtype).view(size, *lower.shape[1:])
+    values = {0: _Values(each, torch.zeros_like(lower))}
+    for number, (record, done) in enumerate(zip(records, graph.last_uses(), strict=True)):
+        given = [values[i] for i in record.call.inputs]
+        values[number + 1] = RULES[type(record.call.layer)](record, program, *given)
+        _check_size(record.call, values[number + 1])
+        for value in done:
+            del values[value]
+    return _wider(values[len(records)], len(program.lower))
+
+
+def _check_size(call: LayerCall, values: _Values) -> None:
+    if values.factors.numel() > MOST_ENTRIES:
+        raise UnsupportedLayer(
+            f"layer {call.name!r} comes to {values.factors.numel():,} coefficients, more than {MOST_ENTRIES:,}; "
+            "milp is for small networks"
+        )
+
+
+def _affine(record: LayerRecord, program: _Program, given: _Values) -> _Values:
+    """A layer that is affine: the variables' factors are a batch that it maps, but for its own constant."""
+    layer = record.call.layer
+    own = layer(torch.zeros_like(given.constant))
+    return _Values(_mapped(layer, given.factors, program) - own, layer(given.constant))
+
+
+def _mapped(layer: nn.Module, factors: Tensor, program: _Program) -> Tensor:
+    """The layer's results of a batch, in parts between which there is time to look at the clock."""
+    found = []
+    for part in torch.split(factors, soon(len(factors), layer_work(layer, factors.shape), program.deadline)):
+        program.check_time()
+        found.append(layer(part))
+    return torch.cat(found)
+
+
+def _add(record: LayerRecord, program: _Program, left: _Values, right: _Values) -> _Values:
+    count = max(len(left.factors), len(right.factors))
+    left, right = _wider(left, count), _wider(right, count)
+    return _Values(left.factors + right.factors, left.constant + right.constant)
+
+
+def _concat(record: LayerRecord, program: _Program, left: _Values, right: _Values) -> _Values:
+    count = max(len(left.factors), len(right.factors))
+    left, right = _wider(left, count), _wider(right, count)
+    layer = record.call.layer
+    return _Values(layer(left.factors, right.factors), layer(left.constant, right.constant))
+
+
+def _rectifier(record: LayerRecord, program: _Program, given: _Values) -> _Values:
+    """max(p, sp) = sp + (1 − s) relu(p): each unit by its bounds."""
+    slope = record.call.layer.negative_slope if isinstance(record.call.layer, nn.LeakyReLU) else 0.0
+    assert record.box is not None  # the boxes of all nonlinear layers are kept
+    lower, upper = record.box.lower.flatten(), record.box.upper.flatten()
+    factors, constant = given.factors.flatten(1), given.constant.flatten()
+    unstable = ((lower < 0) & (upper > 0)).nonzero().flatten().tolist()
+    first = len(program.lower)
+    for i in unstable:
+        program.add(_Unit(factors[:, i].clone(), float(constant[i]), float(lower[i]), float(upper[i])))
+    scale = torch.where(lower >= 0, torch.ones_like(lower), torch.full_like(lower, slope))
+    after = _wider(_Values(factors * scale, (constant * scale).unsqueeze(0)), len(program.lower))
+    after.factors[range(first, len(program.lower)), unstable] = 1.0 - slope
+    shape = given.constant.shape[1:]
+    return _Values(after.factors.view(-1, *shape), after.constant.view(1, *shape))
+
+
+def _wider(values: _Values, count: int) -> _Values:
+    """The same functions, of so many variables."""
+    missing = count - len(values.factors)
+    zeros = values.factors.new_zeros(missing, *values.factors.shape[1:])
+    return values._replace(factors=torch.cat([values.factors, zeros]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it the process's standard output goes nowhere: HiGHS prints to it, in C++, whatever it is told."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _extra(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(f'milp needs more packages ({error}): pip install "certtrain[milp]"') from error
+
+
+# Layer → linear functions of its values, by exact type.
+RULES: dict[type[nn.Module], Any] = {
+    **dict.fromkeys((nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize), _affine),
+    **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Dropout), _affine),
+    **dict.fromkeys((Reshape, Permute, Pad, Slice), _affine),
+    Add: _add,
+    Concat: _concat,
+    nn.ReLU: _rectifier,
+    nn.LeakyReLU: _rectifier,
+}

@@ -1,0 +1,1 @@
+"""A run as data: presets, networks as layers, schedules; free of torch."""

@@ -1,0 +1,300 @@
+"""Presets: everything that decides a run, validated, and free of torch.
+
+A preset is a TOML file. Overrides name a field by its dotted path; the
+resolved preset is saved with the run and inside the model file.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from certtrain.errors import EpsilonError, PresetError
+from certtrain.spec.architecture import NETWORKS, Architecture
+from certtrain.spec.epsilon import parse_eps
+from certtrain.spec.layers import SECTIONS, Graph, Module
+from certtrain.spec.migration import FORMAT, migrated
+from certtrain.spec.section import Positive, Section
+
+DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
+Scheme = Literal["ibp", "kaiming", "xavier", "orthogonal"]
+Precision = Literal["fp32", "tf32", "bf16"]
+Compile = Literal["auto", "on", "off"]
+
+
+def _radius(value: Any) -> float:
+    try:
+        return parse_eps(value)
+    except EpsilonError as error:
+        raise ValueError(str(error)) from error
+
+
+Radius = Annotated[float, BeforeValidator(_radius), Field(gt=0, le=1)]
+
+
+class DataSection(Section):
+    """The data set and what is done to its images."""
+
+    name: DatasetName
+    """Which data set; "folder" reads train/<class>/* and test/<class>/* under the data folder."""
+    validation: int = Field(0, ge=0)
+    """How many training examples are held out to watch the training; the test set is never used for that."""
+    examples: int | None = Field(None, ge=2)
+    """Train on so many examples alone, drawn by the seed from those that are not held out; by default on all."""
+    verify_on: Literal["test", "validation"] = "test"
+    """What the trained network is verified on; "validation" leaves the test set alone while settings are chosen."""
+    flip: bool = False
+    """Mirror each training image with probability one half."""
+    crop_padding: int = Field(0, ge=0)
+    """Pad each training image by so many edge pixels and crop it at a random place."""
+    mean: tuple[float, ...] | None = None
+    """Channel means of the normalisation layer; by default the data set's own."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Channel standard deviations of the normalisation layer; by default the data set's own."""
+
+
+class EpsSection(Section):
+    """The radius and its ramp."""
+
+    max: Radius
+    """The radius ε in pixels of [0, 1], as a fraction like "8/255" or a number."""
+    start: Positive = 2
+    """Epoch, counted from 1, in which the ramp starts; before it ε is zero."""
+    length: int = Field(80, ge=0)
+    """Epochs the ramp takes."""
+    train_factor: float = Field(1.0, ge=1.0)
+    """The ramp ends at this multiple of ε; the network is evaluated at ε itself."""
+
+
+class BoundsSection(Section):
+    """Which bounds the robust loss comes from in training."""
+
+    method: Literal["ibp", "crown-ibp"] = "ibp"
+    """ibp: interval bounds; crown-ibp: linear bounds beside them, with weight 1 − ε/ε_max, so that they fade out with
+    the warm-up."""
+    loss_fusion: bool = True
+    """With crown-ibp, bound the loss itself, by one pass back through the network, not every class's margin."""
+
+
+class RegularizerSection(Section):
+    """The regularisers of the warm-up."""
+
+    weight: float = Field(0.5, ge=0)
+    """λ, the weight at ε = 0; it falls to zero as ε reaches its largest value."""
+    tolerance: float = Field(0.5, gt=0, le=1)
+    """τ, the ratio from which a layer is no longer penalised."""
+    tightness: bool = True
+    """Penalise bounds that grow from the input to a layer."""
+    relu_balance: bool = True
+    """Penalise layers whose ReLUs are active and inactive in unequal measure."""
+
+
+class TrainSection(Section):
+    """The optimisation."""
+
+    epochs: Positive
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(5e-4, gt=0)
+    """Adam's learning rate."""
+    schedule: Literal["steps", "linear"] = "steps"
+    """steps: the rate falls by `decay` at each of the `milestones`; linear: it rises for `warmup` epochs, then falls
+    in a straight line to zero at the end."""
+    warmup: float = Field(0.0, ge=0)
+    """Epochs in which a linear rate rises; fewer than there are in all."""
+    milestones: tuple[Positive, ...] = ()
+    """With steps, epochs after which the learning rate is multiplied by `decay`; beyond the last without effect."""
+    decay: float = Field(0.2, gt=0, le=1)
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay a step of a moving average of the weights, which is then the network that is kept; 0 keeps none."""
+    clip_norm: float = Field(10.0, gt=0)
+    """Largest norm of the gradient; longer ones are cut to it."""
+    batch_norm_statistics: Literal["clean", "centre"] = "clean"
+    """What BatchNorm's statistics are of: the clean batch, as in the paper, or the boxes' centres, which
+    saves the clean pass: a third of a step's arithmetic."""
+    micro_batch: Positive | None = None
+    """Examples that go through the bounds at a time, for cards with little memory; the step is still that of
+    the whole batch. With several processes, of each process's part of it."""
+    keep_every: Positive | None = None
+    """Keep the network of every so many epochs as a model file in the run's folder `epochs`, so that
+    `certtrain stats RUN --by-epoch` can follow it at one ε; without it a run keeps its newest checkpoints alone."""
+    precision: Precision = "fp32"
+    """Arithmetic of convolutions and linear layers in training; tf32 is for NVIDIA GPUs. Verification has its own."""
+    compile: Compile = "auto"
+    """Compile the step with torch.compile; auto does for a run long enough to repay it."""
+
+
+class Preset(Section):
+    """One run, whole."""
+
+    format: Literal[1] = FORMAT
+    """Of the preset's fields; `migration.py` reads earlier ones."""
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Named by letters, digits, dots and dashes; it names the run's folder as well."""
+    description: str = ""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Decides the weights, the order of the data and the augmentation."""
+    init: Scheme = "ibp"
+    """How the weights start."""
+    data: DataSection
+    model: Annotated[Architecture | Module, Field(discriminator="name")]
+    eps: EpsSection
+    train: TrainSection
+    bounds: BoundsSection = BoundsSection()
+    regularizer: RegularizerSection = RegularizerSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, values: Any) -> Any:
+        return migrated(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if (self.data.mean is None) != (self.data.std is None):
+            raise ValueError("data.mean and data.std go together: give both or neither")
+        if self.train.micro_batch is not None and self.train.batch_norm_statistics != "clean":
+            raise ValueError(
+                'train.micro_batch needs train.batch_norm_statistics = "clean": centres come from whole boxes'
+            )
+        if self.train.micro_batch is not None and self.train.compile == "on":
+            raise ValueError('train.micro_batch is never compiled: leave train.compile at "auto" or "off"')
+        if self.train.micro_batch is not None and self.bounds.method != "ibp":
+            raise ValueError('train.micro_batch needs bounds.method = "ibp"')
+        if self.train.schedule == "linear" and self.train.warmup >= self.train.epochs:
+            raise ValueError("train.warmup must be shorter than train.epochs, so that a linear rate can fall")
+        if self.data.verify_on == "validation" and not self.data.validation:
+            raise ValueError('data.verify_on = "validation" needs held-out examples: set data.validation')
+        return self
+
+
+def preset_folder() -> Traversable:
+    """Where the shipped presets are: inside the installed package, or at the top of a checkout."""
+    installed = resources.files("certtrain") / "_presets"
+    return installed if installed.is_dir() else resources.files("certtrain") / ".." / "presets"
+
+
+def preset_names() -> list[str]:
+    """The names of the shipped presets, in order."""
+    return sorted(f.name.removesuffix(".toml") for f in preset_folder().iterdir() if f.name.endswith(".toml"))
+
+
+def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
+    """The preset of that name, in that .toml or .json file, or of these fields, with some of them replaced.
+
+    Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
+    maps dotted paths to values ({"train.epochs": 3}). Another network's name
+    brings that network's own defaults; only batch_norm, which means the same
+    in every network, stays as it was.
+    Raises PresetError that names the file and each wrong field.
+    """
+    title = source.get("name", "given") if isinstance(source, Mapping) else str(source)
+    values = _copied(source) if isinstance(source, Mapping) else _read(str(source))
+    try:
+        values = migrated(values)  # before the overrides, which name fields as this version does
+    except ValueError as error:
+        raise PresetError(f"preset {title!r} is not valid:\n  {error}") from error
+    if overrides and "model.name" in overrides:
+        _change_network(values, overrides["model.name"])
+    for path, value in (overrides or {}).items():
+        _replace(values, path, value)
+    try:
+        return Preset.model_validate(values)
+    except ValidationError as error:
+        raise PresetError(f"preset {title!r} is not valid:\n{explain(error)}") from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """("train.epochs", 3) from "train.epochs=3"; the value is TOML, or else plain text.
+
+    Raises PresetError if there is no "=" or no field.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise PresetError(f"{text!r} is not field=value; write it like train.epochs=20")
+    try:
+        return path.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), value.strip()
+
+
+def _read(name_or_file: str) -> dict[str, Any]:
+    is_file = name_or_file.endswith((".toml", ".json")) or os.sep in name_or_file
+    source: Traversable = Path(name_or_file) if is_file else preset_folder() / f"{name_or_file}.toml"
+    if not source.is_file():
+        known = f"Presets: {', '.join(preset_names())}; or give a .toml file."
+        raise PresetError(f"there is no preset {name_or_file!r}. {known}")
+    try:
+        text = source.read_text(encoding="utf-8")
+        values = json.loads(text) if name_or_file.endswith(".json") else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise PresetError(f"preset {name_or_file!r} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise PresetError(f"preset {name_or_file!r} cannot be read: it holds no fields, but {values!r}")
+    return values
+
+
+def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
+
+
+def _replace(values: dict[str, Any], path: str, value: Any) -> None:
+    *sections, field = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise PresetError(f"cannot set {path!r}: {section!r} is not a section")
+    values[field] = value
+
+
+def _change_network(values: dict[str, Any], name: Any) -> None:
+    """Let go of the fields that speak of another network than `name`."""
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("name") != name:
+        kept = ["batch_norm"] if str(name) in NETWORKS else []
+        values["model"] = {field: value for field, value in model.items() if field in kept}
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each wrong field: its dotted path and what is wrong with it; fields that disagree have no path."""
+    lines = []
+    for problem in error.errors():
+        network, path = _place(problem["loc"])
+        unknown = problem["type"] == "extra_forbidden"
+        message = _suggest(path[-1], network) if unknown else problem["msg"].removeprefix("Value error, ")
+        lines.append(f"  {'.'.join(path)}: {message}" if path else f"  {message}")
+    return "\n".join(lines)
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
+    """The network whose own field is meant, if any, and the path; pydantic has the network's name inside the path."""
+    path = [str(part) for part in location]
+    if path and path[0] in ("model", "architecture") and len(path) > 1:
+        return path[1] if len(path) == 3 else None, [path[0], *path[2:]]
+    return None, path
+
+
+def _suggest(field: str, network: str | None) -> str:
+    networks: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": Module}
+    sections: list[type[Section]] = [
+        Preset,
+        DataSection,
+        *networks.values(),
+        *SECTIONS.values(),
+        EpsSection,
+        BoundsSection,
+        RegularizerSection,
+        TrainSection,
+    ]
+    if network is not None:
+        sections = [networks[network]]
+    known = dict.fromkeys(name for section in sections for name in section.model_fields)
+    near = difflib.get_close_matches(field, known, n=1)
+    if near or network is None:
+        return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"there is no such field; {network!r} has {', '.join(known)}"

@@ -1,0 +1,202 @@
+"""What each layer of a graph gives for one image, by arithmetic on its data alone: free of torch, and at no cost."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+from certtrain.errors import NetworkError
+from certtrain.spec import layers
+from certtrain.spec.layers import INPUT, Graph, Layer, Shared, pair
+
+Shape = tuple[int, ...]
+
+MOST_VALUES = 2**28  # of a layer for one image: 1 GiB in float32; a hostile file may ask for more
+
+
+def graph_shapes(graph: Graph, image: Shape) -> dict[str, Shape]:
+    """The shape, without the batch's dimension, of each layer's result for images of shape (C, H, W).
+
+    Raises NetworkError that names the first layer that does not fit what it is given.
+    """
+    shapes: dict[str, Shape] = {INPUT: image}
+    sections = {section.name: section for section in graph.layers}
+    for section in graph.layers:
+        rule_of = sections[section.layer] if isinstance(section, Shared) else section
+        given = [shapes[name] for name in section.inputs]
+        try:
+            shapes[section.name] = RULES[type(rule_of)](rule_of, *given)
+        except ValueError as error:
+            what = " and ".join(map(str, given))
+            raise NetworkError(
+                f"layer {section.name!r} does not fit what it is given, of shape {what}: {error}"
+            ) from error
+        if (size := prod(shapes[section.name])) > MOST_VALUES:
+            raise NetworkError(
+                f"layer {section.name!r} gives {size:,} values for one image; {MOST_VALUES:,} are the most"
+            )
+    return shapes
+
+
+def _same(layer: Layer, given: Shape) -> Shape:
+    return given
+
+
+def _linear(layer: layers.Linear, given: Shape) -> Shape:
+    _check(given[-1:] == (layer.in_features,), f"it takes {layer.in_features} features")
+    return (*given[:-1], layer.out_features)
+
+
+def _conv2d(layer: layers.Conv2d, given: Shape) -> Shape:
+    _check_channels(given, layer.in_channels, 3)
+    if layer.padding == "same":
+        return (layer.out_channels, *given[1:])
+    named: Any = layer.padding  # of torch's own layers, "valid" too
+    padding = (0, 0) if named == "valid" else named
+    sides = zip(given[1:], layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
+    return (layer.out_channels, *(_windows(*side) for side in sides))
+
+
+def _batch_norm1d(layer: layers.BatchNorm1d, given: Shape) -> Shape:
+    _check_channels(given, layer.num_features, 1, 2)
+    return given
+
+
+def _batch_norm2d(layer: layers.BatchNorm2d, given: Shape) -> Shape:
+    _check_channels(given, layer.num_features, 3)
+    return given
+
+
+def _normalize(layer: layers.Normalize, given: Shape) -> Shape:
+    _check(len(layer.mean) == len(layer.std), f"it has {len(layer.mean)} means and {len(layer.std)} deviations")
+    _check_channels(given, len(layer.mean), 3)
+    return given
+
+
+def _max_pool(layer: layers.MaxPool2d, given: Shape) -> Shape:
+    return _pool(layer, pair(layer.dilation), given)
+
+
+def _avg_pool(layer: layers.AvgPool2d, given: Shape) -> Shape:
+    return _pool(layer, (1, 1), given)
+
+
+def _pool(layer: layers.MaxPool2d | layers.AvgPool2d, dilation: Shape, given: Shape) -> Shape:
+    _check(len(given) == 3, "it takes images")
+    kernel, padding = pair(layer.kernel_size), pair(layer.padding)
+    stride = pair(layer.stride or layer.kernel_size)
+    halves = zip(padding, kernel, strict=True)  # with dilation, some of torch's kernels allow more
+    _check(all(2 * zeros <= size for zeros, size in halves), "its padding is more than half of its window")
+    sides = zip(given[1:], kernel, stride, padding, dilation, strict=True)
+    return (given[0], *(_windows(*side, ceil=layer.ceil_mode) for side in sides))
+
+
+def _adaptive_avg_pool(layer: layers.AdaptiveAvgPool2d, given: Shape) -> Shape:
+    _check(len(given) == 3, "it takes images")
+    return (given[0], *(size or side for size, side in zip(pair(layer.output_size), given[1:], strict=True)))
+
+
+def _flatten(layer: layers.Flatten, given: Shape) -> Shape:
+    end = layer.end_dim if layer.end_dim >= 0 else len(given) + 1 + layer.end_dim
+    start = layer.start_dim
+    _check(start <= end <= len(given), f"there is no dimension {layer.end_dim} from {start} on")
+    return (*given[: start - 1], prod(given[start - 1 : end]), *given[end:])
+
+
+def _add(layer: layers.Add, left: Shape, right: Shape) -> Shape:
+    """torch stretches sides of 1."""
+    _check(
+        len(left) == len(right) and all(a == b or 1 in (a, b) for a, b in zip(left, right, strict=True)),
+        "their sides differ",
+    )
+    return tuple(b if a == 1 else a for a, b in zip(left, right, strict=True))
+
+
+def _concat(layer: layers.Concat, left: Shape, right: Shape) -> Shape:
+    place = _place(layer.dim, left)
+    _check(_without(left, place) == _without(right, place), "they differ in another dimension")
+    return (*left[:place], left[place] + right[place], *left[place + 1 :])
+
+
+def _without(shape: Shape, place: int) -> Shape:
+    return shape[:place] + shape[place + 1 :]
+
+
+def _reshape(layer: layers.Reshape, given: Shape) -> Shape:
+    _check(prod(layer.shape) == prod(given), f"it takes {prod(layer.shape)} values")
+    return tuple(layer.shape)
+
+
+def _permute(layer: layers.Permute, given: Shape) -> Shape:
+    places = [dim - 1 for dim in layer.dims]
+    _check(sorted(places) == list(range(len(given))), f"{tuple(layer.dims)} is no order of its dimensions")
+    return tuple(given[place] for place in places)
+
+
+def _pad(layer: layers.Pad, given: Shape) -> Shape:
+    place = _place(layer.dim, given)
+    _check(min(layer.before, layer.after) >= 0, "its padding is negative")
+    return (*given[:place], layer.before + given[place] + layer.after, *given[place + 1 :])
+
+
+def _slice(layer: layers.Slice, given: Shape) -> Shape:
+    place = _place(layer.dim, given)
+    takes = f"it takes places {layer.start} to {layer.stop - 1} in steps of {layer.step}"
+    _check(0 <= layer.start < layer.stop <= given[place] and layer.step >= 1, takes)
+    return (*given[:place], len(range(layer.start, layer.stop, layer.step)), *given[place + 1 :])
+
+
+def _place(dim: int, given: Shape) -> int:
+    _check(1 <= dim <= len(given), f"there is no dimension {dim} from 1 on")
+    return dim - 1
+
+
+def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
+    """How many windows there are along one side; with `ceil` the last may reach over the end, but not begin there."""
+    reach = size + 2 * padding - dilation * (kernel - 1) - 1
+    count = (-(-reach // stride) if ceil else reach // stride) + 1
+    if ceil and (count - 1) * stride >= size + padding:
+        count -= 1
+    _check(count >= 1, "its window is larger than that")
+    return count
+
+
+def _check_channels(given: Shape, channels: int, *dimensions: int) -> None:
+    _check(
+        len(given) in dimensions and given[0] == channels, f"it takes {channels} channels in {dimensions[0]} dimensions"
+    )
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+RULES: Mapping[type[Layer], Callable[..., Any]] = MappingProxyType(
+    {
+        layers.Linear: _linear,
+        layers.Conv2d: _conv2d,
+        layers.BatchNorm1d: _batch_norm1d,
+        layers.BatchNorm2d: _batch_norm2d,
+        layers.Normalize: _normalize,
+        layers.AvgPool2d: _avg_pool,
+        layers.AdaptiveAvgPool2d: _adaptive_avg_pool,
+        layers.MaxPool2d: _max_pool,
+        layers.Flatten: _flatten,
+        layers.Identity: _same,
+        layers.Dropout: _same,
+        layers.ReLU: _same,
+        layers.LeakyReLU: _same,
+        layers.Sigmoid: _same,
+        layers.Tanh: _same,
+        layers.Add: _add,
+        layers.Concat: _concat,
+        layers.Reshape: _reshape,
+        layers.Permute: _permute,
+        layers.Pad: _pad,
+        layers.Slice: _slice,
+    }
+)
+
+# The same rules by the layer's name, for torch's own layers as well: these have the fields of their sections.
+SHAPE_OF: dict[str, Callable[..., Shape]] = {section.__name__: rule for section, rule in RULES.items()}

@@ -1,0 +1,302 @@
+"""Presets: all that ship are valid, wrong fields are named, overrides replace single fields."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certtrain.errors import PresetError
+from certtrain.spec.architecture import CNN, NETWORKS, WideResNet
+from certtrain.spec.preset import Preset, load_preset, parse_override, preset_names
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "presets").rglob("*.toml"))
+
+
+# --- what ships ------------------------------------------------------------------------------------------
+
+
+def test_presets_are_found_in_a_checkout():
+    assert "digits" in preset_names()
+    assert preset_names() == sorted(file.stem for file in SHIPPED)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_preset_is_valid_and_named_as_its_file(file: Path):
+    preset = load_preset(file.stem)
+    assert preset.name == file.stem
+    assert preset.description
+    assert preset == load_preset(str(file))
+    assert all(milestone < preset.train.epochs for milestone in preset.train.milestones)
+    assert preset.eps.start + preset.eps.length <= preset.train.epochs
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_a_resolved_preset_survives_json(file: Path, tmp_path: Path):
+    preset = load_preset(file.stem)
+    (tmp_path / "preset.json").write_text(json.dumps(preset.model_dump(mode="json")), encoding="utf-8")
+    assert load_preset(str(tmp_path / "preset.json")) == preset
+
+
+# Epochs, batch, milestones, start and length of the ramp, ε, λ: as the paper has them.
+PAPER = {
+    "cifar10-160ep": (160, 128, (120, 140), 2, 80, 8 / 255, 0.5),
+    "cifar10-70ep": (70, 128, (50, 60), 2, 20, 8 / 255, 0.5),
+    "mnist-70ep": (70, 256, (50, 60), 1, 20, 0.4, 0.5),
+    "tinyimagenet-80ep": (80, 128, (61, 71), 2, 20, 1 / 255, 0.2),
+}
+OTHER_NETWORKS = {
+    "cifar10-wide-resnet": "cifar10-160ep",
+    "cifar10-resnext": "cifar10-160ep",
+    "tinyimagenet-wide-resnet": "tinyimagenet-80ep",
+    "tinyimagenet-resnext": "tinyimagenet-80ep",
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_presets_have_the_papers_numbers(name: str):
+    preset = load_preset(name)
+    train, eps = preset.train, preset.eps
+    found = (train.epochs, train.batch_size, train.milestones, eps.start, eps.length, eps.max)
+    assert (*found, preset.regularizer.weight) == PAPER[name]
+    assert (train.learning_rate, train.decay, train.clip_norm, preset.init) == (5e-4, 0.2, 10.0, "ibp")
+    assert (preset.model.name, preset.model.width, preset.model.linear_size) == ("cnn7", 64, 512)
+    assert (preset.regularizer.tightness, preset.regularizer.relu_balance) == (True, True)
+
+
+@pytest.mark.parametrize("name", OTHER_NETWORKS)
+def test_another_network_is_trained_as_cnn7_is(name: str):
+    preset, other = load_preset(name), load_preset(OTHER_NETWORKS[name])
+    own = {"name", "description", "model"}
+    assert preset.model_dump(exclude=own) == other.model_dump(exclude=own)
+    assert preset.model.batch_norm
+    assert "not yet measured" in preset.description
+
+
+def test_vanilla_ibp_differs_in_the_three_improvements_alone():
+    preset, other = load_preset("cifar10-vanilla-ibp"), load_preset("cifar10-160ep")
+    assert (preset.init, preset.model.batch_norm) == ("xavier", False)
+    assert (preset.regularizer.tightness, preset.regularizer.relu_balance) == (False, False)
+    undone = {"init": "ibp", "model.batch_norm": True, "regularizer.tightness": True, "regularizer.relu_balance": True}
+    own = {"name", "description"}
+    assert load_preset(preset.name, undone).model_dump(exclude=own) == other.model_dump(exclude=own)
+
+
+def test_crown_ibp_differs_from_vanilla_ibp_in_its_bounds_alone():
+    preset, other = load_preset("cifar10-crown-ibp"), load_preset("cifar10-vanilla-ibp")
+    assert (preset.bounds.method, preset.bounds.loss_fusion) == ("crown-ibp", True)
+    own = {"name", "description", "bounds"}
+    assert preset.model_dump(exclude=own) == other.model_dump(exclude=own)
+
+
+def test_linear_bounds_do_not_go_with_parts_of_a_batch():
+    with pytest.raises(PresetError, match=r'train.micro_batch needs bounds.method = "ibp"'):
+        load_preset("cifar10-crown-ibp", {"train.micro_batch": 16})
+
+
+def test_the_preset_module_needs_no_torch():
+    code = "import sys; from certtrain.spec import preset; preset.load_preset('digits'); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_presets_ship_in_the_wheel_and_are_found_there(tmp_path: Path):
+    unpacked = unpack_wheel(tmp_path)
+    shipped = {file.name: file.read_bytes() for file in (unpacked / "certtrain" / "_presets").iterdir()}
+    assert shipped == {file.name: file.read_bytes() for file in SHIPPED}
+    code = """
+import certtrain
+from certtrain.spec import preset
+print(certtrain.__file__, *preset.preset_names())
+preset.load_preset("digits")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(unpacked)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    where, *names = result.stdout.split()
+    assert Path(where).is_relative_to(unpacked)
+    assert names == sorted(file.stem for file in SHIPPED)
+
+
+def unpack_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(folder), str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        pytest.skip(f"no wheel can be built here: {result.stderr.strip().splitlines()[-1:]}")
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train.epocs": 3}, r"train\.epocs: .*'epochs'"),
+        ({"trian.epochs": 3}, r"trian: .*'train'"),
+        ({"train.epochs": "many"}, r"train\.epochs: .*integer"),
+        ({"train.epochs": 0}, r"train\.epochs: .*greater"),
+        ({"train.batch_size": 1}, r"train\.batch_size: .*greater"),
+        ({"train.learning_rate": -1}, r"train\.learning_rate: .*greater"),
+        ({"train.learning_rate": float("nan")}, r"train\.learning_rate"),
+        ({"train.milestones": 5}, r"train\.milestones"),
+        ({"eps.max": "8/0"}, r"eps\.max: .*'8/0' is not a number"),
+        ({"eps.max": 8}, r"eps\.max: .*outside \[0, 1\]"),
+        ({"eps.max": 0}, r"eps\.max: .*greater"),
+        ({"eps.max": [0.1]}, r"eps\.max: .*is not a number"),
+        ({"eps.start": 0}, r"eps\.start"),
+        ({"init": "he"}, r"init: .*'ibp'"),
+        ({"data.name": "svhn"}, r"data\.name: .*'digits'"),
+        ({"model.name": "resnet"}, r"model: .*'cnn7'"),
+        ({"model.strides": [1]}, r"model: .*equally long"),
+        ({"model.paddings": [1]}, r"model: paddings must be as long as channels"),
+        ({"model.paddings": [-1, 0]}, r"model\.paddings\.0: .*greater"),
+        ({"model.chanels": [1, 2]}, r"model\.chanels: .*'channels'"),
+        ({"model.widen_factor": 2}, r"model\.widen_factor: .*'cnn' has name, channels, kernels"),
+        ({"model.name": "mlp"}, r"model\.hidden: Field required"),
+        ({"model.name": "wide-resnet", "model.blocks": [1]}, r"model: blocks and strides must be equally long"),
+        ({"model.name": "resnext", "model.blocks": [65, 1, 1]}, r"model\.blocks\.0: .*64"),
+        ({"model.name": "resnext", "model.channels": [1]}, r"model\.channels: .*'resnext' has .*cardinality"),
+        ({"data.mean": [0.5]}, r"data\.mean and data\.std go together"),
+        ({"seed": -1}, r"seed"),
+        ({"name": "a/b"}, r"name"),
+        ({"train": 5}, r"train"),
+        ({"eps.max.x": 5}, r"cannot set 'eps\.max\.x': 'max' is not a section"),
+    ],
+)
+def test_a_wrong_field_is_named(overrides: dict[str, Any], message: str):
+    with pytest.raises(PresetError, match=message):
+        load_preset("digits", overrides)
+
+
+def test_all_wrong_fields_are_named_at_once():
+    with pytest.raises(PresetError) as caught:
+        load_preset("digits", {"train.epochs": 0, "eps.max": 2, "seeds": 1})
+    assert all(field in str(caught.value) for field in ("'digits'", "train.epochs", "eps.max", "seeds"))
+
+
+def test_a_missing_field_is_named(tmp_path: Path):
+    (tmp_path / "own.toml").write_text('name = "own"\n', encoding="utf-8")
+    with pytest.raises(PresetError, match=r"own\.toml.*\n(.*\n)*  data: Field required"):
+        load_preset(str(tmp_path / "own.toml"))
+
+
+@pytest.mark.parametrize("name", ["digit", "", "no/such/file", "missing.toml", "../presets/digits", "."])
+def test_an_unknown_preset_lists_the_known_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PresetError, match=r"there is no preset .*Presets: .*digits.*or give a \.toml file"):
+        load_preset(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bad.toml", b"name = "),
+        ("bad.toml", b"\xff\xfe"),
+        ("bad.json", b"{"),
+        ("bad.json", b""),
+        ("bad.json", b"[1]"),
+        ("bad.json", b"5"),
+        ("bad.json", b'"text"'),
+    ],
+)
+def test_an_unreadable_file_is_an_error(name: str, content: bytes, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PresetError, match=rf"{name}' cannot be read"):
+        load_preset(str(tmp_path / name))
+
+
+def test_milestones_beyond_the_last_epoch_do_no_harm():
+    assert load_preset("digits", {"train.epochs": 2}).train.milestones == load_preset("digits").train.milestones
+
+
+def test_a_preset_does_not_change():
+    preset = load_preset("digits")
+    with pytest.raises(ValueError, match="frozen"):
+        preset.seed = 1
+
+
+# --- overrides -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("train.epochs=3", "train.epochs", 3),
+        ("train.learning_rate=1e-3", "train.learning_rate", 1e-3),
+        ("eps.max=8/255", "eps.max", "8/255"),
+        ("eps.max=0.3", "eps.max", 0.3),
+        ("data.flip=true", "data.flip", True),
+        ("model.channels=[4, 8]", "model.channels", [4, 8]),
+        ('init="ibp"', "init", "ibp"),
+        ("init=kaiming", "init", "kaiming"),
+        (" seed = 7 ", "seed", 7),
+        ("description=a = b", "description", "a = b"),
+        ("description=", "description", ""),
+    ],
+)
+def test_an_override_is_read(text: str, path: str, value: object):
+    assert parse_override(text) == (path, value)
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "", "=3", " = 3", "--epochs 3"])
+def test_what_is_no_override(text: str):
+    with pytest.raises(PresetError, match=r"is not field=value; write it like train\.epochs=20"):
+        parse_override(text)
+
+
+def test_overrides_replace_single_fields():
+    texts = ["train.epochs=3", "eps.max=8/255", "model.channels=[4,8]", "data.flip=true", "regularizer.weight=0.2"]
+    before, after = load_preset("digits"), load_preset("digits", dict(map(parse_override, texts)))
+    assert (after.train.epochs, after.eps.max, after.data.flip, after.regularizer.weight) == (3, 8 / 255, True, 0.2)
+    assert isinstance(after.model, CNN)
+    assert after.model.channels == (4, 8)
+    assert after.train.batch_size == before.train.batch_size
+    assert after.data.name == before.data.name
+
+
+def test_an_override_of_a_whole_section_replaces_it():
+    preset = load_preset("digits", {"model": {"name": "mlp", "hidden": [5]}})
+    assert preset.model.model_dump() == {"name": "mlp", "hidden": (5,), "batch_norm": True}
+
+
+@pytest.mark.parametrize("name", ["cnn7", "dm-small", "dm-medium", "wide-resnet", "resnext"])
+@pytest.mark.parametrize("preset", ["digits", "cifar10-160ep", "tinyimagenet-resnext"])
+def test_one_word_puts_another_network_into_a_preset_with_its_own_defaults(preset: str, name: str):
+    if load_preset(preset).model.name != name:
+        assert load_preset(preset, {"model.name": name}).model == NETWORKS[name](name=name)
+
+
+def test_the_same_network_keeps_its_fields():
+    before = load_preset("tinyimagenet-resnext")
+    assert load_preset(before.name, {"model.name": "resnext"}) == before
+
+
+def test_another_network_keeps_whether_there_is_batch_norm():
+    assert not load_preset("cifar10-vanilla-ibp", {"model.name": "wide-resnet"}).model.batch_norm
+    assert load_preset("cifar10-vanilla-ibp", {"model.name": "resnext", "model.batch_norm": True}).model.batch_norm
+
+
+def test_another_networks_fields_may_come_before_its_name():
+    fields = [("model.stem", 4), ("model.name", "wide-resnet"), ("model.linear_size", 8)]
+    for overrides in (fields, fields[::-1]):
+        found = load_preset("digits", dict(overrides)).model
+        assert found == WideResNet(name="wide-resnet", stem=4, linear_size=8)
+
+
+def test_seed_zero_is_a_seed():
+    assert load_preset("digits", {"seed": 0}).seed == 0
+    assert Preset.model_validate(load_preset("digits", {"seed": 5}).model_dump()).seed == 5

@@ -1,0 +1,228 @@
+"""The compiled step: the same numbers as the reference's, one graph for all phases, and when it is made."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from oracles.nets import NETS
+from reference import EPS, below, inputs, network
+from test_oracles import EVALUATED, LOSSES, TRAINED, assert_close, without_own_column
+from torch import Tensor, nn
+
+from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.methods import method_named
+from certtrain.diagnostics.layer_states import relu_units
+from certtrain.errors import DeviceError
+from certtrain.network.models import InputSpec, build_model
+from certtrain.spec.preset import Preset, load_preset
+from certtrain.training.compilation import Compiled, check_compile, has_compiler, will_compile
+from certtrain.training.step import Controls, Parts, Stepper
+
+needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
+quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
+NO_COMPILER = {"cpp.cxx": ("no-such-compiler",)}  # pytest's own way to set it would delete it at the end
+# Each takes up to half a minute to compile where nothing is cached, linear bounds longer: those are of two networks.
+BOUNDED = [*((net, "IBP") for net in NETS), ("cnn4_bn", "CROWN-IBP"), ("residual_bn", "CROWN-IBP")]
+
+
+# --- the reference's values ------------------------------------------------------------------------------
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("net", NETS)
+def test_a_compiled_training_step_gives_the_references_values(net: str):
+    preset = load_preset("digits", {"eps.max": "8/255"})
+    model, (x, labels) = network(net).train(), inputs(net)
+    stepper = Stepper(preset, model, 10, compile=True)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for _, eps in (case for case in TRAINED if case[0] == net):
+        model.load_state_dict(start)
+        model.zero_grad()
+        weight = 0.5 * (1 - EPS[eps] / (8 / 255))
+        values = (max(EPS[eps], 1e-6), float(EPS[eps] > 0), weight, weight, 0.0)
+        controls = Controls(*torch.tensor(values, dtype=torch.float64).unbind())
+        assert stepper.compiled is not None
+        assert stepper.compiled.graph is not None
+        total, measured = stepper.compiled.graph(x, labels, controls, Parts(regularizers=True, linear=False))
+        total.backward()
+        expected = below(net, f"train/eps={eps}/")
+        names = {
+            "robust_ce": "robust_loss",
+            "natural_ce": "natural_loss",
+            "loss": "loss",
+            "tightness": "tightness_loss",
+        }
+        names["relu_balance"] = "relu_balance_loss"
+        assert_close({key: measured[name] for key, name in names.items()}, {key: expected[key] for key in LOSSES})
+        gradients = below(net, f"train/eps={eps}/grad/")
+        largest = max(gradient.abs().max().item() for gradient in gradients.values())
+        assert_close({name: p.grad for name, p in model.named_parameters()}, gradients, scale=largest)
+        if statistics := below(net, f"train/eps={eps}/after/"):
+            assert_close(dict(model.named_buffers()), statistics)
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("net", "method"), BOUNDED)
+def test_compiled_bounds_give_the_references_values(net: str, method: str):
+    model, (x, labels) = network(net), inputs(net)
+    graph, bound = checked_graph(model), method_named(method.lower())
+
+    def bounds(x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        found = bound(graph, x, eps, (0.0, 1.0))
+        return *found.ends(), found.margins(labels)
+
+    fast = Compiled(bounds, pytest.fail).graph
+    assert fast is not None
+    for eps in (eps for name, eps, by in EVALUATED if (name, by) == (net, method)):
+        with torch.no_grad():
+            lower, upper, margins = fast(x, torch.tensor(EPS[eps], dtype=torch.float64))
+        found = {"logits_lower": lower, "logits_upper": upper, "margins_lower": without_own_column(margins, labels)}
+        expected = below(net, f"eval/eps={eps}/{method}/")
+        assert_close(found, {name: expected[name] for name in found})
+
+
+# --- a run of steps --------------------------------------------------------------------------------------
+
+
+# Every block takes its seconds to compile: one with and one without a convolution beside it, and a grouped one.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "cnn": {"channels": [4], "kernels": [3], "strides": [2], "linear": [8]},
+    "wide-resnet": {"stem": 2, "widen_factor": 1, "blocks": [2], "strides": [2], "linear_size": 8},
+    "resnext": {"stem": 4, "bottleneck_width": 2, "blocks": [1], "strides": [2], "linear_size": 8},
+}
+
+
+def small(network: str = "cnn", bounds: dict[str, object] | None = None, **changes: object) -> Preset:
+    settings: dict[str, Any] = {"eps.start": 2, "eps.length": 2, "train.epochs": 5, "train.batch_size": 12}
+    settings["model.name"] = network
+    settings |= {f"model.{name}": value for name, value in NETWORKS[network].items()}
+    settings |= {f"bounds.{name}": value for name, value in (bounds or {}).items()}
+    return load_preset("digits", settings | {f"train.{name}": value for name, value in changes.items()})
+
+
+def stepped(preset: Preset, *, compile: bool) -> tuple[nn.Module, dict[str, float]]:
+    """A small network in float64 after a step at zero ε, one in the ramp, a smaller one, and one after the ramp."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,))).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(12, 1, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(10, (12,), generator=generator)
+    stepper = Stepper(preset, network.to(memory_format=torch.channels_last), 10, compile=compile)
+    for step, size in ((5, 12), (15, 12), (19, 7), (35, 12)):
+        stepper.run(step, x[:size], labels[:size])
+    return network, stepper.read().sums
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "statistics", "bounds", "graphs"),
+    [
+        ("cnn", "clean", {}, 1),
+        ("wide-resnet", "clean", {}, 1),
+        ("resnext", "centre", {}, 1),
+        ("cnn", "clean", {"method": "crown-ibp"}, 2),  # without linear bounds after the ramp
+        ("cnn", "centre", {"method": "crown-ibp", "loss_fusion": False}, 2),
+    ],
+)
+def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(
+    network: str, statistics: str, bounds: dict[str, object], graphs: int
+):
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    preset = small(network, bounds, batch_norm_statistics=statistics)
+    (model, sums), (twin, others) = (stepped(preset, compile=compile) for compile in (True, False))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for name in ("tightness_loss", "relu_balance_loss"):
+        assert sums.pop(name) >= others.pop(name) * (1 - 1e-9)  # the eager step leaves out what has no weight
+    sums.pop("layers_without_balance"), others.pop("layers_without_balance")
+    robust, other = sums.pop("robust_loss"), others.pop("robust_loss")
+    assert robust == pytest.approx(other, rel=1e-4 if bounds else 1e-9)  # nor linear bounds, while ε is zero
+    assert sums == pytest.approx(others, rel=1e-9)
+    for (name, mine), other in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-7, atol=1e-9), name
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_done_without():
+    torch.compiler.reset()
+    heard: list[str] = []
+    double = Compiled(lambda x: torch.sin(x) * 2 + 12345, heard.append)
+    with torch._inductor.config.patch(NO_COMPILER):
+        for _ in range(2):
+            assert torch.equal(double.use(lambda f: f(torch.ones(3))), torch.sin(torch.ones(3)) * 2 + 12345)
+    assert len(heard) == 1
+    assert heard[0].startswith("torch.compile failed")
+
+
+@quiet
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
+    torch.compiler.reset()
+    heard: list[str] = []
+    cube = Compiled(lambda x: (torch.sin(x) ** 3 + 54321).sum(), heard.append)
+
+    def gradient(function: Callable[[Tensor], Tensor]) -> Tensor | None:
+        leaf = torch.ones(3, requires_grad=True)
+        total = function(leaf)
+        with torch._inductor.config.patch(NO_COMPILER):
+            total.backward()
+        return leaf.grad
+
+    one = torch.ones(3)
+    for _ in range(2):
+        torch.testing.assert_close(cube.use(gradient), 3 * torch.sin(one) ** 2 * torch.cos(one))
+    assert len(heard) == 1
+    assert heard[0].startswith("torch.compile failed")
+
+
+# --- when a step is compiled -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "steps", "compiles", "says"),
+    [
+        ("off", 10**9, False, "not compiled, as asked for"),
+        ("on", 1, True, "compiled, as asked for"),
+        ("auto", 1000, False, "not compiled: that takes up to a minute, and saves this run about 12 s"),
+        ("auto", 4999, False, "not compiled: that takes up to a minute, and saves this run about 60 s"),
+        ("auto", 5001, True, "compiled: that takes up to a minute, and saves this run about 60 s"),
+        ("auto", 10**5, True, "compiled: that takes up to a minute, and saves this run about 20 min"),
+    ],
+)
+def test_the_choice_follows_from_the_length_of_the_run(
+    choice: str, steps: int, compiles: bool, says: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("certtrain.training.compilation.has_compiler", lambda device: True)
+    decision, reason = will_compile(choice, steps=steps, relu_inputs=10**6, device="cpu")
+    assert decision == compiles
+    assert reason.startswith(says)
+
+
+def test_without_a_compiler_auto_trains_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    decision, reason = will_compile("auto", steps=10**6, relu_inputs=10**6, device="cpu")
+    assert not decision
+    assert "needs a C++ compiler" in reason
+    with pytest.raises(DeviceError, match="install it, or choose --compile off"):
+        check_compile("on", "cpu")
+
+
+def test_relu_units_are_counted():
+    preset = load_preset("mnist-cpu")
+    network = build_model(preset.model, InputSpec((1, 28, 28), 10, (0.5,), (0.25,)))
+    before = network.state_dict()["conv1_bn.running_mean"].clone()
+    assert relu_units(network, torch.rand(3, 1, 28, 28)) == 16 * 14 * 14 + 32 * 7 * 7 + 100
+    assert torch.equal(network.state_dict()["conv1_bn.running_mean"], before)
