@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from certtrain.certfile import Writer
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
-    from certtrain.verification.results import Point
+    from certtrain.verification.results import ExampleResult
 
 
 class Method(StrEnum):
@@ -176,8 +176,8 @@ def verify(
     images = open_split(saved, split, data_dir, limit)
     from certtrain import render
     from certtrain.attack import described, named
+    from certtrain.bounds.settings import VERDICTS_ALONE
     from certtrain.verification.cascade import Limits
-    from certtrain.verification.certificate import VERDICTS_ALONE
     from certtrain.verification.verify import verify as verify_model
 
     radius = saved.metadata.eps if eps is None else eps
@@ -191,7 +191,7 @@ def verify(
         known = [] if writer is None else list(writer.points.values())
         with render.verifying(len(images), known) as view:
 
-            def on_points(points: "list[Point]") -> None:
+            def on_points(points: "list[ExampleResult]") -> None:
                 if writer is not None:
                     writer.add(points)
                 view.add(points)
@@ -201,7 +201,7 @@ def verify(
             try:
                 result = verify_model(
                     saved, images, radius, attack=settings, limits=limits, known=known,
-                    on_points=on_points, on_round=view.begin, **asked,
+                    on_examples=on_points, on_round=view.begin, **asked,
                 )  # fmt: skip
             except _Interrupted:
                 view.close()

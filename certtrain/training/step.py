@@ -13,8 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import checked_graph
-from certtrain.bounds.statistics import Source, batch_statistics, pooled_statistics, remember
+from certtrain.bounds.box import input_box
+from certtrain.bounds.checks import check_trainable
+from certtrain.bounds.statistics import (
+    StatisticsFunction,
+    StatisticsSource,
+    batch_statistics,
+    pooled_statistics,
+    remember,
+)
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import part_of
 from certtrain.errors import DeviceError
@@ -23,11 +31,10 @@ from certtrain.spec.preset import Preset
 from certtrain.spec.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
 from certtrain.training.compilation import Compiled, Function
 from certtrain.training.distributed import ALONE, Group
-from certtrain.training.micro_batches import Accumulated, Batch, Settings, traces_in_parts
+from certtrain.training.micro_batches import Accumulated, Accumulation, Bounded, TrainingBatch, traces_in_parts
 from certtrain.training.objective import SMALLEST_EPS, LinearShare, LossTerms, Regularizers, loss_terms
 from certtrain.training.optimizer import Adam
 from certtrain.verdicts import certified_points, correct_points
-from certtrain.verification.certificate import CLIP
 
 LARGEST_RATE = torch.finfo(torch.float32).max  # that the optimiser's own scalar holds
 
@@ -75,8 +82,10 @@ class Stepper:
     ) -> None:
         self.preset, self.network, self.steps_per_epoch, self.compile = preset, network, steps_per_epoch, compile
         self.group = group
-        self.source: Source = batch_statistics if group.size == 1 else pooled_statistics(group.gathered)
+        alone = group.size == 1
+        self.statistics: StatisticsFunction = batch_statistics if alone else pooled_statistics(group.gathered)
         self.graph = checked_graph(network)
+        check_trainable(self.graph)
         self.device = next(network.parameters()).device
         self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
@@ -158,7 +167,6 @@ class Stepper:
 
     def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
         """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
-        self.network.train()
         x, controls, parts = _channels_last(x), self._controls(step), self._parts_of(step)
         if self.preset.train.micro_batch is not None:
             self.optimizer.zero_grad()
@@ -180,14 +188,20 @@ class Stepper:
         self, x: Tensor, labels: Tensor, controls: Controls, parts: Parts, share: float
     ) -> dict[str, Tensor]:
         """The same gradient, from a few examples at a time."""
+
+        def bound(x: Tensor, labels: Tensor, statistics: StatisticsSource) -> Bounded:
+            trace = trace_bounds(self.graph, input_box(x, controls.eps), statistics=statistics)
+            return Bounded(trace.margins(labels), trace)
+
         weights = self._weights(controls, parts)
-        passed = Accumulated(self._in_parts(), Batch(x, labels, controls.eps, controls.certified, weights, share))
+        batch = TrainingBatch(x, labels, bound, controls.certified, weights, share)
+        passed = Accumulated(self._in_parts(), batch)
         remember(passed.statistics)
         return _measure(passed.terms, passed.logits, labels)
 
-    def _in_parts(self) -> Settings:
-        size, source, pool = self.preset.train.micro_batch or 1, self.source, self.group.total
-        return Settings(self.graph, size, source, pool, self._arithmetic)
+    def _in_parts(self) -> Accumulation:
+        size, pool = self.preset.train.micro_batch or 1, self.group.total
+        return Accumulation(self.graph, size, self.statistics, pool, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
         """Add up the ranks' gradients, and `bad` with them, and cut the gradient to its largest norm; the norm."""
@@ -196,7 +210,8 @@ class Stepper:
         return nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
 
     def _loss(self, x: Tensor, labels: Tensor, controls: Controls, parts: Parts) -> tuple[Tensor, dict[str, Tensor]]:
-        trace = trace_bounds(self.graph, x, controls.eps, CLIP, with_clean=self._with_clean(), source=self.source)
+        box = input_box(x, controls.eps, with_clean=self._with_clean())
+        trace = trace_bounds(self.graph, box, statistics=self.statistics)
         remember(trace.statistics)
         terms = loss_terms(
             trace,
@@ -248,10 +263,9 @@ class Stepper:
 
     def _traces(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
         """The boxes of this rank's part of a batch, as the step computes them."""
-        self.network.train()
         eps, size = max(self.eps(step), SMALLEST_EPS), self.preset.train.micro_batch or len(x)
-        clean = self._with_clean()
-        return traces_in_parts(self.graph, _channels_last(x), eps, size, with_clean=clean, source=self.source)
+        box = input_box(_channels_last(x), eps, with_clean=self._with_clean())
+        return traces_in_parts(self.graph, box, size, statistics=self.statistics)
 
     def explain(self, step: int, x: Tensor, labels: Tensor) -> str:
         """What was not finite in a step that failed: the first such value, and the layer it comes from.

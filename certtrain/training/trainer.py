@@ -50,7 +50,7 @@ from certtrain.training.events import (
 )
 from certtrain.training.objective import SMALLEST_EPS
 from certtrain.training.step import Stepper
-from certtrain.verification.results import Point
+from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, check_fit, verify
 
 # How often, in seconds. None of it changes what is trained.
@@ -315,15 +315,15 @@ class Trainer:
     def _verify(self) -> Report:
         done, total = 0, len(self.final)
 
-        def on_points(points: list[Point]) -> None:
+        def on_examples(results: list[ExampleResult]) -> None:
             nonlocal done
-            done += len(points)
+            done += len(results)
             self.emit(Verifying(self.preset.data.verify_on, done, total))
             if done < total and (reason := self.should_stop()):
                 raise _StopVerifying(reason)
 
         eps = self.preset.eps.max
-        return verify(self._classifier(), self.final, eps, attack=PGD(), method="ibp", on_points=on_points)
+        return verify(self._classifier(), self.final, eps, attack=PGD(), method="ibp", on_examples=on_examples)
 
     def _classifier(self) -> Classifier:
         return Classifier(self._result(), describe(self.preset, self.images.train)).eval()
