@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a listener need not load torch to know the events
-    from certtrain.diagnostics.findings import LayerState
+    from certtrain.runs.epoch import Epoch, LayerState
     from certtrain.spec.preset import Preset
     from certtrain.verification.verify import Report
 
@@ -55,11 +55,9 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """`epoch` (from 1) is done; `record` is its line in metrics.jsonl, without the layers."""
+    """An epoch is done; `record` is its line in metrics.jsonl."""
 
-    epoch: int
-    record: dict[str, float | int | None]
-    layers: tuple[LayerState, ...]
+    record: Epoch
 
 
 @dataclass(frozen=True)

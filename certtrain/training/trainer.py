@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from certtrain.attack import PGD
 from certtrain.data import Augmentation, Batches
-from certtrain.diagnostics.findings import LOOK_EXAMPLES, LayerState, first_in_words, worst
+from certtrain.diagnostics.findings import STATE_EXAMPLES, findings_at, first_sentence
 from certtrain.diagnostics.layer_states import layer_states, relu_units
 from certtrain.diagnostics.model_states import traces_over
 from certtrain.errors import CerttrainError, DeviceError, NonFiniteError, RunError
@@ -28,6 +28,7 @@ from certtrain.network.modelfile import Classifier, save_model
 from certtrain.network.source import changed_source, resolve_module
 from certtrain.reports.report import write_report
 from certtrain.runs.checkpoint import Progress, RunFolder, collect, locked_run, put_back
+from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.runtime.device import choose_device
 from certtrain.runtime.precision import check_precision, tensor_cores
 from certtrain.spec.preset import Preset
@@ -410,16 +411,16 @@ class Trainer:
         """See how the layers stand after `step`, by what `stats` would say of the network at the same ε."""
         self.looking.restart()
         eps = max(self.stepper.eps(step), SMALLEST_EPS)
-        images, size = self.images.train.take(LOOK_EXAMPLES), min(200, self.preset.train.batch_size // self.group.size)
+        images, size = self.images.train.take(STATE_EXAMPLES), min(200, self.preset.train.batch_size // self.group.size)
         try:
             with tensor_cores(False):
                 self.layers = tuple(layer_states(traces_over(self._result(), images, eps, size)))
         except NonFiniteError as error:
             raise self._not_finite(f"step {step}: after its update {error}") from error
         self.look_pause = max(LOOK_SECONDS, self.looking.restart() / LOOK_SHARE)
-        exploding = worst(self.layers, kinds=["exploding"]) if self.stepper.eps(step) > 0 else []
+        exploding = findings_at(self.stepper.eps(step), self.layers, ["exploding"])
         if exploding and not self.exploding:
-            self.emit(Note(f"epoch {step // self.batches.steps_per_epoch + 1}: {first_in_words(exploding)}"))
+            self.emit(Note(f"epoch {step // self.batches.steps_per_epoch + 1}: {first_sentence(exploding)}"))
         self.exploding = bool(exploding)
 
     def _end_epoch(self) -> None:
@@ -430,13 +431,12 @@ class Trainer:
     def _tell_epoch(self) -> None:
         epoch = self.progress.step // self.batches.steps_per_epoch
         step = self.progress.step
-        record: dict[str, Any] = {"epoch": epoch, "step": step, "eps": self.stepper.eps(step - 1)}
-        record["learning_rate"] = self.stepper.learning_rate(step - 1)
-        record |= self._averages() | self._evaluate()
-        record["seconds"] = self.progress.seconds
-        self.folder.log(record | {"layers": [layer.to_dict() for layer in self.layers]})
+        measured = {"learning_rate": self.stepper.learning_rate(step - 1), **self._averages(), **self._evaluate()}
+        measured["seconds"] = self.progress.seconds
+        record = Epoch(epoch, step, self.stepper.eps(step - 1), measured, self.layers)
+        self.folder.log(record.to_dict())
         self._keep(epoch)
-        self.emit(EpochDone(epoch, record, self.layers))
+        self.emit(EpochDone(record))
 
     def _keep(self, epoch: int) -> None:
         """Put the network by as a model file, if it is the turn of this epoch."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from certtrain.render.pieces import out
 
 from certtrain import render
 from certtrain.diagnostics.epochs import EpochRecord, History
@@ -14,7 +15,6 @@ from certtrain.diagnostics.findings import LayerState
 from certtrain.diagnostics.growth import DepthSweep, SchemeGrowth, spread
 from certtrain.diagnostics.model_states import InitialNetwork, ModelStates
 from certtrain.render import training
-from certtrain.render.pieces import out
 from certtrain.spec.preset import load_preset
 from certtrain.training.events import Compiling, EpochDone, Event, Loading, Started, StepDone, Verifying
 
