@@ -16,7 +16,7 @@ from certtrain.reports.svg import Svg
 HOSTILE = "<script>alert(\"x\")</script> & 'y'"
 TEMPLATES = sorted((Path(certtrain.reports.__file__).parent / "templates").iterdir())
 
-EVERY_BLOCK = """
+EVERY_BLOCK = """\
 {% extends "page.html" %}
 {% from "blocks.html" import bar, facts, figure, gallery, legend, table, tile %}
 {% block content %}

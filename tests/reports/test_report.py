@@ -145,7 +145,7 @@ def test_each_epoch_has_its_numbers(tmp_path: Path):
 def test_the_preset_can_be_taken_from_the_page(tmp_path: Path):
     folder = write_run(tmp_path / "run", FOUR, description="a <b> & c")
     text = page_of(folder).text
-    found, _ = json.JSONDecoder().raw_decode(text[text.index('{\n  "name"') :])
+    found, _ = json.JSONDecoder().raw_decode(text[text.index("{\n") :])
     assert found == json.loads((folder / "preset.json").read_text())
 
 
