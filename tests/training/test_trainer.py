@@ -617,13 +617,13 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), EDITS)
-def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], told: str, tmp_path: Path):
+@pytest.mark.parametrize(("changes", "named"), EDITS)
+def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], named: str, tmp_path: Path):
     out = tmp_path / "out"
     train(small(), out, frequent(should_stop=stop_before(3)))
     saved = (out / "preset.json").read_text(encoding="utf-8")
     edit(out, **changes)
-    with pytest.raises(RunError, match=rf"preset\.json was changed after the run began: {told}.*--preset {out}"):
+    with pytest.raises(RunError, match=rf"preset\.json was changed after the run began: {named}.*--preset {out}"):
         resume(out, frequent(should_stop=stop_before(5)))
     (out / "preset.json").write_text(saved, encoding="utf-8")
     resume(out, frequent(should_stop=stop_before(5)))
