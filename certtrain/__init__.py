@@ -51,7 +51,7 @@ _HOME = {
     "verify": "verification.verify",
 }
 __all__ = sorted(_HOME)
-_RENAMED = {"Surroundings": "RunContext"}  # accepted for one version
+_RENAMED = {"Surroundings": "RunContext"}  # by its name in 0.1.0, which the next version no longer takes
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from certtrain.training.compilation import Compiled, TensorFunction
 from certtrain.training.distributed import ALONE, Group
 from certtrain.training.failures import first_not_finite
 from certtrain.training.measures import MeasureSums
-from certtrain.training.micro_batches import Accumulated, MicroBatching, StepBatch, traces_in_parts
+from certtrain.training.micro_batches import Accumulated, Accumulation, TrainingBatch, traces_in_parts
 from certtrain.training.objective import LinearShare, Regularizers, loss_terms, measures
 from certtrain.training.optimizer import Adam
 from certtrain.training.schedules import ActiveTerms, Controls, Schedules
@@ -128,14 +128,14 @@ class Stepper:
     ) -> dict[str, Tensor]:
         """The same gradient, from a few examples at a time."""
         weights = self._weights(controls, active)
-        batch = StepBatch(x, labels, controls.eps, controls.certified, weights, share)
-        passed = Accumulated(self._micro_batching(), batch)
+        batch = TrainingBatch(x, labels, controls.eps, controls.certified, weights, share)
+        passed = Accumulated(self._in_parts(), batch)
         remember(passed.statistics)
         return measures(passed.terms, passed.logits, labels)
 
-    def _micro_batching(self) -> MicroBatching:
+    def _in_parts(self) -> Accumulation:
         size, source, pool = self.preset.train.micro_batch or 1, self.source, self.group.sum
-        return MicroBatching(self.graph, size, source, pool, self._arithmetic)
+        return Accumulation(self.graph, size, source, pool, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
         """Add up the ranks' gradients, and `bad` with them, and cut the gradient to its largest norm; the norm."""
