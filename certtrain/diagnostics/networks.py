@@ -7,7 +7,7 @@ from certtrain.data import Progress, load_images
 from certtrain.errors import ModelFileError
 from certtrain.network.assembly import describe
 from certtrain.network.modelfile import Classifier, Metadata, load_model
-from certtrain.runs.checkpoint import read_network
+from certtrain.runs.checkpoint import load_checkpoint
 from certtrain.runs.runfiles import NetworkFile
 from certtrain.spec.preset import load_preset
 
@@ -32,7 +32,7 @@ class NetworkLoader:
 
         Raises ModelFileError if it is damaged or foreign, PresetError or DataError if a run's own are missing.
         """
-        return load_model(file.path) if file.run is None else read_network(file.path, self.describe(file.run))
+        return load_model(file.path) if file.run is None else load_checkpoint(file.path, self.describe(file.run))
 
     def describe(self, run: Path) -> Metadata:
         """What the networks of a run are; the training images that its preset names are read for it, once."""

@@ -16,10 +16,10 @@ RESULTS = ("natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_e
 
 
 class TensorBoardLog:
-    """Listens to a training, and writes each epoch's numbers to `tensorboard/` in the run's folder.
+    """A listener that writes each epoch's numbers to `tensorboard/` in the run's folder.
 
     A resumed run writes all its epochs again, in the place of what earlier
-    sessions have left, so that the files always tell what metrics.jsonl does.
+    sessions have left, so that the files always hold what metrics.jsonl does.
     Raises MissingExtra where the package tensorboard is not installed,
     StorageError if a file cannot be written.
     """
@@ -34,7 +34,7 @@ class TensorBoardLog:
         self._epoch = 0
 
     def __call__(self, event: Event) -> None:
-        """Hear of one event."""
+        """Write what one event brings."""
         match event:
             case Started():
                 with _written(event.folder / "tensorboard"):

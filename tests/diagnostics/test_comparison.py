@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import metadata, network
 
-from certtrain import load_model
+from certtrain import RunContext, load_model, resume, train
 from certtrain.diagnostics.comparison import (
     ComparisonOptions,
     compare_epochs,
@@ -25,7 +25,7 @@ from certtrain.diagnostics.model_states import model_layer_states
 from certtrain.errors import CerttrainError, DataError, ModelFileError, RunError
 from certtrain.network.modelfile import save_model
 from certtrain.spec.preset import load_preset
-from certtrain.training.trainer import RunContext, train
+from certtrain.training.pacing import Pacing
 
 PER_EPOCH = 3  # steps
 PRESET = {
@@ -41,11 +41,9 @@ FEW = ComparisonOptions(limit=50)
 
 def trained(folder: Path, **changes: Any) -> Path:
     """A finished run that has saved at the end of every epoch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("certtrain.training.trainer.EPOCH_CHECKPOINT_SECONDS", 0.0)
-        patch.setattr("certtrain.training.trainer.SAVE_SHARE", math.inf)
-        values = PRESET | {name.replace("__", "."): value for name, value in changes.items()}
-        assert train(load_preset("digits", values), folder) is not None
+    values = PRESET | {name.replace("__", "."): value for name, value in changes.items()}
+    context = RunContext(pacing=Pacing(epoch_checkpoint=0.0, checkpoint_share=math.inf))
+    assert train(load_preset("digits", values), folder, context) is not None
     return folder
 
 
@@ -304,8 +302,6 @@ def test_a_model_file_is_no_run(finished: Path):
 
 
 def test_a_stopped_and_resumed_run_keeps_the_same_epochs(finished: Path, tmp_path: Path):
-    from certtrain.training.trainer import resume
-
     asked = iter(range(100))
     stop = RunContext(should_stop=lambda: "time is up" if next(asked) == 7 else None)
     assert train(load_preset("digits", PRESET), tmp_path / "run", stop) is None
