@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture under its title, and what there is to say about it."""
+    """A drawing under its title, and what there is to say about it."""
 
     svg: Svg
     title: str

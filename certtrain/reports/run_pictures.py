@@ -41,15 +41,15 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
     """
     axis = _axis(run)
     if accuracies := _accuracies(run):
-        picture = draw_curves("accuracies", axis, accuracies, label="accuracy", percent=True)
-        yield Picture(picture, "Accuracy", _remark(run, accuracies))
+        svg = draw_curves("accuracies", axis, accuracies, label="accuracy", percent=True)
+        yield Picture(svg, "Accuracy", _remark(run, accuracies))
     if losses := _losses(run):
-        picture = draw_curves("losses", axis, losses, label="loss", log=_far_apart(losses))
-        yield Picture(picture, "Losses")
+        svg = draw_curves("losses", axis, losses, label="loss", log=_far_apart(losses))
+        yield Picture(svg, "Losses")
     if regularisers := [Curve(label, run.values(name), c) for name, (label, c) in _known(run, REGULARISERS)]:
-        picture = draw_curves("regularisers", axis, regularisers, label="regulariser")
+        svg = draw_curves("regularisers", axis, regularisers, label="regulariser")
         yield Picture(
-            picture,
+            svg,
             "Regularisers",
             "Before they are weighted. After the warm-up they have no weight, are not measured, and stand at zero.",
         )
@@ -68,8 +68,8 @@ def layer_pictures(run: Run) -> Iterator[Picture]:
         Curve(name, run.layer_values(name, attrgetter("growth")), colour, dashed=bool(index % 2))
         for index, (name, colour) in enumerate(zip(names, _hues(len(names)), strict=True))
     ]
-    picture = draw_curves("growth", axis, growths, label="growth of the bounds' width", log=True)
-    yield Picture(picture, "Growth: mean width over the input's")
+    svg = draw_curves("growth", axis, growths, label="growth of the bounds' width", log=True)
+    yield Picture(svg, "Growth: mean width over the input's")
     for index, name in enumerate(names):
         states = {state: run.layer_values(name, attrgetter(state)) for state in STATES}
         dead = run.layer_values(name, attrgetter("dead"))

@@ -1,7 +1,7 @@
 """Line drawings as SVG for an HTML page, by matplotlib, which is loaded only when one is drawn.
 
 The same numbers give the same bytes. Text stays text, colours are the page's
-variables, and ids carry the picture's name, so that many fit on one page.
+variables, and ids carry the drawing's name, so that many fit on one page.
 """
 
 import functools
@@ -49,7 +49,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Svg:
-    """A picture: what is read aloud in its place, its size in points, and the markup inside its svg element.
+    """A drawing: what is read aloud in its place, its size in points, and the markup inside its svg element.
 
     The markup is matplotlib's, which escapes all text in it.
     """
@@ -149,7 +149,7 @@ def draw_shares(name: str, epochs: EpochAxis, shares: Mapping[str, Series], line
 
 
 def drawing(figure: Any, name: str, label: str) -> Svg:
-    """A matplotlib figure as a picture for a page on which no other has this `name`.
+    """A matplotlib figure for a page on which no other drawing has this `name`.
 
     To be called in a function that is `in_own_style`.
     """
@@ -174,7 +174,7 @@ def _shorter(found: re.Match[str]) -> str:
 
 
 def _own_ids(drawn: str, name: str) -> str:
-    """Only the ids that something refers to, each with the picture's name before it."""
+    """Only the ids that something refers to, each with the drawing's name before it."""
     used = dict.fromkeys(re.findall(r'(?:href="|url\()#([\w.-]+)', drawn))
     for number, old in enumerate(used):
         new = f"{name}-{number}"
