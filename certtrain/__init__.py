@@ -4,6 +4,7 @@ The names below are the public Python API. They are imported when first used,
 so that `import certtrain` does not load torch.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from certtrain.network.modelfile import load_model as load_model
     from certtrain.spec.preset import load_preset as load_preset
     from certtrain.spec.schedule import eps_at as eps_at
+    from certtrain.training.api import resume as resume
+    from certtrain.training.api import train as train
+    from certtrain.training.context import RunContext as RunContext
     from certtrain.training.objective import LossTerms as LossTerms
     from certtrain.training.objective import objective_terms as objective_terms
-    from certtrain.training.trainer import RunContext as RunContext
-    from certtrain.training.trainer import resume as resume
-    from certtrain.training.trainer import train as train
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.verify import verify as verify
@@ -35,7 +36,7 @@ _HOME = {
     "CerttrainError": "errors",
     "InitRecord": "network.initialization",
     "LossTerms": "training.objective",
-    "RunContext": "training.trainer",
+    "RunContext": "training.context",
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
     "ibp_init_": "network.initialization",
@@ -45,14 +46,18 @@ _HOME = {
     "objective_terms": "training.objective",
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
-    "resume": "training.trainer",
-    "train": "training.trainer",
+    "resume": "training.api",
+    "train": "training.api",
     "verify": "verification.verify",
 }
 __all__ = sorted(_HOME)
+_RENAMED = {"Surroundings": "RunContext"}  # by its name in 0.1.0, which the next version no longer takes
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"certtrain.{name} is now certtrain.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _HOME:
         raise AttributeError(f"module 'certtrain' has no attribute {name!r}")
     return getattr(import_module(f"certtrain.{_HOME[name]}"), name)

@@ -163,15 +163,15 @@ class _View:
     def show(self) -> dict[str, Any]:
         """The preset's own network."""
         from certtrain import render
-        from certtrain.diagnostics.findings import AT_START, worst
+        from certtrain.diagnostics.findings import AT_START, ranked_findings
         from certtrain.diagnostics.growth import SchemeGrowth
-        from certtrain.diagnostics.model_states import inspect_initial
+        from certtrain.diagnostics.model_states import initial_network
 
         examples, preset = self._examples(MANY), self.preset
-        network = inspect_initial(preset, self.images, preset.init, examples=examples, device=self.place)
+        network = initial_network(preset, self.images, preset.init, examples=examples, device=self.place)
         title = self._title("growth of the bounds before training", f"seed {preset.seed}")
         if not self.as_json:
-            render.show_initial(network, title, worst(network.by_weights, kinds=AT_START))
+            render.show_initial(network, title, ranked_findings(network.by_weights, AT_START))
         self._draw_growth([SchemeGrowth(preset.init, (network,))], title)
         return {"examples": examples, "schemes": [network.to_dict()]}
 

@@ -92,17 +92,18 @@ def train(
     _check_run(resume, out)
     stop = Stopper(time_budget)
     from certtrain import render
-    from certtrain.training import trainer
-    from certtrain.training.distributed import joined
+    from certtrain.training import api
+    from certtrain.training.context import RunContext
+    from certtrain.training.distributed import process_group
 
     place = compute_device(device)
-    with joined(place) as group, render.training_view(as_json, silent=not group.leads) as view:
+    with process_group(place) as group, render.training_view(as_json, silent=not group.is_leader) as view:
         listeners = [view, *_tensorboard(tensorboard)]
-        context = trainer.RunContext(data_dir, place, stop.reason, _all(listeners), group)
+        context = RunContext(data_dir, place, stop.reason, _all(listeners), group)
         if resolved is not None:
-            trainer.train(resolved, out or _new_folder(resolved), context)
+            api.train(resolved, out or _new_folder(resolved), context)
         elif resume is not None:
-            trainer.resume(resume, context)
+            api.resume(resume, context)
     if stop.interrupted:
         raise typer.Exit(128 + signal.SIGINT)
 

@@ -26,7 +26,7 @@ from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.cli.options import memory_size
 from certtrain.errors import PropertyError
-from certtrain.reports.report import AGAIN
+from certtrain.reports.report import PAGE_COMMAND
 
 TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
 QUICK = ["train", "--preset", "digits", "--epochs", "2", *TINY]
@@ -417,7 +417,7 @@ def test_stats_of_a_folder_a_checkpoint_and_another_model(run: Run, trained: Pat
 
 def test_the_page_of_a_run_is_written_again(run: Run, trained: Path, tmp_path: Path) -> None:
     page = tmp_path / "again.html"
-    outcome = run(*AGAIN.replace("RUN", str(trained)).replace("report.html", str(page)).split()[1:])
+    outcome = run(*PAGE_COMMAND.replace("RUN", str(trained)).replace("report.html", str(page)).split()[1:])
     assert (outcome.code, outcome.out.split()) == (0, ["wrote", str(page)])
     assert page.read_bytes() == (trained / "report.html").read_bytes()
     assert "is there already" in run("stats", trained, "--html", page).err
