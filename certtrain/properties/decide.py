@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -33,10 +33,11 @@ from certtrain.properties.exact import EXACTLY, REAL, Subject, confirmed, dtype_
 from certtrain.properties.milp import TOLERANCE as MILP_TOLERANCE
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.choices import PropertyMethodName
 from certtrain.verification.certificate import VERDICTS_ALONE
 
 Result = Literal["unsat", "sat", "unknown"]
-METHODS = ("crown-ibp", "complete", "milp")
+PROPERTY_METHODS: tuple[PropertyMethodName, ...] = get_args(PropertyMethodName)
 AT_A_TIME = 256  # cases that are searched together
 SLACK = 1e-7  # of float64's rounding in observed values
 SLACKS = {"milp": MILP_TOLERANCE}  # of methods that compute less exactly
@@ -108,8 +109,8 @@ def decide(
     PropertyError if the property is of another number of inputs or outputs,
     MethodError, UnsupportedLayer, MissingExtra.
     """
-    if method not in METHODS:
-        raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(METHODS)}")
+    if method not in PROPERTY_METHODS:
+        raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(PROPERTY_METHODS)}")
     start, deadline = time.monotonic(), Deadline.after(time_limit)
     check_modules(network)  # a copy does not have all that can be put around a network
     network = plain_model(network)

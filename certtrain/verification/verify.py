@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,13 +20,12 @@ from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnPoints, OnRound
 from certtrain.verification.certificate import ARITHMETIC, VERDICTS_ALONE
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import Point, Stage, count, stages
-
-Network = Literal["saved", "folded"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Report:
     assumptions: tuple[str, ...]
     seconds: float
     stages: tuple[Stage, ...] = ()
-    network: Network = "saved"
+    network: NetworkName = "saved"
     arithmetic: str = ARITHMETIC
     unfinished: int = 0
 
@@ -92,7 +91,7 @@ def verify(
     *,
     attack: Settings | None,
     method: str = "auto",
-    network: Network = "saved",
+    network: NetworkName = "saved",
     arithmetic: str = ARITHMETIC,
     bounds: BoundSettings = VERDICTS_ALONE,
     limits: Limits = UNLIMITED,
@@ -147,7 +146,7 @@ def verify(
     )
 
 
-def network_of(model: Classifier, network: Network) -> Classifier:
+def network_of(model: Classifier, network: NetworkName) -> Classifier:
     """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer."""
     if network == "saved":
         return model

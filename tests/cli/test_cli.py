@@ -1,17 +1,20 @@
 """The command line as a person uses it: results, files, messages and exit codes."""
 
 import csv
+import hashlib
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import pytest
 import torch
@@ -19,14 +22,16 @@ import typer
 from PIL import Image
 from safetensors.torch import save_file
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from certtrain import cli
-from certtrain.attack import ATTACKS
 from certtrain.bounds.methods import METHODS
-from certtrain.bounds.rounding import ARITHMETICS
+from certtrain.cli.exit_codes import EXPLANATIONS, ExitCode, exit_code, summary
+from certtrain.cli.groups import with_groups
 from certtrain.cli.options import memory_size
-from certtrain.errors import PropertyError
+from certtrain.errors import CerttrainError, FailedCheck, SoundnessError
 from certtrain.reports.report import AGAIN
+from certtrain.spec.choices import MethodName, Precision
 
 TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
 QUICK = ["train", "--preset", "digits", "--epochs", "2", *TINY]
@@ -167,28 +172,28 @@ def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Pa
     assert header["eps"] == {"text": "2/255", "value": 2 / 255}
     assert {point["index"] for point in points} == set(range(50))
     assert seal["counts"]["certified"] == report["certified"]
-    checked = json.loads(run("verify", str(model), "--check", "c.jsonl", "--json").out)
+    checked = json.loads(run("check", "c.jsonl", str(model), "--json").out)
     assert (checked["checked"], checked["partial"], checked["counts"]) == (50, False, seal["counts"])
 
 
 def test_a_check_says_what_holds(run: Run, model: Path) -> None:
     assert "wrote c.jsonl" in run("verify", str(model), "--limit", "30", "--network", "folded", "--out", "c.jsonl").out
-    whole = run("verify", str(model), "--check", "c.jsonl")
+    whole = run("check", "c.jsonl", str(model))
     assert whole.code == 0, whole.err
     assert "all 30 records hold (ε = 0.02, the network as folded, float32, method ibp)" in whole.out
-    part = run("verify", str(model), "--check", "c.jsonl", "--limit", "10").out
+    part = run("check", "c.jsonl", str(model), "--limit", "10").out
     assert "partial check: the first 10 of 30 examples hold" in part
 
 
 def test_a_check_of_another_model_or_a_changed_record_fails(run: Run, model: Path, tmp_path: Path) -> None:
     assert run("verify", str(model), "--limit", "30", "--out", "c.jsonl").code == 0
     assert run("init", "-p", "digits", *TINY, "--out", "fresh.safetensors").code == 0
-    refused = run("verify", "fresh.safetensors", "--check", "c.jsonl")
+    refused = run("check", "c.jsonl", "fresh.safetensors")
     assert (refused.code, refused.out) == (1, "")
     assert "c.jsonl is about another model than fresh.safetensors: the weights differ" in refused.err
     text = (tmp_path / "c.jsonl").read_text()
     (tmp_path / "c.jsonl").write_text(text.replace('"margin":', '"margin":1', 1))
-    assert "one of them was changed" in run("verify", str(model), "--check", "c.jsonl").err
+    assert "one of them was changed" in run("check", "c.jsonl", str(model)).err
 
 
 def test_what_is_open_for_want_of_time_is_said_and_gone_on_with(run: Run, model: Path, tmp_path: Path) -> None:
@@ -196,10 +201,10 @@ def test_what_is_open_for_want_of_time_is_said_and_gone_on_with(run: Run, model:
     hurried = run(*words, "--time-budget", "0.000001s")
     assert "0.00%" in hurried.out
     assert "of the open examples were not tried by every step, for want of time" in hurried.out
-    assert run("verify", str(model), "--check", "c.jsonl").code == 0
+    assert run("check", "c.jsonl", str(model)).code == 0
     done = run(*words)
     assert "for want of time" not in done.out
-    assert run("verify", str(model), "--check", "c.jsonl").code == 0
+    assert run("check", "c.jsonl", str(model)).code == 0
     finished = (tmp_path / "c.jsonl").read_bytes()
     assert run(*words).code == 0
     assert (tmp_path / "c.jsonl").read_bytes() == finished
@@ -245,12 +250,12 @@ def test_a_verification_that_was_stopped_goes_on(run: Run, model: Path, tmp_path
         assert process.returncode == 130, err
         again = f"go on with: certtrain verify {model} --eps 0.08 --pgd-steps 200 --batch-size 20 --out"
         assert again in " ".join(err.split())
-    refused = run("verify", str(model), "--check", "c.jsonl")
+    refused = run("check", "c.jsonl", str(model))
     assert (refused.code, "is not finished" in refused.err) == (1, True)
     for file in ("c.jsonl", "whole.jsonl"):
         assert run(*words, file).code == 0
     assert _certificates(tmp_path / "c.jsonl") == _certificates(tmp_path / "whole.jsonl")
-    assert run("verify", str(model), "--check", "c.jsonl").code == 0
+    assert run("check", "c.jsonl", str(model)).code == 0
 
 
 def test_two_processes_do_not_write_one_certificate_file(run: Run, model: Path, tmp_path: Path) -> None:
@@ -331,13 +336,6 @@ def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
     done = run("verify", str(model))
     assert (done.code, done.out) == (130, "")
     assert "without --out FILE nothing is kept" in done.err
-
-
-def test_the_methods_that_can_be_asked_for_are_those_there_are() -> None:
-    asked = importlib.import_module("certtrain.cli.verify")
-    assert [method.value for method in asked.Method] == ["auto", *METHODS, "complete", "milp"]
-    assert [attack.value for attack in asked.Attack] == [*ATTACKS, "none"]
-    assert {arithmetic.value for arithmetic in asked.Arithmetic} == set(ARITHMETICS)
 
 
 def test_without_an_attack_the_report_says_so(run: Run, model: Path) -> None:
@@ -539,32 +537,173 @@ def test_options_of_properties_ask_for_their_folder(run: Run, model: Path, optio
     assert run("export", str(model), "--vnnlib", "props", "--timeout", "0").code == 2
 
 
-def test_a_property_is_decided_and_shown(
-    run: Run, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def properties(run: Run, model: Path, tmp_path: Path) -> Path:
+    """The folder of an exported ONNX file, `model.onnx`, and a dozen properties of it at a large radius."""
     pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
-    from certtrain.attack import PGD
-    from certtrain.cli.property import check_property, verify_property
-
     assert run("export", str(model), "--vnnlib", "props", "--count", "12", "--eps", "0.3", "--limit", "20").code == 0
-    onnx, results = tmp_path / "props" / f"{model.stem}.onnx", []
-    for number in range(12):
-        path = tmp_path / f"props/point_{number:05}.vnnlib"
-        check_property(onnx, path, "crown-ibp")
-        verify_property(onnx, path, method="crown-ibp", attack=PGD(), timeout=None, memory=2**30, as_json=True)
-        found = json.loads(capsys.readouterr().out)
-        verify_property(model, path, method="crown-ibp", attack=PGD(), timeout=None, memory=2**30, as_json=False)
-        assert capsys.readouterr().out.startswith(found["result"])
-        results.append(found["result"])
+    return tmp_path / "props"
+
+
+def test_properties_are_decided_alike_of_the_model_and_its_onnx_file(run: Run, model: Path, properties: Path) -> None:
+    results = set()
+    for path in sorted(properties.glob("*.vnnlib"))[:4]:
+        found = json.loads(run("decide", properties / "model.onnx", path, "--json").out)
+        assert (found["model"], found["property"]) == (str(properties / "model.onnx"), str(path))
+        shown = run("decide", model, path)
+        assert (shown.code, shown.err) == (0, "")
+        assert shown.out.startswith(f"{found['result']}  ")
+        results.add(found["result"])
     assert "sat" in results
-    words = ["verify", str(onnx), "--vnnlib", str(tmp_path / "props/point_00000.vnnlib")]
-    assert json.loads(run(*words, "--json").out)["result"] == results[0]
-    assert "is none for a property" in run(*words, "--method", "crown").err
-    assert "not for the property" in run(*words, "--limit", "3").err
-    assert "--arithmetic" in run("verify", str(model), "--method", "milp").err
-    for other, message in ((tmp_path, "a folder"), (tmp_path / "none", "not there")):
-        with pytest.raises(PropertyError, match=message):
-            check_property(onnx, other, "crown-ibp")
+
+
+def test_a_property_takes_a_method_and_limits(run: Run, properties: Path) -> None:
+    words = ["decide", properties / "model.onnx", properties / "point_00000.vnnlib", "--json"]
+    found = json.loads(run(*words, "--method", "complete", "--timeout", "30s", "--memory", "500MB").out)
+    assert found["method"] == "complete"
+    assert found["result"] in ("sat", "unsat")
+    refused = run(*words, "--method", "crown")
+    assert (refused.code, refused.out) == (2, "")
+    assert "crown-ibp" in refused.err
+
+
+def test_files_of_a_property_that_are_none_are_named(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = run("decide", model, tmp_path)
+    assert (folder.code, "is a folder; name one of its .vnnlib files" in folder.err) == (1, True)
+    missing = run("decide", model, "none.vnnlib")
+    assert (missing.code, "the property none.vnnlib is not there" in missing.err) == (1, True)
+    no_network = run("decide", "none.onnx", "none.vnnlib")
+    assert (no_network.code, "there is no model file none.onnx" in no_network.err) == (1, True)
+
+
+# --- what to type instead --------------------------------------------------------------------------------
+
+INSTEAD = {
+    "verify m.safetensors --check c.jsonl": "check c.jsonl m.safetensors",
+    "verify --check c.jsonl --limit 7 --json m.safetensors --eps 0.1": "check c.jsonl m.safetensors --limit 7 --json",
+    "verify m.safetensors --check 'my file.jsonl'": "check 'my file.jsonl' m.safetensors",
+    "verify net.onnx --vnnlib p.vnnlib": "decide net.onnx p.vnnlib",
+    "verify net.onnx --vnnlib p.vnnlib --method complete --timeout 1m --limit 3 --pgd-steps 5": (
+        "decide net.onnx p.vnnlib --method complete --pgd-steps 5 --timeout 60"
+    ),
+    "check m.safetensors c.jsonl": "check c.jsonl m.safetensors",
+    "decide p.vnnlib.gz net.onnx": "decide net.onnx p.vnnlib.gz",
+}
+
+
+@pytest.mark.parametrize("line", INSTEAD)
+def test_a_command_line_of_another_form_is_answered_with_the_right_one(run: Run, line: str) -> None:
+    done = run(*shlex.split(line))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith(f"; type: certtrain {INSTEAD[line]}\n")
+    assert done.err.count("\n") == 1, "it can be copied whole"
+
+
+def test_an_onnx_file_that_is_verified_is_answered_with_decide(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"")
+    done = run("verify", "net.onnx")
+    assert done.code == 1
+    assert "of an ONNX file `certtrain decide net.onnx PROPERTY` decides a property" in done.err
+
+
+# --- exit codes ------------------------------------------------------------------------------------------
+
+
+def test_certificates_that_do_not_hold_have_an_exit_code(run: Run, model: Path, tmp_path: Path) -> None:
+    assert run("verify", model, "--limit", "30", "--out", "c.jsonl").code == 0
+    resealed(tmp_path / "c.jsonl", lambda record: {**record, "margin": 2 * record["margin"]})
+    done = run("check", "c.jsonl", model)
+    assert (done.code, done.out) == (3, "")
+    assert "c.jsonl does not hold: example" in done.err
+
+
+def resealed(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change every certified record of the file, and write a seal that fits."""
+    header, *points, seal = [json.loads(line) for line in path.read_text().splitlines()]
+    points = [change(point) if point["verdict"] == "certified" else point for point in points]
+    body = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in [header, *points])
+    seal["sha256"] = hashlib.sha256(body.encode()).hexdigest()
+    path.write_text(body + json.dumps(seal, separators=(",", ":")) + "\n")
+
+
+def test_a_fault_in_certtrain_has_an_exit_code(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("certtrain.verification.verify")
+
+    def contradicted(*values: object, **named: object) -> None:
+        raise SoundnessError("a certified example was attacked")
+
+    monkeypatch.setattr(module, "verify", contradicted)
+    done = run("verify", model, "--limit", "5")
+    assert (done.code, done.out, done.err) == (4, "", "error: a certified example was attacked\n")
+
+
+def test_every_error_has_one_of_the_exit_codes() -> None:
+    def kinds(error: type[CerttrainError]) -> list[type[CerttrainError]]:
+        return [error, *(kind for below in error.__subclasses__() for kind in kinds(below))]
+
+    found = {kind: exit_code(kind("why")) for kind in kinds(CerttrainError)}
+    assert found.pop(FailedCheck) == 3
+    assert found.pop(SoundnessError) == 4
+    assert set(found.values()) == {1}
+    assert set(EXPLANATIONS) == set(ExitCode)
+
+
+def test_the_help_lists_the_exit_codes(run: Run) -> None:
+    text = " ".join(run("--help").out.split())
+    assert summary() in text
+    assert all(f"{code} {explanation.short}" in text for code, explanation in EXPLANATIONS.items())
+
+
+# --- groups of options -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Own:
+    """What comes first."""
+
+    first: Annotated[int, typer.Option(help="A number.")] = 1
+
+
+@dataclass(frozen=True)
+class Other:
+    """What comes second."""
+
+    second: Annotated[Literal["a", "b"], typer.Option(help="A letter.")] = "a"
+
+
+def test_a_group_of_options_is_shown_and_given_as_one() -> None:
+    seen: list[object] = []
+
+    def command(name: Annotated[str, typer.Argument()], own: Own, other: Other) -> None:
+        """Do it."""
+        seen.append((name, own, other))
+
+    app = typer.Typer(add_completion=False)
+    app.command()(with_groups(command))
+    assert CliRunner().invoke(app, ["x", "--second", "b"]).exit_code == 0
+    assert seen == [("x", Own(1), Other("b"))]
+    assert CliRunner().invoke(app, ["x", "--second", "c"]).exit_code == 2
+    titles = {parameter.name: getattr(parameter, "rich_help_panel", None) for parameter in get_command(app).params}
+    assert titles == {"name": None, "first": None, "second": "What comes second"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", ["init", "train", "verify", "check", "decide", "stats", "export"]),
+        ("verify --method ", list(get_args(MethodName))),
+        ("verify --method c", ["crown-ibp", "crown", "complete"]),
+        ("decide --method c", ["crown-ibp", "complete"]),
+        ("verify --c", []),
+        ("train --precision ", list(get_args(Precision))),
+    ],
+)
+def test_a_shell_completes_commands_options_and_names(line: str, words: list[str]) -> None:
+    shell = {"COMP_WORDS": f"certtrain {line}", "COMP_CWORD": str(len(line.split(" ")))}
+    program = "import sys; sys.argv = ['certtrain']; from certtrain.cli import main; main()"
+    environment = os.environ | shell | {"_CERTTRAIN_COMPLETE": "complete_bash"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == words
 
 
 @pytest.mark.parametrize("network", ["wide-resnet", "resnext"])
@@ -616,10 +755,10 @@ BAD = {
     "resume nothing": (["train", "--resume", "absent"], 1, "no run to resume"),
     "target cannot be made": (["verify", "MODEL", "--out", "/proc/x.jsonl"], 1, "cannot write /proc/x.jsonl"),
     "a folder for certificates": (["verify", "MODEL", "--out", "."], 1, "is no file"),
-    "check of another radius": (["verify", "MODEL", "--check", "c.jsonl", "--eps", "0.1"], 2, "taken from the file"),
-    "check and write": (["verify", "MODEL", "--check", "c.jsonl", "--out", "d.jsonl"], 2, "taken from the file"),
-    "nothing to check": (["verify", "MODEL", "--check", "absent.jsonl"], 1, "is not there; `certtrain verify MODEL"),
-    "check of a model": (["verify", "MODEL", "--check", "foreign.safetensors"], 1, "foreign.safetensors"),
+    "check of another radius": (["check", "c.jsonl", "MODEL", "--eps", "0.1"], 2, "No such option"),
+    "nothing to check": (["check", "absent.jsonl", "MODEL"], 1, "is not there; `certtrain verify MODEL"),
+    "check of no certificates": (["check", "text", "MODEL"], 1, "line 1 of text is no header of a certificate file"),
+    "check against nothing": (["check", "text", "absent.safetensors"], 1, "no model file absent.safetensors"),
     "unknown method": (["verify", "MODEL", "--method", "magic"], 2, "crown-ibp"),
     "no time for a point": (["verify", "MODEL", "--timeout", "0s"], 2, "not a time above zero"),
     "several seeds of one network": (["init", "-p", "digits", "--seeds", "2"], 2, "--compare and --sweep-depth"),
@@ -646,6 +785,7 @@ def test_bad_input_gives_one_clear_message(run: Run, model: Path, tmp_path: Path
         pytest.skip("this machine has CUDA")
     (tmp_path / "truncated.safetensors").write_bytes(model.read_bytes()[:-100])
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "text").write_text("nothing\n")
     before = set(tmp_path.rglob("*"))
     words, code, message = BAD[case]
     done = run(*(str(model) if word == "MODEL" else word for word in words))
@@ -659,9 +799,10 @@ def test_bad_input_gives_one_clear_message(run: Run, model: Path, tmp_path: Path
 def test_every_command_and_option_has_help() -> None:
     group = get_command(cli.app)
     commands = group.commands  # type: ignore[attr-defined]
-    assert set(commands) == {"init", "train", "verify", "stats", "export"}
+    assert set(commands) == {"init", "train", "verify", "check", "decide", "stats", "export"}
     for name, command in commands.items():
         assert command.help, name
+        assert command.callback.__name__ == f"{name}_command"
         for parameter in command.params:
             assert parameter.help, f"{name} {parameter.name}"  # type: ignore[attr-defined]
 
