@@ -30,19 +30,19 @@ class Outcome:
 
     bound: the least lower bound of the leaves that are closed; infinity if there are none.
     open: how many leaves are not closed. domains: how many were bounded.
-    broken: the attack ended the search.
+    falsified: the attack ended the search.
     """
 
     bound: float
     tree: Tree
     open: int
     domains: int
-    broken: bool
+    falsified: bool
 
     @property
     def proved(self) -> bool:
         """Whether every leaf is closed."""
-        return not self.broken and self.open == 0 and 0 < self.bound < torch.inf
+        return not self.falsified and self.open == 0 and 0 < self.bound < torch.inf
 
 
 def branch_and_bound(problem: Problem, settings: Settings, *, attack: Attack = lambda inputs: False) -> Outcome:
@@ -98,7 +98,7 @@ class Search:
         self.problem, self.settings, self.attack = problem, settings, attack
         self.fast = problem.fast()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
-        self.domains, self.broken, self.stuck = 0, False, False
+        self.domains, self.falsified, self.stuck = 0, False, False
         self.most = self._most()
         self.spare = SPARE * self._cost()
         self.fast.offsets = self.fast.offsets - self.spare
@@ -148,10 +148,10 @@ class Search:
 
     def run(self) -> Outcome:
         """Split what waits until nothing does, or something ends the search."""
-        while self.waiting and not (self.broken or self.stuck or self._enough()):
+        while self.waiting and not (self.falsified or self.stuck or self._enough()):
             self._step(self._take())
         left = sum(part.total for part in self.waiting)
-        return Outcome(self.least, self.tree, left, self.domains, self.broken)
+        return Outcome(self.least, self.tree, left, self.domains, self.falsified)
 
     def _enough(self) -> bool:
         held = sum(part.bytes for part in self.waiting)
@@ -161,7 +161,7 @@ class Search:
         looked = look(self.fast, batch)
         splittable = looked.open.any(1)
         if self.attack(looked.minimisers):
-            self.broken = True
+            self.falsified = True
         elif not self._solve(batch.take(~splittable)):
             self.waiting.append(batch)
         elif bool(splittable.any()):
@@ -173,9 +173,9 @@ class Search:
             if self.settings.deadline.over():
                 return False
             leaf = solved(self.problem, domains.take(slice(row, row + 1)), self.settings.deadline)
-            self.broken = leaf is not None and self.attack(leaf.inputs)
-            self.stuck = not self.broken and (leaf is None or not 0 < leaf.bound < torch.inf)
-            if self.broken or self.stuck or leaf is None:
+            self.falsified = leaf is not None and self.attack(leaf.inputs)
+            self.stuck = not self.falsified and (leaf is None or not 0 < leaf.bound < torch.inf)
+            if self.falsified or self.stuck or leaf is None:
                 return False
             self.least = min(self.least, leaf.bound)
         return True

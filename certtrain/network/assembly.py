@@ -120,7 +120,7 @@ def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[s
 
 
 def _architecture(preset: Preset) -> Architecture:
-    if isinstance(preset.model, Module):  # `settle` comes first, and a run's folder holds what it gives
+    if isinstance(preset.model, Module):  # `resolve_module` comes first, and a run's folder holds what it gives
         raise NetworkError(f"the network of preset {preset.name!r} is code, which runs only when a run begins")
     return preset.model
 

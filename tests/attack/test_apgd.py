@@ -112,8 +112,8 @@ class Valley(nn.Module):
 
 def test_small_steps_find_what_large_ones_leap_over():
     x, labels = torch.full((1, 1), 0.5), torch.zeros(1, dtype=torch.long)
-    assert attack(Valley(), x, labels, 0.4, APGD("dlr")).broken.all()
-    assert attack(Valley(), x, labels, 0.4, APGD()).broken.all()
+    assert attack(Valley(), x, labels, 0.4, APGD("dlr")).falsified.all()
+    assert attack(Valley(), x, labels, 0.4, APGD()).falsified.all()
 
 
 class Written(nn.Module):

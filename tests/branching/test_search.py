@@ -164,7 +164,7 @@ def test_a_domain_whose_bound_is_no_number_is_open(value: float, which: int, mon
 
 
 def closed(bound: float) -> Outcome:
-    return Outcome(bound, Tree(), open=0, domains=1, broken=False)
+    return Outcome(bound, Tree(), open=0, domains=1, falsified=False)
 
 
 @pytest.mark.parametrize("bound", [torch.nan, torch.inf, -torch.inf, 0.0, -1.0])
@@ -173,7 +173,7 @@ def test_a_point_is_not_proved_if_a_class_is_not(bound: float, monkeypatch: pyte
     assert (found.proved, found.margin, found.trees) == (False, None, {})
 
 
-@pytest.mark.parametrize("change", [{"open": 1}, {"broken": True}])
+@pytest.mark.parametrize("change", [{"open": 1}, {"falsified": True}])
 def test_a_point_is_not_proved_while_a_leaf_is_open_or_an_input_breaks_it(
     change: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
-from test_accumulate import PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
+from test_micro_batches import PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
 from test_trainer import metrics, report, small, stop_before, without_seconds
 from torch import Tensor
 

@@ -306,23 +306,23 @@ class Says:
         return Found(verdicts, torch.full((len(batch.numbers),), self.margin), batch.x)
 
 
-def settle(*steps: Step) -> list[Point]:
+def decided(*steps: Step) -> list[Point]:
     model, data = mostly_right(3)
     return Cascade(model, data, 0.1, [Round(steps, 2)]).run()
 
 
 def test_a_certificate_of_an_attacked_point_is_an_error():
     with pytest.raises(SoundnessError, match=r"example 0 is certified with margin 1\.0, yet an input"):
-        settle(Says("attack", "falsified", torch.nan), Says("ibp", "certified", 1.0))
+        decided(Says("attack", "falsified", torch.nan), Says("ibp", "certified", 1.0))
 
 
 def test_a_verdict_stays_and_margins_only_rise():
-    (first, *_) = settle(Says("attack", "falsified", -torch.inf), Says("ibp", "open", -0.5))
+    (first, *_) = decided(Says("attack", "falsified", -torch.inf), Says("ibp", "open", -0.5))
     assert (first.verdict, first.method, first.margin) == ("falsified", "attack", -0.5)
-    (first, *_) = settle(Says("a", "open", -1.0), Says("b", "open", -0.5), Says("c", "open", torch.nan))
+    (first, *_) = decided(Says("a", "open", -1.0), Says("b", "open", -0.5), Says("c", "open", torch.nan))
     assert (first.verdict, first.margin) == ("open", -0.5)
     assert first.counterexample is None
-    (first, *_) = settle(Says("inference", "open", torch.nan), Says("dear", "misclassified", torch.nan))
+    (first, *_) = decided(Says("inference", "open", torch.nan), Says("dear", "misclassified", torch.nan))
     assert (first.verdict, first.method, first.margin) == ("misclassified", "inference", None)
 
 
