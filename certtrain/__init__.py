@@ -4,6 +4,7 @@ The names below are the public Python API. They are imported when first used,
 so that `import certtrain` does not load torch.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,13 @@ _HOME = {
     "verify": "verification.verify",
 }
 __all__ = sorted(_HOME)
+_RENAMED = {"Surroundings": "RunContext"}  # by its name in 0.1.0, which the next version no longer takes
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"certtrain.{name} is now certtrain.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _HOME:
         raise AttributeError(f"module 'certtrain' has no attribute {name!r}")
     return getattr(import_module(f"certtrain.{_HOME[name]}"), name)

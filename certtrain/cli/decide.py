@@ -42,7 +42,7 @@ def decide_command(
 ) -> None:
     """Decide a property of a network, in the words of the verification competition.
 
-    unsat: the property holds. sat: an input of the box breaks it, and is shown. unknown: neither was found.
+    unsat: no input of the box violates it. sat: one does, and is shown. unknown: neither was found.
     """
     _check_files(network, property_file)
     from certtrain import render
