@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certtrain.cli.options import AsJson, AttackSeed, Memory, PgdRestarts, say_what_to_type, seconds
+from certtrain.cli.options import AsJson, AttackSeed, PgdRestarts, memory_size, say_what_to_type, seconds
 from certtrain.spec.choices import PropertyMethodName
 
 if TYPE_CHECKING:
@@ -26,6 +26,14 @@ PropertyMethod = Annotated[
 PropertyTimeout = Annotated[
     float | None, typer.Option(parser=seconds, metavar="TIME", help="Most time for the property, like 30s.")
 ]
+PropertyMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=memory_size,
+        metavar="SIZE",
+        help="Most memory for the open domains of complete, like 500MB; by itself 1GiB. Beyond that it gives up.",
+    ),
+]
 PgdSteps = Annotated[int, typer.Option(min=1, help="Steps of the attack, projected gradient descent.")]
 
 
@@ -34,7 +42,7 @@ def decide_command(
     property_file: PropertyFile,
     method: PropertyMethod = "crown-ibp",
     timeout: PropertyTimeout = None,
-    memory: Memory = None,
+    memory: PropertyMemory = None,
     pgd_steps: PgdSteps = 20,
     pgd_restarts: PgdRestarts = 1,
     seed: AttackSeed = 0,

@@ -174,7 +174,7 @@ def open_model(path: Path, device: DeviceName) -> "Classifier":
     check_model_file(path)  # before torch is loaded
     if ending(path) == ".onnx":
         decide = shlex.join(["certtrain", "decide", str(path), "PROPERTY"])
-        raise ModelFileError(f"{path} is no model file of certtrain's; of an ONNX file `{decide}` decides a property")
+        raise ModelFileError(f"{path} is an ONNX file, and this takes certtrain's own; for a property of it: {decide}")
     from certtrain.network.modelfile import load_model
 
     return load_model(path).to(compute_device(device))

@@ -603,7 +603,8 @@ def test_an_onnx_file_that_is_verified_is_answered_with_decide(run: Run, tmp_pat
     (tmp_path / "net.onnx").write_bytes(b"")
     done = run("verify", "net.onnx")
     assert done.code == 1
-    assert "of an ONNX file `certtrain decide net.onnx PROPERTY` decides a property" in done.err
+    assert "net.onnx is an ONNX file" in done.err
+    assert "for a property of it: certtrain decide net.onnx PROPERTY" in done.err
 
 
 # --- exit codes ------------------------------------------------------------------------------------------
