@@ -26,7 +26,7 @@ from certtrain.interchange.onnxfile import read_onnx
 from certtrain.interchange.vnnlib import read_property
 from certtrain.network.modelfile import Classifier
 from certtrain.properties.cases import Case, Property, robustness
-from certtrain.properties.decide import METHODS, Decision, decide
+from certtrain.properties.decide import PROPERTY_METHODS, Decision, decide
 from certtrain.properties.exact import confirmed
 from certtrain.verification.certificate import certify
 from certtrain.verification.results import Point
@@ -294,7 +294,7 @@ def test_sizes_methods_and_modes_are_checked() -> None:
 
 
 @needs_scipy
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROPERTY_METHODS)
 def test_a_decision_says_what_it_rests_on(method: str) -> None:
     found = decide(Steep().eval(), (2,), below(-0.01), method=method)
     assert found.by == "crown-ibp"
