@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from certtrain.network.modelfile import load_model as load_model
     from certtrain.spec.preset import load_preset as load_preset
     from certtrain.spec.schedule import eps_at as eps_at
+    from certtrain.training.api import resume as resume
+    from certtrain.training.api import train as train
+    from certtrain.training.context import RunContext as RunContext
     from certtrain.training.objective import LossTerms as LossTerms
     from certtrain.training.objective import objective_terms as objective_terms
-    from certtrain.training.trainer import RunContext as RunContext
-    from certtrain.training.trainer import resume as resume
-    from certtrain.training.trainer import train as train
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.verify import verify as verify
@@ -36,7 +36,7 @@ _HOME = {
     "CerttrainError": "errors",
     "InitRecord": "network.initialization",
     "LossTerms": "training.objective",
-    "RunContext": "training.trainer",
+    "RunContext": "training.context",
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
     "ibp_init_": "network.initialization",
@@ -46,8 +46,8 @@ _HOME = {
     "objective_terms": "training.objective",
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
-    "resume": "training.trainer",
-    "train": "training.trainer",
+    "resume": "training.api",
+    "train": "training.api",
     "verify": "verification.verify",
 }
 __all__ = sorted(_HOME)

@@ -70,6 +70,10 @@ def test_the_engine_loads_neither_rich_nor_typer():
         "certtrain.spec.schedule",
         "certtrain.storage",
         "certtrain.runs.runfiles",
+        "certtrain.runs.epoch",
+        "certtrain.diagnostics.epochs",
+        "certtrain.diagnostics.findings",
+        "certtrain.palette",
     ],
 )
 def test_light_modules_load_no_torch(module: str):

@@ -69,7 +69,7 @@ class SchemeOptions:
 
 
 @dataclass(frozen=True)
-class ComparisonOptions:
+class SchemeComparison:
     """Comparisons."""
 
     compare: Annotated[bool, typer.Option("--compare", help="Show all schemes side by side, over several seeds.")] = (
@@ -133,7 +133,7 @@ class InitOutput:
         return self.out or (None if comparison else Path(f"{preset.name}-{preset.init}.safetensors"))
 
 
-def init_command(network: SchemeOptions, comparison: ComparisonOptions, data: InitData, output: InitOutput) -> None:
+def init_command(network: SchemeOptions, comparison: SchemeComparison, data: InitData, output: InitOutput) -> None:
     """Initialise a preset's network, save it, and show how its bounds grow from the input.
 
     A comparison of the schemes writes no model file unless --out names one.
@@ -164,7 +164,7 @@ def _loaded(preset: "Preset", data: InitData, output: InitOutput) -> "tuple[Pres
 
 
 def _shown(
-    preset: "Preset", images: "ImageSet", comparison: ComparisonOptions, data: InitData, output: InitOutput
+    preset: "Preset", images: "ImageSet", comparison: SchemeComparison, data: InitData, output: InitOutput
 ) -> dict[str, Any]:
     """Show what is asked for; the same for JSON."""
     seeds = range(preset.seed, preset.seed + (comparison.seeds or FEW_SEEDS))
@@ -200,15 +200,15 @@ class _View:
     def show(self) -> dict[str, Any]:
         """The preset's own network."""
         from certtrain import render
-        from certtrain.diagnostics.findings import AT_START, worst
+        from certtrain.diagnostics.findings import AT_START, ranked_findings
         from certtrain.diagnostics.growth import SchemeGrowth
-        from certtrain.diagnostics.model_states import inspect_initial
+        from certtrain.diagnostics.model_states import initial_network
 
         examples, preset = self._examples(MANY), self.preset
-        network = inspect_initial(preset, self.images, preset.init, examples=examples, device=self.place)
+        network = initial_network(preset, self.images, preset.init, examples=examples, device=self.place)
         title = self._title("growth of the bounds before training", f"seed {preset.seed}")
         if not self.as_json:
-            render.show_initial(network, title, worst(network.by_weights, kinds=AT_START))
+            render.show_initial(network, title, ranked_findings(network.by_weights, AT_START))
         self._draw_growth([SchemeGrowth(preset.init, (network,))], title)
         return {"examples": examples, "schemes": [network.to_dict()]}
 

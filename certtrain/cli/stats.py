@@ -25,7 +25,7 @@ from certtrain.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from certtrain.diagnostics.comparison import Look
+    from certtrain.diagnostics.comparison import ComparisonOptions
 
 Models = Annotated[
     list[Path],
@@ -99,12 +99,12 @@ def stats_command(models: Models, data: StatsData, output: StatsOutput) -> None:
 
 def _found(models: Sequence[Path], data: StatsData, by_epoch: bool) -> "_Results":
     from certtrain import render
-    from certtrain.diagnostics.comparison import Look
+    from certtrain.diagnostics.comparison import ComparisonOptions
 
     with render.loading() as report:
         asked = (data.eps, data.split, data.limit, data.batch_size, compute_device(data.device), data.data_dir)
-        look = Look(*asked, report, render.note)
-        return _run(models[0], look) if by_epoch else _models(models, look)
+        options = ComparisonOptions(*asked, report, render.note)
+        return _run(models[0], options) if by_epoch else _models(models, options)
 
 
 def _put_out(results: "_Results", output: StatsOutput) -> None:
@@ -133,46 +133,47 @@ class _Results(NamedTuple):
     draw: Callable[[Path], None]
 
 
-def _models(paths: Sequence[Path], look: "Look") -> _Results:
+def _models(paths: Sequence[Path], options: "ComparisonOptions") -> _Results:
     """One model, or several side by side."""
     from certtrain import render
-    from certtrain.diagnostics.comparison import look_at, model_rows
+    from certtrain.diagnostics.comparison import compare_models, model_rows
 
-    looked = look_at(paths, look)
+    compared = compare_models(paths, options)
 
     def show() -> None:
-        if len(looked.models) == 1:
-            render.show_states(looked.models[0], f"{looked.models[0].name}: {looked.title}")
+        if len(compared.models) == 1:
+            render.show_states(compared.models[0], f"{compared.models[0].name}: {compared.title}")
         else:
-            render.show_models(looked.models, looked.title)
+            render.show_models(compared.models, compared.title)
 
     def draw(path: Path) -> None:
         from certtrain.reports.plot import plot_states
 
-        plot_states(path, looked.models, looked.title)
+        plot_states(path, compared.models, compared.title)
 
-    return _Results(looked.to_dict(), model_rows(looked), show, draw)
+    return _Results(compared.to_dict(), model_rows(compared), show, draw)
 
 
-def _run(run: Path, look: "Look") -> _Results:
+def _run(run: Path, options: "ComparisonOptions") -> _Results:
     """One run over its epochs."""
     from certtrain import render
-    from certtrain.diagnostics.comparison import epoch_rows, follow
+    from certtrain.diagnostics.comparison import compare_epochs, epoch_rows
+    from certtrain.diagnostics.epochs import epoch_summary
 
-    history, looked = follow(run, look)
-    stages = () if looked is None else looked.models
-    titles = f"{run.absolute().name}: as it was trained", "" if looked is None else f"its networks: {looked.title}"
-    epochs = [record.to_dict() for record in history.epochs]
+    history, compared = compare_epochs(run, options)
+    networks = () if compared is None else compared.models
+    titles = f"{run.absolute().name}: as it was trained", "" if compared is None else f"its networks: {compared.title}"
+    epochs = [epoch_summary(epoch) for epoch in history.epochs]
 
     def draw(path: Path) -> None:
         from certtrain.reports.plot import plot_history
 
-        plot_history(path, history, stages, titles)
+        plot_history(path, history, networks, titles)
 
     return _Results(
-        {"run": str(run), "epochs": epochs, "networks": looked and looked.to_dict()},
-        epoch_rows(history, looked),
-        lambda: render.show_history(history, stages, titles),
+        {"run": str(run), "epochs": epochs, "networks": compared and compared.to_dict()},
+        epoch_rows(history, compared),
+        lambda: render.show_history(history, networks, titles),
         draw,
     )
 
@@ -190,13 +191,13 @@ def _write_page(run: Path, path: Path, force: bool) -> None:
 
 def _check_sources(paths: Sequence[Path], by_epoch: bool) -> None:
     """See, before torch is loaded, that the models or the run are there."""
-    from certtrain.runs.runfiles import check_run, find_sources
+    from certtrain.runs.runfiles import check_run, find_networks
 
     for path in paths:
         if by_epoch:
             check_run(path)
         else:
-            find_sources(path)
+            find_networks(path)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -88,17 +88,18 @@ def train_command(run: RunOptions, changes: ChangeOptions, how: TrainingOptions)
     _check_run(run.resume, run.out)
     stop = Stopper(how.time_budget)
     from certtrain import render
-    from certtrain.training import trainer
-    from certtrain.training.distributed import joined
+    from certtrain.training import api
+    from certtrain.training.context import RunContext
+    from certtrain.training.distributed import process_group
 
     place = compute_device(how.device)
-    with joined(place) as group, render.training_view(how.as_json, silent=not group.leads) as view:
+    with process_group(place) as group, render.training_view(how.as_json, silent=not group.is_leader) as view:
         listeners = [view, *_tensorboard(how.tensorboard)]
-        context = trainer.RunContext(run.data_dir, place, stop.reason, _all(listeners), group)
+        context = RunContext(run.data_dir, place, stop.reason, _all(listeners), group)
         if preset is not None:
-            trainer.train(preset, run.out or _new_folder(preset), context)
+            api.train(preset, run.out or _new_folder(preset), context)
         elif run.resume is not None:
-            trainer.resume(run.resume, context)
+            api.resume(run.resume, context)
     if stop.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
 

@@ -1,4 +1,4 @@
-"""Per-layer numbers from the boxes of a pass: ReLU states, widths, growth, balance."""
+"""The state of each ReLU layer from the boxes of a pass: shares of states, widths, growth, balance."""
 
 from collections.abc import Iterable
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from certtrain.bounds.box import Box
 from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.diagnostics.findings import LayerState
 from certtrain.errors import NonFiniteError
+from certtrain.runs.epoch import LayerState
 
 
 def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:

@@ -30,7 +30,7 @@ from certtrain.verification.certificate import CLIP
 
 
 @dataclass(frozen=True)
-class Settings:
+class Accumulation:
     """What stays the same from step to step.
 
     size: examples that go through the bounds at a time.
@@ -46,7 +46,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One step's examples (B, …) with their labels (B,), and what the schedules say of them.
 
     share: this process's part of the examples, by which its loss is weighted.
@@ -63,7 +63,7 @@ class Batch:
 class Accumulated:
     """One batch's clean logits (B, K), statistics and loss terms; its gradient is added to the parameters' own."""
 
-    def __init__(self, settings: Settings, batch: Batch) -> None:
+    def __init__(self, settings: Accumulation, batch: TrainingBatch) -> None:
         self.settings, self.batch = settings, batch
         with settings.forward():
             self.logits, self.statistics = clean_pass(settings.graph, batch.x, settings.source)

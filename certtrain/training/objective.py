@@ -1,4 +1,8 @@
-"""The training loss of one batch: natural or certified cross-entropy, and the warm-up's regularisers."""
+"""The training loss of one batch: natural or certified cross-entropy, and the warm-up's regularisers.
+
+The objective is what maps a pass to a robust loss, margins and named measures: `robust_loss` and `measures`.
+The mix with the natural loss and the regularisers, `combined_terms`, is the same for every objective.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.schedule import warmup_weight
 from certtrain.training.fusion import fused_cross_entropy
 from certtrain.training.regularizers import regularizer_losses, sums_of, width_of
+from certtrain.verdicts import certified_points, correct_points
 
 SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
 
@@ -163,3 +168,23 @@ def certified_cross_entropy(margins: Tensor, labels: Tensor) -> Tensor:
     Wong and Kolter 2018, theorem 2; Gowal et al. 2018, eq. 11.
     """
     return F.cross_entropy(-margins, labels)
+
+
+def measures(terms: LossTerms, clean: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    """What is logged of a batch, scalars by name, from its loss terms and clean logits (B, K), None without them.
+
+    These names are given here alone: sums, metrics and every view take them from there.
+    """
+    with torch.no_grad():
+        measured = {
+            "loss": terms.total,
+            "robust_loss": terms.robust,
+            "tightness_loss": terms.tightness,
+            "relu_balance_loss": terms.relu_balance,
+            "layers_without_balance": terms.skipped_layers.to(terms.total.dtype),
+            "certified_accuracy": certified_points(terms.margins, labels).float().mean(),
+        }
+        if clean is not None:
+            natural = correct_points(clean, labels).float().mean()
+            measured |= {"natural_loss": terms.natural, "natural_accuracy": natural}
+        return {name: value.detach() for name, value in measured.items()}

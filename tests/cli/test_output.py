@@ -57,7 +57,7 @@ from certtrain import cli, render
 kind, commands, found, kept = sys.argv[1], json.loads(sys.argv[2]), {}, []
 for name, words in commands.items():
     shutil.rmtree("run", ignore_errors=True)
-    render.pieces.out.quiet = False  # as Rich leaves it where a pipe is closed
+    render.console.out.quiet = False  # as Rich leaves it where a pipe is closed
     if kind == "closed":
         reading, writing = os.pipe()
         os.close(reading)

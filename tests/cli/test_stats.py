@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import TINY, Run
 
-from certtrain.reports.report import AGAIN
+from certtrain.reports.report import PAGE_COMMAND
 
 
 def test_stats_as_table_json_csv_and_picture(run: Run, model: Path, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_stats_of_a_folder_a_checkpoint_and_another_model(run: Run, trained: Pat
 
 def test_the_page_of_a_run_is_written_again(run: Run, trained: Path, tmp_path: Path) -> None:
     page = tmp_path / "again.html"
-    outcome = run(*AGAIN.replace("RUN", str(trained)).replace("report.html", str(page)).split()[1:])
+    outcome = run(*PAGE_COMMAND.replace("RUN", str(trained)).replace("report.html", str(page)).split()[1:])
     assert (outcome.code, outcome.out.split()) == (0, ["wrote", str(page)])
     assert page.read_bytes() == (trained / "report.html").read_bytes()
     assert "is there already" in run("stats", trained, "--html", page).err

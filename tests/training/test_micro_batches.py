@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_steps import BATCH, CLASSES, PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
+from torch import nn
 
 from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.statistics import batch_statistics
@@ -15,16 +16,12 @@ from certtrain.bounds.trace import trace_bounds
 from certtrain.diagnostics.layer_states import layer_states
 from certtrain.errors import PresetError
 from certtrain.network.initialization import ibp_init_
-from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.architecture import CNN, MLP
-from certtrain.spec.preset import Preset, load_preset
+from certtrain.spec.preset import Preset
 from certtrain.training.micro_batches import clean_pass, traces_in_parts
 from certtrain.training.step import Reading, Stepper
 
-SHAPE, CLASSES, BATCH = (2, 6, 6), 4, 11
-PER_EPOCH = 10
 STEPS = {"ε = 0": 4, "in the ramp": 15, "full ε": 25}
-WITHOUT_GRADIENT = {"conv1.bias", "conv2.bias", "linear1.bias"}  # before BatchNorm: theirs is rounding alone
 
 
 @pytest.fixture(autouse=True)
@@ -33,41 +30,6 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def preset(**train: Any) -> Preset:
-    """ε rises in the second of three epochs; all layers are below the regularisers' tolerance of 1."""
-    changes = {f"train.{name}": value for name, value in train.items()}
-    return load_preset(
-        "digits",
-        {
-            "model.channels": [3, 5],
-            "model.linear": [7],
-            "eps.max": 0.05,
-            "eps.length": 1,
-            "train.epochs": 3,
-            "train.clip_norm": 1e9,
-            "regularizer.tolerance": 1.0,
-        }
-        | changes,
-    )
-
-
-def network(settings: Preset) -> nn.Sequential:
-    """With shifts after BatchNorm, so that no balance ratio is 1, where it has a kink."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = build_model(settings.model, InputSpec(SHAPE, CLASSES, (0.4, 0.5), (0.2, 0.3)))
-        ibp_init_(model, torch.Generator().manual_seed(2))
-        for layer in model:
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                nn.init.normal_(layer.bias, std=0.3)
-    return model.double()
-
-
-def batch(step: int = 0, count: int = BATCH) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    return torch.rand(count, *SHAPE, generator=generator), torch.randint(CLASSES, (count,), generator=generator)
 
 
 def stepped(settings: Preset, steps: list[int]) -> tuple[Stepper, Reading]:
@@ -165,11 +127,11 @@ def test_layers_look_the_same_in_parts(size: int, with_clean: bool):
     model, x = network(preset()).train(), batch()[0]
     graph = checked_graph(model)
 
-    def looked(size: int) -> list[dict[str, Any]]:
+    def states(size: int) -> list[dict[str, Any]]:
         traces = traces_in_parts(graph, x, 0.005, size, with_clean=with_clean, source=batch_statistics)
         return [state.to_dict() for state in layer_states(traces)]
 
-    for one, other in zip(looked(size), looked(99), strict=True):
+    for one, other in zip(states(size), states(99), strict=True):
         assert one.pop("name") == other.pop("name")
         assert one == pytest.approx(other, rel=1e-9)
 
