@@ -209,17 +209,6 @@ def test_all_public_names_are_there():
     assert set(certtrain.__all__) < set(dir(certtrain))
 
 
-def test_a_name_of_an_earlier_version_is_taken_with_a_warning():
-    with pytest.warns(DeprecationWarning, match=r"certtrain\.Surroundings is now certtrain\.RunContext") as caught:
-        old = certtrain.Surroundings
-    assert old is certtrain.RunContext
-    assert [warning.filename for warning in caught] == [__file__]  # whose code it is that has to change
-    with pytest.warns(DeprecationWarning, match="RunContext"):
-        from certtrain import Surroundings
-    assert Surroundings is old
-    assert "Surroundings" not in dir(certtrain)
-
-
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'certtrain' has no attribute 'nothing'"):
         _ = certtrain.nothing

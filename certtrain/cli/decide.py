@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from certtrain.attack import PGD
     from certtrain.properties.decide import Decision
 
-NetworkFile = Annotated[
+DecidedNetwork = Annotated[
     Path, typer.Argument(metavar="NETWORK", help="An ONNX file, or a model file that certtrain wrote.")
 ]
 PropertyFile = Annotated[Path, typer.Argument(metavar="PROPERTY", help="A VNN-LIB file.")]
@@ -38,7 +38,7 @@ PgdSteps = Annotated[int, typer.Option(min=1, help="Steps of the attack, project
 
 
 def decide_command(
-    network: NetworkFile,
+    network: DecidedNetwork,
     property_file: PropertyFile,
     method: PropertyMethod = "crown-ibp",
     timeout: PropertyTimeout = None,
