@@ -107,7 +107,7 @@ class Header(Line):
 
 
 class Record(Line):
-    """What is known of one point: a `Point`, with the hash of its example."""
+    """What is known of one point: an `ExampleResult`, with the hash of its example."""
 
     kind: Literal["point"] = "point"
     index: Count

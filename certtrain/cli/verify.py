@@ -37,12 +37,12 @@ from certtrain.cli.stopping import Stopper
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
 
 if TYPE_CHECKING:
-    from certtrain.attack import Settings
+    from certtrain.attack import AttackSettings
     from certtrain.certfile import Writer
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
     from certtrain.render.verification import VerifyingView
-    from certtrain.verification.results import Point
+    from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
 OF_ATTACK = ("pgd_steps", "pgd_restarts", "seed")
@@ -96,7 +96,7 @@ class AttackOptions:
         if self.attack == "none" and unused:
             raise typer.BadParameter("there is no attack to set this for", param_hint=unused[0])
 
-    def settings(self) -> "Settings | None":
+    def settings(self) -> "AttackSettings | None":
         """The attack; None for none."""
         from certtrain.attack import named
 
@@ -197,7 +197,7 @@ class _Task:
     file: Path
     model: "Classifier"
     images: "ImageSet"
-    attack: "Settings | None"
+    attack: "AttackSettings | None"
     how: dict[str, Any]
     output: CertificateOutput
 
@@ -223,7 +223,7 @@ class _Task:
 
 def _how(model: "Classifier", certificates: CertificateOptions, limits: LimitOptions) -> dict[str, Any]:
     """How examples are certified: arguments of `verify` that certificate files record as well."""
-    from certtrain.verification.certificate import VERDICTS_ALONE
+    from certtrain.bounds.settings import VERDICTS_ALONE
 
     bounds = VERDICTS_ALONE if limits.memory is None else replace(VERDICTS_ALONE, memory=limits.memory)
     return {
@@ -248,7 +248,7 @@ class _Batches:
     view: "VerifyingView"
     stop: Stopper
 
-    def add(self, points: "Sequence[Point]") -> None:
+    def add(self, points: "Sequence[ExampleResult]") -> None:
         if self.writer is not None:
             self.writer.add(points)
         self.view.add(points)
@@ -275,7 +275,7 @@ def _verified(task: _Task, limits: LimitOptions) -> "Report":
     return report
 
 
-def _report(task: _Task, limits: LimitOptions, known: "Sequence[Point]", batches: _Batches) -> "Report":
+def _report(task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]", batches: _Batches) -> "Report":
     from certtrain.verification.cascade import Limits
     from certtrain.verification.verify import verify
 
@@ -285,7 +285,7 @@ def _report(task: _Task, limits: LimitOptions, known: "Sequence[Point]", batches
         attack=task.attack,
         limits=Limits(limits.timeout, limits.time_budget),
         known=known,
-        on_points=batches.add,
+        on_examples=batches.add,
         on_round=batches.view.begin,
         **task.how,
     )

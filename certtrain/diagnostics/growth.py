@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.data import ImageSet, to_unit
 from certtrain.diagnostics.findings import AT_START, Finding, ranked_findings
@@ -24,7 +25,6 @@ from certtrain.network.assembly import make_network
 from certtrain.runs.epoch import LayerState
 from certtrain.spec.architecture import CNN, MLP
 from certtrain.spec.preset import Preset, Scheme
-from certtrain.verification.certificate import CLIP
 
 SWEEP_BATCH = 4  # examples at a time; a deep network keeps the boxes of all its layers
 CONSTANT = 1.05  # a rate a layer between 1/CONSTANT and this counts as constant
@@ -225,11 +225,11 @@ def growth_rate(depths: Sequence[int], growth: Sequence[float]) -> float | None:
 @torch.no_grad()
 def _growth_by_layer(network: nn.Module, images: ImageSet, eps: float) -> list[float]:
     """Mean width at each ReLU's input over that at the network's, in float64: float32 ends at 3e38."""
-    graph = checked_graph(network.double().eval())
+    graph = checked_graph(network.double())
     totals, start = torch.zeros(0), 0.0
     for first in range(0, len(images), SWEEP_BATCH):
         part = images.images[first : first + SWEEP_BATCH]
-        trace = trace_bounds(graph, to_unit(part).double(), eps, CLIP, with_clean=False)
+        trace = trace_bounds(graph, input_box(to_unit(part).double(), eps))
         widths = torch.stack([box.radius.flatten(1).mean(1).sum() for _, box in trace.relu_boxes])
         totals = widths if not len(totals) else totals + widths
         start += trace.input.radius.flatten(1).mean(1).sum().item()

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
+from certtrain.bounds.statistics import StatisticsSource, batch_statistics, running_statistics
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import ImageSet, to_unit
 from certtrain.diagnostics.findings import AT_START, Finding, LayerMeans, layer_means, ranked_findings, worst_of_kinds
@@ -21,7 +23,6 @@ from certtrain.network.modelfile import Classifier
 from certtrain.runs.epoch import LayerState
 from certtrain.runtime.device import device_of
 from certtrain.spec.preset import Preset, Scheme
-from certtrain.verification.certificate import CLIP
 from certtrain.verification.verify import check_fit
 
 
@@ -118,21 +119,24 @@ def initial_network(
     network, records = make_network(preset, train, scheme)
     network = network.to(device)
     x = to_unit(train.take(examples).images.to(device))
-    by_weights = _states_of(network.eval(), x, preset.eps.max)
+    by_weights = _states_of(network, x, preset.eps.max, running_statistics)
     normalized = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in network.modules())
-    in_training = _states_of(network.train(), x, preset.eps.max) if normalized else None
+    in_training = _states_of(network, x, preset.eps.max, batch_statistics) if normalized else None
     if any(layer.growth is None for layer in by_weights):
         raise EpsilonError(f"boxes of radius {preset.eps.max:g} have no width in float32; choose a larger --eps")
     return InitialNetwork(scheme, preset.seed, records, by_weights, in_training)
 
 
 @torch.no_grad()
-def _states_of(network: nn.Module, x: Tensor, eps: float) -> list[LayerState]:
+def _states_of(network: nn.Module, x: Tensor, eps: float, statistics: StatisticsSource) -> list[LayerState]:
+    def states(network: nn.Module, x: Tensor) -> list[LayerState]:
+        box = input_box(x, eps, with_clean=True)
+        return layer_states([trace_bounds(checked_graph(network), box, statistics=statistics)])
+
     try:
-        return layer_states([trace_bounds(checked_graph(network), x, eps, CLIP)])
+        return states(network, x)
     except NonFiniteError:  # growth beyond float32 is still to be shown
-        network = copy.deepcopy(network).double()
-        return layer_states([trace_bounds(checked_graph(network), x.double(), eps, CLIP)])
+        return states(copy.deepcopy(network).double(), x.double())
 
 
 @torch.no_grad()
@@ -144,7 +148,8 @@ def traces_over(
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[BoundTrace]:
     """The boxes of `images`, `size` at a time, in the network as it is evaluated; without gradients."""
-    graph, device = checked_graph(model.eval()), device_of(model)
+    graph, device = checked_graph(model), device_of(model)
     for first in range(0, len(images), size):
-        yield trace_bounds(graph, to_unit(images.images[first : first + size].to(device)), eps, CLIP)
+        x = to_unit(images.images[first : first + size].to(device))
+        yield trace_bounds(graph, input_box(x, eps, with_clean=True))
         on_progress(min(first + size, len(images)))

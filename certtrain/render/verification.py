@@ -18,7 +18,7 @@ from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.certfile import Checked
-    from certtrain.verification.results import Point
+    from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
 COUNTED = ("certified", "falsified", "open", "misclassified")
@@ -27,7 +27,7 @@ COUNTED = ("certified", "falsified", "open", "misclassified")
 class VerifyingView:
     """A bar for the examples of a round, and the verdicts so far."""
 
-    def __init__(self, bars: Bars, examples: int, known: Iterable[Point]) -> None:
+    def __init__(self, bars: Bars, examples: int, known: Iterable[ExampleResult]) -> None:
         self.bars, self.examples = bars, examples
         self.verdicts: dict[int, str] = {point.index: point.verdict for point in known}
         self.task: TaskID | None = None
@@ -37,7 +37,7 @@ class VerifyingView:
         self.close()
         self.task = self.bars.add_task(", ".join(names), total=points, counts=self._counts())
 
-    def add(self, points: Sequence[Point]) -> None:
+    def add(self, points: Sequence[ExampleResult]) -> None:
         """The round is over for these examples."""
         self.verdicts |= {point.index: point.verdict for point in points}
         if self.task is not None:
@@ -55,7 +55,7 @@ class VerifyingView:
 
 
 @contextmanager
-def verifying(examples: int, known: Iterable[Point] = ()) -> Iterator[VerifyingView]:
+def verifying(examples: int, known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView]:
     """A live count on the error stream, if that is a terminal."""
     counts = TextColumn("{task.fields[counts]}", style=GREY)
     with transient_bars(TimeRemainingColumn(), counts, width=24) as bars:
@@ -66,8 +66,8 @@ def stage_table(report: Report) -> Table:
     """A row for each step: examples that came to it, examples that it decided, seconds for each."""
     table = new_table("step", "examples", "decided", "s/example")
     for stage in report.stages:
-        seconds = number(stage.seconds_per_point) if stage.points else NO_NUMBER
-        table.add_row(stage.name, f"{stage.points:,}", f"{stage.decided:,}", seconds)
+        seconds = number(stage.seconds_per_example) if stage.examples else NO_NUMBER
+        table.add_row(stage.name, f"{stage.examples:,}", f"{stage.decided:,}", seconds)
     return table
 
 

@@ -16,7 +16,7 @@ from certtrain.spec.preset import Preset
 from certtrain.storage import write_json
 from certtrain.training.context import RunContext
 from certtrain.training.events import Finished, Note, Verifying
-from certtrain.verification.results import Point
+from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, check_fit, verify
 
 
@@ -71,14 +71,14 @@ class Completion:
         images = self.images.part(split)
         done = 0
 
-        def on_points(points: list[Point]) -> None:
+        def on_examples(results: list[ExampleResult]) -> None:
             nonlocal done
-            done += len(points)
+            done += len(results)
             self.context.emit(Verifying(split, done, len(images)))
             if done < len(images) and (reason := self.context.should_stop()):
                 raise VerificationStopped(reason)
 
-        return verify(self._classifier(), images, eps, attack=PGD(), method="ibp", on_points=on_points)
+        return verify(self._classifier(), images, eps, attack=PGD(), method="ibp", on_examples=on_examples)
 
     def _classifier(self) -> Classifier:
         return Classifier(self.network, describe(self.preset, self.images.train)).eval()

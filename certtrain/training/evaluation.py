@@ -33,15 +33,14 @@ def epoch_accuracies(network: nn.Module, images: Images, preset: Preset, device:
 @torch.no_grad()
 @tensor_cores(False)
 def natural_accuracy(network: nn.Module, images: ImageSet, device: str) -> float:
-    """Share of `images` that `network` classifies correctly, in evaluation mode."""
-    network.eval()
+    """Share of `images` that `network`, which is in evaluation mode, classifies correctly."""
     return sum(int(correct_points(network(x), labels).sum()) for x, labels in _parts(images, device)) / len(images)
 
 
 @tensor_cores(False)
 def certified_accuracy(network: nn.Module, images: ImageSet, eps: float, device: str) -> tuple[float, float]:
     """Shares of `images` that are classified correctly, and that are certified at radius `eps`."""
-    certifier, verdicts = Certifier(network.eval()), list[Verdict]()
+    certifier, verdicts = Certifier(network), list[Verdict]()
     for x, labels in _parts(images, device):
         verdicts += certifier.certify(x, labels, eps).verdicts
     wrong, proved = verdicts.count("misclassified"), verdicts.count("certified")

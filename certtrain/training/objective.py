@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.box import PIXEL_RANGE, input_box
 from certtrain.bounds.checks import check_dtype, check_input, check_labels, shape_errors_as_data_errors
-from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.linear import margins as linear_margins
 from certtrain.bounds.methods import check_training_method
-from certtrain.bounds.statistics import remember
+from certtrain.bounds.statistics import remember, statistics_by_mode
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.errors import EpsilonError
 from certtrain.spec.epsilon import parse_eps
@@ -84,13 +85,14 @@ def objective_terms(
     `propagate`, and MethodError.
     """
     check_training_method(method)
-    check_input(x, (0.0, 1.0))
+    check_input(x, PIXEL_RANGE)
     eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), checked_graph(model, tuple(x.shape[1:]))
     check_dtype(model, x)
     if not 0 < eps_max >= eps:
         raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
     with shape_errors_as_data_errors(x):
-        trace = trace_bounds(graph, x, max(eps, SMALLEST_EPS), (0.0, 1.0))
+        box = input_box(x, max(eps, SMALLEST_EPS), with_clean=True)
+        trace = trace_bounds(graph, box, statistics=statistics_by_mode)
     check_labels(labels, trace.logits.box.centre.shape)
     remember(trace.statistics)
     warm = warmup_weight(eps, eps_max=eps_max)

@@ -13,8 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import checked_graph
-from certtrain.bounds.statistics import Source, batch_statistics, pooled_statistics, remember
+from certtrain.bounds.box import input_box
+from certtrain.bounds.checks import check_trainable
+from certtrain.bounds.statistics import (
+    StatisticsFunction,
+    StatisticsSource,
+    batch_statistics,
+    pooled_statistics,
+    remember,
+)
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import part_of
 from certtrain.errors import DeviceError
@@ -24,11 +32,10 @@ from certtrain.training.compilation import Compiled, TensorFunction
 from certtrain.training.distributed import ALONE, Group
 from certtrain.training.failures import first_not_finite
 from certtrain.training.measures import MeasureSums
-from certtrain.training.micro_batches import Accumulated, Accumulation, TrainingBatch, traces_in_parts
+from certtrain.training.micro_batches import Accumulated, Accumulation, Bounded, TrainingBatch, traces_in_parts
 from certtrain.training.objective import LinearShare, Regularizers, loss_terms, measures
 from certtrain.training.optimizer import Adam
 from certtrain.training.schedules import ActiveTerms, Controls, Schedules
-from certtrain.verification.certificate import CLIP
 
 LARGEST_RATE = torch.finfo(torch.float32).max  # that the optimiser's own scalar holds
 GRADIENT_NORM = "gradient_norm"  # what the step itself measures, beside the objective's measures
@@ -60,8 +67,10 @@ class Stepper:
     ) -> None:
         self.preset, self.network, self.compile, self.group = preset, network, compile, group
         self.schedules = Schedules(preset, steps_per_epoch)
-        self.source: Source = batch_statistics if group.size == 1 else pooled_statistics(group.gather)
+        alone = group.size == 1
+        self.statistics: StatisticsFunction = batch_statistics if alone else pooled_statistics(group.gather)
         self.graph = checked_graph(network)
+        check_trainable(self.graph)
         self.device = next(network.parameters()).device
         self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
@@ -104,7 +113,6 @@ class Stepper:
 
     def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
         """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
-        self.network.train()
         x, controls = _channels_last(x), self.schedules.controls(step, next(self.network.parameters()))
         active = self.schedules.active_terms(step, compiled=self.compile)
         if self.preset.train.micro_batch is not None:
@@ -127,15 +135,20 @@ class Stepper:
         self, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms, share: float
     ) -> dict[str, Tensor]:
         """The same gradient, from a few examples at a time."""
+
+        def bound(x: Tensor, labels: Tensor, statistics: StatisticsSource) -> Bounded:
+            trace = trace_bounds(self.graph, input_box(x, controls.eps), statistics=statistics)
+            return Bounded(trace.margins(labels), trace)
+
         weights = self._weights(controls, active)
-        batch = TrainingBatch(x, labels, controls.eps, controls.certified, weights, share)
+        batch = TrainingBatch(x, labels, bound, controls.certified, weights, share)
         passed = Accumulated(self._in_parts(), batch)
         remember(passed.statistics)
         return measures(passed.terms, passed.logits, labels)
 
     def _in_parts(self) -> Accumulation:
-        size, source, pool = self.preset.train.micro_batch or 1, self.source, self.group.sum
-        return Accumulation(self.graph, size, source, pool, self._arithmetic)
+        size, pool = self.preset.train.micro_batch or 1, self.group.sum
+        return Accumulation(self.graph, size, self.statistics, pool, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
         """Add up the ranks' gradients, and `bad` with them, and cut the gradient to its largest norm; the norm."""
@@ -146,7 +159,8 @@ class Stepper:
     def _loss(
         self, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        trace = trace_bounds(self.graph, x, controls.eps, CLIP, with_clean=self._with_clean(), source=self.source)
+        box = input_box(x, controls.eps, with_clean=self._with_clean())
+        trace = trace_bounds(self.graph, box, statistics=self.statistics)
         remember(trace.statistics)
         terms = loss_terms(
             trace,
@@ -190,10 +204,9 @@ class Stepper:
 
     def _traces(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
         """The boxes of this rank's part of a batch, as the step computes them."""
-        self.network.train()
         eps, size = self.schedules.positive_eps(step), self.preset.train.micro_batch or len(x)
-        clean = self._with_clean()
-        return traces_in_parts(self.graph, _channels_last(x), eps, size, with_clean=clean, source=self.source)
+        box = input_box(_channels_last(x), eps, with_clean=self._with_clean())
+        return traces_in_parts(self.graph, box, size, statistics=self.statistics)
 
     def explain(self, step: int, x: Tensor, labels: Tensor) -> str:
         """What was not finite in a step that failed: the first such value, and the layer it comes from.

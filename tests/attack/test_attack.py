@@ -8,14 +8,14 @@ import torch
 from tiny import classifier, images
 from torch import Generator, Tensor, nn
 
-from certtrain.attack import APGD, ATTACKS, PGD, Attacked, Settings, attack, named
-from certtrain.attack.state import running
+from certtrain.attack import APGD, ATTACKS, PGD, Attacked, AttackSettings, attack, named
+from certtrain.attack.criterion import running
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.verdicts import correct_points
 
 EPS = 0.1
-SETTINGS: list[Settings] = [named(name, steps=12) for name in ATTACKS]
+SETTINGS: list[AttackSettings] = [named(name, steps=12) for name in ATTACKS]
 STRONG = (PGD(), APGD(), APGD("dlr", targets=9))
 every_attack = pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.name)
 
@@ -56,7 +56,7 @@ def exact_margins(x: Tensor, labels: Tensor, eps: float) -> Tensor:
 
 
 @every_attack
-def test_on_a_linear_model_it_finds_an_adversarial_input_exactly_where_there_is_one(settings: Settings):
+def test_on_a_linear_model_it_finds_an_adversarial_input_exactly_where_there_is_one(settings: AttackSettings):
     x, labels = points()
     worst = exact_margins(x, labels, EPS)
     clear = worst.abs() > 1e-5
@@ -83,7 +83,7 @@ def test_adversarial_inputs_are_misclassified_and_others_untouched():
 
 @pytest.mark.parametrize("eps", [0.0, 1e-9, 8 / 255, 0.1, 1.0])
 @every_attack
-def test_no_input_that_is_tried_leaves_the_box_of_real_numbers(settings: Settings, eps: float):
+def test_no_input_that_is_tried_leaves_the_box_of_real_numbers(settings: AttackSettings, eps: float):
     model, data = Listening(classifier(seed=1)), images(30)
     x = to_unit(data.images)
     x[:4], x[4:8] = 0.0, 1.0
@@ -106,7 +106,7 @@ def test_more_eps_breaks_no_fewer():
 
 
 @every_attack
-def test_the_same_seed_repeats_and_another_starts_elsewhere(settings: Settings):
+def test_the_same_seed_repeats_and_another_starts_elsewhere(settings: AttackSettings):
     model, x, labels, _ = attacked()
     runs = [attack(model, x, labels, 0.3, replace(settings, steps=2, seed=seed)).adversarial for seed in (0, 0, 1)]
     assert torch.equal(runs[0], runs[1])
@@ -124,7 +124,7 @@ def test_each_example_has_a_start_of_its_own_by_its_number():
 
 @every_attack
 @pytest.mark.parametrize("size", [1, 7])
-def test_the_size_of_the_batches_does_not_change_what_is_found(settings: Settings, size: int):
+def test_the_size_of_the_batches_does_not_change_what_is_found(settings: AttackSettings, size: int):
     model, x, labels, _ = attacked()
     whole = attack(model, x, labels, EPS, settings)
     firsts = range(0, len(x), size)
@@ -135,7 +135,7 @@ def test_the_size_of_the_batches_does_not_change_what_is_found(settings: Setting
 
 
 @every_attack
-def test_one_more_attack_only_breaks_more(settings: Settings):
+def test_one_more_attack_only_breaks_more(settings: AttackSettings):
     model, x, labels, _ = attacked()
     weak = attack(model, x, labels, EPS, PGD(steps=1))
     both = attack(model, x, labels, EPS, (PGD(steps=1), settings))

@@ -11,8 +11,9 @@ from reference import EPS, below, inputs, network
 from test_oracles import EVALUATED, LOSSES, TRAINED, assert_close, without_own_column
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
 from certtrain.bounds.methods import method_named
+from certtrain.bounds.supported import checked_graph
 from certtrain.diagnostics.layer_states import relu_units
 from certtrain.errors import DeviceError
 from certtrain.network.models import InputSpec, build_model
@@ -75,7 +76,7 @@ def test_compiled_bounds_give_the_references_values(net: str, method: str):
     graph, bound = checked_graph(model), method_named(method.lower())
 
     def bounds(x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
-        found = bound(graph, x, eps, (0.0, 1.0))
+        found = bound(graph, input_box(x, eps))
         return *found.ends(), found.margins(labels)
 
     fast = Compiled(bounds, pytest.fail).graph

@@ -10,15 +10,17 @@ import torch
 from small_steps import BATCH, CLASSES, PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
 from torch import nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
+from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import batch_statistics
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.diagnostics.layer_states import layer_states
 from certtrain.errors import PresetError
 from certtrain.network.initialization import ibp_init_
 from certtrain.spec.architecture import CNN, MLP
 from certtrain.spec.preset import Preset
-from certtrain.training.micro_batches import clean_pass, traces_in_parts
+from certtrain.training.micro_batches import traces_in_parts
 from certtrain.training.step import Reading, Stepper
 
 STEPS = {"ε = 0": 4, "in the ramp": 15, "full ε": 25}
@@ -107,12 +109,12 @@ def test_batch_norm_may_be_the_first_layer(moment: str):
 
 
 def test_the_clean_batch_alone_takes_the_statistics_of_the_full_pass():
-    model, x = network(preset()).train(), batch()[0]
-    graph = checked_graph(model)
-    full = trace_bounds(graph, x, 0.1, (0.0, 1.0))
-    logits, statistics = clean_pass(graph, x, batch_statistics)
+    x, graph = batch()[0], checked_graph(network(preset()))
+    full = trace_bounds(graph, input_box(x, 0.1, with_clean=True), statistics=batch_statistics)
+    logits, statistics = plain_pass(graph, x, statistics=batch_statistics)
     torch.testing.assert_close(logits, full.clean)
-    for one, other in zip(statistics, full.statistics, strict=True):
+    assert list(statistics) == list(full.statistics)
+    for one, other in zip(statistics.values(), full.statistics.values(), strict=True):
         assert one.layer is other.layer
         torch.testing.assert_close((one.mean, one.variance), (other.mean, other.variance))
 
@@ -123,12 +125,11 @@ def test_statistics_of_centres_are_refused():
 
 
 @pytest.mark.parametrize(("size", "with_clean"), [(3, True), (BATCH, True), (3, False)])
-def test_layers_look_the_same_in_parts(size: int, with_clean: bool):
-    model, x = network(preset()).train(), batch()[0]
-    graph = checked_graph(model)
+def test_the_states_of_layers_are_the_same_in_parts(size: int, with_clean: bool):
+    graph, box = checked_graph(network(preset())), input_box(batch()[0], 0.005, with_clean=with_clean)
 
     def states(size: int) -> list[dict[str, Any]]:
-        traces = traces_in_parts(graph, x, 0.005, size, with_clean=with_clean, source=batch_statistics)
+        traces = traces_in_parts(graph, box, size, statistics=batch_statistics)
         return [state.to_dict() for state in layer_states(traces)]
 
     for one, other in zip(states(size), states(99), strict=True):

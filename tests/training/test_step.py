@@ -205,7 +205,7 @@ def test_verification_is_in_full_precision(flags: tuple[bool, bool]):
             images(),
             0.01,
             attack=PGD(2),
-            on_points=lambda points: seen.append(torch.backends.cudnn.allow_tf32),
+            on_examples=lambda points: seen.append(torch.backends.cudnn.allow_tf32),
         )
     assert seen
     assert not any(seen)
