@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.errors import DataError
-
-Shape = tuple[int, ...]
+from certtrain.spec.shapes import Shape
 
 
 class Normalize(nn.Module):

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box, input_box
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import RULES, LayerRecord, Tighten, interval_pass, taken_statistics
+from certtrain.bounds.interval import INTERVAL_RULES, LayerRecord, Tighten, interval_pass, taken_statistics
 from certtrain.bounds.rounded import logit_errors
 from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.statistics import Source, Statistics, batch_statistics
@@ -17,7 +18,7 @@ from certtrain.bounds.statistics import Source, Statistics, batch_statistics
 Clip = tuple[float, float] | None
 
 # Layers whose input boxes a trace keeps: those that linear bounds must relax.
-NONLINEAR = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.MaxPool2d)
+NONLINEAR: tuple[type[nn.Module], ...] = (*ACTIVATIONS, nn.MaxPool2d)
 
 
 class Interval(NamedTuple):
@@ -177,4 +178,4 @@ def bound_logits(
 
 def _normalized(graph: LayerGraph, box: Box) -> Box:
     first = graph.calls[0].layer
-    return RULES[Normalize](first, box) if isinstance(first, Normalize) else box
+    return INTERVAL_RULES[Normalize](first, box) if isinstance(first, Normalize) else box

@@ -11,15 +11,15 @@ sign is that of its computed input: the splits leave no number out, in whatever
 arithmetic, and the term needs no more than what this program itself rounds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from certtrain.bounds.ascent import Ascent
-from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
-from certtrain.bounds.relaxation import Slopes
+from certtrain.bounds.linear import LinesOf, OnCoefficients, Prefix, backsubstitute
+from certtrain.bounds.lines import Slopes
 from certtrain.bounds.rounding import UNIT64
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
@@ -49,7 +49,11 @@ class Relaxed:
         return Relaxed(self.problem, self.signs[chosen], self.prefix.examples(chosen), free)
 
     def bounds(
-        self, alphas: Tensor, betas: Tensor, *, hear: Callable[[int, Tensor], None] = lambda value, slope: None
+        self,
+        alphas: Tensor,
+        betas: Tensor,
+        *,
+        on_coefficients: OnCoefficients = lambda value, coefficients: None,
     ) -> Tensor:
         """Lower bounds (D, S) of the functions, offsets and all."""
         part, problem = self.problem.part, self.problem
@@ -57,7 +61,14 @@ class Relaxed:
         forces = -betas * self.signs * problem.scale
         added = {number: part(forces, number) for number in problem.numbers}
         functions = problem.functions.expand(len(forces), -1, -1)
-        found = backsubstitute(self.prefix, functions, lines=lines, added=added, rounding=problem.rounding, hear=hear)
+        found = backsubstitute(
+            self.prefix,
+            functions,
+            lines=lines,
+            added=added,
+            rounding=problem.rounding,
+            on_coefficients=on_coefficients,
+        )
         bounds = found + problem.offsets
         if problem.rounding is not None:  # of this sum
             bounds = bounds - 4 * UNIT64 * (found.abs() + problem.offsets.abs())

@@ -42,17 +42,17 @@ class Look:
 @torch.no_grad()
 def look(problem: Problem, domains: Domains) -> Look:
     """The minimisers of the domains' bounds, and the costs."""
-    relaxed, heard = Relaxed.of(problem, domains), dict[int, Tensor]()
-    best = relaxed.bounds(domains.alphas, domains.betas, hear=heard.__setitem__).argmax(1)
+    relaxed, at_values = Relaxed.of(problem, domains), dict[int, Tensor]()
+    best = relaxed.bounds(domains.alphas, domains.betas, on_coefficients=at_values.__setitem__).argmax(1)
     rows = torch.arange(domains.total, device=best.device)
     start = relaxed.prefix.start
-    minimisers = start.centre - start.radius * heard[0][rows, best].sign()
-    slope = problem.flat(
-        {n: _or_zero(heard.get(n + 1), rows, best, relaxed.prefix, n) for n in problem.numbers}, len(rows)
+    minimisers = start.centre - start.radius * at_values[0][rows, best].sign()
+    coefficients = problem.flat(
+        {n: _or_zero(at_values.get(n + 1), rows, best, relaxed.prefix, n) for n in problem.numbers}, len(rows)
     )
     lower, upper = _ends(problem, relaxed.prefix)
     is_open = (lower < 0) & (upper > 0) & (domains.signs == 0)
-    return Look(minimisers, _offset(lower, upper) * (-slope).relu() * is_open, is_open)
+    return Look(minimisers, _offset(lower, upper) * (-coefficients).relu() * is_open, is_open)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import statements_of
 from certtrain.bounds.checks import (
     check_dtype,
     check_evaluation_mode,
@@ -14,19 +15,20 @@ from certtrain.bounds.checks import (
     check_tensor,
     shape_errors_as_data_errors,
 )
-from certtrain.bounds.graph import LayerGraph, Shape
+from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.guard import check_centres, check_margins
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
 from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.methods import method_named, up_to
 from certtrain.bounds.modules import check_modules
-from certtrain.bounds.rounding import ACCURACY, Rounding, arithmetic_named
+from certtrain.bounds.rounding import Rounding, arithmetic_named
 from certtrain.bounds.settings import Settings
 from certtrain.errors import UnsupportedLayer
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import arithmetic as run_in
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.preset import Precision
+from certtrain.spec.shapes import Shape
 from certtrain.verdicts import Verdict, certified_points, correct_points
 
 CLIP = (0.0, 1.0)
@@ -35,13 +37,12 @@ VERDICTS_ALONE = Settings(dense=0, early_stop=True)
 
 ARITHMETIC = "float32"
 CHEAPEST = "ibp"
-PIXELS = "inputs are pixels in [0, 1]: each box is cut to that range"
+PIXEL_INPUTS = "inputs are pixels in [0, 1]: each box is cut to that range"
 # Of intervals, which cost little more than inference, so many of a batch are held against inference; else all are.
 GUARDED = 4
 SLACK = 1e-9  # of float64's own rounding, in the observed values of a network that never rounds
 
 AS_GIVEN = "the network computes layer by layer, as given: folding BatchNorm into other layers changes its rounding"
-CURVES = f"sigmoid and tanh are within {ACCURACY} units in the last place"
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,8 @@ def _check_precision(model: nn.Module) -> None:
 
 
 def _assumptions(rounding: Rounding, graph: LayerGraph) -> tuple[str, ...]:
-    curved = any(isinstance(call.layer, (nn.Sigmoid, nn.Tanh)) for call in graph.calls)
-    real = rounding.name == "real"
-    return (*rounding.assumptions, *([CURVES] if curved else []), *([] if real else [AS_GIVEN]), PIXELS)
+    accuracies = statements_of([call.layer for call in graph.calls])
+    return (*rounding.assumptions, *accuracies, *([] if rounding.name == "real" else [AS_GIVEN]), PIXEL_INPUTS)
 
 
 def _verdict(correct: bool, proved: bool) -> Verdict:
