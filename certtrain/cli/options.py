@@ -149,10 +149,10 @@ def check_data(preset: "Preset", data_dir: Path | None) -> None:
 
 def _check_source(preset: "Preset") -> None:
     """See, before torch is loaded, that the file of a network of the user's own is there."""
-    from certtrain.spec.layers import Module
+    from certtrain.spec.layers import ModuleSection
     from certtrain.storage import check_source
 
-    if isinstance(preset.model, Module) and isinstance(preset.model.source, str):
+    if isinstance(preset.model, ModuleSection) and isinstance(preset.model.source, str):
         check_source(Path(preset.model.source.rpartition(":")[0]))
 
 
