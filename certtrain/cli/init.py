@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from certtrain.diagnostics.growth import SchemeGrowth
     from certtrain.spec.preset import Preset
 
-DEEPEST_PLAIN = 512  # of a network in a depth sweep
+DEEPEST_PLAIN = 512  # layers of a network in a depth sweep
 FEW_SEEDS = 3
 MANY, FEW = 256, 16  # examples; deep networks take long
 
@@ -90,13 +90,13 @@ class SchemeComparison:
     ] = None
 
     @property
-    def any(self) -> bool:
+    def several(self) -> bool:
         """Whether several networks are compared."""
         return bool(self.compare or self.sweep_depth)
 
     def check(self, out: Path | None) -> None:
         """Raise BadParameter for options that need a comparison, or none."""
-        if self.seeds is not None and not self.any:
+        if self.seeds is not None and not self.several:
             raise typer.BadParameter("several seeds are for --compare and --sweep-depth", param_hint="--seeds")
         if out is not None and self.sweep_depth:
             raise typer.BadParameter(
@@ -141,7 +141,7 @@ def init_command(network: SchemeOptions, comparison: SchemeComparison, data: Ini
     comparison.check(output.out)
     preset = network.resolved()
     check_data(preset, data.data_dir)
-    out = output.model_file(preset, comparison.any)
+    out = output.model_file(preset, comparison.several)
     check_targets(output.force, out, output.plot)
     preset, images = _loaded(preset, data, output)
     facts = _shown(preset, images, comparison, data, output)
