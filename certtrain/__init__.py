@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from certtrain.deprecation import warn_renamed
+from certtrain.runtime.threads import wait_passively
 
 if TYPE_CHECKING:
     from certtrain.bounds.api import margin_bounds as margin_bounds
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from certtrain.verification.verify import verify as verify
 
 __version__ = "0.1.0"
+
+wait_passively()  # here, since OpenMP reads how when torch is loaded
 
 _HOME = {
     "BoundTrace": "bounds.trace",

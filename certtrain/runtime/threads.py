@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SMALL = 300_000_000  # multiplications of a training step, below which a second thread gains nothing
+SMALL = 300_000_000  # multiplications that inference takes for a batch, below which a second thread gains nothing
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # by which a user says how threads wait
 
 
@@ -23,7 +23,7 @@ def wait_passively() -> None:
 
 @contextmanager
 def threads_for(work: int, device: str) -> Iterator[None]:
-    """Within it, steps of `work` multiplications on a CPU have one thread if they are small.
+    """Within it, a CPU has one thread for training steps on batches that take inference less than `SMALL` in `work`.
 
     Other steps have as many as before, and so have all where OMP_NUM_THREADS says how many.
     """
