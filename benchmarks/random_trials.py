@@ -33,9 +33,10 @@ from certtrain.network.models import InputSpec, build_model
 from certtrain.properties.cases import robustness
 from certtrain.properties.milp import minimum
 from certtrain.runtime.deadline import Deadline
+from certtrain.spec.choices import NetworkName
 from certtrain.verdicts import correct_points
 from certtrain.verification.results import ExampleResult
-from certtrain.verification.verify import Network, network_of, verify
+from certtrain.verification.verify import network_of, verify
 
 RADII = (0.002, 0.02, 0.08, 0.3)
 EXAMPLES, POINTS = 3, 24  # boxes a network; uniform points a box, and as many corners
@@ -188,7 +189,7 @@ def completely(trial: Trial, x: Tensor, eps: float, generator: Generator) -> Non
     with torch.no_grad():
         labels = model(to_unit(pixels)).argmax(1)
     images = ImageSet("folder", "test", pixels, labels, model.metadata.class_names)
-    network: Network = "folded" if trial.number % 2 else "saved"
+    network: NetworkName = "folded" if trial.number % 2 else "saved"
     method = ("complete", "auto", "ibp", "complete")[trial.number // 2 % 4]
     points = list[ExampleResult]()
     verify(model, images, eps, attack=None, method=method, network=network, bounds=SMALL, on_examples=points.extend)

@@ -4,9 +4,11 @@ The names below are the public Python API. They are imported when first used,
 so that `import certtrain` does not load torch.
 """
 
-import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from certtrain.deprecation import warn_renamed
+from certtrain.runtime.threads import wait_passively
 
 if TYPE_CHECKING:
     from certtrain.bounds.api import margin_bounds as margin_bounds
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+wait_passively()  # here, since OpenMP reads how when torch is loaded
+
 _HOME = {
     "BoundTrace": "bounds.trace",
     "Certificates": "verification.certificate",
@@ -51,12 +55,12 @@ _HOME = {
     "verify": "verification.verify",
 }
 __all__ = sorted(_HOME)
-_RENAMED = {"Surroundings": "RunContext"}  # by its name in 0.1.0, which the next version no longer takes
+_RENAMED = {"Surroundings": "RunContext"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _RENAMED:
-        warnings.warn(f"certtrain.{name} is now certtrain.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        warn_renamed(f"certtrain.{name}", f"certtrain.{_RENAMED[name]}")
         name = _RENAMED[name]
     if name not in _HOME:
         raise AttributeError(f"module 'certtrain' has no attribute {name!r}")

@@ -1,15 +1,18 @@
 """Layers, networks and boxes in exact rational arithmetic; roots and exponentials to sixty digits."""
 
 import copy
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
+import mpmath
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.activations.clamps import Clamp
 from certtrain.bounds.graph import Add, LayerGraph, Normalize
 from certtrain.bounds.shape_layers import REARRANGING, Concat, Pad, Permute, Reshape, Slice
 
@@ -80,18 +83,57 @@ def _sigmoid(value: Fraction) -> Fraction:
         return Fraction(1 / (1 + (-_decimal(value)).exp()))
 
 
-def monotone(layer: nn.Module, x: Exact) -> Exact:
-    """A monotone layer's result."""
-    if isinstance(layer, nn.MaxPool2d):
-        return _max_pool(layer, x)
-    slope = Fraction(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else Fraction(0)
-    functions = {
-        nn.ReLU: lambda v: max(v, Fraction(0)),
-        nn.LeakyReLU: lambda v: v if v > 0 else slope * v,
-        nn.Sigmoid: _sigmoid,
-        nn.Tanh: lambda v: 2 * _sigmoid(2 * v) - 1,
-    }
-    return np.vectorize(functions[type(layer)], otypes=[object])(x)
+def _exp(value: Fraction) -> Fraction:
+    """Of a number that is not above 800."""
+    with localcontext() as context:
+        context.prec = 60
+        return Fraction(_decimal(value).exp()) if value > -800 else Fraction(0)
+
+
+def _log1p(value: Fraction) -> Fraction:
+    with localcontext() as context:
+        context.prec = 400  # 1 + value must keep what is left of a small one
+        return Fraction((1 + _decimal(value)).ln())
+
+
+def _normal(value: Fraction) -> Fraction:
+    """Φ, the distribution function of the standard normal distribution."""
+    if abs(value) > 60:  # within 2^-2600 of it
+        return Fraction(int(value > 0))
+    with mpmath.workdps(60):
+        found = mpmath.ncdf(mpmath.mpf(value.numerator) / value.denominator)
+        return Fraction(int(found.man)) * Fraction(2) ** int(found.exp)
+
+
+def _softplus(layer: nn.Softplus, value: Fraction) -> Fraction:
+    scaled = Fraction(layer.beta) * value
+    return value if scaled > Fraction(layer.threshold) else _log1p(_exp(scaled)) / Fraction(layer.beta)
+
+
+def _clamped(value: Fraction, low: float | None, high: float | None) -> Fraction:
+    value = value if low is None else max(value, Fraction(low))
+    return value if high is None else min(value, Fraction(high))
+
+
+# What each activation gives for one number.
+ACTIVATED: dict[type[nn.Module], Callable[[Any, Fraction], Fraction]] = {
+    nn.ReLU: lambda layer, v: max(v, Fraction(0)),
+    nn.LeakyReLU: lambda layer, v: v if v > 0 else Fraction(layer.negative_slope) * v,
+    nn.Sigmoid: lambda layer, v: _sigmoid(v),
+    nn.Tanh: lambda layer, v: 2 * _sigmoid(2 * v) - 1,
+    nn.GELU: lambda layer, v: v * _normal(v),
+    nn.SiLU: lambda layer, v: v * _sigmoid(v),
+    nn.Softplus: _softplus,
+    nn.ELU: lambda layer, v: v if v > 0 else Fraction(layer.alpha) * (_exp(v) - 1),
+    nn.Hardtanh: lambda layer, v: _clamped(v, layer.min_val, layer.max_val),
+    nn.ReLU6: lambda layer, v: _clamped(v, 0.0, 6.0),
+    Clamp: lambda layer, v: _clamped(v, layer.min, layer.max),
+}
+
+
+def activated(layer: nn.Module, x: Exact) -> Exact:
+    """An activation's result."""
+    return np.vectorize(lambda v: ACTIVATED[type(layer)](layer, v), otypes=[object])(x)
 
 
 def _max_pool(layer: nn.MaxPool2d, x: Exact) -> Exact:
@@ -130,7 +172,7 @@ def result(layer: nn.Module, *inputs: Exact) -> Exact:
     if is_affine(layer):
         matrix, constant, shape = affine(layer, x.shape)
         return (matrix.dot(x.flatten()) + constant).reshape(shape)
-    return monotone(layer, x)
+    return _max_pool(layer, x) if isinstance(layer, nn.MaxPool2d) else activated(layer, x)
 
 
 def network(graph: LayerGraph, x: Exact) -> Exact:

@@ -13,14 +13,16 @@ from PIL import Image, ImageDraw
 from typer.main import get_command
 
 from certtrain import cli
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.methods import METHODS
-from certtrain.bounds.rounding import ACCURACY, ARITHMETICS
+from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.certfile import Header, Record, Seal
+from certtrain.cli.exit_codes import ExitCode
 from certtrain.diagnostics import findings
 from certtrain.spec.layers import SECTIONS
 from certtrain.spec.preset import load_preset
 from certtrain.verdicts import VERDICTS
-from certtrain.verification.certificate import PIXELS
+from certtrain.verification.certificate import PIXEL_INPUTS
 
 OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES = (
     (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("own", "quickstart", "diagnostics", "certificates")
@@ -133,7 +135,15 @@ def test_the_commands_pages_name_every_option_and_its_default() -> None:
     assert "train/\\<class>/\\*" in page
     for name, command in COMMANDS.items():
         for parameter in command.params:
-            assert all(f"`{option}" in GENERATE["pages"]()[f"{name}.md"] for option in parameter.opts if "-" in option)
+            shown = [f"`{option}" in GENERATE["pages"]()[f"{name}.md"] for option in parameter.opts if "-" in option]
+            assert not any(shown) if getattr(parameter, "hidden", False) else all(shown)
+
+
+def test_the_commands_index_names_every_command_and_exit_code() -> None:
+    page = GENERATE["pages"]()["README.md"]
+    assert re.findall(r"^\| \[(\w+)\]\(\1\.md\) \| .{20,} \|$", page, flags=re.M) == list(COMMANDS)
+    codes = re.findall(r"^\| (\d+) \| .{20,} \|$", page, flags=re.M)
+    assert codes == [str(int(code)) for code in ExitCode]
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda path: path.name)
@@ -223,8 +233,12 @@ def test_the_certificates_page_names_every_verdict_method_and_assumption() -> No
     for words in ("Winograd or FFT", "fused multiply-add", "flushed to zero", "allow_bf16_reduced_precision_reduction"):
         assert words in assumed
         assert words in CERTIFICATES
-    assert f"within {ACCURACY} units in the last place" in CERTIFICATES
-    assert "[0, 1]" in PIXELS
+    (accuracies,) = re.findall(r"^.*units in the last place.*$", section, flags=re.M)
+    for record in ACTIVATIONS.values():
+        if record.accuracy.statement is not None:
+            assert f"{record.accuracy.units} units" in accuracies
+            assert record.layer.__name__.lower() in accuracies.lower()
+    assert "[0, 1]" in PIXEL_INPUTS
     assert "stays in [0, 1]" in CERTIFICATES
 
 

@@ -20,7 +20,8 @@ from certtrain.bounds.chunks import Functions, in_parts, rows_at_once
 from certtrain.bounds.crown import LowerBounds, intersection, tighten
 from certtrain.bounds.interval import LayerRecord, Tighten
 from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
-from certtrain.bounds.relaxation import Slopes, free_slopes
+from certtrain.bounds.lines import Slopes
+from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.settings import Settings
 
 # The search for a bound has stalled if it did not rise by this share of its size in so many steps.

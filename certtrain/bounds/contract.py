@@ -15,8 +15,6 @@ from certtrain.bounds.graph import LayerCall
 from certtrain.errors import DataError, SoundnessError
 from certtrain.spec.shapes import SHAPE_OF
 
-Shape = Sequence[int]
-
 FAULT = "do not trust certificates of this network. This is a fault in certtrain; please report it."
 
 
@@ -43,7 +41,9 @@ def check_results(call: LayerCall, expected: torch.Size, parts: Sequence[Tensor 
             raise _fault(call, "gives", part.shape, expected)
 
 
-def check_coefficients(call: LayerCall, expected: Sequence[Shape], found: Sequence[Tensor], lead: Shape) -> None:
+def check_coefficients(
+    call: LayerCall, expected: Sequence[Sequence[int]], found: Sequence[Tensor], lead: Sequence[int]
+) -> None:
     """Raise SoundnessError unless a linear rule hands back coefficients (B, S, …) for each input, in its shape."""
     shapes = [torch.Size((*lead, *shape[1:])) for shape in expected]
     if [tensor.shape for tensor in found] != shapes:

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.chunks import Functions, in_parts, rows_at_once, units
 from certtrain.bounds.contract import check_order
@@ -100,10 +101,8 @@ def _write_bounds(lower: Tensor, upper: Tensor, chosen: Tensor, prefix: Prefix, 
 
 def unstable_neurons(layer: nn.Module, box: Box) -> Tensor:
     """Which inputs (B, …) of `layer` have a relaxation over `box` that is not exact."""
-    lower, upper = box.lower, box.upper
-    if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
-        return (lower < 0) & (upper > 0)
-    return lower < upper
+    record = ACTIVATIONS.get(type(layer))
+    return box.lower < box.upper if record is None else record.bends(layer, box)
 
 
 def intervals_are_exact(prefix: Prefix) -> bool:

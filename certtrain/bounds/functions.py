@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from certtrain.bounds.graph import Add, Shape
+from certtrain.bounds.activations import ACTIVATIONS
+from certtrain.bounds.forms import FunctionForm, number_given
+from certtrain.bounds.graph import Add
 from certtrain.errors import UnsupportedLayer
+from certtrain.spec.shapes import Shape
 
 FLAT = "write x.flatten(1), which holds for inputs of any shape"
 
@@ -23,19 +26,7 @@ class Given(NamedTuple):
     batch: fx.Node | None
 
 
-class Function(NamedTuple):
-    """What a function equals.
-
-    make: the layers, one after the other, from the call's arguments after the first; if `shaped`, after a Given.
-    inplace: whether it writes its result over its first argument, whatever its arguments say.
-    """
-
-    make: Callable[..., list[nn.Module]]
-    inplace: bool = False
-    shaped: bool = False
-
-
-def layers_of(node: fx.Node, given: Given) -> list[nn.Module]:
+def layers_equal_to(node: fx.Node, given: Given) -> list[nn.Module]:
     """The layers that a call of a function equals. Raises UnsupportedLayer that names it."""
     function = _function(node)
     try:
@@ -66,7 +57,7 @@ def title(target: object) -> str:
     return f"F.{name}" if module in ("torch.nn.functional", "torch._C._nn") else f"torch.{name}"
 
 
-def _function(node: fx.Node) -> Function:
+def _function(node: fx.Node) -> FunctionForm:
     if node.target is getattr:
         raise UnsupportedLayer(f"the forward pass reads x.{node.args[1]}, which is not known before it runs")
     if node.target not in FUNCTIONS:
@@ -89,24 +80,8 @@ def _bound(node: fx.Node, given: Given) -> inspect.BoundArguments:
 # --- what they equal -------------------------------------------------------------------------------------
 
 
-def _relu(inplace: bool = False) -> list[nn.Module]:
-    return [nn.ReLU()]
-
-
-def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> list[nn.Module]:
-    return [nn.LeakyReLU(_number(negative_slope))]
-
-
-def _sigmoid() -> list[nn.Module]:
-    return [nn.Sigmoid()]
-
-
-def _tanh() -> list[nn.Module]:
-    return [nn.Tanh()]
-
-
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> list[nn.Module]:
-    return [nn.Dropout(_number(p)).train(bool(_number(training)))]
+    return [nn.Dropout(number_given(p)).train(bool(number_given(training)))]
 
 
 def _avg_pool2d(
@@ -210,30 +185,20 @@ def _flattening(known: Shape, wanted: Shape) -> nn.Module:
     raise ValueError(f"shape {known} of an example to {wanted}: only joining neighbouring dimensions is supported")
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, fx.Node):
-        raise ValueError(f"{value.name!r}, which is known only when the network runs; give a number")
-    return value
-
-
 SIGNS = {"add": "x + y", "iadd": "x += y", "sub": "x - y", "mul": "x * y", "truediv": "x / y", "neg": "-x"}
 SIGNS |= {"getitem": "x[…]", "matmul": "x @ y", "pow": "x ** y", "floordiv": "x // y", "isub": "x -= y"}
 
-FUNCTIONS: dict[object, Function] = {
-    **dict.fromkeys((torch.relu, F.relu, "relu"), Function(_relu)),
-    **dict.fromkeys((torch.relu_, "relu_"), Function(_relu, inplace=True)),
-    F.leaky_relu: Function(_leaky_relu),
-    **dict.fromkeys((torch.sigmoid, "sigmoid"), Function(_sigmoid)),
-    **dict.fromkeys((torch.tanh, "tanh"), Function(_tanh)),
-    F.dropout: Function(_dropout),
-    F.avg_pool2d: Function(_avg_pool2d),
-    F.max_pool2d: Function(_max_pool2d),
-    F.adaptive_avg_pool2d: Function(_adaptive_avg_pool2d),
-    **dict.fromkeys((torch.mean, "mean"), Function(_mean, shaped=True)),
-    **dict.fromkeys((torch.flatten, "flatten"), Function(_flatten)),
-    **dict.fromkeys((torch.reshape, "reshape", "view"), Function(_reshape, shaped=True)),
-    "contiguous": Function(_contiguous),
-    **dict.fromkeys((operator.add, torch.add, "add"), Function(_add)),
-    operator.iadd: Function(_added_in_place, inplace=True),
-    "add_": Function(_add, inplace=True),
+FUNCTIONS: dict[object, FunctionForm] = {
+    **{function: form for record in ACTIVATIONS.values() for function, form in record.functions.items()},
+    F.dropout: FunctionForm(_dropout),
+    F.avg_pool2d: FunctionForm(_avg_pool2d),
+    F.max_pool2d: FunctionForm(_max_pool2d),
+    F.adaptive_avg_pool2d: FunctionForm(_adaptive_avg_pool2d),
+    **dict.fromkeys((torch.mean, "mean"), FunctionForm(_mean, shaped=True)),
+    **dict.fromkeys((torch.flatten, "flatten"), FunctionForm(_flatten)),
+    **dict.fromkeys((torch.reshape, "reshape", "view"), FunctionForm(_reshape, shaped=True)),
+    "contiguous": FunctionForm(_contiguous),
+    **dict.fromkeys((operator.add, torch.add, "add"), FunctionForm(_add)),
+    operator.iadd: FunctionForm(_added_in_place, inplace=True),
+    "add_": FunctionForm(_add, inplace=True),
 }

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.errors import DataError, UnsupportedLayer
+from certtrain.spec.shapes import Shape
 
-Shape = tuple[int, ...]
 Value = TypeVar("Value")
 
 

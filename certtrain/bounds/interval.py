@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.box import Box, Pointwise
+from certtrain.bounds.activations import ACTIVATIONS
+from certtrain.bounds.activations.intervals import monotone_box
+from certtrain.bounds.box import Box
 from certtrain.bounds.checks import check_not_random
 from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
-from certtrain.bounds.rounded import Step, rounded
+from certtrain.bounds.rounded import LayerStep, rounded
 from certtrain.bounds.rounding import LAYERS, Rounding
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import (
@@ -148,7 +150,7 @@ def _through(call: LayerCall, inputs: tuple[Box, ...], options: Options) -> tupl
     shapes = tuple(box.radius.shape for box in inputs)
     expected = result_shape(call, shapes)
     statistics = taken_by(call.name, layer, inputs[0].values, source) if isinstance(layer, BatchNorm) else None
-    step, slack = Step(layer, RULES[type(layer)], inputs, statistics), None
+    step, slack = LayerStep(layer, INTERVAL_RULES[type(layer)], inputs, statistics), None
     if rounding is None:
         result = step.apply(*inputs)
     else:
@@ -199,30 +201,6 @@ def scale_and_shift(layer: BatchNorm, statistics: Statistics, dim: int) -> tuple
     return scale.view(shape), shift.view(shape)
 
 
-def _monotone(layer: Pointwise, box: Box, ends: Pointwise | None = None) -> Box:
-    """A layer that never falls when an input rises: it maps ends to ends, by `ends` if that is another function."""
-    lower, upper = (ends or layer)(box.lower), (ends or layer)(box.upper)
-    clean = None if box.clean is None else layer(box.clean)
-    return Box(*_centre_and_radius(lower, upper), clean)
-
-
-def _centre_and_radius(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Of new ends, whose memory they take over where no gradient needs it."""
-    if torch.is_grad_enabled():
-        return torch.lerp(lower, upper, 0.5), (upper - lower) * 0.5
-    centre = lower.lerp_(upper, 0.5)
-    return centre, upper.sub_(centre)
-
-
-def _relu(layer: nn.ReLU, box: Box) -> Box:
-    # In place only on the ends, which are new: the box itself is kept for the regularisers.
-    return _monotone(torch.relu, box, torch.relu if torch.is_grad_enabled() else torch.relu_)
-
-
-def _leaky_relu(layer: nn.LeakyReLU, box: Box) -> Box:
-    return _monotone(lambda x: F.leaky_relu(x, layer.negative_slope), box)
-
-
 def _averaging(layer: nn.Module, box: Box) -> Box:
     """A linear layer whose weights are not negative, so that |W| is W."""
     return box.through(layer, layer)
@@ -248,10 +226,10 @@ def _dropout(layer: nn.Dropout, box: Box) -> Box:
     return box
 
 
-Rule = Callable[..., Box]
+IntervalRule = Callable[..., Box]
 
 # Layer → rule, by exact type: a subclass may compute something else.
-RULES: dict[type[nn.Module], Rule] = {
+INTERVAL_RULES: dict[type[nn.Module], IntervalRule] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm,
@@ -266,9 +244,6 @@ RULES: dict[type[nn.Module], Rule] = {
     Concat: _concat,
     Pad: _pad,
     **dict.fromkeys((Reshape, Permute, Slice), _averaging),
-    nn.ReLU: _relu,
-    nn.LeakyReLU: _leaky_relu,
-    nn.Sigmoid: _monotone,
-    nn.Tanh: _monotone,
-    nn.MaxPool2d: _monotone,
+    nn.MaxPool2d: monotone_box,
+    **{layer: record.interval for layer, record in ACTIVATIONS.items()},
 }

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.contract import check_coefficients
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import LayerRecord, Place, scale_and_shift
-from certtrain.bounds.relaxation import RELAXATIONS, Lines, relaxed
+from certtrain.bounds.lines import Lines
+from certtrain.bounds.relaxation import relaxed
 from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import BatchNorm
@@ -58,8 +60,8 @@ class Prefix(NamedTuple):
 LinesOf = Mapping[int, Lines]
 # What is added to Λ at the input of a record's layer, by the record's number: each of shape (B, 1 or S, …).
 AddedOf = Mapping[int, Tensor]
-# Hears of each Λ on the way: whose value it is, 0 for the input and n + 1 for the result of record n, and Λ.
-Heard = Callable[[int, Tensor], None]
+# Called with each Λ on the way: whose value it is, 0 for the input and n + 1 for the result of record n, and Λ.
+OnCoefficients = Callable[[int, Tensor], None]
 
 
 def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def backsubstitute(
     lines: LinesOf | None = None,
     added: AddedOf | None = None,
     rounding: Rounding | None = None,
-    hear: Heard = lambda value, coefficients: None,
+    on_coefficients: OnCoefficients = lambda value, coefficients: None,
 ) -> Tensor:
     """Lower bounds (B, S) of `functions` (B, S, …), linear in the last record's result, over the boxes of `prefix`.
 
@@ -90,9 +92,13 @@ def backsubstitute(
     for number in prefix.used():
         record, coefficients = records[number], pending.pop(number + 1)
         check_coefficients(record.call, [record.result], [coefficients], coefficients.shape[:2])
-        hear(number + 1, coefficients)
+        on_coefficients(number + 1, coefficients)
         given = None if lines is None else lines.get(number)
-        back = RULES[type(record.call.layer)](record, coefficients) if given is None else between(given, coefficients)
+        back = (
+            LINEAR_RULES[type(record.call.layer)](record, coefficients)
+            if given is None
+            else between(given, coefficients)
+        )
         check_coefficients(record.call, record.shapes, back.coefficients, coefficients.shape[:2])
         constants += [] if back.constant is None else [back.constant]
         constants += [] if record.slack is None else [-_dot(coefficients.abs(), record.slack)]
@@ -103,7 +109,7 @@ def backsubstitute(
             pending[value] = pending[value] + coefficients if value in pending else coefficients
     coefficients, size = pending[0], pending[0].abs()
     check_coefficients(records[0].call, [start.radius.shape], [coefficients], coefficients.shape[:2])
-    hear(0, coefficients)
+    on_coefficients(0, coefficients)
     if rounding is not None:
         own = of_line(start.radius[:1].numel())
         constants.append(-_dot(size, own * (start.centre.abs() + start.radius)))
@@ -254,7 +260,7 @@ def _concat(record: LayerRecord, coefficients: Tensor) -> Back:
     return Back((coefficients.narrow(layer.dim + 1, 0, first), coefficients.narrow(layer.dim + 1, first, last)))
 
 
-def _elementwise(record: LayerRecord, coefficients: Tensor) -> Back:
+def _activation(record: LayerRecord, coefficients: Tensor) -> Back:
     assert record.box is not None  # a trace keeps the boxes of all nonlinear layers
     lines = relaxed(record.call.layer, record.box)
     return between(lines.for_functions(), coefficients)
@@ -291,10 +297,10 @@ def _max_pool2d(record: LayerRecord, coefficients: Tensor) -> Back:
     return Back((back,), _dot(negative, F.max_pool2d(box.upper, *window)))
 
 
-Rule = Callable[[LayerRecord, Tensor], Back]
+LinearRule = Callable[[LayerRecord, Tensor], Back]
 
 # Layer → rule, by exact type, for every layer that has a rule for intervals.
-RULES: dict[type[nn.Module], Rule] = {
+LINEAR_RULES: dict[type[nn.Module], LinearRule] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm,
@@ -311,5 +317,5 @@ RULES: dict[type[nn.Module], Rule] = {
     Pad: _pad,
     **dict.fromkeys((Permute, Slice), _averaging),
     nn.MaxPool2d: _max_pool2d,
-    **dict.fromkeys(RELAXATIONS, _elementwise),
+    **dict.fromkeys(ACTIVATIONS, _activation),
 }

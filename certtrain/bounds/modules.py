@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as calling
 from torch.nn.parameter import is_lazy
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.shape_layers import REARRANGING
 from certtrain.errors import UnsupportedLayer
@@ -25,8 +26,9 @@ CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")  # what runs when a mod
 
 def is_layer(module: nn.Module) -> bool:
     """Whether it is one step of a forward pass, which tracing does not go into."""
-    own = isinstance(module, (Normalize, Add, *REARRANGING))
-    return own or (type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential))
+    return isinstance(module, (Normalize, Add, *REARRANGING, *ACTIVATIONS)) or (
+        type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+    )
 
 
 def check_modules(model: nn.Module) -> None:

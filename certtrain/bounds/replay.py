@@ -15,10 +15,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from certtrain.bounds.graph import LayerGraph, Shape
+from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.modules import restored
 from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.runtime.device import device_of
+from certtrain.spec.shapes import Shape
 
 BATCH = 2
 # These compute nothing: they make other shapes and copies. What they give shows in the operations that take it.

@@ -6,7 +6,7 @@ bound of that error and of what the float64 rule itself has rounded:
 
 - affine layers: κ(|W|(|c| + r) + |b|). The first part is |W| of a wider radius r + κ(|c| + r), at no further
   product; the second one is a constant.
-- sums and curves: κ times the result's largest magnitude.
+- sums and activations: κ times the result's largest magnitude, and what an activation's record says beside it.
 - exact layers, ReLU and maximum: what the verifier rounds when it goes to the box's ends and back.
 
 A value below the smallest normal number may be lost on its way into a layer.
@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
+from certtrain.bounds.layer_errors import AffineError, PointwiseError, magnitude
 from certtrain.bounds.rounding import Rounding, enclosing, of_line
 from certtrain.bounds.shape_layers import REARRANGING, Pad
 from certtrain.bounds.statistics import BatchNorm, Statistics
@@ -32,7 +34,7 @@ SMALLEST_VARIANCE = 2.0**-100  # below it, with its e, float32 keeps no relative
 LOST = 8  # tiny numbers that go lost in one operation, its operands' among them
 
 
-class Step(NamedTuple):
+class LayerStep(NamedTuple):
     """One layer with its rule, its input boxes and a BatchNorm's statistics."""
 
     layer: nn.Module
@@ -45,38 +47,7 @@ class Step(NamedTuple):
         return self.rule(self.layer, *inputs, *(() if self.statistics is None else (self.statistics,)))
 
 
-class Affine(NamedTuple):
-    """What the error of an affine layer is made of.
-
-    The network is within deployed · (|W||x̂| + constant) of exact, by sums of
-    `length` terms; nothing inside the layer is larger than
-    (1 + growth)(1 + max|x̂| + offset).
-    """
-
-    deployed: float
-    length: int
-    constant: Tensor | None
-    growth: Tensor | float
-    offset: Tensor | float
-
-
-class Other(NamedTuple):
-    """What the error of a sum or a monotone layer is made of.
-
-    The network is within `deployed` of exact, relative to the result, and the
-    verifier within γ of `length`. `image` maps the inputs' magnitudes to one
-    that bounds the result and, together, the terms of the lines that stand for
-    the layer. `exact` layers lose nothing; `growing` ones can overflow.
-    """
-
-    deployed: float
-    image: Callable[..., Tensor]
-    length: int = 0
-    exact: bool = False
-    growing: bool = False
-
-
-def rounded(rounding: Rounding, step: Step, *, with_slack: bool) -> tuple[Box, Tensor | None]:
+def rounded(rounding: Rounding, step: LayerStep, *, with_slack: bool) -> tuple[Box, Tensor | None]:
     """The box (B, …) of one layer's computed results, and their slack (B, …) if it is asked for.
 
     The slack bounds |computed − exact| at every x̂ of the input boxes, together
@@ -87,9 +58,9 @@ def rounded(rounding: Rounding, step: Step, *, with_slack: bool) -> tuple[Box, T
     kind = type(step.layer)
     if kind in RESHAPING:
         return _reshaping(rounding, step, with_slack)
-    if kind in AFFINE:
-        return _affine(rounding, step, AFFINE[kind](rounding, step), with_slack)
-    return _other(rounding, step, OTHERS[kind](rounding, step.layer), with_slack)
+    if kind in AFFINE_ERRORS:
+        return _affine(rounding, step, AFFINE_ERRORS[kind](rounding, step), with_slack)
+    return _pointwise(rounding, step, POINTWISE_ERRORS[kind](rounding, step.layer), with_slack)
 
 
 def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, logits: Box) -> Tensor:
@@ -100,20 +71,15 @@ def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, lo
     `logits` hold the computed values, and only the verifier rounds.
     """
     if head is None:
-        return _magnitude(logits) * enclosing(0.0, 0) + LOST * rounding.tiny
-    size = _magnitude(head_input)
+        return magnitude(logits) * enclosing(0.0, 0) + LOST * rounding.tiny
+    size = magnitude(head_input)
     terms = _product(rounding, head)
     whole = F.linear(size, head.weight.abs(), terms.constant)
     return whole * enclosing(terms.deployed, terms.length) + _floor(rounding, size, terms)
 
 
-def _magnitude(box: Box) -> Tensor:
-    """The largest magnitude in the box, but for float64's rounding, for which all constants have room."""
-    return box.centre.abs() + box.radius
-
-
-def _affine(rounding: Rounding, step: Step, terms: Affine, with_slack: bool) -> tuple[Box, Tensor | None]:
-    box, size = step.inputs[0], _magnitude(step.inputs[0])
+def _affine(rounding: Rounding, step: LayerStep, terms: AffineError, with_slack: bool) -> tuple[Box, Tensor | None]:
+    box, size = step.inputs[0], magnitude(step.inputs[0])
     kappa = enclosing(terms.deployed, terms.length)
     added = floor = _floor(rounding, size, terms)
     if terms.constant is not None:
@@ -127,21 +93,24 @@ def _affine(rounding: Rounding, step: Step, terms: Affine, with_slack: bool) -> 
     return out._replace(radius=radius), whole * _of_line(terms.deployed, out, terms.length) + floor
 
 
-def _other(rounding: Rounding, step: Step, terms: Other, with_slack: bool) -> tuple[Box, Tensor | None]:
+def _pointwise(
+    rounding: Rounding, step: LayerStep, terms: PointwiseError, with_slack: bool
+) -> tuple[Box, Tensor | None]:
     out = step.apply(*step.inputs)
-    size, floor = _magnitude(out), LOST * rounding.tiny
+    size, floor = magnitude(out), LOST * rounding.tiny
     radius = torch.add(out.radius, size, alpha=enclosing(terms.deployed, terms.length))
     if terms.exact and not with_slack:
         return out._replace(radius=radius), None
-    image = terms.image(*(_magnitude(box) for box in step.inputs))
-    lost = _floor(rounding, image, Affine(0.0, 0, None, 0.0, 0.0)) if terms.growing else floor
+    image = terms.image(*(magnitude(box) for box in step.inputs))
+    lost = _floor(rounding, image, AffineError(0.0, 0, None, 0.0, 0.0)) if terms.growing else floor
+    lost = lost if terms.absolute is None else lost + terms.absolute(step.inputs[0], out)
     slack = torch.add(image * _of_line(0.0, out, terms.length), size, alpha=terms.deployed * 1.001) + lost
     return out._replace(radius=radius if terms.exact else radius + lost), slack if with_slack else None
 
 
-def _reshaping(rounding: Rounding, step: Step, with_slack: bool) -> tuple[Box, Tensor | None]:
+def _reshaping(rounding: Rounding, step: LayerStep, with_slack: bool) -> tuple[Box, Tensor | None]:
     out, layer = step.apply(*step.inputs), step.layer
-    slack = _magnitude(out) * _of_line(0.0, out, 0) if with_slack else None
+    slack = magnitude(out) * _of_line(0.0, out, 0) if with_slack else None
     if isinstance(layer, Pad) and layer.value != 0:
         stored = layer.of_zeros(out.radius.new_empty(step.inputs[0].radius.shape)).abs() * _stored(rounding, layer)
         return out._replace(radius=out.radius + stored), None if slack is None else slack + stored
@@ -160,7 +129,7 @@ def _of_line(deployed: float, out: Box, length: int) -> float:
     return (deployed + of_line(out.radius[:1].numel() + length)) * 1.001
 
 
-def _floor(rounding: Rounding, size: Tensor, terms: Affine) -> Tensor:
+def _floor(rounding: Rounding, size: Tensor, terms: AffineError) -> Tensor:
     """What may underflow in each example's results (B, 1, …), and NaN where something might overflow."""
     total = (1 + terms.growth) * (1 + size.flatten(1).amax(1) + terms.offset)
     lost = total * (LOST * rounding.tiny * (terms.length + 4))
@@ -170,27 +139,27 @@ def _floor(rounding: Rounding, size: Tensor, terms: Affine) -> Tensor:
 # --- affine layers ---------------------------------------------------------------------------------------
 
 
-def _product(rounding: Rounding, layer: nn.Module) -> Affine:
+def _product(rounding: Rounding, layer: nn.Module) -> AffineError:
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
     rows = layer.weight.flatten(1)
     length = rows.shape[1]
     deployed, growth = rounding.products(length), torch.linalg.vector_norm(rows, 1, dim=1).amax()
     if layer.bias is None:
-        return Affine(deployed, length, None, growth, 0.0)
+        return AffineError(deployed, length, None, growth, 0.0)
     bias = layer.bias.abs()
     constant = bias.view(1, -1, 1, 1) if isinstance(layer, nn.Conv2d) else bias
-    return Affine(deployed, length, constant, growth, bias.amax())
+    return AffineError(deployed, length, constant, growth, bias.amax())
 
 
-def _normalize(rounding: Rounding, step: Step) -> Affine:
+def _normalize(rounding: Rounding, step: LayerStep) -> AffineError:
     """(x − mean) / std: a difference and a quotient, or a product with the inverse."""
     layer = step.layer
     assert isinstance(layer, Normalize)
     mean, inverse = layer.mean.abs(), 1 / layer.std.abs()
-    return Affine(rounding.steps(8), 0, mean * inverse, inverse.amax(), mean.amax())
+    return AffineError(rounding.steps(8), 0, mean * inverse, inverse.amax(), mean.amax())
 
 
-def _batch_norm(rounding: Rounding, step: Step) -> Affine:
+def _batch_norm(rounding: Rounding, step: LayerStep) -> AffineError:
     """x·α + β with α = weight/√(var + e) and β = bias − mean·α, or as written: fewer than 16 roundings either way."""
     layer, statistics = step.layer, step.statistics
     assert isinstance(layer, BatchNorm)
@@ -202,10 +171,10 @@ def _batch_norm(rounding: Rounding, step: Step) -> Affine:
     accurate = ((variance >= 0) & (variance + layer.eps >= SMALLEST_VARIANCE)).all()
     growth = torch.where(accurate, (1 + inverse.amax()) * (1 + weight.amax()), math.inf)
     constant = (weight * inverse * mean + bias).view(1, -1, *[1] * (step.inputs[0].radius.dim() - 2))
-    return Affine(rounding.steps(16), 0, constant, growth, mean.amax() + bias.amax())
+    return AffineError(rounding.steps(16), 0, constant, growth, mean.amax() + bias.amax())
 
 
-def _average(rounding: Rounding, step: Step) -> Affine:
+def _average(rounding: Rounding, step: LayerStep) -> AffineError:
     """A sum of at most a window's values, then a quotient."""
     layer, shape = step.layer, step.inputs[0].radius.shape
     if isinstance(layer, nn.AvgPool2d):
@@ -213,48 +182,22 @@ def _average(rounding: Rounding, step: Step) -> Affine:
         length = size * size if isinstance(size, int) else math.prod(size)
     else:
         length = math.prod(shape[-2:])
-    return Affine(rounding.steps(length + 2), length, None, float(length), 0.0)
+    return AffineError(rounding.steps(length + 2), length, None, float(length), 0.0)
 
 
-# --- the others ------------------------------------------------------------------------------------------
+# --- sums, maxima and activations ------------------------------------------------------------------------
 
 
-def _itself(size: Tensor) -> Tensor:
-    return size
+def _add(rounding: Rounding, layer: nn.Module) -> PointwiseError:
+    return PointwiseError(rounding.steps(1), torch.add, growing=True)
 
 
-def _add(rounding: Rounding, layer: nn.Module) -> Other:
-    return Other(rounding.steps(1), torch.add, growing=True)
-
-
-def _relu(rounding: Rounding, layer: nn.Module) -> Other:
-    return Other(0.0, _itself, exact=True)
-
-
-def _max_pool(rounding: Rounding, layer: nn.Module) -> Other:
-    return Other(0.0, layer, exact=True)
-
-
-def _leaky_relu(rounding: Rounding, layer: nn.Module) -> Other:
-    """The slope is rounded, and the product."""
-    assert isinstance(layer, nn.LeakyReLU)
-    steepest = max(1.0, layer.negative_slope)
-    return Other(rounding.steps(2), lambda size: size * steepest, growing=True)
-
-
-def _curve(rounding: Rounding, layer: nn.Module) -> Other:
-    """Sigmoid and tanh: the verifier's as well are within so many units in the last place.
-
-    An end's own rounding by a unit of x moves the result by x·f′(x) of them. For
-    tanh that is at most |f|, for sigmoid at most |x|·f, where x is above −709 or f
-    below float64's smallest normal number: fewer than 4096 of the result's units.
-    A line's terms, k·x and f − k·x, are at most |x| and 1 + |x|.
-    """
-    return Other(rounding.function(), lambda size: size + 1, length=4096)
+def _max_pool(rounding: Rounding, layer: nn.Module) -> PointwiseError:
+    return PointwiseError(0.0, layer, exact=True)
 
 
 # Layer → what rounds in it, by exact type; with the two tables below, every layer that has a rule for intervals.
-AFFINE: dict[type[nn.Module], Callable[[Rounding, Step], Affine]] = {
+AFFINE_ERRORS: dict[type[nn.Module], Callable[[Rounding, LayerStep], AffineError]] = {
     nn.Linear: lambda rounding, step: _product(rounding, step.layer),
     nn.Conv2d: lambda rounding, step: _product(rounding, step.layer),
     nn.BatchNorm1d: _batch_norm,
@@ -263,12 +206,9 @@ AFFINE: dict[type[nn.Module], Callable[[Rounding, Step], Affine]] = {
     nn.AvgPool2d: _average,
     nn.AdaptiveAvgPool2d: _average,
 }
-OTHERS: dict[type[nn.Module], Callable[[Rounding, nn.Module], Other]] = {
+POINTWISE_ERRORS: dict[type[nn.Module], Callable[[Rounding, nn.Module], PointwiseError]] = {
     Add: _add,
-    nn.ReLU: _relu,
-    nn.LeakyReLU: _leaky_relu,
-    nn.Sigmoid: _curve,
-    nn.Tanh: _curve,
     nn.MaxPool2d: _max_pool,
+    **{layer: record.rounding for layer, record in ACTIVATIONS.items()},
 }
 RESHAPING = frozenset({nn.Flatten, nn.Identity, nn.Dropout, *REARRANGING})

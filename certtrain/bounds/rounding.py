@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from certtrain.errors import MethodError
 
 UNIT64 = 2.0**-53
-ACCURACY = 8  # sigmoid and tanh are assumed to be so many units in the last place from exact, at most
 SAFE = 1 + 2.0**-40  # more than what rounds off where these constants are computed
 
 # More roundings than stand beside a sum's own in the float64 bounds of one layer: its bias, its magnitude's three,
 # its radius's, the BatchNorm's scale, the ends of an interval and the way back to centre and radius.
-SPARE = 32
+SPARE_ROUNDINGS = 32
 # A network has fewer layers, and so each of its values fewer readers.
 LAYERS = 2**12
 
@@ -58,9 +57,21 @@ class Rounding:
         """κ of any other layer, which takes `count` operations one after another."""
         return _compound((gamma(count, self.unit), 1), (self.results, 2))
 
-    def function(self) -> float:
-        """κ of sigmoid and tanh, relative to their result."""
-        return _compound((2 * ACCURACY * self.unit, 1), (self.results, 2))
+    def function(self, units: int) -> float:
+        """κ of a function that is within so many units in the last place of its result."""
+        return _compound((2 * units * self.unit, 1), (self.results, 2))
+
+    def function_of_input(self, units: int) -> float:
+        """κ of a function within so many units in the last place of another number than its result, relative to that.
+
+        The network's error and the verifier's, which computes the function in float64, with room for what else that
+        rounds. The result is stored as well, which `stored` adds: an error in it is stored with it.
+        """
+        return (2 * units * self.unit * (1 + self.stored()) + (2 * units + SPARE_ROUNDINGS) * UNIT64) * SAFE
+
+    def stored(self) -> float:
+        """κ of a result that is stored and not computed."""
+        return _compound((self.results, 2))
 
 
 def gamma(count: int, unit: float) -> float:
@@ -82,7 +93,7 @@ def enclosing(deployed: float, length: int) -> float:
     from terms that are not negative, so it is at least (1 − g)(R + κM). Then
     (1 − g)(R + κM) ≥ R + (deployed + g)M holds if (1 − g)κ ≥ deployed + 2g.
     """
-    own = gamma(length + SPARE, UNIT64)
+    own = gamma(length + SPARE_ROUNDINGS, UNIT64)
     return (deployed + 2 * own) / (1 - own) * SAFE if own < 0.5 else math.nan
 
 
@@ -94,7 +105,7 @@ def of_line(length: int) -> float:
     value hand back is summed, and so are the layers' constants; each sum rounds
     by no more than its length times its terms, of which each belongs to a layer.
     """
-    return 4 * gamma(length + SPARE + LAYERS, UNIT64)
+    return 4 * gamma(length + SPARE_ROUNDINGS + LAYERS, UNIT64)
 
 
 NEAREST = "every operation rounds to nearest; reciprocal square roots are within 2 units in the last place"

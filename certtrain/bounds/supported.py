@@ -5,14 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.contract import result_shape
-from certtrain.bounds.graph import LayerCall, LayerGraph, Shape
-from certtrain.bounds.interval import RULES
+from certtrain.bounds.graph import LayerCall, LayerGraph
+from certtrain.bounds.interval import INTERVAL_RULES
 from certtrain.bounds.replay import check_replay
 from certtrain.bounds.shape_layers import Pad
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.tracing import trace_all
 from certtrain.errors import DataError, UnsupportedLayer
+from certtrain.spec.shapes import Shape
 
 
 def checked_graph(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
@@ -55,10 +57,10 @@ def _takes(graph: LayerGraph, shape: Shape) -> bool:
 
 
 def _check(call: LayerCall) -> None:
-    if type(call.layer) not in RULES:
+    if type(call.layer) not in INTERVAL_RULES:
         raise UnsupportedLayer(
             f"layer {call.name!r} is a {type(call.layer).__name__}, for which there is no bound rule. "
-            f"Layers that can be bounded: {', '.join(sorted(t.__name__ for t in RULES))}."
+            f"Layers that can be bounded: {', '.join(sorted(t.__name__ for t in INTERVAL_RULES))}."
         )
     if (problem := _PROBLEMS.get(type(call.layer), _none)(call.layer)) is not None:
         raise UnsupportedLayer(f"layer {call.name!r} {problem}")
@@ -105,10 +107,6 @@ def _pad(layer: Pad) -> str | None:
     return f"pads by {layer.value:g}; use a finite number that float32 can hold"
 
 
-def _leaky_relu(layer: nn.LeakyReLU) -> str | None:
-    return "has a negative slope, so it is not monotone" if layer.negative_slope < 0 else None
-
-
 _PROBLEMS: dict[type[nn.Module], Callable[..., str | None]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
@@ -117,5 +115,5 @@ _PROBLEMS: dict[type[nn.Module], Callable[..., str | None]] = {
     nn.MaxPool2d: _max_pool,
     nn.Flatten: _flatten,
     Pad: _pad,
-    nn.LeakyReLU: _leaky_relu,
+    **{kind: record.refusal for kind, record in ACTIVATIONS.items()},
 }

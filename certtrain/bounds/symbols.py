@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from certtrain.bounds.functions import FLAT
-from certtrain.bounds.graph import Shape
 from certtrain.bounds.modules import is_layer
 from certtrain.errors import UnsupportedLayer
+from certtrain.spec.shapes import Shape
 
 BATCH_ASKED = "the forward pass asks how many inputs there are, as a key or as text; it must not depend on that"
 LENGTH = len  # Python's own, while another has its name

@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import RULES, LayerRecord, Passed, Tighten, interval_pass, taken_statistics
+from certtrain.bounds.interval import INTERVAL_RULES, LayerRecord, Passed, Tighten, interval_pass, taken_statistics
 from certtrain.bounds.rounded import logit_errors
 from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.statistics import StatisticsSource, TakenStatistics, running_statistics
 
 # Layers whose input boxes a trace keeps: those that linear bounds must relax.
-NONLINEAR = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.MaxPool2d)
+NONLINEAR: tuple[type[nn.Module], ...] = (*ACTIVATIONS, nn.MaxPool2d)
 
 
 class Interval(NamedTuple):
@@ -182,4 +183,4 @@ def _logits(graph: LayerGraph, passed: Passed, rounding: Rounding | None) -> Log
 
 def _normalized(graph: LayerGraph, box: Box) -> Box:
     first = graph.calls[0].layer
-    return RULES[Normalize](first, box) if isinstance(first, Normalize) else box
+    return INTERVAL_RULES[Normalize](first, box) if isinstance(first, Normalize) else box

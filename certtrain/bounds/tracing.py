@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from certtrain.bounds.contract import result_shape
-from certtrain.bounds.functions import Given, first_argument, layers_of, title, writes_over
-from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Shape
+from certtrain.bounds.functions import Given, first_argument, layers_equal_to, title, writes_over
+from certtrain.bounds.graph import Add, LayerCall, LayerGraph
 from certtrain.bounds.modules import State, check_modules, is_layer, restored
 from certtrain.bounds.shape_layers import REARRANGING, Concat
 from certtrain.bounds.symbols import LENGTH, Tracer, length_of_symbols
 from certtrain.errors import DataError, UnsupportedLayer
-from certtrain.spec.shapes import SHAPE_OF
+from certtrain.spec.shapes import SHAPE_OF, Shape
 
 VALUES = "It is called with one input, and must not branch on its values, nor on how many of them there are."
 INSIDE = "model."
@@ -185,7 +185,7 @@ class _Reader:
                 )
         source = first_argument(node)
         given = Given(lambda: self.shape_of(source) if isinstance(source, fx.Node) else None, self.batch)
-        self._append(node.name, layers_of(node, given), node)
+        self._append(node.name, layers_equal_to(node, given), node)
 
     def _append(self, name: str, layers: list[nn.Module], node: fx.Node) -> None:
         inputs = self._inputs(name, layers[0], node)

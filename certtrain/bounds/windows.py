@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import LayerRecord, Place
@@ -20,7 +21,7 @@ View = Callable[[Tensor], Tensor]
 
 # A layer's windows are at most so many a side, and hold about so many values or more that are to be bounded.
 MOST_WINDOWS, VALUES_PER_WINDOW = 8, 32
-POINTWISE = (nn.BatchNorm2d, Normalize, nn.Identity, nn.Dropout, Add, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh)
+POINTWISE = (nn.BatchNorm2d, Normalize, nn.Identity, nn.Dropout, Add, *ACTIVATIONS)
 
 
 class Window(NamedTuple):

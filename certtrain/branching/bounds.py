@@ -11,22 +11,19 @@ sign is that of its computed input: the splits leave no number out, in whatever
 arithmetic, and the term needs no more than what this program itself rounds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from certtrain.bounds.ascent import Ascent
-from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
-from certtrain.bounds.relaxation import Slopes
+from certtrain.bounds.linear import LinesOf, OnCoefficients, Prefix, backsubstitute
+from certtrain.bounds.lines import Slopes
 from certtrain.bounds.rounding import UNIT64
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
-
-# Called with the number of a value on the way back and Λ (D, S, …), its coefficients.
-OnCoefficients = Callable[[int, Tensor], None]
 
 ALPHA_RATE, BETA_RATE, DECAY = 0.1, 1.0, 0.98
 PART = 4  # when one of so many domains is closed, the search goes on without the closed ones
@@ -61,7 +58,12 @@ class Relaxed:
         added = {number: part(forces, number) for number in problem.numbers}
         functions = problem.functions.expand(len(forces), -1, -1)
         found = backsubstitute(
-            self.prefix, functions, lines=lines, added=added, rounding=problem.rounding, hear=on_coefficients
+            self.prefix,
+            functions,
+            lines=lines,
+            added=added,
+            rounding=problem.rounding,
+            on_coefficients=on_coefficients,
         )
         bounds = found + problem.offsets
         if problem.rounding is not None:  # of this sum

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from certtrain.bounds.activations import RECTIFIERS
 from certtrain.bounds.chunks import between_checks, row_work
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.branching.bounds import bounded
 from certtrain.branching.domains import Domains
-from certtrain.branching.problem import RECTIFIERS, Problem
+from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
 
 ELASTIC = 1e4  # the most that all multipliers are together, in multiples of Λ's size: for domains that are empty

@@ -5,16 +5,16 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from certtrain.bounds.activations import RECTIFIERS, slope_of
 from certtrain.bounds.box import Box
 from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix, backsubstitute
-from certtrain.bounds.relaxation import Slopes, free_slopes
+from certtrain.bounds.lines import Slopes
+from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.rounding import Rounding, of_line
 from certtrain.bounds.statistics import BatchNorm, running_statistics
-
-RECTIFIERS = (nn.ReLU, nn.LeakyReLU)
 
 
 class Unit(NamedTuple):
@@ -70,11 +70,12 @@ class Problem:
         """
         sizes: dict[int, Tensor] = {}
 
-        def measure(value: int, coefficients: Tensor) -> None:
+        def on_coefficients(value: int, coefficients: Tensor) -> None:
             if value - 1 in self.parts:
                 sizes[value - 1] = coefficients.abs().mean().expand(1, *coefficients.shape[2:])
 
-        backsubstitute(self.prefix, self.functions.unsqueeze(0), rounding=self.rounding, hear=measure)
+        functions = self.functions.unsqueeze(0)
+        backsubstitute(self.prefix, functions, rounding=self.rounding, on_coefficients=on_coefficients)
         # Of a rectifier that nothing reads there is no Λ.
         none = self.prefix.start.radius.new_zeros(1, 1)
         scale = self.flat({n: sizes.get(n, none.expand(1, p.stop - p.start)) for n, p in self.parts.items()})[0]
@@ -93,9 +94,8 @@ class Problem:
             if signs is None or number not in self.parts:
                 values[number + 1] = layer(*inputs)
             else:
-                slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
                 rising = self.part(signs, number).squeeze(1) > 0
-                values[number + 1] = inputs[0] * torch.where(rising, 1.0, slope)
+                values[number + 1] = inputs[0] * torch.where(rising, 1.0, slope_of(layer))
         return values[len(self.prefix.records)], self.flat(met, len(x))
 
     def _boxes(self) -> dict[int, Box]:

@@ -15,7 +15,7 @@ from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model
 from certtrain.data import ImageSet, to_unit
-from certtrain.errors import CertificateError
+from certtrain.errors import CertificateError, FailedCheck
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
@@ -82,8 +82,8 @@ def check(
     misclassify it; what is recorded as misclassified must be, and nothing else.
     `memory` is for linear bounds, in bytes.
 
-    Raises CertificateError if the model, the data or a record is another, or
-    a claim does not hold.
+    Raises CertificateError if the model or the data are others, and FailedCheck
+    if a record is of another example or its claim does not hold.
     """
     start = time.monotonic()
     check_fit(model, images)
@@ -98,7 +98,7 @@ def check(
         wrong = list(again.disagreements(records, on_progress))
     if wrong:
         more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        raise CertificateError(f"{path} does not hold: {'; '.join(wrong[:NAMED])}{more}")
+        raise FailedCheck(f"{path} does not hold: {'; '.join(wrong[:NAMED])}{more}")
     return _outcome(path, contents, records, time.monotonic() - start)
 
 

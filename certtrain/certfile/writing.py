@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
@@ -28,6 +28,7 @@ from certtrain.data import ImageSet
 from certtrain.errors import CertificateError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, versions
+from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import exact_eps
 from certtrain.storage import append, make_folder, truncate, write_atomic
 from certtrain.verification.methods import assumptions_of
@@ -42,7 +43,7 @@ def describe_task(
     *,
     eps: float,
     method: str,
-    network: Literal["saved", "folded"],
+    network: NetworkName,
     arithmetic: str,
     attack: Mapping[str, Any],
     batch_size: int,

@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from certtrain.bounds.forms import Operator
 from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MissingExtra, SoundnessError, StorageError, UnsupportedLayer
-from certtrain.interchange.operators import Operator, operators_of
+from certtrain.interchange.operators import operators_of
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier, Metadata, load_model, save_model, versions
 from certtrain.storage import write_atomic
@@ -263,12 +264,12 @@ def _translate(graph: LayerGraph, input_shape: tuple[int, int, int]) -> tuple[li
     nodes: list[Any] = []
     constants: list[Any] = []
     for call, output in zip(graph.calls, values[1:], strict=True):
-        inputs = [values[i] for i in call.inputs]
+        results = [[values[i] for i in call.inputs]]  # the layer's inputs, and then what each of its operators gives
         for operator, result in _steps(call, shapes[call.inputs[0]], output):
-            tensors = _constants(call.name, operator)
-            nodes.append(_node(operator, inputs + [tensor.name for tensor in tensors], result))
-            constants.extend(tensors)
-            inputs = [result]
+            takes = results[-1] if operator.takes is None else [results[number][0] for number in operator.takes]
+            nodes.append(_node(operator, takes + _names(call.name, operator), result))
+            constants.extend(_constants(call.name, operator))
+            results.append([result])
     return nodes, constants
 
 
@@ -286,6 +287,14 @@ def _steps(call: LayerCall, given: tuple[int, ...], output: str) -> Iterator[tup
         raise UnsupportedLayer(f"{call.name!r} is not exported: {error}") from error
     between = [f"{call.name}.{operator.type.lower()}" for operator in operators[:-1]]
     return zip(operators, [*between, output], strict=True)
+
+
+def _names(name: str, operator: Operator) -> list[str]:
+    """Of the constants; one that is left out before another one has an empty name."""
+    names = [f"{name}.{key}" if tensor is not None else "" for key, tensor in operator.constants.items()]
+    while names and not names[-1]:
+        del names[-1]
+    return names
 
 
 def _constants(name: str, operator: Operator) -> list[Any]:

@@ -1,14 +1,14 @@
 """ONNX's sums, differences, products and quotients, with constants and between values, and what is made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import isnan
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from certtrain.bounds.forms import OnnxReading
+from certtrain.interchange.onnxbuilder import Builder
+from certtrain.interchange.onnxpatterns import ONE, ZERO, add_activation, product
 from certtrain.interchange.onnxshaping import (
     full_shape,
     lifted,
@@ -18,25 +18,22 @@ from certtrain.interchange.onnxshaping import (
     shown,
     whole,
 )
-from certtrain.interchange.onnxvalues import BATCH, Constant, Node, Shape, Value
+from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, Value
+from certtrain.spec.shapes import Shape
 
-if TYPE_CHECKING:
-    from certtrain.interchange.onnxfile import Reader
-
-ONE, ZERO = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
-MOST = 1000.0  # the largest number that is added to values and taken away again: float32 keeps four decimals beside it
+MOST_ADDED = 1000.0  # the most that is added to values and taken away again: float32 keeps four decimals beside it
 NUMPYS_RULE = 7  # the opset from which on shapes are stretched by numpy's rule
 
 
-def add(reader: Reader, node: Node) -> Value:
+def add(reader: Builder, node: Node) -> Value:
     return _sum(reader, node, ONE)
 
 
-def subtract(reader: Reader, node: Node) -> Value:
+def subtract(reader: Builder, node: Node) -> Value:
     return _sum(reader, node, -ONE)
 
 
-def _sum(reader: Reader, node: Node, sign: Tensor) -> Value:
+def _sum(reader: Builder, node: Node, sign: Tensor) -> Value:
     """left + sign · right."""
     match _operands(reader, node):
         case Value() as left, Value() as right:
@@ -50,7 +47,7 @@ def _sum(reader: Reader, node: Node, sign: Tensor) -> Value:
     raise node.error("it is given constants alone")
 
 
-def plus(reader: Reader, value: Value, node: Node, shift: Tensor, name: str) -> Value:
+def plus(reader: Builder, value: Value, node: Node, shift: Tensor, name: str) -> Value:
     """A value, called `name`, and a constant of its shape; a linear layer without bias gets it as its own."""
     if reader.takes_bias(value, name):
         reader.set_bias(value, shift, node)
@@ -58,7 +55,7 @@ def plus(reader: Reader, value: Value, node: Node, shift: Tensor, name: str) -> 
     return settled(_gathered(reader, node, value, ONE, shift))
 
 
-def _sum_of_values(reader: Reader, node: Node, left: Value, right: Value) -> Value:
+def _sum_of_values(reader: Builder, node: Node, left: Value, right: Value) -> Value:
     count = max(len(full_shape(reader, left)), len(full_shape(reader, right)))
     left, right = (lifted(reader, value, node, count) for value in (left, right))
     if left.alone != right.alone:
@@ -66,14 +63,16 @@ def _sum_of_values(reader: Reader, node: Node, left: Value, right: Value) -> Val
     return settled(reader.add(node, "Add", [materialized(reader, value, node) for value in (left, right)], {}))
 
 
-def multiply(reader: Reader, node: Node) -> Value:
+def multiply(reader: Builder, node: Node) -> Value:
     match _operands(reader, node):
         case (Value() as value, Constant(number)) | (Constant(number), Value() as value):
             return _scaled(reader, node, value, number)
-    raise node.error("the product of two layers' results is not read")
+        case Value() as left, Value() as right:
+            return product(reader, node, left, right)
+    raise node.error("it is given constants alone")
 
 
-def divide(reader: Reader, node: Node) -> Value:
+def divide(reader: Builder, node: Node) -> Value:
     match _operands(reader, node):
         case Value() as value, Constant(number):
             if not bool(number.all()):
@@ -82,24 +81,24 @@ def divide(reader: Reader, node: Node) -> Value:
     raise node.error("its input 2 must be a constant")
 
 
-def _scaled(reader: Reader, node: Node, value: Value, number: Tensor) -> Value:
+def _scaled(reader: Builder, node: Node, value: Value, number: Tensor) -> Value:
     value, scale = constant_for(reader, value, node, number)
     return settled(_gathered(reader, node, value, scale, ZERO))
 
 
-def _gathered(reader: Reader, node: Node, value: Value, scale: Tensor, shift: Tensor) -> Value:
+def _gathered(reader: Builder, node: Node, value: Value, scale: Tensor, shift: Tensor) -> Value:
     """scale · value + shift as one affine function, if the file's steps one by one lose no more than it does."""
     found, before = value.affine(scale, shift), ZERO if value.shift is None else value.shift * scale
     factor = ONE if found.scale is None else torch.where(found.scale == 0, ONE, found.scale.abs())
     left = ZERO if found.shift is None else found.shift.abs()
     _check_range(reader, node, factor, before, left)
     added = torch.maximum(before.abs(), shift.abs())
-    if bool((added > MOST * torch.maximum(factor, left)).any()):
+    if bool((added > MOST_ADDED * torch.maximum(factor, left)).any()):
         raise node.error(f"it takes away again what was added, up to {float(added.max()):g}, in which values are lost")
     return found
 
 
-def _check_range(reader: Reader, node: Node, factor: Tensor, *shifts: Tensor) -> None:
+def _check_range(reader: Builder, node: Node, factor: Tensor, *shifts: Tensor) -> None:
     """Raise where the file's own steps would overflow or underflow, and one affine function would not."""
     limits = torch.finfo(reader.dtype)
     if not all(bool((part.abs() <= limits.max).all()) for part in (factor, *shifts)):
@@ -108,14 +107,14 @@ def _check_range(reader: Reader, node: Node, factor: Tensor, *shifts: Tensor) ->
         raise node.error("its factors, with those that they are combined with, are too small")
 
 
-def negate(reader: Reader, node: Node) -> Value:
+def negate(reader: Builder, node: Node) -> Value:
     return node.value().affine(-ONE, ZERO)
 
 
 # --- shapes that are stretched ---------------------------------------------------------------------------
 
 
-def constant_for(reader: Reader, value: Value, node: Node, tensor: Tensor) -> tuple[Value, Tensor]:
+def constant_for(reader: Builder, value: Value, node: Node, tensor: Tensor) -> tuple[Value, Tensor]:
     """The value, with as many dimensions as the constant, and the constant in its shape and float64.
 
     Constants are stretched by numpy's rule, values are not.
@@ -134,7 +133,7 @@ def constant_for(reader: Reader, value: Value, node: Node, tensor: Tensor) -> tu
         raise node.error(misfit) from error
 
 
-def _operands(reader: Reader, node: Node) -> tuple[Value | Constant, Value | Constant]:
+def _operands(reader: Builder, node: Node) -> tuple[Value | Constant, Value | Constant]:
     """Both that it is given, such that numpy's rule says how they are stretched."""
     left, right = (_operand(node, place) for place in (0, 1))
     if node.opset < NUMPYS_RULE:
@@ -152,7 +151,7 @@ def _operand(node: Node, place: int) -> Value | Constant:
     return found if isinstance(found, Value) else Constant(node.weights(place))
 
 
-def _shape(reader: Reader, found: Value | Constant) -> Shape:
+def _shape(reader: Builder, found: Value | Constant) -> Shape:
     return full_shape(reader, found) if isinstance(found, Value) else tuple(found.tensor.shape)
 
 
@@ -175,21 +174,24 @@ def old_shape(node: Node, left: Shape, right: Shape) -> Shape:
 
 def _same(left: int, right: int) -> bool:
     """A batch of free size takes constants of one row, as what the file was written for is one input."""
-    return left == right or {left, right} == {BATCH, 1}
+    return left == right or {left, right} == {FREE_BATCH, 1}
 
 
-# --- curves ----------------------------------------------------------------------------------------------
+# --- activations -----------------------------------------------------------------------------------------
 
 
-def activation(kind: str) -> Callable[[Reader, Node], Value]:
-    def read(reader: Reader, node: Node) -> Value:
-        slope = {"negative_slope": node.attributes.get("alpha", 0.01)} if kind == "LeakyReLU" else {}
-        return reader.add(node, kind, [materialized(reader, node.value(), node)], {}, **slope)
+def activation(kind: str, reading: OnnxReading) -> Callable[[Builder, Node], Value]:
+    """An operator that is one layer, as the layer's record describes it."""
+
+    def read(reader: Builder, node: Node) -> Value:
+        node.expect(**reading.fixed)
+        fields = {field: node.attributes.get(name, default) for field, (name, default) in reading.fields.items()}
+        return add_activation(reader, node, kind, node.value(), **fields, **reading.arguments)
 
     return read
 
 
-def clip(reader: Reader, node: Node) -> Value:
+def clip(reader: Builder, node: Node) -> Value:
     """min(max(x, a), b)."""
     if node.opset < 11:
         given = [node.attributes.get(name) for name in ("min", "max")]
@@ -198,10 +200,10 @@ def clip(reader: Reader, node: Node) -> Value:
     return _clipped(reader, node, node.value(), *_limits(reader, node, *given))
 
 
-def extreme(largest: bool) -> Callable[[Reader, Node], Value]:
+def extreme(largest: bool) -> Callable[[Builder, Node], Value]:
     """Max or Min of values and one number: a Clip at one end."""
 
-    def read(reader: Reader, node: Node) -> Value:
+    def read(reader: Builder, node: Node) -> Value:
         places = [place for place in range(len(node.names)) if isinstance(node.given(place), Constant)]
         if len(node.names) != 2 or len(places) != 1:
             raise node.error("it must be given one value and one constant")
@@ -214,7 +216,7 @@ def extreme(largest: bool) -> Callable[[Reader, Node], Value]:
     return read
 
 
-def _clipped(reader: Reader, node: Node, value: Value, least: Tensor | None, most: Tensor | None) -> Value:
+def _clipped(reader: Builder, node: Node, value: Value, least: Tensor | None, most: Tensor | None) -> Value:
     """min(max(x, a), b) as b − relu((b − a) − relu(x − a)), whose intervals are exact."""
     if least is not None:
         value = _relu(reader, node, value.affine(ONE, -least))
@@ -226,11 +228,11 @@ def _clipped(reader: Reader, node: Node, value: Value, least: Tensor | None, mos
     return value
 
 
-def _relu(reader: Reader, node: Node, value: Value) -> Value:
+def _relu(reader: Builder, node: Node, value: Value) -> Value:
     return reader.add(node, "ReLU", [materialized(reader, value, node)], {})
 
 
-def _limits(reader: Reader, node: Node, *given: float | None) -> tuple[Tensor | None, Tensor | None]:
+def _limits(reader: Builder, node: Node, *given: float | None) -> tuple[Tensor | None, Tensor | None]:
     """The least and the largest value of a Clip; None for none."""
     least, most = (None if end is None else float(end) for end in given)
     largest = torch.finfo(reader.dtype).max
@@ -244,10 +246,10 @@ def _end(node: Node, end: float | None, largest: float) -> Tensor | None:
     """One limit; None where it limits nothing."""
     if end is None or abs(end) >= largest:
         return None
-    if abs(end) > MOST:
+    if abs(end) > MOST_ADDED:
         raise node.error(
             f"a limit of {end:g} is not read: it is added to values and taken away again, so it must be between "
-            f"{-MOST:g} and {MOST:g}, or infinite; leave out a limit that values do not reach"
+            f"{-MOST_ADDED:g} and {MOST_ADDED:g}, or infinite; leave out a limit that values do not reach"
         )
     return torch.tensor(end, dtype=torch.float64)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certtrain.interchange.onnxvalues import BATCH, Constant, Node, array, extra
+from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, array, extra
 from certtrain.spec.shapes import MOST_VALUES
 
 Sizes = Callable[[list[Tensor]], int]  # the most values that the result can have
@@ -34,7 +34,7 @@ def _expanded(given: list[Tensor]) -> int:
 
 
 # Those that move values and compute nothing, and those that compute or make values.
-MOVING: dict[str, Sizes] = {
+MOVING_OPERATORS: dict[str, Sizes] = {
     "Concat": _sum,
     "Gather": _product,
     "Identity": _most,
@@ -44,7 +44,7 @@ MOVING: dict[str, Sizes] = {
     "Transpose": _most,
     "Unsqueeze": _most,
 }
-FOLDED: dict[str, Sizes] = MOVING | {
+FOLDED: dict[str, Sizes] = MOVING_OPERATORS | {
     "Cast": _most,
     "ConstantOfShape": _named,
     "Expand": _expanded,
@@ -52,14 +52,14 @@ FOLDED: dict[str, Sizes] = MOVING | {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _product),
     "Neg": _most,
 }
-ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+COMPUTING_OPERATORS = ("Add", "Sub", "Mul", "Div")
 
 
 def computed(node: Node) -> Constant:
     """The result of an operator that is given constants alone. Raises UnsupportedLayer."""
     given = {name: node.constant(place) for place, name in enumerate(node.names) if name}
     tensors = [tensor for tensor in given.values() if tensor is not None]
-    if node.kind not in FOLDED or (node.kind in ARITHMETIC and node.opset < 7):
+    if node.kind not in FOLDED or (node.kind in COMPUTING_OPERATORS and node.opset < 7):
         raise node.error("it is given constants alone, and is not computed")
     if (size := FOLDED[node.kind](tensors)) > MOST_VALUES:
         raise node.error(f"it makes up to {size:,} values of constants; {MOST_VALUES:,} are the most")
@@ -71,8 +71,8 @@ def _check_batch(node: Node) -> None:
     """The number of inputs, where it is free, may be moved from one tensor to another, and no more."""
     for place in range(len(node.names)):
         tensor = node.constant(place)
-        free = tensor is not None and tensor.dtype == torch.int64 and bool((tensor == BATCH).any())
-        if free and not (node.kind == "Concat" or (node.kind in MOVING and place == 0)):
+        free = tensor is not None and tensor.dtype == torch.int64 and bool((tensor == FREE_BATCH).any())
+        if free and not (node.kind == "Concat" or (node.kind in MOVING_OPERATORS and place == 0)):
             raise node.error("it computes with the number of inputs, which is free")
 
 

@@ -18,18 +18,19 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from certtrain.errors import CerttrainError, NetworkError, UnsupportedLayer
+from certtrain.interchange.onnxbuilder import Activated
 from certtrain.interchange.onnxconstants import FOLDED, computed
 from certtrain.interchange.onnxload import load_proto
-from certtrain.interchange.onnxoperators import OPERATORS, checked
+from certtrain.interchange.onnxoperators import READERS, checked
 from certtrain.interchange.onnxshaping import materialized
-from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, Shape, Value, array, extra
+from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, Value, array, extra
 from certtrain.interchange.packed import ending
 from certtrain.network.graphs import GraphNetwork, build_graph
 from certtrain.network.modelfile import load_model
-from certtrain.spec.layers import INPUT, SECTIONS, Graph, Layer
+from certtrain.spec.layer_section import LayerSection
+from certtrain.spec.layers import NETWORK_INPUT, SECTIONS, Graph
 from certtrain.spec.preset import explain
-from certtrain.spec.shapes import MOST_VALUES
-from certtrain.spec.shapes import RULES as SHAPES
+from certtrain.spec.shapes import MOST_VALUES, SHAPE_RULES, Shape
 
 DOMAINS = ("", "ai.onnx")  # two names of the standard's own operators
 
@@ -116,13 +117,14 @@ class Reader:
     def __init__(self, graph: Any, opset: int, *, whole: bool = False) -> None:
         self.graph, self.opset = graph, opset
         self.values: dict[str, Value | Constant] = {}
-        self.sections: list[Layer] = []
+        self.sections: list[LayerSection] = []
         self.state: dict[str, Tensor] = {}
         self.names: Counter[str] = Counter()
         self.uses = Counter(name for node in graph.node for name in node.input)
         self.uses.update(value.name for value in graph.output)
         self.origins: dict[str, str] = {}  # by layer, the node's result that it was made for
         self.shapes: dict[str, Shape] = {}  # by layer, its result's
+        self.activated: dict[str, Activated] = {}
         self.single, self.whole = whole, whole
         self.batch: int | None = None
         self.input_asked, self.dtype = False, torch.float32
@@ -145,7 +147,7 @@ class Reader:
         wires = tuple(value.layer for value in inputs)
         try:
             section = SECTIONS[kind].model_validate({"name": name, "type": kind, "inputs": wires} | arguments)
-            shape = SHAPES[type(section)](section, *(value.shape for value in inputs))
+            shape = SHAPE_RULES[type(section)](section, *(value.shape for value in inputs))
         except (ValidationError, ValueError) as error:
             what = explain(error) if isinstance(error, ValidationError) else str(error)
             raise node.error(f"it cannot be a {kind} of what it is given, {inputs[0].shape}: {what}") from error
@@ -175,10 +177,10 @@ class Reader:
 
         Their order in memory is the same.
         """
-        if not self.input_asked and len(shape) > 1 and prod(shape) == max(self.shapes[INPUT]):
-            self.shapes[INPUT] = shape
+        if not self.input_asked and len(shape) > 1 and prod(shape) == max(self.shapes[NETWORK_INPUT]):
+            self.shapes[NETWORK_INPUT] = shape
         self.input_asked = True
-        return self.shapes[INPUT] == shape
+        return self.shapes[NETWORK_INPUT] == shape
 
     def _rounded(self, tensor: Tensor, node: Node) -> Tensor:
         if not bool((result := tensor.to(self.dtype) if tensor.is_floating_point() else tensor).isfinite().all()):
@@ -204,14 +206,14 @@ class Reader:
             )
         if prod(shape) > MOST_VALUES:
             raise UnsupportedLayer(f"its input has {prod(shape):,} values; {MOST_VALUES:,} are the most")
-        self.shapes[INPUT], self.dtype = tuple(shape), DTYPES[kind.elem_type]
+        self.shapes[NETWORK_INPUT], self.dtype = tuple(shape), DTYPES[kind.elem_type]
         self.batch, self.single = batch or None, batch == 1
-        self.values[given.name] = Value(INPUT, tuple(shape), alone=alone)
+        self.values[given.name] = Value(NETWORK_INPUT, tuple(shape), alone=alone)
 
     def _read_node(self, node: Node) -> None:
-        if node.domain not in DOMAINS or node.kind not in OPERATORS.keys() | FOLDED.keys():
+        if node.domain not in DOMAINS or node.kind not in READERS.keys() | FOLDED.keys():
             name = f"{node.domain}.{node.kind}" if node.domain not in DOMAINS else node.kind
-            raise node.error(f"operator {name!r} is not read; those that are: {', '.join(sorted(OPERATORS))}")
+            raise node.error(f"operator {name!r} is not read; those that are: {', '.join(sorted(READERS))}")
         given = [node.given(place) for place in range(len(node.names))]
         if given and not any(isinstance(found, Value) for found in given):
             results: Value | Constant = computed(node)
@@ -233,16 +235,16 @@ class Reader:
             raise UnsupportedLayer(f"its output {name!r} has shape {end.shape} for one input; logits (K,) are read")
         node = Node("the output", "", "", (name,), (name,), {}, {}, self.opset)
         end = materialized(self, end.reshaped((prod(end.shape),), alone=end.alone), node)
-        if end.layer == INPUT:  # it only moves values
+        if end.layer == NETWORK_INPUT:  # it only moves values
             end = self.add(node, "Identity", [end], {})
         self._drop_unused(end)
         try:
             graph = Graph(name="graph", layers=tuple(self.sections))
-            network = build_graph(graph, self.shapes[INPUT], prod(end.shape))
+            network = build_graph(graph, self.shapes[NETWORK_INPUT], prod(end.shape))
         except ValidationError as error:
             raise UnsupportedLayer(f"it cannot be written as layers:\n{explain(error)}") from error
         self._fill(network.to(self.dtype))
-        return Imported(network.eval(), self.shapes[INPUT], end.shape[0], graph)
+        return Imported(network.eval(), self.shapes[NETWORK_INPUT], end.shape[0], graph)
 
     def _drop_unused(self, end: Value) -> None:
         """Leave out the layers that the output does not depend on, and let the last be the one that gives it."""

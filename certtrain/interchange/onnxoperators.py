@@ -4,20 +4,20 @@ An operator means what the opset says that its file declares. What is not in
 this table, a later version or an attribute, is an error that names it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from certtrain.bounds.activations import ACTIVATIONS
+from certtrain.bounds.activations.record import Activation
+from certtrain.bounds.forms import OnnxReading
 from certtrain.interchange import onnxarithmetic as arithmetic
+from certtrain.interchange import onnxpatterns as patterns
 from certtrain.interchange import onnxpools as pools
 from certtrain.interchange import onnxproducts as products
 from certtrain.interchange import onnxshaping as shaping
+from certtrain.interchange.onnxbuilder import Builder
 from certtrain.interchange.onnxconstants import constant
 from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, Value, extra
-
-if TYPE_CHECKING:
-    from certtrain.interchange.onnxfile import Reader
 
 LATER = 10**6
 Opsets = tuple[int, int]  # first and last
@@ -35,16 +35,16 @@ def since(opset: int) -> Opsets:
 class Known(NamedTuple):
     """How an operator is read: by which function, up to which version of it, by attributes of which opsets."""
 
-    read: Callable[[Reader, Node], Value | Constant]
+    read: Callable[[Builder, Node], Value | Constant]
     newest: int
     attributes: Mapping[str, Opsets] = {}
 
 
 def checked(node: Node) -> Known:
     """What is known of the node's operator. Raises UnsupportedLayer if its version or an attribute is not."""
-    if node.kind not in OPERATORS:
+    if node.kind not in READERS:
         raise node.error("it is read only where it is given constants alone")
-    known = OPERATORS[node.kind]
+    known = READERS[node.kind]
     version = extra("onnx.defs").get_schema(node.kind, node.opset, "").since_version
     if version > known.newest:
         raise node.error(f"version {version} of this operator is newer than {known.newest}, the last one that is read")
@@ -55,11 +55,11 @@ def checked(node: Node) -> Known:
     return known
 
 
-def _same(reader: Reader, node: Node) -> Value:
+def _same(reader: Builder, node: Node) -> Value:
     return node.value()
 
 
-def _cast(reader: Reader, node: Node) -> Value:
+def _cast(reader: Builder, node: Node) -> Value:
     wanted = node.attributes["to"]
     names = {1: (1, b"FLOAT"), 11: (11, b"DOUBLE")}
     if not any(wanted in names[number] and dtype == reader.dtype for number, dtype in DTYPES.items()):
@@ -67,7 +67,7 @@ def _cast(reader: Reader, node: Node) -> Value:
     return node.value()
 
 
-def _cast_like(reader: Reader, node: Node) -> Value | Constant:
+def _cast_like(reader: Builder, node: Node) -> Value | Constant:
     """Values and constants of the network's own type."""
     given, like = node.given(0), node.given(1)
     for part in (given, like):
@@ -77,7 +77,7 @@ def _cast_like(reader: Reader, node: Node) -> Value | Constant:
     return given
 
 
-def _dropout(reader: Reader, node: Node) -> Value:
+def _dropout(reader: Builder, node: Node) -> Value:
     training = node.constant(2)
     drops = node.opset < 7 and not node.attributes.get("is_test", 0)
     if drops or (training is not None and bool(training.any())):
@@ -85,7 +85,18 @@ def _dropout(reader: Reader, node: Node) -> Value:
     return node.value()
 
 
-OPERATORS: Mapping[str, Known] = {
+def _activation(record: Activation, reading: OnnxReading) -> Known:
+    names = {name for name, _ in reading.fields.values()} | reading.fixed.keys()
+    attributes = (CURVE if reading.consumes else {}) | dict.fromkeys(sorted(names), ALWAYS)
+    return Known(arithmetic.activation(record.layer.__name__, reading), reading.newest, attributes)
+
+
+ACTIVATION_READERS = {
+    reading.operator: _activation(record, reading)
+    for record in ACTIVATIONS.values()
+    if (reading := record.onnx.reading) is not None
+}
+READERS: Mapping[str, Known] = {
     "Conv": Known(products.conv, 22, WINDOW | {"dilations": ALWAYS, "group": ALWAYS}),
     "Gemm": Known(
         products.gemm, 13, dict.fromkeys(("alpha", "beta", "transA", "transB"), ALWAYS) | {"broadcast": (1, 6)}
@@ -108,10 +119,10 @@ OPERATORS: Mapping[str, Known] = {
     "Mul": Known(arithmetic.multiply, 14, STRETCHED),
     "Div": Known(arithmetic.divide, 14, STRETCHED),
     "Neg": Known(arithmetic.negate, 13, CURVE),
-    "Relu": Known(arithmetic.activation("ReLU"), 14, CURVE),
-    "LeakyRelu": Known(arithmetic.activation("LeakyReLU"), 16, CURVE | {"alpha": ALWAYS}),
-    "Sigmoid": Known(arithmetic.activation("Sigmoid"), 13, CURVE),
-    "Tanh": Known(arithmetic.activation("Tanh"), 13, CURVE),
+    **ACTIVATION_READERS,
+    "Erf": Known(patterns.erf, 13),
+    "Greater": Known(patterns.greater, 13, {"broadcast": (1, 6), "axis": (1, 6)}),
+    "Where": Known(patterns.where, 16),
     "Clip": Known(arithmetic.clip, 13, CURVE | {"min": (1, 10), "max": (1, 10)}),
     "Max": Known(arithmetic.extreme(True), 13, CURVE),
     "Min": Known(arithmetic.extreme(False), 13, CURVE),

@@ -1,12 +1,11 @@
 """ONNX's pooling operators and means over some of a tensor's axes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from certtrain.interchange.onnxproducts import padding, pair
+from certtrain.interchange.onnxbuilder import Builder
+from certtrain.interchange.onnxproducts import pads_of, two_of
 from certtrain.interchange.onnxshaping import (
     full_shape,
     materialized,
@@ -15,34 +14,32 @@ from certtrain.interchange.onnxshaping import (
     permuted,
     whole,
 )
-from certtrain.interchange.onnxvalues import Node, Shape, Value
+from certtrain.interchange.onnxvalues import Node, Value
 from certtrain.interchange.operators import beyond
+from certtrain.spec.shapes import Shape
 
-if TYPE_CHECKING:
-    from certtrain.interchange.onnxfile import Reader
-
-Side = tuple[int, int, int, int, int]  # values, window, stride, padding before them, dilation
+WindowSide = tuple[int, int, int, int, int]  # values, window, stride, padding before them, dilation
 COUNTS_SINCE = 7  # the opset from which on it is said whether padding counts in an average
 
 
-def max_pool(reader: Reader, node: Node) -> Value:
+def max_pool(reader: Builder, node: Node) -> Value:
     node.expect(storage_order=0)
-    return _pool(reader, node, "MaxPool2d", dilation=pair(node, "dilations"))
+    return _pool(reader, node, "MaxPool2d", dilation=two_of(node, "dilations"))
 
 
-def average_pool(reader: Reader, node: Node) -> Value:
+def average_pool(reader: Builder, node: Node) -> Value:
     node.expect(dilations=[1, 1])
     counted = bool(node.attributes.get("count_include_pad", 0))
     return _pool(reader, node, "AvgPool2d", count_include_pad=counted)
 
 
-def _pool(reader: Reader, node: Node, kind: str, **arguments: Any) -> Value:
+def _pool(reader: Builder, node: Node, kind: str, **arguments: Any) -> Value:
     value = materialized(reader, node.value(), node)
-    kernel, strides = pair(node, "kernel_shape"), pair(node, "strides")
+    kernel, strides = two_of(node, "kernel_shape"), two_of(node, "strides")
     dilation, counted = arguments.get("dilation", (1, 1)), arguments.get("count_include_pad", False)
     if len(value.shape) != 3 or value.alone:
         raise node.error("only pooling over two dimensions is read")
-    pads = padding(node, value.shape, kernel, strides, dilation)
+    pads = pads_of(node, value.shape, kernel, strides, dilation)
     if kind == "AvgPool2d" and any(pads) and node.opset < COUNTS_SINCE:
         raise node.error(f"padding of an average is read from opset {COUNTS_SINCE} on, which says whether it counts")
     sides = list(zip(value.shape[1:], kernel, strides, pads[:2], dilation, strict=True))
@@ -53,7 +50,7 @@ def _pool(reader: Reader, node: Node, kind: str, **arguments: Any) -> Value:
     return reader.add(node, kind, [value], {}, **sizes, **arguments)
 
 
-def _reaches_over(node: Node, sides: Sequence[Side], pads: Shape, counted: bool) -> bool:
+def _reaches_over(node: Node, sides: Sequence[WindowSide], pads: Shape, counted: bool) -> bool:
     """Whether the last windows reach over the end, which torch's `ceil_mode` makes of uneven padding as well."""
     over = tuple(beyond(*side) for side in sides)
     extra = tuple(end - begin for begin, end in zip(pads[:2], pads[2:], strict=True))
@@ -71,14 +68,14 @@ def _drops(size: int, kernel: int, stride: int, pad: int, dilation: int) -> bool
     return -(-(size + 2 * pad - reach) // stride) * stride >= size + pad
 
 
-def global_average_pool(reader: Reader, node: Node) -> Value:
+def global_average_pool(reader: Builder, node: Node) -> Value:
     value = materialized(reader, node.value(), node)
     if value.alone:
         raise node.error("only pooling over two dimensions is read")
     return reader.add(node, "AdaptiveAvgPool2d", [value], {}, output_size=(1, 1))
 
 
-def reduce_mean(reader: Reader, node: Node) -> Value:
+def reduce_mean(reader: Builder, node: Node) -> Value:
     """The mean over some axes: they are put last, and pooled to one value."""
     value, axes = node.value(), node.listed("axes", 1, since=18)
     full = full_shape(reader, value)
@@ -95,7 +92,7 @@ def reduce_mean(reader: Reader, node: Node) -> Value:
     return of_full_shape(reader, mean, node, tuple(sides))
 
 
-def _mean(reader: Reader, node: Node, value: Value, kept: list[int], gone: list[int]) -> Value:
+def _mean(reader: Builder, node: Node, value: Value, kept: list[int], gone: list[int]) -> Value:
     """The mean over the dimensions `gone` of the value's shape, as (K,)."""
     rows, columns = (prod(value.shape[place] for place in some) for some in (kept, gone))
     if rows * columns == rows:

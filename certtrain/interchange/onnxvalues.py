@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from certtrain.errors import MissingExtra, ModelFileError, UnsupportedLayer
+from certtrain.spec.shapes import Shape
 
-Shape = tuple[int, ...]
-BATCH = -(2**62)  # what stands in a tensor of sizes for the number of inputs, where that is free
+FREE_BATCH = -(2**62)  # what stands in a tensor of sizes for the number of inputs, where that is free
 DTYPES = {1: torch.float32, 11: torch.float64}  # TensorProto's FLOAT and DOUBLE
 
 
@@ -35,9 +35,20 @@ def array(tensor: Any) -> Tensor:
 
 
 class Constant(NamedTuple):
-    """A tensor that does not depend on the input; `BATCH` may stand in a tensor of sizes."""
+    """A tensor that does not depend on the input; `FREE_BATCH` may stand in a tensor of sizes."""
 
     tensor: Tensor
+
+
+class Pending(NamedTuple):
+    """What an operator of that kind makes of a value, where no layer does: a part of a pattern.
+
+    limit: the number that a Greater compares with.
+    """
+
+    kind: str
+    given: Value
+    limit: float = 0.0
 
 
 class Value(NamedTuple):
@@ -46,7 +57,8 @@ class Value(NamedTuple):
     `shape` is without the batch, and may differ from that of v if their values
     have the same order in memory. Scale and shift have that shape and float64,
     or are None for 1 and 0. ONNX's tensor has the batch's dimension before
-    `shape`, unless the value is `alone`: then `shape` is all of it.
+    `shape`, unless the value is `alone`: then `shape` is all of it. If something
+    is `pending`, v is the result of that instead, made of a value of the same shape.
     """
 
     layer: str
@@ -54,6 +66,7 @@ class Value(NamedTuple):
     scale: Tensor | None = None
     shift: Tensor | None = None
     alone: bool = False
+    pending: Pending | None = None
 
     def affine(self, scale: Tensor, shift: Tensor) -> Value:
         """scale · self + shift."""
@@ -70,7 +83,11 @@ class Value(NamedTuple):
 
     def reshaped(self, shape: Shape, *, alone: bool) -> Value:
         """The same values in another shape."""
-        return self.mapped(lambda part: part.reshape(shape))._replace(shape=shape, alone=alone)
+        pending = self.pending
+        if pending is not None:
+            pending = pending._replace(given=pending.given.reshaped(shape, alone=alone))
+        found = self.mapped(lambda part: part.reshape(shape))
+        return found._replace(shape=shape, alone=alone, pending=pending)
 
     def mapped(self, move: Callable[[Tensor], Tensor]) -> Value:
         """What has been gathered on the value, moved as its values are."""
@@ -133,7 +150,7 @@ class Node(NamedTuple):
         return None if self.given(place) is None else self.weights(place)
 
     def sizes(self, place: int, name: str) -> list[int] | None:
-        """Whole numbers, `BATCH` among them, that it is given there as its `name`; None where they are left out."""
+        """Whole numbers, `FREE_BATCH` among them, given there as its `name`; None where they are left out."""
         found = self.constant(place)
         if found is None:
             return None
@@ -144,7 +161,7 @@ class Node(NamedTuple):
     def numbers(self, place: int, name: str) -> list[int] | None:
         """As `sizes`, where the number of inputs cannot be among them."""
         found = self.sizes(place, name)
-        if found is not None and BATCH in found:
+        if found is not None and FREE_BATCH in found:
             raise self.error(f"its {name} must not depend on the number of inputs")
         return found
 

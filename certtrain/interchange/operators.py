@@ -1,26 +1,18 @@
 """What each layer is in ONNX: few, old and plain operators, whose meaning does not depend on the reader."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from certtrain.bounds.activations import ACTIVATIONS
+from certtrain.bounds.forms import Operator
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.errors import UnsupportedLayer
-
-Shape = tuple[int, ...]
-
-
-class Operator(NamedTuple):
-    """One ONNX operator. It takes what its layer takes, or the operator before it gives, and then its constants."""
-
-    type: str
-    constants: Mapping[str, Tensor | None] = MappingProxyType({})
-    attributes: Mapping[str, Any] = MappingProxyType({})
+from certtrain.spec.shapes import Shape
 
 
 def operators_of(layer: nn.Module, given: Shape) -> list[Operator]:
@@ -191,6 +183,10 @@ def _plain(name: str) -> Callable[[nn.Module, Shape], list[Operator]]:
     return lambda layer, given: [Operator(name)]
 
 
+def _activation(write: Callable[[Any], list[Operator]]) -> Callable[[nn.Module, Shape], list[Operator]]:
+    return lambda layer, given: write(layer)
+
+
 OPERATORS: dict[type[nn.Module], Callable[..., list[Operator]]] = {
     Normalize: _normalize,
     nn.Conv2d: _conv2d,
@@ -203,10 +199,7 @@ OPERATORS: dict[type[nn.Module], Callable[..., list[Operator]]] = {
     nn.Flatten: _flatten,
     nn.Identity: _plain("Identity"),
     nn.Dropout: _plain("Identity"),
-    nn.ReLU: _plain("Relu"),
-    nn.LeakyReLU: lambda layer, given: [Operator("LeakyRelu", {}, {"alpha": layer.negative_slope})],
-    nn.Sigmoid: _plain("Sigmoid"),
-    nn.Tanh: _plain("Tanh"),
+    **{layer: _activation(record.onnx.write) for layer, record in ACTIVATIONS.items()},
     Add: _plain("Add"),
     Concat: lambda layer, given: [Operator("Concat", {}, {"axis": layer.dim})],
     Reshape: _reshape,

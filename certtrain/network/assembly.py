@@ -21,7 +21,7 @@ from certtrain.network.initialization import InitRecord, initialize_
 from certtrain.network.modelfile import Metadata, versions
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.architecture import Architecture
-from certtrain.spec.layers import Module
+from certtrain.spec.layers import ModuleSection
 from certtrain.spec.preset import Preset, Scheme, explain
 
 
@@ -123,7 +123,7 @@ def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[s
 
 
 def _architecture(preset: Preset) -> Architecture:
-    if isinstance(preset.model, Module):  # `resolve_module` comes first, and a run's folder holds what it gives
+    if isinstance(preset.model, ModuleSection):  # `resolve_module` comes first, and a run's folder holds the layers
         raise NetworkError(f"the network of preset {preset.name!r} is code, which runs only when a run begins")
     return preset.model
 

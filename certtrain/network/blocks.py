@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add
+from certtrain.spec.shapes import ImageShape
 
-Shape = tuple[int, int, int]
 Layers = OrderedDict[str, nn.Module]
 
 
@@ -29,7 +29,7 @@ def _batch_norm(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     return nn.BatchNorm1d(layer.out_features)
 
 
-def output_shape(conv: nn.Conv2d, shape: Shape) -> Shape:
+def output_shape(conv: nn.Conv2d, shape: ImageShape) -> ImageShape:
     """What `conv` makes of images (C, H, W); sides below 1 where they are too small for it."""
     (kernel, _), (stride, _), padding = conv.kernel_size, conv.stride, int(conv.padding[0])
     height, width = ((side + 2 * padding - kernel) // stride + 1 for side in shape[1:])

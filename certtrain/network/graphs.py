@@ -9,14 +9,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerCall, LayerGraph
-from certtrain.bounds.interval import RULES
+from certtrain.bounds.interval import INTERVAL_RULES
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import NetworkError, UnsupportedLayer
-from certtrain.spec.layers import DEEPEST, INPUT, SECTIONS, Graph, Layer, Shared
+from certtrain.spec.layer_section import MOST_NAME_PARTS, LayerSection
+from certtrain.spec.layers import NETWORK_INPUT, SECTIONS, Graph, SharedSection
 from certtrain.spec.preset import explain
 from certtrain.spec.shapes import graph_shapes
 
-TYPES = {layer.__name__: layer for layer in RULES}
+TYPES = {layer.__name__: layer for layer in INTERVAL_RULES}
 COMPLAINTS = (RuntimeError, ValueError, TypeError, OverflowError)  # torch's, of a layer that cannot be
 
 
@@ -35,12 +36,12 @@ class GraphNetwork(nn.Module):
         layers: dict[str, nn.Module] = {}
         groups: dict[str, nn.Module] = {"": self}
         for section in graph.layers:
-            if isinstance(section, Shared):
+            if isinstance(section, SharedSection):
                 layers[section.name] = layers[section.layer]
             else:
                 layers[section.name] = _make(section)
                 _put(groups, section.name, layers[section.name])
-        values = {name: number for number, name in enumerate([INPUT, *layers])}
+        values = {name: number for number, name in enumerate([NETWORK_INPUT, *layers])}
         calls = (LayerCall(s.name, layers[s.name], tuple(values[i] for i in s.inputs)) for s in graph.layers)
         self._graph = LayerGraph(tuple(calls))
 
@@ -69,14 +70,14 @@ def build_graph(graph: Graph, shape: tuple[int, ...], classes: int) -> GraphNetw
     return GraphNetwork(graph)
 
 
-class Found(NamedTuple):
+class NetworkData(NamedTuple):
     """Layers as data, and their tensors by the names that they have in the network built from that data."""
 
     graph: Graph
     state: dict[str, Tensor]
 
 
-def graph_of(layers: LayerGraph) -> Found:
+def graph_of(layers: LayerGraph) -> NetworkData:
     """The data from which a network of the same layers can be built. Layers without use are left out.
 
     Raises UnsupportedLayer if a layer cannot be said in data.
@@ -84,19 +85,19 @@ def graph_of(layers: LayerGraph) -> Found:
     calls = dict(enumerate(layers.up_to(len(layers.calls)).calls, start=1))
     names = dict(zip(calls, _names(call.name for call in calls.values()), strict=True))
     homes: dict[nn.Module, str] = {}
-    sections, state = list[Layer](), dict[str, Tensor]()
+    sections, state = list[LayerSection](), dict[str, Tensor]()
     for value, call in calls.items():
-        wires: dict[str, Any] = {"name": names[value], "inputs": [names.get(i, INPUT) for i in call.inputs]}
+        wires: dict[str, Any] = {"name": names[value], "inputs": [names.get(i, NETWORK_INPUT) for i in call.inputs]}
         tensors = call.layer.state_dict()
         home = homes.setdefault(call.layer, names[value])
         if home != names[value] and tensors:
-            sections.append(Shared(type="Shared", layer=home, **wires))
+            sections.append(SharedSection(type="Shared", layer=home, **wires))
             continue
         sections.append(_section(call, wires))
         state |= {f"{home}.{key}": tensor for key, tensor in tensors.items()}
     _check_ties(homes)
     try:
-        return Found(Graph(name="graph", layers=tuple(sections)), state)
+        return NetworkData(Graph(name="graph", layers=tuple(sections)), state)
     except ValidationError as error:
         raise UnsupportedLayer(f"the network cannot be written to a file:\n{explain(error)}") from error
 
@@ -104,10 +105,10 @@ def graph_of(layers: LayerGraph) -> Found:
 # --- from data -------------------------------------------------------------------------------------------
 
 
-def _make(section: Layer) -> nn.Module:
-    arguments = section.model_dump(exclude=set(Layer.model_fields))
+def _make(section: LayerSection) -> nn.Module:
+    arguments = section.model_dump(exclude=set(LayerSection.model_fields))
     try:
-        return TYPES[type(section).__name__](**arguments)
+        return TYPES[section.type](**arguments)
     except COMPLAINTS as error:
         raise NetworkError(f"layer {section.name!r} cannot be made: {error}") from error
 
@@ -136,13 +137,14 @@ def check_logits(title: str, found: tuple[int, ...], shape: tuple[int, ...], cla
 # --- to data ---------------------------------------------------------------------------------------------
 
 
-def _section(call: LayerCall, wires: dict[str, Any]) -> Layer:
-    layer, section = call.layer, SECTIONS[type(call.layer).__name__]
+def _section(call: LayerCall, wires: dict[str, Any]) -> LayerSection:
+    layer, kind = call.layer, type(call.layer).__name__
+    section = SECTIONS[kind]
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and not layer.track_running_stats:
         raise UnsupportedLayer(f"layer {call.name!r} keeps no running statistics: its bounds would depend on the batch")
-    fields = section.model_fields.keys() - Layer.model_fields.keys()
+    fields = section.model_fields.keys() - LayerSection.model_fields.keys()
     try:
-        return section(**wires, type=section.__name__, **{field: _plain(layer, field) for field in fields})
+        return section(**wires, type=kind, **{field: _plain(layer, field) for field in fields})
     except ValidationError as error:
         raise UnsupportedLayer(f"layer {call.name!r} cannot be written to a file:\n{explain(error)}") from error
 
@@ -157,7 +159,7 @@ def _plain(layer: nn.Module, field: str) -> Any:
 
 def _names(names: Iterable[str]) -> Iterator[str]:
     """Names that a file can hold and a module can have, as near to the given ones as can be."""
-    taken, groups = {INPUT}, set[str]()
+    taken, groups = {NETWORK_INPUT}, set[str]()
     for name in map(_clean, names):
         name = name.replace(".", "_") if taken & _groups(name) else name
         tries = chain([name], (f"{name}_{number}" for number in count(1)))
@@ -170,7 +172,11 @@ def _names(names: Iterable[str]) -> Iterator[str]:
 def _clean(name: str) -> str:
     parts = [re.sub(r"\W", "_", part, flags=re.ASCII) for part in name.split(".")]
     parts = [f"{part}_" if part in RESERVED else part for part in parts]
-    return ".".join([*parts[: DEEPEST - 1], "_".join(parts[DEEPEST - 1 :])] if len(parts) > DEEPEST else parts)
+    return ".".join(
+        [*parts[: MOST_NAME_PARTS - 1], "_".join(parts[MOST_NAME_PARTS - 1 :])]
+        if len(parts) > MOST_NAME_PARTS
+        else parts
+    )
 
 
 def _groups(name: str) -> set[str]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from certtrain.bounds.graph import Add, LayerGraph, Shape
+from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import UnsupportedLayer
 from certtrain.spec.preset import Scheme
+from certtrain.spec.shapes import Shape
 
 Weighted = nn.Linear | nn.Conv2d
 

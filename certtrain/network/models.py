@@ -7,18 +7,19 @@ from torch import nn
 
 from certtrain.bounds.graph import Normalize
 from certtrain.errors import DataError
-from certtrain.network.blocks import Layers, ResidualBlock, Shape, append_layer, output_shape
+from certtrain.network.blocks import Layers, ResidualBlock, append_layer, output_shape
 from certtrain.network.graphs import build_graph
 from certtrain.spec.architecture import CNN, CNN7, DM, MLP, Architecture, Residual, ResNeXt, WideResNet
 from certtrain.spec.layers import Graph
 from certtrain.spec.section import Section
+from certtrain.spec.shapes import ImageShape
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """What a network takes and tells apart: images (C, H, W) with channel means and deviations; K classes."""
 
-    shape: Shape
+    shape: ImageShape
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -49,7 +50,7 @@ def build_model(architecture: Architecture, spec: InputSpec) -> nn.Sequential:
 # Each builder appends a network's layers but the last, and gives the number of features that they end in.
 
 
-def _cnn7(a: CNN7, shape: Shape, layers: Layers) -> int:
+def _cnn7(a: CNN7, shape: ImageShape, layers: Layers) -> int:
     wide = 2 * a.width
     cnn = CNN(
         name="cnn",
@@ -75,11 +76,11 @@ DM_NETWORKS = {
 }
 
 
-def _dm(a: DM, shape: Shape, layers: Layers) -> int:
+def _dm(a: DM, shape: ImageShape, layers: Layers) -> int:
     return _cnn(DM_NETWORKS[a.name].model_copy(update={"batch_norm": a.batch_norm}), shape, layers)
 
 
-def _cnn(a: CNN, shape: Shape, layers: Layers) -> int:
+def _cnn(a: CNN, shape: ImageShape, layers: Layers) -> int:
     paddings = a.paddings or tuple((kernel - 1) // 2 for kernel in a.kernels)
     sizes = zip(a.channels, a.kernels, a.strides, paddings, strict=True)
     for number, (channels, kernel, stride, padding) in enumerate(sizes, start=1):
@@ -91,11 +92,11 @@ def _cnn(a: CNN, shape: Shape, layers: Layers) -> int:
     return _dense(layers, shape, a.linear, a.batch_norm)
 
 
-def _mlp(a: MLP, shape: Shape, layers: Layers) -> int:
+def _mlp(a: MLP, shape: ImageShape, layers: Layers) -> int:
     return _dense(layers, shape, a.hidden, a.batch_norm)
 
 
-def _dense(layers: Layers, shape: Shape, sizes: tuple[int, ...], batch_norm: bool) -> int:
+def _dense(layers: Layers, shape: ImageShape, sizes: tuple[int, ...], batch_norm: bool) -> int:
     layers["flatten"] = nn.Flatten()
     features = shape[0] * shape[1] * shape[2]
     for number, size in enumerate(sizes, start=1):
@@ -104,7 +105,7 @@ def _dense(layers: Layers, shape: Shape, sizes: tuple[int, ...], batch_norm: boo
     return features
 
 
-def _wide_resnet(a: WideResNet, shape: Shape, layers: Layers) -> int:
+def _wide_resnet(a: WideResNet, shape: ImageShape, layers: Layers) -> int:
     def body(channels: int, stage: int, stride: int) -> list[nn.Conv2d]:
         wide = a.stem * a.widen_factor * 2**stage
         return [nn.Conv2d(channels, wide, 3, stride, 1), nn.Conv2d(wide, wide, 3, 1, 1)]
@@ -112,7 +113,7 @@ def _wide_resnet(a: WideResNet, shape: Shape, layers: Layers) -> int:
     return _residual(a, shape, layers, body)
 
 
-def _resnext(a: ResNeXt, shape: Shape, layers: Layers) -> int:
+def _resnext(a: ResNeXt, shape: ImageShape, layers: Layers) -> int:
     def body(channels: int, stage: int, stride: int) -> list[nn.Conv2d]:
         inner = a.cardinality * a.bottleneck_width * 2**stage
         grouped = nn.Conv2d(inner, inner, 3, stride, 1, groups=a.cardinality)
@@ -125,7 +126,7 @@ Body = Callable[[int, int, int], list[nn.Conv2d]]
 """A block's convolutions, from the channels that it takes, its 0-based stage, and its stride."""
 
 
-def _residual(a: Residual, shape: Shape, layers: Layers, body: Body) -> int:
+def _residual(a: Residual, shape: ImageShape, layers: Layers, body: Body) -> int:
     append_layer(layers, "stem", nn.Conv2d(shape[0], a.stem, 3, 1, 1), batch_norm=a.batch_norm)
     shape = (a.stem, *shape[1:])
     places = [(stage, n) for stage, blocks in enumerate(a.blocks) for n in range(blocks)]

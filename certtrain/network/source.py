@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.errors import NetworkError, UnsupportedLayer
-from certtrain.network.graphs import Found, GraphNetwork, check_logits, graph_of
-from certtrain.spec.layers import Dropout, Graph, Module, Origin
+from certtrain.network.graphs import GraphNetwork, NetworkData, check_logits, graph_of
+from certtrain.spec.layers import DropoutSection, Graph, ModuleSection, Origin
 from certtrain.spec.preset import Preset
+from certtrain.spec.shapes import ImageShape
 from certtrain.storage import check_source
 
-Shape = tuple[int, int, int]
 Code = (Exception, SystemExit)  # all that a file of the user's can raise, but for the user's own interrupt
 OURS = ("<", str(Path(__file__).parent), str(Path(torch.__file__).parent))  # the start of files that are not the user's
 
@@ -38,13 +38,13 @@ def resolve_module(preset: Preset, train: ImageSet) -> Preset:
     says what is wrong with the code or its network, or UnsupportedLayer that
     names a layer without a bound rule.
     """
-    if not isinstance(preset.model, Module):
+    if not isinstance(preset.model, ModuleSection):
         return preset
     graph = read_network(preset.model, train.input_shape, len(train.class_names))
     return preset.model_copy(update={"model": graph})
 
 
-def read_network(module: Module, shape: Shape, classes: int) -> Graph:
+def read_network(module: ModuleSection, shape: ImageShape, classes: int) -> Graph:
     """The layers of a user's network for images of `shape` (C, H, W). Raises as `resolve_module`."""
     with _strangers():
         maker = _maker(module)
@@ -90,7 +90,7 @@ def _strangers() -> Iterator[None]:
         yield
 
 
-def _maker(module: Module) -> _Maker:
+def _maker(module: ModuleSection) -> _Maker:
     if not isinstance(module.source, str):
         return _Maker(module.source, _title(module.source), None)
     file, _, name = module.source.rpartition(":")
@@ -140,7 +140,7 @@ def _run(file: Path, content: bytes) -> dict[str, Any]:
     return vars(code)
 
 
-def _call(maker: _Maker, arguments: dict[str, Any], shape: Shape, classes: int) -> nn.Module:
+def _call(maker: _Maker, arguments: dict[str, Any], shape: ImageShape, classes: int) -> nn.Module:
     make, title, _ = maker
     if isinstance(make, nn.Module):
         raise NetworkError(f"{title} is a network already; give the class or function that makes it")
@@ -195,7 +195,7 @@ def _logits(title: str, network: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def _layers(title: str, network: nn.Module, shape: Shape) -> Found:
+def _layers(title: str, network: nn.Module, shape: ImageShape) -> NetworkData:
     """Its layers, which must be the same in training and in evaluation."""
     try:
         trained, found = (graph_of(checked_graph(network.train(mode), shape)) for mode in (True, False))
@@ -206,7 +206,7 @@ def _layers(title: str, network: nn.Module, shape: Shape) -> Found:
     if trained.graph != found.graph:
         raise UnsupportedLayer(f"{title} has other layers in training than in evaluation; they must be the same")
     for layer in found.graph.layers:
-        if isinstance(layer, Dropout) and layer.p > 0:
+        if isinstance(layer, DropoutSection) and layer.p > 0:
             raise UnsupportedLayer(
                 f"{title}: layer {layer.name!r} is random in training; bounds need a Dropout of p = 0"
             )
@@ -214,7 +214,7 @@ def _layers(title: str, network: nn.Module, shape: Shape) -> Found:
 
 
 @torch.no_grad()
-def _check_same(title: str, found: Found, x: Tensor, expected: Tensor) -> None:
+def _check_same(title: str, found: NetworkData, x: Tensor, expected: Tensor) -> None:
     """See that the layers compute what the module does: a layer's own forward may have been replaced."""
     network = GraphNetwork(found.graph)
     network.load_state_dict(found.state)

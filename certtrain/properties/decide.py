@@ -8,7 +8,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,10 @@ from certtrain.properties.milp import TOLERANCE as MILP_TOLERANCE
 from certtrain.properties.violations import cases_at_a_time, search
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.choices import PropertyMethodName
 
 Result = Literal["unsat", "sat", "unknown"]
-PROPERTY_METHODS = ("crown-ibp", *EXACT_METHODS)
+PROPERTY_METHODS: tuple[PropertyMethodName, ...] = get_args(PropertyMethodName)
 OBSERVED = 1e-7  # share of an observed value that float64's rounding may take from it
 TOLERANCES = {"milp": MILP_TOLERANCE}  # the same for methods that compute less exactly
 

@@ -1,7 +1,7 @@
 """A network as data: layers by type, with what their constructors take and where their inputs come from.
 
-Each section is named after the layer that it stands for, and has the arguments
-of its constructor that decide what it computes, with torch's names and defaults.
+Each section's `type` is the layer that it stands for, and it has the arguments of
+its constructor that decide what it computes, with torch's names and defaults.
 Nothing here loads torch or runs anybody's code; `graphs.py` builds the network.
 """
 
@@ -11,19 +11,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
+from certtrain.spec.activations import AnyActivation
+from certtrain.spec.layer_section import LayerName, LayerSection, NotNegative, Number, Pair, by_type, pair
 from certtrain.spec.section import LARGEST, Positive, Section
 
-INPUT = "input"  # what layers call the network's own input
-MOST_LAYERS = 1024  # more than any network that bounds are of use for; a hostile file may ask for more
-LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
-DEEPEST = 8  # parts of a dotted name
-
-
-def pair(value: Any) -> Any:
-    """Height and width from one number for both."""
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        return (value[0], value[0])
-    return value if isinstance(value, (list, tuple)) else (value, value)
+NETWORK_INPUT = "input"  # what layers call the network's own input
+MOST_LAYERS_IN_GRAPH = 1024  # more than any network that bounds are of use for; a hostile file may ask for more
 
 
 def _padding(value: Any) -> Any:
@@ -36,31 +29,18 @@ def _padding(value: Any) -> Any:
     return tuple(sides)
 
 
-LayerName = Annotated[str, Field(max_length=200, pattern=rf"^\w+(\.\w+){{0,{DEEPEST - 1}}}$")]
-Pair = Annotated[tuple[Positive, Positive], BeforeValidator(pair)]
-Count = Annotated[int, Field(ge=0, le=LARGEST)]
-Padding = Annotated[tuple[Count, Count], BeforeValidator(pair)]
+Padding = Annotated[tuple[NotNegative, NotNegative], BeforeValidator(pair)]
 Channels = Field(min_length=1, max_length=4096)
 
 
-class Layer(Section):
-    """One layer, applied to the results of earlier ones."""
-
-    name: LayerName
-    """Dots make groups, as in torch's own names of nested modules."""
-    type: str
-    inputs: tuple[LayerName, ...]
-    """The names of earlier layers, or "input"; by default the layer before."""
-
-
-class Linear(Layer):
+class LinearSection(LayerSection):
     type: Literal["Linear"]
     in_features: Positive
     out_features: Positive
     bias: bool = True
 
 
-class Conv2d(Layer):
+class Conv2dSection(LayerSection):
     type: Literal["Conv2d"]
     in_channels: Positive
     out_channels: Positive
@@ -72,7 +52,7 @@ class Conv2d(Layer):
     bias: bool = True
 
 
-class BatchNorm1d(Layer):
+class BatchNorm1dSection(LayerSection):
     type: Literal["BatchNorm1d"]
     num_features: Positive
     eps: float = Field(1e-5, ge=0)
@@ -80,7 +60,7 @@ class BatchNorm1d(Layer):
     affine: bool = True
 
 
-class BatchNorm2d(Layer):
+class BatchNorm2dSection(LayerSection):
     type: Literal["BatchNorm2d"]
     num_features: Positive
     eps: float = Field(1e-5, ge=0)
@@ -88,13 +68,13 @@ class BatchNorm2d(Layer):
     affine: bool = True
 
 
-class Normalize(Layer):
+class NormalizeSection(LayerSection):
     type: Literal["Normalize"]
     mean: tuple[float, ...] = Channels
     std: tuple[Annotated[float, Field(gt=0)], ...] = Channels
 
 
-class AvgPool2d(Layer):
+class AvgPool2dSection(LayerSection):
     type: Literal["AvgPool2d"]
     kernel_size: Pair
     stride: Pair | None = None
@@ -104,12 +84,12 @@ class AvgPool2d(Layer):
     divisor_override: Positive | None = None
 
 
-class AdaptiveAvgPool2d(Layer):
+class AdaptiveAvgPool2dSection(LayerSection):
     type: Literal["AdaptiveAvgPool2d"]
     output_size: Annotated[tuple[Positive | None, Positive | None], BeforeValidator(pair)]
 
 
-class MaxPool2d(Layer):
+class MaxPool2dSection(LayerSection):
     type: Literal["MaxPool2d"]
     kernel_size: Pair
     stride: Pair | None = None
@@ -118,74 +98,57 @@ class MaxPool2d(Layer):
     ceil_mode: bool = False
 
 
-class Flatten(Layer):
+class FlattenSection(LayerSection):
     type: Literal["Flatten"]
     start_dim: int = Field(1, ge=1, le=8)
     end_dim: int = Field(-1, ge=-8, le=8)
 
 
-class Identity(Layer):
+class IdentitySection(LayerSection):
     type: Literal["Identity"]
 
 
-class Dropout(Layer):
+class DropoutSection(LayerSection):
     type: Literal["Dropout"]
     p: float = Field(0.5, ge=0, le=1)
 
 
-class ReLU(Layer):
-    type: Literal["ReLU"]
-
-
-class LeakyReLU(Layer):
-    type: Literal["LeakyReLU"]
-    negative_slope: float = Field(0.01, ge=0)
-
-
-class Sigmoid(Layer):
-    type: Literal["Sigmoid"]
-
-
-class Tanh(Layer):
-    type: Literal["Tanh"]
-
-
-class Add(Layer):
+class AddSection(LayerSection):
     type: Literal["Add"]
 
 
-class Concat(Layer):
+class ConcatSection(LayerSection):
     type: Literal["Concat"]
     dim: Positive
 
 
-class Reshape(Layer):
+class ReshapeSection(LayerSection):
     type: Literal["Reshape"]
     shape: tuple[Positive, ...] = Field(min_length=1, max_length=8)
 
 
-class Permute(Layer):
+class PermuteSection(LayerSection):
     type: Literal["Permute"]
     dims: tuple[Positive, ...] = Field(min_length=1, max_length=8)
 
 
-class Pad(Layer):
+class PadSection(LayerSection):
     type: Literal["Pad"]
     dim: Positive
-    before: Count
-    after: Count
-    value: Annotated[float, Field(ge=-LARGEST_FLOAT, le=LARGEST_FLOAT)] = 0.0
+    before: NotNegative
+    after: NotNegative
+    value: Number = 0.0
 
 
-class Slice(Layer):
+class SliceSection(LayerSection):
     type: Literal["Slice"]
     dim: Positive
-    start: Count
+    start: NotNegative
     stop: Positive
     step: Positive = 1
 
 
-class Shared(Layer):
+class SharedSection(LayerSection):
     """An earlier layer once more, with the same weights."""
 
     type: Literal["Shared"]
@@ -194,32 +157,34 @@ class Shared(Layer):
 
 
 AnyLayer = (
-    Linear
-    | Conv2d
-    | BatchNorm1d
-    | BatchNorm2d
-    | Normalize
-    | AvgPool2d
-    | AdaptiveAvgPool2d
-    | MaxPool2d
-    | Flatten
-    | Identity
-    | Dropout
-    | ReLU
-    | LeakyReLU
-    | Sigmoid
-    | Tanh
-    | Add
-    | Concat
-    | Reshape
-    | Permute
-    | Pad
-    | Slice
-    | Shared
+    LinearSection
+    | Conv2dSection
+    | BatchNorm1dSection
+    | BatchNorm2dSection
+    | NormalizeSection
+    | AvgPool2dSection
+    | AdaptiveAvgPool2dSection
+    | MaxPool2dSection
+    | FlattenSection
+    | IdentitySection
+    | DropoutSection
+    | AddSection
+    | ConcatSection
+    | ReshapeSection
+    | PermuteSection
+    | PadSection
+    | SliceSection
+    | SharedSection
+    | AnyActivation
 )
-SECTIONS: dict[str, type[Layer]] = {section.__name__: section for section in get_args(AnyLayer)}
-JOINING = (Add, Concat)  # the layers of two inputs
-WEIGHTED = (Linear, Conv2d, BatchNorm1d, BatchNorm2d)  # the layers that it makes a difference to share
+SECTIONS: dict[str, type[LayerSection]] = by_type(get_args(AnyLayer))  # by the layer's name
+JOINING = (AddSection, ConcatSection)  # the layers of two inputs
+WEIGHTED = (
+    LinearSection,
+    Conv2dSection,
+    BatchNorm1dSection,
+    BatchNorm2dSection,
+)  # the layers that it makes a difference to share
 
 
 class Origin(Section):
@@ -248,9 +213,9 @@ class Graph(Section):
     @classmethod
     def _chained(cls, layers: Any) -> Any:
         """Let a layer that names no inputs take the result of the layer before it."""
-        if not isinstance(layers, (list, tuple)) or not 0 < len(layers) <= MOST_LAYERS:
-            raise ValueError(f"it is a list of one to {MOST_LAYERS} layers")
-        before = [INPUT, *(layer.get("name") if isinstance(layer, dict) else None for layer in layers[:-1])]
+        if not isinstance(layers, (list, tuple)) or not 0 < len(layers) <= MOST_LAYERS_IN_GRAPH:
+            raise ValueError(f"it is a list of one to {MOST_LAYERS_IN_GRAPH} layers")
+        before = [NETWORK_INPUT, *(layer.get("name") if isinstance(layer, dict) else None for layer in layers[:-1])]
         pairs = zip(layers, before, strict=True)
         return [{"inputs": [name]} | layer if isinstance(layer, dict) else layer for layer, name in pairs]
 
@@ -262,10 +227,12 @@ class Graph(Section):
 
 
 def _check_names(names: Sequence[str]) -> None:
-    known = {INPUT}
+    known = {NETWORK_INPUT}
     for name in names:
         if name in known:
-            raise ValueError(f"two layers are called {name!r}; each needs a name of its own, and none is {INPUT!r}")
+            raise ValueError(
+                f"two layers are called {name!r}; each needs a name of its own, and none is {NETWORK_INPUT!r}"
+            )
         known.add(name)
     for name in names:
         groups = {name[: dot.start()] for dot in re.finditer(r"\.", name)}
@@ -273,8 +240,8 @@ def _check_names(names: Sequence[str]) -> None:
             raise ValueError(f"layer {name!r} is named as a part of {min(both)!r}, which is a layer itself")
 
 
-def _check_wires(layers: Sequence[Layer]) -> None:
-    known: dict[str, Layer | None] = {INPUT: None}
+def _check_wires(layers: Sequence[LayerSection]) -> None:
+    known: dict[str, LayerSection | None] = {NETWORK_INPUT: None}
     used: set[str] = set()
     for layer in layers:
         for name in layer.inputs:
@@ -284,7 +251,7 @@ def _check_wires(layers: Sequence[Layer]) -> None:
             raise ValueError(
                 f"layer {layer.name!r} has {len(layer.inputs)} inputs; an Add and a Concat have two, all others one"
             )
-        if isinstance(layer, Shared) and not isinstance(known.get(layer.layer), WEIGHTED):
+        if isinstance(layer, SharedSection) and not isinstance(known.get(layer.layer), WEIGHTED):
             raise ValueError(f"layer {layer.name!r} shares {layer.layer!r}, which is no earlier layer with weights")
         used.update(layer.inputs)
         known[layer.name] = layer
@@ -292,10 +259,10 @@ def _check_wires(layers: Sequence[Layer]) -> None:
         raise ValueError(f"nothing uses the result of layer {unused[0]!r}; only the last layer's is the network's")
 
 
-Source = Annotated[str | Callable[..., Any], Field(union_mode="left_to_right")]
+ModuleSource = Annotated[str | Callable[..., Any], Field(union_mode="left_to_right")]
 
 
-class Module(Section):
+class ModuleSection(Section):
     """A network of the user's own: a callable that returns a torch Module, which is called when a run begins.
 
     It takes normalised images (B, C, H, W) and gives logits (B, K). Only its
@@ -303,7 +270,7 @@ class Module(Section):
     """
 
     name: Literal["module"]
-    source: Source
+    source: ModuleSource
     """A Python file and a name in it, like "mynet.py:MyNet"; in Python the class or function itself."""
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """What the callable is given by name. Parameters called `input_shape` and `classes` get (C, H, W) and K."""

@@ -5,9 +5,9 @@ so what an earlier version wrote stays readable for ever.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Final
 
-FORMAT: Literal[1] = 1  # of the presets that this version writes; 1 is also that of a preset that names none
+FORMAT: Final = 1  # of the presets that this version writes; 1 is also that of a preset that names none
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 # From format n to n + 1, with n the place in this list, counted from 1. A field that is new and has a default needs

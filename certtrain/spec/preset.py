@@ -18,15 +18,15 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from certtrain.errors import EpsilonError, PresetError
 from certtrain.spec.architecture import NETWORKS, Architecture
+from certtrain.spec.choices import Compile as Compile
+from certtrain.spec.choices import Precision as Precision
+from certtrain.spec.choices import Scheme as Scheme
 from certtrain.spec.epsilon import parse_eps
-from certtrain.spec.layers import SECTIONS, Graph, Module
+from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
 from certtrain.spec.migration import FORMAT, migrated
 from certtrain.spec.section import Positive, Section
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
-Scheme = Literal["ibp", "kaiming", "xavier", "orthogonal"]
-Precision = Literal["fp32", "tf32", "bf16"]
-Compile = Literal["auto", "on", "off"]
 
 
 def _radius(value: Any) -> float:
@@ -143,7 +143,7 @@ class Preset(Section):
     init: Scheme = "ibp"
     """How the weights start."""
     data: DataSection
-    model: Annotated[Architecture | Module, Field(discriminator="name")]
+    model: Annotated[Architecture | ModuleSection, Field(discriminator="name")]
     eps: EpsSection
     train: TrainSection
     bounds: BoundsSection = BoundsSection()
@@ -280,7 +280,7 @@ def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
 
 
 def _suggest(field: str, network: str | None) -> str:
-    networks: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": Module}
+    networks: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": ModuleSection}
     sections: list[type[Section]] = [
         Preset,
         DataSection,

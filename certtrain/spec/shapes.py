@@ -7,9 +7,12 @@ from typing import Any
 
 from certtrain.errors import NetworkError
 from certtrain.spec import layers
-from certtrain.spec.layers import INPUT, Graph, Layer, Shared, pair
+from certtrain.spec.activations import ACTIVATION_SECTIONS
+from certtrain.spec.layer_section import LayerSection, by_type, pair
+from certtrain.spec.layers import NETWORK_INPUT, Graph, SharedSection
 
 Shape = tuple[int, ...]
+ImageShape = tuple[int, int, int]  # channels, height, width
 
 MOST_VALUES = 2**28  # of a layer for one image: 1 GiB in float32; a hostile file may ask for more
 
@@ -19,13 +22,13 @@ def graph_shapes(graph: Graph, image: Shape) -> dict[str, Shape]:
 
     Raises NetworkError that names the first layer that does not fit what it is given.
     """
-    shapes: dict[str, Shape] = {INPUT: image}
+    shapes: dict[str, Shape] = {NETWORK_INPUT: image}
     sections = {section.name: section for section in graph.layers}
     for section in graph.layers:
-        rule_of = sections[section.layer] if isinstance(section, Shared) else section
+        rule_of = sections[section.layer] if isinstance(section, SharedSection) else section
         given = [shapes[name] for name in section.inputs]
         try:
-            shapes[section.name] = RULES[type(rule_of)](rule_of, *given)
+            shapes[section.name] = SHAPE_RULES[type(rule_of)](rule_of, *given)
         except ValueError as error:
             what = " and ".join(map(str, given))
             raise NetworkError(
@@ -38,16 +41,16 @@ def graph_shapes(graph: Graph, image: Shape) -> dict[str, Shape]:
     return shapes
 
 
-def _same(layer: Layer, given: Shape) -> Shape:
+def _same(layer: LayerSection, given: Shape) -> Shape:
     return given
 
 
-def _linear(layer: layers.Linear, given: Shape) -> Shape:
+def _linear(layer: layers.LinearSection, given: Shape) -> Shape:
     _check(given[-1:] == (layer.in_features,), f"it takes {layer.in_features} features")
     return (*given[:-1], layer.out_features)
 
 
-def _conv2d(layer: layers.Conv2d, given: Shape) -> Shape:
+def _conv2d(layer: layers.Conv2dSection, given: Shape) -> Shape:
     _check_channels(given, layer.in_channels, 3)
     if layer.padding == "same":
         return (layer.out_channels, *given[1:])
@@ -57,31 +60,31 @@ def _conv2d(layer: layers.Conv2d, given: Shape) -> Shape:
     return (layer.out_channels, *(_windows(*side) for side in sides))
 
 
-def _batch_norm1d(layer: layers.BatchNorm1d, given: Shape) -> Shape:
+def _batch_norm1d(layer: layers.BatchNorm1dSection, given: Shape) -> Shape:
     _check_channels(given, layer.num_features, 1, 2)
     return given
 
 
-def _batch_norm2d(layer: layers.BatchNorm2d, given: Shape) -> Shape:
+def _batch_norm2d(layer: layers.BatchNorm2dSection, given: Shape) -> Shape:
     _check_channels(given, layer.num_features, 3)
     return given
 
 
-def _normalize(layer: layers.Normalize, given: Shape) -> Shape:
+def _normalize(layer: layers.NormalizeSection, given: Shape) -> Shape:
     _check(len(layer.mean) == len(layer.std), f"it has {len(layer.mean)} means and {len(layer.std)} deviations")
     _check_channels(given, len(layer.mean), 3)
     return given
 
 
-def _max_pool(layer: layers.MaxPool2d, given: Shape) -> Shape:
+def _max_pool(layer: layers.MaxPool2dSection, given: Shape) -> Shape:
     return _pool(layer, pair(layer.dilation), given)
 
 
-def _avg_pool(layer: layers.AvgPool2d, given: Shape) -> Shape:
+def _avg_pool(layer: layers.AvgPool2dSection, given: Shape) -> Shape:
     return _pool(layer, (1, 1), given)
 
 
-def _pool(layer: layers.MaxPool2d | layers.AvgPool2d, dilation: Shape, given: Shape) -> Shape:
+def _pool(layer: layers.MaxPool2dSection | layers.AvgPool2dSection, dilation: Shape, given: Shape) -> Shape:
     _check(len(given) == 3, "it takes images")
     kernel, padding = pair(layer.kernel_size), pair(layer.padding)
     stride = pair(layer.stride or layer.kernel_size)
@@ -91,19 +94,19 @@ def _pool(layer: layers.MaxPool2d | layers.AvgPool2d, dilation: Shape, given: Sh
     return (given[0], *(_windows(*side, ceil=layer.ceil_mode) for side in sides))
 
 
-def _adaptive_avg_pool(layer: layers.AdaptiveAvgPool2d, given: Shape) -> Shape:
+def _adaptive_avg_pool(layer: layers.AdaptiveAvgPool2dSection, given: Shape) -> Shape:
     _check(len(given) == 3, "it takes images")
     return (given[0], *(size or side for size, side in zip(pair(layer.output_size), given[1:], strict=True)))
 
 
-def _flatten(layer: layers.Flatten, given: Shape) -> Shape:
+def _flatten(layer: layers.FlattenSection, given: Shape) -> Shape:
     end = layer.end_dim if layer.end_dim >= 0 else len(given) + 1 + layer.end_dim
     start = layer.start_dim
     _check(start <= end <= len(given), f"there is no dimension {layer.end_dim} from {start} on")
     return (*given[: start - 1], prod(given[start - 1 : end]), *given[end:])
 
 
-def _add(layer: layers.Add, left: Shape, right: Shape) -> Shape:
+def _add(layer: layers.AddSection, left: Shape, right: Shape) -> Shape:
     """torch stretches sides of 1."""
     _check(
         len(left) == len(right) and all(a == b or 1 in (a, b) for a, b in zip(left, right, strict=True)),
@@ -112,7 +115,7 @@ def _add(layer: layers.Add, left: Shape, right: Shape) -> Shape:
     return tuple(b if a == 1 else a for a, b in zip(left, right, strict=True))
 
 
-def _concat(layer: layers.Concat, left: Shape, right: Shape) -> Shape:
+def _concat(layer: layers.ConcatSection, left: Shape, right: Shape) -> Shape:
     place = _place(layer.dim, left)
     _check(_without(left, place) == _without(right, place), "they differ in another dimension")
     return (*left[:place], left[place] + right[place], *left[place + 1 :])
@@ -122,24 +125,24 @@ def _without(shape: Shape, place: int) -> Shape:
     return shape[:place] + shape[place + 1 :]
 
 
-def _reshape(layer: layers.Reshape, given: Shape) -> Shape:
+def _reshape(layer: layers.ReshapeSection, given: Shape) -> Shape:
     _check(prod(layer.shape) == prod(given), f"it takes {prod(layer.shape)} values")
     return tuple(layer.shape)
 
 
-def _permute(layer: layers.Permute, given: Shape) -> Shape:
+def _permute(layer: layers.PermuteSection, given: Shape) -> Shape:
     places = [dim - 1 for dim in layer.dims]
     _check(sorted(places) == list(range(len(given))), f"{tuple(layer.dims)} is no order of its dimensions")
     return tuple(given[place] for place in places)
 
 
-def _pad(layer: layers.Pad, given: Shape) -> Shape:
+def _pad(layer: layers.PadSection, given: Shape) -> Shape:
     place = _place(layer.dim, given)
     _check(min(layer.before, layer.after) >= 0, "its padding is negative")
     return (*given[:place], layer.before + given[place] + layer.after, *given[place + 1 :])
 
 
-def _slice(layer: layers.Slice, given: Shape) -> Shape:
+def _slice(layer: layers.SliceSection, given: Shape) -> Shape:
     place = _place(layer.dim, given)
     takes = f"it takes places {layer.start} to {layer.stop - 1} in steps of {layer.step}"
     _check(0 <= layer.start < layer.stop <= given[place] and layer.step >= 1, takes)
@@ -172,31 +175,30 @@ def _check(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-RULES: Mapping[type[Layer], Callable[..., Any]] = MappingProxyType(
+SHAPE_RULES: Mapping[type[LayerSection], Callable[..., Any]] = MappingProxyType(
     {
-        layers.Linear: _linear,
-        layers.Conv2d: _conv2d,
-        layers.BatchNorm1d: _batch_norm1d,
-        layers.BatchNorm2d: _batch_norm2d,
-        layers.Normalize: _normalize,
-        layers.AvgPool2d: _avg_pool,
-        layers.AdaptiveAvgPool2d: _adaptive_avg_pool,
-        layers.MaxPool2d: _max_pool,
-        layers.Flatten: _flatten,
-        layers.Identity: _same,
-        layers.Dropout: _same,
-        layers.ReLU: _same,
-        layers.LeakyReLU: _same,
-        layers.Sigmoid: _same,
-        layers.Tanh: _same,
-        layers.Add: _add,
-        layers.Concat: _concat,
-        layers.Reshape: _reshape,
-        layers.Permute: _permute,
-        layers.Pad: _pad,
-        layers.Slice: _slice,
+        layers.LinearSection: _linear,
+        layers.Conv2dSection: _conv2d,
+        layers.BatchNorm1dSection: _batch_norm1d,
+        layers.BatchNorm2dSection: _batch_norm2d,
+        layers.NormalizeSection: _normalize,
+        layers.AvgPool2dSection: _avg_pool,
+        layers.AdaptiveAvgPool2dSection: _adaptive_avg_pool,
+        layers.MaxPool2dSection: _max_pool,
+        layers.FlattenSection: _flatten,
+        layers.IdentitySection: _same,
+        layers.DropoutSection: _same,
+        **dict.fromkeys(ACTIVATION_SECTIONS, _same),
+        layers.AddSection: _add,
+        layers.ConcatSection: _concat,
+        layers.ReshapeSection: _reshape,
+        layers.PermuteSection: _permute,
+        layers.PadSection: _pad,
+        layers.SliceSection: _slice,
     }
 )
 
 # The same rules by the layer's name, for torch's own layers as well: these have the fields of their sections.
-SHAPE_OF: dict[str, Callable[..., Shape]] = {section.__name__: rule for section, rule in RULES.items()}
+SHAPE_OF: dict[str, Callable[..., Shape]] = {
+    name: SHAPE_RULES[section] for name, section in by_type(SHAPE_RULES).items()
+}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from certtrain.deprecation import renamed_argument
 from certtrain.network.assembly import Images, load_run_images
 from certtrain.network.source import changed_source, resolve_module
 from certtrain.runs.checkpoint import RunFolder, locked_run
@@ -17,6 +18,7 @@ from certtrain.training.trainer import Trainer
 from certtrain.verification.verify import Report
 
 
+@renamed_argument("surroundings", "context")
 def train(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
     """Train by `preset` into the new folder `out`, verify on the test set, and write model, results and report.
 
@@ -33,6 +35,7 @@ def train(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT
         return _run_or_discard(trainer)
 
 
+@renamed_argument("surroundings", "context")
 def resume(out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
     """Go on with the run in `out` from its last checkpoint, with the layers it began with. As `train` otherwise."""
     context, folder = context.resolved(), RunFolder(Path(out))

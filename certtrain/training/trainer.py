@@ -8,11 +8,14 @@ Several processes take the same steps, each with its share of every batch.
 import torch
 from torch import Tensor
 
+from certtrain.bounds.chunks import inference_work
+from certtrain.bounds.supported import checked_graph
 from certtrain.data import Augmentation, Batches
 from certtrain.diagnostics.layer_states import relu_units
 from certtrain.errors import DeviceError, RunError
 from certtrain.network.assembly import Images, make_network
 from certtrain.runs.checkpoint import RunFolder, RunProgress
+from certtrain.runtime.threads import threads_for
 from certtrain.spec.preset import Preset
 from certtrain.training.checkpointing import Checkpointer
 from certtrain.training.compilation import CompileChoice, will_compile
@@ -43,6 +46,10 @@ class Trainer:
 
     def run(self) -> Report | None:
         """Train from the last checkpoint to the end, verify, and write the results; None if stopped."""
+        with threads_for(self._work(), self.context.device):
+            return self._run()
+
+    def _run(self) -> Report | None:
         self._begin()
         while self.progress.step < self.steps:
             if self._stops():
@@ -159,6 +166,12 @@ class Trainer:
         failed, per_epoch = self._without_compiler, self.batches.steps_per_epoch
         stepper = Stepper(self.preset, network, per_epoch, compile=choice.compiled, on_failure=failed, group=group)
         return stepper, choice
+
+    def _work(self) -> int:
+        """About how many multiplications inference takes for this process's part of a batch."""
+        x = self.batches.whole_batch(0, 0)[0]
+        graph = checked_graph(self.stepper.network, tuple(x.shape[1:]))
+        return inference_work(graph, x[:1]) * (self.preset.train.batch_size // self.group.size)
 
     def _without_compiler(self, reason: str) -> None:
         if self.preset.train.compile == "on":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import statements_of
 from certtrain.bounds.box import PIXEL_RANGE, input_box
 from certtrain.bounds.checks import (
     check_dtype,
@@ -15,12 +16,12 @@ from certtrain.bounds.checks import (
     check_tensor,
     shape_errors_as_data_errors,
 )
-from certtrain.bounds.graph import LayerGraph, Shape
+from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.guard import check_centres, check_margins
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
 from certtrain.bounds.methods import method_named, up_to
 from certtrain.bounds.modules import check_modules
-from certtrain.bounds.rounding import ACCURACY, Rounding, arithmetic_named
+from certtrain.bounds.rounding import Rounding, arithmetic_named
 from certtrain.bounds.settings import VERDICTS_ALONE, Settings
 from certtrain.bounds.supported import checked_copy
 from certtrain.errors import UnsupportedLayer
@@ -28,6 +29,7 @@ from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import arithmetic as run_in
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.preset import Precision
+from certtrain.spec.shapes import Shape
 from certtrain.verdicts import Verdict, certified_points, correct_points
 
 DEPLOYED_IN = "float32"
@@ -40,7 +42,6 @@ OBSERVED_IN_FLOAT64 = (
 )
 
 AS_GIVEN = "the network computes layer by layer, as given: folding BatchNorm into other layers changes its rounding"
-CURVES = f"sigmoid and tanh are within {ACCURACY} units in the last place"
 
 
 @dataclass(frozen=True)
@@ -219,9 +220,8 @@ def _check_precision(model: nn.Module) -> None:
 
 
 def _assumptions(rounding: Rounding, graph: LayerGraph) -> tuple[str, ...]:
-    curved = any(isinstance(call.layer, (nn.Sigmoid, nn.Tanh)) for call in graph.calls)
-    real = rounding.name == "real"
-    return (*rounding.assumptions, *([CURVES] if curved else []), *([] if real else [AS_GIVEN]), PIXEL_INPUTS)
+    accuracies = statements_of([call.layer for call in graph.calls])
+    return (*rounding.assumptions, *accuracies, *([] if rounding.name == "real" else [AS_GIVEN]), PIXEL_INPUTS)
 
 
 def _verdict(correct: bool, proved: bool) -> Verdict:

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,13 +22,12 @@ from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnExamples, OnRound
 from certtrain.verification.certificate import DEPLOYED_IN
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, count, step_summaries
-
-Network = Literal["saved", "folded"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Report:
     assumptions: tuple[str, ...]
     seconds: float
     stages: tuple[StepSummary, ...] = ()
-    network: Network = "saved"
+    network: NetworkName = "saved"
     arithmetic: str = DEPLOYED_IN
     unfinished: int = 0
 
@@ -94,7 +93,7 @@ def verify(
     *,
     attack: AttackSettings | None,
     method: str = "auto",
-    network: Network = "saved",
+    network: NetworkName = "saved",
     arithmetic: str = DEPLOYED_IN,
     bounds: BoundSettings = VERDICTS_ALONE,
     limits: Limits = UNLIMITED,
@@ -154,7 +153,7 @@ def verify(
     )
 
 
-def network_of(model: Classifier, network: Network) -> Classifier:
+def network_of(model: Classifier, network: NetworkName) -> Classifier:
     """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer."""
     if network == "saved":
         return model

@@ -28,7 +28,7 @@ def test_nothing_that_is_claimed_of_random_networks_is_contradicted():
 @QUIET
 def test_every_layer_with_a_rule_is_drawn():
     drawn = (trace_layers(network) for _, network, _ in drawn_networks(150, SEED))
-    assert {type(call.layer) for graph in drawn for call in graph.calls} == set(interval.RULES)
+    assert {type(call.layer) for graph in drawn for call in graph.calls} == set(interval.INTERVAL_RULES)
 
 
 def test_the_same_seed_draws_the_same_network():
@@ -60,15 +60,15 @@ def first_false_bound(most: int) -> str:
 @QUIET
 @pytest.mark.usefixtures("unguarded")
 def test_linear_bounds_that_forget_a_stretched_side_are_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(linear.RULES, Add, lambda record, coefficients: Back((coefficients, coefficients)))
+    monkeypatch.setitem(linear.LINEAR_RULES, Add, lambda record, coefficients: Back((coefficients, coefficients)))
     assert "add of" in first_false_bound(400)
 
 
 @QUIET
 @pytest.mark.usefixtures("unguarded")
 def test_a_linear_rule_without_its_constant_is_found(monkeypatch: pytest.MonkeyPatch):
-    right = linear.RULES[nn.MaxPool2d]
-    monkeypatch.setitem(linear.RULES, nn.MaxPool2d, lambda record, c: right(record, c)._replace(constant=None))
+    right = linear.LINEAR_RULES[nn.MaxPool2d]
+    monkeypatch.setitem(linear.LINEAR_RULES, nn.MaxPool2d, lambda record, c: right(record, c)._replace(constant=None))
     assert first_false_bound(100)
 
 
@@ -79,6 +79,6 @@ def test_an_interval_rule_that_is_too_narrow_is_found(monkeypatch: pytest.Monkey
         found = right(layer, box)
         return found._replace(radius=found.radius * 0.7)
 
-    right = interval.RULES[nn.ReLU]
-    monkeypatch.setitem(interval.RULES, nn.ReLU, too_narrow)
+    right = interval.INTERVAL_RULES[nn.ReLU]
+    monkeypatch.setitem(interval.INTERVAL_RULES, nn.ReLU, too_narrow)
     assert first_false_bound(100)

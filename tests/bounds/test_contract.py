@@ -110,7 +110,7 @@ def test_an_interval_rule_that_gives_another_shape_is_a_fault(monkeypatch: pytes
     def flat(layer: nn.Module, box: Box) -> Box:
         return Box(box.centre.mean(1, keepdim=True), box.radius.mean(1, keepdim=True))
 
-    monkeypatch.setitem(interval.RULES, nn.ReLU, flat)
+    monkeypatch.setitem(interval.INTERVAL_RULES, nn.ReLU, flat)
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     with pytest.raises(SoundnessError, match=r"layer '1' \(ReLU\) gives values of shape"):
         certtrain.certify(model, torch.rand(2, 4), torch.tensor([0, 1]), 0.1)
@@ -121,7 +121,7 @@ def test_a_linear_rule_that_hands_back_another_shape_is_a_fault(method: str, mon
     def narrow(record: interval.LayerRecord, coefficients: Tensor) -> Back:
         return Back((coefficients.mean(2, keepdim=True),))
 
-    monkeypatch.setitem(linear.RULES, nn.Identity, narrow)
+    monkeypatch.setitem(linear.LINEAR_RULES, nn.Identity, narrow)
     model = nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 2)).eval()
     with pytest.raises(SoundnessError, match=r"layer '1' \(Identity\) hands back values of shape"):
         certtrain.output_bounds(model, torch.rand(2, 4), 0.1, method=method)

@@ -29,7 +29,7 @@ from certtrain.bounds.trace import trace_bounds
 from certtrain.errors import MethodError
 
 QUICK = Settings(iterations=15, neurons=50)
-DEAR = ("crown", "alpha-crown")
+EXPENSIVE = ("crown", "alpha-crown")
 
 
 def batch(name: str) -> Tensor:
@@ -45,7 +45,7 @@ def margins(method: str, model: nn.Module, x: Tensor, labels: Tensor, eps: float
 
 
 @pytest.mark.parametrize("name", [name for name, (layer, _) in LAYERS.items() if not isinstance(layer, (Add, Concat))])
-@pytest.mark.parametrize("method", DEAR)
+@pytest.mark.parametrize("method", EXPENSIVE)
 def test_samples_stay_inside_behind_every_layer(name: str, method: str):
     x, layer = batch(name), ready(LAYERS[name][0])
     torch.manual_seed(0)
@@ -122,7 +122,7 @@ def test_each_method_is_at_least_as_tight_as_the_one_before_and_none_passes_the_
 
 def test_a_search_closes_much_of_the_gap():
     model, x, labels = case("mlp")
-    fixed, searched = (margins(method, model, x, labels, 8 / 255, QUICK) for method in DEAR)
+    fixed, searched = (margins(method, model, x, labels, 8 / 255, QUICK) for method in EXPENSIVE)
     assert (searched - fixed).max() > 0.01
 
 
@@ -158,7 +158,7 @@ SMALL = {"cnn built": 150_000, "wide-resnet built": 1_000_000, "mlp": 600_000}
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("method", ["crown-ibp", *DEAR])
+@pytest.mark.parametrize("method", ["crown-ibp", *EXPENSIVE])
 def test_parts_give_the_bounds_of_the_whole(name: str, method: str):
     model, x, labels = case(name)
     graph, search, memory = checked_graph(model), {"iterations": 3, "neurons": 8}, SMALL[name]
@@ -250,9 +250,9 @@ def test_wrong_settings_are_an_error(wrong: dict[str, float]):
         Settings(**wrong)
 
 
-def test_dearer_methods_leave_no_gradients_behind():
+def test_expensive_methods_leave_no_gradients_behind():
     model, x, labels = case("cnn built")
-    for method in DEAR:
+    for method in EXPENSIVE:
         assert not margins(method, model, x, labels, 0.02, QUICK).requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -290,7 +290,7 @@ def test_slack_is_taken_off_where_a_layer_has_it():
     assert -2.0 - 1e-10 < own.item() < -2.0
 
 
-@pytest.mark.parametrize("method", ["crown-ibp", *DEAR])
+@pytest.mark.parametrize("method", ["crown-ibp", *EXPENSIVE])
 def test_bounds_that_hold_for_their_own_rounding_are_a_little_looser(method: str):
     model, x, labels = case("cnn built")
     graph = checked_graph(model)

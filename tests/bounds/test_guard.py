@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds import interval, relaxation
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.guard import check_margins
+from certtrain.bounds.lines import Lines
 from certtrain.bounds.methods import METHODS
-from certtrain.bounds.relaxation import Lines
 from certtrain.errors import SoundnessError
 from certtrain.properties.cases import robustness
 from certtrain.properties.decide import decide
@@ -27,11 +29,11 @@ def too_narrow(layer: nn.ReLU, box: Box) -> Box:
 
 def too_high(layer: nn.ReLU, box: Box) -> Lines:
     """Lines whose lower one lies above the curve: the chord on both sides, which bounds from above alone."""
-    lines = RELU_LINES(layer, box)
+    lines = RELU.lines(layer, box)
     return Lines(lines.upper_slope, lines.upper_offset, lines.upper_slope, lines.upper_offset)
 
 
-RELU_LINES = relaxation.RELAXATIONS[nn.ReLU]
+RELU = ACTIVATIONS[nn.ReLU]
 
 
 def network() -> nn.Module:
@@ -46,8 +48,8 @@ def batch() -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(interval.RULES, nn.ReLU, too_narrow)
-    monkeypatch.setitem(relaxation.RELAXATIONS, nn.ReLU, too_high)
+    monkeypatch.setitem(interval.INTERVAL_RULES, nn.ReLU, too_narrow)
+    monkeypatch.setattr(relaxation, "ACTIVATIONS", {**ACTIVATIONS, nn.ReLU: replace(RELU, lines=too_high)})
 
 
 @pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bf16", "real"])

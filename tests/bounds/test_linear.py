@@ -2,22 +2,24 @@
 
 import pytest
 import torch
+from activation_cases import CASES
 from sampling import points_inside
-from test_rules import AFFINE, ALL, MONOTONE, ready
+from test_rules import AFFINE, ALL, ready
 from torch import Generator, Tensor, nn
 
 from certtrain import margin_bounds, output_bounds
 from certtrain.bounds import interval, linear
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add
-from certtrain.bounds.relaxation import RELAXATIONS, relaxed
+from certtrain.bounds.relaxation import relaxed
 from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.errors import DataError
 
 BATCH = 3
-ELEMENTWISE = {name: layer for name, (layer, _) in MONOTONE.items() if type(layer) in RELAXATIONS}
-CURVED = {**ELEMENTWISE, "steep leaky relu": nn.LeakyReLU(3.0), "flat leaky relu": nn.LeakyReLU(1.0)}
+CURVED = {name: case.layer for name, case in CASES.items()}
+CURVED |= {"steep leaky relu": nn.LeakyReLU(3.0), "flat leaky relu": nn.LeakyReLU(1.0)}
 
 
 @pytest.mark.parametrize("layer", [nn.ReLU(), nn.LeakyReLU(0.1)])
@@ -63,8 +65,8 @@ def batch(name: str) -> Tensor:
 
 
 def test_every_layer_with_a_rule_for_intervals_has_one_here():
-    assert linear.RULES.keys() == interval.RULES.keys()
-    assert set(NONLINEAR) == {*RELAXATIONS, nn.MaxPool2d}
+    assert linear.LINEAR_RULES.keys() == interval.INTERVAL_RULES.keys()
+    assert set(NONLINEAR) == {*ACTIVATIONS, nn.MaxPool2d}
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -64,9 +64,9 @@ EVERY_BOX = pytest.mark.parametrize(("eps", "clip"), BOXES)
 EVERY_NET = pytest.mark.parametrize("name", ALL)
 EVERY_METHOD = pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
 
-# The dearer methods, on networks that they are done with in a moment; the others are left to the slow tests.
+# The expensive methods, on networks that they are done with in a moment; the others are left to the slow tests.
 QUICK = ["mlp", *(name for name in BUILT if "cnn7" not in name)]
-DEAR = pytest.mark.parametrize("method", [method for method in METHODS if method not in ("ibp", "crown-ibp")])
+EXPENSIVE = pytest.mark.parametrize("method", [method for method in METHODS if method not in ("ibp", "crown-ibp")])
 EVERY_QUICK_NET = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
 )
@@ -105,8 +105,8 @@ def test_margins_of_samples_stay_above(name: str, eps: float, clip: tuple[float,
 
 @EVERY_QUICK_NET
 @SOME_BOXES
-@DEAR
-def test_samples_stay_inside_the_bounds_of_dearer_methods(
+@EXPENSIVE
+def test_samples_stay_inside_the_bounds_of_expensive_methods(
     name: str, eps: float, clip: tuple[float, float] | None, method: str
 ):
     model, x, labels = case(name)
@@ -119,8 +119,8 @@ def test_samples_stay_inside_the_bounds_of_dearer_methods(
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn built", "resnext built"])
-@DEAR
-def test_dearer_bounds_do_not_depend_on_the_batch(name: str, method: str):
+@EXPENSIVE
+def test_expensive_bounds_do_not_depend_on_the_batch(name: str, method: str):
     model, x, labels = case(name)
     graph, bound = checked_graph(model), METHODS[method]
     together = bound(graph, input_box(x, 0.03, None), QUICK_SEARCH).margins(labels)

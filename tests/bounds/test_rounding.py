@@ -19,9 +19,9 @@ from certtrain import certify
 from certtrain.bounds import interval, rounded
 from certtrain.bounds.box import Box, input_box
 from certtrain.bounds.graph import Add, LayerGraph
-from certtrain.bounds.interval import RULES, interval_pass
+from certtrain.bounds.interval import INTERVAL_RULES, interval_pass
 from certtrain.bounds.methods import METHODS, Bounds, Settings, method_named
-from certtrain.bounds.rounded import Step
+from certtrain.bounds.rounded import LayerStep
 from certtrain.bounds.rounding import ARITHMETICS, LAYERS, UNIT64, arithmetic_named, enclosing, gamma
 from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.statistics import BatchNorm, running_statistics
@@ -30,11 +30,14 @@ from certtrain.bounds.trace import NONLINEAR, trace_bounds
 from certtrain.errors import MethodError, UnsupportedLayer
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
-# A search of a few steps rounds as a long one does; the dear methods take the small networks.
+# A search of a few steps rounds as a long one does; the expensive methods take the small networks.
 QUICK = Settings(dense=0, iterations=5, neurons=8)
-DEAR = ("crown", "alpha-crown")
+EXPENSIVE = ("crown", "alpha-crown")
 EACH = [
-    (name, method) for method in METHODS for name in BUILT if method not in DEAR or name.startswith(("mlp", "cnn "))
+    (name, method)
+    for method in METHODS
+    for name in BUILT
+    if method not in EXPENSIVE or name.startswith(("mlp", "cnn "))
 ]
 EACH_NET_AND_METHOD = pytest.mark.parametrize(("name", "method"), EACH)
 FLOAT32 = ARITHMETICS["float32"]
@@ -64,9 +67,9 @@ def test_an_unknown_arithmetic_is_a_named_error():
 
 
 def test_every_layer_with_a_rule_for_intervals_has_its_rounding():
-    tables = [set(rounded.AFFINE), set(rounded.OTHERS), set(rounded.RESHAPING)]
-    assert set().union(*tables) == set(interval.RULES)
-    assert sum(map(len, tables)) == len(interval.RULES)
+    tables = [set(rounded.AFFINE_ERRORS), set(rounded.POINTWISE_ERRORS), set(rounded.RESHAPING)]
+    assert set().union(*tables) == set(interval.INTERVAL_RULES)
+    assert sum(map(len, tables)) == len(interval.INTERVAL_RULES)
 
 
 @pytest.mark.parametrize("length", [1, 7, 1000, 2**20])
@@ -95,7 +98,7 @@ COUNT = 8
 EXACTLY = [name for name in ALL if name != "maximum, ceil"]
 
 
-def layer_case(name: str, place: float, width: float) -> tuple[nn.Module, list[Tensor], Step]:
+def layer_case(name: str, place: float, width: float) -> tuple[nn.Module, list[Tensor], LayerStep]:
     """A float32 layer, points (COUNT, …) for each input, and its float64 step on the box that holds all points."""
     layer, shape = ALL[name]
     layer = ready(copy.deepcopy(layer)).float()
@@ -107,7 +110,7 @@ def layer_case(name: str, place: float, width: float) -> tuple[nn.Module, list[T
     double = copy.deepcopy(layer).double()
     boxes = tuple(box_around(values.double()) for values in points)
     statistics = running_statistics(double) if isinstance(double, BatchNorm) else None
-    return layer, points, Step(double, RULES[type(double)], boxes, statistics)
+    return layer, points, LayerStep(double, INTERVAL_RULES[type(double)], boxes, statistics)
 
 
 def box_around(points: Tensor) -> Box:
@@ -567,7 +570,7 @@ def test_without_rounding_every_bit_is_the_plain_rules(name: str):
     for call in graph.calls:
         given = [values[i] for i in call.inputs]
         extra = [running_statistics(call.layer)] if isinstance(call.layer, BatchNorm) else []
-        values.append(RULES[type(call.layer)](call.layer, *given, *extra))
+        values.append(INTERVAL_RULES[type(call.layer)](call.layer, *given, *extra))
     passed = interval_pass(graph, box, watch=NONLINEAR)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(passed.output, values[-1], strict=True))
     assert all(record.slack is None for record in passed.records)

@@ -1,15 +1,15 @@
 """Each bound rule alone: by hand, on a box without width, on samples, and against what a corner attains."""
 
-import math
-
 import pytest
 import torch
+from activation_cases import CASES
 from sampling import assert_inside, points_inside
 from torch import Generator, Tensor, nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.interval import RULES
+from certtrain.bounds.interval import INTERVAL_RULES
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import BatchNorm, remember, statistics_by_mode
 from certtrain.errors import UnsupportedLayer
@@ -24,7 +24,7 @@ def box_of(lower: Tensor, upper: Tensor) -> Box:
 def rule(layer: nn.Module, *boxes: Box) -> Box:
     """The layer's rule, with the statistics that BatchNorm takes from the first box."""
     statistics = [statistics_by_mode(layer, boxes[0].values)] if isinstance(layer, BatchNorm) else []
-    return RULES[type(layer)](layer, *boxes, *statistics)
+    return INTERVAL_RULES[type(layer)](layer, *boxes, *statistics)
 
 
 # --- by hand ---------------------------------------------------------------------------------------------
@@ -75,11 +75,12 @@ BY_HAND: list[tuple[nn.Module, tuple[int, ...], list[Ends], Ends]] = [
     (Pad(3, 0, 1), SQUARE, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (1, 2), (0, 0), (2, 3), (3, 6), (0, 0))),
     (Pad(1, 1, 1, -2.5), ONE_VALUE, [row((0, 1))], row((-2.5, -2.5), (0, 1), (-2.5, -2.5))),
     (Slice(3, 0, 4, 3), IMAGE_ROW, [row((0, 1), (1, 2), (2, 3), (3, 6))], row((0, 1), (3, 6))),
-    (nn.ReLU(), ONE_VALUE, [row((-1, 2), (-3, -1), (1, 2))], row((0, 2), (0, 0), (1, 2))),
-    (nn.LeakyReLU(0.5), ONE_VALUE, [row((-2, 4), (-4, -2))], row((-1, 4), (-2, -1))),
-    (nn.Sigmoid(), ONE_VALUE, [row((0, math.log(3)))], row((0.5, 0.75))),
-    (nn.Tanh(), ONE_VALUE, [row((0, math.atanh(0.5)))], row((0, 0.5))),
     (nn.MaxPool2d(2), SQUARE, [row((0, 5), (1, 2), (3, 4), (-1, 0))], row((3, 5))),
+]
+
+
+BY_HAND += [
+    (case.layer, ONE_VALUE, [row(given)], row(found)) for case in CASES.values() for given, found in case.by_hand
 ]
 
 
@@ -88,7 +89,7 @@ def title(layer: object) -> str:
 
 
 def test_no_rule_lacks_a_hand_worked_case():
-    assert {type(layer) for layer, *_ in BY_HAND} == set(RULES)
+    assert {type(layer) for layer, *_ in BY_HAND} == set(INTERVAL_RULES)
 
 
 @pytest.mark.parametrize(("layer", "shape", "ends", "expected"), BY_HAND, ids=title)
@@ -133,17 +134,12 @@ AFFINE = {
     "slice": (Slice(2, 1, 3), (2, 4, 2)),
     "slice with steps": (Slice(1, 0, 5, 2), (5,)),
 }
-MONOTONE = {
-    "relu": (nn.ReLU(), (5,)),
-    "relu in place": (nn.ReLU(inplace=True), (5,)),
-    "leaky relu": (nn.LeakyReLU(0.3), (5,)),
-    "leaky relu in place": (nn.LeakyReLU(0.3, inplace=True), (5,)),
-    "sigmoid": (nn.Sigmoid(), (5,)),
-    "tanh": (nn.Tanh(), (5,)),
+MONOTONE = {name: (case.layer, (5,)) for name, case in CASES.items() if ACTIVATIONS[type(case.layer)].monotone} | {
     "maximum": (nn.MaxPool2d(2, stride=1, padding=1), (2, 3, 3)),
     "maximum, ceil": (nn.MaxPool2d(2, ceil_mode=True), (2, 3, 3)),
 }
-ALL = AFFINE | MONOTONE
+OTHERS = {name: (case.layer, (5,)) for name, case in CASES.items() if name not in MONOTONE}
+ALL = AFFINE | MONOTONE | OTHERS
 
 
 def ready(layer: nn.Module) -> nn.Module:
@@ -166,7 +162,7 @@ def random_boxes(layer: nn.Module, shape: tuple[int, ...]) -> list[Box]:
 
 
 def test_no_rule_lacks_a_general_case():
-    assert {type(layer) for layer, _ in ALL.values()} == set(RULES)
+    assert {type(layer) for layer, _ in ALL.values()} == set(INTERVAL_RULES)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -210,7 +210,7 @@ def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
         tmp_path / "model.safetensors", load_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
     )
     with monkeypatch.context() as patch:
-        patch.setitem(linear.RULES, Add, lambda visit, coefficients: Back((coefficients, coefficients)))
+        patch.setitem(linear.LINEAR_RULES, Add, lambda visit, coefficients: Back((coefficients, coefficients)))
         patch.setattr(linear, "check_coefficients", lambda *about: None)
         patch.setattr(guard, "_compare", lambda *about: None)
         write(case, method=method)

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from activation_cases import CASES
+from activation_cases import LAYERS as ACTIVATION_LAYERS
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add, Normalize
-from certtrain.bounds.interval import RULES
+from certtrain.bounds.interval import INTERVAL_RULES
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, load_images, to_unit
@@ -26,7 +28,7 @@ from certtrain.network.folding import _fold, fold_batch_norm
 from certtrain.network.modelfile import Classifier, Metadata, load_model
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
-from certtrain.spec.layers import Graph, Origin, Shared
+from certtrain.spec.layers import Graph, Origin, SharedSection
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None,
@@ -284,7 +286,7 @@ def test_a_graph_loses_what_is_folded_and_keeps_the_rest() -> None:
     assert [layer.name for layer in architecture.layers] == [
         layer["name"] for layer in LAYERS if layer["name"] not in folded_away
     ]
-    assert [layer.name for layer in architecture.layers if isinstance(layer, Shared)] == ["conv4_again"]
+    assert [layer.name for layer in architecture.layers if isinstance(layer, SharedSection)] == ["conv4_again"]
     assert architecture.layers[0].bias
     assert folded.metadata.note.startswith("BatchNorm folded where it follows a layer with weights")
     assert close(folded(points(20)), model(points(20)))
@@ -402,6 +404,7 @@ def test_residual_sums_are_exported(cnn: Classifier, tmp_path: Path) -> None:
     assert close(onnx_runner(tmp_path / "block.onnx")(points(3)), folded(points(3)))
 
 
+NOT_IN_ONNX = {CASES["softplus of a low threshold"].layer}
 # Layers with arguments unlike the defaults, and what they take.
 OPERATORS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(2, 3, (3, 2), (2, 1), (1, 0), (1, 2)), SHAPE),
@@ -435,10 +438,7 @@ OPERATORS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (Slice(3, 1, 7, 2), SHAPE),
     (nn.Identity(), SHAPE),
     (nn.Dropout(0.5), SHAPE),
-    (nn.ReLU(), SHAPE),
-    (nn.LeakyReLU(0.3), SHAPE),
-    (nn.Sigmoid(), SHAPE),
-    (nn.Tanh(), SHAPE),
+    *((layer, SHAPE) for layer in ACTIVATION_LAYERS if layer not in NOT_IN_ONNX),
     (nn.Linear(5, 3, bias=False), (5,)),
     (Normalize((0.1, 0.7), (0.3, 1.1)), SHAPE),
 ]
@@ -467,12 +467,13 @@ def test_every_layer_is_exported_as_what_it_computes(layer: nn.Module, shape: tu
 
 
 def test_every_layer_with_a_rule_has_operators() -> None:
-    assert OPERATORS_OF_LAYERS.keys() == RULES.keys()
-    assert {type(layer) for layer, _ in OPERATORS} | {Add, Concat} == RULES.keys()
+    assert OPERATORS_OF_LAYERS.keys() == INTERVAL_RULES.keys()
+    assert {type(layer) for layer, _ in OPERATORS} | {Add, Concat} == INTERVAL_RULES.keys()
 
 
 NOT_EXPORTED: list[tuple[nn.Module, str]] = [
-    (nn.GELU(), r"it is a GELU; what can be exported are .*Conv2d"),
+    (nn.Mish(), r"it is a Mish; what can be exported are .*Conv2d"),
+    (CASES["softplus of a low threshold"].layer, "its threshold is 1, and ONNX's Softplus has none"),
     (nn.Linear(8, 3), r"needs flat inputs, and these have shape \(2, 8, 8\)"),
     (nn.AdaptiveAvgPool2d(3), "8×8 values are no multiple of its output's"),
     (nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True), "reach so far over the end"),

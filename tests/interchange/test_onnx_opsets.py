@@ -12,7 +12,7 @@ from torch import Tensor
 from certtrain.errors import CerttrainError, ModelFileError, UnsupportedLayer
 from certtrain.interchange import onnxoperators
 from certtrain.interchange.onnxfile import read_onnx
-from certtrain.interchange.onnxoperators import OPERATORS, checked
+from certtrain.interchange.onnxoperators import READERS, checked
 from certtrain.interchange.onnxvalues import Node
 
 onnx = pytest.importorskip("onnx", reason='ONNX is not installed: pip install "certtrain[onnx]"')
@@ -205,10 +205,10 @@ def test_an_attribute_of_another_opset_is_an_error(tmp_path: Path) -> None:
     alone = Node("n", "Add", "", ("x", "c"), ("y",), {"axis": 1}, {}, 7)
     with pytest.raises(UnsupportedLayer, match=r"node 'n' \(Add\): its attribute 'axis' is not read in opset 7"):
         checked(alone)
-    assert checked(alone._replace(opset=6)) is OPERATORS["Add"]
+    assert checked(alone._replace(opset=6)) is READERS["Add"]
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@pytest.mark.parametrize("kind", READERS)
 def test_every_attribute_that_onnx_knows_is_known_or_refused(kind: str) -> None:
     """In every opset: what the standard lists for an operator is in the table of just those opsets, or not read."""
     for opset in range(1, onnx.defs.onnx_opset_version() + 1):
@@ -216,18 +216,18 @@ def test_every_attribute_that_onnx_knows_is_known_or_refused(kind: str) -> None:
             schema = onnx.defs.get_schema(kind, opset, "")
         except onnx.defs.SchemaError:
             continue
-        known = {name for name, (first, last) in OPERATORS[kind].attributes.items() if first <= opset <= last}
+        known = {name for name, (first, last) in READERS[kind].attributes.items() if first <= opset <= last}
         unread = {"sparse_value", "value_string", "value_strings"} if kind == "Constant" else set()
         assert known == set(schema.attributes) - unread, f"opset {opset}"
 
 
 def test_a_version_of_an_operator_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(OPERATORS, "Relu", OPERATORS["Relu"]._replace(newest=6))
+    monkeypatch.setitem(READERS, "Relu", READERS["Relu"]._replace(newest=6))
     path = old(tmp_path, 14, "Relu", "x", [3, 4, 3])
     with pytest.raises(UnsupportedLayer, match="version 14 of this operator is newer than 6, the last"):
         read_onnx(path)
     read_onnx(old(tmp_path, 12, "Relu", "x", [3, 4, 3]))
-    assert onnxoperators.OPERATORS["Relu"].newest == 6
+    assert onnxoperators.READERS["Relu"].newest == 6
 
 
 def test_an_opset_or_a_domain_that_is_not_known_is_refused(tmp_path: Path) -> None:

@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from activation_cases import LAYERS as ACTIVATION_LAYERS
 from sampling import assert_inside, points_inside
 from torch import Tensor, nn
 
 from certtrain import output_bounds
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
-from certtrain.bounds.interval import RULES
+from certtrain.bounds.interval import INTERVAL_RULES
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import NetworkError, PresetError, UnsupportedLayer
 from certtrain.network.graphs import GraphNetwork, build_graph, graph_of
-from certtrain.spec.layers import SECTIONS, Graph, Shared
+from certtrain.spec.layers import SECTIONS, Graph, SharedSection
 from certtrain.spec.preset import load_preset
-from certtrain.spec.shapes import RULES as SHAPE_RULES
-from certtrain.spec.shapes import graph_shapes
+from certtrain.spec.shapes import SHAPE_OF, graph_shapes
 
 SHAPE = (2, 8, 8)
 
@@ -73,18 +73,16 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Identity(), SHAPE),
     (nn.Dropout(0.2), SHAPE),
     (nn.ReLU(inplace=True), SHAPE),
-    (nn.LeakyReLU(0.3), SHAPE),
-    (nn.Sigmoid(), SHAPE),
-    (nn.Tanh(), SHAPE),
+    *((layer, SHAPE) for layer in ACTIVATION_LAYERS),
 ]
 EACH = pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: str(value))
 
 
 def test_what_data_can_say_is_what_has_a_rule():
-    types = {layer.__name__ for layer in RULES}
+    types = {layer.__name__ for layer in INTERVAL_RULES}
     assert SECTIONS.keys() == types | {"Shared"}
-    assert {section.__name__ for section in SHAPE_RULES} == types
-    assert {type(layer) for layer, _ in LAYERS} | {Add, Concat} == RULES.keys()
+    assert SHAPE_OF.keys() == types
+    assert {type(layer) for layer, _ in LAYERS} | {Add, Concat} == INTERVAL_RULES.keys()
 
 
 @EACH
@@ -274,7 +272,7 @@ def test_its_layers_are_traced_as_any_others(residual: Residual):
 
 def test_a_layer_called_twice_has_its_weights_once(residual: Residual):
     layers = graph_of(trace_layers(residual)).graph.layers
-    assert [layer.layer for layer in layers if isinstance(layer, Shared)] == ["twice"]
+    assert [layer.layer for layer in layers if isinstance(layer, SharedSection)] == ["twice"]
     assert [layer.name for layer in layers if layer.name.startswith("act")] == ["act", "act_1"]
     calls = trace_layers(rebuilt(residual)).calls
     (first, second) = (call.layer for call in calls if isinstance(call.layer, nn.Conv2d) and "twice" in call.name)

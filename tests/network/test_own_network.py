@@ -239,7 +239,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "argument": (("--set", "model.arguments={depth=3}"), "raises TypeError: MyNet.__init__() got an unexpected"),
     "value": (("--set", "model.arguments={width=-1}"), "raises RuntimeError: Trying to create tensor with negative"),
     "arguments": (("--set", "model.arguments=3"), "model.arguments"),
-    "type": (("--set", "model={name='graph', layers=[{name='a', type='GELU'}]}"), "model.layers.0: "),
+    "type": (("--set", "model={name='graph', layers=[{name='a', type='Mish'}]}"), "model.layers.0: "),
     "shape": (
         ("--set", "model={name='graph', layers=[{name='a', type='Linear', in_features=5, out_features=3}]}"),
         "layer 'a' does not fit what it is given, of shape (3, 6, 6): it takes 5 features",

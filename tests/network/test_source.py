@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from certtrain.errors import CerttrainError, NetworkError, PresetError, UnsupportedLayer
 from certtrain.network.graphs import GraphNetwork
 from certtrain.network.source import changed_source, read_network, resolve_module
-from certtrain.spec.layers import Graph, Module, Origin
+from certtrain.spec.layers import Graph, ModuleSection, Origin
 from certtrain.spec.preset import Preset, load_preset
 
 HEAD = "import torch\nfrom torch import nn\n"
@@ -24,7 +24,7 @@ MADE = "def make(input_shape, classes):\n    return nn.Sequential(nn.Flatten(), 
 
 
 def read(source: str | Callable[..., Any], **arguments: Any) -> Graph:
-    return read_network(Module(name="module", source=source, arguments=arguments), SHAPE, len(CLASSES))
+    return read_network(ModuleSection(name="module", source=source, arguments=arguments), SHAPE, len(CLASSES))
 
 
 def names(graph: Graph) -> list[str]:
@@ -196,9 +196,9 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
         "cannot be followed: .*must not branch",
     ),
     "unknown layer": (
-        spoilt(adds(act=nn.GELU()), middle=lambda net, x: net.act(x)),
+        spoilt(adds(act=nn.Mish()), middle=lambda net, x: net.act(x)),
         UnsupportedLayer,
-        "Spoilt: layer 'act' is a GELU.* can be bounded: .*ReLU",
+        "Spoilt: layer 'act' is a Mish.* can be bounded: .*ReLU",
     ),
     "unknown function": (
         spoilt(middle=lambda net, x: x.exp()),
@@ -255,7 +255,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
 
 def test_the_network_to_be_spoilt_is_good():
     assert names(read(spoilt())) == ["conv", "relu", "flatten", "head"]
-    assert names(read(spoilt(adds(unused=nn.GELU(), drop=nn.Dropout(0.5))))) == ["conv", "relu", "flatten", "head"]
+    assert names(read(spoilt(adds(unused=nn.Mish(), drop=nn.Dropout(0.5))))) == ["conv", "relu", "flatten", "head"]
 
 
 def test_a_network_may_ask_for_the_shape_of_its_images():
@@ -338,7 +338,7 @@ def test_another_networks_fields_are_let_go_of():
     plain = {"model": {"name": "mlp", "hidden": [3], "batch_norm": False}}
     fields = load_preset("digits", plain).model_dump()
     found = load_preset(fields, {"model.name": "module", "model.source": "mynet.py:MyNet"})
-    assert found.model == Module(name="module", source="mynet.py:MyNet")
+    assert found.model == ModuleSection(name="module", source="mynet.py:MyNet")
 
 
 def test_a_preset_is_settled_once():

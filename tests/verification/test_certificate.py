@@ -120,7 +120,7 @@ def test_bounds_that_overflow_never_certify(value: float):
         ({"labels": Y[:2]}, DataError, "shape"),
         ({"method": "magic"}, MethodError, "'magic' is not known"),
         ({"model": nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)).train()}, UnsupportedLayer, "training mode"),
-        ({"model": nn.Sequential(nn.Linear(1, 2), nn.GELU())}, UnsupportedLayer, "GELU"),
+        ({"model": nn.Sequential(nn.Linear(1, 2), nn.Mish())}, UnsupportedLayer, "Mish"),
     ],
 )
 def test_wrong_arguments_are_named_errors(arguments: dict, error: type[Exception], message: str):

@@ -1,0 +1,149 @@
+"""Hardtanh, ReLU6 and torch.clamp: min(max(x, a), b), of which either limit may be missing."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certtrain.bounds.activations.intervals import monotone_box
+from certtrain.bounds.activations.record import BASIC, Activation
+from certtrain.bounds.box import Box
+from certtrain.bounds.forms import FunctionForm, OnnxForm, Operator, number_given
+from certtrain.bounds.layer_errors import PointwiseError
+from certtrain.bounds.lines import Lines
+from certtrain.bounds.rounding import Rounding
+from certtrain.spec.activations import ClampSection, HardtanhSection, ReLU6Section
+from certtrain.spec.layer_section import LARGEST_FLOAT, ElementwiseSection
+
+_Limits = tuple[float | None, float | None]
+
+
+class Clamp(nn.Module):
+    """torch.clamp by numbers, None for no limit."""
+
+    def __init__(self, min: float | None = None, max: float | None = None) -> None:
+        super().__init__()
+        self.min, self.max = min, max
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(x, self.min, self.max)
+
+    def extra_repr(self) -> str:
+        """The limits: layers are compared by it."""
+        return f"min={self.min}, max={self.max}"
+
+
+def _limits(layer: Any) -> _Limits:
+    return (layer.min, layer.max) if isinstance(layer, Clamp) else (layer.min_val, layer.max_val)
+
+
+def _ends(layer: nn.Module) -> tuple[float, float]:
+    """The limits, infinite for none."""
+    low, high = _limits(layer)
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _refusal(layer: nn.Module) -> str | None:
+    low, high = _limits(layer)
+    if (low is None and high is None) or not all(end is None or abs(end) <= LARGEST_FLOAT for end in (low, high)):
+        return f"clamps to {low} and {high}; use finite numbers that float32 can hold, or None for one of them"
+    if low is not None and high is not None and low > high:
+        return f"clamps to {low:g} and {high:g}, of which the first is above the second"
+    return None
+
+
+def _relu6_refusal(layer: nn.ReLU6) -> str | None:
+    """Its limits are not among its arguments, but can be changed."""
+    return None if _limits(layer) == (0, 6) else f"is a ReLU6 with the limits {_limits(layer)}; use nn.Hardtanh"
+
+
+def _interval(layer: nn.Module, box: Box) -> Box:
+    return monotone_box(lambda x: torch.clamp(x, *_limits(layer)), box)
+
+
+def _lines(layer: nn.Module, box: Box) -> Lines:
+    """From below: the chord from where the function leaves its least value in the box, or that value.
+
+    Of the two the one that is higher at the middle; from above the same, mirrored.
+    """
+    (first, last), low, high = _ends(layer), box.lower, box.upper
+    leaves, reaches = low.clamp(min=first), high.clamp(max=last)
+    least, most = leaves.clamp(max=last), reaches.clamp(min=first)
+    below = torch.where(box.centre > leaves, _share(high.clamp(first, last) - least, high - leaves), 0.0)
+    above = torch.where(box.centre < reaches, _share(most - low.clamp(first, last), reaches - low), 0.0)
+    return Lines(below, least - below * leaves, above, most - above * reaches)
+
+
+def _share(rise: Tensor, run: Tensor) -> Tensor:
+    """A slope between 0 and 1; any where nothing is passed."""
+    return rise / run.clamp(min=torch.finfo(run.dtype).tiny)
+
+
+def _bends(layer: nn.Module, box: Box) -> Tensor:
+    first, last = _ends(layer)
+    return ((box.lower < first) & (box.upper > first)) | ((box.lower < last) & (box.upper > last))
+
+
+def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
+    """The limits are rounded to the values' own type, and a result that is cut is one of them."""
+    largest = max(abs(end) for end in _limits(layer) if end is not None)
+    return PointwiseError(rounding.steps(1), lambda size: 2 * (size + largest), growing=True)
+
+
+def _onnx(layer: nn.Module) -> list[Operator]:
+    low, high = (None if end is None else torch.tensor(float(end)) for end in _limits(layer))
+    return [Operator("Clip", {"min": low, "max": high})]
+
+
+def _record(
+    layer: type[nn.Module],
+    section: type[ElementwiseSection],
+    functions: Mapping[object, FunctionForm],
+    refusal: Callable[[Any], str | None] = _refusal,
+) -> Activation:
+    """Each is read from ONNX's Clip, as two ReLUs: complete verification splits these."""
+    return Activation(
+        layer=layer,
+        section=section,
+        refusal=refusal,
+        monotone=True,
+        interval=_interval,
+        lines=_lines,
+        bends=_bends,
+        rectifier=None,
+        accuracy=BASIC,
+        error=_error,
+        functions=functions,
+        onnx=OnnxForm(_onnx, None),
+    )
+
+
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> list[nn.Module]:
+    low, high = number_given(min_val), number_given(max_val)
+    if not low < high:
+        raise ValueError(f"the limits {low} and {high}; the first must be below the second")
+    return [nn.Hardtanh(low, high)]
+
+
+def _relu6(inplace: bool = False) -> list[nn.Module]:
+    return [nn.ReLU6()]
+
+
+def _clamp(min: Any = None, max: Any = None) -> list[nn.Module]:
+    ends = number_given(min), number_given(max)
+    if any(isinstance(end, Tensor) for end in ends):
+        raise ValueError("a tensor of limits; give numbers")
+    return [Clamp(*ends)]
+
+
+HARDTANH = _record(nn.Hardtanh, HardtanhSection, {F.hardtanh: FunctionForm(_hardtanh)})
+RELU6 = _record(nn.ReLU6, ReLU6Section, {F.relu6: FunctionForm(_relu6)}, _relu6_refusal)
+CLAMP = _record(
+    Clamp,
+    ClampSection,
+    dict.fromkeys((torch.clamp, "clamp", torch.clip, "clip"), FunctionForm(_clamp))
+    | dict.fromkeys((torch.clamp_, "clamp_", torch.clip_, "clip_"), FunctionForm(_clamp, inplace=True)),
+)

@@ -1,0 +1,90 @@
+"""ELU: x above zero, α(exp(x) − 1) below, for α > 0.
+
+It rises everywhere. Its slope jumps at zero from α to 1: up for α below 1, so that
+it is convex; down for α above 1, so that it is convex below zero and then a line.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certtrain.bounds.activations.curves import BentCurve, curve_lines
+from certtrain.bounds.activations.intervals import monotone_box
+from certtrain.bounds.activations.record import Accuracy, Activation, everywhere
+from certtrain.bounds.box import Box
+from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator, number_given
+from certtrain.bounds.layer_errors import PointwiseError, magnitude
+from certtrain.bounds.lines import Lines
+from certtrain.bounds.rounding import SPARE_ROUNDINGS, UNIT64, Rounding
+from certtrain.spec.activations import ELUSection
+from certtrain.spec.layer_section import LARGEST_FLOAT
+
+_ACCURACY = Accuracy(8, "ELU is within 8 units in the last place of alpha below zero, and exact above")
+
+
+def _refusal(layer: nn.ELU) -> str | None:
+    if 0 < layer.alpha <= LARGEST_FLOAT:
+        return None
+    return f"is an ELU with alpha = {layer.alpha:g}; it has a rule for finite numbers above zero, where it is monotone"
+
+
+def _interval(layer: nn.ELU, box: Box) -> Box:
+    return monotone_box(lambda x: F.elu(x, layer.alpha), box)
+
+
+def _lines(layer: nn.ELU, box: Box) -> Lines:
+    alpha = float(layer.alpha)
+
+    def derivative(x: Tensor) -> Tensor:
+        return torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp())
+
+    bend = 0.0 if alpha > 1 else math.inf
+    return curve_lines(BentCurve(lambda x: F.elu(x, alpha), derivative, -math.inf, bend, (0.0, max(1.0, alpha))), box)
+
+
+def _bends(layer: nn.ELU, box: Box) -> Tensor:
+    return everywhere(layer, box) & (box.lower < 0)
+
+
+def _error(rounding: Rounding, layer: nn.ELU, units: int) -> PointwiseError:
+    """Some of torch's kernels compute exp(x) − 1, which cancels next to zero: the error is one of α, not of the result.
+
+    An end's own rounding moves the result by a unit of x times the slope, 1 or α · exp(x): at most |x| + α/2 units.
+    Its lines' slopes are at most 1 or α.
+    """
+    alpha = float(layer.alpha)
+    share, steepest = rounding.function_of_input(units), max(1.0, alpha)
+
+    def absolute(given: Box, result: Box) -> Tensor:
+        own = 2 * SPARE_ROUNDINGS * UNIT64 * (magnitude(given) + alpha)
+        return torch.where(given.lower <= 0, share * alpha, 0.0) + own
+
+    return PointwiseError(
+        rounding.stored(), lambda size: 4 * steepest * size + 2 * alpha, growing=True, absolute=absolute
+    )
+
+
+def _elu(alpha: float = 1.0, inplace: bool = False) -> list[nn.Module]:
+    return [nn.ELU(number_given(alpha))]
+
+
+def _onnx(layer: nn.ELU) -> list[Operator]:
+    return [Operator("Elu", {}, {"alpha": float(layer.alpha)})]
+
+
+ELU = Activation(
+    layer=nn.ELU,
+    section=ELUSection,
+    refusal=_refusal,
+    monotone=True,
+    interval=_interval,
+    lines=_lines,
+    bends=_bends,
+    rectifier=None,
+    accuracy=_ACCURACY,
+    error=_error,
+    functions={F.elu: FunctionForm(_elu)},
+    onnx=OnnxForm(_onnx, OnnxReading("Elu", 22, {"alpha": ("alpha", 1.0)})),
+)

@@ -1,0 +1,139 @@
+"""GELU and SiLU: x times an S-shaped function of x. They fall to a minimum below zero, and rise from there on.
+
+Both are x/2 plus an even function: convex in the middle, concave on both sides,
+and closer to 0 and to x the farther out.
+
+What torch computes is no relative approximation of the result: where Φ(x) is
+small, 1 + erf(x/√2) cancels, and SiLU's exponential overflows. Of GELU, as
+x · ½ · (1 + erf(x/√2)), let erf be within e of exact. The quotient's rounding
+moves erf by at most a unit roundoff u, as z · erf′(z) is below a half; the sum
+rounds by 2u at most, and the products by 2u of the result. Together that is at most
+|x|(e/2 + 3.5u). CUDA's erf is within two units in the last place, e = 4u; the formula
+7.1.26 of Abramowitz and Stegun, which torch's vectors and oneDNN have used, is within 2.5u, and
+its sum of five terms, which together are below 5, rounds by less than 12u. So 16 units in
+the last place of x, which are 32u of |x|, are more than twice what adds up; the largest
+error that was met on a CPU is 6.4u of |x|. SiLU's, x / (1 + exp(−x)), are an exponential, a sum
+and a quotient: no more than 8u of the result, and no more than x · 2⁻¹²⁶ where exp(−x) overflows.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certtrain.bounds.activations.curves import BentCurve, curve_lines
+from certtrain.bounds.activations.intervals import valley_box
+from certtrain.bounds.activations.record import Accuracy, Activation, everywhere, never
+from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator
+from certtrain.bounds.layer_errors import PointwiseError, magnitude
+from certtrain.bounds.rounding import Rounding
+from certtrain.spec.activations import GELUSection, SiLUSection
+
+_GELU_ACCURACY = Accuracy(
+    16, "GELU, as x·Φ(x), is within 16 units in the last place of x, its input: below zero that is no relative error"
+)
+_SILU_ACCURACY = Accuracy(8, "SiLU is within 8 units in the last place of its input")
+
+# Where each is least, and no more than its value there; both known to more digits than float64 has, and the value
+# rounded down.
+_GELU_VALLEY = (-0.7517915246935645, -0.16997120747990372)
+_SILU_VALLEY = (-1.2784645427610738, -0.27846454276107386)
+
+
+def _gelu_derivative(x: Tensor) -> Tensor:
+    """Φ(x) + xφ(x)."""
+    density = torch.exp(-0.5 * x.square()) * (1 / math.sqrt(2 * math.pi))
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * density
+
+
+def _silu_derivative(x: Tensor) -> Tensor:
+    share = torch.sigmoid(x)
+    return share * (1 + x * torch.sigmoid(-x))
+
+
+# The second derivatives are φ(x)(2 − x²), and zero where x · tanh(x/2) = 2: there slopes are largest, and least.
+_GELU_CURVE = BentCurve(F.gelu, _gelu_derivative, -math.sqrt(2), math.sqrt(2), (-0.1290, 1.1290))
+_SILU_CURVE = BentCurve(F.silu, _silu_derivative, -2.399357280515468, 2.399357280515468, (-0.0999, 1.0999))
+
+
+def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
+    """An end's own rounding moves the result by less than 1.2 units of x. A line's terms are below 3.6|x| together."""
+    share = rounding.function_of_input(units)
+    return PointwiseError(
+        rounding.stored(),
+        lambda size: 4 * size,
+        growing=True,
+        absolute=lambda given, result: share * magnitude(given),
+    )
+
+
+# --- GELU ------------------------------------------------------------------------------------------------
+
+
+def _gelu_refusal(layer: nn.GELU) -> str | None:
+    if layer.approximate == "none":
+        return None
+    return (
+        f"is a GELU with approximate={layer.approximate!r}, which is another function; only the exact one has a rule, "
+        "approximate='none'"
+    )
+
+
+def _gelu(*, approximate: str = "none") -> list[nn.Module]:
+    return [nn.GELU(approximate)]
+
+
+def _gelu_onnx(layer: nn.GELU) -> list[Operator]:
+    """x · (1 + erf(x / √2)) · ½: the operator Gelu is of opset 20."""
+    number = {name: torch.tensor(value) for name, value in (("root", math.sqrt(2)), ("one", 1.0), ("half", 0.5))}
+    return [
+        Operator("Div", {"root": number["root"]}),
+        Operator("Erf"),
+        Operator("Add", {"one": number["one"]}),
+        Operator("Mul", takes=(0, 3)),
+        Operator("Mul", {"half": number["half"]}),
+    ]
+
+
+GELU = Activation(
+    layer=nn.GELU,
+    section=GELUSection,
+    refusal=_gelu_refusal,
+    monotone=False,
+    interval=lambda layer, box: valley_box(F.gelu, *_GELU_VALLEY, box),
+    lines=lambda layer, box: curve_lines(_GELU_CURVE, box),
+    bends=everywhere,
+    rectifier=None,
+    accuracy=_GELU_ACCURACY,
+    error=_error,
+    functions={F.gelu: FunctionForm(_gelu)},
+    onnx=OnnxForm(_gelu_onnx, OnnxReading("Gelu", 20, fixed={"approximate": b"none"})),
+)
+
+
+# --- SiLU ------------------------------------------------------------------------------------------------
+
+
+def _silu(inplace: bool = False) -> list[nn.Module]:
+    return [nn.SiLU()]
+
+
+def _silu_onnx(layer: nn.SiLU) -> list[Operator]:
+    return [Operator("Sigmoid"), Operator("Mul", takes=(0, 1))]
+
+
+SILU = Activation(
+    layer=nn.SiLU,
+    section=SiLUSection,
+    refusal=never,
+    monotone=False,
+    interval=lambda layer, box: valley_box(F.silu, *_SILU_VALLEY, box),
+    lines=lambda layer, box: curve_lines(_SILU_CURVE, box),
+    bends=everywhere,
+    rectifier=None,
+    accuracy=_SILU_ACCURACY,
+    error=_error,
+    functions={F.silu: FunctionForm(_silu)},
+    onnx=OnnxForm(_silu_onnx, None),
+)

@@ -1,0 +1,94 @@
+"""Sigmoid and tanh: convex below zero and concave above, between two limits."""
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.activations.intervals import monotone_box
+from certtrain.bounds.activations.record import Accuracy, Activation, everywhere, never
+from certtrain.bounds.box import Box, Pointwise
+from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, one_operator
+from certtrain.bounds.layer_errors import PointwiseError
+from certtrain.bounds.lines import Lines
+from certtrain.bounds.rounding import Rounding
+from certtrain.spec.activations import SigmoidSection, TanhSection
+
+# An interval of an S-shaped function that is no wider than this has no chord.
+NARROW = 1e-3
+_ACCURACY = Accuracy(8, "sigmoid and tanh are within 8 units in the last place")
+
+
+def _s_shaped(function: Pointwise, derivative: Pointwise, box: Box) -> Lines:
+    """On one side of zero the curve's chord and the tangent at the middle, else two lines of the least slope k.
+
+    The least slope in the interval is at one of its ends, so f(x) − kx never
+    falls in between, and its ends bound it (Singh et al. 2019, DeepPoly).
+    """
+    low, high = function(box.lower), function(box.upper)
+    slope = torch.minimum(derivative(low), derivative(high))
+    middle = function(box.centre)
+    tangent, width = derivative(middle), box.upper - box.lower
+    wide = width > NARROW  # where it is not, the difference of the ends is lost in rounding, and its gradient with it
+    chord = torch.where(wide, (high - low) / torch.where(wide, width, 1.0), slope)
+    convex, concave = (box.upper <= 0) & wide, (box.lower >= 0) & wide
+    below = torch.where(convex, tangent, torch.where(concave, chord, slope))
+    above = torch.where(concave, tangent, torch.where(convex, chord, slope))
+    from_below = torch.where(convex, middle - tangent * box.centre, low - below * box.lower)
+    from_above = torch.where(concave, middle - tangent * box.centre, high - above * box.upper)
+    return Lines(below, from_below, above, from_above)
+
+
+def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
+    """The verifier's are as well within so many units in the last place.
+
+    An end's own rounding by a unit of x moves the result by x·f′(x) of them. For
+    tanh that is at most |f|, for sigmoid at most |x|·f, where x is above −709 or f
+    below float64's smallest normal number: fewer than 4096 of the result's units.
+    A line's terms, k·x and f − k·x, are at most |x| and 1 + |x|.
+    """
+    return PointwiseError(rounding.function(units), lambda size: size + 1, length=4096)
+
+
+def _sigmoid() -> list[nn.Module]:
+    return [nn.Sigmoid()]
+
+
+def _tanh() -> list[nn.Module]:
+    return [nn.Tanh()]
+
+
+def _of_sigmoid(y: Tensor) -> Tensor:
+    return y * (1 - y)
+
+
+def _of_tanh(y: Tensor) -> Tensor:
+    return 1 - y.square()
+
+
+SIGMOID = Activation(
+    layer=nn.Sigmoid,
+    section=SigmoidSection,
+    refusal=never,
+    monotone=True,
+    interval=monotone_box,
+    lines=lambda layer, box: _s_shaped(torch.sigmoid, _of_sigmoid, box),
+    bends=everywhere,
+    rectifier=None,
+    accuracy=_ACCURACY,
+    error=_error,
+    functions=dict.fromkeys((torch.sigmoid, "sigmoid"), FunctionForm(_sigmoid)),
+    onnx=OnnxForm(one_operator("Sigmoid"), OnnxReading("Sigmoid", 13)),
+)
+TANH = Activation(
+    layer=nn.Tanh,
+    section=TanhSection,
+    refusal=never,
+    monotone=True,
+    interval=monotone_box,
+    lines=lambda layer, box: _s_shaped(torch.tanh, _of_tanh, box),
+    bends=everywhere,
+    rectifier=None,
+    accuracy=_ACCURACY,
+    error=_error,
+    functions=dict.fromkeys((torch.tanh, "tanh"), FunctionForm(_tanh)),
+    onnx=OnnxForm(one_operator("Tanh"), OnnxReading("Tanh", 13)),
+)

@@ -1,0 +1,128 @@
+"""Softplus, log(1 + exp(βx)) / β, which torch takes for x itself where βx is above a threshold t.
+
+So what torch defines jumps there, down by log(1 + e^−t) / β: 2·10⁻⁹ / β with its
+own t = 20. Which branch is taken is decided by a rounded product. Rules count
+both wherever the box comes close to the threshold, and hold for any t.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from certtrain.bounds.activations.curves import BentCurve, curve_lines
+from certtrain.bounds.activations.intervals import box_of_ends
+from certtrain.bounds.activations.record import Accuracy, Activation, everywhere
+from certtrain.bounds.box import Box
+from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator, number_given
+from certtrain.bounds.layer_errors import PointwiseError, magnitude
+from certtrain.bounds.lines import Lines
+from certtrain.bounds.rounding import Rounding
+from certtrain.errors import UnsupportedLayer
+from certtrain.spec.activations import SoftplusSection
+
+_ACCURACY = Accuracy(8, "softplus is within 8 units in the last place of its input and its result together")
+LARGEST_THRESHOLD = 80.0  # at larger ones float32's exponential overflows
+STRAIGHT = 60.0  # log(1 + exp(y)) is y in float64, and float32's exp(60) is finite
+SURE = 2.0**-6  # relative to the threshold and 1: farther from it no rounding decides which branch is taken
+READ_THRESHOLD = 40.0  # of ONNX's, which has none: in float64 it makes no difference
+EXPORTED_FROM = 15.0  # ONNX's has no threshold; from here on float32 rounds more than the jump
+
+
+class _Ends:
+    """Where the threshold lies, in x, with what rounding leaves open, and how far the function may jump there."""
+
+    def __init__(self, layer: nn.Softplus) -> None:
+        beta, threshold = float(layer.beta), float(layer.threshold)
+        margin = SURE * max(1.0, abs(threshold))
+        self.first, self.last = (threshold - margin) / beta, (threshold + margin) / beta
+        self.jump = float(torch.tensor(margin - threshold, dtype=torch.float64).exp().log1p()) / beta * (1 + 2.0**-40)
+
+
+def _smooth(layer: nn.Softplus, x: Tensor) -> Tensor:
+    """The function without the threshold."""
+    return F.softplus(x, layer.beta, STRAIGHT)
+
+
+def _refusal(layer: nn.Softplus) -> str | None:
+    if not 0 < layer.beta < math.inf:
+        return f"is a Softplus with beta = {layer.beta:g}; it has a rule for finite numbers above zero"
+    if not abs(layer.threshold) <= LARGEST_THRESHOLD:
+        return (
+            f"is a Softplus with a threshold of {layer.threshold:g}; it has a rule for those between "
+            f"-{LARGEST_THRESHOLD:g} and {LARGEST_THRESHOLD:g}, as beyond them float32's exponential overflows"
+        )
+    return None
+
+
+def _interval(layer: nn.Softplus, box: Box) -> Box:
+    """Below the threshold it rises, and so it does above. Close to it each branch may be least, or largest."""
+    at, low, high = _Ends(layer), box.lower, box.upper
+    smooth_low, straight = _smooth(layer, low), low.clamp(min=at.first)
+    least = torch.where(high < at.first, smooth_low, torch.minimum(smooth_low, straight))
+    most = torch.where(
+        high < at.first, _smooth(layer, high), torch.maximum(high, _smooth(layer, high.clamp(max=at.last)))
+    )
+    above = low > at.last
+    clean = None if box.clean is None else layer(box.clean)
+    return box_of_ends(torch.where(above, low, least), torch.where(above, high, most), clean)
+
+
+def _lines(layer: nn.Softplus, box: Box) -> Lines:
+    """Those of the smooth curve, lower by the jump where the threshold may lie in the box; behind it x itself."""
+    at = _Ends(layer)
+    curve = BentCurve(
+        lambda x: _smooth(layer, x), lambda x: torch.sigmoid(layer.beta * x), -math.inf, math.inf, (0.0, 1.0)
+    )
+    below, lower, above, upper = curve_lines(curve, box)
+    assert lower is not None
+    assert upper is not None
+    straight, close = box.lower > at.last, box.upper >= at.first
+    lower = torch.where(close, lower - at.jump, lower)
+    parts = ((1.0, below), (0.0, lower), (1.0, above), (0.0, upper))
+    return Lines(*(torch.where(straight, exact, part) for exact, part in parts))
+
+
+def _error(rounding: Rounding, layer: nn.Softplus, units: int) -> PointwiseError:
+    """An end's own rounding moves the result by no more than a unit of x.
+
+    The lines' terms are at most |x| and 2|x| + f(0), which is below 1/β.
+    What goes lost of a small exponential is divided by β.
+    """
+    share, most = rounding.function_of_input(units), 1 / layer.beta
+    return PointwiseError(
+        rounding.stored(),
+        lambda size: 4 * size + most,
+        growing=True,
+        absolute=lambda given, result: share * (magnitude(given) + magnitude(result)),
+    )
+
+
+def _softplus(beta: float = 1.0, threshold: float = 20.0) -> list[nn.Module]:
+    return [nn.Softplus(number_given(beta), number_given(threshold))]
+
+
+def _onnx(layer: nn.Softplus) -> list[Operator]:
+    if layer.threshold < EXPORTED_FROM:
+        raise UnsupportedLayer(f"its threshold is {layer.threshold:g}, and ONNX's Softplus has none")
+    if layer.beta == 1:
+        return [Operator("Softplus")]
+    beta = torch.tensor(float(layer.beta))
+    return [Operator("Mul", {"beta": beta}), Operator("Softplus"), Operator("Div", {"divisor": beta})]
+
+
+SOFTPLUS = Activation(
+    layer=nn.Softplus,
+    section=SoftplusSection,
+    refusal=_refusal,
+    monotone=False,
+    interval=_interval,
+    lines=_lines,
+    bends=everywhere,
+    rectifier=None,
+    accuracy=_ACCURACY,
+    error=_error,
+    functions={F.softplus: FunctionForm(_softplus)},
+    onnx=OnnxForm(_onnx, OnnxReading("Softplus", 22, arguments={"threshold": READ_THRESHOLD}, consumes=False)),
+)

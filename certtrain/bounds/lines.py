@@ -1,0 +1,59 @@
+"""Lines above and below a function over an interval: what linear bounds put in the place of a nonlinear layer."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Lines(NamedTuple):
+    """lower_slope · x + lower_offset ≤ f(x) ≤ upper_slope · x + upper_offset for every x of a box (B, …).
+
+    An offset is None where it is zero everywhere.
+    """
+
+    lower_slope: Tensor
+    lower_offset: Tensor | None
+    upper_slope: Tensor
+    upper_offset: Tensor | None
+
+    def examples(self, chosen: Tensor) -> "Lines":
+        """The lines of some of the batch."""
+        return self._each(lambda part: part[chosen])
+
+    def for_functions(self) -> "Lines":
+        """The same lines (B, 1, …) for all functions of an example."""
+        return self._each(lambda part: part.unsqueeze(1))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Lines":
+        lower, below, upper, above = self
+        changed = (None if offset is None else change(offset) for offset in (below, above))
+        return Lines(change(lower), next(changed), change(upper), next(changed))
+
+
+class Slopes(NamedTuple):
+    """The lines of a rectifier max(x, sx) or min(x, sx) whose line through zero is free to turn.
+
+    Its slope is s + (1 − s)α for any α between `least` and `most` (B, 1, …): 0
+    and 1 where the sign of x is open, else the same number. `first` is the α
+    of `lines`, which the box gives.
+    """
+
+    lines: Lines
+    slope: float
+    least: Tensor
+    most: Tensor
+    first: Tensor
+
+    def examples(self, chosen: Tensor) -> "Slopes":
+        """The slopes of some of the batch."""
+        parts = (part[chosen] for part in (self.least, self.most, self.first))
+        return Slopes(self.lines.examples(chosen), self.slope, *parts)
+
+    def at(self, alpha: Tensor) -> Lines:
+        """The lines (B, S, …) of α (B, S, …) for each function apart; they hold for any α in [0, 1], rounding too."""
+        ends = sorted((self.slope, 1.0))
+        turned = alpha if self.slope == 0 else (alpha + self.slope * (1 - alpha)).clamp(*ends)
+        if self.slope <= 1:
+            return self.lines._replace(lower_slope=turned)
+        return self.lines._replace(upper_slope=turned)

@@ -1,0 +1,134 @@
+"""Activations that files have as several operators, as exporters write them.
+
+- GELU: x · (1 + erf(x/√2)) / 2, its factors in any order.
+- SiLU: x · sigmoid(x).
+- Softplus with its threshold: x where βx is above it, else softplus(βx) / β.
+
+An Erf or a Greater stands for no layer. What it makes of a value is a value that
+is pending until the pattern is complete; any other use of it is an error.
+"""
+
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from certtrain.interchange.onnxbuilder import Activated, Builder
+from certtrain.interchange.onnxshaping import materialized
+from certtrain.interchange.onnxvalues import Node, Pending, Value
+
+ONE, ZERO = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+
+
+def erf(builder: Builder, node: Node) -> Value:
+    """A factor of GELU."""
+    return _pending(node, Pending("Erf", node.value()))
+
+
+def greater(builder: Builder, node: Node) -> Value:
+    """The condition of a Softplus."""
+    limit = node.weights(1)
+    if limit.numel() != 1:
+        raise node.error("it must compare with one number")
+    return _pending(node, Pending("Greater", node.value(), float(limit)))
+
+
+def _pending(node: Node, pending: Pending) -> Value:
+    if pending.given.pending is not None:
+        raise node.error(f"it is given the result of {pending.given.pending.kind} itself, which is not read")
+    return pending.given.bare()._replace(pending=pending)
+
+
+def product(builder: Builder, node: Node, left: Value, right: Value) -> Value:
+    """The product of two values, where it is a GELU or a SiLU."""
+    for value, factor in ((left, right), (right, left)):
+        found = _gelu(builder, node, value, factor) or _silu(builder, node, value, factor)
+        if found is not None:
+            return found
+    raise node.error("the product of two layers' results is read only as x · sigmoid(x) and x · (1 + erf(x/√2))")
+
+
+def _gelu(builder: Builder, node: Node, value: Value, factor: Value) -> Value | None:
+    """m·z · s(1 + erf(z/√2)) as 2ms · GELU(z)."""
+    if factor.pending is None or factor.pending.kind != "Erf" or value.pending is not None:
+        return None
+    scale, close = _scale(factor), _Close.of(builder)
+    z = close.simplest(_times(factor.pending.given, sqrt(2)), value)
+    multiple = close.multiple(value, z)
+    if multiple is None or not close.equal(scale, _shift(factor)):
+        raise node.error("an erf is read only as a part of x · (1 + erf(x/√2)), which this is not")
+    return add_activation(builder, node, "GELU", z).affine(2 * multiple * scale, ZERO)
+
+
+def _silu(builder: Builder, node: Node, value: Value, factor: Value) -> Value | None:
+    """m·z · s·sigmoid(z) as ms · SiLU(z)."""
+    made = builder.activated.get(factor.layer)
+    if made is None or made.kind != "Sigmoid" or factor.pending is not None or value.pending is not None:
+        return None
+    multiple = _Close.of(builder).multiple(value, made.given)
+    if multiple is None or factor.shape != made.given.shape or bool(_shift(factor).any()):
+        return None
+    return add_activation(builder, node, "SiLU", made.given).affine(multiple * _scale(factor), ZERO)
+
+
+def where(builder: Builder, node: Node) -> Value:
+    """Softplus: the condition, x, and softplus(βx) / β."""
+    condition, value, smooth = (node.value(place) for place in (0, 1, 2))
+    made = builder.activated.get(smooth.layer)
+    if condition.pending is None or condition.pending.kind != "Greater" or made is None or made.kind != "Softplus":
+        raise node.error("it is read only as torch writes Softplus with its threshold")
+    close, (_, compared, limit) = _Close.of(builder), condition.pending
+    beta, same = close.multiple(made.given, value), close.multiple(compared, made.given)
+    if beta is None or same is None or not close.equal(_scale(smooth) * beta, ONE) or bool(_shift(smooth).any()):
+        raise node.error("it is read only as torch writes Softplus, x where βx is above a limit, else softplus(βx) / β")
+    return add_activation(builder, node, "Softplus", value, beta=beta, threshold=limit / same)
+
+
+def add_activation(builder: Builder, node: Node, kind: str, value: Value, **arguments: float) -> Value:
+    """Append an activation of that kind."""
+    made = builder.add(node, kind, [materialized(builder, value, node)], {}, **arguments)
+    builder.activated[made.layer] = Activated(kind, value)
+    return made
+
+
+# --- values compared -------------------------------------------------------------------------------------
+
+
+def _scale(value: Value) -> Tensor:
+    return torch.ones(value.shape, dtype=torch.float64) if value.scale is None else value.scale
+
+
+def _shift(value: Value) -> Tensor:
+    return torch.zeros(value.shape, dtype=torch.float64) if value.shift is None else value.shift
+
+
+def _times(value: Value, number: float) -> Value:
+    return value.affine(torch.tensor(number, dtype=torch.float64), ZERO)
+
+
+class _Close(NamedTuple):
+    """Numbers and values that are equal but for the rounding of a few constants, relative to their size."""
+
+    share: float
+
+    @classmethod
+    def of(cls, builder: Builder) -> "_Close":
+        return cls(4 * torch.finfo(builder.dtype).eps)
+
+    def equal(self, left: Tensor, right: Tensor) -> bool:
+        """NaN equals nothing."""
+        return bool(((left - right).abs() <= self.share * torch.maximum(left.abs(), right.abs())).all())
+
+    def multiple(self, value: Value, other: Value) -> float | None:
+        """The number m for which the value is m · other, if there is one."""
+        if (value.layer, value.shape, value.alone) != (other.layer, other.shape, other.alone):
+            return None
+        ratio = (_scale(value) / _scale(other)).flatten()
+        multiple = 1.0 if self.equal(ratio, ONE) else float(ratio[0])
+        fits = self.equal(ratio, torch.tensor(multiple)) and self.equal(_shift(value), multiple * _shift(other))
+        return multiple if fits and multiple else None
+
+    def simplest(self, value: Value, *others: Value) -> Value:
+        """The layer's own result, or one of the others, where the value is equal to it; else the value."""
+        return next((other for other in (value.bare(), *others) if self.multiple(value, other) == 1), value)
