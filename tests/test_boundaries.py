@@ -202,6 +202,16 @@ def test_every_form_of_import_is_seen(code: str):
     assert "cli" in {room_of(name) for name in modules_of(code)}
 
 
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TEST_FILES = {name for file in TESTS if file.stem.startswith("test_") for name in (file.stem, "tests", "conftest")}
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: str(file.relative_to(ROOT / "tests")))
+def test_what_tests_share_is_in_helpers(file: Path):
+    taken = {part for name in modules_of(file.read_text(encoding="utf-8")) for part in name.split(".")}
+    assert not taken & TEST_FILES
+
+
 def test_all_public_names_are_there():
     assert "propagate" in certtrain.__all__
     for name in certtrain.__all__:

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from enumeration import Least, least, random_network
 from torch import Tensor, nn
 
 from certtrain.bounds.box import box_between, box_ends
@@ -23,6 +22,7 @@ from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
 from certtrain.properties.cases import Case
 from certtrain.verdicts import correct_points
+from helpers.enumeration import Least, least, random_network
 
 SHAPES = [(2, (3, 3)), (2, (6,)), (3, (4,)), (3, (3, 2)), (2, (2, 2, 2))]
 MARGINS = [1.0, 1e-2, 1e-4, 1e-6, 1e-9, 0.0, -1e-9, -1e-6, -1e-4, -1e-2]

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.nets import NETS
-from reference import EPS, below, inputs, network
-from test_oracles import EVALUATED, LOSSES, TRAINED, assert_close, without_own_column
 from torch import Tensor, nn
 
 from certtrain.bounds.box import input_box
@@ -21,6 +18,8 @@ from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.compilation import Compiled, check_compile, has_compiler, will_compile
 from certtrain.training.schedules import ActiveTerms, Controls
 from certtrain.training.step import Stepper
+from helpers.oracle_networks import NETS
+from helpers.oracles import EPS, EVALUATED, LOSSES, TRAINED, assert_close, below, inputs, network, without_own_column
 
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
 quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles

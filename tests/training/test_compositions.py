@@ -11,7 +11,6 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from small_steps import SHAPE, batch, network, preset
 from torch import Tensor, nn
 
 from certtrain.attack.descent import ascend
@@ -24,6 +23,7 @@ from certtrain.bounds.trace import trace_bounds
 from certtrain.training.compilation import has_compiler
 from certtrain.training.micro_batches import Accumulated, Accumulation, Bounded, TrainingBatch
 from certtrain.training.objective import certified_cross_entropy
+from helpers.small_steps import SHAPE, batch, network, preset
 
 EPS, SMALL, STEPS = 0.05, 0.02, 4
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")

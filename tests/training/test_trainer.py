@@ -15,18 +15,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_runs import (
-    EPS,
-    PER_EPOCH,
-    STEPS,
-    assert_same_run,
-    frequent,
-    metrics,
-    report,
-    small,
-    stop_before,
-    without_seconds,
-)
 
 from certtrain import load_model
 from certtrain.diagnostics.model_states import model_layer_states
@@ -40,10 +28,22 @@ from certtrain.training import completion
 from certtrain.training.api import resume, train
 from certtrain.training.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
 from certtrain.training.trainer import Trainer
+from helpers.small_runs import (
+    EPS,
+    PER_EPOCH,
+    STEPS,
+    assert_same_run,
+    frequent,
+    metrics,
+    report,
+    small,
+    stop_before,
+    without_seconds,
+)
 
 pytestmark = pytest.mark.usefixtures("no_page")
 ROOT = Path(__file__).parents[2]
-HELPERS = [str(ROOT), str(ROOT / "tests" / "training")]  # on the path of processes that tests start
+HELPERS = [str(ROOT), str(ROOT / "tests")]  # on the path of processes that tests start
 
 
 def new_folder(path: Path, preset: Preset) -> RunFolder:
@@ -393,7 +393,7 @@ sys.path[:0] = {HELPERS!r}
 torch.set_num_threads(1)
 from certtrain import RunContext, storage, train
 from certtrain.training.events import EpochDone, StepDone, Verifying
-from small_runs import FREQUENT, small
+from helpers.small_runs import FREQUENT, small
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 events, syncs, real = [], [], os.fsync
@@ -553,7 +553,7 @@ TRAINS = """
 import sys, time
 from pathlib import Path
 from certtrain import resume, train
-from small_runs import frequent, small
+from helpers.small_runs import frequent, small
 def wait():
     print("trains", flush=True)
     time.sleep(60)
@@ -566,7 +566,7 @@ resume(out, context) if out.exists() else train(small(), out, context)
 def training(out: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that trains the run in `out`, and stands still at its first step."""
     command = [sys.executable, "-c", TRAINS, str(out)]
-    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "trains\n"
         try:
@@ -731,7 +731,7 @@ sys.path[:0] = {HELPERS!r}
 torch.set_num_threads(1)
 from certtrain import resume
 from certtrain.errors import StorageError
-from small_runs import frequent
+from helpers.small_runs import frequent
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = Path("out/checkpoints/step-000000000.safetensors").stat().st_size + 100
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
