@@ -383,35 +383,6 @@ def test_a_run_stopped_while_it_is_verified_verifies_again(finished: Path, tmp_p
     assert_same_run(finished, out)
 
 
-def kill_self_at(place: str) -> str:
-    """Code that trains in folder `out`, checkpointing after each step, and is killed at `place`."""
-    return f"""
-import os, signal, sys, torch
-from dataclasses import replace
-from pathlib import Path
-sys.path[:0] = {HELPERS!r}
-torch.set_num_threads(1)
-from certtrain import RunContext, storage, train
-from certtrain.training.events import EpochDone, StepDone, Verifying
-from helpers.small_runs import FREQUENT, small
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-events, syncs, real = [], [], os.fsync
-def emit(event):
-    events.append(event)
-    if {place}:
-        die()
-def fsync(handle):
-    syncs.append(handle)
-    event = None
-    if {place}:
-        die()
-    real(handle)
-storage.os.fsync = fsync
-train(small(), Path("out"), RunContext(emit=emit, pacing=replace(FREQUENT, checkpoint=0.0)))
-"""
-
-
 MOMENTS = {
     "after a step, before its checkpoint": "isinstance(event, StepDone) and event.step == 17",
     "between an epoch's metrics and its checkpoint": "isinstance(event, EpochDone) and event.record.epoch == 2",
@@ -423,12 +394,52 @@ MOMENTS = {
 }
 
 
+# Trains in a folder for each moment, checkpointing after every step, until it kills itself there. Each is a branch of
+# one process, which has loaded torch and run nothing yet.
+KILLS = f"""
+import os, signal, sys, torch
+from dataclasses import replace
+from pathlib import Path
+sys.path[:0] = {HELPERS!r}
+torch.set_num_threads(1)
+from certtrain import RunContext, storage, train
+from certtrain.training.events import EpochDone, StepDone, Verifying
+from helpers.small_runs import FREQUENT, small
+def run_until(moment, out):
+    syncs, real = [], os.fsync
+    def look(event):
+        if moment(event, syncs):
+            os.kill(os.getpid(), signal.SIGKILL)
+    def fsync(handle):
+        syncs.append(handle)
+        look(None)
+        real(handle)
+    storage.os.fsync = fsync
+    train(small(), out, RunContext(emit=look, pacing=replace(FREQUENT, checkpoint=0.0)))
+for number, moment in enumerate({list(MOMENTS.values())!r}):
+    child = os.fork()
+    if not child:
+        try:
+            run_until(eval("lambda event, syncs: " + moment), Path(str(number)))
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of a run that was killed, for each moment."""
+    place = tmp_path_factory.mktemp("killed")
+    result = subprocess.run([sys.executable, "-c", KILLS], cwd=place, capture_output=True, text=True)
+    assert result.stdout.split() == ["-9"] * len(MOMENTS), result.stderr
+    return {moment: place / str(number) for number, moment in enumerate(MOMENTS)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(moment: str, finished: Path, tmp_path: Path):
-    result = subprocess.run([sys.executable, "-c", kill_self_at(MOMENTS[moment])], cwd=tmp_path, capture_output=True)
-    assert result.returncode == -9, result.stderr.decode()
-    out = tmp_path / "out"
+def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(moment: str, finished: Path, killed: dict[str, Path]):
+    out = killed[moment]
     assert not (out / "report.json").exists()
     assert resume(out, frequent()) is not None
     assert_same_run(finished, out)
