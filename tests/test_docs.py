@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 from typer.main import get_command
 
 from certtrain import cli
-from certtrain.bounds.methods import METHODS
 from certtrain.bounds.activations import ACTIVATIONS
+from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.certfile import Header, Record, Seal
 from certtrain.diagnostics import findings
