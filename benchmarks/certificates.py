@@ -25,6 +25,7 @@ from torch import Tensor
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
+from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import load_split
 from certtrain.network.modelfile import Classifier, load_model
@@ -32,10 +33,9 @@ from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import Cascade
-from certtrain.verification.certificate import VERDICTS_ALONE
-from certtrain.verification.methods import names_of, points_at_once, rounds_of
-from certtrain.verification.results import Point, Stage, count, stages
-from certtrain.verification.steps import ATTACK, AttackStep, Batch, BoundStep, InferenceStep, Round
+from certtrain.verification.methods import examples_at_once, names_of, rounds_of
+from certtrain.verification.results import ExampleResult, StepSummary, count, step_summaries
+from certtrain.verification.steps import ATTACK, AttackStep, BoundStep, ExampleBatch, InferenceStep, Round
 
 NO_ROUNDING, DEPLOYED = "no rounding", "float32"
 COARSE = ("tf32", "bf16")  # asked of the methods in `CHEAP` alone
@@ -51,13 +51,13 @@ class Subject:
     eps: float
     batch_size: int
 
-    def cascade(self, rounds: Sequence[Round], known: Sequence[Point] = ()) -> list[Point]:
+    def cascade(self, rounds: Sequence[Round], known: Sequence[ExampleResult] = ()) -> list[ExampleResult]:
         """All points after these rounds."""
         return Cascade(self.network, self.images, self.eps, rounds, known=known).run()
 
-    def batch(self, numbers: list[int]) -> Batch:
+    def batch(self, numbers: list[int]) -> ExampleBatch:
         """The points of these numbers."""
-        return Batch(numbers, to_unit(self.images.images[numbers]), self.images.labels[numbers], self.eps)
+        return ExampleBatch(numbers, to_unit(self.images.images[numbers]), self.images.labels[numbers], self.eps)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Column:
         return statistics.median([seconds for seconds, size in self.times for _ in range(size)] or [0.0])
 
 
-def bounding(subject: Subject, method: str, arithmetic: str, first: Batch) -> BoundStep:
+def bounding(subject: Subject, method: str, arithmetic: str, first: ExampleBatch) -> BoundStep:
     """The method in that arithmetic, its copy of the network made; it has done a batch already, with ε = 0."""
     step = BoundStep(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic, alone=False)
     step(first._replace(eps=0.0))
@@ -97,7 +97,7 @@ def bounding(subject: Subject, method: str, arithmetic: str, first: Batch) -> Bo
 
 def measure(subject: Subject, method: str, arithmetics: Sequence[str], numbers: list[int]) -> dict[str, Column]:
     """The method on the points of these numbers, in each arithmetic in turn."""
-    size = points_at_once(method, subject.batch_size)
+    size = examples_at_once(method, subject.batch_size)
     before = subject.batch(numbers[:size])
     columns = {arithmetic: Column() for arithmetic in arithmetics}
     steps = {arithmetic: bounding(subject, method, arithmetic, before) for arithmetic in arithmetics}
@@ -120,7 +120,7 @@ def arithmetics_of(method: str, wanted: Sequence[str]) -> list[str]:
     return [NO_ROUNDING, *(name for name in wanted if method in CHEAP or name not in COARSE)]
 
 
-def show_methods(found: dict[str, dict[str, Column]], points: Sequence[Point], numbers: list[int]) -> None:
+def show_methods(found: dict[str, dict[str, Column]], points: Sequence[ExampleResult], numbers: list[int]) -> None:
     """What each method does alone, in float32; without `points` there was no attack."""
     counts, attacked = count(points), bool(points)
     print("| method | certified | falsified | open | misclassified | s a point, median | s in all | times ibp |")
@@ -136,9 +136,9 @@ def show_methods(found: dict[str, dict[str, Column]], points: Sequence[Point], n
         print(f"| {method} | {mine.certified} | {others} | {mine.median:.4f} | {mine.seconds:.1f} | {ratio} |")
 
 
-def show_cascade(points: Sequence[Point], cheapest: float | None) -> None:
+def show_cascade(points: Sequence[ExampleResult], cheapest: float | None) -> None:
     """What the cascade did, as a line of the table of the methods, and its steps."""
-    counts, steps = count(points), stages(points, names_of("auto", PGD()))
+    counts, steps = count(points), step_summaries(points, names_of("auto", PGD()))
     bounds = [sum(s for name, s in point.tried.items() if name in METHODS) for point in points]
     spent = [seconds for seconds in bounds if seconds > 0] or [0.0]
     ratio = f"{sum(spent) / cheapest:,.1f}" if cheapest else "–"
@@ -147,8 +147,8 @@ def show_cascade(points: Sequence[Point], cheapest: float | None) -> None:
     print("\nauto, step by step: " + "; ".join(_step(step) for step in steps))
 
 
-def _step(step: Stage) -> str:
-    return f"{step.name} decided {step.decided} of {step.points} in {step.seconds:.1f} s"
+def _step(step: StepSummary) -> str:
+    return f"{step.name} decided {step.decided} of {step.examples} in {step.seconds:.1f} s"
 
 
 def show_arithmetics(found: dict[str, dict[str, Column]], numbers: list[int]) -> None:
@@ -189,8 +189,8 @@ def run(subject: Subject, methods: Sequence[str], arithmetics: Sequence[str], ev
         return
     found = {name: measure(subject, name, arithmetics_of(name, arithmetics), numbers) for name in methods}
     if known:
-        (attacked,) = stages(known, [ATTACK])
-        print(f"attack: {attacked.seconds_per_point:.4f} s a point")
+        (attacked,) = step_summaries(known, [ATTACK])
+        print(f"attack: {attacked.seconds_per_example:.4f} s a point")
     print()
     show_methods(found, known, numbers)
     if known:

@@ -71,10 +71,10 @@ def train_one(plan: Plan, run: Run, data_dir: Path | None, folder: Path) -> str:
     """Train, and write the result; a line that says how it went."""
     import torch
 
+    from certtrain import RunContext, train
     from certtrain.errors import NonFiniteError
     from certtrain.runtime.allocator import keep_freed_memory
     from certtrain.storage import write_atomic
-    from certtrain.training.trainer import RunContext, train
 
     torch.set_num_threads(1)
     keep_freed_memory()

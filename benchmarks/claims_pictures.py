@@ -9,10 +9,10 @@ from claims_found import COLLAPSED, Cell, Found, layer_mean, short
 from claims_plan import Plan, setting
 
 from certtrain.diagnostics.growth import DepthSweep
-from certtrain.reports.curves import INK, MUTED, in_own_style, svg
-from certtrain.reports.html import PALETTE, Html
+from certtrain.palette import PALETTE
+from certtrain.reports.svg import INK, MUTED, Svg, drawing, in_own_style
 
-COLOURS = {"short": PALETTE["falsified"][0], "long": PALETTE["natural"][0]}
+COLOURS = {"short": PALETTE["falsified"].light, "long": PALETTE["natural"].light}
 DASHES = {"short": "-", "long": "--"}
 LINES = ("falsified", "natural", "tightness", "certified")  # of the schemes
 STACK = ("active", "unstable", "inactive", "dead")
@@ -22,7 +22,7 @@ WIDTH, ROW, LEGEND = 12.5, 2.3, 0.5  # inches
 
 
 @in_own_style
-def growth_picture(sweeps: Sequence[DepthSweep]) -> Html:
+def growth_picture(sweeps: Sequence[DepthSweep]) -> Svg:
     """One line for each scheme; on the logarithmic axis an exponential is straight."""
     from matplotlib.figure import Figure
 
@@ -30,16 +30,20 @@ def growth_picture(sweeps: Sequence[DepthSweep]) -> Html:
     axes = figure.add_subplot()
     for sweep, colour in zip(sweeps, LINES, strict=True):
         axes.plot(
-            sweep.depths, [spread.mean for spread in sweep.growth], "o-", color=PALETTE[colour][0], label=sweep.scheme
+            sweep.depths,
+            [spread.mean for spread in sweep.growth],
+            "o-",
+            color=PALETTE[colour].light,
+            label=sweep.scheme,
         )
     axes.set(yscale="log", xlabel="layers", ylabel="mean width over the input's", xticks=sweeps[0].depths)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"))
     axes.legend()
-    return svg(figure, "growth", "growth of the bounds against depth")
+    return drawing(figure, "growth", "growth of the bounds against depth")
 
 
 @in_own_style
-def error_picture(found: Found, eps: float) -> Html:
+def error_picture(found: Found, eps: float) -> Svg:
     """Verified error over the epochs, of both warm-ups: the mean, and a band from the least to the greatest seed."""
     name, plan, epochs = _name("verified-error", eps), found.plan, _epochs(found.plan)
 
@@ -61,7 +65,7 @@ def error_picture(found: Found, eps: float) -> Html:
 
 
 @in_own_style
-def state_picture(found: Found, eps: float, warm_up: str) -> Html:
+def state_picture(found: Found, eps: float, warm_up: str) -> Svg:
     """The shares of ReLU states over the epochs, as a stack; the dead are a part of the inactive."""
     name, plan, epochs = _name(f"states-{warm_up}", eps), found.plan, _epochs(found.plan)
 
@@ -71,7 +75,7 @@ def state_picture(found: Found, eps: float, warm_up: str) -> Html:
         for state, values in _stack(cell).items():
             above = [a + b for a, b in zip(below, values, strict=True)]
             edges = [0.5, *(epoch + 0.5 for epoch in epochs)]
-            axes.stairs(above, edges, baseline=below, fill=True, color=PALETTE[state][0], linewidth=0)
+            axes.stairs(above, edges, baseline=below, fill=True, color=PALETTE[state].light, linewidth=0)
             below = above
         if cell.whole:
             axes.axvline(_ramp_end(plan, warm_up), color=INK, linewidth=0.8, linestyle=":")
@@ -83,7 +87,7 @@ def state_picture(found: Found, eps: float, warm_up: str) -> Html:
 
 def _panels(
     name: str, label: str, found: Found, eps: float, draw: Callable[[Any, str], dict[str, Cell]], handles: Sequence[Any]
-) -> Html:
+) -> Svg:
     """A small picture for each method, all with the same axes; `draw` gives the cells that it has drawn, by warm-up."""
     from matplotlib.figure import Figure
 
@@ -106,7 +110,7 @@ def _panels(
     for axes in figure.axes[-COLUMNS:]:
         axes.set_xlabel("epoch")
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
-    return svg(figure, name, label)
+    return drawing(figure, name, label)
 
 
 def _epochs(plan: Plan) -> range:
@@ -156,4 +160,4 @@ def _patch(state: str) -> Any:
     from matplotlib.patches import Patch
 
     label = {"inactive": "inactive, not dead", "dead": "dead: inactive for every example"}.get(state, state)
-    return Patch(facecolor=PALETTE[state][0], label=label)
+    return Patch(facecolor=PALETTE[state].light, label=label)

@@ -8,7 +8,7 @@ from typing import Any
 
 from certtrain.data import ImageSet, load_images
 from certtrain.errors import PresetError
-from certtrain.network.source import settle
+from certtrain.network.source import resolve_module
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.storage import write_atomic
@@ -141,7 +141,7 @@ def plan_for(source: str, data_dir: Path | None, radii: tuple[float, ...] = ()) 
     """
     preset = load_preset(source)
     train = load_images(preset.data.name, "train", data_dir=data_dir)
-    preset = settle(preset, train)
+    preset = resolve_module(preset, train)
     if preset.eps.length < 2:
         raise PresetError(f"preset {source!r} has eps.length = {preset.eps.length}: a short and a long warm-up need 2")
     held_out = preset.data.validation or len(train) // HELD_OUT

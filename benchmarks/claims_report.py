@@ -5,8 +5,9 @@ python benchmarks/claims_report.py --data-dir DATA --folder claims --page claims
 
 import argparse
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from claims import read
 from claims_found import COLLAPSED, STATES, Cell, Found
@@ -18,8 +19,7 @@ from certtrain.data import load_images
 from certtrain.diagnostics.growth import DepthSweep, sweep_depth
 from certtrain.errors import CerttrainError
 from certtrain.formats import number
-from certtrain.reports import html
-from certtrain.reports.html import Html
+from certtrain.reports.pages import Picture, Table, render_page
 from certtrain.spec.preset import Scheme
 from certtrain.storage import write_atomic
 
@@ -127,57 +127,64 @@ def markdown(found: Found, sweeps: Sequence[DepthSweep]) -> str:
 # --- as a page -------------------------------------------------------------------------------------------
 
 
-def blocks(found: Found, sweeps: Sequence[DepthSweep]) -> Iterator[Html]:
-    """The page's content."""
-    for remark in found.plan.remarks:
-        yield html.paragraph(remark)
-    yield html.note(f"{found.summary}. {found.collapse}".strip())
-    yield html.heading("What the results say")
-    yield html.paragraph(RULE)
-    yield from under_heading(judge_growth(sweeps))
-    for claim in claims(found):
-        yield from under_heading(claim.sentence)
-        header, *rows = claim_table(claim)
-        yield html.details("The differences that this rests on", [html.table(header, rows)])
-    yield html.heading("Before training: growth against depth")
-    header, *rows = growth_table(sweeps)
-    yield html.table(header, rows)
-    yield html.gallery(
-        [html.figure(growth_picture(sweeps), "Mean width of the bounds over the input's", "Mean of three seeds.")]
+def page(found: Found, sweeps: Sequence[DepthSweep]) -> str:
+    """Everything, as HTML."""
+    judged = claims(found)
+    picture = Picture(growth_picture(sweeps), "Mean width of the bounds over the input's", "Mean of three seeds.")
+    return render_page(
+        "claims.html",
+        Path(__file__).parent,
+        title="The paper's claims at small scale",
+        remarks=found.plan.remarks,
+        summary=f"{found.summary}. {found.collapse}".strip(),
+        rule=RULE,
+        claims=[sentence_parts(judge_growth(sweeps)), *map(claim_parts, judged)],
+        growth_table=as_table(growth_table(sweeps)),
+        growth_picture=picture,
+        error_remark=REMARK,
+        states_remark=STATES_REMARK,
+        radii=[radius_parts(found, eps) for eps in filter(found.methods, found.plan.radii)],
     )
-    for eps in filter(found.methods, found.plan.radii):
-        yield from training_blocks(found, eps)
 
 
-def under_heading(sentence: str) -> Iterator[Html]:
+def as_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of which the first is the header."""
+    return Table(rows[0], rows[1:])
+
+
+def sentence_parts(sentence: str) -> dict[str, Any]:
     """What a sentence says before its colon as a heading, and the rest below it."""
-    topic, _, rest = sentence.partition(": ")
-    yield html.heading(topic, level=3)
-    yield html.paragraph(rest)
+    topic, _, words = sentence.partition(": ")
+    return {"topic": topic, "words": words, "table": None}
 
 
-def training_blocks(found: Found, eps: float) -> Iterator[Html]:
+def claim_parts(claim: Claim) -> dict[str, Any]:
+    """A claim's sentence, and the table that it rests on."""
+    return sentence_parts(claim.sentence) | {"table": as_table(claim_table(claim))}
+
+
+def radius_parts(found: Found, eps: float) -> dict[str, Any]:
     """Tables and pictures of one radius."""
-    yield html.heading(f"Training at {setting(eps)}")
-    header, *rows = error_table(found, eps)
-    yield html.table(header, rows)
-    yield html.paragraph(REMARK)
-    yield html.figure(
-        error_picture(found, eps),
-        f"Verified error over the epochs, {setting(eps)}",
-        "On held-out examples at the full radius in every epoch: mean over the seeds, and a band from the least to the "
-        "greatest. The dotted lines are the ends of the warm-ups. "
-        f"By a method ({COLLAPSED}): its runs that have collapsed.",
-    )
-    header, *rows = state_table(found, eps)
-    yield html.table(header, rows)
-    yield html.paragraph(STATES_REMARK)
-    for warm_up in found.plan.warm_ups:
-        yield html.figure(
-            state_picture(found, eps, warm_up),
-            f"States of the ReLUs over the epochs, {warm_up} warm-up, {setting(eps)}",
-            "At each epoch's ε: means over layers and seeds. The dotted line is the end of the warm-up.",
-        )
+    return {
+        "setting": setting(eps),
+        "errors": as_table(error_table(found, eps)),
+        "error_picture": Picture(
+            error_picture(found, eps),
+            f"Verified error over the epochs, {setting(eps)}",
+            "On held-out examples at the full radius in every epoch: mean over the seeds, and a band from the least to "
+            "the greatest. The dotted lines are the ends of the warm-ups. "
+            f"By a method ({COLLAPSED}): its runs that have collapsed.",
+        ),
+        "states": as_table(state_table(found, eps)),
+        "state_pictures": [
+            Picture(
+                state_picture(found, eps, warm_up),
+                f"States of the ReLUs over the epochs, {warm_up} warm-up, {setting(eps)}",
+                "At each epoch's ε: means over layers and seeds. The dotted line is the end of the warm-up.",
+            )
+            for warm_up in found.plan.warm_ups
+        ],
+    }
 
 
 def results(folder: Path) -> Found:
@@ -204,7 +211,7 @@ def main() -> None:
     except CerttrainError as error:
         raise SystemExit(f"error: {error}") from None
     print(markdown(found, sweeps))
-    write_atomic(arguments.page, html.page("The paper's claims at small scale", blocks(found, sweeps)).encode())
+    write_atomic(arguments.page, page(found, sweeps).encode())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import Limits
 from certtrain.verification.complete import COMPLETE
-from certtrain.verification.results import Point, count
+from certtrain.verification.results import ExampleResult, count
 from certtrain.verification.steps import ATTACK, INFERENCE
 from certtrain.verification.verify import verify
 
@@ -32,16 +32,16 @@ def main() -> None:
     print("| method | certified | falsified | misclassified | open | decided | s a point, median | slowest |")
     print("|---|---|---|---|---|---|---|---|")
     for method in arguments.methods:
-        points: dict[int, Point] = {}
+        points: dict[int, ExampleResult] = {}
         verify(
             model, images, eps, attack=PGD(restarts=arguments.restarts), method=method,
             limits=Limits(timeout=arguments.timeout),
-            on_points=lambda done, known=points: known.update({point.index: point for point in done}),
+            on_examples=lambda done, known=points: known.update({point.index: point for point in done}),
         )  # fmt: skip
         print(_row(method, list(points.values())), flush=True)
 
 
-def _row(method: str, points: list[Point]) -> str:
+def _row(method: str, points: list[ExampleResult]) -> str:
     counts = count(points)
     cells = [counts[name] for name in ("certified", "falsified", "misclassified", "open")]
     spent = [sum(_bounding(point)) for point in points if _bounding(point)] or [0.0]
@@ -50,7 +50,7 @@ def _row(method: str, points: list[Point]) -> str:
     return f"| {method} | {' | '.join(map(str, cells))} | {decided:.1%} | {times} |"
 
 
-def _bounding(point: Point) -> list[float]:
+def _bounding(point: ExampleResult) -> list[float]:
     """Seconds of the steps that are neither inference nor attack."""
     return [seconds for name, seconds in point.tried.items() if name not in (INFERENCE, ATTACK)]
 

@@ -30,10 +30,9 @@ import torch
 from safetensors.torch import save
 from step import EPOCH, Bench, Way
 
-from certtrain import load_model, load_preset, train
+from certtrain import RunContext, load_model, load_preset, train
 from certtrain.runtime.device import choose_device
 from certtrain.training.step import Stepper
-from certtrain.training.trainer import RunContext
 
 PIECE = 15 * 2**20  # bytes of a file
 CLOSE = 0.02  # a loss is that of fp32 if it is within this share of it

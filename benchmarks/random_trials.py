@@ -16,9 +16,9 @@ from random_networks import Drawn, Shape, describe, drawn_networks
 from torch import Generator, Tensor, nn
 
 import certtrain
-from certtrain.attack.box import box_ends
-from certtrain.attack.state import running
+from certtrain.attack.criterion import running
 from certtrain.bounds import linear
+from certtrain.bounds.box import box_ends
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.bounds.settings import Settings
@@ -33,9 +33,10 @@ from certtrain.network.models import InputSpec, build_model
 from certtrain.properties.cases import robustness
 from certtrain.properties.milp import RULES, minimum
 from certtrain.runtime.deadline import Deadline
+from certtrain.spec.choices import NetworkName
 from certtrain.verdicts import correct_points
-from certtrain.verification.results import Point
-from certtrain.verification.verify import Network, network_of, verify
+from certtrain.verification.results import ExampleResult
+from certtrain.verification.verify import network_of, verify
 
 RADII = (0.002, 0.02, 0.08, 0.3)
 EXAMPLES, POINTS = 3, 24  # boxes a network; uniform points a box, and as many corners
@@ -188,15 +189,21 @@ def completely(trial: Trial, x: Tensor, eps: float, generator: Generator) -> Non
     with torch.no_grad():
         labels = model(to_unit(pixels)).argmax(1)
     images = ImageSet("folder", "test", pixels, labels, model.metadata.class_names)
-    network: Network = "folded" if trial.number % 2 else "saved"
+    network: NetworkName = "folded" if trial.number % 2 else "saved"
     method = ("complete", "auto", "ibp", "complete")[trial.number // 2 % 4]
-    points = list[Point]()
-    verify(model, images, eps, attack=None, method=method, network=network, bounds=SMALL, on_points=points.extend)
+    points = list[ExampleResult]()
+    verify(model, images, eps, attack=None, method=method, network=network, bounds=SMALL, on_examples=points.extend)
     judge(trial, f"{method}, {network}", network_of(model, network), images, points, eps, generator)
 
 
 def judge(
-    trial: Trial, what: str, model: nn.Module, images: ImageSet, points: list[Point], eps: float, generator: Generator
+    trial: Trial,
+    what: str,
+    model: nn.Module,
+    images: ImageSet,
+    points: list[ExampleResult],
+    eps: float,
+    generator: Generator,
 ) -> None:
     """Blame verdicts that inference at points of the boxes contradicts; the newest of each example counts."""
     x = to_unit(images.images)

@@ -41,7 +41,7 @@ from certtrain.interchange.vnnlib import read_property
 from certtrain.network.assembly import load_split
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier, load_model
-from certtrain.properties.decide import METHODS, decide
+from certtrain.properties.decide import PROPERTY_METHODS, decide
 
 # Trained at a smaller radius than they are judged at, so that all verdicts come up.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -105,7 +105,7 @@ def _judged(name: str, folder: Path, arguments: argparse.Namespace) -> list[Opin
     export(model, images, onnx=onnx)
     export_properties(model, images, properties, onnx=onnx, eps=arguments.eps, count=len(images))
     judges = {f"certify {method}": _certify(model, images, method, arguments.eps) for method in BOUNDS}
-    judges |= {method: _decide(onnx, method, arguments.timeout) for method in METHODS}
+    judges |= {method: _decide(onnx, method, arguments.timeout) for method in PROPERTY_METHODS}
     if arguments.marabou_python is not None:
         judges["Marabou"] = _marabou(arguments.marabou_python, onnx, arguments.timeout)
     opinions = []

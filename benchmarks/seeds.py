@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from certtrain import RunContext, train
 from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.runtime.device import choose_device
 from certtrain.spec.preset import load_preset, parse_override
-from certtrain.training.trainer import RunContext, train
 
 FIGURES = ("natural_accuracy", "pgd_accuracy", "certified_accuracy")
 

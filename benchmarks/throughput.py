@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain import margin_bounds
+from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import load_split
 from certtrain.network.initialization import ibp_init_
@@ -36,7 +37,7 @@ from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.preset import load_preset
 from certtrain.verdicts import certified_points
 from certtrain.verification.cascade import Cascade
-from certtrain.verification.certificate import ARITHMETIC, VERDICTS_ALONE, Certifier
+from certtrain.verification.certificate import DEPLOYED_IN, Certifier
 from certtrain.verification.methods import rounds_of
 
 PLAIN, BOUNDS, CERTIFIER = "plain inference, float32", "bounds of the margins, float32", "Certifier, bounds in float64"
@@ -96,7 +97,7 @@ def real_subject(model: Path, data_dir: Path | None, device: str) -> Subject:
 def ways(subject: Subject, size: int) -> dict[str, Action]:
     """What is timed: from a batch to its logits, its margins' bounds, or which of its points are certified."""
     network = subject.network.to(subject.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, ARITHMETIC, VERDICTS_ALONE)
+    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, DEPLOYED_IN, VERDICTS_ALONE)
 
     def verified(batch: Batch) -> Tensor:
         points = Cascade(network, batch.images, subject.eps, rounds).run()

@@ -7,6 +7,8 @@ so that `import certtrain` does not load torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from certtrain.deprecation import warn_renamed
+
 if TYPE_CHECKING:
     from certtrain.bounds.api import margin_bounds as margin_bounds
     from certtrain.bounds.api import output_bounds as output_bounds
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
     from certtrain.network.modelfile import load_model as load_model
     from certtrain.spec.preset import load_preset as load_preset
     from certtrain.spec.schedule import eps_at as eps_at
+    from certtrain.training.api import resume as resume
+    from certtrain.training.api import train as train
+    from certtrain.training.context import RunContext as RunContext
     from certtrain.training.objective import LossTerms as LossTerms
     from certtrain.training.objective import objective_terms as objective_terms
-    from certtrain.training.trainer import RunContext as RunContext
-    from certtrain.training.trainer import resume as resume
-    from certtrain.training.trainer import train as train
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.verify import verify as verify
@@ -35,7 +37,7 @@ _HOME = {
     "CerttrainError": "errors",
     "InitRecord": "network.initialization",
     "LossTerms": "training.objective",
-    "RunContext": "training.trainer",
+    "RunContext": "training.context",
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
     "ibp_init_": "network.initialization",
@@ -45,14 +47,18 @@ _HOME = {
     "objective_terms": "training.objective",
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
-    "resume": "training.trainer",
-    "train": "training.trainer",
+    "resume": "training.api",
+    "train": "training.api",
     "verify": "verification.verify",
 }
 __all__ = sorted(_HOME)
+_RENAMED = {"Surroundings": "RunContext"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warn_renamed(f"certtrain.{name}", f"certtrain.{_RENAMED[name]}")
+        name = _RENAMED[name]
     if name not in _HOME:
         raise AttributeError(f"module 'certtrain' has no attribute {name!r}")
     return getattr(import_module(f"certtrain.{_HOME[name]}"), name)

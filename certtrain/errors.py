@@ -10,7 +10,8 @@ CerttrainError
 ├── PropertyError        a VNN-LIB property is missing, malformed, or says what cannot be decided here
 ├── DeviceError          the asked-for device is not there, or too small
 ├── ModelFileError       a model file is missing, damaged or foreign
-├── CertificateError     a certificate file is missing, damaged or foreign, or does not hold
+├── CertificateError     a certificate file is missing, damaged or foreign
+│   └── FailedCheck      what a certificate file says does not hold
 ├── RunError             a run folder cannot be started or resumed
 ├── StorageError         a file cannot be written
 ├── NonFiniteError       NaN or infinity turned up; training stops
@@ -18,8 +19,9 @@ CerttrainError
 └── MissingExtra         an optional package is needed
 
 The message says what was wrong, where, and what to do next. The command line
-catches the base class alone; anything else is a programming error and shows
-its traceback.
+catches the base class alone and ends with an exit code that says which kind it
+was (`cli/exit_codes.py`); anything else is a programming error and shows its
+traceback.
 """
 
 
@@ -65,6 +67,10 @@ class ModelFileError(CerttrainError):
 
 class CertificateError(CerttrainError):
     """A certificate file is missing, damaged or foreign, or what it says does not hold."""
+
+
+class FailedCheck(CertificateError):
+    """What a certificate file says does not hold when it is computed again."""
 
 
 class RunError(CerttrainError):

@@ -3,22 +3,22 @@
 import math
 from collections.abc import Sequence
 
-NONE = "–"
+NO_NUMBER = "–"
 
 
 def percent(share: float | None, digits: int = 2) -> str:
     """A share of one as a percentage with so many decimals."""
-    return NONE if share is None or math.isnan(share) else f"{100 * share:.{digits}f}%"
+    return NO_NUMBER if share is None or math.isnan(share) else f"{100 * share:.{digits}f}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number to so many significant digits."""
-    return NONE if value is None or math.isnan(value) else f"{value:.{digits}g}"
+    return NO_NUMBER if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
 def times(value: float | None) -> str:
     """A factor to three significant digits."""
-    return NONE if value is None or math.isnan(value) else f"{value:.3g}×"
+    return NO_NUMBER if value is None or math.isnan(value) else f"{value:.3g}×"
 
 
 def clock(seconds: float) -> str:

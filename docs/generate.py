@@ -1,13 +1,18 @@
-"""Writes docs/commands/: a page for each command, from the program itself. Run as python docs/generate.py."""
+"""Writes docs/commands/: a page for each command and one of them all, from the program itself.
+
+Run as python docs/generate.py.
+"""
 
 import re
-from enum import Enum
+from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from typer.main import get_command
 
 from certtrain import cli
+from certtrain.cli.exit_codes import EXPLANATIONS
 
 FOLDER = Path(__file__).parent / "commands"
 EXAMPLES = {
@@ -26,7 +31,15 @@ certtrain verify runs/mnist/model.safetensors
 certtrain verify runs/mnist/model.safetensors --eps 0.1 --pgd-steps 100 --pgd-restarts 5
 certtrain verify runs/mnist/model.safetensors --limit 500 --method ibp --json
 certtrain verify runs/mnist/model.safetensors --timeout 5s --time-budget 2h --out certificates.jsonl
-certtrain verify runs/mnist/model.safetensors --check certificates.jsonl
+""",
+    "check": """
+certtrain check certificates.jsonl runs/mnist/model.safetensors
+certtrain check certificates.jsonl runs/mnist/model.safetensors --limit 100   # only the first 100 examples
+""",
+    "decide": """
+certtrain decide net.onnx property.vnnlib
+certtrain decide net.onnx property.vnnlib --method complete --timeout 60s
+certtrain decide runs/mnist/model.safetensors properties/point_00000.vnnlib
 """,
     "stats": """
 certtrain stats runs/mnist
@@ -40,30 +53,47 @@ certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
 """,
 }
+WRITTEN = "<!-- Written by docs/generate.py from the program's own help. -->"
 METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 def pages() -> dict[str, str]:
-    """Each command's page by the name of its file."""
+    """Each page by the name of its file."""
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
-    return {f"{name}.md": _page(name, command) for name, command in commands.items()}
+    return {"README.md": _index(commands)} | {f"{name}.md": _page(name, command) for name, command in commands.items()}
+
+
+def _index(commands: dict[str, Any]) -> str:
+    """What each command does, and the exit codes."""
+    rows = [f"| [{name}]({name}.md) | {_plain(command.help).splitlines()[0]} |" for name, command in commands.items()]
+    codes = [f"| {code} | {explanation.long} |" for code, explanation in EXPLANATIONS.items()]
+    parts = [
+        "# Commands",
+        WRITTEN,
+        "\n".join(["| command | what it does |", "|---|---|", *rows]),
+        "`certtrain COMMAND --help` says the same as these pages. With `--json` every command prints JSON.",
+        "## Exit codes",
+        "\n".join(["| code | meaning |", "|---|---|", *codes]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _page(name: str, command: Any) -> str:
     hints = get_type_hints(command.callback, include_extras=True)
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option"]
+    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
     usage = " ".join(["certtrain", name, *map(_argument, arguments), "[OPTIONS]"])
     parts = [
         f"# certtrain {name}",
-        "<!-- Written by docs/generate.py from the program's own help. -->",
+        WRITTEN,
         *_plain(command.help).split("\n\n"),
         f"```text\n{usage}\n```",
         f"```sh\n{EXAMPLES[name].strip()}\n```",
     ]
     if arguments:
         parts += ["## Arguments", "\n".join(f"- `{_argument(p)}`: {_plain(p.help)}" for p in arguments)]
-    parts += ["## Options", "\n".join(_option(p, hints[p.name]) for p in options)]
+    for title, group in groupby(options, lambda p: p.rich_help_panel):
+        parts += [f"### {title}" if title else "## Options", "\n".join(_option(p, hints[p.name]) for p in group)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -81,7 +111,7 @@ def _option(parameter: Any, hint: Any) -> str:
     if parameter.multiple:
         texts.append("May be given several times.")
     if parameter.default is not None and parameter.default is not False:
-        texts.append(f"Default: `{_shown(parameter.default)}`.")
+        texts.append(f"Default: `{parameter.default}`.")
     if parameter.envvar:
         texts.append(f"Environment variable: `{parameter.envvar}`.")
     return f"- {', '.join(names)}: {' '.join(texts)}"
@@ -89,18 +119,16 @@ def _option(parameter: Any, hint: Any) -> str:
 
 def _value(parameter: Any, hint: Any) -> str:
     """What stands after an option's name; nothing after a switch."""
-    (kind,) = [part for part in (get_args(get_args(hint)[0]) or get_args(hint)[:1]) if part is not type(None)]
+    kind = get_args(hint)[0]
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = [part for part in get_args(kind) if part is not type(None)]
     if kind is bool:
         return ""
     if parameter.metavar:
         return str(parameter.metavar)
-    if issubclass(kind, Enum):
-        return "|".join(choice.value for choice in kind)
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
     return METAVARS[kind]
-
-
-def _shown(default: Any) -> str:
-    return str(default.value if isinstance(default, Enum) else default)
 
 
 def _plain(text: str) -> str:

@@ -70,6 +70,10 @@ def test_the_engine_loads_neither_rich_nor_typer():
         "certtrain.spec.schedule",
         "certtrain.storage",
         "certtrain.runs.runfiles",
+        "certtrain.runs.epoch",
+        "certtrain.diagnostics.epochs",
+        "certtrain.diagnostics.findings",
+        "certtrain.palette",
     ],
 )
 def test_light_modules_load_no_torch(module: str):
@@ -94,8 +98,18 @@ def test_light_modules_load_no_torch(module: str):
         ("verify", "none"),
         ("verify", "tests"),
         ("verify", "pyproject.toml", "--check", "none"),
-        ("verify", "pyproject.toml", "--check", "none", "--eps", "0.1"),
+        ("verify", "net.onnx", "--vnnlib", "none"),
         ("verify", "pyproject.toml", "--method", "none"),
+        ("check", "--help"),
+        ("check", "none", "pyproject.toml"),
+        ("check", "pyproject.toml", "none"),
+        ("check", "pyproject.toml"),
+        ("check", "model.safetensors", "certificates.jsonl"),
+        ("decide", "--help"),
+        ("decide", "none", "none"),
+        ("decide", "pyproject.toml", "none"),
+        ("decide", "pyproject.toml", "pyproject.toml", "--method", "crown"),
+        ("decide", "property.vnnlib", "net.onnx"),
         ("stats", "none", "--eps", "2"),
         ("stats", "none"),
         ("stats", "tests", "--by-epoch"),
@@ -118,7 +132,7 @@ try:
     main()
 except SystemExit as end:
     asked = {arguments[-1] in ("--help", "--version")}
-    assert (end.code == 0) == asked, end.code
+    assert end.code in ((0,) if asked else (1, 2)), end.code
 else:
     raise AssertionError("it went on")
 """

@@ -17,6 +17,7 @@ from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.certfile import Header, Record, Seal
+from certtrain.cli.exit_codes import ExitCode
 from certtrain.diagnostics import findings
 from certtrain.spec.layers import SECTIONS
 from certtrain.spec.preset import load_preset
@@ -134,7 +135,15 @@ def test_the_commands_pages_name_every_option_and_its_default() -> None:
     assert "train/\\<class>/\\*" in page
     for name, command in COMMANDS.items():
         for parameter in command.params:
-            assert all(f"`{option}" in GENERATE["pages"]()[f"{name}.md"] for option in parameter.opts if "-" in option)
+            shown = [f"`{option}" in GENERATE["pages"]()[f"{name}.md"] for option in parameter.opts if "-" in option]
+            assert not any(shown) if getattr(parameter, "hidden", False) else all(shown)
+
+
+def test_the_commands_index_names_every_command_and_exit_code() -> None:
+    page = GENERATE["pages"]()["README.md"]
+    assert re.findall(r"^\| \[(\w+)\]\(\1\.md\) \| .{20,} \|$", page, flags=re.M) == list(COMMANDS)
+    codes = re.findall(r"^\| (\d+) \| .{20,} \|$", page, flags=re.M)
+    assert codes == [str(int(code)) for code in ExitCode]
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda path: path.name)

@@ -47,7 +47,7 @@ def test_old_certificates_with_trees_hold():
     text = (OLD / "certificates.jsonl").read_text()
     trees = [tree for line in text.splitlines() for tree in json.loads(line).get("trees", {}).values()]
     assert max(map(len, trees)) > 100, "some tree has splits"
-    run("verify", str(MODEL), "--check", str(OLD / "certificates.jsonl"))
+    run("check", str(OLD / "certificates.jsonl"), str(MODEL))
 
 
 def test_an_old_run_goes_on_to_the_model_that_it_would_have_become(tmp_path: Path):

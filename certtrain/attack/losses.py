@@ -1,4 +1,4 @@
-"""What an attack ascends: functions of logits (B, K), labels (B,) and target classes (B,), one value a point."""
+"""What an attack ascends: functions of logits (B, K), labels (B,) and target classes (B,), one value an example."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certtrain.attack.settings import APGD, Settings
+from certtrain.attack.settings import APGD, AttackSettings
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 _TINY = 1e-12  # keeps the ratio finite where the largest logits are equal
 
 
-def loss_of(settings: Settings, classes: int) -> Loss:
+def loss_of(settings: AttackSettings, classes: int) -> Loss:
     """The loss of these settings for a network with so many classes."""
     targeted = settings.targets > 0
     if isinstance(settings, APGD) and settings.loss == "ce":

@@ -1,4 +1,4 @@
-"""The attack on a batch: one attack after the other, each on the points that those before it left robust."""
+"""The attack on a batch: one attack after the other, each on the examples that those before it left robust."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.attack import apgd, descent
-from certtrain.attack.losses import Loss, loss_of
-from certtrain.attack.settings import APGD, Settings
-from certtrain.attack.state import AttackState, batch_of
-from certtrain.bounds.checks import check_input, shape_errors_as_data_errors
+from certtrain.attack.criterion import Misclassification, batch_of
+from certtrain.attack.losses import loss_of
+from certtrain.attack.settings import APGD, AttackSettings
+from certtrain.attack.state import AttackState
+from certtrain.bounds.box import PIXEL_RANGE
+from certtrain.bounds.checks import check_input, check_labels, shape_errors_as_data_errors
 from certtrain.spec.epsilon import parse_eps
 
 
 class Attacked(NamedTuple):
-    """Which points (B,) are misclassified at some input in their box, and those inputs (B, …); others as they were."""
+    """Which examples (B,) are misclassified at some input of their box, and those inputs (B, …); else the centre."""
 
     falsified: Tensor
     adversarial: Tensor
@@ -26,7 +28,7 @@ def attack(
     x: Tensor,
     labels: Tensor,
     eps: float,
-    settings: Settings | Sequence[Settings],
+    settings: AttackSettings | Sequence[AttackSettings],
     index: int | Tensor = 0,
     *,
     arithmetic: str = "float32",
@@ -34,10 +36,10 @@ def attack(
 ) -> Attacked:
     """Search the boxes of radius `eps` around pixels `x` (B, …), cut to [0, 1], for misclassified inputs.
 
-    The clean inputs are tried first, so a point that is misclassified already
+    The clean inputs are tried first, so an example that is misclassified already
     counts as falsified; a tie of logits is an error, and so is NaN. Each attack of
-    `settings` works on the points that are still robust: one more attack never
-    breaks fewer. What is found lies in the box of real numbers, and plain
+    `settings` works on the examples that are still robust: one more attack never
+    falsifies fewer. What is found lies in the box of real numbers, and plain
     inference in `arithmetic` ("float32", "tf32", "bf16"; see `running`)
     misclassifies it both in its batch and alone.
 
@@ -46,28 +48,37 @@ def attack(
     is cut into batches. `stop` is asked before every step; once it says True,
     what was found so far is returned. Raises DataError, EpsilonError or MethodError.
     """
-    check_input(x, (0.0, 1.0))
+    check_input(x, PIXEL_RANGE)
     eps, numbers = parse_eps(eps), _numbers(index, len(labels))
-    with shape_errors_as_data_errors(x):
-        state = AttackState(model, batch_of(x, labels, eps), numbers, arithmetic, stop)
+    criterion = Misclassification(model, arithmetic)
+    with shape_errors_as_data_errors(x), torch.no_grad():
+        logits = criterion.outputs(x)
+    check_labels(labels, logits.shape)
+    state = AttackState(criterion, batch_of(x, labels, eps), numbers, stop)
+    state.note(state.batch, x, logits)
     for one in (settings,) if not isinstance(settings, Sequence) else settings:
         if eps > 0:
-            _run(state, one, eps)
+            _run(state, one, logits)
     return Attacked(state.falsified, state.adversarial)
 
 
-def _run(state: AttackState, settings: Settings, eps: float) -> None:
+def _run(state: AttackState, settings: AttackSettings, logits: Tensor) -> None:
     """Every restart against every target, or against none in particular."""
-    classes = state.logits.shape[1]
-    loss: Loss = loss_of(settings, classes)
-    climb = apgd.run if isinstance(settings, APGD) else descent.run
+    classes = logits.shape[1]
+    loss, run = loss_of(settings, classes), apgd.run if isinstance(settings, APGD) else descent.run
     for restart in range(settings.restarts):
         for rank in range(min(settings.targets, classes - 1)) if settings.targets else (None,):
-            work = state.work(rank)
+            work = state.work(_targets(logits, state.batch.labels, rank or 0))
             if state.over(work):
                 return
             draws = state.random(work, settings.seed, settings.name, restart, -1 if rank is None else rank)
-            climb(state, work, draws, loss, eps, settings.steps)
+            run(state, work, draws, loss, settings.steps)
+
+
+def _targets(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
+    """The other class (B,) that is `rank`-th likeliest, from 0."""
+    others = logits.float().scatter(1, labels.unsqueeze(1), -torch.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, rank]
 
 
 def _numbers(index: int | Tensor, count: int) -> Tensor:

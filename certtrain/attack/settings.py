@@ -70,16 +70,16 @@ class APGD:
         return {"name": self.name, **asdict(self)}
 
 
-Settings = PGD | APGD
+AttackSettings = PGD | APGD
 
 
-def described(settings: Settings | None) -> dict[str, int | str]:
+def described(settings: AttackSettings | None) -> dict[str, int | str]:
     """As in reports and certificate files; None is no attack."""
     return {"name": NONE} if settings is None else settings.to_dict()
 
 
 # By name: PGD, and the two attacks by gradients of AutoAttack (apgd-ce, apgd-t) with the untargeted ratio between.
-ATTACKS: dict[str, Callable[[], Settings]] = {
+ATTACKS: dict[str, Callable[[], AttackSettings]] = {
     "pgd": PGD,
     "pgd-t": lambda: PGD(targets=9),
     "apgd-ce": APGD,
@@ -88,7 +88,7 @@ ATTACKS: dict[str, Callable[[], Settings]] = {
 }
 
 
-def named(name: str, **changes: int | None) -> Settings:
+def named(name: str, **changes: int | None) -> AttackSettings:
     """The attack of that name; `changes` replace steps, restarts, seed or targets where they are not None.
 
     Raises MethodError for an unknown name or a number that is too small.
@@ -99,7 +99,7 @@ def named(name: str, **changes: int | None) -> Settings:
     return replace(ATTACKS[name](), **given)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: AttackSettings) -> None:
     for field, least in (("steps", 1), ("restarts", 1), ("seed", 0), ("targets", 0)):
         if asdict(settings)[field] < least:
             raise MethodError(f"{field} of an attack is {asdict(settings)[field]}; it must be at least {least}")

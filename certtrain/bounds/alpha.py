@@ -1,12 +1,12 @@
-"""α-CROWN: the slope of the line through zero at each open rectifier, searched for each bound apart.
+"""α-CROWN: the slope of the lower line at each unstable rectifier, searched for each bound by itself.
 
 Any slope between the rectifier's two is valid, and each gives another bound;
 the best are found by ascent of the bound's gradient (Xu et al. 2021). The bound
 of every step holds, and the best of them is kept.
 
-The layers' own inputs are searched as well, each layer once all before it are
-done, where there are few enough of them. The paper searches them together with
-the last bound; done one by one they fit any memory, and serve every margin.
+Bounds of the layers' inputs are searched as well, each layer once all before it
+are done, where there are few enough of them. The paper searches them together
+with the last bound; done one by one they fit any memory, and serve every margin.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from certtrain.bounds.ascent import Ascent
 from certtrain.bounds.box import Box
 from certtrain.bounds.chunks import Functions, in_parts, rows_at_once
-from certtrain.bounds.crown import Follow, intersection, tighten
+from certtrain.bounds.crown import LowerBounds, intersection, tighten
 from certtrain.bounds.interval import LayerRecord, Tighten
 from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
 from certtrain.bounds.lines import Slopes
@@ -25,32 +25,32 @@ from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.settings import Settings
 
 # The search for a bound has stalled if it did not rise by this share of its size in so many steps.
-STALLED, PATIENCE = 1e-5, 10
+STALLED, STALLED_STEPS = 1e-5, 10
 
 
-def by_alpha(settings: Settings, *, enough: float = torch.inf) -> Follow:
+def by_alpha(settings: Settings, *, enough: float = torch.inf) -> LowerBounds:
     """Lower bounds by searched slopes, in parts that fit into the memory; those above `enough` need no more search."""
 
-    def follow(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
+    def lower_bounds(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
         rows = rows_at_once(prefix, size, settings, gradients=True)
         return in_parts(
             lambda p, f: searched(p, f, settings, enough), prefix, functions, shape, rows, settings.deadline
         )
 
-    return follow
+    return lower_bounds
 
 
-def tightened_from(boxes: Iterator[Box], settings: Settings) -> Tighten:
-    """`boxes` in the order of the layers, cut by the intervals of the pass and where there are few inputs by search."""
+def tighten_by_alpha(boxes: Iterator[Box], settings: Settings) -> Tighten:
+    """`boxes` in the order of the layers, cut by the intervals of the pass, and by search where few are unstable."""
 
-    def narrow(layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
+    def tightened(layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
         box = intersection(box, next(boxes), settings)
         if settings.deadline.over():
             return box
         found = tighten(layer, Prefix(records, start), box, by_alpha(settings), settings, settings.neurons)
         return intersection(box, found, settings)
 
-    return narrow
+    return tightened
 
 
 @torch.no_grad()
@@ -63,14 +63,14 @@ def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: floa
     best = backsubstitute(prefix, functions, rounding=settings.rounding)
     done = ~functions.flatten(2).any(2) | (best > enough)  # a class has no margin to itself
     left, before = torch.arange(len(best), device=best.device), best.clone()
-    search = Search(prefix, functions, settings)
+    search = SlopeSearch(prefix, functions, settings)
     for step in range(1, settings.iterations + 1):
         if not search.free or not len(left) or settings.deadline.over():
             break
         bounds = search.step()
         best[left] = torch.where((bounds > best[left]) & ~done[left], bounds, best[left])
         done |= best > enough
-        if step % PATIENCE == 0:
+        if step % STALLED_STEPS == 0:
             done |= ~(best - before > STALLED * best.abs())
             before = best.clone()
         finished = done[left].all(1)
@@ -80,8 +80,8 @@ def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: floa
     return best
 
 
-class Search:
-    """The slopes of all functions (B, S, …) of a prefix, on their way up."""
+class SlopeSearch:
+    """Gradient ascent of the slopes of all functions (B, S, …) of a prefix."""
 
     def __init__(self, prefix: Prefix, functions: Tensor, settings: Settings) -> None:
         self.prefix, self.functions, self.settings = prefix, functions, settings

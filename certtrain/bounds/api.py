@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.box import PIXEL_RANGE, Clip, input_box
 from certtrain.bounds.checks import (
     check_dtype,
     check_evaluation_mode,
@@ -12,15 +13,15 @@ from certtrain.bounds.checks import (
 )
 from certtrain.bounds.contract import check_order
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
-from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.methods import Bounds, method_named
 from certtrain.bounds.modules import check_modules
-from certtrain.bounds.statistics import remember
-from certtrain.bounds.trace import BoundTrace, Clip, trace_bounds
+from certtrain.bounds.statistics import remember, statistics_by_mode
+from certtrain.bounds.supported import checked_graph
+from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.spec.epsilon import parse_eps
 
 
-def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0)) -> BoundTrace:
+def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = PIXEL_RANGE) -> BoundTrace:
     """Carry the clean batch `x` (B, …) and its L∞ boxes of radius `eps` through `model` in one pass.
 
     In training mode BatchNorm takes the clean batch's mean and biased variance
@@ -34,21 +35,21 @@ def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = (0.0, 1.0
     graph, eps = checked_graph(model, tuple(x.shape[1:])), parse_eps(eps)
     check_dtype(model, x)
     with shape_errors_as_data_errors(x):
-        trace = trace_bounds(graph, x, eps, clip)
+        trace = trace_bounds(graph, input_box(x, eps, clip, with_clean=True), statistics=statistics_by_mode)
     remember(trace.statistics)
     return trace
 
 
 @outside_inference_mode()
 def output_bounds(
-    model: nn.Module, x: Tensor, eps: float, *, method: str = "ibp", clip: Clip = (0.0, 1.0)
+    model: nn.Module, x: Tensor, eps: float, *, method: str = "ibp", clip: Clip = PIXEL_RANGE
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds (B, K) of the logits over the box of radius `eps` around each of `x` (B, …).
 
-    `method` is one of, from cheap to dear:
+    `method` is one of these, each tighter on most networks and slower than those before it:
     - "ibp": intervals from layer to layer;
-    - "crown-ibp": linear bounds followed back from the logits, with interval
-      bounds for the layers between (Zhang et al. 2020);
+    - "crown-ibp": linear bounds by backsubstitution from the logits, with
+      interval bounds for the layers between (Zhang et al. 2020);
     - "crown": linear bounds for the layers between as well (Zhang et al. 2018);
     - "alpha-crown": the same with searched slopes (Xu et al. 2021), the
       tightest of these and all of the above. It takes 50 passes and more.
@@ -67,7 +68,7 @@ def output_bounds(
 
 @outside_inference_mode()
 def margin_bounds(
-    model: nn.Module, x: Tensor, labels: Tensor, eps: float, *, method: str = "ibp", clip: Clip = (0.0, 1.0)
+    model: nn.Module, x: Tensor, labels: Tensor, eps: float, *, method: str = "ibp", clip: Clip = PIXEL_RANGE
 ) -> Tensor:
     """Lower bounds (B, K) of logit[y] − logit[j] over each box; column y is 0.
 
@@ -92,4 +93,4 @@ def _bounds(model: nn.Module, x: Tensor, eps: float, method: str, clip: Clip) ->
     check_evaluation_mode(graph)
     eps = parse_eps(eps)
     with shape_errors_as_data_errors(x):
-        return bound(graph, plain_tensor(x), eps, clip)
+        return bound(graph, input_box(plain_tensor(x), eps, clip))

@@ -1,4 +1,4 @@
-"""Adam, upwards, for what is searched with bounds: slopes and multipliers (Kingma and Ba 2015)."""
+"""Gradient ascent by Adam of what bounds are searched by: slopes and multipliers (Kingma and Ba 2015)."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ BETAS = (0.9, 0.999)
 
 
 class Ascent:
-    """`values` (B, …) climb by gradients; the first step of each is `rates` long, and each later one `decay` as long.
+    """Moves `values` (B, …) along their gradients: first by steps of `rates`, later by `decay` times the last ones.
 
     torch.optim's own cannot go on with some of the rows.
     """

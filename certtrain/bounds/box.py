@@ -9,6 +9,9 @@ from torch import Tensor
 from certtrain.bounds.rounding import UNIT64, Rounding
 
 Pointwise = Callable[[Tensor], Tensor]
+Clip = tuple[float, float] | None
+
+PIXEL_RANGE = (0.0, 1.0)
 
 
 class Box(NamedTuple):
@@ -25,6 +28,11 @@ class Box(NamedTuple):
     @property
     def upper(self) -> Tensor:
         return self.centre + self.radius
+
+    @property
+    def values(self) -> Tensor:
+        """What the boxes are about: the clean batch, or the centres where none is carried."""
+        return self.centre if self.clean is None else self.clean
 
     def examples(self, chosen: slice | Tensor) -> "Box":
         """The boxes of some of the batch."""
@@ -46,12 +54,15 @@ class Box(NamedTuple):
 def input_box(
     x: Tensor,
     eps: float | Tensor,
-    clip: tuple[float, float] | None,
+    clip: Clip = PIXEL_RANGE,
     *,
-    with_clean: bool,
+    with_clean: bool = False,
     rounding: Rounding | None = None,
 ) -> Box:
-    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …); with `rounding`, one that holds the exact box."""
+    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …); with `rounding`, one that holds the exact box.
+
+    with_clean: whether a pass carries `x` itself beside the boxes.
+    """
     lower, upper = x - eps, x + eps
     if clip is not None:
         lower, upper = lower.clamp(*clip), upper.clamp(*clip)
@@ -65,3 +76,27 @@ def box_between(lower: Tensor, upper: Tensor, rounding: Rounding | None = None) 
         # The ends, the centre and the radius round by a unit of |l| + |u| each, or less; a product may underflow.
         radius = radius + (8 * UNIT64 * (lower.abs() + upper.abs()) + torch.finfo(lower.dtype).tiny)
     return Box((lower + upper) / 2, radius)
+
+
+def box_ends(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The least and the greatest number of `x`'s type (B, …) in [x − ε, x + ε] ∩ [0, 1], in real numbers.
+
+    A sum is rounded: x + ε as computed may lie outside the box by its last digit. These two ends do not.
+    """
+    return (-_at_most(-x, eps)).clamp(min=0), _at_most(x, eps).clamp(max=1)
+
+
+def _at_most(x: Tensor, eps: float) -> Tensor:
+    """The greatest number of `x`'s type that is at most x + ε."""
+    exact = x.double()
+    end = exact + eps
+    # Knuth's sum of two: `lost` is exactly what rounding took from x + ε.
+    part = end - exact
+    lost = (exact - (end - part)) + (eps - part)
+    end = torch.where(lost < 0, _next_below(end), end)
+    rounded = end.to(x.dtype)
+    return torch.where(rounded.double() > end, _next_below(rounded), rounded)
+
+
+def _next_below(x: Tensor) -> Tensor:
+    return x.nextafter(torch.full_like(x, -torch.inf))

@@ -28,6 +28,19 @@ def check_evaluation_mode(graph: LayerGraph) -> None:
             raise UnsupportedLayer(f"layer {call.name!r} is in training mode; call model.eval() first")
 
 
+def check_not_random(layer: nn.Dropout) -> None:
+    """Raise UnsupportedLayer for a Dropout that drops values: what it gives is not a function of its input."""
+    if layer.training and layer.p > 0:
+        raise UnsupportedLayer(f"{layer} is random in training; bounds need p = 0 or evaluation mode")
+
+
+def check_trainable(graph: LayerGraph) -> None:
+    """Raise UnsupportedLayer for a network whose layers are random in training, whatever mode they are in."""
+    for call in graph.calls:
+        if isinstance(call.layer, nn.Dropout) and call.layer.p > 0:
+            raise UnsupportedLayer(f"layer {call.name!r} is random in training; bounds need a Dropout of p = 0")
+
+
 def check_tensor(x: Tensor) -> None:
     """Raise DataError unless `x` is a tensor of floating point."""
     if not isinstance(x, Tensor):

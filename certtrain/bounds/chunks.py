@@ -23,7 +23,7 @@ COPIES, COPY_OF_BRANCH = 7, 1
 KEPT, KEPT_NONLINEAR = 2, 12
 # Multiplications of a part between two looks at a deadline: about a tenth of a second on one core. Taking a value
 # through a layer costs as much as VALUE multiplications, for it is bound by memory, and a gradient three times as much.
-SOON, VALUE, GRADIENT = 2**28, 128, 3
+WORK_BETWEEN_CHECKS, VALUE, GRADIENT = 2**28, 128, 3
 
 
 def dense(functions: Tensor) -> Functions:
@@ -84,12 +84,12 @@ def _length(part: slice) -> int:
 def rows_at_once(prefix: Prefix, size: int, settings: Settings, *, gradients: bool = False) -> int:
     """How many functions fit into the memory and, where there is a deadline, take well under a second."""
     rows = settings.memory // row_bytes(prefix, size, gradients=gradients)
-    return soon(rows, row_work(prefix, gradients=gradients), settings.deadline)
+    return between_checks(rows, row_work(prefix, gradients=gradients), settings.deadline)
 
 
-def soon(most: int, work: int, deadline: Deadline) -> int:
+def between_checks(most: int, work: int, deadline: Deadline) -> int:
     """How many of at most so many are done between two looks at the deadline, each being `work` multiplications."""
-    return min(most, max(1, SOON // work)) if deadline.limited else most
+    return min(most, max(1, WORK_BETWEEN_CHECKS // work)) if deadline.limited else most
 
 
 def row_work(prefix: Prefix, *, gradients: bool = False) -> int:

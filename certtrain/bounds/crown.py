@@ -1,8 +1,8 @@
 """CROWN: the boxes at the nonlinear layers come from linear bounds too, layer by layer in the order of the network.
 
-Zhang et al. 2018. A layer's input is bounded by the lines of the layers before
-it, and gives its own lines to those behind it. Only where its lines are not
-exact already does an input need bounds from here.
+Zhang et al. 2018. The input of each nonlinear layer is bounded by the relaxations
+of the layers before it, and decides the layer's own relaxation. Neurons whose
+relaxation is exact already need no bounds from here.
 """
 
 from collections.abc import Callable
@@ -25,24 +25,29 @@ from certtrain.bounds.trace import NONLINEAR
 from certtrain.bounds.windows import parts
 
 # Lower bounds (B, S) of functions, given by parts, of a prefix's result; B, S and the coefficients of each.
-Follow = Callable[[Prefix, Functions, tuple[int, int], int], Tensor]
+LowerBounds = Callable[[Prefix, Functions, tuple[int, int], int], Tensor]
 MIXING = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
-def by_crown(settings: Settings) -> Follow:
-    """Lower bounds by the lines of the boxes that the records hold, in parts that fit into the memory."""
+def by_crown(settings: Settings) -> LowerBounds:
+    """Lower bounds by the relaxations of the boxes that the records hold, in parts that fit into the memory."""
 
-    def follow(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
+    def lower_bounds(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
         rows = rows_at_once(prefix, size, settings)
         bound = partial(backsubstitute, rounding=settings.rounding)
         return in_parts(bound, prefix, functions, shape, rows, settings.deadline)
 
-    return follow
+    return lower_bounds
 
 
-def tightened(settings: Settings) -> Tighten:
-    """The boxes of CROWN's bounds, the intervals' own where a layer's lines are exact already."""
+def tighten_by_crown(settings: Settings) -> Tighten:
+    """The boxes of CROWN's bounds; those of the intervals where a relaxation is exact already."""
     return lambda layer, records, start, box: tighten(layer, Prefix(records, start), box, by_crown(settings), settings)
+
+
+def intersected(tighten: Tighten, settings: Settings) -> Tighten:
+    """What `tighten` gives, cut by the intervals of the pass, which may be the tighter for some values."""
+    return lambda layer, records, start, box: intersection(box, tighten(layer, records, start, box), settings)
 
 
 def intersection(box: Box, other: Box, settings: Settings) -> Box:
@@ -52,33 +57,33 @@ def intersection(box: Box, other: Box, settings: Settings) -> Box:
 
 @torch.no_grad()
 def tighten(
-    layer: nn.Module, prefix: Prefix, box: Box, follow: Follow, settings: Settings, most: int | None = None
+    layer: nn.Module, prefix: Prefix, box: Box, lower_bounds: LowerBounds, settings: Settings, most: int | None = None
 ) -> Box:
-    """`box` at the input of `layer`, by the bounds that `follow` finds where the layer's lines are not exact.
+    """`box` at the input of `layer`, by `lower_bounds` of its unstable neurons.
 
-    Examples with more than `most` such inputs are left as they are, and so are
-    all inputs that no bound was found of before the deadline. As in the
-    field's own implementation the new bounds take the old ones' place, the
-    tighter or not; `intersection` has both.
+    Examples with more than `most` of them are left as they are, and so are
+    neurons that no bound was found of before the deadline. As in the authors'
+    implementation the new bounds replace the old ones, the tighter or not;
+    `intersection` has both.
     """
-    if exact(prefix):
+    if intervals_are_exact(prefix):
         return box
-    chosen = open_inputs(layer, box)
+    chosen = unstable_neurons(layer, box)
     if most is None and chosen[0].numel() <= settings.dense:
         chosen = torch.ones_like(chosen)
     if most is not None:
         few = chosen.flatten(1).sum(1) <= most
         chosen = chosen & few.view(-1, *[1] * (chosen.dim() - 1))
     lower, upper = box.lower, box.upper
-    for part, seen in parts(prefix, chosen):
+    for part, before in parts(prefix, chosen):
         if settings.deadline.over():
             break
-        _tighten(part(lower), part(upper), part(chosen), seen, follow)
+        _write_bounds(part(lower), part(upper), part(chosen), before, lower_bounds)
     return _box(lower, upper, box, settings)
 
 
-def _tighten(lower: Tensor, upper: Tensor, chosen: Tensor, prefix: Prefix, follow: Follow) -> None:
-    """Write the bounds that `follow` finds of the `chosen` (B, …) results of `prefix` over these."""
+def _write_bounds(lower: Tensor, upper: Tensor, chosen: Tensor, prefix: Prefix, lower_bounds: LowerBounds) -> None:
+    """Replace `lower` and `upper` by the bounds of the `chosen` (B, …) results of `prefix`, in place."""
     flat = chosen.flatten(1)
     examples = flat.any(1).nonzero().squeeze(1)
     if not len(examples):
@@ -88,20 +93,20 @@ def _tighten(lower: Tensor, upper: Tensor, chosen: Tensor, prefix: Prefix, follo
     index = flat[examples].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
     taken, prefix = flat[examples].gather(1, index), prefix.examples(examples)
     for ends, sign in ((lower, 1.0), (upper, -1.0)):
-        found = sign * follow(prefix, units(index, sign, ends), (len(index), count), flat.shape[1])
+        found = sign * lower_bounds(prefix, units(index, sign, ends), (len(index), count), flat.shape[1])
         before = ends[examples].flatten(1)
         new = torch.where(taken & found.isfinite(), found, before.gather(1, index))
         ends[examples] = before.scatter(1, index, new).view(-1, *ends.shape[1:])
 
 
-def open_inputs(layer: nn.Module, box: Box) -> Tensor:
-    """Which inputs within `box` do not have lines that are exact already."""
+def unstable_neurons(layer: nn.Module, box: Box) -> Tensor:
+    """Which inputs (B, …) of `layer` have a relaxation over `box` that is not exact."""
     record = ACTIVATIONS.get(type(layer))
     return box.lower < box.upper if record is None else record.bends(layer, box)
 
 
-def exact(prefix: Prefix) -> bool:
-    """Whether intervals lose nothing: at most one layer mixes values, and none is nonlinear or joins two."""
+def intervals_are_exact(prefix: Prefix) -> bool:
+    """Whether intervals of the result lose nothing: at most one layer mixes values, none is nonlinear or joins two."""
     layers = [record.call.layer for record in prefix.records]
     return sum(isinstance(layer, MIXING) for layer in layers) <= 1 and not any(
         isinstance(layer, (*NONLINEAR, Add, Concat)) for layer in layers

@@ -1,14 +1,16 @@
 """A network as a straight list of layers, and the layers that torch does not have."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from certtrain.errors import DataError
+from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.spec.shapes import Shape
+
+Value = TypeVar("Value")
 
 
 class Normalize(nn.Module):
@@ -85,7 +87,31 @@ class LayerGraph:
         calls = (self.calls[number - 1] for number in kept)
         return replace(self, calls=tuple(call._replace(inputs=tuple(places[i] for i in call.inputs)) for call in calls))
 
-    def said(self) -> list[tuple[str, str, tuple[int, ...]]]:
+    def split(self, value: int) -> "tuple[LayerGraph, LayerGraph]":
+        """The part that computes this value, and the part that goes on from it; nothing else may lead into the second.
+
+        Raises UnsupportedLayer where something else does, or where a part would have no layer; `cuts` has the values
+        that there are no such reasons against.
+        """
+        if value not in self.cuts():
+            names = ", ".join(repr(self.calls[cut - 1].name) for cut in self.cuts())
+            raise UnsupportedLayer(f"the network cannot be split at value {value}; it can after {names or 'no layer'}")
+        rest = (call._replace(inputs=tuple(i - value for i in call.inputs)) for call in self.calls[value:])
+        return self.up_to(value), LayerGraph(tuple(rest))
+
+    def cuts(self) -> list[int]:
+        """The values between input and output on which all calls after them depend, and on no earlier value."""
+        inner = range(1, len(self.calls))
+        return [value for value in inner if all(min(call.inputs) >= value for call in self.calls[value:])]
+
+    def value_of(self, name: str) -> int:
+        """The value that the call of that name gives. Raises UnsupportedLayer if there is none."""
+        for value, call in enumerate(self.calls, start=1):
+            if call.name == name:
+                return value
+        raise UnsupportedLayer(f"the network has no layer {name!r}; it has {', '.join(c.name for c in self.calls)}")
+
+    def description(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """Each call by its name, its layer's description and its inputs: the same for networks of the same layers."""
         return [(call.name, repr(call.layer), call.inputs) for call in self.calls]
 
@@ -97,11 +123,15 @@ class LayerGraph:
             done[i].append(value)
         return done
 
-    def results(self, x: Tensor) -> Iterator[Tensor]:
-        """Each call's result for the inputs `x` (B, …), in order; what no later call needs is not kept."""
-        values = {0: x}
+    def walk(self, start: Value, through: Callable[..., Value]) -> Iterator[Value]:
+        """Each call's result, in order, from `through(call, *inputs)`; what no later call needs is not kept."""
+        values = {0: start}
         for number, (call, done) in enumerate(zip(self.calls, self.last_uses(), strict=True)):
-            values[number + 1] = call.layer(*(values[value] for value in call.inputs))
+            values[number + 1] = through(call, *(values[value] for value in call.inputs))
             yield values[number + 1]
             for value in done:
                 del values[value]
+
+    def results(self, x: Tensor) -> Iterator[Tensor]:
+        """Each call's result for the inputs `x` (B, …), in order, as the layers themselves compute it."""
+        return self.walk(x, lambda call, *inputs: call.layer(*inputs))

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from certtrain.attack.box import box_ends
+from certtrain.bounds.box import box_ends
 from certtrain.bounds.contract import FAULT
 from certtrain.errors import SoundnessError
 
 Infer = Callable[[Tensor], Tensor]
-Values = Callable[[Tensor], Tensor]
+ValuesOf = Callable[[Tensor], Tensor]
 
 
 class Claims(NamedTuple):
@@ -32,7 +32,7 @@ class Claims(NamedTuple):
     centre: Tensor
     lower: Tensor
     upper: Tensor
-    values: Values
+    values: ValuesOf
     bounds: Tensor
 
 
@@ -92,7 +92,7 @@ def _compare(values: Tensor, bounds: Tensor, slack: float, place: str) -> None:
         )
 
 
-def _claimed(labels: Tensor, bounds: Tensor) -> tuple[Values, Tensor]:
+def _claimed(labels: Tensor, bounds: Tensor) -> tuple[ValuesOf, Tensor]:
     """What was bounded, and the bounds: of all margins (N, K), of which a class has none to itself, or the smallest."""
     column = labels.unsqueeze(1)
     if bounds.shape[1] == 1:

@@ -20,16 +20,21 @@ from torch import Tensor, nn
 from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.activations.intervals import monotone_box
 from certtrain.bounds.box import Box
+from certtrain.bounds.checks import check_not_random
 from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
-from certtrain.bounds.replay import check_replay
 from certtrain.bounds.rounded import LayerStep, rounded
 from certtrain.bounds.rounding import LAYERS, Rounding
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
-from certtrain.bounds.statistics import BatchNorm, Source, Statistics, batch_statistics, running_statistics
-from certtrain.bounds.tracing import trace_all
-from certtrain.errors import DataError, UnsupportedLayer
-from certtrain.spec.shapes import Shape
+from certtrain.bounds.statistics import (
+    BatchNorm,
+    Statistics,
+    StatisticsSource,
+    TakenStatistics,
+    running_statistics,
+    taken_by,
+)
+from certtrain.errors import UnsupportedLayer
 
 
 class Place(NamedTuple):
@@ -40,14 +45,15 @@ class Place(NamedTuple):
 
 
 class LayerRecord(NamedTuple):
-    """What one layer met on a pass: the shapes (B, …) of its inputs and its result, its box if it was watched, and
-    BatchNorm's statistics.
+    """What one layer's call was given and gave on a pass; B is the batch's size.
 
-    `slack` (B, …), of the output's shape, is there on a watched pass with rounding: for every x̂ in
-    the input's box, a bound of |computed − exact| result, together with what float64 rounds when a
-    linear function Λ of the result is taken back through the layer. Λ's bound loses |Λ| · slack.
-    `places` say, for each input, where linear bounds put what they bring back; none unless the record is of a part of
-    the images (`windows`).
+    shapes: (B, …) of its inputs. result: (B, …), the shape of its result.
+    box: its first input's box, if its type was watched. statistics: what it normalised by, if it is a BatchNorm.
+    slack: (B, …), of the result's shape, on a watched pass with rounding: for every x̂ in the input's box, a bound of
+        |computed − exact| result, together with what float64 rounds where linear coefficients Λ of the result are taken
+        back through the layer. Λ's bound loses |Λ| · slack.
+    places: for each input, where linear bounds put the coefficients that they bring back; none unless the record is of
+        a part of the images (`windows`).
     """
 
     call: LayerCall
@@ -82,12 +88,20 @@ class Passed(NamedTuple):
     records: list[LayerRecord]
 
 
+class Options(NamedTuple):
+    """How a pass takes each layer."""
+
+    watch: tuple[type[nn.Module], ...]
+    statistics: StatisticsSource
+    rounding: Rounding | None
+
+
 def interval_pass(
     graph: LayerGraph,
     box: Box,
     *,
     watch: tuple[type[nn.Module], ...] = (),
-    source: Source = batch_statistics,
+    statistics: StatisticsSource = running_statistics,
     rounding: Rounding | None = None,
     tighten: Tighten | None = None,
 ) -> Passed:
@@ -99,114 +113,55 @@ def interval_pass(
     from any computed input in `box`; if anything is watched, each layer's
     slack is kept as well, which costs another product with each weight.
 
-    In training mode BatchNorm takes one set of statistics for all that the box
-    carries: the clean batch's, or the centres' where no clean batch is carried.
-    They are kept, and the running statistics are left alone.
+    `statistics` says by what BatchNorm normalises: what training does is `batch_statistics`, of the clean batch that
+    the box carries, or of the centres where it carries none; one set serves all that the box carries.
+    The modes of the network's modules decide nothing, and its running statistics are left alone.
 
     Raises DataError if a layer does not take what it is given.
     """
-    if rounding is not None and len(graph.calls) >= LAYERS:
-        raise UnsupportedLayer(
-            f"rounding is bounded for networks of fewer than {LAYERS} layers, not {len(graph.calls)}"
-        )
+    _check_depth(graph, rounding)
     graph.check_input(box.radius.shape)
-    values = {0: box}
-    records: list[LayerRecord] = []
-    inputs: tuple[Box, ...] = ()
+    options = Options(watch, statistics, rounding)
+    values, records = {0: box}, list[LayerRecord]()
+    inputs: tuple[Box, ...] = (box,)
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
-        layer = call.layer
-        if tighten is not None and isinstance(layer, watch):
+        if tighten is not None and isinstance(call.layer, watch):
             value = call.inputs[0]
-            values[value] = tighten(layer, records[:value], box, values[value])
+            values[value] = tighten(call.layer, records[:value], box, values[value])
         inputs = tuple(values[i] for i in call.inputs)
-        shapes = tuple(box.radius.shape for box in inputs)
-        expected = result_shape(call, shapes)
-        statistics = box_statistics(layer, inputs[0], source) if isinstance(layer, BatchNorm) else None
-        step, slack = LayerStep(layer, INTERVAL_RULES[type(layer)], inputs, statistics), None
-        if rounding is None:
-            result = step.apply(*inputs)
-        else:
-            result, slack = rounded(rounding, step, with_slack=bool(watch))
-        check_results(call, expected, (*result, slack))
-        values[number + 1] = result
-        kept = inputs[0] if isinstance(layer, watch) else None
-        records.append(LayerRecord(call, shapes, expected, kept, statistics, slack))
+        values[number + 1], record = _through(call, inputs, options)
+        records.append(record)
         for value in done:
             del values[value]
     return Passed(values[len(graph.calls)], inputs[0], records)
 
 
-def taken_statistics(records: Iterable[LayerRecord]) -> list[Statistics]:
-    """What the BatchNorm layers that are in training have normalised by, in order."""
-    return [record.statistics for record in records if record.statistics is not None and record.call.layer.training]
-
-
-def box_statistics(layer: BatchNorm, box: Box, source: Source = batch_statistics) -> Statistics:
-    """What `layer` normalises `box` by: its running statistics in evaluation mode, else those that `source` gives."""
-    if not layer.training:
-        return running_statistics(layer)
-    return source(layer, box.centre if box.clean is None else box.clean)
-
-
-def checked_graph(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
-    """The layers of `model`, each of them known to have a rule, for inputs of `shape` without the batch.
-
-    Where no shape is given, the forward pass must not ask for any. Raises
-    UnsupportedLayer that names the first layer without a rule, or what else is
-    in the way.
-    """
-    traced = trace_all(model, shape)
-    graph = traced.graph.up_to(traced.result)
-    for call in graph.calls:
-        _check(call)
-    if shape is not None and _takes(graph, shape):
-        check_replay(model, traced.graph, traced.result, shape)
-    return graph
-
-
-def _takes(graph: LayerGraph, shape: Shape) -> bool:
-    """Whether each layer takes what it is given, by inputs of `shape` without the batch; if not, a pass says why."""
-    found = [torch.Size((2, *shape))]
-    try:
-        for call in graph.calls:
-            found.append(result_shape(call, [found[value] for value in call.inputs]))
-    except DataError:
-        return False
-    return True
-
-
-def _check(call: LayerCall) -> None:
-    if type(call.layer) not in INTERVAL_RULES:
+def _check_depth(graph: LayerGraph, rounding: Rounding | None) -> None:
+    if rounding is not None and len(graph.calls) >= LAYERS:
         raise UnsupportedLayer(
-            f"layer {call.name!r} is a {type(call.layer).__name__}, for which there is no bound rule. "
-            f"Layers that can be bounded: {', '.join(sorted(t.__name__ for t in INTERVAL_RULES))}."
+            f"rounding is bounded for networks of fewer than {LAYERS} layers, not {len(graph.calls)}"
         )
-    if isinstance(call.layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        _check_batch_norm(call.name, call.layer)
-    if isinstance(call.layer, nn.AvgPool2d) and (call.layer.divisor_override or 1) < 0:
-        raise UnsupportedLayer(f"layer {call.name!r} has a negative divisor, so it is no average")
-    if isinstance(call.layer, nn.Conv2d) and call.layer.padding_mode != "zeros":
-        raise UnsupportedLayer(f"layer {call.name!r} pads by {call.layer.padding_mode!r}; only 'zeros' has a rule")
-    if isinstance(call.layer, nn.MaxPool2d) and call.layer.return_indices:
-        raise UnsupportedLayer(f"layer {call.name!r} returns indices; use return_indices=False")
-    if isinstance(call.layer, nn.Flatten) and call.layer.start_dim < 1:
-        raise UnsupportedLayer(
-            f"layer {call.name!r} flattens from dimension {call.layer.start_dim} on, and so perhaps the batch; "
-            "use start_dim=1 or more"
-        )
-    if isinstance(call.layer, Pad) and not abs(call.layer.value) <= Pad.LARGEST:
-        raise UnsupportedLayer(
-            f"layer {call.name!r} pads by {call.layer.value:g}; use a finite number that float32 can hold"
-        )
-    if type(call.layer) in ACTIVATIONS and (reason := ACTIVATIONS[type(call.layer)].refusal(call.layer)):
-        raise UnsupportedLayer(f"layer {call.name!r} {reason}")
 
 
-def _check_batch_norm(name: str, layer: BatchNorm) -> None:
-    if layer.affine and layer.bias is None:
-        raise UnsupportedLayer(f"layer {name!r} has a weight and no bias; give it both, or neither by affine=False")
-    if (layer.running_mean is None) != (layer.running_var is None):
-        raise UnsupportedLayer(f"layer {name!r} keeps one of its running statistics alone; let it keep both, or none")
+def _through(call: LayerCall, inputs: tuple[Box, ...], options: Options) -> tuple[Box, LayerRecord]:
+    """The box of one call's result, and the record of the call."""
+    layer, (watch, source, rounding) = call.layer, options
+    shapes = tuple(box.radius.shape for box in inputs)
+    expected = result_shape(call, shapes)
+    statistics = taken_by(call.name, layer, inputs[0].values, source) if isinstance(layer, BatchNorm) else None
+    step, slack = LayerStep(layer, INTERVAL_RULES[type(layer)], inputs, statistics), None
+    if rounding is None:
+        result = step.apply(*inputs)
+    else:
+        result, slack = rounded(rounding, step, with_slack=bool(watch))
+    check_results(call, expected, (*result, slack))
+    kept = inputs[0] if isinstance(layer, watch) else None
+    return result, LayerRecord(call, shapes, expected, kept, statistics, slack)
+
+
+def taken_statistics(records: Iterable[LayerRecord]) -> TakenStatistics:
+    """What each BatchNorm normalised by, by its call's name."""
+    return {record.call.name: record.statistics for record in records if record.statistics is not None}
 
 
 # --- the rules -------------------------------------------------------------------------------------------
@@ -266,8 +221,7 @@ def _concat(layer: Concat, left: Box, right: Box) -> Box:
 
 
 def _dropout(layer: nn.Dropout, box: Box) -> Box:
-    if layer.training and layer.p > 0:
-        raise UnsupportedLayer(f"{layer} is random in training; bounds need p = 0 or evaluation mode")
+    check_not_random(layer)
     return box
 
 

@@ -1,20 +1,22 @@
-"""The bound methods by name, from cheap to dear."""
+"""The bound methods by name; each is tighter than those before it on most networks, and slower."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from certtrain.bounds import linear
-from certtrain.bounds.alpha import by_alpha, tightened_from
+from certtrain.bounds.alpha import by_alpha, tighten_by_alpha
+from certtrain.bounds.box import Box
 from certtrain.bounds.chunks import dense
-from certtrain.bounds.crown import Follow, by_crown, tightened
+from certtrain.bounds.crown import LowerBounds, by_crown, tighten_by_crown
 from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.interval import Tighten
 from certtrain.bounds.settings import DEFAULT, Settings
-from certtrain.bounds.trace import BoundTrace, Clip, bound_logits, trace_bounds
+from certtrain.bounds.trace import BoundTrace, bound_logits, trace_bounds
 from certtrain.errors import DataError, MethodError
 
 
@@ -31,21 +33,22 @@ class Bounds(Protocol):
     def margins(self, labels: Tensor) -> Tensor:
         """Lower bounds (B, K) of logit[y] − logit[j] for the classes y in `labels` (B,); column y is 0."""
 
+    def below(self, functions: Tensor) -> Tensor:
+        """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits."""
 
-class Method(Protocol):
-    """From a network, inputs (B, …), ε, the range of inputs and what the user has chosen to bounds."""
 
-    def __call__(
-        self, graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = ..., /
-    ) -> Bounds: ...
+class BoundMethod(Protocol):
+    """From a network, boxes (B, …) of its inputs and what the user has chosen to bounds."""
+
+    def __call__(self, graph: LayerGraph, box: Box, settings: Settings = ..., /) -> Bounds: ...
 
 
 @dataclass(frozen=True)
 class LinearBounds:
-    """Linear bounds from the boxes of a trace; each question is a pass back through the network."""
+    """Linear bounds from the boxes of a trace, by backsubstitution for each call."""
 
     trace: BoundTrace
-    follow: Follow
+    lower_bounds: LowerBounds
 
     @property
     def shape(self) -> torch.Size:
@@ -55,33 +58,26 @@ class LinearBounds:
     def ends(self) -> tuple[Tensor, Tensor]:
         """As `Bounds.ends`."""
         each = linear.logit_functions(self.trace)
-        return self._below(each), -self._below(-each)
+        return self.below(each), -self.below(-each)
 
     def margins(self, labels: Tensor) -> Tensor:
         """As `Bounds.margins`."""
-        return self._below(linear.margin_functions(self.trace, labels))
+        return self.below(linear.margin_functions(self.trace, labels))
 
-    def _below(self, functions: Tensor) -> Tensor:
+    def below(self, functions: Tensor) -> Tensor:
+        """As `Bounds.below`."""
         batch, count, size = functions.shape
         prefix = linear.Prefix(self.trace.records, self.trace.start)
-        return self.follow(prefix, dense(functions), (batch, count), size)
-
-
-class Task(NamedTuple):
-    """What a method is asked."""
-
-    graph: LayerGraph
-    x: Tensor
-    eps: float | Tensor
-    clip: Clip
-    settings: Settings
+        return self.lower_bounds(prefix, dense(functions), (batch, count), size)
 
 
 @dataclass(frozen=True)
 class AlphaBounds:
-    """Bounds by searched slopes, from the boxes of CROWN; each is the largest of theirs and all cheaper methods'."""
+    """Bounds by searched slopes, from the boxes of CROWN; each is the largest of theirs and all faster methods'."""
 
-    task: Task
+    graph: LayerGraph
+    box: Box
+    settings: Settings
     simple: LinearBounds
     crown: LinearBounds
 
@@ -91,36 +87,42 @@ class AlphaBounds:
         return self.crown.shape
 
     @property
-    def _cheaper(self) -> tuple[Bounds, ...]:
+    def _faster(self) -> tuple[Bounds, ...]:
         return self.simple.trace.logits, self.simple, self.crown
 
     @torch.no_grad()
     def ends(self) -> tuple[Tensor, Tensor]:
         """As `Bounds.ends`."""
-        searched = self._searched(torch.arange(self.shape[0], device=self.task.x.device), torch.inf)
-        return Tightest((*self._cheaper, searched)).ends()
+        return self._all().ends()
+
+    @torch.no_grad()
+    def below(self, functions: Tensor) -> Tensor:
+        """As `Bounds.below`."""
+        return self._all().below(functions)
 
     @torch.no_grad()
     def margins(self, labels: Tensor) -> Tensor:
-        """As `Bounds.margins`; with `early_stop`, only examples that nothing cheaper certifies are searched.
+        """As `Bounds.margins`; with `early_stop`, only examples that no faster method certifies are searched.
 
         After the deadline none is.
         """
-        known = Tightest(self._cheaper).margins(labels)
-        stop = self.task.settings.early_stop
+        known = Tightest(self._faster).margins(labels)
+        stop = self.settings.early_stop
         certified = (known > 0).scatter(1, labels.unsqueeze(1), True).all(1)
         chosen = (~certified if stop else torch.ones_like(certified)).nonzero().squeeze(1)
-        if len(chosen) and not self.task.settings.deadline.over():
+        if len(chosen) and not self.settings.deadline.over():
             searched = self._searched(chosen, 0.0 if stop else torch.inf)
             known[chosen] = tightest([known[chosen], searched.margins(labels[chosen])])
         return known
 
+    def _all(self) -> "Tightest":
+        everything = torch.arange(self.shape[0], device=self.box.centre.device)
+        return Tightest((*self._faster, self._searched(everything, torch.inf)))
+
     def _searched(self, chosen: Tensor, enough: float) -> LinearBounds:
-        graph, x, eps, clip, settings = self.task
         boxes = (record.box.examples(chosen) for record in self.crown.trace.records if record.box is not None)
-        narrow = tightened_from(boxes, settings)
-        trace = trace_bounds(graph, x[chosen], eps, clip, with_clean=False, rounding=settings.rounding, tighten=narrow)
-        return LinearBounds(trace, by_alpha(settings, enough=enough))
+        trace = _trace(self.graph, self.box.examples(chosen), self.settings, tighten_by_alpha(boxes, self.settings))
+        return LinearBounds(trace, by_alpha(self.settings, enough=enough))
 
 
 @dataclass(frozen=True)
@@ -143,65 +145,66 @@ class Tightest:
         """As `Bounds.margins`."""
         return tightest([part.margins(labels) for part in self.parts])
 
+    def below(self, functions: Tensor) -> Tensor:
+        """As `Bounds.below`."""
+        return tightest([part.below(functions) for part in self.parts])
+
 
 def tightest(bounds: Sequence[Tensor]) -> Tensor:
     """The largest of several lower bounds of the same values; what is NaN bounds nothing, unless all are."""
     return reduce(torch.fmax, bounds)
 
 
-def _ibp(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT) -> Bounds:
-    return bound_logits(graph, x, eps, clip, rounding=settings.rounding)
+def _trace(graph: LayerGraph, box: Box, settings: Settings, tighten: Tighten | None = None) -> BoundTrace:
+    trace = trace_bounds(graph, box, rounding=settings.rounding, tighten=tighten)
+    if len(trace.logits.shape) != 2:
+        raise DataError(f"linear bounds need logits of shape (B, K), but the network's are {tuple(trace.logits.shape)}")
+    return trace
 
 
-def _crown_ibp(
-    graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT
-) -> LinearBounds:
-    trace = trace_bounds(graph, x, eps, clip, with_clean=False, rounding=settings.rounding)
-    _check_logits(trace)
-    return LinearBounds(trace, by_crown(settings))
+def _ibp(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> Bounds:
+    return bound_logits(graph, box, rounding=settings.rounding)
+
+
+def _crown_ibp(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> LinearBounds:
+    return LinearBounds(_trace(graph, box, settings), by_crown(settings))
+
+
+def crown_ibp_and_intervals(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> "Tightest":
+    """CROWN-IBP with the interval bounds of its own trace, the tighter of the two."""
+    linear_bounds = _crown_ibp(graph, box, settings)
+    return Tightest((linear_bounds.trace.logits, linear_bounds))
 
 
 @torch.no_grad()
-def _crown(graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT) -> LinearBounds:
-    trace = trace_bounds(graph, x, eps, clip, with_clean=False, rounding=settings.rounding, tighten=tightened(settings))
-    _check_logits(trace)
-    return LinearBounds(trace, torch.no_grad()(by_crown(settings)))
+def _crown(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> LinearBounds:
+    return LinearBounds(_trace(graph, box, settings, tighten_by_crown(settings)), torch.no_grad()(by_crown(settings)))
 
 
-def _alpha_crown(
-    graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT
-) -> AlphaBounds:
+def _alpha_crown(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> AlphaBounds:
     with torch.no_grad():
-        simple = _crown_ibp(graph, x, eps, clip, settings)
-        crown = _crown(graph, x, eps, clip, settings)
-    return AlphaBounds(Task(graph, x, eps, clip, settings), simple, crown)
+        simple, crown = _crown_ibp(graph, box, settings), _crown(graph, box, settings)
+    return AlphaBounds(graph, box, settings, simple, crown)
 
 
-def up_to(name: str) -> Method:
-    """The method of that name together with all cheaper ones, the tightest of their bounds. Raises MethodError.
+def up_to(name: str) -> BoundMethod:
+    """The method of that name together with all before it, the tightest of their bounds. Raises MethodError.
 
-    Linear bounds are not always tighter than intervals: what a dearer method leaves open, a cheaper one may prove.
+    Linear bounds are not always tighter than intervals: what a slower method leaves open, a faster one may prove.
     """
     method_named(name)
     names = list(METHODS)
     chosen = [METHODS[n] for n in names[: names.index(name) + 1]]
-    if len(chosen) == 1 or name == "alpha-crown":  # which has the cheaper ones in it
+    if len(chosen) == 1 or name == "alpha-crown":  # which has the others in it
         return chosen[-1]
 
-    def all_of_them(
-        graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, settings: Settings = DEFAULT
-    ) -> Bounds:
-        return Tightest(tuple(method(graph, x, eps, clip, settings) for method in chosen))
+    def all_of_them(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> Bounds:
+        return Tightest(tuple(method(graph, box, settings) for method in chosen))
 
     return all_of_them
 
 
-def _check_logits(trace: BoundTrace) -> None:
-    if len(trace.logits.shape) != 2:
-        raise DataError(f"linear bounds need logits of shape (B, K), but the network's are {tuple(trace.logits.shape)}")
-
-
-METHODS: dict[str, Method] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown": _crown, "alpha-crown": _alpha_crown}
+METHODS: dict[str, BoundMethod] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown": _crown, "alpha-crown": _alpha_crown}
 
 
 # Those that search: where they end can hang on the last digit of a sum, and so on the machine.
@@ -211,7 +214,7 @@ SEARCHED = ("alpha-crown",)
 IN_TRAINING = ("ibp", "crown-ibp")
 
 
-def method_named(name: str) -> Method:
+def method_named(name: str) -> BoundMethod:
     """The method of that name. Raises MethodError."""
     _check_name(name, tuple(METHODS))
     return METHODS[name]

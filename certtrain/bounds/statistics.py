@@ -1,10 +1,12 @@
 """The means and variances that BatchNorm normalises by.
 
-A pass takes them as values and returns them: nothing is updated on the way,
-so a pass can be repeated, and its caller decides what the network remembers.
+A pass is told where they come from and returns those that it took: nothing is
+updated on the way, so a pass can be repeated, and its caller decides what the
+network remembers. Whether a pass is one of training or of evaluation is decided
+by that source alone, and no module's mode is changed for it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,38 +18,64 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 class Statistics(NamedTuple):
-    """Mean and biased variance (C,) at a BatchNorm layer's input, over `size` values a channel: a number, or (C,)."""
+    """Mean and biased variance (C,) at a BatchNorm layer's input.
+
+    size: over how many values a channel, as a number or (C,); None for the running statistics.
+    """
 
     layer: BatchNorm
     mean: Tensor
     variance: Tensor
-    size: int | Tensor
+    size: int | Tensor | None
 
 
-# Where a BatchNorm layer in training gets its statistics, from itself and the values of the batch at its input.
-Source = Callable[[BatchNorm, Tensor], Statistics]
+# From where a pass takes a BatchNorm layer's statistics: a function of the layer and the values (B, C, …) at its input.
+StatisticsFunction = Callable[[BatchNorm, Tensor], Statistics]
+# What a pass has taken, by the calls' names; another pass, of the same network or of a part of it, can be given them.
+TakenStatistics = Mapping[str, Statistics]
+StatisticsSource = StatisticsFunction | TakenStatistics
 
 
-def batch_statistics(layer: BatchNorm, points: Tensor) -> Statistics:
-    """The statistics of `points` (B, C, …).
+def batch_statistics(layer: BatchNorm, values: Tensor) -> Statistics:
+    """The statistics of `values` (B, C, …), as in training.
 
     Raises UnsupportedLayer where a channel has one value alone.
     """
-    count, mean, variance = _moments(points)
+    count, mean, variance = _moments(values)
     if count < 2:
         raise UnsupportedLayer(f"{layer} cannot take the variance of one value: use batches of two or more")
     return Statistics(layer, mean, variance, count)
 
 
-def pooled_statistics(gather: Callable[[Tensor], Tensor]) -> Source:
+def running_statistics(layer: BatchNorm, values: Tensor | None = None) -> Statistics:
+    """What the layer remembers of its training, as in evaluation.
+
+    Raises UnsupportedLayer if it remembers nothing.
+    """
+    if layer.running_mean is None or layer.running_var is None:
+        raise UnsupportedLayer(f"{layer} keeps no running statistics, so its bounds would depend on the batch")
+    return Statistics(layer, layer.running_mean, layer.running_var, None)
+
+
+def statistics_by_mode(layer: BatchNorm, values: Tensor) -> Statistics:
+    """What torch would take: by `layer.training`. For networks whose modes are their user's to choose."""
+    return batch_statistics(layer, values) if layer.training else running_statistics(layer)
+
+
+def taken_by(name: str, layer: BatchNorm, values: Tensor, source: StatisticsSource) -> Statistics:
+    """What the call `name` of `layer` normalises by, with `values` (B, C, …) at its input."""
+    return source[name] if isinstance(source, Mapping) else source(layer, values)
+
+
+def pooled_statistics(gather: Callable[[Tensor], Tensor]) -> StatisticsFunction:
     """The statistics of a batch that lies in parts, as several processes have it.
 
     `gather` makes rows (parts, …) of the parts' tensors. There are two parts
     or more, so there is always a variance.
     """
 
-    def source(layer: BatchNorm, points: Tensor) -> Statistics:
-        count, mean, variance = _moments(points)
+    def source(layer: BatchNorm, values: Tensor) -> Statistics:
+        count, mean, variance = _moments(values)
         counts, means, variances = gather(torch.stack([torch.full_like(mean, count), mean, variance])).unbind(1)
         size = counts.sum(0)
         mean = (counts * means).sum(0) / size
@@ -57,27 +85,14 @@ def pooled_statistics(gather: Callable[[Tensor], Tensor]) -> Source:
     return source
 
 
-def given_statistics(known: Iterable[Statistics]) -> Source:
-    """Statistics that an earlier pass has taken, in its order."""
-    ahead = iter(known)
-    return lambda layer, points: next(ahead)
-
-
-def running_statistics(layer: BatchNorm) -> Statistics:
-    """What the layer remembers of its training.
-
-    Raises UnsupportedLayer if it remembers nothing.
-    """
-    if layer.running_mean is None or layer.running_var is None:
-        raise UnsupportedLayer(f"{layer} keeps no running statistics, so its bounds would depend on the batch")
-    return Statistics(layer, layer.running_mean, layer.running_var, 0)
-
-
 @torch.no_grad()
-def remember(taken: Iterable[Statistics]) -> None:
-    """Take one step of the running statistics, as torch's own BatchNorm does: with the unbiased variance."""
-    for layer, mean, variance, size in taken:
-        if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
+def remember(taken: TakenStatistics) -> None:
+    """Take one step of the running statistics, as torch's own BatchNorm does: with the unbiased variance.
+
+    What was taken from the running statistics themselves changes nothing.
+    """
+    for layer, mean, variance, size in taken.values():
+        if size is None or layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
             continue
         layer.num_batches_tracked += 1
         weight = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
@@ -85,10 +100,10 @@ def remember(taken: Iterable[Statistics]) -> None:
         layer.running_var.lerp_((variance * (size / (size - 1))).to(layer.running_var.dtype), weight)
 
 
-def _moments(points: Tensor) -> tuple[int, Tensor, Tensor]:
+def _moments(values: Tensor) -> tuple[int, Tensor, Tensor]:
     """Values a channel, and their mean and biased variance (C,)."""
-    mean, variance = _Moments.apply(points.float() if points.dtype == torch.bfloat16 else points)
-    return points.numel() // points.shape[1], mean, variance
+    mean, variance = _Moments.apply(values.float() if values.dtype == torch.bfloat16 else values)
+    return values.numel() // values.shape[1], mean, variance
 
 
 class _Moments(torch.autograd.Function):
@@ -99,15 +114,15 @@ class _Moments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, points: Tensor) -> tuple[Tensor, Tensor]:
-        dims = [d for d in range(points.dim()) if d != 1]
-        mean = points.mean(dims, keepdim=True)
-        ctx.save_for_backward(points, mean)
-        return mean.flatten(), (points - mean).square_().mean(dims)
+    def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor]:
+        dims = [d for d in range(values.dim()) if d != 1]
+        mean = values.mean(dims, keepdim=True)
+        ctx.save_for_backward(values, mean)
+        return mean.flatten(), (values - mean).square_().mean(dims)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        points, mean = ctx.saved_tensors
-        to_mean, to_variance = (gradient.view_as(mean) / (points.numel() // mean.numel()) for gradient in gradients)
+        values, mean = ctx.saved_tensors
+        to_mean, to_variance = (gradient.view_as(mean) / (values.numel() // mean.numel()) for gradient in gradients)
         slope = 2 * to_variance
-        return torch.addcmul(to_mean - mean * slope, points, slope)
+        return torch.addcmul(to_mean - mean * slope, values, slope)

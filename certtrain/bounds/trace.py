@@ -8,14 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.activations import ACTIVATIONS
-from certtrain.bounds.box import Box, input_box
+from certtrain.bounds.box import Box
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import INTERVAL_RULES, LayerRecord, Tighten, interval_pass, taken_statistics
+from certtrain.bounds.interval import INTERVAL_RULES, LayerRecord, Passed, Tighten, interval_pass, taken_statistics
 from certtrain.bounds.rounded import logit_errors
 from certtrain.bounds.rounding import Rounding, of_line
-from certtrain.bounds.statistics import Source, Statistics, batch_statistics
-
-Clip = tuple[float, float] | None
+from certtrain.bounds.statistics import StatisticsSource, TakenStatistics, running_statistics
 
 # Layers whose input boxes a trace keeps: those that linear bounds must relax.
 NONLINEAR: tuple[type[nn.Module], ...] = (*ACTIVATIONS, nn.MaxPool2d)
@@ -101,14 +99,19 @@ class Logits:
 class BoundTrace:
     """One pass of a batch and its boxes.
 
-    `start` is the box of the network's own inputs, `input` the one that the
-    normalisation layer hands on; `records` say what each layer met.
+    start: the box of the network's own inputs. input: the one that the normalisation layer gives.
+    records: of all layers' calls, in order, with the boxes at the nonlinear ones. logits: the bounds of the output.
     """
 
     start: Box
     input: Box
     records: list[LayerRecord]
     logits: Logits
+
+    @property
+    def output(self) -> Box:
+        """The box of the network's output, (B, …)."""
+        return self.logits.box
 
     @property
     def clean(self) -> Tensor | None:
@@ -122,8 +125,8 @@ class BoundTrace:
         return [(call.name, box) for call, box in found if isinstance(call.layer, nn.ReLU) and box is not None]
 
     @property
-    def statistics(self) -> list[Statistics]:
-        """What BatchNorm layers in training normalised by."""
+    def statistics(self) -> TakenStatistics:
+        """What each BatchNorm normalised by, by its call's name."""
         return taken_statistics(self.records)
 
     @property
@@ -148,31 +151,33 @@ class BoundTrace:
 
 def trace_bounds(
     graph: LayerGraph,
-    x: Tensor,
-    eps: float | Tensor,
-    clip: Clip,
+    box: Box,
     *,
-    with_clean: bool = True,
-    source: Source = batch_statistics,
+    statistics: StatisticsSource = running_statistics,
     rounding: Rounding | None = None,
     tighten: Tighten | None = None,
 ) -> BoundTrace:
-    """Carry the boxes around `x` (B, …), and the clean batch with them, through the network in one pass.
+    """Carry the boxes (B, …), and the clean batch that they hold, through the network in one pass.
 
-    `tighten` replaces the boxes at the nonlinear layers, as in `interval_pass`.
+    `box` comes from `input_box` around inputs, from `box_between` of its ends, or from a pass through the layers before
+    these. `statistics` and `tighten` are as in `interval_pass`; nonlinear layers are watched.
     """
-    box = input_box(x, eps, clip, with_clean=with_clean, rounding=rounding)
-    passed = interval_pass(graph, box, watch=NONLINEAR, source=source, rounding=rounding, tighten=tighten)
-    logits = Logits(passed.output, graph.head, passed.head_input, rounding)
-    return BoundTrace(box, _normalized(graph, box), passed.records, logits)
+    passed = interval_pass(graph, box, watch=NONLINEAR, statistics=statistics, rounding=rounding, tighten=tighten)
+    return BoundTrace(box, _normalized(graph, box), passed.records, _logits(graph, passed, rounding))
 
 
 def bound_logits(
-    graph: LayerGraph, x: Tensor, eps: float | Tensor, clip: Clip, *, rounding: Rounding | None = None
+    graph: LayerGraph,
+    box: Box,
+    *,
+    statistics: StatisticsSource = running_statistics,
+    rounding: Rounding | None = None,
 ) -> Logits:
-    """Carry only the boxes through the network: no clean batch, nothing kept on the way."""
-    box = input_box(x, eps, clip, with_clean=False, rounding=rounding)
-    passed = interval_pass(graph, box, rounding=rounding)
+    """Carry the boxes (B, …) through the network, and keep nothing on the way."""
+    return _logits(graph, interval_pass(graph, box, statistics=statistics, rounding=rounding), rounding)
+
+
+def _logits(graph: LayerGraph, passed: Passed, rounding: Rounding | None) -> Logits:
     return Logits(passed.output, graph.head, passed.head_input, rounding)
 
 

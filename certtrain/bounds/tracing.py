@@ -70,7 +70,7 @@ def _settled(model: nn.Module, shape: Shape | None) -> Traced:
     before, traced, after = State(model), _traced(model, shape), State(model)
     if after.values == before.values:
         return traced
-    stays = after.layers == before.layers and _traced(model, shape).graph.said() == traced.graph.said()
+    stays = after.layers == before.layers and _traced(model, shape).graph.description() == traced.graph.description()
     if not stays or State(model).values != after.values:
         raise UnsupportedLayer(
             f"the forward pass changes {after.changed_since(before)!r}, so that its next call may compute "

@@ -20,7 +20,7 @@ from certtrain.bounds.linear import Prefix, padding
 View = Callable[[Tensor], Tensor]
 
 # A layer's windows are at most so many a side, and hold about so many values or more that are to be bounded.
-MOST_WINDOWS, VALUES = 8, 32
+MOST_WINDOWS, VALUES_PER_WINDOW = 8, 32
 POINTWISE = (nn.BatchNorm2d, Normalize, nn.Identity, nn.Dropout, Add, *ACTIVATIONS)
 
 
@@ -57,7 +57,7 @@ def parts(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
     if chosen.dim() != 4 or not all(_is_local(record) for record in prefix.records):
         yield _all, prefix
         return
-    side = min(MOST_WINDOWS, isqrt(int(chosen.flatten(1).sum(1).max()) // VALUES))
+    side = min(MOST_WINDOWS, isqrt(int(chosen.flatten(1).sum(1).max()) // VALUES_PER_WINDOW))
     for window in _windows(chosen.shape[2], chosen.shape[3], max(side, 1)):
         if bool(window.of(chosen).any()):
             yield window.of, seen_by(window, prefix)

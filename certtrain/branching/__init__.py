@@ -1,1 +1,1 @@
-"""Complete verification: branch and bound over the signs of rectifiers."""
+"""Complete verification: branch and bound over the signs of rectifiers' inputs."""

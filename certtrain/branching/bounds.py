@@ -1,9 +1,9 @@
 """Bounds of domains: linear relaxations with searched slopes, and the splits as Lagrange multipliers (β-CROWN).
 
-Where s·z ≥ 0 is decided of a unit's input z, f ≥ f − β s z for any β ≥ 0: what
-linear bounds make of the right side holds in the domain, and the best β close
-the gap that the box of z alone leaves (Wang et al. 2021, theorem 3.1). Slopes α
-and multipliers β rise together along the gradient of the bound; the bound of
+Where a split says s·z ≥ 0 of a unit's input z, f ≥ f − β s z for any β ≥ 0: a
+linear bound of the right side holds in the domain, and the best β close the gap
+that the box of z alone leaves (Wang et al. 2021, theorem 3.1). Slopes α and
+multipliers β are moved together along the gradient of the bound; the bound of
 every step holds, and the best of them is kept.
 
 z is what the network computes there, rounded as it may be, and a rectifier's
@@ -26,12 +26,12 @@ from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
 
 ALPHA_RATE, BETA_RATE, DECAY = 0.1, 1.0, 0.98
-PART = 4  # of the domains at hand: when so many of them are done, the search goes on without them
+PART = 4  # when one of so many domains is closed, the search goes on without the closed ones
 
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Domains with their boxes and lines, which slopes and multipliers complete."""
+    """Domains with their boxes and the lines of their relaxations, but for slopes and multipliers."""
 
     problem: Problem
     signs: Tensor
@@ -40,7 +40,7 @@ class Relaxed:
 
     @classmethod
     def of(cls, problem: Problem, domains: Domains) -> "Relaxed":
-        prefix = problem.narrowed(domains.signs)
+        prefix = problem.restricted(domains.signs)
         return cls(problem, domains.signs.to(prefix.start.radius.dtype), prefix, problem.slopes(prefix))
 
     def examples(self, chosen: Tensor) -> "Relaxed":
@@ -49,13 +49,9 @@ class Relaxed:
         return Relaxed(self.problem, self.signs[chosen], self.prefix.examples(chosen), free)
 
     def bounds(
-        self,
-        alphas: Tensor,
-        betas: Tensor,
-        *,
-        on_coefficients: OnCoefficients = lambda value, coefficients: None,
+        self, alphas: Tensor, betas: Tensor, *, on_coefficients: OnCoefficients = lambda value, coefficients: None
     ) -> Tensor:
-        """Lower bounds (D, S) of the functions, offsets and all."""
+        """Lower bounds (D, S) of the functions, offsets and all; `on_coefficients` is called on the way back."""
         part, problem = self.problem.part, self.problem
         lines: LinesOf = {number: slopes.at(part(alphas, number)) for number, slopes in self.free.items()}
         forces = -betas * self.signs * problem.scale
@@ -89,18 +85,18 @@ def improved(problem: Problem, domains: Domains, steps: int, deadline: Deadline 
     One that is closed is searched no more.
     """
     relaxed = Relaxed.of(problem, domains)
-    climbers = [domains.alphas.clone(), domains.betas.clone()]
-    relaxed.project(*climbers)
-    nothing = climbers[0].new_full((domains.total,), -torch.inf)
-    best = domains._replace(alphas=climbers[0].clone(), betas=climbers[1].clone(), bounds=nothing)
-    ascent = Ascent(climbers, [ALPHA_RATE, BETA_RATE], DECAY)
+    variables = [domains.alphas.clone(), domains.betas.clone()]
+    relaxed.project(*variables)
+    nothing = variables[0].new_full((domains.total,), -torch.inf)
+    best = domains._replace(alphas=variables[0].clone(), betas=variables[1].clone(), bounds=nothing)
+    ascent = Ascent(variables, [ALPHA_RATE, BETA_RATE], DECAY)
     left = torch.arange(domains.total, device=best.nodes.device)
     for _ in range(steps):
         if deadline.over():
             break
         before = [value.clone() for value in ascent.values]
         bounds, gradients = _gradients(relaxed, *before)
-        _note(best, left, bounds, before)
+        _keep_better(best, left, bounds, before)
         going = ~(best.bounds[left] > 0)
         if not bool(going.any()):
             return best
@@ -109,7 +105,7 @@ def improved(problem: Problem, domains: Domains, steps: int, deadline: Deadline 
             relaxed, left = relaxed.examples(going), left[going]
             ascent.keep(going)
         relaxed.project(*ascent.values)
-    _note(best, left, relaxed.bounds(*ascent.values).amax(1), ascent.values)
+    _keep_better(best, left, relaxed.bounds(*ascent.values).amax(1), ascent.values)
     return best
 
 
@@ -125,16 +121,16 @@ def bounded(problem: Problem, domains: Domains) -> Tensor:
 def _gradients(relaxed: Relaxed, *values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The bounds (D,), each of the best of its functions, and how they rise with slopes and multipliers."""
     with torch.enable_grad():
-        climbers = [value.detach().requires_grad_() for value in values]
-        bounds = relaxed.bounds(*climbers).amax(1)
-        if not bounds.requires_grad:  # no line is free to choose, as without ReLU
+        variables = [value.detach().requires_grad_() for value in values]
+        bounds = relaxed.bounds(*variables).amax(1)
+        if not bounds.requires_grad:  # no slope is free to choose, as without ReLU
             return bounds, tuple(map(torch.zeros_like, values))
-        gradients = torch.autograd.grad(bounds.sum(), climbers, materialize_grads=True)
+        gradients = torch.autograd.grad(bounds.sum(), variables, materialize_grads=True)
     return bounds.detach(), gradients
 
 
-def _note(best: Domains, rows: Tensor, bounds: Tensor, values: Sequence[Tensor]) -> None:
-    """Keep what is better than the best so far, in place. What closes a domain stays, whatever is searched with it."""
+def _keep_better(best: Domains, rows: Tensor, bounds: Tensor, values: Sequence[Tensor]) -> None:
+    """Keep what is better than the best so far, in place; the bound that closed a domain is not replaced by another."""
     before = best.bounds[rows]
     better = (bounds > before) & ~(before > 0)
     chosen = rows[better]

@@ -1,4 +1,4 @@
-"""Domains: parts of a box in which some units' signs are decided, and what is known of each."""
+"""Domains: parts of a box in which the signs of some units' inputs are fixed, and what is known of each."""
 
 from typing import NamedTuple, Self
 
@@ -9,7 +9,7 @@ from torch import Tensor
 class Domains(NamedTuple):
     """D domains of one problem.
 
-    signs: (D, T) of int8: 1 or −1 where a unit's input is not below or not above zero, 0 where nothing is decided.
+    signs: (D, T) of int8: 1 or −1 where a unit's input is not below or not above zero, 0 where it is not split.
     alphas, betas: (D, T), the best slopes and multipliers found.
     bounds: (D,), the largest of the functions' lower bounds: above zero it closes the domain, for one of them is
         above zero all over it.
@@ -37,6 +37,6 @@ class Domains(NamedTuple):
         return sum(part.numel() * part.element_size() for part in self)
 
 
-def joined(parts: list[Domains]) -> Domains:
+def concatenated(parts: list[Domains]) -> Domains:
     """All domains of the parts, in their order."""
     return parts[0] if len(parts) == 1 else Domains(*(torch.cat(each) for each in zip(*parts, strict=True)))

@@ -1,4 +1,4 @@
-"""Complete verification of one point: a tree for each class that bounds alone leave open."""
+"""Complete verification of one example: a tree for each class that bounds alone leave open."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from certtrain.attack.state import AttackState, batch_of
+from certtrain.attack.criterion import Misclassification, batch_of
+from certtrain.attack.state import AttackState
 from certtrain.bounds.box import input_box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.linear import Prefix
@@ -18,12 +19,12 @@ from certtrain.branching.tree import leaves_of
 
 
 @dataclass(frozen=True)
-class Decided:
-    """What was found of one point.
+class CompleteResult:
+    """What complete verification has found of one example.
 
-    margin: if the point is proved, the least of the leaves' lower bounds of
-        logit[y] − logit[j], which is above zero; else None. trees: as text, by
-        class j. counterexample: (1, …), or None.
+    margin: if the example is proved robust, the least of the leaves' lower
+        bounds of logit[y] − logit[j], which is above zero; else None. trees: as
+        text, by class j. counterexample: (1, …), or None.
     """
 
     margin: float | None
@@ -37,8 +38,8 @@ class Decided:
 
 
 @dataclass(frozen=True)
-class Boxed:
-    """One point with its label, its box, and the way of it through the float64 copy of the network."""
+class BoxedExample:
+    """One example (1, …) with its label (1,) and the radius of its box; `graph` is the network's in float64."""
 
     model: nn.Module
     graph: LayerGraph
@@ -48,8 +49,8 @@ class Boxed:
     arithmetic: str
 
     def prefix(self, settings: Settings) -> Prefix:
-        """With the boxes that trees start from."""
-        box = input_box(self.x.double(), self.eps, (0.0, 1.0), with_clean=False, rounding=settings.rounding)
+        """The records of all layers, with the boxes that trees start from."""
+        box = input_box(self.x.double(), self.eps, rounding=settings.rounding)
         return tight_prefix(self.graph, box, settings)
 
     def others(self, classes: int) -> list[int]:
@@ -59,8 +60,8 @@ class Boxed:
     def counterexample(self, inputs: Tensor) -> Tensor | None:
         """One of the inputs (D, …), rounded into the box, if plain inference misclassifies it, in a batch and alone."""
         copies = batch_of(self.x.expand(len(inputs), *self.x.shape[1:]), self.label.expand(len(inputs)), self.eps)
-        numbers = torch.zeros(len(inputs), dtype=torch.long)
-        state = AttackState(self.model, copies, numbers, self.arithmetic, lambda: False)
+        criterion = Misclassification(self.model, self.arithmetic)
+        state = AttackState(criterion, copies, torch.zeros_like(copies.rows), lambda: False)
         state.try_out(copies, copies.project(inputs.to(self.x.dtype)))
         found = state.falsified.nonzero().flatten()
         return state.adversarial[found[:1]] if len(found) else None
@@ -75,39 +76,41 @@ def margin_problem(
     return Problem(prefix, function, function.new_tensor([-least]), settings.rounding)
 
 
-def decide_point(point: Boxed, classes: int, settings: Settings) -> Decided:
-    """Prove the point (1, …) or find a counterexample; neither, where the settings' deadline or domains end it."""
-    prefix, trees, margins, hits = point.prefix(settings), dict[int, str](), list[float](), list[Tensor]()
+def decide_example(example: BoxedExample, classes: int, settings: Settings) -> CompleteResult:
+    """Prove the example robust or find a counterexample; neither, where the settings' deadline or domains end it."""
+    prefix, trees, margins, hits = example.prefix(settings), dict[int, str](), list[float](), list[Tensor]()
 
-    def attack(inputs: Tensor) -> bool:
-        found = point.counterexample(inputs)
+    def falsifies(inputs: Tensor) -> bool:
+        found = example.counterexample(inputs)
         hits.extend([] if found is None else [found])
         return found is not None
 
     left = settings
-    for other in point.others(classes):
+    for other in example.others(classes):
         if settings.deadline.over():
-            return Decided(None, {})
-        problem = margin_problem(prefix, int(point.label), other, classes, settings)
-        outcome = branch_and_bound(problem, left, attack=attack)
+            return CompleteResult(None, {})
+        problem = margin_problem(prefix, int(example.label), other, classes, settings)
+        outcome = branch_and_bound(problem, left, falsifies=falsifies)
         if not outcome.proved:
-            return Decided(None, {}, hits[0] if hits else None)
+            return CompleteResult(None, {}, hits[0] if hits else None)
         margins.append(outcome.bound)
         trees[other] = str(outcome.tree)
         left = replace(left, domains=max(1, left.domains - outcome.domains))
-    return Decided(min(margins, default=None), trees)  # of one class alone nothing is claimed
+    return CompleteResult(min(margins, default=None), trees)  # of one class alone nothing is claimed
 
 
-def check_point(point: Boxed, classes: int, trees: Mapping[int, str], least: float, settings: Settings) -> str | None:
+def check_trees(
+    example: BoxedExample, classes: int, trees: Mapping[int, str], least: float, settings: Settings
+) -> str | None:
     """What is wrong with trees that should prove the margins to be `least`; None if every leaf is proved again.
 
     Raises ValueError for a text that is no tree.
     """
-    if sorted(trees) != point.others(classes):
+    if sorted(trees) != example.others(classes):
         return "its trees are not those of all other classes"
-    prefix = point.prefix(settings)
+    prefix = example.prefix(settings)
     for other, text in sorted(trees.items()):
-        problem = margin_problem(prefix, int(point.label), other, classes, settings, least)
+        problem = margin_problem(prefix, int(example.label), other, classes, settings, least)
         unproved = reproved(problem, leaves_of(text), settings)
         if unproved:
             return f"{unproved:,} of the leaves against class {other} could not be proved here"

@@ -1,8 +1,8 @@
 """Domains with nothing left to split: there the network is affine, and a linear programme has the best multipliers.
 
-The solver is trusted with nothing: its multipliers go through the same bound as
-all others, and its input through inference. Without SciPy there are none, and
-what ascent leaves open there stays open.
+No proof rests on the solver: its multipliers go through the same bound as all
+others, and its input through inference. Without SciPy there are none, and what
+ascent leaves open there stays open.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from certtrain.bounds.activations import RECTIFIERS
-from certtrain.bounds.chunks import row_work, soon
+from certtrain.bounds.chunks import between_checks, row_work
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.branching.bounds import bounded
 from certtrain.branching.domains import Domains
@@ -22,7 +22,7 @@ from certtrain.runtime.deadline import NEVER, Deadline
 ELASTIC = 1e4  # the most that all multipliers are together, in multiples of Λ's size: for domains that are empty
 
 
-class Solved(NamedTuple):
+class LeafSolution(NamedTuple):
     """The bound that the best multipliers prove, and the input (1, …) where the solver has found the least value."""
 
     bound: float
@@ -30,14 +30,14 @@ class Solved(NamedTuple):
 
 
 def affine(problem: Problem) -> bool:
-    """Whether the network is affine wherever no rectifier's sign is open."""
+    """Whether the network is affine wherever the signs of all rectifiers' inputs are fixed."""
     layers = [record.call.layer for record in problem.prefix.records]
     return not any(isinstance(layer, NONLINEAR) and not isinstance(layer, RECTIFIERS) for layer in layers)
 
 
 @torch.no_grad()
-def solved(problem: Problem, domain: Domains, deadline: Deadline = NEVER) -> Solved | None:
-    """What becomes of one domain, of which no unit is open; None without SciPy, or if it finds nothing in time."""
+def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER) -> LeafSolution | None:
+    """The solution for one domain that has no unstable unit; None without SciPy, or if it finds none in time."""
     optimize = _scipy()
     if optimize is None or not affine(problem):
         return None
@@ -65,7 +65,7 @@ def solved(problem: Problem, domain: Domains, deadline: Deadline = NEVER) -> Sol
     inputs = torch.tensor(found.x[: len(lower)], dtype=matrix.dtype).view_as(start.centre).to(start.centre)
     duals = duals.clamp(min=0).to(start.centre)
     weights = duals[:count] / duals[:count].sum()
-    return Solved(_bound(problem.weighed(weights), domain, split, duals[count:]), inputs)
+    return LeafSolution(_bound(problem.weighed(weights), domain, split, duals[count:]), inputs)
 
 
 def _bound(problem: Problem, domain: Domains, split: Tensor, forces: Tensor) -> float:
@@ -82,7 +82,7 @@ def _affine_parts(problem: Problem, domain: Domains, split: Tensor, deadline: De
     signs = torch.where(domain.signs == 0, problem.stable.to(domain.signs.dtype), domain.signs)
     start = problem.prefix.start.centre
     each = torch.eye(start.numel(), dtype=start.dtype, device=start.device).view(-1, *start.shape[1:])
-    size = soon(len(each) + 1, row_work(problem.prefix), deadline)
+    size = between_checks(len(each) + 1, row_work(problem.prefix), deadline)
     found = []
     for part in torch.split(torch.cat([torch.zeros_like(start), each]), size):
         if deadline.over():

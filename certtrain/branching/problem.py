@@ -1,4 +1,4 @@
-"""The root of a tree: one box, what is known of the network in it, and the rectifiers whose signs may be split."""
+"""A verification problem: one box, the bounds of the network over it, and the rectifiers by whose signs it is split."""
 
 import copy
 from itertools import accumulate
@@ -25,14 +25,14 @@ class Unit(NamedTuple):
 
 
 class Problem:
-    """The way through the network from one box, (1, …), to the logits.
+    """To show that over one box, (1, …), the largest of some linear functions of the logits is above zero.
 
-    functions: (S, K), linear in the logits, and offsets (S,) that are added to
-        them: what is to be bounded.
-    The units of all rectifiers stand one after the other, T of them: a tensor
-    (D, T) says something of each unit in each of D domains.
-    `rounding` is that of the prefix; a problem without it, and in whatever
-    precision, is enough to search with.
+    prefix: the records of all layers over the box. functions: (S, K), linear in the logits, and offsets: (S,), which
+        are added to them. rounding: that of the prefix; a problem without it, and in whatever precision, is enough to
+        search with.
+    The units of all rectifiers stand one after the other, T of them: a tensor (D, T) has a value for each unit in each
+    of D domains. unstable: (T,), the units whose input may have either sign in the box. stable: (T,), the other units'
+    signs. scale: (T,), the size of Λ at each unit, by which its multiplier is measured.
     """
 
     def __init__(self, prefix: Prefix, functions: Tensor, offsets: Tensor, rounding: Rounding | None = None) -> None:
@@ -43,11 +43,11 @@ class Problem:
         self.parts = {n: slice(a, b) for n, a, b in zip(self.numbers, ends[:-1], ends[1:], strict=True)}
         self.units = ends[-1]
         boxes = self._boxes()
-        self.open = self.flat({number: (box.lower < 0) & (box.upper > 0) for number, box in boxes.items()})[0]
+        self.unstable = self.flat({number: (box.lower < 0) & (box.upper > 0) for number, box in boxes.items()})[0]
         self.stable = self.flat({number: (box.lower >= 0) * 2 - 1 for number, box in boxes.items()})[0]
         self.scale = self._scale()
 
-    def fast(self) -> "Problem":
+    def in_float32(self) -> "Problem":
         """The same in float32 and without any rounding: to search with, not to prove."""
         records = [_single(record) for record in self.prefix.records]
         return Problem(Prefix(records, _float(self.prefix.start)), self.functions.float(), self.offsets.float())
@@ -64,7 +64,7 @@ class Problem:
 
     @torch.no_grad()
     def _scale(self) -> Tensor:
-        """(T,) the mean |Λ| of each unit's rectifier: the size of what its multipliers stand against.
+        """(T,) the mean |Λ| of each unit's rectifier, which its multipliers are to outweigh.
 
         Where it is 0 the largest of the others, or 1, takes its place: in parts of the box multipliers may count there.
         """
@@ -124,8 +124,8 @@ class Problem:
             raise ValueError(f"the network has no unit {unit.record}:{unit.place}")
         return int(part.start) + unit.place
 
-    def narrowed(self, signs: Tensor) -> Prefix:
-        """The way from D boxes, in each of which the units' inputs have these `signs` (D, T), 0 where it is open."""
+    def restricted(self, signs: Tensor) -> Prefix:
+        """The prefix over D domains, in each of which the units' inputs have these `signs` (D, T); 0 is either."""
         prefix = self.prefix.examples(torch.zeros(len(signs), dtype=torch.long, device=signs.device))
         records = list(prefix.records)
         for number in self.numbers:
@@ -142,7 +142,7 @@ class Problem:
 
 
 def _halved(box: Box, signs: Tensor) -> Box:
-    """The part of `box` (D, …) on the side of zero that a sign names; of an open one both, exactly as they were."""
+    """The part of `box` (D, …) on the side of zero that a sign names; all of it, as it was, where the sign is 0."""
     ends = torch.where(signs > 0, box.upper, box.lower).where(signs != 0, 0.0) / 2
     whole = signs == 0
     return Box(torch.where(whole, box.centre, ends), torch.where(whole, box.radius, ends.abs()))

@@ -1,4 +1,4 @@
-"""Branch and bound: domains are split, bounded and closed until none is left, or time or memory is."""
+"""Branch and bound: domains are split and bounded until all are closed, or time, memory or domains are used up."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -7,21 +7,22 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from certtrain.bounds.chunks import row_bytes, row_work, soon
+from certtrain.bounds.chunks import between_checks, row_bytes, row_work
 from certtrain.bounds.settings import Settings
 from certtrain.branching.bounds import bounded, improved
-from certtrain.branching.domains import Domains, joined
-from certtrain.branching.leaves import solved
+from certtrain.branching.domains import Domains, concatenated
+from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
-from certtrain.branching.selection import Look, choose, look, sides
+from certtrain.branching.selection import BranchingScores, branching_scores, chosen_units, sides
 from certtrain.branching.tree import Path, Tree
 
-AT_ROOT, AT_NODE = 50, 5  # steps of ascent
-MOST = 512  # domains at once
-AGAIN, AGAIN_STEPS = 200, 200  # domains and steps of ascent that a leaf may take when it is proved once more
-SPARE = 1.25  # times what rounding costs at the problem is kept free for what it costs elsewhere
+FIRST_STEPS, STEPS = 50, 5  # of ascent, for the whole box and for each later domain
+MOST_DOMAINS = 512  # at once
+RETRY_DOMAINS, RETRY_STEPS = 200, 200  # domains and steps of ascent that a leaf may take when it is proved once more
+RESERVE = 1.25  # times what rounding takes from the bound of the whole box is kept for what it takes in its parts
 
-Attack = Callable[[Tensor], bool]
+# Whether one of the inputs (D, …) is a counterexample.
+Falsifies = Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True)
@@ -30,31 +31,29 @@ class Outcome:
 
     bound: the least lower bound of the leaves that are closed; infinity if there are none.
     open: how many leaves are not closed. domains: how many were bounded.
-    broken: the attack ended the search.
+    falsified: a counterexample ended the search.
     """
 
     bound: float
     tree: Tree
     open: int
     domains: int
-    broken: bool
+    falsified: bool
 
     @property
     def proved(self) -> bool:
         """Whether every leaf is closed."""
-        return not self.broken and self.open == 0 and 0 < self.bound < torch.inf
+        return not self.falsified and self.open == 0 and 0 < self.bound < torch.inf
 
 
-def branch_and_bound(problem: Problem, settings: Settings, *, attack: Attack = lambda inputs: False) -> Outcome:
+def branch_and_bound(problem: Problem, settings: Settings, *, falsifies: Falsifies = lambda inputs: False) -> Outcome:
     """Split the box of `problem` until one of its functions is above zero in every part.
 
-    `attack` is shown the inputs (D, …) where bounds have their least, and says
-    True if one of them ends the search. What is open at the settings' deadline,
-    or after their number of domains, or when those that wait take more than
-    their memory, stays open, and so does a domain that has nothing to
-    split and no bound above zero.
+    `falsifies` is called with the inputs (D, …) where the bounds of some domains have their least; if it returns True,
+    the search ends. What is open at the settings' deadline, or after their number of domains, or when those that wait
+    take more than their memory, stays open, and so does a domain that has nothing to split and no bound above zero.
     """
-    search = Search(problem, settings, attack)
+    search = BranchAndBound(problem, settings, falsifies)
     search.begin(search.first(torch.zeros(1, problem.units)))
     return search.run()
 
@@ -64,15 +63,15 @@ def reproved(problem: Problem, leaves: Iterable[Path], settings: Settings) -> in
 
     Where the bounds do not reach zero at once, a leaf may be split further.
     """
-    search, missing = Search(problem, settings), 0
-    # One by one, as a file may hold long ways of units that are none, and as many at once as memory takes.
+    search, missing = BranchAndBound(problem, settings), 0
+    # Read one by one, since a file may hold long paths of units that do not exist; as many at once as memory takes.
     rows = (_signs(problem, path) for path in leaves)
     while part := list(islice(rows, search.most)):
         left = torch.stack(part).to(problem.prefix.start.radius.device)
-        left = left[~is_closed(search.bound(search.first(left), AT_ROOT))]
-        left = left[~is_closed(search.bound(search.first(left), AGAIN_STEPS))] if len(left) else left
+        left = left[~is_closed(search.bound(search.first(left), FIRST_STEPS))]
+        left = left[~is_closed(search.bound(search.first(left), RETRY_STEPS))] if len(left) else left
         if len(left):
-            again = Search(problem, replace(settings, domains=AGAIN * len(left)))
+            again = BranchAndBound(problem, replace(settings, domains=RETRY_DOMAINS * len(left)))
             again.begin(again.first(left))
             missing += 0 if again.run().proved else len(left)
     return missing
@@ -91,26 +90,29 @@ def _signs(problem: Problem, path: Path) -> Tensor:
     return signs
 
 
-class Search:
-    """Domains that wait, those that are closed, and the tree that they are parts of."""
+class BranchAndBound:
+    """The search for one problem: the domains that wait, and the tree that they are leaves of.
 
-    def __init__(self, problem: Problem, settings: Settings, attack: Attack = lambda inputs: False) -> None:
-        self.problem, self.settings, self.attack = problem, settings, attack
-        self.fast = problem.fast()
+    It searches in float32 by `fast`, and closes a domain only by the bound of `problem`, with all its rounding.
+    """
+
+    def __init__(self, problem: Problem, settings: Settings, falsifies: Falsifies = lambda inputs: False) -> None:
+        self.problem, self.settings, self.falsifies = problem, settings, falsifies
+        self.fast = problem.in_float32()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
-        self.domains, self.broken, self.stuck = 0, False, False
+        self.domains, self.falsified, self.stuck = 0, False, False
         self.most = self._most()
-        self.spare = SPARE * self._cost()
-        self.fast.offsets = self.fast.offsets - self.spare
+        self.reserve = RESERVE * self._cost()
+        self.fast.offsets = self.fast.offsets - self.reserve
 
     def _most(self) -> int:
         """How many domains at once: those that memory holds and, with a deadline, a step takes well under a second."""
         work = row_work(self.fast.prefix, gradients=True) * len(self.problem.functions)
         held = self.settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))
-        return max(1, soon(min(MOST, held), work, self.settings.deadline))
+        return max(1, between_checks(min(MOST_DOMAINS, held), work, self.settings.deadline))
 
     def _cost(self) -> float:
-        """What rounding takes off the bound at the problem: the search aims at that much more than zero."""
+        """What rounding takes from the bound of the whole box: the search aims at that much more than zero."""
         first = self.first(torch.zeros(1, self.problem.units))
         cost = bounded(self.fast, first).double() - bounded(self.problem, first)
         return float(cost.clamp(min=0).nan_to_num(0.0))
@@ -131,12 +133,12 @@ class Search:
         )
 
     def bound(self, domains: Domains, steps: int) -> Domains:
-        """The domains after the search for bounds; those that may be closed have the bounds that hold.
+        """The domains after a search for slopes and multipliers; those that may be closed have bounds that are proved.
 
-        What is known of a domain holds in its parts. NaN and infinity are no bounds.
+        A bound of a domain holds in its parts. NaN and infinity are no bounds.
         """
         found = improved(self.fast, domains, steps, self.settings.deadline)
-        bounds, hopeful = found.bounds.to(self.problem.prefix.start.radius), found.bounds > -self.spare
+        bounds, hopeful = found.bounds.to(self.problem.prefix.start.radius), found.bounds > -self.reserve
         if bool(hopeful.any()):
             bounds[hopeful] = bounded(self.problem, found.take(hopeful))
         bounds = bounds.where(bounds < torch.inf, -torch.inf)
@@ -144,54 +146,54 @@ class Search:
 
     def begin(self, domains: Domains) -> None:
         """Bound the first domains."""
-        self._sort(self.bound(domains, AT_ROOT))
+        self._sort(self.bound(domains, FIRST_STEPS))
 
     def run(self) -> Outcome:
-        """Split what waits until nothing does, or something ends the search."""
-        while self.waiting and not (self.broken or self.stuck or self._enough()):
+        """Split the domains that wait until none does, or something ends the search."""
+        while self.waiting and not (self.falsified or self.stuck or self._enough()):
             self._step(self._take())
         left = sum(part.total for part in self.waiting)
-        return Outcome(self.least, self.tree, left, self.domains, self.broken)
+        return Outcome(self.least, self.tree, left, self.domains, self.falsified)
 
     def _enough(self) -> bool:
         held = sum(part.bytes for part in self.waiting)
         return self.domains >= self.settings.domains or held > self.settings.memory or self.settings.deadline.over()
 
     def _step(self, batch: Domains) -> None:
-        looked = look(self.fast, batch)
-        splittable = looked.open.any(1)
-        if self.attack(looked.minimisers):
-            self.broken = True
-        elif not self._solve(batch.take(~splittable)):
+        scores = branching_scores(self.fast, batch)
+        splittable = scores.unstable.any(1)
+        if self.falsifies(scores.minimisers):
+            self.falsified = True
+        elif not self._close(batch.take(~splittable)):
             self.waiting.append(batch)
         elif bool(splittable.any()):
-            self._split(batch.take(splittable), looked.take(splittable))
+            self._split(batch.take(splittable), scores.take(splittable))
 
-    def _solve(self, domains: Domains) -> bool:
+    def _close(self, domains: Domains) -> bool:
         """Whether all of these, in which nothing is left to split, could be closed."""
         for row in range(domains.total):
             if self.settings.deadline.over():
                 return False
-            leaf = solved(self.problem, domains.take(slice(row, row + 1)), self.settings.deadline)
-            self.broken = leaf is not None and self.attack(leaf.inputs)
-            self.stuck = not self.broken and (leaf is None or not 0 < leaf.bound < torch.inf)
-            if self.broken or self.stuck or leaf is None:
+            leaf = leaf_solution(self.problem, domains.take(slice(row, row + 1)), self.settings.deadline)
+            self.falsified = leaf is not None and self.falsifies(leaf.inputs)
+            self.stuck = not self.falsified and (leaf is None or not 0 < leaf.bound < torch.inf)
+            if self.falsified or self.stuck or leaf is None:
                 return False
             self.least = min(self.least, leaf.bound)
         return True
 
-    def _split(self, domains: Domains, looked: Look) -> None:
-        units = choose(self.fast, domains, looked)
+    def _split(self, domains: Domains, scores: BranchingScores) -> None:
+        units = chosen_units(self.fast, domains, scores)
         if self.settings.deadline.over():
             self.waiting.append(domains)
             return
         each = zip(domains.nodes.tolist(), units.tolist(), strict=True)
         nodes = torch.tensor([self.tree.split(node, self.problem.unit(unit)) for node, unit in each]).to(units)
         halves = [sides(domains, units, sign)._replace(nodes=own) for sign, own in zip((1, -1), nodes.T, strict=True)]
-        self._sort(self.bound(joined(halves), AT_NODE))
+        self._sort(self.bound(concatenated(halves), STEPS))
 
     def _sort(self, domains: Domains) -> None:
-        """Put what is open to what waits, the least bounds last."""
+        """Let those that are open wait, the least bounds last."""
         self.domains += domains.total
         closed = is_closed(domains)
         self.least = min([self.least, *domains.bounds[closed].tolist()])
@@ -201,7 +203,7 @@ class Search:
 
     def _take(self) -> Domains:
         """The newest domains, those with the least bounds first, which wait no more; no more than may be split."""
-        return joined(list(self._newest()))
+        return concatenated(list(self._newest()))
 
     def _newest(self) -> Iterator[Domains]:
         room = max(1, min(self.most, (self.settings.domains - self.domains) // 2))

@@ -1,10 +1,10 @@
 """Which unit to split a domain by: filtered smart branching (De Palma et al. 2021).
 
-A few units that a score puts first are tried: each side's bound, with slopes
-and multipliers as they are, says what the split is worth. The score is what a
-unit's relaxation costs the bound, at its worst: the chord's offset times Λ, as
-Bunel et al. 2020 have it. That at the input where the domain's bound has its
-least was tried as well, and led to more domains.
+The few units of the highest scores are tried: the bounds of both sides, with
+slopes and multipliers as they are, say what the split is worth. The score is
+what a unit's relaxation takes from the bound at most: the chord's offset times
+Λ (Bunel et al. 2020). What it takes at the input where the domain's bound has
+its least was tried as well, and led to more domains.
 """
 
 from dataclasses import dataclass
@@ -22,59 +22,59 @@ CANDIDATES = 4
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one pass back through D domains shows.
+class BranchingScores:
+    """Of each unit of D domains, by one backsubstitution.
 
     minimisers: (D, …), the inputs where the linear bounds have their least.
-    costs: (D, T), of each open unit's relaxation, at its worst.
-    open: (D, T), the units that can be split.
+    scores: (D, T), what each unstable unit's relaxation takes from the bound at most; 0 for others.
+    unstable: (D, T), the units that can be split.
     """
 
     minimisers: Tensor
-    costs: Tensor
-    open: Tensor
+    scores: Tensor
+    unstable: Tensor
 
-    def take(self, chosen: Tensor) -> "Look":
+    def take(self, chosen: Tensor) -> "BranchingScores":
         """Of some of the domains."""
-        return Look(self.minimisers[chosen], self.costs[chosen], self.open[chosen])
+        return BranchingScores(self.minimisers[chosen], self.scores[chosen], self.unstable[chosen])
 
 
 @torch.no_grad()
-def look(problem: Problem, domains: Domains) -> Look:
-    """The minimisers of the domains' bounds, and the costs."""
-    relaxed, at_values = Relaxed.of(problem, domains), dict[int, Tensor]()
-    best = relaxed.bounds(domains.alphas, domains.betas, on_coefficients=at_values.__setitem__).argmax(1)
+def branching_scores(problem: Problem, domains: Domains) -> BranchingScores:
+    """The minimisers of the domains' bounds, and the scores."""
+    relaxed, found = Relaxed.of(problem, domains), dict[int, Tensor]()
+    best = relaxed.bounds(domains.alphas, domains.betas, on_coefficients=found.__setitem__).argmax(1)
     rows = torch.arange(domains.total, device=best.device)
     start = relaxed.prefix.start
-    minimisers = start.centre - start.radius * at_values[0][rows, best].sign()
+    minimisers = start.centre - start.radius * found[0][rows, best].sign()
     coefficients = problem.flat(
-        {n: _or_zero(at_values.get(n + 1), rows, best, relaxed.prefix, n) for n in problem.numbers}, len(rows)
+        {n: _or_zero(found.get(n + 1), rows, best, relaxed.prefix, n) for n in problem.numbers}, len(rows)
     )
     lower, upper = _ends(problem, relaxed.prefix)
-    is_open = (lower < 0) & (upper > 0) & (domains.signs == 0)
-    return Look(minimisers, _offset(lower, upper) * (-coefficients).relu() * is_open, is_open)
+    unstable = (lower < 0) & (upper > 0) & (domains.signs == 0)
+    return BranchingScores(minimisers, _offset(lower, upper) * (-coefficients).relu() * unstable, unstable)
 
 
 @torch.no_grad()
-def choose(problem: Problem, domains: Domains, looked: Look) -> Tensor:
-    """For each domain (D,) the number of the unit to split by. Each must have an open one."""
-    tried = looked.costs.topk(min(CANDIDATES, problem.units), 1).indices  # (D, C)
-    usable = looked.open.gather(1, tried)
+def chosen_units(problem: Problem, domains: Domains, scores: BranchingScores) -> Tensor:
+    """For each domain (D,) the number of the unit to split by. Each must have an unstable one."""
+    tried = scores.scores.topk(min(CANDIDATES, problem.units), 1).indices  # (D, C)
+    usable = scores.unstable.gather(1, tried)
     gains = [_gains(problem, domains, tried[:, column]) for column in range(tried.shape[1])]
     worth = torch.stack(gains, 1).where(usable, -torch.inf)
     chosen = tried.gather(1, worth.argmax(1, keepdim=True)).squeeze(1)
-    return torch.where(usable.any(1), chosen, looked.open.to(torch.uint8).argmax(1))
+    return torch.where(usable.any(1), chosen, scores.unstable.to(torch.uint8).argmax(1))
 
 
 def sides(domains: Domains, units: Tensor, sign: int) -> Domains:
-    """One side of the domains, each split by its own of `units` (D,)."""
+    """One side of the domains, each split by its own unit of `units` (D,)."""
     return domains._replace(signs=domains.signs.scatter(1, units.unsqueeze(1), sign))
 
 
 def _gains(problem: Problem, domains: Domains, units: Tensor) -> Tensor:
     """What a split is worth (D,): what its two sides gain together, each up to what closes it.
 
-    That made smaller trees than their product, or the lesser of the two: a side that is closed at once is worth much.
+    That made smaller trees than their product, or the lesser of the two: a side that is closed at once counts much.
     """
     worth = torch.zeros_like(domains.bounds)
     for sign in (1, -1):
@@ -97,8 +97,8 @@ def _ends(problem: Problem, prefix: Prefix) -> tuple[Tensor, Tensor]:
     return problem.flat(lower, rows), problem.flat(upper, rows)
 
 
-def _or_zero(slope: Tensor | None, rows: Tensor, best: Tensor, prefix: Prefix, number: int) -> Tensor:
-    """Λ (D, …) of the function that is bounded best; zero where nothing reads the layer."""
-    if slope is not None:
-        return slope[rows, best]
+def _or_zero(coefficients: Tensor | None, rows: Tensor, best: Tensor, prefix: Prefix, number: int) -> Tensor:
+    """Λ (D, …) of the function with the largest bound; zero where nothing reads the layer."""
+    if coefficients is not None:
+        return coefficients[rows, best]
     return prefix.start.radius.new_zeros(len(rows), *prefix.records[number].shape[1:])

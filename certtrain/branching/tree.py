@@ -1,9 +1,9 @@
-"""The tree of splits: which unit each domain was split by. Its leaves, all proved, prove the problem.
+"""The tree of splits: which unit each domain was split by. If all its leaves are proved, so is the problem.
 
-As text, a tree is read from its problem: a split is the unit's record and place,
-"4:17", and then the trees of its two sides, where its input is not below zero
-and where it is not above; a leaf is ".". Nothing can be left out of it: a
-text that ends early or late is no tree.
+As text, a tree begins with its first split: the unit's record and place, "4:17",
+and then the trees of the two sides, where the unit's input is not below zero and
+where it is not above; a leaf is ".". Nothing can be left out of it: a text that
+ends early or late is no tree.
 """
 
 import re
@@ -53,29 +53,29 @@ class Tree:
 
 
 def leaves_of(text: str) -> Iterator[Path]:
-    """The splits on the way to each leaf of a tree. Raises ValueError for what is no tree."""
-    way, ended = dict[Unit, int](), False  # the splits above the next word; a tree may be as deep as its text is long
+    """The splits on the path to each leaf of a tree. Raises ValueError for what is no tree."""
+    path, ended = dict[Unit, int](), False  # the splits above the next word; a tree may be as deep as its text is long
     for word in text.split(" "):
         if ended:
             raise ValueError("it goes on after the tree's end")
         if word == LEAF:
-            yield tuple(way.items())
-            ended = not _turn(way)
+            yield tuple(path.items())
+            ended = not _turn(path)
             continue
         unit = _unit(word)
-        if unit in way:
-            raise ValueError(f"unit {word!r} is split twice on one way")
-        way[unit] = SIDES[0]
+        if unit in path:
+            raise ValueError(f"unit {word!r} is split twice on one path")
+        path[unit] = SIDES[0]
     if not ended:
         raise ValueError("it ends before the tree does")
 
 
-def _turn(way: dict[Unit, int]) -> bool:
+def _turn(path: dict[Unit, int]) -> bool:
     """Go on from a leaf to the other side of the last split that has one to go; False if there is none."""
-    while way:
-        unit, sign = way.popitem()
+    while path:
+        unit, sign = path.popitem()
         if sign == SIDES[0]:
-            way[unit] = SIDES[1]
+            path[unit] = SIDES[1]
             return True
     return False
 

@@ -8,22 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
-from certtrain.attack.box import box_ends
+from certtrain.bounds.box import PIXEL_RANGE, box_ends
 from certtrain.bounds.methods import SEARCHED
 from certtrain.bounds.settings import DEFAULT
 from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model
 from certtrain.data import ImageSet, to_unit
-from certtrain.errors import CertificateError
+from certtrain.errors import CertificateError, FailedCheck
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
-from certtrain.verification.certificate import CLIP
 from certtrain.verification.complete import COMPLETE, CompleteStep
-from certtrain.verification.methods import assumptions_of, methods_of, points_at_once, step_named
+from certtrain.verification.methods import assumptions_of, examples_at_once, methods_of, step_named
 from certtrain.verification.results import count
-from certtrain.verification.steps import Batch, classified, fooled
+from certtrain.verification.steps import ExampleBatch, classified, fooled
 from certtrain.verification.verify import check_fit, network_of
 
 # Two machines sum the same float64 terms in different orders. The sum of 10⁴ terms up to 10³ is then uncertain by
@@ -83,8 +82,8 @@ def check(
     misclassify it; what is recorded as misclassified must be, and nothing else.
     `memory` is for linear bounds, in bytes.
 
-    Raises CertificateError if the model, the data or a record is another, or
-    a claim does not hold.
+    Raises CertificateError if the model or the data are others, and FailedCheck
+    if a record is of another example or its claim does not hold.
     """
     start = time.monotonic()
     check_fit(model, images)
@@ -99,7 +98,7 @@ def check(
         wrong = list(again.disagreements(records, on_progress))
     if wrong:
         more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        raise CertificateError(f"{path} does not hold: {'; '.join(wrong[:NAMED])}{more}")
+        raise FailedCheck(f"{path} does not hold: {'; '.join(wrong[:NAMED])}{more}")
     return _outcome(path, contents, records, time.monotonic() - start)
 
 
@@ -128,8 +127,9 @@ def _check_header(path: Path, header: Header, model_file: Path, model: Classifie
             f"{path} is about other data: the {header.data.examples:,} examples of the {header.data.split} set of "
             f"{header.data.name} have another SHA-256 here; give the same --data-dir"
         )
-    if header.inputs != CLIP:
-        raise CertificateError(f"{path} is about inputs in {header.inputs}; certtrain certifies pixels in {CLIP}")
+    if header.inputs != PIXEL_RANGE:
+        known = f"certtrain certifies pixels in {PIXEL_RANGE}"
+        raise CertificateError(f"{path} is about inputs in {header.inputs}; {known}")
     if header.assumptions != assumptions_of(network_of(model, header.network), header.method, header.arithmetic):
         raise CertificateError(f"{path} states assumptions that are not those of its certificates")
     methods_of(header.method)
@@ -181,7 +181,7 @@ class _Again:
                 (
                     judge if method in methods_of(self.header.method) else _unasked(method),
                     group,
-                    points_at_once(method, size),
+                    examples_at_once(method, size),
                 )
             )
         for judge, group, at_once in jobs:
@@ -246,10 +246,10 @@ class _Again:
         found = step_named(self.model, *asked, settings)(self._batch([record])).margins
         return found is not None and record.margin <= found.item() * (1 + SEARCHED_RELATIVE) + ABSOLUTE
 
-    def _batch(self, records: Sequence[Record]) -> Batch:
+    def _batch(self, records: Sequence[Record]) -> ExampleBatch:
         device, rows = device_of(self.model), [record.index for record in records]
         x = to_unit(self.images.images[rows].to(device))
-        return Batch(rows, x, self.images.labels[rows].to(device), self.header.eps.value)
+        return ExampleBatch(rows, x, self.images.labels[rows].to(device), self.header.eps.value)
 
 
 def _unasked(method: str) -> Judge:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.errors import EpsilonError
+from certtrain.spec.choices import NetworkName, SplitName
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verdicts import Verdict
 from certtrain.verification.complete import COMPLETE
@@ -48,7 +49,7 @@ class Data(Line):
     """The examples: the data set's name, its split, how many from its beginning, and their `fingerprint`."""
 
     name: Name
-    split: Literal["train", "validation", "test"]
+    split: SplitName
     examples: int = Field(ge=1)
     sha256: Digest
 
@@ -92,7 +93,7 @@ class Header(Line):
     kind: Literal["header"] = "header"
     format: Literal[1] = 1
     model: ModelHashes
-    network: Literal["saved", "folded"]
+    network: NetworkName
     data: Data
     eps: Radius
     inputs: tuple[float, float]
@@ -106,7 +107,7 @@ class Header(Line):
 
 
 class Record(Line):
-    """What is known of one point: a `Point`, with the hash of its example."""
+    """What is known of one point: an `ExampleResult`, with the hash of its example."""
 
     kind: Literal["point"] = "point"
     index: Count

@@ -14,7 +14,7 @@ from certtrain.certfile.lines import Header, Line, Record, Seal, decode
 from certtrain.errors import CertificateError
 from certtrain.storage import check_certificate_file
 from certtrain.verdicts import VERDICTS
-from certtrain.verification.results import Point
+from certtrain.verification.results import ExampleResult
 
 MOST = 1 << 22  # bytes that a line has room for, its counterexample apart; trees take most of them
 L = TypeVar("L", bound=Line)
@@ -31,15 +31,15 @@ class Contents:
     whole: int
     digest: "hashlib._Hash"
 
-    def points(self, shape: tuple[int, ...]) -> list[Point]:
+    def points(self, shape: tuple[int, ...]) -> list[ExampleResult]:
         """The records as points, their counterexamples of that shape (C, H, W)."""
         return [_point(record, shape) for record in self.records.values()]
 
 
-def _point(record: Record, shape: tuple[int, ...]) -> Point:
+def _point(record: Record, shape: tuple[int, ...]) -> ExampleResult:
     pixels = None if record.counterexample is None else decode(record.counterexample, shape)
     about = (record.index, record.label, record.verdict, record.margin, record.method, dict(record.tried))
-    return Point(*about, pixels, dict(record.trees))
+    return ExampleResult(*about, pixels, dict(record.trees))
 
 
 def read_certificates(path: Path, shape: tuple[int, ...]) -> Contents:

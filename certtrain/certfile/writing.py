@@ -5,11 +5,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
-from certtrain.bounds.settings import Settings
+from certtrain.bounds.box import PIXEL_RANGE
+from certtrain.bounds.settings import VERDICTS_ALONE, Settings
 from certtrain.certfile.lines import (
     Data,
     Header,
@@ -27,11 +28,11 @@ from certtrain.data import ImageSet
 from certtrain.errors import CertificateError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, versions
+from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import exact_eps
 from certtrain.storage import append, make_folder, truncate, write_atomic
-from certtrain.verification.certificate import CLIP, VERDICTS_ALONE
 from certtrain.verification.methods import assumptions_of
-from certtrain.verification.results import Point, count
+from certtrain.verification.results import ExampleResult, count
 from certtrain.verification.verify import network_of
 
 
@@ -42,7 +43,7 @@ def describe_task(
     *,
     eps: float,
     method: str,
-    network: Literal["saved", "folded"],
+    network: NetworkName,
     arithmetic: str,
     attack: Mapping[str, Any],
     batch_size: int,
@@ -54,7 +55,7 @@ def describe_task(
         network=network,
         data=Data.model_validate(data_of(images)),
         eps=Radius(text=exact_eps(eps), value=eps),
-        inputs=CLIP,
+        inputs=PIXEL_RANGE,
         method=method,
         bounds=HowBounded(**bounds.deciding()),
         arithmetic=arithmetic,
@@ -111,7 +112,7 @@ class Writer:
         line = _line(header)
         write_atomic(path, line)
         self.path, self.images, self.digest = path, images, hashlib.sha256(line)
-        self.points: dict[int, Point] = {}
+        self.points: dict[int, ExampleResult] = {}
 
     @classmethod
     def resume(cls, path: Path, header: Header, images: ImageSet) -> Self:
@@ -132,7 +133,7 @@ class Writer:
         truncate(path, contents.whole)
         return self
 
-    def add(self, points: Sequence[Point]) -> None:
+    def add(self, points: Sequence[ExampleResult]) -> None:
         """Write a record for each. Raises StorageError."""
         lines = b"".join(_line(_record(point, self.images)) for point in points)
         append(self.path, lines)
@@ -153,7 +154,7 @@ def _line(value: Line) -> bytes:
     return (value.model_dump_json() + "\n").encode()
 
 
-def _record(point: Point, images: ImageSet) -> Record:
+def _record(point: ExampleResult, images: ImageSet) -> Record:
     return Record(
         index=point.index,
         label=point.label,

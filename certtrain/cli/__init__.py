@@ -1,31 +1,47 @@
 """The command line. Typer lives only here; torch is imported only by the commands that need it.
 
-Each command has a file; `options` holds what they have in common.
+Each command has a file; `options` holds what they have in common, and `exit_codes` how they end.
 """
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from certtrain import __version__
-from certtrain.cli.export import export
-from certtrain.cli.init import init
+from certtrain.cli.check import check_command
+from certtrain.cli.decide import decide_command
+from certtrain.cli.exit_codes import exit_code, summary
+from certtrain.cli.export import export_command
+from certtrain.cli.groups import with_groups
+from certtrain.cli.init import init_command
 from certtrain.cli.output import adapt_streams, drop_unwritten
-from certtrain.cli.stats import stats
-from certtrain.cli.train import train
-from certtrain.cli.verify import verify
+from certtrain.cli.stats import stats_command
+from certtrain.cli.train import train_command
+from certtrain.cli.verify import verify_command
 from certtrain.errors import CerttrainError
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init_command,
+    "train": train_command,
+    "verify": verify_command,
+    "check": check_command,
+    "decide": decide_command,
+    "stats": stats_command,
+    "export": export_command,
+}
 
 app = typer.Typer(
     name="certtrain",
+    epilog=summary(),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, train, verify, stats, export):
-    app.command()(command)
+for name, command in COMMANDS.items():
+    app.command(name)(with_groups(command))
 
 
 def _version(wanted: bool) -> None:
@@ -44,7 +60,7 @@ def _program(
 
 
 def main() -> None:
-    """Run the command line; an error that a user can cause ends it with one message and exit code 1."""
+    """Run the command line; an error that certtrain raises on purpose ends it with one message and its exit code."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     adapt_streams()
     try:
@@ -54,7 +70,7 @@ def main() -> None:
 
         render.error(str(error))
         drop_unwritten()
-        sys.exit(1)
+        sys.exit(exit_code(error))
 
 
 def _show_warning(message: Warning | str, *place: object) -> None:

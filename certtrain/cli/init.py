@@ -1,51 +1,40 @@
-"""certtrain init"""
+"""certtrain init: untrained networks, and how their bounds grow."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from certtrain.cli.options import (
     AsJson,
     DataDir,
-    Device,
-    DeviceName,
+    DeviceOption,
     Eps,
     Force,
     Overrides,
+    PlotFile,
     PresetName,
     Seed,
     check_data,
     check_plots,
     check_targets,
     compute_device,
-    png_file,
     resolve_preset,
 )
+from certtrain.spec.choices import Scheme
 from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:
     from certtrain.data import ImageSet
     from certtrain.diagnostics.growth import SchemeGrowth
     from certtrain.spec.preset import Preset
-    from certtrain.spec.preset import Scheme as SchemeName
 
-DEEPEST = 512  # layers of a depth sweep
+DEEPEST_PLAIN = 512  # layers of a network in a depth sweep
 FEW_SEEDS = 3
-MANY, FEW = 256, 16  # examples looked at; deep networks take long
-
-
-class Scheme(StrEnum):
-    """How weights start."""
-
-    ibp = "ibp"
-    kaiming = "kaiming"
-    xavier = "xavier"
-    orthogonal = "orthogonal"
+MANY, FEW = 256, 16  # examples; deep networks take long
 
 
 def _depths(text: str) -> tuple[int, ...]:
@@ -56,101 +45,149 @@ def _depths(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of depths; write it like 2,4,8,16") from error
     if len(depths) < 2:
         raise typer.BadParameter("a sweep needs two depths or more, like 2,4,8,16")
-    if not 1 <= depths[0] <= depths[-1] <= DEEPEST:
-        raise typer.BadParameter(f"depths go from 1 to {DEEPEST} layers")
+    if not 1 <= depths[0] <= depths[-1] <= DEEPEST_PLAIN:
+        raise typer.BadParameter(f"depths go from 1 to {DEEPEST_PLAIN} layers")
     return tuple(depths)
 
 
-Compare = Annotated[bool, typer.Option("--compare", help="Show all schemes side by side, over several seeds.")]
-Depths = Annotated[
-    Any,
-    typer.Option(
-        parser=_depths,
-        metavar="N,N,…",
-        help="Compare the schemes on plain networks of so many layers each, as wide as the preset's, without "
-        "BatchNorm: is the growth exponential or constant?",
-    ),
-]
-Seeds = Annotated[
-    int | None, typer.Option(min=1, help=f"How many seeds a comparison takes, from --seed on; {FEW_SEEDS} by default.")
-]
-OutFile = Annotated[
-    Path | None,
-    typer.Option(help="The model file; <preset>-<scheme>.safetensors if not given, and none in a comparison."),
-]
-Examples = Annotated[
-    int | None,
-    typer.Option(
-        "--limit", min=1, help=f"Look at the first so many examples; {MANY} if not given, {FEW} in a depth sweep."
-    ),
-]
-PlotFile = Annotated[
-    Path | None,
-    typer.Option("--plot", parser=png_file, metavar="FILE.png", help="Draw growth against depth into this file."),
-]
-SchemeOption = Annotated[
-    Scheme | None,
-    typer.Option(help="How weights start; the preset's if not given. A comparison shows it first."),
-]
+@dataclass(frozen=True)
+class SchemeOptions:
+    """The network."""
+
+    preset: PresetName = None
+    scheme: Annotated[
+        Scheme | None,
+        typer.Option(help="How weights start; the preset's if not given. A comparison shows it first."),
+    ] = None
+    eps: Eps = None
+    seed: Seed = None
+    overrides: Overrides = None
+
+    def resolved(self) -> "Preset":
+        """The preset, with what the options change. Raises PresetError."""
+        return resolve_preset(self.preset, self.overrides, init=self.scheme, eps__max=self.eps, seed=self.seed)
 
 
-def init(
-    preset: PresetName = None,
-    scheme: SchemeOption = None,
-    out: OutFile = None,
-    compare: Compare = False,
-    sweep_depth: Depths = None,
-    seeds: Seeds = None,
-    plot: PlotFile = None,
-    eps: Eps = None,
-    seed: Seed = None,
-    overrides: Overrides = None,
-    data_dir: DataDir = None,
-    limit: Examples = None,
-    device: DeviceName = Device.auto,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True)
+class SchemeComparison:
+    """Comparisons."""
+
+    compare: Annotated[bool, typer.Option("--compare", help="Show all schemes side by side, over several seeds.")] = (
+        False
+    )
+    sweep_depth: Annotated[
+        Any,
+        typer.Option(
+            parser=_depths,
+            metavar="N,N,…",
+            help="Compare the schemes on plain networks of so many layers each, as wide as the preset's, without "
+            "BatchNorm: is the growth exponential or constant?",
+        ),
+    ] = None
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"How many seeds a comparison takes, from --seed on; {FEW_SEEDS} by default."),
+    ] = None
+
+    @property
+    def several(self) -> bool:
+        """Whether several networks are compared."""
+        return bool(self.compare or self.sweep_depth)
+
+    def check(self, out: Path | None) -> None:
+        """Raise BadParameter for options that need a comparison, or none."""
+        if self.seeds is not None and not self.several:
+            raise typer.BadParameter("several seeds are for --compare and --sweep-depth", param_hint="--seeds")
+        if out is not None and self.sweep_depth:
+            raise typer.BadParameter(
+                "a depth sweep is of other networks than the preset's, so it writes no model", param_hint="--out"
+            )
+
+
+@dataclass(frozen=True)
+class InitData:
+    """The data."""
+
+    data_dir: DataDir = None
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Use only the first so many examples; {MANY} if not given, {FEW} in a depth sweep."),
+    ] = None
+    device: DeviceOption = "auto"
+
+
+@dataclass(frozen=True)
+class InitOutput:
+    """What is written."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The model file; <preset>-<scheme>.safetensors if not given, and none in a comparison."),
+    ] = None
+    plot: PlotFile = None
+    force: Force = False
+    as_json: AsJson = False
+
+    def model_file(self, preset: "Preset", comparison: bool) -> Path | None:
+        """Where the model goes; None if it is not written."""
+        return self.out or (None if comparison else Path(f"{preset.name}-{preset.init}.safetensors"))
+
+
+def init_command(network: SchemeOptions, comparison: SchemeComparison, data: InitData, output: InitOutput) -> None:
     """Initialise a preset's network, save it, and show how its bounds grow from the input.
 
     A comparison of the schemes writes no model file unless --out names one.
     """
-    if seeds is not None and not (compare or sweep_depth):
-        raise typer.BadParameter("several seeds are for --compare and --sweep-depth", param_hint="--seeds")
-    if out is not None and sweep_depth:
-        raise typer.BadParameter(
-            "a depth sweep is of other networks than the preset's, so it writes no model", param_hint="--out"
-        )
-    resolved = resolve_preset(preset, overrides, init=scheme and scheme.value, eps__max=eps, seed=seed)
-    check_data(resolved, data_dir)
-    if not (compare or sweep_depth):
-        out = out or Path(f"{resolved.name}-{resolved.init}.safetensors")
-    check_targets(force, out, plot)
+    comparison.check(output.out)
+    preset = network.resolved()
+    check_data(preset, data.data_dir)
+    out = output.model_file(preset, comparison.several)
+    check_targets(output.force, out, output.plot)
+    preset, images = _loaded(preset, data, output)
+    facts = _shown(preset, images, comparison, data, output)
+    if out is not None:
+        _save(preset, images, out)
+    _finish(preset, out, facts, output)
+
+
+def _loaded(preset: "Preset", data: InitData, output: InitOutput) -> "tuple[Preset, ImageSet]":
+    """The training images, and the preset with a network of the user's own as layers."""
     from certtrain import render
     from certtrain.data import load_images
     from certtrain.network.source import resolve_module
 
-    if plot is not None:
+    if output.plot is not None:
         check_plots()
     with render.loading() as report:
-        images = load_images(resolved.data.name, "train", data_dir=data_dir, on_progress=report)
-    resolved = resolve_module(resolved, images)
-    numbers = range(resolved.seed, resolved.seed + (seeds or FEW_SEEDS))
-    view = _View(resolved, images, numbers, limit, compute_device(device), plot, as_json)
-    facts = view.sweep(sweep_depth) if sweep_depth else view.compare() if compare else view.show()
-    if out is not None:
-        _save(resolved, images, out)
-    if as_json:
-        common = {"preset": resolved.name, "model": out and str(out), "eps": resolved.eps.max}
+        images = load_images(preset.data.name, "train", data_dir=data.data_dir, on_progress=report)
+    return resolve_module(preset, images), images
+
+
+def _shown(
+    preset: "Preset", images: "ImageSet", comparison: SchemeComparison, data: InitData, output: InitOutput
+) -> dict[str, Any]:
+    """Show what is asked for; the same for JSON."""
+    seeds = range(preset.seed, preset.seed + (comparison.seeds or FEW_SEEDS))
+    view = _View(preset, images, seeds, data.limit, compute_device(data.device), output.plot, output.as_json)
+    if comparison.sweep_depth:
+        return view.sweep(comparison.sweep_depth)
+    return view.compare() if comparison.compare else view.show()
+
+
+def _finish(preset: "Preset", out: Path | None, facts: dict[str, Any], output: InitOutput) -> None:
+    from certtrain import render
+
+    if output.as_json:
+        common = {"preset": preset.name, "model": out and str(out), "eps": preset.eps.max}
         render.show_json(common | facts)
         return
-    for path in filter(None, (out, plot)):
+    for path in filter(None, (out, output.plot)):
         render.say(f"wrote {path}")
 
 
 @dataclass(frozen=True)
 class _View:
-    """What a look at initial networks needs. Each way to look shows and draws its numbers, and gives them for JSON."""
+    """Shows and draws initial networks. Each method gives its numbers for JSON."""
 
     preset: "Preset"
     images: "ImageSet"
@@ -163,15 +200,15 @@ class _View:
     def show(self) -> dict[str, Any]:
         """The preset's own network."""
         from certtrain import render
-        from certtrain.diagnostics.findings import AT_START, worst
+        from certtrain.diagnostics.findings import AT_START, ranked_findings
         from certtrain.diagnostics.growth import SchemeGrowth
-        from certtrain.diagnostics.model_states import inspect_initial
+        from certtrain.diagnostics.model_states import initial_network
 
         examples, preset = self._examples(MANY), self.preset
-        network = inspect_initial(preset, self.images, preset.init, examples=examples, device=self.place)
+        network = initial_network(preset, self.images, preset.init, examples=examples, device=self.place)
         title = self._title("growth of the bounds before training", f"seed {preset.seed}")
         if not self.as_json:
-            render.show_initial(network, title, worst(network.by_weights, kinds=AT_START))
+            render.show_initial(network, title, ranked_findings(network.by_weights, AT_START))
         self._draw_growth([SchemeGrowth(preset.init, (network,))], title)
         return {"examples": examples, "schemes": [network.to_dict()]}
 
@@ -225,10 +262,10 @@ class _View:
         facts = {"examples": examples, "seeds": list(self.seeds), "network": layers}
         return facts | {"schemes": [sweep.to_dict() for sweep in sweeps]}
 
-    def _schemes(self) -> "list[SchemeName]":
+    def _schemes(self) -> list[Scheme]:
         """The preset's own first."""
         own = self.preset.init
-        return [own, *(scheme.value for scheme in Scheme if scheme.value != own)]
+        return [own, *(scheme for scheme in get_args(Scheme) if scheme != own)]
 
     def _examples(self, usual: int) -> int:
         return min(self.limit or usual, len(self.images))

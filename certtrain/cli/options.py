@@ -1,13 +1,17 @@
 """What the commands have in common: options, and what they make of them."""
 
+import inspect
 import re
-from enum import StrEnum
+import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from certtrain.cli.exit_codes import ExitCode
 from certtrain.errors import EpsilonError, StorageError
+from certtrain.spec.choices import DeviceName, SplitName
 from certtrain.spec.epsilon import parse_eps
 
 if TYPE_CHECKING:
@@ -15,21 +19,8 @@ if TYPE_CHECKING:
     from certtrain.network.modelfile import Classifier
     from certtrain.spec.preset import Preset
 
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Split(StrEnum):
-    """Which part of a data set."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
+BYTES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def _eps(text: str) -> float:
@@ -39,20 +30,28 @@ def _eps(text: str) -> float:
         raise typer.BadParameter(str(error)) from error
 
 
-UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-
-
 def memory_size(text: str | int) -> int:
     """Bytes from 500MB, 1.5GiB or 100000000."""
     found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([kmgt]i?b|b)?", str(text).lower())
-    size = int(float(found[1]) * UNITS.get(found[2], 1)) if found else 0
+    size = int(float(found[1]) * BYTES.get(found[2], 1)) if found else 0
     if size < 1:
         raise typer.BadParameter(f"{text!r} is not an amount of memory; write it like 500MB, 2GiB or 100000000")
     return size
 
 
-def png_file(text: str) -> Path:
-    """A path that a picture can have."""
+def seconds(text: str) -> float:
+    """Seconds from 90, 90s, 9m or 2h."""
+    unit = SECONDS.get(text[-1:])
+    try:
+        value = float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a time; write it like 90s, 9m or 2h") from error
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{text!r} is not a time above zero")
+    return value
+
+
+def _png_file(text: str) -> Path:
     if not text.endswith(".png"):
         raise typer.BadParameter(f"{text!r} does not end in .png")
     return Path(text)
@@ -78,10 +77,54 @@ Overrides = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Set any field of the preset, like train.batch_size=64."),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed; the preset's if not given.")]
-DeviceName = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Look only at the first so many examples.")]
+SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many examples.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Examples at a time.")]
+PgdRestarts = Annotated[int, typer.Option(min=1, help="Random starts of the attack.")]
+AttackSeed = Annotated[int, typer.Option(min=0, help="Seed of the attack's random starts.")]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        parser=memory_size,
+        metavar="SIZE",
+        help="Most memory for the linear bounds, like 500MB; by itself 1GiB. Bounds do not change, but complete "
+        "gives up where the open domains take more.",
+    ),
+]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+PlotFile = Annotated[
+    Path | None,
+    typer.Option("--plot", parser=_png_file, metavar="FILE.png", help="Draw what is shown into this file."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def given(context: typer.Context) -> dict[str, str]:
+    """The options that the command line itself gives, not an environment variable: spelling by parameter's name."""
+    sources = {str(option.name): context.get_parameter_source(str(option.name)) for option in context.command.params}
+    on_command_line = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return {str(option.name): option.opts[0] for option in context.command.params if option.name in on_command_line}
+
+
+def options_for(command: Callable[..., None], context: typer.Context) -> list[str]:
+    """The options of the command line that another command takes too, as words."""
+    takes, words = inspect.signature(command).parameters, list[str]()
+    for name, spelling in given(context).items():
+        if name in takes and spelling.startswith("-"):
+            value = context.params[name]
+            words += (
+                [spelling] if value is True else [spelling, f"{value:g}" if isinstance(value, float) else str(value)]
+            )
+    return words
+
+
+def say_what_to_type(problem: str, *words: object) -> NoReturn:
+    """End the command as one that was called wrongly, and show what to type instead."""
+    from certtrain import render
+
+    render.error(f"{problem}; type: {shlex.join(map(str, words))}")
+    raise typer.Exit(ExitCode.USAGE)
 
 
 def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) -> "Preset":
@@ -113,35 +156,37 @@ def _check_source(preset: "Preset") -> None:
         check_source(Path(preset.model.source.rpartition(":")[0]))
 
 
-def compute_device(device: Device) -> str:
+def compute_device(device: DeviceName) -> str:
+    """ "cpu" or "cuda". Raises DeviceError."""
     from certtrain.runtime.allocator import keep_freed_memory
     from certtrain.runtime.device import choose_device
 
     keep_freed_memory()
-    return choose_device(device.value)
+    return choose_device(device)
 
 
-def open_model(path: Path, device: Device) -> "Classifier":
+def open_model(path: Path, device: DeviceName) -> "Classifier":
+    """The network in a model file of certtrain's. Raises ModelFileError."""
     from certtrain.errors import ModelFileError
     from certtrain.interchange.packed import ending
     from certtrain.storage import check_model_file
 
     check_model_file(path)  # before torch is loaded
     if ending(path) == ".onnx":
-        raise ModelFileError(
-            f"{path} is no model file of certtrain's; `certtrain verify` takes ONNX with --vnnlib FILE"
-        )
+        decide = shlex.join(["certtrain", "decide", str(path), "PROPERTY"])
+        raise ModelFileError(f"{path} is an ONNX file, and this takes certtrain's own; for a property of it: {decide}")
     from certtrain.network.modelfile import load_model
 
     return load_model(path).to(compute_device(device))
 
 
-def open_split(model: "Classifier", split: Split, data_dir: Path | None, limit: int | None) -> "ImageSet":
+def open_split(model: "Classifier", split: SplitName, data_dir: Path | None, limit: int | None) -> "ImageSet":
+    """The first `limit` examples of a split of the data set that the model was made for. Raises DataError."""
     from certtrain import render
     from certtrain.network.assembly import load_split
 
     with render.loading() as report:
-        return load_split(model.metadata, split.value, data_dir, report).take(limit)
+        return load_split(model.metadata, split, data_dir, report).take(limit)
 
 
 def check_plots() -> None:

@@ -1,4 +1,4 @@
-"""The standard output as it may be: of few characters, full, or closed by whoever reads it."""
+"""The standard output as it may be: in an encoding of few characters, full, or closed by its reader."""
 
 import codecs
 import io
@@ -17,7 +17,7 @@ SPELT = {
 
 
 class Output(io.TextIOWrapper):
-    """The standard output, which raises StorageError if it cannot be written: its failures are told from others'."""
+    """The standard output, which raises StorageError if it cannot be written: so its failures differ from others'."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(
@@ -30,25 +30,25 @@ class Output(io.TextIOWrapper):
         self.stream = stream  # which would close the buffer if nothing held it
 
     def write(self, text: str, /) -> int:
-        with self._told():
+        with self._as_storage_error():
             return super().write(text)
 
     def flush(self) -> None:
-        with self._told():
+        with self._as_storage_error():
             super().flush()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _as_storage_error(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:  # no error: whoever read it has enough, as after `| head`
+        except BrokenPipeError:  # no error: the reader has what it wants, as after `| head`
             raise
         except OSError as error:
             raise StorageError(f"cannot write to the standard output: {error.strerror or error}") from error
 
 
 def drop_unwritten() -> None:
-    """Let go of what cannot be written: Python flushes once more when it ends, and would complain once more."""
+    """Discard what cannot be written: Python flushes once more when it ends, and would fail once more."""
     try:
         sys.stdout.flush()
     except (OSError, StorageError):
@@ -56,7 +56,7 @@ def drop_unwritten() -> None:
 
 
 def adapt_streams() -> None:
-    """Let both streams spell what their encoding lacks; one that was closed from the start takes all in silence."""
+    """Let both streams spell what their encoding lacks; what goes to one that was closed from the start is dropped."""
     codecs.register_error("certtrain.spell", _spell)
     sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):

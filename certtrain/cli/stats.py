@@ -1,8 +1,9 @@
-"""certtrain stats"""
+"""certtrain stats: the states of a network's ReLUs and the growth of its bounds."""
 
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -10,21 +11,21 @@ import typer
 
 from certtrain.cli.options import (
     AsJson,
+    BatchSize,
     DataDir,
-    Device,
-    DeviceName,
+    DeviceOption,
     Eps,
     Force,
     Limit,
-    Split,
+    PlotFile,
+    SplitOption,
     check_plots,
     check_targets,
     compute_device,
-    png_file,
 )
 
 if TYPE_CHECKING:
-    from certtrain.diagnostics.comparison import Look
+    from certtrain.diagnostics.comparison import ComparisonOptions
 
 Models = Annotated[
     list[Path],
@@ -34,75 +35,92 @@ Models = Annotated[
         "Several are shown side by side.",
     ),
 ]
-ByEpoch = Annotated[
-    bool,
-    typer.Option(
-        "--by-epoch", help="Follow one run, given by its folder, over its epochs and the checkpoints that it kept."
-    ),
-]
-CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the numbers to this CSV file.")]
-PlotFile = Annotated[
-    Path | None,
-    typer.Option("--plot", parser=png_file, metavar="FILE.png", help="Draw states and growth into this file."),
-]
 
 
-HtmlFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--html",
-        metavar="FILE",
-        help="Write the page of one run, given by its folder, from what the folder holds, and look at nothing else.",
-    ),
-]
+@dataclass(frozen=True)
+class StatsData:
+    """The data."""
+
+    eps: Eps = None
+    data_dir: DataDir = None
+    split: SplitOption = "train"
+    limit: Limit = 1000
+    batch_size: BatchSize = 200
+    device: DeviceOption = "auto"
 
 
-def stats(
-    models: Models,
-    by_epoch: ByEpoch = False,
-    html: HtmlFile = None,
-    eps: Eps = None,
-    data_dir: DataDir = None,
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.train,
-    limit: Limit = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples at a time.")] = 200,
-    csv_file: CsvFile = None,
-    plot: PlotFile = None,
-    device: DeviceName = Device.auto,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True)
+class StatsOutput:
+    """What is shown and written."""
+
+    by_epoch: Annotated[
+        bool,
+        typer.Option(
+            "--by-epoch", help="Follow one run, given by its folder, over its epochs and the checkpoints that it kept."
+        ),
+    ] = False
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the page of one run, given by its folder, from what the folder holds, and do nothing else.",
+        ),
+    ] = None
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the numbers to this CSV file.")
+    ] = None
+    plot: PlotFile = None
+    force: Force = False
+    as_json: AsJson = False
+
+    def check(self, models: int) -> None:
+        """Raise BadParameter if what is asked for is of one run, and there are more, or something else beside it."""
+        if self.by_epoch and models > 1:
+            raise typer.BadParameter("it follows one run; give one folder", param_hint="--by-epoch")
+        if self.html is not None and (models > 1 or self.by_epoch or self.csv_file or self.plot or self.as_json):
+            raise typer.BadParameter("it writes the page of one run, and nothing else", param_hint="--html")
+
+
+def stats_command(models: Models, data: StatsData, output: StatsOutput) -> None:
     """ReLU states, bound widths and the paper's balance ratios of each layer, over data at ε.
 
-    Several models are looked at over the same data at the same ε: the first one's, if nothing else is asked for.
+    Several models are compared over the same data at the same ε: the first one's, if nothing else is asked for.
     """
-    if by_epoch and len(models) > 1:
-        raise typer.BadParameter("it follows one run; give one folder", param_hint="--by-epoch")
-    if html is not None:
-        if len(models) > 1 or by_epoch or csv_file or plot or as_json:
-            raise typer.BadParameter("it writes the page of one run, and nothing else", param_hint="--html")
-        _write_page(models[0], html, force)
+    output.check(len(models))
+    if output.html is not None:
+        _write_page(models[0], output.html, output.force)
         return
-    _check_sources(models, by_epoch)
-    check_targets(force, csv_file, plot)
-    if plot is not None:
+    _check_sources(models, output.by_epoch)
+    check_targets(output.force, output.csv_file, output.plot)
+    if output.plot is not None:
         check_plots()
+    _put_out(_found(models, data, output.by_epoch), output)
+
+
+def _found(models: Sequence[Path], data: StatsData, by_epoch: bool) -> "_Results":
     from certtrain import render
-    from certtrain.diagnostics.comparison import Look
+    from certtrain.diagnostics.comparison import ComparisonOptions
 
     with render.loading() as report:
-        look = Look(eps, split.value, limit, batch_size, compute_device(device), data_dir, report, render.note)
-        results = _run(models[0], look) if by_epoch else _models(models, look)
-    if as_json:
+        asked = (data.eps, data.split, data.limit, data.batch_size, compute_device(data.device), data.data_dir)
+        options = ComparisonOptions(*asked, report, render.note)
+        return _run(models[0], options) if by_epoch else _models(models, options)
+
+
+def _put_out(results: "_Results", output: StatsOutput) -> None:
+    """Show the results, and write the files that are asked for."""
+    from certtrain import render
+
+    if output.as_json:
         render.show_json(results.json)
     else:
         results.show()
-    if csv_file is not None:
-        _write_csv(csv_file, results.rows)
-    if plot is not None:
-        results.draw(plot)
-    if not as_json:
-        for path in filter(None, (csv_file, plot)):
+    if output.csv_file is not None:
+        _write_csv(output.csv_file, results.rows)
+    if output.plot is not None:
+        results.draw(output.plot)
+    if not output.as_json:
+        for path in filter(None, (output.csv_file, output.plot)):
             render.say(f"wrote {path}")
 
 
@@ -115,46 +133,47 @@ class _Results(NamedTuple):
     draw: Callable[[Path], None]
 
 
-def _models(paths: Sequence[Path], look: "Look") -> _Results:
+def _models(paths: Sequence[Path], options: "ComparisonOptions") -> _Results:
     """One model, or several side by side."""
     from certtrain import render
-    from certtrain.diagnostics.comparison import look_at, model_rows
+    from certtrain.diagnostics.comparison import compare_models, model_rows
 
-    looked = look_at(paths, look)
+    compared = compare_models(paths, options)
 
     def show() -> None:
-        if len(looked.models) == 1:
-            render.show_states(looked.models[0], f"{looked.models[0].name}: {looked.title}")
+        if len(compared.models) == 1:
+            render.show_states(compared.models[0], f"{compared.models[0].name}: {compared.title}")
         else:
-            render.show_models(looked.models, looked.title)
+            render.show_models(compared.models, compared.title)
 
     def draw(path: Path) -> None:
         from certtrain.reports.plot import plot_states
 
-        plot_states(path, looked.models, looked.title)
+        plot_states(path, compared.models, compared.title)
 
-    return _Results(looked.to_dict(), model_rows(looked), show, draw)
+    return _Results(compared.to_dict(), model_rows(compared), show, draw)
 
 
-def _run(run: Path, look: "Look") -> _Results:
+def _run(run: Path, options: "ComparisonOptions") -> _Results:
     """One run over its epochs."""
     from certtrain import render
-    from certtrain.diagnostics.comparison import epoch_rows, follow
+    from certtrain.diagnostics.comparison import compare_epochs, epoch_rows
+    from certtrain.diagnostics.epochs import epoch_summary
 
-    history, looked = follow(run, look)
-    stages = () if looked is None else looked.models
-    titles = f"{run.absolute().name}: as it was trained", "" if looked is None else f"its networks: {looked.title}"
-    epochs = [record.to_dict() for record in history.epochs]
+    history, compared = compare_epochs(run, options)
+    networks = () if compared is None else compared.models
+    titles = f"{run.absolute().name}: as it was trained", "" if compared is None else f"its networks: {compared.title}"
+    epochs = [epoch_summary(epoch) for epoch in history.epochs]
 
     def draw(path: Path) -> None:
         from certtrain.reports.plot import plot_history
 
-        plot_history(path, history, stages, titles)
+        plot_history(path, history, networks, titles)
 
     return _Results(
-        {"run": str(run), "epochs": epochs, "networks": looked and looked.to_dict()},
-        epoch_rows(history, looked),
-        lambda: render.show_history(history, stages, titles),
+        {"run": str(run), "epochs": epochs, "networks": compared and compared.to_dict()},
+        epoch_rows(history, compared),
+        lambda: render.show_history(history, networks, titles),
         draw,
     )
 
@@ -171,14 +190,14 @@ def _write_page(run: Path, path: Path, force: bool) -> None:
 
 
 def _check_sources(paths: Sequence[Path], by_epoch: bool) -> None:
-    """See, before torch is loaded, that there is something to look at."""
-    from certtrain.runs.runfiles import check_run, find_sources
+    """See, before torch is loaded, that the models or the run are there."""
+    from certtrain.runs.runfiles import check_run, find_networks
 
     for path in paths:
         if by_epoch:
             check_run(path)
         else:
-            find_sources(path)
+            find_networks(path)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -4,20 +4,6 @@ import signal
 import time
 from types import FrameType
 
-import typer
-
-
-def seconds(text: str) -> float:
-    """Seconds from 90, 90s, 9m or 2h."""
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    try:
-        value = float(text[:-1] if unit else text) * (unit or 1)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a time; write it like 90s, 9m or 2h") from error
-    if not 0 < value < float("inf"):
-        raise typer.BadParameter(f"{text!r} is not a time above zero")
-    return value
-
 
 class Stopper:
     """Asks work to stop when its time is over or the user interrupts; a second interrupt is not held back."""

@@ -1,19 +1,18 @@
-"""certtrain train"""
+"""certtrain train: a run from a preset, or a run that goes on."""
 
-import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from certtrain.cli.exit_codes import ExitCode
 from certtrain.cli.options import (
     AsJson,
     DataDir,
-    Device,
-    DeviceName,
+    DeviceOption,
     Eps,
     Overrides,
     PresetName,
@@ -21,90 +20,101 @@ from certtrain.cli.options import (
     check_data,
     compute_device,
     resolve_preset,
+    seconds,
 )
-from certtrain.cli.stopping import Stopper, seconds
+from certtrain.cli.stopping import Stopper
+from certtrain.spec.choices import Compile, Precision
 
 if TYPE_CHECKING:
     from certtrain.spec.preset import Preset
     from certtrain.training.events import Event, Listener
 
 
-class Precision(StrEnum):
-    """In which arithmetic to train."""
+@dataclass(frozen=True)
+class RunOptions:
+    """The run."""
 
-    fp32 = "fp32"
-    tf32 = "tf32"
-    bf16 = "bf16"
-
-
-class Compile(StrEnum):
-    """Whether to compile the training step."""
-
-    auto = "auto"
-    on = "on"
-    off = "off"
+    preset: PresetName = None
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder.")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run; one under runs/ if not given.")] = None
+    data_dir: DataDir = None
 
 
-TimeBudget = Annotated[
-    float | None,
-    typer.Option(
-        parser=seconds,
-        metavar="TIME",
-        help="Stop at a checkpoint so long after the start of the command, like 9m. The step under way is finished "
-        "first, and the first step with its compiling.",
-    ),
-]
-TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")]
+@dataclass(frozen=True)
+class ChangeOptions:
+    """Changes to the preset."""
 
-
-def train(
-    preset: PresetName = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder.")] = None,
-    data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the new run; one under runs/ if not given.")] = None,
-    eps: Eps = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Train for so many epochs.")] = None,
-    seed: Seed = None,
-    overrides: Overrides = None,
+    eps: Eps = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Train for so many epochs.")] = None
+    seed: Seed = None
     precision: Annotated[
         Precision | None, typer.Option(help="Arithmetic of the training; tf32 is for NVIDIA GPUs.")
-    ] = None,
+    ] = None
     compile_: Annotated[
         Compile | None, typer.Option("--compile", help="Compile the training step; auto does where a run repays it.")
-    ] = None,
-    device: DeviceName = Device.auto,
-    time_budget: TimeBudget = None,
-    tensorboard: TensorBoard = False,
-    as_json: AsJson = False,
-) -> None:
+    ] = None
+    overrides: Overrides = None
+
+    def fields(self) -> dict[str, Any]:
+        """The preset's fields that have options of their own, as `resolve_preset` takes them."""
+        train = {"epochs": self.epochs, "precision": self.precision, "compile": self.compile_}
+        return {"eps__max": self.eps, "seed": self.seed} | {f"train__{name}": value for name, value in train.items()}
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Device, time and output."""
+
+    device: DeviceOption = "auto"
+    time_budget: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            help="Stop at a checkpoint so long after the start of the command, like 9m. The step under way is finished "
+            "first, and the first step with its compiling.",
+        ),
+    ] = None
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")] = False
+    as_json: AsJson = False
+
+
+def train_command(run: RunOptions, changes: ChangeOptions, how: TrainingOptions) -> None:
     """Train a network, certify it on the test set, and write model and report.
 
     Stopped by Ctrl-C or --time-budget, a run ends at a checkpoint and says how to go on.
     """
-    changes: dict[str, Any] = {"eps__max": eps, "train__epochs": epochs, "seed": seed}
-    changes |= {"train__precision": precision and precision.value, "train__compile": compile_ and compile_.value}
-    if resume is not None and (preset or out or overrides or any(value is not None for value in changes.values())):
+    preset = _preset(run, changes)
+    _check_run(run.resume, run.out)
+    stop = Stopper(how.time_budget)
+    from certtrain import render
+    from certtrain.training import api
+    from certtrain.training.context import RunContext
+    from certtrain.training.distributed import process_group
+
+    place = compute_device(how.device)
+    with process_group(place) as group, render.training_view(how.as_json, silent=not group.is_leader) as view:
+        listeners = [view, *_tensorboard(how.tensorboard)]
+        context = RunContext(run.data_dir, place, stop.reason, _all(listeners), group)
+        if preset is not None:
+            api.train(preset, run.out or _new_folder(preset), context)
+        elif run.resume is not None:
+            api.resume(run.resume, context)
+    if stop.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _preset(run: RunOptions, changes: ChangeOptions) -> "Preset | None":
+    """The new run's; None for one that goes on, which has its own. Raises BadParameter for a change to that."""
+    fields = changes.fields()
+    if run.resume is None:
+        preset = resolve_preset(run.preset, changes.overrides, **fields)
+        check_data(preset, run.data_dir)
+        return preset
+    if run.preset or run.out or changes.overrides or any(value is not None for value in fields.values()):
         message = "a run goes on as it was begun; it takes no preset, no --out and no changed field"
         raise typer.BadParameter(message, param_hint="--resume")
-    resolved = resolve_preset(preset, overrides, **changes) if resume is None else None
-    if resolved is not None:
-        check_data(resolved, data_dir)
-    _check_run(resume, out)
-    stop = Stopper(time_budget)
-    from certtrain import render
-    from certtrain.training import trainer
-    from certtrain.training.distributed import joined
-
-    place = compute_device(device)
-    with joined(place) as group, render.training_view(as_json, silent=not group.leads) as view:
-        listeners = [view, *_tensorboard(tensorboard)]
-        context = trainer.RunContext(data_dir, place, stop.reason, _all(listeners), group)
-        if resolved is not None:
-            trainer.train(resolved, out or _new_folder(resolved), context)
-        elif resume is not None:
-            trainer.resume(resume, context)
-    if stop.interrupted:
-        raise typer.Exit(128 + signal.SIGINT)
+    return None
 
 
 def _check_run(resume: Path | None, out: Path | None) -> None:

@@ -1,250 +1,294 @@
-"""certtrain verify"""
+"""certtrain verify: natural, attacked and certified accuracy over a data set."""
 
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from certtrain.cli.check import check_command
+from certtrain.cli.decide import decide_command
+from certtrain.cli.exit_codes import ExitCode
 from certtrain.cli.options import (
     AsJson,
+    AttackSeed,
     DataDir,
-    Device,
-    DeviceName,
+    DeviceOption,
     Eps,
     Force,
     Limit,
+    Memory,
     ModelFile,
-    Split,
+    PgdRestarts,
+    SplitOption,
     check_targets,
-    memory_size,
+    given,
     open_model,
     open_split,
+    options_for,
+    say_what_to_type,
+    seconds,
 )
-from certtrain.cli.stopping import Stopper, seconds
+from certtrain.cli.stopping import Stopper
+from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
 
 if TYPE_CHECKING:
+    from certtrain.attack import AttackSettings
     from certtrain.certfile import Writer
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
-    from certtrain.verification.results import Point
+    from certtrain.render.verification import VerifyingView
+    from certtrain.verification.results import ExampleResult
+    from certtrain.verification.verify import Report
+
+OF_ATTACK = ("pgd_steps", "pgd_restarts", "seed")
 
 
-class Method(StrEnum):
-    """How points are certified."""
+@dataclass(frozen=True)
+class CertificateOptions:
+    """What is certified, and how."""
 
-    auto = "auto"
-    ibp = "ibp"
-    crown_ibp = "crown-ibp"
-    crown = "crown"
-    alpha_crown = "alpha-crown"
-    complete = "complete"
-    milp = "milp"
-
-
-class Attack(StrEnum):
-    """How points are attacked; -t goes through nine other classes, one after the other; none is no attack."""
-
-    pgd = "pgd"
-    pgd_t = "pgd-t"
-    apgd_ce = "apgd-ce"
-    apgd_dlr = "apgd-dlr"
-    apgd_t = "apgd-t"
-    none = "none"
-
-
-class Arithmetic(StrEnum):
-    """In which the network computes."""
-
-    float32 = "float32"
-    tf32 = "tf32"
-    bf16 = "bf16"
-    real = "real"
-
-
-class Network(StrEnum):
-    """Of which network the certificates speak."""
-
-    saved = "saved"
-    folded = "folded"
-
-
-WITH_PROPERTY = {"model", "vnnlib", "method", "timeout", "memory", "pgd_steps", "pgd_restarts", "seed", "as_json"}
-WITH_CHECK = {"model", "check", "limit", "memory", "data_dir", "device", "as_json"}
-MEMORY = 2**30
-OF_ATTACK = {"pgd_steps", "pgd_restarts", "seed"}
-
-
-def verify(
-    context: typer.Context,
-    model: ModelFile,
-    eps: Eps = None,
+    eps: Eps = None
     method: Annotated[
-        Method,
+        MethodName,
         typer.Option(
-            help="Bounds to certify with; auto tries each, cheap ones first, on the points still open, which may take "
-            "long: see --timeout. complete splits until a point is decided; milp, a second opinion, takes --arithmetic "
-            "real and few ReLUs. With --vnnlib crown-ibp, the default there, complete or milp."
+            help="Bounds to certify with. auto tries each, cheap ones first, on the examples that are still open, "
+            "which may take long: see --timeout. complete splits until an example is decided. milp, a second opinion, "
+            "takes --arithmetic real and few ReLUs."
         ),
-    ] = Method.ibp,
+    ] = "ibp"
     network: Annotated[
-        Network, typer.Option(help="The network as saved, or with BatchNorm folded as `certtrain export` writes it.")
-    ] = Network.saved,
+        NetworkName,
+        typer.Option(help="The network as saved, or with BatchNorm folded as `certtrain export` writes it."),
+    ] = "saved"
     arithmetic: Annotated[
-        Arithmetic,
+        ArithmeticName,
         typer.Option(help="What the network computes in when it runs; real is a network that never rounds."),
-    ] = Arithmetic.float32,
+    ] = "float32"
+
+    def check(self) -> None:
+        """Raise BadParameter for a method in an arithmetic that it does not know."""
+        if self.method == "milp" and self.arithmetic != "real":
+            raise typer.BadParameter("milp knows no rounding; it takes --arithmetic real", param_hint="--method")
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """The attack."""
+
+    attack: Annotated[
+        AttackName,
+        typer.Option(help="Attack that gives the upper limit; the apgd ones take longer than pgd."),
+    ] = "pgd"
+    pgd_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the attack; by itself pgd takes 20 and apgd 100.")
+    ] = None
+    pgd_restarts: PgdRestarts = 1
+    seed: AttackSeed = 0
+
+    def check(self, context: typer.Context) -> None:
+        """Raise BadParameter for a setting of an attack that there is not."""
+        unused = [spelling for name, spelling in given(context).items() if name in OF_ATTACK]
+        if self.attack == "none" and unused:
+            raise typer.BadParameter("there is no attack to set this for", param_hint=unused[0])
+
+    def settings(self) -> "AttackSettings | None":
+        """The attack; None for none."""
+        from certtrain.attack import named
+
+        if self.attack == "none":
+            return None
+        return named(self.attack, steps=self.pgd_steps, restarts=self.pgd_restarts, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class VerificationData:
+    """The data."""
+
+    data_dir: DataDir = None
+    split: SplitOption = "test"
+    limit: Limit = None
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """Time and memory."""
+
     timeout: Annotated[
         float | None,
         typer.Option(
             parser=seconds,
             metavar="TIME",
-            help="Most time for a point in the methods beyond attack and ibp, like 30s.",
+            help="Most time for an example in the methods beyond attack and ibp, like 30s.",
         ),
-    ] = None,
+    ] = None
     time_budget: Annotated[
         float | None,
         typer.Option(parser=seconds, metavar="TIME", help="Most time in all, like 9m; what is not decided stays open."),
-    ] = None,
-    data_dir: DataDir = None,
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.test,
-    limit: Limit = None,
-    attack: Annotated[
-        Attack, typer.Option(help="Attack that gives the upper limit; apgd ones are dearer than pgd.")
-    ] = Attack.pgd,
-    pgd_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the attack; by itself pgd takes 20 and apgd 100.")
-    ] = None,
-    pgd_restarts: Annotated[int, typer.Option(min=1, help="Random starts of the attack.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the attack's random starts.")] = 0,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Examples at a time; a tenth of it in methods beyond ibp.")
-    ] = 200,
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples at a time; a tenth of it in methods beyond ibp.")] = (
+        200
+    )
+    memory: Memory = None
+    device: DeviceOption = "auto"
+
+
+@dataclass(frozen=True)
+class CertificateOutput:
+    """What is written."""
+
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the certificates to this file, or go on with it if it is there."),
-    ] = None,
-    check: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Compute the certificates in this file again, and see that they hold."),
-    ] = None,
-    vnnlib: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Decide the property in this file; MODEL may then be an ONNX file too."),
-    ] = None,
-    memory: Annotated[
-        int | None,
-        typer.Option(
-            parser=memory_size,
-            metavar="SIZE",
-            help="Most memory for the linear bounds, like 500MB; by itself 1GiB. Bounds do not change, but complete "
-            "gives up where the parts that are open take more.",
-        ),
-    ] = None,
-    device: DeviceName = Device.auto,
-    force: Force = False,
-    as_json: AsJson = False,
+    ] = None
+    force: Force = False
+    as_json: AsJson = False
+
+
+@dataclass(frozen=True)
+class MovedOptions:
+    """What other commands do now; its options are hidden."""
+
+    check: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain check`.")] = None
+    vnnlib: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain decide`.")] = None
+
+    def refuse(self, context: typer.Context, model: Path) -> None:
+        """End with the command line that does what is asked."""
+        if self.check is not None:
+            words = ["certtrain", "check", self.check, model, *options_for(check_command, context)]
+            say_what_to_type("certificates are checked by a command of their own", *words)
+        if self.vnnlib is not None:
+            words = ["certtrain", "decide", model, self.vnnlib, *options_for(decide_command, context)]
+            say_what_to_type("properties are decided by a command of their own", *words)
+
+
+def verify_command(
+    context: typer.Context,
+    model: ModelFile,
+    certificates: CertificateOptions,
+    attack: AttackOptions,
+    data: VerificationData,
+    limits: LimitOptions,
+    output: CertificateOutput,
+    moved: MovedOptions,
 ) -> None:
     """Natural, attacked and certified accuracy of a model: a bracket around its robust accuracy.
 
     Stopped by Ctrl-C or a time limit, a verification with --out goes on when the command is given again.
     """
-    if check is not None:
-        # The file says what is checked: other options would be ignored.
-        _refuse(context, lambda name: name not in WITH_CHECK, "this is taken from the file that --check names")
-        _check(model, check, data_dir, device, as_json, limit=limit, memory=memory or MEMORY)
-        return
-    if vnnlib is not None:
-        _refuse(context, lambda name: name not in WITH_PROPERTY, "this is not for the property that --vnnlib names")
-        given = context.get_parameter_source("method")
-        chosen = "crown-ibp" if given is not None and given.name == "DEFAULT" else method.value
-        options = {"timeout": timeout, "memory": memory or MEMORY, "as_json": as_json}
-        _decide(model, vnnlib, chosen, (pgd_steps or 20, pgd_restarts, seed), **options)
-        return
-    if method is Method.milp and arithmetic is not Arithmetic.real:
-        raise typer.BadParameter("milp knows no rounding; it takes --arithmetic real", param_hint="--method")
-    if attack is Attack.none:
-        _refuse(context, lambda name: name in OF_ATTACK, "there is no attack to set this for")
-    check_targets(True, out)
-    saved = open_model(model, device)
-    images = open_split(saved, split, data_dir, limit)
-    from certtrain import render
-    from certtrain.attack import described, named
-    from certtrain.verification.cascade import Limits
-    from certtrain.verification.certificate import VERDICTS_ALONE
-    from certtrain.verification.verify import verify as verify_model
-
-    radius = saved.metadata.eps if eps is None else eps
-    numbers = {"steps": pgd_steps, "restarts": pgd_restarts, "seed": seed}
-    settings = None if attack is Attack.none else named(attack.value, **numbers)
-    asked: dict[str, Any] = {"method": method.value, "network": network.value, "arithmetic": arithmetic.value}
-    asked |= {"batch_size": batch_size, "bounds": replace(VERDICTS_ALONE, memory=memory or MEMORY)}
-    about = {"eps": radius, "attack": described(settings), **asked}
-    stop, limits = Stopper(None), Limits(timeout, time_budget)
-    with _writing(out, force, model, saved, images, **about) as writer:
-        known = [] if writer is None else list(writer.points.values())
-        with render.verifying(len(images), known) as view:
-
-            def on_points(points: "list[Point]") -> None:
-                if writer is not None:
-                    writer.add(points)
-                view.add(points)
-                if stop.interrupted:
-                    raise _Interrupted
-
-            try:
-                result = verify_model(
-                    saved, images, radius, attack=settings, limits=limits, known=known,
-                    on_points=on_points, on_round=view.begin, **asked,
-                )  # fmt: skip
-            except _Interrupted:
-                view.close()
-                _say_stopped(writer, len(images))
-                raise typer.Exit(128 + signal.SIGINT) from None
-        if writer is not None:
-            writer.seal()
-    if as_json:
-        render.show_json({"model": str(model), **result.to_dict(), "out": out and str(out)})
-        return
-    render.show_report(result)
-    if out is not None:
-        render.say(f"wrote {out}")
+    moved.refuse(context, model)
+    certificates.check()
+    attack.check(context)
+    check_targets(True, output.out)
+    saved = open_model(model, limits.device)
+    images = open_split(saved, data.split, data.data_dir, data.limit)
+    task = _Task(model, saved, images, attack.settings(), _how(saved, certificates, limits), output)
+    _show(_verified(task, limits), model, output)
 
 
-def _decide(model: Path, vnnlib: Path, method: str, attack: tuple[int, int, int], **options: Any) -> None:
-    from certtrain.cli.property import check_property, verify_property
+@dataclass(frozen=True)
+class _Task:
+    """What is verified: the network in `file` on `images`, against `attack`; `how` are verify's other arguments."""
 
-    check_property(model, vnnlib, method)
-    from certtrain.attack import PGD
+    file: Path
+    model: "Classifier"
+    images: "ImageSet"
+    attack: "AttackSettings | None"
+    how: dict[str, Any]
+    output: CertificateOutput
 
-    verify_property(model, vnnlib, method=method, attack=PGD(*attack), **options)
+    @contextmanager
+    def writer(self) -> "Iterator[Writer | None]":
+        """A new certificate file, or the one that is there, to go on with; no other process writes it meanwhile.
+
+        None without --out.
+        """
+        if self.output.out is None:
+            yield None
+            return
+        from certtrain.attack import described
+        from certtrain.certfile import Writer, describe_task, locked_certificates
+        from certtrain.verification.verify import check_fit
+
+        check_fit(self.model, self.images)
+        header = describe_task(self.file, self.model, self.images, attack=described(self.attack), **self.how)
+        new = self.output.force or not self.output.out.exists()
+        with locked_certificates(self.output.out):
+            yield (Writer if new else Writer.resume)(self.output.out, header, self.images)
+
+
+def _how(model: "Classifier", certificates: CertificateOptions, limits: LimitOptions) -> dict[str, Any]:
+    """How examples are certified: arguments of `verify` that certificate files record as well."""
+    from certtrain.bounds.settings import VERDICTS_ALONE
+
+    bounds = VERDICTS_ALONE if limits.memory is None else replace(VERDICTS_ALONE, memory=limits.memory)
+    return {
+        "eps": model.metadata.eps if certificates.eps is None else certificates.eps,
+        "method": certificates.method,
+        "network": certificates.network,
+        "arithmetic": certificates.arithmetic,
+        "batch_size": limits.batch_size,
+        "bounds": bounds,
+    }
 
 
 class _Interrupted(Exception):
     pass
 
 
-@contextmanager
-def _writing(
-    out: Path | None, force: bool, file: Path, model: "Classifier", images: "ImageSet", **asked: Any
-) -> "Iterator[Writer | None]":
-    """A new file, or the one that is there, to go on with; no other process writes it meanwhile. None without `out`."""
-    if out is None:
-        yield None
-        return
-    from certtrain.certfile import Writer, describe_task, locked_certificates
-    from certtrain.verification.verify import check_fit
+@dataclass(frozen=True)
+class _Batches:
+    """What is done with each batch of examples: it is written and shown, and then Ctrl-C ends the verification."""
 
-    check_fit(model, images)
-    header = describe_task(file, model, images, **asked)
-    with locked_certificates(out):
-        yield Writer(out, header, images) if force or not out.exists() else Writer.resume(out, header, images)
+    writer: "Writer | None"
+    view: "VerifyingView"
+    stop: Stopper
+
+    def add(self, points: "Sequence[ExampleResult]") -> None:
+        if self.writer is not None:
+            self.writer.add(points)
+        self.view.add(points)
+        if self.stop.interrupted:
+            raise _Interrupted
+
+
+def _verified(task: _Task, limits: LimitOptions) -> "Report":
+    """The report; the certificates are in the file that --out names."""
+    from certtrain import render
+
+    stop = Stopper(None)
+    with task.writer() as writer:
+        known = () if writer is None else tuple(writer.points.values())
+        with render.verifying(len(task.images), known) as view:
+            try:
+                report = _report(task, limits, known, _Batches(writer, view, stop))
+            except _Interrupted:
+                view.close()
+                _say_stopped(writer, len(task.images))
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
+        if writer is not None:
+            writer.seal()
+    return report
+
+
+def _report(task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]", batches: _Batches) -> "Report":
+    from certtrain.verification.cascade import Limits
+    from certtrain.verification.verify import verify
+
+    return verify(
+        task.model,
+        task.images,
+        attack=task.attack,
+        limits=Limits(limits.timeout, limits.time_budget),
+        known=known,
+        on_examples=batches.add,
+        on_round=batches.view.begin,
+        **task.how,
+    )
 
 
 def _say_stopped(writer: "Writer | None", examples: int) -> None:
@@ -258,34 +302,12 @@ def _say_stopped(writer: "Writer | None", examples: int) -> None:
     render.note(f"stopped with {decided:,} of {examples:,} examples decided; go on with: {again}")
 
 
-def _refuse(context: typer.Context, unwanted: Callable[[str], bool], why: str) -> None:
-    """Raise BadParameter if an option of such a name was given: it would be ignored."""
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        source = context.get_parameter_source(name)
-        if unwanted(name) and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(why, param_hint=parameter.opts[0])
-
-
-def _check(
-    file: Path, check: Path, data_dir: Path | None, device: Device, as_json: bool, *, limit: int | None, memory: int
-) -> None:
-    from certtrain.storage import check_certificate_file
-
-    check_certificate_file(check)
-    model = open_model(file, device)
+def _show(report: "Report", model: Path, output: CertificateOutput) -> None:
     from certtrain import render
-    from certtrain.certfile import check as check_certificates
-    from certtrain.certfile import check_model, read_certificates
 
-    contents = read_certificates(check, model.metadata.input_shape)
-    check_model(check, contents.header, file, model)
-    data = contents.header.data
-    images = open_split(model, Split(data.split), data_dir, data.examples)
-    with render.progress("checking") as report:
-        asked = (check, contents, file, model, images)
-        outcome = check_certificates(*asked, limit=limit, memory=memory, on_progress=report)
-    if as_json:
-        render.show_json({"model": str(file), **outcome.to_dict()})
-    else:
-        render.show_checked(outcome)
+    if output.as_json:
+        render.show_json({"model": str(model), **report.to_dict(), "out": output.out and str(output.out)})
+        return
+    render.show_report(report)
+    if output.out is not None:
+        render.say(f"wrote {output.out}")

@@ -1,4 +1,4 @@
-"""Networks looked at over the same data at the same ε: several side by side, or those of one run in their order."""
+"""Networks compared over the same data at the same ε: several side by side, or those of one run in their order."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -6,23 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from certtrain.data import ImageSet, Progress
-from certtrain.diagnostics.epochs import History, read_history
-from certtrain.diagnostics.model_states import ModelStates, inspect_model
-from certtrain.diagnostics.networks import Opener
+from certtrain.diagnostics.epochs import EPOCH_ACCURACIES, History, epoch_numbers, read_history
+from certtrain.diagnostics.model_states import ModelStates, model_layer_states
+from certtrain.diagnostics.networks import NetworkLoader
 from certtrain.errors import DataError, ModelFileError, RunError
 from certtrain.network.assembly import load_split
 from certtrain.network.modelfile import Classifier
-from certtrain.runs.runfiles import check_run, find_sources, find_stages, short_names
+from certtrain.runs.history import METRICS
+from certtrain.runs.runfiles import RunNetwork, check_run, find_networks, find_run_networks, short_names
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.preset import load_preset
 
 
 @dataclass(frozen=True)
-class Look:
-    """How to look, and who hears of it.
+class ComparisonOptions:
+    """Over which data, in boxes of which radius and where to compute states, and the callbacks.
 
     eps: None for the radius that the first network was trained for. limit: the first so many examples; None for all.
-    on_progress: told what is done, how much of it and of how much. on_note: told of what is left out.
+    on_progress: called with what is done, how much of it and of how much. on_note: called with a sentence on what is
+    left out.
     """
 
     eps: float | None = None
@@ -34,9 +36,9 @@ class Look:
     on_progress: Progress = lambda what, done, total: None
     on_note: Callable[[str], None] = lambda text: None
 
-    def opener(self) -> Opener:
-        """That reads the same data and tells the same people."""
-        return Opener(self.data_dir, self.on_progress, self.on_note)
+    def loader(self) -> NetworkLoader:
+        """With the same data folder and callbacks."""
+        return NetworkLoader(self.data_dir, self.on_progress, self.on_note)
 
     def images(self, network: Classifier) -> ImageSet:
         """The data that the network's file names."""
@@ -46,16 +48,16 @@ class Look:
         """The state of the network's layers."""
 
         def on_progress(done: int) -> None:
-            self.on_progress(f"looking at {name}", done, len(images))
+            self.on_progress(f"layers of {name}", done, len(images))
 
         network = network.to(self.device)
-        layers = inspect_model(network, images, eps, batch_size=self.batch_size, on_progress=on_progress)
+        layers = model_layer_states(network, images, eps, batch_size=self.batch_size, on_progress=on_progress)
         return ModelStates(name, file, layers)
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was found in networks, and what they were looked at on."""
+class ModelComparison:
+    """The states of several models' layers, and the data and ε that they are of."""
 
     models: tuple[ModelStates, ...]
     dataset: str
@@ -74,56 +76,36 @@ class Looked:
         return facts | {"models": [model.to_dict() for model in self.models]}
 
 
-def look_at(paths: Sequence[Path], look: Look = Look()) -> Looked:
-    """The models at `paths`, each as `find_sources` takes it, over the first one's data.
+def compare_models(paths: Sequence[Path], options: ComparisonOptions = ComparisonOptions()) -> ModelComparison:
+    """The models at `paths`, each as `find_networks` takes it, over the first one's data.
 
     Raises ModelFileError or RunError if there is no network at a path, DataError if their images' shapes differ or
     the data do not fit, NonFiniteError if bounds are not finite.
     """
-    candidates, names, opener = [find_sources(path) for path in paths], short_names(paths), look.opener()
-    opened = [opener.open_newest(sources) for sources in candidates]
-    networks = [network for _, network in opened]
+    candidates, names, loader = [find_networks(path) for path in paths], short_names(paths), options.loader()
+    loaded = [loader.load_newest(files) for files in candidates]
+    networks = [network for _, network in loaded]
     _check_same_shape(names, networks)
-    radii = [network.metadata.eps for network in networks]
-    eps = radii[0] if look.eps is None else look.eps
-    if look.eps is None and len(set(radii)) > 1:
-        told = ", ".join(f"{name} {format_eps(radius)}" for name, radius in zip(names, radii, strict=True))
-        look.on_note(f"trained for different ε ({told}); all are looked at at ε = {format_eps(eps)}, or at --eps")
-    images = look.images(networks[0])
+    eps = _common_eps(names, networks, options)
+    images = options.images(networks[0])
     models = [
-        look.states(name, source.file, network, images, eps)
-        for name, (source, network) in zip(names, opened, strict=True)
+        options.states(name, file.path, network, images, eps)
+        for name, (file, network) in zip(names, loaded, strict=True)
     ]
-    return Looked(tuple(models), images.name, images.split, len(images), eps)
+    return ModelComparison(tuple(models), images.name, images.split, len(images), eps)
 
 
-def follow(run: Path, look: Look = Look()) -> tuple[History, Looked | None]:
-    """A run's epochs as they were trained, and what there is of its networks, all at one ε; None if there are none.
-
-    A network that is damaged is left out, with a note. Raises RunError if `run` is no run or there is nothing in it
-    yet, DataError if its data are not there.
-    """
-    check_run(run)
-    preset, history = load_preset(str(run / "preset.json")), read_history(run)
-    if history.cut_short:
-        look.on_note(f"the last line of {run / 'metrics.jsonl'} has not been written whole; it is left out")
-    stages = find_stages(run, history.steps_per_epoch, preset.train.epochs)
-    opener, images, models = look.opener(), None, list[ModelStates]()
-    eps = preset.eps.max if look.eps is None else look.eps
-    for stage in stages:
-        name = stage.source.file.stem
-        try:
-            network = opener.open(stage.source)
-        except ModelFileError as error:
-            look.on_note(f"{error}; it is left out")
-            continue
-        images = images or look.images(network)
-        states = look.states(name, stage.source.file, network, images, eps)
-        models.append(replace(states, step=stage.step, epoch=stage.epoch))
-    if images is None and not history.epochs:
-        raise RunError(f"the run in {run} has neither a finished epoch nor a whole checkpoint yet; look again later")
-    looked = None if images is None else Looked(tuple(models), images.name, images.split, len(images), eps)
-    return history, looked
+def _common_eps(names: Sequence[str], networks: Sequence[Classifier], options: ComparisonOptions) -> float:
+    """The radius asked for, or else the first network's own, with a note where the others' differ."""
+    if options.eps is not None:
+        return options.eps
+    radii = [network.metadata.eps for network in networks]
+    if len(set(radii)) > 1:
+        trained = ", ".join(f"{name} {format_eps(radius)}" for name, radius in zip(names, radii, strict=True))
+        options.on_note(
+            f"trained for different ε ({trained}); all are compared at ε = {format_eps(radii[0])}; --eps sets another"
+        )
+    return radii[0]
 
 
 def _check_same_shape(names: Sequence[str], networks: Sequence[Classifier]) -> None:
@@ -136,21 +118,60 @@ def _check_same_shape(names: Sequence[str], networks: Sequence[Classifier]) -> N
             )
 
 
-def model_rows(looked: Looked) -> list[dict[str, Any]]:
+def compare_epochs(
+    run: Path, options: ComparisonOptions = ComparisonOptions()
+) -> tuple[History, ModelComparison | None]:
+    """A run's epochs as they were trained, and what there is of its networks, all at one ε; None if there are none.
+
+    A network that is damaged is left out, with a note. Raises RunError if `run` is no run or there is nothing in it
+    yet, DataError if its data are not there.
+    """
+    check_run(run)
+    preset, history = load_preset(str(run / "preset.json")), read_history(run)
+    if history.cut_short:
+        options.on_note(f"the last line of {run / METRICS} has not been written whole; it is left out")
+    eps = preset.eps.max if options.eps is None else options.eps
+    networks = find_run_networks(run, history.steps_per_epoch, preset.train.epochs)
+    models, images = _network_states(networks, eps, options)
+    if images is None and not history.epochs:
+        raise RunError(f"the run in {run} has neither a finished epoch nor a whole checkpoint yet; try again later")
+    if images is None:
+        return history, None
+    return history, ModelComparison(tuple(models), images.name, images.split, len(images), eps)
+
+
+def _network_states(
+    networks: Sequence[RunNetwork], eps: float, options: ComparisonOptions
+) -> tuple[list[ModelStates], ImageSet | None]:
+    """The states of those that are not damaged, and the data that they are over; None if all are."""
+    loader, images, models = options.loader(), None, list[ModelStates]()
+    for known in networks:
+        name, path = known.file.path.stem, known.file.path
+        try:
+            network = loader.load(known.file)
+        except ModelFileError as error:
+            options.on_note(f"{error}; it is left out")
+            continue
+        images = images or options.images(network)
+        states = options.states(name, path, network, images, eps)
+        models.append(replace(states, step=known.step, epoch=known.epoch))
+    return models, images
+
+
+def model_rows(comparison: ModelComparison) -> list[dict[str, Any]]:
     """A row for each model and layer."""
-    return [{"model": model.name, **layer.to_dict()} for model in looked.models for layer in model.layers]
+    return [{"model": model.name, **layer.to_dict()} for model in comparison.models for layer in model.layers]
 
 
-def epoch_rows(history: History, looked: Looked | None) -> list[dict[str, Any]]:
+def epoch_rows(history: History, comparison: ModelComparison | None) -> list[dict[str, Any]]:
     """A row for each epoch and layer as it was trained, then for each network and layer."""
     rows: list[dict[str, Any]] = []
-    for record in history.epochs:
-        facts = record.model_dump(exclude={"layers"})
-        rows += [{"network": "in training", **facts, **layer.to_dict()} for layer in record.layers]
-    if looked is None:
+    for epoch in history.epochs:
+        rows += [{"network": "in training", **epoch_numbers(epoch), **layer.to_dict()} for layer in epoch.layers]
+    if comparison is None:
         return rows
-    blank = dict.fromkeys(("natural_accuracy", "certified_accuracy", "validation_certified_accuracy"))
-    for model in looked.models:
-        facts = {"epoch": model.epoch, "step": model.step, "eps": looked.eps, **blank}
+    blank = dict.fromkeys(EPOCH_ACCURACIES)
+    for model in comparison.models:
+        facts = {"epoch": model.epoch, "step": model.step, "eps": comparison.eps, **blank}
         rows += [{"network": model.name, **facts, **layer.to_dict()} for layer in model.layers]
     return rows

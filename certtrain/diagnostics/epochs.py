@@ -1,55 +1,23 @@
-"""A run followed over its epochs: what its metrics say of the layers, and when these were at their worst."""
+"""A run over its epochs: what is wrong with the layers in each of them, and where it was worst; without torch."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from certtrain.diagnostics.findings import Finding, LayerMeans, LayerState, layer_means, worst, worst_of_kinds
+from certtrain.diagnostics.findings import Finding, findings_at, layer_means, worst_of_kinds
 from certtrain.errors import RunError
-from certtrain.runs.history import Epoch, read_epochs
-from certtrain.spec.preset import explain
+from certtrain.runs.epoch import Epoch
+from certtrain.runs.history import METRICS, read_epochs
 
-
-class EpochRecord(BaseModel):
-    """One epoch as it was trained: numbers over all its steps, its last ε, and the layers after it on training data."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    epoch: int = Field(ge=1)
-    step: int = Field(ge=1)
-    """Steps done since the run began."""
-    eps: float = Field(ge=0)
-    natural_accuracy: float | None = None
-    certified_accuracy: float
-    validation_certified_accuracy: float | None = None
-    layers: tuple[LayerState, ...]
-
-    @property
-    def means(self) -> LayerMeans:
-        """Over the layers."""
-        return layer_means(self.layers)
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What is wrong with each bad layer, the worst first; nothing before the ramp, when no box has a width."""
-        return worst(self.layers) if self.eps > 0 else []
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it by name."""
-        layers = [layer.to_dict() for layer in self.layers]
-        findings = [finding.to_dict() for finding in self.findings]
-        numbers = self.model_dump(exclude={"layers"})
-        return numbers | {"means": self.means.to_dict(), "findings": findings, "layers": layers}
+EPOCH_ACCURACIES = ("natural_accuracy", "certified_accuracy", "validation_certified_accuracy")
 
 
 @dataclass(frozen=True)
 class History:
     """A run's finished epochs; `cut_short` says whether there was a last line that had not been written whole."""
 
-    epochs: tuple[EpochRecord, ...]
+    epochs: tuple[Epoch, ...]
     cut_short: bool
 
     @property
@@ -58,27 +26,44 @@ class History:
         return self.epochs[0].step // self.epochs[0].epoch if self.epochs else None
 
     def worst_epochs(self) -> list[tuple[int, Finding]]:
-        """Of each kind of trouble the epoch and the layer where it was worst, the worst kind first."""
-        return worst_of_kinds((record.epoch, finding) for record in self.epochs for finding in record.findings)
+        """Of each kind of finding the epoch and the layer where it was worst, the worst kind first."""
+        return worst_of_kinds((epoch.epoch, finding) for epoch in self.epochs for finding in epoch_findings(epoch))
+
+
+def epoch_findings(epoch: Epoch) -> list[Finding]:
+    """What is wrong with each bad layer, the worst first; nothing before the ramp."""
+    return findings_at(epoch.eps, epoch.layers)
+
+
+def epoch_numbers(epoch: Epoch) -> dict[str, float | None]:
+    """Epoch, step, ε and the accuracies by name; None for an accuracy that was not measured."""
+    measured = {name: epoch.measured.get(name) for name in EPOCH_ACCURACIES}
+    return {"epoch": epoch.epoch, "step": epoch.step, "eps": epoch.eps, **measured}
+
+
+def epoch_summary(epoch: Epoch) -> dict[str, Any]:
+    """The numbers of `epoch_numbers`, the layers' means, the findings and the layers, as plain values by name."""
+    findings = [finding.to_dict() for finding in epoch_findings(epoch)]
+    layers = [layer.to_dict() for layer in epoch.layers]
+    means = layer_means(epoch.layers).to_dict()
+    return epoch_numbers(epoch) | {"means": means, "findings": findings, "layers": layers}
 
 
 def read_history(run: Path) -> History:
     """The epochs that `metrics.jsonl` in the run's folder holds; none if it is not there yet.
 
-    Raises RunError as `read_epochs`, and where an epoch lacks a number that is needed or holds one that is not finite.
+    Raises RunError as `read_epochs`, and where a number is not finite.
     """
-    path = run / "metrics.jsonl"
-    epochs = tuple(_record(path, epoch) for epoch in read_epochs(run))
+    path = run / METRICS
+    epochs = read_epochs(run)
+    for epoch in epochs:
+        _check_finite(path, epoch)
     rest = path.read_bytes().rpartition(b"\n")[2] if path.is_file() else b""
     return History(epochs, cut_short=bool(rest))
 
 
-def _record(path: Path, epoch: Epoch) -> EpochRecord:
-    layers = [LayerState(**layer.model_dump()) for layer in epoch.layers]
+def _check_finite(path: Path, epoch: Epoch) -> None:
     try:
-        json.dumps(epoch.model_dump(), allow_nan=False)
-        return EpochRecord.model_validate({**epoch.numbers, "epoch": epoch.epoch, "layers": layers})
-    except ValidationError as error:
-        raise RunError(f"epoch {epoch.epoch} of {path} is not as certtrain writes it:\n{explain(error)}") from error
+        json.dumps(epoch.to_dict(), allow_nan=False)
     except ValueError as error:
         raise RunError(f"epoch {epoch.epoch} of {path} holds a number that is not finite") from error

@@ -1,11 +1,12 @@
-"""The numbers of a ReLU layer, and in sentences what a bad one means; without torch."""
+"""What is wrong with a ReLU layer by the numbers of its state, in sentences; without torch."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from certtrain.formats import percent
+from certtrain.runs.epoch import LayerState
 
 # From where on a layer is called bad. The digits preset, which trains by the paper's method, stays clear of them all.
 EXPLODING = 1e3  # growth of the mean width since the input, if it also leaves this share of the ReLUs unstable:
@@ -15,47 +16,12 @@ INACTIVE = 0.95  # share of ReLUs that are surely off
 UNSTABLE = 0.8  # share of ReLUs whose sign the bounds leave open
 UNBALANCED = 0.1  # the smaller balance ratio, below this; the regulariser's tolerance τ is 0.5
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Kind = Literal["exploding", "dead", "inactive", "unstable", "unbalanced"]
-LOOK_EXAMPLES = 1000  # the first training images, over which a training looks at its layers, as `stats` does
-MOST = 3  # layers that a view has a sentence for; it says how many more there are
+STATE_EXAMPLES = 1000  # the first training images, over which a training measures its layers' states, as `stats` does
+MOST_SENTENCES = 3  # layers that a view has a sentence for; it says how many more there are
 KINDS: tuple[Kind, ...] = get_args(Kind)  # the worst first
-AT_START: tuple[Kind, ...] = ("exploding", "dead", "inactive")  # before training; the ramp of ε settles the rest
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """One ReLU layer's inputs over some data.
-
-    active, inactive, unstable: shares of (example, unit) pairs whose bounds are
-        above zero (lower > 0), at most zero (upper ≤ 0), or neither.
-    dead: share of units that are inactive for every example.
-    centre, width: means of (upper + lower)/2 and of upper − lower.
-    growth: mean width over the network input's, after normalisation; None if the input has no width.
-    mean_ratio, variance_ratio: the balance ratios r_m and r_v of Shi et al. 2021, folded to at most 1;
-        None where nothing is active and nothing inactive.
-    """
-
-    name: str
-    units: int
-    active: float
-    inactive: float
-    unstable: float
-    dead: float
-    centre: float
-    width: float
-    growth: float | None
-    mean_ratio: float | None
-    variance_ratio: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
-
-    @property
-    def exploding(self) -> bool:
-        """Whether bounds have grown beyond use on the way to this layer."""
-        return self.growth is not None and self.growth >= EXPLODING and self.unstable >= MATTERS
+AT_START: tuple[Kind, ...] = ("exploding", "dead", "inactive")  # before training; the ramp of ε resolves the others
 
 
 @dataclass(frozen=True)
@@ -109,25 +75,37 @@ def layer_means(layers: Sequence[LayerState]) -> LayerMeans:
     return LayerMeans(**means, largest_growth=max(known("growth"), default=None))
 
 
-def explain(layer: LayerState, kinds: Collection[Kind] = KINDS) -> Finding | None:
-    """The worst thing about a layer, of those asked for, or None if there is nothing wrong with it."""
+def is_exploding(layer: LayerState) -> bool:
+    """Whether bounds have grown beyond use on the way to this layer."""
+    return layer.growth is not None and layer.growth >= EXPLODING and layer.unstable >= MATTERS
+
+
+def layer_finding(layer: LayerState, kinds: Collection[Kind] = KINDS) -> Finding | None:
+    """The worst finding about a layer, of the kinds asked for, or None if there is nothing wrong with it."""
     found = _exploding(layer), _dead(layer), _inactive(layer), _unstable(layer), _unbalanced(layer)
     return next((finding for finding in found if finding is not None and finding.kind in kinds), None)
 
 
-def worst(layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
+def ranked_findings(layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
     """What is wrong with each bad layer, the worst first: by kind, then by how far beyond its threshold."""
-    found = [finding for layer in layers if (finding := explain(layer, kinds)) is not None]
+    found = [finding for layer in layers if (finding := layer_finding(layer, kinds)) is not None]
     return sorted(found, key=lambda finding: (KINDS.index(finding.kind), -finding.badness))
 
 
-def in_words(findings: Sequence[Finding], at_most: int = MOST, where: str = "--json lists them") -> list[str]:
+def findings_at(eps: float, layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
+    """As `ranked_findings`, during a training at ε; none before the ramp, when no box has a width to judge."""
+    return ranked_findings(layers, kinds) if eps > 0 else []
+
+
+def sentences(
+    findings: Sequence[Finding], at_most: int = MOST_SENTENCES, where: str = "--json lists them"
+) -> list[str]:
     """The sentences of the first `at_most`, and a line that says how many more layers are bad, and where they stand."""
     more = [f"{_and_more(len(findings) - at_most)}; {where}"] * (len(findings) > at_most)
     return [*(finding.sentence for finding in findings[:at_most]), *more]
 
 
-def first_in_words(findings: Sequence[Finding]) -> str:
+def first_sentence(findings: Sequence[Finding]) -> str:
     """The first one's sentence; if there are more, how many."""
     more = len(findings) - 1
     return findings[0].sentence + (f" ({_and_more(more)})" if more else "")
@@ -137,20 +115,20 @@ def _and_more(count: int) -> str:
     return f"and {count} more layer{'s' * (count > 1)}"
 
 
-def worst_of_kinds(found: Iterable[tuple[T, Finding]]) -> list[tuple[T, Finding]]:
-    """Of each kind of trouble the worst finding, with what it was found in; the worst kind first."""
+def worst_of_kinds(found: Iterable[tuple[_T, Finding]]) -> list[tuple[_T, Finding]]:
+    """Of each kind of finding the worst, with what it was found in; the worst kind first."""
     found = list(found)
     of_kind = [[item for item in found if item[1].kind == kind] for kind in KINDS]
     return [max(items, key=lambda item: item[1].badness) for items in of_kind if items]
 
 
 def _exploding(layer: LayerState) -> Finding | None:
-    if layer.growth is None or not layer.exploding:
+    if layer.growth is None or not is_exploding(layer):
         return None
     sentence = (
         f"bounds explode: at {layer.name!r} they are {layer.growth:.3g} times as wide as the input, so "
-        'hardly a point can be certified; init = "ibp", BatchNorm in every layer, the regularisers and a longer rise '
-        "of ε (eps.length) hold them"
+        'hardly an example can be certified; init = "ibp", BatchNorm in every layer, the regularisers and a longer '
+        "rise of ε (eps.length) help"
     )
     return Finding(layer.name, "exploding", layer.growth / EXPLODING, sentence)
 
@@ -169,8 +147,8 @@ def _inactive(layer: LayerState) -> Finding | None:
     if layer.inactive < INACTIVE:
         return None
     sentence = (
-        f"{layer.name!r} is nearly shut: {percent(layer.inactive, 1)} of its ReLUs are off, so little of an image gets "
-        "through; try a larger regularizer.weight, or let ε rise for longer (eps.length)"
+        f"{layer.name!r} is almost inactive: {percent(layer.inactive, 1)} of its ReLUs are off, so little of an image "
+        "gets through; try a larger regularizer.weight, or let ε rise for longer (eps.length)"
     )
     return Finding(layer.name, "inactive", layer.inactive / INACTIVE, sentence)
 
@@ -190,7 +168,7 @@ def _unbalanced(layer: LayerState) -> Finding | None:
     if not ratios or min(ratios) >= UNBALANCED:
         return None
     sentence = (
-        f"{layer.name!r} leans to one side: its active and inactive ReLUs are out of balance (ratio {min(ratios):.2g}, "
-        "1 at best, 0.5 is good); regularizer.relu_balance with a larger regularizer.weight rights it"
+        f"{layer.name!r} is out of balance between its active and inactive ReLUs (ratio {min(ratios):.2g}, 1 at best, "
+        "0.5 is good); regularizer.relu_balance with a larger regularizer.weight helps"
     )
     return Finding(layer.name, "unbalanced", UNBALANCED / max(min(ratios), 1e-9), sentence)

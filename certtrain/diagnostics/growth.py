@@ -14,22 +14,23 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.data import ImageSet, to_unit
-from certtrain.diagnostics.findings import AT_START, Finding, LayerState, worst
-from certtrain.diagnostics.model_states import InitialNetwork, inspect_initial
+from certtrain.diagnostics.findings import AT_START, Finding, ranked_findings
+from certtrain.diagnostics.model_states import InitialNetwork, initial_network
 from certtrain.errors import NonFiniteError
 from certtrain.network.assembly import make_network
+from certtrain.runs.epoch import LayerState
 from certtrain.spec.architecture import CNN, MLP
 from certtrain.spec.preset import Preset, Scheme
-from certtrain.verification.certificate import CLIP
 
 SWEEP_BATCH = 4  # examples at a time; a deep network keeps the boxes of all its layers
 CONSTANT = 1.05  # a rate a layer between 1/CONSTANT and this counts as constant
 
 Trend = Literal["exponential", "constant", "shrinking"]
-Counted = Callable[[int, int], None]  # told how many of how many networks are done
+OnNetworks = Callable[[int, int], None]  # called with how many of how many networks are done
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class SchemeGrowth:
     @property
     def findings(self) -> list[Finding]:
         """What is wrong with each bad layer, where it is worst of the networks, by the weights alone."""
-        found = worst([layer for network in self.networks for layer in network.by_weights], kinds=AT_START)
+        found = ranked_findings([layer for network in self.networks for layer in network.by_weights], AT_START)
         return list({finding.layer: finding for finding in reversed(found)}.values())[::-1]
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,15 +140,15 @@ def compare_schemes(
     *,
     examples: int = 256,
     device: str = "cpu",
-    on_progress: Counted = lambda done, total: None,
+    on_progress: OnNetworks = lambda done, total: None,
 ) -> list[SchemeGrowth]:
-    """The preset's network by each scheme and seed. Raises NonFiniteError as `inspect_initial`."""
+    """The preset's network by each scheme and seed. Raises NonFiniteError as `initial_network`."""
     found = []
     for number, scheme in enumerate(schemes):
         networks = []
         for seed in seeds:
             seeded = preset.model_copy(update={"seed": seed})
-            networks.append(inspect_initial(seeded, train, scheme, examples=examples, device=device))
+            networks.append(initial_network(seeded, train, scheme, examples=examples, device=device))
             on_progress(number * len(seeds) + len(networks), len(schemes) * len(seeds))
         found.append(SchemeGrowth(scheme, tuple(networks)))
     return found
@@ -162,11 +163,11 @@ def sweep_depth(
     *,
     examples: int = 16,
     device: str = "cpu",
-    on_progress: Counted = lambda done, total: None,
+    on_progress: OnNetworks = lambda done, total: None,
 ) -> list[DepthSweep]:
     """The growth at the last ReLU of plain networks (`plain_preset`) of two or more `depths`, by each scheme and seed.
 
-    The first layers of a deep network are a shallower one of the same seed, so the deepest tells of all.
+    The first layers of a deep network are a shallower one of the same seed, so the deepest gives the growth of all.
     Raises NonFiniteError if bounds are not finite.
     """
     deepest, found = plain_preset(preset, train, max(depths)), []
@@ -213,22 +214,22 @@ def growth_rate(depths: Sequence[int], growth: Sequence[float]) -> float | None:
 
     A growth of zero has no logarithm and is left out; None where fewer than two different depths remain.
     """
-    points = [(depth, math.log(g)) for depth, g in zip(depths, growth, strict=True) if g > 0]
-    if len({depth for depth, _ in points}) < 2:
+    pairs = [(depth, math.log(g)) for depth, g in zip(depths, growth, strict=True) if g > 0]
+    if len({depth for depth, _ in pairs}) < 2:
         return None
-    middle = fmean(depth for depth, _ in points)
-    covariance = sum((depth - middle) * log for depth, log in points)
-    return math.exp(covariance / sum((depth - middle) ** 2 for depth, _ in points))
+    middle = fmean(depth for depth, _ in pairs)
+    covariance = sum((depth - middle) * log for depth, log in pairs)
+    return math.exp(covariance / sum((depth - middle) ** 2 for depth, _ in pairs))
 
 
 @torch.no_grad()
 def _growth_by_layer(network: nn.Module, images: ImageSet, eps: float) -> list[float]:
     """Mean width at each ReLU's input over that at the network's, in float64: float32 ends at 3e38."""
-    graph = checked_graph(network.double().eval())
+    graph = checked_graph(network.double())
     totals, start = torch.zeros(0), 0.0
     for first in range(0, len(images), SWEEP_BATCH):
         part = images.images[first : first + SWEEP_BATCH]
-        trace = trace_bounds(graph, to_unit(part).double(), eps, CLIP, with_clean=False)
+        trace = trace_bounds(graph, input_box(to_unit(part).double(), eps))
         widths = torch.stack([box.radius.flatten(1).mean(1).sum() for _, box in trace.relu_boxes])
         totals = widths if not len(totals) else totals + widths
         start += trace.input.radius.flatten(1).mean(1).sum().item()
@@ -242,6 +243,8 @@ def _growth_by_layer(network: nn.Module, images: ImageSet, eps: float) -> list[f
 def _over_seeds(networks: Sequence[Sequence[LayerState]]) -> list[LayerGrowth]:
     found = []
     for row in zip(*networks, strict=True):
-        growth = [layer.growth for layer in row if layer.growth is not None]  # `inspect_initial` sees that none is
+        growth = [
+            layer.growth for layer in row if layer.growth is not None
+        ]  # `initial_network` refuses a network with one that is None
         found.append(LayerGrowth(row[0].name, spread(growth)))
     return found

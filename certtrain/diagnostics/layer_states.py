@@ -1,15 +1,16 @@
-"""Per-layer numbers from the boxes of a pass: ReLU states, widths, growth, balance."""
+"""The state of each ReLU layer from the boxes of a pass: shares of states, widths, growth, balance."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.box import Box
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import Box, input_box
+from certtrain.bounds.statistics import batch_statistics
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.diagnostics.findings import LayerState
 from certtrain.errors import NonFiniteError
+from certtrain.runs.epoch import LayerState
 
 
 def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
@@ -31,7 +32,8 @@ def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
 @torch.no_grad()
 def relu_units(model: nn.Module, x: Tensor) -> int:
     """How many ReLU inputs the network has for one example of `x` (B, …); B is two or more."""
-    trace = trace_bounds(checked_graph(model, tuple(x.shape[1:])), x[:2], 0.0, None)
+    graph = checked_graph(model, tuple(x.shape[1:]))
+    trace = trace_bounds(graph, input_box(x[:2], 0.0, None), statistics=batch_statistics)
     return sum(box.centre[0].numel() for _, box in trace.relu_boxes)
 
 

@@ -1,4 +1,4 @@
-"""A model looked into: the state of its layers over data, trained or at initialisation."""
+"""The state of a model's layers over data, trained or at initialisation."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
+from certtrain.bounds.statistics import StatisticsSource, batch_statistics, running_statistics
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import ImageSet, to_unit
-from certtrain.diagnostics.findings import AT_START, Finding, LayerMeans, LayerState, layer_means, worst, worst_of_kinds
+from certtrain.diagnostics.findings import AT_START, Finding, LayerMeans, layer_means, ranked_findings, worst_of_kinds
 from certtrain.diagnostics.layer_states import layer_states
 from certtrain.errors import EpsilonError, NetworkError, NonFiniteError
 from certtrain.network.assembly import make_network
 from certtrain.network.initialization import InitRecord
 from certtrain.network.modelfile import Classifier
+from certtrain.runs.epoch import LayerState
 from certtrain.runtime.device import device_of
 from certtrain.spec.preset import Preset, Scheme
-from certtrain.verification.certificate import CLIP
 from certtrain.verification.verify import check_fit
 
 
@@ -47,15 +49,15 @@ class InitialNetwork:
             "layers": [asdict(record) for record in self.records],
             "by_weights": [state.to_dict() for state in self.by_weights],
             "in_training": self.in_training and [state.to_dict() for state in self.in_training],
-            "findings": [finding.to_dict() for finding in worst(self.by_weights, kinds=AT_START)],
+            "findings": [finding.to_dict() for finding in ranked_findings(self.by_weights, AT_START)],
         }
 
 
 @dataclass(frozen=True)
 class ModelStates:
-    """One model among those looked at: a short name, its file, and the state of its layers.
+    """A model's short name, its file, and the state of its layers.
 
-    step, epoch: how far its run was, where a run's checkpoints are followed.
+    step, epoch: how far its run was, for the networks of one run.
     """
 
     name: str
@@ -72,22 +74,22 @@ class ModelStates:
     @property
     def findings(self) -> list[Finding]:
         """What is wrong with each bad layer, the worst first."""
-        return worst(self.layers)
+        return ranked_findings(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it by name; step and epoch only where it has them."""
-        stage = {name: value for name, value in (("step", self.step), ("epoch", self.epoch)) if value is not None}
+        place = {name: value for name, value in (("step", self.step), ("epoch", self.epoch)) if value is not None}
         layers, findings = [layer.to_dict() for layer in self.layers], [finding.to_dict() for finding in self.findings]
         numbers = {"means": self.means.to_dict(), "findings": findings, "layers": layers}
-        return {"model": str(self.file), "name": self.name, **stage, **numbers}
+        return {"model": str(self.file), "name": self.name, **place, **numbers}
 
 
 def worst_models(models: Sequence[ModelStates]) -> list[tuple[str, Finding]]:
-    """Of each kind of trouble the model and the layer where it is worst, the worst kind first."""
+    """Of each kind of finding the model and the layer where it is worst, the worst kind first."""
     return worst_of_kinds((model.name, finding) for model in models for finding in model.findings)
 
 
-def inspect_model(
+def model_layer_states(
     model: Classifier,
     images: ImageSet,
     eps: float,
@@ -106,7 +108,7 @@ def inspect_model(
     return layer_states(traces_over(model, images, eps, batch_size, on_progress))
 
 
-def inspect_initial(
+def initial_network(
     preset: Preset, train: ImageSet, scheme: Scheme, *, examples: int = 256, device: str = "cpu"
 ) -> InitialNetwork:
     """A preset's network initialised by `scheme` and the preset's seed; its layers over the first training images.
@@ -117,21 +119,24 @@ def inspect_initial(
     network, records = make_network(preset, train, scheme)
     network = network.to(device)
     x = to_unit(train.take(examples).images.to(device))
-    by_weights = _states_of(network.eval(), x, preset.eps.max)
+    by_weights = _states_of(network, x, preset.eps.max, running_statistics)
     normalized = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in network.modules())
-    in_training = _states_of(network.train(), x, preset.eps.max) if normalized else None
+    in_training = _states_of(network, x, preset.eps.max, batch_statistics) if normalized else None
     if any(layer.growth is None for layer in by_weights):
         raise EpsilonError(f"boxes of radius {preset.eps.max:g} have no width in float32; choose a larger --eps")
     return InitialNetwork(scheme, preset.seed, records, by_weights, in_training)
 
 
 @torch.no_grad()
-def _states_of(network: nn.Module, x: Tensor, eps: float) -> list[LayerState]:
+def _states_of(network: nn.Module, x: Tensor, eps: float, statistics: StatisticsSource) -> list[LayerState]:
+    def states(network: nn.Module, x: Tensor) -> list[LayerState]:
+        box = input_box(x, eps, with_clean=True)
+        return layer_states([trace_bounds(checked_graph(network), box, statistics=statistics)])
+
     try:
-        return layer_states([trace_bounds(checked_graph(network), x, eps, CLIP)])
-    except NonFiniteError:  # an explosion beyond float32 is still to be shown
-        network = copy.deepcopy(network).double()
-        return layer_states([trace_bounds(checked_graph(network), x.double(), eps, CLIP)])
+        return states(network, x)
+    except NonFiniteError:  # growth beyond float32 is still to be shown
+        return states(copy.deepcopy(network).double(), x.double())
 
 
 @torch.no_grad()
@@ -143,7 +148,8 @@ def traces_over(
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[BoundTrace]:
     """The boxes of `images`, `size` at a time, in the network as it is evaluated; without gradients."""
-    graph, device = checked_graph(model.eval()), device_of(model)
+    graph, device = checked_graph(model), device_of(model)
     for first in range(0, len(images), size):
-        yield trace_bounds(graph, to_unit(images.images[first : first + size].to(device)), eps, CLIP)
+        x = to_unit(images.images[first : first + size].to(device))
+        yield trace_bounds(graph, input_box(x, eps, with_clean=True))
         on_progress(min(first + size, len(images)))

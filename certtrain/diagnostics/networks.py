@@ -1,4 +1,4 @@
-"""Networks opened for comparison: model files as they are, checkpoints with the help of their run's preset."""
+"""Networks loaded from model files, and from checkpoints with the help of their run's preset."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,15 +7,15 @@ from certtrain.data import Progress, load_images
 from certtrain.errors import ModelFileError
 from certtrain.network.assembly import describe
 from certtrain.network.modelfile import Classifier, Metadata, load_model
-from certtrain.runs.checkpoint import read_network
-from certtrain.runs.runfiles import Source
+from certtrain.runs.checkpoint import load_checkpoint
+from certtrain.runs.runfiles import NetworkFile
 from certtrain.spec.preset import load_preset
 
 
-class Opener:
-    """Opens networks.
+class NetworkLoader:
+    """Loads networks.
 
-    data_dir, on_progress: as for `load_images`. on_note: told of each checkpoint that was damaged.
+    data_dir, on_progress: as for `load_images`. on_note: called with a sentence for each checkpoint that is damaged.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class Opener:
         self.data_dir, self.on_progress, self.on_note = data_dir, on_progress, on_note
         self._described: dict[Path, Metadata] = {}
 
-    def open(self, source: Source) -> Classifier:
+    def load(self, file: NetworkFile) -> Classifier:
         """The network, in evaluation mode.
 
         Raises ModelFileError if it is damaged or foreign, PresetError or DataError if a run's own are missing.
         """
-        return load_model(source.file) if source.run is None else read_network(source.file, self.describe(source.run))
+        return load_model(file.path) if file.run is None else load_checkpoint(file.path, self.describe(file.run))
 
     def describe(self, run: Path) -> Metadata:
         """What the networks of a run are; the training images that its preset names are read for it, once."""
@@ -42,11 +42,11 @@ class Opener:
             self._described[run] = describe(preset, train, note=f"from a checkpoint of the run {run.name}")
         return self._described[run]
 
-    def open_newest(self, sources: Sequence[Source]) -> tuple[Source, Classifier]:
-        """The first of `sources` that is not damaged, which there must be."""
-        for source in sources[:-1]:
+    def load_newest(self, files: Sequence[NetworkFile]) -> tuple[NetworkFile, Classifier]:
+        """The first of `files` that is not damaged, one at least; raises as `load` if all are."""
+        for file in files[:-1]:
             try:
-                return source, self.open(source)
+                return file, self.load(file)
             except ModelFileError as error:
-                self.on_note(f"{error}; looking at an older one")
-        return sources[-1], self.open(sources[-1])
+                self.on_note(f"{error}; an older one is taken")
+        return files[-1], self.load(files[-1])

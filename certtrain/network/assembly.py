@@ -95,10 +95,13 @@ def _preset_of(metadata: Metadata) -> Preset:
 def make_network(
     preset: Preset, train: ImageSet, scheme: Scheme | None = None
 ) -> tuple[nn.Sequential, list[InitRecord]]:
-    """The preset's network for these images, initialised by its scheme and seed, or by another scheme."""
+    """The preset's network for these images, initialised by its scheme and seed, or by another scheme.
+
+    It is in evaluation mode, and stays so: a training pass takes the batch's statistics as its argument.
+    """
     mean, std = _normalization(preset, train)
     spec = InputSpec(train.input_shape, len(train.class_names), mean, std)
-    network = build_model(_architecture(preset), spec)
+    network = build_model(_architecture(preset), spec).eval()
     generator = Generator().manual_seed(derive_seed(preset.seed, "weights"))
     return network, initialize_(network, scheme or preset.init, generator)
 
@@ -120,7 +123,7 @@ def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[s
 
 
 def _architecture(preset: Preset) -> Architecture:
-    if isinstance(preset.model, ModuleSection):  # `settle` comes first, and a run's folder holds what it gives
+    if isinstance(preset.model, ModuleSection):  # `resolve_module` comes first, and a run's folder holds the layers
         raise NetworkError(f"the network of preset {preset.name!r} is code, which runs only when a run begins")
     return preset.model
 

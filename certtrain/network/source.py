@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.errors import NetworkError, UnsupportedLayer
 from certtrain.network.graphs import GraphNetwork, NetworkData, check_logits, graph_of

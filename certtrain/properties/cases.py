@@ -1,12 +1,18 @@
 """What is asked of a network: whether an input of a box can have outputs that it must not have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-PIXELS = (Fraction(0), Fraction(1))
+from certtrain.bounds.rounding import arithmetic_named
+
+REAL = arithmetic_named("real")  # in which a property is asked of a network
+EXACT_PIXEL_RANGE = (Fraction(0), Fraction(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,26 @@ class Case:
         return (self.values(outputs) <= 0).all(dim=1)
 
 
+class StackedCases(NamedTuple):
+    """Many cases as one: functions (N, S, K), offsets (N, S) and which of the S functions a case has, (N, S)."""
+
+    functions: Tensor
+    offsets: Tensor
+    present: Tensor
+
+    def largest(self, outputs: Tensor, numbers: Tensor) -> Tensor:
+        """The largest function (B,) of the cases with these numbers (B,), each at its own outputs (B, K)."""
+        values = torch.einsum("bsk,bk->bs", self.functions[numbers], outputs.double()) + self.offsets[numbers]
+        return values.masked_fill(~self.present[numbers], -torch.inf).amax(1)
+
+
+def stacked(cases: Sequence[Case]) -> StackedCases:
+    """The cases, in their order."""
+    functions, offsets = [case.functions for case in cases], [case.offsets for case in cases]
+    present = [torch.ones_like(each, dtype=torch.bool) for each in offsets]
+    return StackedCases(*(pad_sequence(part, batch_first=True) for part in (functions, offsets, present)))
+
+
 @dataclass(frozen=True, eq=False)
 class Property:
     """It is broken ("sat") if any of its cases can be reached, and holds ("unsat") if none can."""
@@ -43,7 +69,7 @@ class Property:
 
 def exact_box(x: Tensor, eps: float) -> list[tuple[Fraction, Fraction]]:
     """Both ends of [x − ε, x + ε] ∩ [0, 1] for each entry of `x` (…), without rounding."""
-    radius, (least, most) = Fraction(eps), PIXELS
+    radius, (least, most) = Fraction(eps), EXACT_PIXEL_RANGE
     values = map(Fraction, x.flatten().tolist())
     return [(max(value - radius, least), min(value + radius, most)) for value in values]
 

@@ -1,52 +1,48 @@
 """Whether a property of a network holds: by linear bounds, by a search for a counterexample, and by exact methods.
 
-The words are the competition's: "unsat" if no input of the box breaks the
+The words are the competition's: "unsat" if no input of the box violates the
 property, "sat" with an input that does, "unknown" if neither was found.
 """
 
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from certtrain.attack import PGD
-from certtrain.bounds import linear
 from certtrain.bounds.box import box_between
 from certtrain.bounds.checks import check_evaluation_mode, shape_errors_as_data_errors
-from certtrain.bounds.chunks import GRADIENT, dense, in_parts, inference_work, row_work, soon
-from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.guard import Claims, check_claims
 from certtrain.bounds.inference import outside_inference_mode, plain_model
-from certtrain.bounds.interval import checked_graph, interval_pass
+from certtrain.bounds.methods import crown_ibp_and_intervals
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.rounding import UNIT64
-from certtrain.bounds.trace import NONLINEAR, BoundTrace, Logits
-from certtrain.data import derive_seed
-from certtrain.errors import MethodError, PropertyError, UnsupportedLayer
-from certtrain.properties.cases import Case, Property
-from certtrain.properties.exact import EXACTLY, REAL, Subject, confirmed, dtype_of, run_at
+from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.supported import checked_copy
+from certtrain.errors import MethodError, PropertyError
+from certtrain.properties.cases import REAL, Case, Property, stacked
+from certtrain.properties.exact import EXACT_METHODS, Subject, dtype_of, run_at
 from certtrain.properties.milp import TOLERANCE as MILP_TOLERANCE
+from certtrain.properties.violations import cases_at_a_time, search
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import tensor_cores
-from certtrain.verification.certificate import VERDICTS_ALONE
+from certtrain.spec.choices import PropertyMethodName
 
 Result = Literal["unsat", "sat", "unknown"]
-METHODS = ("crown-ibp", "complete", "milp")
-AT_A_TIME = 256  # cases that are searched together
-SLACK = 1e-7  # of float64's rounding in observed values
-SLACKS = {"milp": MILP_TOLERANCE}  # of methods that compute less exactly
+PROPERTY_METHODS: tuple[PropertyMethodName, ...] = get_args(PropertyMethodName)
+OBSERVED = 1e-7  # share of an observed value that float64's rounding may take from it
+TOLERANCES = {"milp": MILP_TOLERANCE}  # the same for methods that compute less exactly
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
     "unsat": ("real arithmetic: the bounds are computed in float64, and its own rounding is added to them",),
     "sat": ("inference in float64 at the input, and in the network's own precision at the nearest input of that",),
     "unknown": (),
 }
-MILP = ("where the bounds alone did not do, a solver in float64 with tolerances: a second opinion and no proof",)
+BY_SOLVER = ("where the bounds alone did not do, a solver in float64 with tolerances: a second opinion and no proof",)
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Decision:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the result rests on."""
-        return ASSUMPTIONS[self.result] + (MILP if self.result == "unsat" and self.by == "milp" else ())
+        return ASSUMPTIONS[self.result] + (BY_SOLVER if self.result == "unsat" and self.by == "milp" else ())
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values; a bound that is not finite is None."""
@@ -104,68 +100,66 @@ def decide(
     `network` takes inputs (B, *shape) and is in evaluation mode. With the
     methods "complete" and "milp" what is still open goes to branch and bound,
     or to an exact solver. All this takes at most `time_limit` seconds, to within one, after which what is open stays
-    so. Open domains of "complete" may take so many bytes of `memory`. Raises
+    so. Linear bounds may take so many bytes of `memory`, and so may the open domains of "complete". Raises
     PropertyError if the property is of another number of inputs or outputs,
     MethodError, UnsupportedLayer, MissingExtra.
     """
-    if method not in METHODS:
-        raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(METHODS)}")
+    if method not in PROPERTY_METHODS:
+        raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(PROPERTY_METHODS)}")
     start, deadline = time.monotonic(), Deadline.after(time_limit)
-    check_modules(network)  # a copy does not have all that can be put around a network
-    network = plain_model(network)
-    exact = copy.deepcopy(network).double()
-    with torch.no_grad():  # as inference is
-        graph = checked_graph(exact, tuple(shape))
-        if checked_graph(network, tuple(shape)).said() != graph.said():
-            raise UnsupportedLayer("the network computes something else in float64 than in its own precision")
-    check_evaluation_mode(graph)
-    _check_sizes(network, shape, asked)
-    bounds = case_bounds(graph, shape, asked.cases, deadline)
-    guard(exact, shape, asked.cases, bounds, deadline=deadline)
-    left = [number for number, bound in enumerate(bounds) if not _proves(bound)]
-    by = "attack" if left else "crown-ibp"
-    open_cases = [asked.cases[number] for number in left]
-    found = search(network, exact, shape, open_cases, attack or PGD(), deadline)
-    if found is None and left and method in EXACTLY:
-        by, cases = method, {number: asked.cases[number] for number in left}
-        found = _exactly(method, Subject(network, exact, graph, shape, memory), cases, bounds, deadline)
+    subject = _subject(network, shape, memory)
+    _check_sizes(subject, asked)
+    bounds = case_bounds(subject, asked.cases, deadline)
+    guard(subject, asked.cases, bounds, deadline=deadline)
+    left = {number: asked.cases[number] for number, bound in enumerate(bounds) if not _proves(bound)}
+    by, found = "attack" if left else "crown-ibp", search(subject, list(left.values()), attack or PGD(), deadline)
+    if found is None and left and method in EXACT_METHODS:
+        by, found = method, _by_exact_method(method, subject, left, bounds, deadline)
     result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
-    outputs = None if found is None else run_at(exact, shape, found)
+    outputs = None if found is None else run_at(subject.exact, shape, found)
     seconds = time.monotonic() - start
     return Decision(result, method, None if result == "unknown" else by, _smallest(bounds), found, outputs, seconds)
 
 
+def _subject(network: nn.Module, shape: Sequence[int], memory: int) -> Subject:
+    """The network with its float64 copy. Raises UnsupportedLayer."""
+    check_modules(network)  # a copy does not have all that can be put around a network
+    network = plain_model(network)
+    exact = copy.deepcopy(network).double()
+    graph = checked_copy(exact, network, tuple(shape))
+    check_evaluation_mode(graph)
+    return Subject(network, exact, graph, shape, memory)
+
+
 @torch.no_grad()
 def guard(
-    exact: nn.Module,
-    shape: Sequence[int],
+    subject: Subject,
     cases: Sequence[Case],
     bounds: list[float],
     *,
-    slack: float = SLACK,
+    slack: float = OBSERVED,
     deadline: Deadline = NEVER,
 ) -> None:
     """Raise SoundnessError if inference in float64 finds the largest function of a case below its bound.
 
     A bound that could not be held against inference by the deadline becomes −∞: it is not claimed.
     """
-    size = _at_a_time(exact, shape, deadline)
+    size = cases_at_a_time(subject, deadline)
     for first in range(0, len(cases), size):
         if deadline.over():
             bounds[first:] = [-torch.inf] * (len(cases) - first)
             return
-        some = cases[first : first + size]
-        lower = torch.stack([case.lower for case in some]).view(-1, *shape)
-        upper = torch.stack([case.upper for case in some]).view(-1, *shape)
-        proved = torch.tensor(bounds[first : first + size], dtype=torch.float64).unsqueeze(1)
-        centre = ((lower + upper) / 2).clamp(lower, upper)
-        check_claims(exact, Claims(centre, lower, upper, partial(largest, some), proved), slack=slack)
+        _guard(subject, cases[first : first + size], bounds[first : first + size], slack)
 
 
-def largest(cases: Sequence[Case], outputs: Tensor) -> Tensor:
-    """The largest function of each case at its own outputs (N, K), as (N, 1)."""
-    rows = zip(cases, outputs.unsqueeze(1), strict=True)
-    return torch.stack([case.values(row).amax(1) for case, row in rows])
+def _guard(subject: Subject, cases: Sequence[Case], bounds: Sequence[float], slack: float) -> None:
+    lower = torch.stack([case.lower for case in cases]).view(-1, *subject.shape)
+    upper = torch.stack([case.upper for case in cases]).view(-1, *subject.shape)
+    together, numbers = stacked(cases), torch.arange(len(cases))
+    proved = torch.tensor(bounds, dtype=torch.float64).unsqueeze(1)
+    centre = ((lower + upper) / 2).clamp(lower, upper)
+    claims = Claims(centre, lower, upper, lambda outputs: together.largest(outputs, numbers).unsqueeze(1), proved)
+    check_claims(subject.exact, claims, slack=slack)
 
 
 def _proves(bound: float) -> bool:
@@ -174,120 +168,30 @@ def _proves(bound: float) -> bool:
 
 
 @torch.no_grad()
-def case_bounds(
-    graph: LayerGraph, shape: Sequence[int], cases: Sequence[Case], deadline: Deadline = NEVER
-) -> list[float]:
+def case_bounds(subject: Subject, cases: Sequence[Case], deadline: Deadline = NEVER) -> list[float]:
     """For each case, a lower bound of its largest function over its box: above zero, it cannot be reached.
 
     By intervals and CROWN-IBP, the larger, for the network in real arithmetic; float64's own rounding is taken off.
     −∞ after the deadline.
     """
+    settings = replace(VERDICTS_ALONE, rounding=REAL, memory=subject.memory, deadline=deadline)
     found: list[float] = []
     for group in _by_box(cases):
         if deadline.over():
             found += [-torch.inf] * len(group)
             continue
-        trace = trace_box(graph, group[0].lower.view(1, *shape), group[0].upper.view(1, *shape))
+        lower, upper = (end.view(1, *subject.shape) for end in (group[0].lower, group[0].upper))
+        bounds = crown_ibp_and_intervals(subject.graph, box_between(lower, upper, REAL), settings)
         functions = torch.cat([case.functions for case in group])
         offsets = torch.cat([case.offsets for case in group])
-        both = (_lower_bounds(trace, functions, deadline), trace.logits.below(functions.unsqueeze(0)))
-        best = torch.fmax(*both)[0]
-        lower = best + offsets - 4 * UNIT64 * (best.abs() + offsets.abs())  # of this sum
-        found += [float(part.max()) for part in torch.split(lower, [len(case.offsets) for case in group])]
+        best = bounds.below(functions.unsqueeze(0))[0]
+        least = best + offsets - 4 * UNIT64 * (best.abs() + offsets.abs())  # of this sum
+        found += [float(part.max()) for part in torch.split(least, [len(case.offsets) for case in group])]
     return found
 
 
-def _lower_bounds(trace: BoundTrace, functions: Tensor, deadline: Deadline) -> Tensor:
-    """Lower bounds (1, S) of `functions` (S, K) by CROWN-IBP."""
-    prefix, count = linear.Prefix(trace.records, trace.start), len(functions)
-    rows = soon(count, row_work(prefix), deadline)
-    bound = partial(linear.backsubstitute, rounding=REAL)
-    return in_parts(bound, prefix, dense(functions.unsqueeze(0)), (1, count), rows, deadline)
-
-
-def trace_box(graph: LayerGraph, lower: Tensor, upper: Tensor) -> BoundTrace:
-    """Carry the boxes from `lower` to `upper` (B, …) through the network in one pass, in real arithmetic."""
-    box = box_between(lower, upper, REAL)
-    passed = interval_pass(graph, box, watch=NONLINEAR, rounding=REAL)
-    return BoundTrace(box, box, passed.records, Logits(passed.output, graph.head, passed.head_input, REAL))
-
-
-def search(
-    network: nn.Module,
-    exact: nn.Module,
-    shape: Sequence[int],
-    cases: Sequence[Case],
-    attack: PGD,
-    deadline: Deadline = NEVER,
-) -> Tensor | None:
-    """An input (N,) that reaches one of the cases, found by projected gradient descent; None if none was in time.
-
-    The largest function of each case is descended by signed gradients, from
-    the box's centre first and then from random starts. `exact` is the network
-    in float64; see `confirmed` for what counts.
-    """
-    generator = Generator().manual_seed(derive_seed(attack.seed, "property"))
-    size = _at_a_time(network, shape, deadline)
-    for first in range(0, len(cases), size):
-        found = _search(network, exact, shape, cases[first : first + size], attack, generator, deadline)
-        if found is not None:
-            return found
-    return None
-
-
-@torch.no_grad()
-def _at_a_time(network: nn.Module, shape: Sequence[int], deadline: Deadline) -> int:
-    """How many cases a step of the search, or the guard, takes together."""
-    if not deadline.limited:
-        return AT_A_TIME
-    work = inference_work(checked_graph(network, tuple(shape)), torch.zeros(1, *shape, dtype=dtype_of(network)))
-    return soon(AT_A_TIME, GRADIENT * work, deadline)
-
-
-def _search(
-    network: nn.Module,
-    exact: nn.Module,
-    shape: Sequence[int],
-    cases: Sequence[Case],
-    attack: PGD,
-    generator: Generator,
-    deadline: Deadline,
-) -> Tensor | None:
-    dtype = dtype_of(network)
-    lower = torch.stack([case.lower for case in cases])
-    width = torch.stack([case.upper for case in cases]) - lower
-    for restart in range(attack.restarts + 1):
-        share = torch.rand(lower.shape, generator=generator, dtype=lower.dtype) if restart else 0.5
-        point = lower + width * share
-        for step in range(attack.steps + 1):
-            if deadline.over():
-                return None
-            values, gradient = _descent(network, shape, cases, point.to(dtype))
-            for number in (values <= 0).nonzero().flatten().tolist():
-                if deadline.over():
-                    return None
-                found = confirmed(network, exact, shape, cases[number], point[number])
-                if found is not None:
-                    return found
-            size = width / 4 * (1 - step / (attack.steps + 1))
-            point = (point - size * gradient.double().sign()).clamp(lower, lower + width)
-    return None
-
-
-def _descent(network: nn.Module, shape: Sequence[int], cases: Sequence[Case], point: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest function of each case (B,), and its gradient (B, N), at inputs (B, N)."""
-    point = point.detach().requires_grad_()
-    outputs = network(point.view(-1, *shape))
-    values = largest(cases, outputs).squeeze(1)
-    return values.detach(), torch.autograd.grad(values.sum(), point)[0]
-
-
-def _exactly(
-    method: str,
-    subject: Subject,
-    cases: Mapping[int, Case],
-    bounds: list[float],
-    deadline: Deadline,
+def _by_exact_method(
+    method: str, subject: Subject, cases: Mapping[int, Case], bounds: list[float], deadline: Deadline
 ) -> Tensor | None:
     """Decide the open cases one by one, raise their bounds in place, and stop at a counterexample.
 
@@ -296,19 +200,19 @@ def _exactly(
     for number, case in cases.items():
         if deadline.over():
             return None
-        answer = EXACTLY[method](subject, case, deadline)
+        answer = EXACT_METHODS[method](subject, case, deadline)
         if answer.bound > bounds[number]:
             bounds[number] = answer.bound
-            guard(subject.exact, subject.shape, [case], [answer.bound], slack=SLACKS.get(method, SLACK))
+            guard(subject, [case], [answer.bound], slack=TOLERANCES.get(method, OBSERVED))
         if answer.point is not None:
             return answer.point
     return None
 
 
-def _check_sizes(network: nn.Module, shape: Sequence[int], asked: Property) -> None:
-    x = torch.zeros(1, *shape, dtype=dtype_of(network))
+def _check_sizes(subject: Subject, asked: Property) -> None:
+    x = torch.zeros(1, *subject.shape, dtype=dtype_of(subject.network))
     with shape_errors_as_data_errors(x), torch.no_grad():
-        outputs = network(x)
+        outputs = subject.network(x)
     if (x.numel(), *outputs.shape) != (asked.inputs, 1, asked.outputs):
         raise PropertyError(
             f"the property has {asked.inputs} inputs and {asked.outputs} outputs, "

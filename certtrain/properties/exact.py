@@ -9,15 +9,12 @@ from torch import Tensor, nn
 
 from certtrain.bounds.box import box_between
 from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.rounding import arithmetic_named
+from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
-from certtrain.properties.cases import Case
+from certtrain.properties.cases import REAL, Case
 from certtrain.runtime.deadline import Deadline
-from certtrain.verification.certificate import VERDICTS_ALONE
-
-REAL = arithmetic_named("real")
 
 
 class Subject(NamedTuple):
@@ -69,19 +66,19 @@ def _complete(subject: Subject, case: Case, deadline: Deadline) -> Answer:
     if deadline.over():
         return Answer(-torch.inf, None)
 
-    def attack(inputs: Tensor) -> bool:
+    def falsifies(inputs: Tensor) -> bool:
         inputs = inputs.double()  # the search itself is in float32
         reached = case.reached(subject.exact(inputs)).nonzero().flatten().tolist()
         found = (subject.confirmed(case, inputs[row].flatten()) for row in reached)
         hits.extend(hit for hit in found if hit is not None)
         return bool(hits)
 
-    outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), settings, attack=attack)
+    outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), settings, falsifies=falsifies)
     return Answer(outcome.bound if outcome.proved else -torch.inf, hits[0] if hits else None)
 
 
 # What decides a case that bounds and attack leave open.
-EXACTLY: dict[str, Callable[[Subject, Case, Deadline], Answer]] = {"complete": _complete, "milp": _solve}
+EXACT_METHODS: dict[str, Callable[[Subject, Case, Deadline], Answer]] = {"complete": _complete, "milp": _solve}
 
 
 @torch.no_grad()

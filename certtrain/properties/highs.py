@@ -34,7 +34,7 @@ def solved(programme: Mapping[str, Any], time_limit: float | None) -> dict[str, 
     return {"status": int(found.status), "x": x, "fun": found.fun, "bound": found.mip_dual_bound}
 
 
-def main(source: str, target: str, seconds: str) -> None:
+def solve_file(source: str, target: str, seconds: str) -> None:
     """Solve the programme in the file `source`, an .npz, within so many seconds, and write JSON to `target`."""
     with importlib.import_module("numpy").load(source, allow_pickle=False) as programme:
         answer = solved(dict(programme), float(seconds))
@@ -42,4 +42,4 @@ def main(source: str, target: str, seconds: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    solve_file(*sys.argv[1:])

@@ -30,18 +30,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.box import Box
-from certtrain.bounds.chunks import layer_work, soon, units
-from certtrain.bounds.crown import by_crown
+from certtrain.bounds.box import box_between
+from certtrain.bounds.chunks import between_checks, layer_work
+from certtrain.bounds.crown import intersected, tighten_by_crown
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
-from certtrain.bounds.interval import LayerRecord, checked_graph, interval_pass
-from certtrain.bounds.linear import Prefix
+from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
-from certtrain.bounds.trace import NONLINEAR
+from certtrain.bounds.supported import checked_graph
+from certtrain.bounds.trace import trace_bounds
 from certtrain.errors import MethodError, MissingExtra, UnsupportedLayer
 from certtrain.properties import highs
-from certtrain.properties.cases import Case
+from certtrain.properties.cases import REAL, Case
 from certtrain.runtime.deadline import NEVER, Deadline
 
 MOST_UNSTABLE = 2000  # units; far fewer take hours already
@@ -49,7 +49,6 @@ MOST_ENTRIES = 2**26  # of a layer's linear functions: 0.5 GiB
 TOLERANCE = 1e-5  # of the largest value that the function can have, and of 1 at least
 LARGE = 2**14  # coefficients of a programme that HiGHS may not solve in time: with a deadline it gets its own process
 GRACE = 0.5  # seconds that this process may take beyond the deadline
-WIDENED = 1e-9  # units' bounds, by this share, for the rounding of float64
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,9 @@ class Minimum:
     """The least value over a case's box of its largest function.
 
     proved: a lower bound, less the tolerance; −inf if there was no time to
-        find any. reached: an upper bound, the network's own
-        value in float64 at `point` (N,); inf and None if there is none.
+        find any, or the bounds on the way are not finite. reached: an upper
+        bound, the network's own value in float64 at `point` (N,); inf and
+        None if there is none.
     """
 
     proved: float
@@ -87,7 +87,7 @@ def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, deadline: D
     program = _Program(lower, upper, deadline)
     try:
         bound, point = _solved(graph, case, program)
-    except _TimeIsOver:
+    except _Unknown:
         bound, point = -torch.inf, None
     reached = torch.inf
     if point is not None:
@@ -96,47 +96,27 @@ def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, deadline: D
     return Minimum(bound, reached, point, len(program.units), time.monotonic() - start)
 
 
-class _TimeIsOver(Exception):
-    """Nothing is known yet."""
+class _Unknown(Exception):
+    """Nothing is known of the minimum: the time is over, or the bounds on the way are not finite."""
 
 
 def _solved(graph: LayerGraph, case: Case, program: "_Program") -> tuple[float, Tensor | None]:
     """A lower bound, less the tolerance, and the inputs (N,) where the solver has found the least value."""
-    outputs = _encode(graph, tight_visits(graph, *program.ends, program.deadline), program)
+    outputs = _encode(graph, tight_records(graph, *program.ends, program.deadline), program)
     functions = _Values(outputs.factors @ case.functions.T, outputs.constant @ case.functions.T + case.offsets)
     scale = max(1.0, float(program.largest(functions).abs().max()))
     bound, point = program.minimize(functions)
     return bound - TOLERANCE * scale, point
 
 
-def tight_visits(graph: LayerGraph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> list[LayerRecord]:
-    """What each layer meets over one box (1, …), the boxes of nonlinear layers by intervals and by linear bounds.
+def tight_records(graph: LayerGraph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> list[LayerRecord]:
+    """The record of each layer over one box (1, …), the boxes of nonlinear layers by CROWN and by intervals.
 
-    Layer by layer, each from the tightened boxes before it (CROWN, Zhang et
-    al. 2018). The network must be in float64. Boxes stay as they are after the deadline.
+    The network must be in float64, whose rounding the boxes hold. Boxes stay as they are after the deadline.
     """
-    settings = Settings(deadline=deadline)
-    start = Box((lower + upper) / 2, (upper - lower) / 2)
-    passed = interval_pass(graph, start, watch=NONLINEAR)
-    records = list(passed.records)
-    for number, record in enumerate(records):
-        if record.box is not None:
-            records[number] = record._replace(
-                box=_tighter(Prefix(records[: record.call.inputs[0]], start), record.box, settings)
-            )
-    return records
-
-
-def _tighter(prefix: Prefix, box: Box, settings: Settings) -> Box:
-    """`box`, the result of `prefix`, cut to what linear bounds say; widened for their rounding."""
-    low, high = box.lower, box.upper
-    if prefix.records:
-        follow, count, each = by_crown(settings), low.numel(), torch.arange(low.numel()).unsqueeze(0)
-        low = torch.maximum(low, follow(prefix, units(each, 1.0, low), (1, count), count).view_as(low))
-        high = torch.minimum(high, -follow(prefix, units(each, -1.0, high), (1, count), count).view_as(high))
-    slack = WIDENED * (1 + torch.maximum(low.abs(), high.abs()))
-    low, high = low - slack, high + slack
-    return Box((low + high) / 2, (high - low) / 2)
+    settings = Settings(rounding=REAL, deadline=deadline)
+    tighten = intersected(tighten_by_crown(settings), settings)
+    return trace_bounds(graph, box_between(lower, upper, REAL), rounding=REAL, tighten=tighten).records
 
 
 # --- the program -----------------------------------------------------------------------------------------
@@ -167,9 +147,9 @@ class _Program:
         self.units: list[_Unit] = []
 
     def check_time(self) -> None:
-        """Raise _TimeIsOver after the deadline."""
+        """Raise _Unknown after the deadline."""
         if self.deadline.over():
-            raise _TimeIsOver
+            raise _Unknown
 
     def add(self, unit: _Unit) -> None:
         self.check_time()
@@ -251,10 +231,10 @@ class _Rows:
 
 
 def _answer(programme: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
-    """What HiGHS says of a programme. Raises _TimeIsOver if that takes longer than there is time."""
+    """What HiGHS says of a programme. Raises _Unknown if that takes longer than there is time."""
     left = deadline.left
     if deadline.over():
-        raise _TimeIsOver
+        raise _Unknown
     if left is not None and len(programme["values"]) > LARGE:
         return _answer_elsewhere(programme, left)
     with _quiet():
@@ -274,7 +254,7 @@ def _answer_elsewhere(programme: dict[str, Any], left: float) -> dict[str, Any]:
         try:
             done = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=left + GRACE, check=False)
         except subprocess.TimeoutExpired:
-            raise _TimeIsOver from None
+            raise _Unknown from None
         if done.returncode:
             raise MethodError(f"HiGHS ended with code {done.returncode}; there may be too little memory for milp")
         answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
@@ -330,7 +310,7 @@ def _affine(record: LayerRecord, program: _Program, given: _Values) -> _Values:
 def _mapped(layer: nn.Module, factors: Tensor, program: _Program) -> Tensor:
     """The layer's results of a batch, in parts between which there is time to look at the clock."""
     found = []
-    for part in torch.split(factors, soon(len(factors), layer_work(layer, factors.shape), program.deadline)):
+    for part in torch.split(factors, between_checks(len(factors), layer_work(layer, factors.shape), program.deadline)):
         program.check_time()
         found.append(layer(part))
     return torch.cat(found)
@@ -355,6 +335,8 @@ def _rectifier(record: LayerRecord, program: _Program, given: _Values) -> _Value
     assert record.box is not None  # the boxes of all nonlinear layers are kept
     lower, upper = record.box.lower.flatten(), record.box.upper.flatten()
     factors, constant = given.factors.flatten(1), given.constant.flatten()
+    if not bool((lower.isfinite() & upper.isfinite()).all()):
+        raise _Unknown  # NaN is not below zero, and would make an unstable unit a stable one
     unstable = ((lower < 0) & (upper > 0)).nonzero().flatten().tolist()
     first = len(program.lower)
     for i in unstable:

@@ -1,4 +1,4 @@
-"""What was found of one property."""
+"""The result of one property."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from certtrain.formats import number
-from certtrain.render.pieces import out, say
+from certtrain.palette import PALETTE
+from certtrain.render.console import BAD, GOOD, out, remark, say
 
 if TYPE_CHECKING:
     from certtrain.properties.decide import Decision
 
 MEANINGS = {
-    "unsat": ("the property holds: no input of the box has such outputs", "bold green"),
-    "sat": ("the property is broken by the input below", "bold red"),
-    "unknown": ("neither proved nor broken", "bold yellow"),
+    "unsat": ("the property holds: no input of the box has such outputs", GOOD),
+    "sat": ("the property is broken by the input below", BAD),
+    "unknown": ("neither proved nor broken", f"bold {PALETTE['open'].terminal}"),
 }
-SHOWN = 12  # numbers of a counterexample; --json has all
+SHOWN_VALUES = 12  # of a counterexample; --json has all
 
 
 def show_decision(found: Decision) -> None:
@@ -28,7 +29,7 @@ def show_decision(found: Decision) -> None:
     say(f"{by}lower bound {number(found.bound)} (above 0 it proves the property); {found.seconds:.2f} s")
     if found.counterexample is not None and found.outputs is not None:
         for name, values in (("X", found.counterexample.tolist()), ("Y", found.outputs.tolist())):
-            rest = f" … and {len(values) - SHOWN} more (--json)" if len(values) > SHOWN else ""
-            say(f"{name}_0 … = {', '.join(f'{value:.6g}' for value in values[:SHOWN])}{rest}")
+            rest = f" … and {len(values) - SHOWN_VALUES} more (--json)" if len(values) > SHOWN_VALUES else ""
+            say(f"{name}_0 … = {', '.join(f'{value:.6g}' for value in values[:SHOWN_VALUES])}{rest}")
     for assumption in found.assumptions:
-        out.print(Text(f"assumes {assumption}", style="bright_black"))
+        remark(f"assumes {assumption}")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from certtrain.formats import percent
-from certtrain.render.pieces import new_table, out, say
+from certtrain.render.cells import new_table
+from certtrain.render.console import GREY, out, say, show_title
 from certtrain.render.verification import stage_table, unfinished
 from certtrain.spec.epsilon import format_eps
 
@@ -34,7 +35,7 @@ def _attacked(report: Report) -> tuple[str, float, str]:
 
 
 def _bracket(report: Report) -> str:
-    """Between what the robust accuracy lies."""
+    """The limits between which the robust accuracy lies."""
     low, high = percent(report.certified_accuracy), percent(report.pgd_accuracy)
     if not report.open:
         return f"robust accuracy is {low}; no example is open"
@@ -45,8 +46,7 @@ def _bracket(report: Report) -> str:
 
 def show_report(report: Report) -> None:
     """Accuracies and errors of a verification, and the bracket that they leave."""
-    title = f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}"
-    out.print(Text(title, style="italic"))
+    show_title(f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}")
     table = new_table("", "accuracy", "error", "examples")
     bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
     rows = (
@@ -54,10 +54,10 @@ def show_report(report: Report) -> None:
         _attacked(report),
         ("certified", report.certified_accuracy, f"lower limit; {bounds}"),
     )
-    table.add_column("", justify="left", style="bright_black")
-    for name, share, remark in rows:
+    table.add_column("", justify="left", style=GREY)
+    for name, share, meaning in rows:
         count = round(share * report.examples)
-        table.add_row(name, percent(share), percent(1 - share), f"{count:,}", remark)
+        table.add_row(name, percent(share), percent(1 - share), f"{count:,}", meaning)
     out.print(table)
     out.print(stage_table(report))
     say(_bracket(report))
@@ -65,7 +65,7 @@ def show_report(report: Report) -> None:
         out.print(Text(words))
     out.print(Text(f"verified error {percent(1 - report.certified_accuracy)}; {report.seconds:.1f} s", style="bold"))
     for assumption in report.assumptions:
-        say(f"assumes {assumption}", "bright_black")
+        say(f"assumes {assumption}", GREY)
 
 
 def show_comparisons(comparisons: Sequence[Comparison]) -> None:

@@ -6,37 +6,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.progress import TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from certtrain.formats import number
-from certtrain.render.pieces import err, new_table, out, say
+from certtrain.formats import NO_NUMBER, number
+from certtrain.render.cells import new_table
+from certtrain.render.console import GREY, out, say
+from certtrain.render.progress import transient_bars
 from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.certfile import Checked
-    from certtrain.verification.results import Point
+    from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
-GREY = "bright_black"
 COUNTED = ("certified", "falsified", "open", "misclassified")
 
 
 class VerifyingView:
-    """A bar for the points of a round, and the verdicts so far."""
+    """A bar for the examples of a round, and the verdicts so far."""
 
-    def __init__(self, bars: Progress, examples: int, known: Iterable[Point]) -> None:
+    def __init__(self, bars: Bars, examples: int, known: Iterable[ExampleResult]) -> None:
         self.bars, self.examples = bars, examples
         self.verdicts: dict[int, str] = {point.index: point.verdict for point in known}
         self.task: TaskID | None = None
 
     def begin(self, names: Sequence[str], points: int) -> None:
-        """A round begins, to which so many points come."""
+        """A round begins, of so many examples."""
         self.close()
         self.task = self.bars.add_task(", ".join(names), total=points, counts=self._counts())
 
-    def add(self, points: Sequence[Point]) -> None:
-        """These points are done with the round."""
+    def add(self, points: Sequence[ExampleResult]) -> None:
+        """The round is over for these examples."""
         self.verdicts |= {point.index: point.verdict for point in points}
         if self.task is not None:
             self.bars.update(self.task, advance=len(points), counts=self._counts())
@@ -53,25 +55,24 @@ class VerifyingView:
 
 
 @contextmanager
-def verifying(examples: int, known: Iterable[Point] = ()) -> Iterator[VerifyingView]:
+def verifying(examples: int, known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView]:
     """A live count on the error stream, if that is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
     counts = TextColumn("{task.fields[counts]}", style=GREY)
-    with Progress(*columns, counts, console=err, transient=True, disable=not err.is_terminal) as bars:
+    with transient_bars(TimeRemainingColumn(), counts, width=24) as bars:
         yield VerifyingView(bars, examples, known)
 
 
 def stage_table(report: Report) -> Table:
-    """A row for each step: points that came to it, points that it decided, seconds for each."""
-    table = new_table("step", "points", "decided", "s/point")
+    """A row for each step: examples that came to it, examples that it decided, seconds for each."""
+    table = new_table("step", "examples", "decided", "s/example")
     for stage in report.stages:
-        seconds = number(stage.seconds_per_point) if stage.points else "–"
-        table.add_row(stage.name, f"{stage.points:,}", f"{stage.decided:,}", seconds)
+        seconds = number(stage.seconds_per_example) if stage.examples else NO_NUMBER
+        table.add_row(stage.name, f"{stage.examples:,}", f"{stage.decided:,}", seconds)
     return table
 
 
 def unfinished(report: Report) -> str:
-    """What to say of points that are open for want of time; nothing if there are none."""
+    """A sentence on examples that are open for want of time; empty if there are none."""
     if not report.unfinished:
         return ""
     return f"{report.unfinished:,} of the open examples were not tried by every step, for want of time"

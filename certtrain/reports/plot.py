@@ -1,32 +1,34 @@
-"""Pictures of layer states and of growth, by matplotlib.
+"""Pictures of layer states and of growth as PNG files, by matplotlib.
 
-Every function that draws writes a PNG file, and raises MissingExtra without
+Every function that draws writes a file, and raises MissingExtra without
 matplotlib, StorageError if the file cannot be written.
 """
 
 import io
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from certtrain.diagnostics.epochs import History
-from certtrain.diagnostics.findings import LayerState, layer_means
+from certtrain.diagnostics.findings import layer_means
 from certtrain.diagnostics.growth import DepthSweep, SchemeGrowth, Spread
 from certtrain.diagnostics.model_states import ModelStates
 from certtrain.errors import MissingExtra, RunError
+from certtrain.palette import PALETTE, SERIES, STATES
+from certtrain.reports.axes import drawable, whole_decades
+from certtrain.runs.epoch import LayerState
 from certtrain.storage import write_atomic
 
-STATES = (("active", "#2a9d57"), ("unstable", "#e9b93c"), ("inactive", "#b5b5b5"))
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#444444")  # told apart by colour-blind eyes
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX"  # one for each colour of SERIES
 MOST_NAMES = 16  # of layers under an axis; of more, numbers
-GRID = "#dddddd"
-GROWTH = "mean width of the bounds over the input's"
+GRID_COLOUR = PALETTE["grid"].light
+GROWTH_COLOUR, CERTIFIED_COLOUR, EPS_COLOUR = "#30588c", SERIES[0], "#7a2f8f"  # of lines, the last two on the states
+GROWTH_AXIS = "mean width of the bounds over the input's"
 
 Axes = Any
-Epochs = Sequence[tuple[float, Sequence[LayerState]]]
+PlacedLayers = Sequence[tuple[float, Sequence[LayerState]]]
+"""A network's layers at each of several epochs."""
 
 
 def check_matplotlib() -> None:
@@ -39,13 +41,13 @@ def plot_states(path: Path, models: Sequence[ModelStates], title: str) -> None:
     heights = [1.0 + 0.4 * len(model.layers) for model in models]
     figure = _figure(10, 1.2 + sum(heights))
     grid = figure.subplots(len(models), 2, squeeze=False, width_ratios=(2, 1), height_ratios=heights)
-    limits = _decades(layer.growth for model in models for layer in model.layers)
+    limits = whole_decades(layer.growth for model in models for layer in model.layers)
     for (states, growth), model in zip(grid, models, strict=True):
         _draw_states(states, model.layers)
         _draw_growth(growth, model.layers, limits)
         states.set_title(model.name, loc="left", fontsize=10, fontweight="bold")
     grid[-1][0].set_xlabel("share of ReLUs")
-    grid[-1][1].set_xlabel(GROWTH)
+    grid[-1][1].set_xlabel(GROWTH_AXIS)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     _save(figure, path, title)
@@ -69,9 +71,9 @@ def plot_growth(path: Path, schemes: Sequence[SchemeGrowth], title: str) -> None
         axes.set(title=name, yscale="log", xlabel="ReLU, from the input on")
         if len(names) <= MOST_NAMES:
             axes.set_xticks(range(1, len(names) + 1), names, rotation=30, ha="right", rotation_mode="anchor")
-        axes.grid(axis="y", color=GRID)
+        axes.grid(axis="y", color=GRID_COLOUR)
         axes.tick_params(labelleft=True)
-    figure.axes[0].set_ylabel(GROWTH)
+    figure.axes[0].set_ylabel(GROWTH_AXIS)
     figure.axes[0].legend(frameon=False)
     _save(figure, path, title)
 
@@ -83,28 +85,28 @@ def plot_sweep(path: Path, sweeps: Sequence[DepthSweep], title: str) -> None:
     for number, sweep in enumerate(sweeps):
         rate = "no width left" if sweep.rate is None else f"×{sweep.rate:.3g} a layer"
         _draw_band(axes, sweep.depths, sweep.growth, f"{sweep.scheme}: {rate}", number)
-    axes.set(yscale="log", xlabel="ReLU layers", ylabel=GROWTH, xticks=sweeps[0].depths)
-    axes.grid(axis="y", color=GRID)
+    axes.set(yscale="log", xlabel="ReLU layers", ylabel=GROWTH_AXIS, xticks=sweeps[0].depths)
+    axes.grid(axis="y", color=GRID_COLOUR)
     axes.legend(frameon=False)
     _save(figure, path, title)
 
 
-def plot_history(path: Path, history: History, stages: Sequence[ModelStates], titles: tuple[str, str]) -> None:
+def plot_history(path: Path, history: History, networks: Sequence[ModelStates], titles: tuple[str, str]) -> None:
     """ReLU states and growth over the epochs: as they were trained, and beside it the run's networks at one ε."""
     if not history.epochs:
         raise RunError("no epoch of the run is over yet, so there is nothing to draw; leave --plot out")
-    columns: list[tuple[str, Epochs]] = [(titles[0], [(record.epoch, record.layers) for record in history.epochs])]
-    if placed := [(stage.epoch, stage.layers) for stage in stages if stage.epoch is not None]:
+    columns: list[tuple[str, PlacedLayers]] = [(titles[0], [(epoch.epoch, epoch.layers) for epoch in history.epochs])]
+    if placed := [(network.epoch, network.layers) for network in networks if network.epoch is not None]:
         columns.append((titles[1], placed))
     figure = _figure(5.5 * len(columns) + 1.5, 7.5)
     grid = figure.subplots(2, len(columns), squeeze=False, sharey="row")
     for number, (title, epochs) in enumerate(columns):
-        _draw_shares(grid[0][number], epochs, apart=number > 0)
-        _draw_growths(grid[1][number], epochs, apart=number > 0)
+        _draw_shares(grid[0][number], epochs, separate=number > 0)
+        _draw_growths(grid[1][number], epochs, separate=number > 0)
         grid[0][number].set_title(_wrapped(title, 60), fontsize=10)
     _draw_progress(grid[0][0], history)
     grid[0][0].set_ylabel("mean share of the layers' ReLUs")
-    grid[1][0].set_ylabel(GROWTH)
+    grid[1][0].set_ylabel(GROWTH_AXIS)
     for row in grid:
         handles, labels = row[0].get_legend_handles_labels()
         row[-1].legend(handles, labels, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -116,60 +118,60 @@ def plot_history(path: Path, history: History, stages: Sequence[ModelStates], ti
 
 def _draw_states(axes: Axes, layers: Sequence[LayerState]) -> None:
     places, left = range(len(layers)), [0.0] * len(layers)
-    for state, colour in STATES:
+    for state in STATES:
         shares = [layer.to_dict()[state] for layer in layers]
-        axes.barh(places, shares, left=left, color=colour, label=state)
+        axes.barh(places, shares, left=left, color=PALETTE[state].light, label=state)
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.set(xlim=(0, 1), yticks=places, yticklabels=[layer.name for layer in layers], ylim=(len(layers) - 0.5, -0.5))
 
 
 def _draw_growth(axes: Axes, layers: Sequence[LayerState], limits: tuple[float, float]) -> None:
-    axes.plot([_positive(layer.growth) for layer in layers], range(len(layers)), "o-", color="#30588c")
+    axes.plot([drawable(layer.growth, log=True) for layer in layers], range(len(layers)), "o-", color=GROWTH_COLOUR)
     axes.set(xscale="log", xlim=limits, yticks=[], ylim=(len(layers) - 0.5, -0.5))
-    axes.grid(axis="x", color=GRID)
+    axes.grid(axis="x", color=GRID_COLOUR)
 
 
 def _draw_band(axes: Axes, places: Sequence[int], growth: Sequence[Spread], label: str, number: int) -> None:
     """The means as a line, and from the smallest to the largest seed a band; schemes that agree stay visible."""
-    colour, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
-    means = [_positive(g.mean) for g in growth]
-    lowest, highest = [_positive(g.min) for g in growth], [_positive(g.max) for g in growth]
+    colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+    means = [drawable(g.mean, log=True) for g in growth]
+    lowest, highest = [drawable(g.min, log=True) for g in growth], [drawable(g.max, log=True) for g in growth]
     axes.fill_between(places, lowest, highest, color=colour, alpha=0.2, lw=0)
     size = 9 - 1.5 * (number % 4)
     axes.plot(places, means, marker=marker, markersize=size, color=colour, label=label, lw=2.5 - 0.5 * (number % 4))
 
 
-def _draw_shares(axes: Axes, epochs: Epochs, *, apart: bool) -> None:
-    """Means over the layers, stacked: as areas, or `apart` as bars. Dead units are some of the inactive ones."""
+def _draw_shares(axes: Axes, epochs: PlacedLayers, *, separate: bool) -> None:
+    """Means over the layers, stacked: as areas, or `separate` as bars. Dead units are some of the inactive ones."""
     places, means = [place for place, _ in epochs], [layer_means(layers) for _, layers in epochs]
-    apart = apart or len(epochs) == 1  # an area needs two points
+    separate = separate or len(epochs) == 1  # an area needs two points
     width, below = max(0.8, 0.03 * (places[-1] - places[0])), [0.0] * len(epochs)
-    for state, colour in STATES:
+    for state in STATES:
         above = [b + (mean.to_dict()[state] or 0.0) for b, mean in zip(below, means, strict=True)]
-        if apart:
+        if separate:
             heights = [a - b for a, b in zip(above, below, strict=True)]
-            axes.bar(places, heights, width, bottom=below, color=colour, label=state)
+            axes.bar(places, heights, width, bottom=below, color=PALETTE[state].light, label=state)
         else:
-            axes.fill_between(places, below, above, color=colour, label=state, lw=0)
+            axes.fill_between(places, below, above, color=PALETTE[state].light, label=state, lw=0)
         below = above
     living = [1 - (mean.dead or 0.0) for mean in means]
-    axes.plot(places, living, ":k", marker="_" if apart else "", label="dead (from the top)")
+    axes.plot(places, living, ":k", marker="_" if separate else "", label="dead (from the top)")
     axes.set(ylim=(0, 1))
-    _number_epochs(axes, places, width if apart else 0.0)
+    _number_epochs(axes, places, width if separate else 0.0)
 
 
-def _draw_growths(axes: Axes, epochs: Epochs, *, apart: bool) -> None:
+def _draw_growths(axes: Axes, epochs: PlacedLayers, *, separate: bool) -> None:
     """A line for each layer, from dark near the input to light."""
     from matplotlib import colormaps
 
     places, names = [place for place, _ in epochs], [layer.name for layer in epochs[0][1]]
     for number, name in enumerate(names):
         colour = colormaps["viridis"](0.85 * number / max(len(names) - 1, 1))
-        growth = [_positive(layers[number].growth) for _, layers in epochs]
-        axes.plot(places, growth, "o:" if apart else ".-", color=colour, label=name)
+        growth = [drawable(layers[number].growth, log=True) for _, layers in epochs]
+        axes.plot(places, growth, "o:" if separate else ".-", color=colour, label=name)
     axes.set(yscale="log", xlabel="epoch")
-    axes.grid(axis="y", color=GRID)
-    _number_epochs(axes, places, max(0.8, 0.03 * (places[-1] - places[0])) if apart else 0.0)
+    axes.grid(axis="y", color=GRID_COLOUR)
+    _number_epochs(axes, places, max(0.8, 0.03 * (places[-1] - places[0])) if separate else 0.0)
 
 
 def _number_epochs(axes: Axes, places: Sequence[float], margin: float) -> None:
@@ -183,23 +185,12 @@ def _number_epochs(axes: Axes, places: Sequence[float], margin: float) -> None:
 
 def _draw_progress(axes: Axes, history: History) -> None:
     """Certified accuracy, and ε as a share of its largest, over the states."""
-    places, largest = [record.epoch for record in history.epochs], max(record.eps for record in history.epochs)
-    axes.plot(places, [record.certified_accuracy for record in history.epochs], color="#0072b2", label="certified")
+    places, radii = [epoch.epoch for epoch in history.epochs], [epoch.eps for epoch in history.epochs]
+    certified, largest = [epoch.certified_accuracy for epoch in history.epochs], max(radii)
+    axes.plot(places, certified, color=CERTIFIED_COLOUR, label="certified")
     if largest > 0:
-        label = f"ε / {largest:.3g}"
-        axes.plot(places, [record.eps / largest for record in history.epochs], "--", color="#7a2f8f", label=label)
-
-
-def _positive(value: float | None) -> float:
-    """A value that a logarithmic axis can show, else a gap."""
-    return value if value else math.nan
-
-
-def _decades(values: Iterable[float | None]) -> tuple[float, float]:
-    """Whole powers of ten around all values above zero, so that the axis has a label at both ends."""
-    exponents = [math.log10(value) for value in values if value]
-    lowest, highest = math.floor(min(exponents, default=0)), math.ceil(max(exponents, default=0))
-    return 10.0**lowest, 10.0 ** max(highest, lowest + 1)
+        shares = [eps / largest for eps in radii]
+        axes.plot(places, shares, "--", color=EPS_COLOUR, label=f"ε / {largest:.3g}")
 
 
 def _figure(width: float, height: float) -> Any:

@@ -1,36 +1,38 @@
 """A run as one HTML page: its result, its curves, its layers and its preset, from the files of its folder alone."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from certtrain.diagnostics.findings import LOOK_EXAMPLES, LayerState, in_words, worst
+from certtrain.diagnostics.epochs import epoch_findings
+from certtrain.diagnostics.findings import STATE_EXAMPLES, sentences
 from certtrain.errors import MissingExtra
-from certtrain.formats import column, duration, number, percent, times
-from certtrain.reports import html
-from certtrain.reports.html import Cell, Html
-from certtrain.reports.pictures import ACCURACIES, curve_pictures, layer_pictures
-from certtrain.runs.history import Epoch, Layer, Results, Run, read_run
+from certtrain.formats import column, duration, number, percent
+from certtrain.palette import STATES
+from certtrain.reports.pages import CellValue, Table, render_page
+from certtrain.reports.run_pictures import ACCURACIES, curve_pictures, layer_pictures
+from certtrain.runs.epoch import LayerState
+from certtrain.runs.history import Results, Run, read_run
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
 from certtrain.spec.preset import Preset
 from certtrain.spec.section import Section
 from certtrain.storage import write_atomic
 
-AGAIN = "certtrain stats RUN --html report.html"
+PAGE_COMMAND = "certtrain stats RUN --html report.html"
 """The command that writes the page of the run in the folder RUN."""
 
-LISTED = "certtrain stats RUN --json lists them"
+LIST_COMMAND = "certtrain stats RUN --json lists them"
 
-VERDICTS = {
+MEANINGS_OF_VERDICTS = {
     "certified": "proved: no input in the box changes the class",
     "open": "neither proved nor attacked",
     "falsified": "the attack found an input in the box that changes the class",
     "misclassified": "wrong without any perturbation",
 }
-ATTACK = {"steps": " steps", "restarts": ""}
-STATES = ("active", "unstable", "inactive")
+ATTACK_UNITS = {"steps": " steps", "restarts": ""}
 LABELS = {"eps": "ε", "learning_rate": "rate", "natural_accuracy": "natural", "certified_accuracy": "certified"}
 LABELS |= {"validation_natural_accuracy": "held-out natural", "validation_certified_accuracy": "held-out certified"}
 
@@ -47,29 +49,38 @@ def write_report(run_folder: Path, path: Path) -> None:
 
 def run_page(run: Run) -> str:
     """The page of a run as text."""
-    parts = (_opening, _outcome, _facts, _curves, _layers, _numbers, _preset)
-    return html.page(f"{run.preset.name}, seed {run.preset.seed}", [block for part in parts for block in part(run)])
+    parts = (_results, _last_accuracies, _pictures, _layers)
+    values = {name: value for part in parts for name, value in part(run).items()}
+    title = f"{run.preset.name}, seed {run.preset.seed}"
+    settings = [*_settings(run), *_circumstances(run)]
+    return render_page("run.html", title=title, run=run, settings=settings, numbers=_numbers(run), **values)
 
 
-# --- what came out ---------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------
 
 
-def _opening(run: Run) -> Iterator[Html]:
-    if run.preset.description:
-        yield html.paragraph(run.preset.description)
-    if run.record is None:
-        done, epochs = len(run.epochs), run.preset.train.epochs
-        yield html.note(f"This run is not finished: {done} of {epochs} epochs are done, and nothing is verified yet.")
+def _results(run: Run) -> dict[str, Any]:
+    """The attack in words, each verdict's share, and the table of verdicts; none before the end."""
+    if run.report is None:
+        return {}
+    found = run.report.results
+    counts = {name: getattr(found, name) for name in MEANINGS_OF_VERDICTS}
+    shares = {name: count / found.examples for name, count in counts.items()}
+    rows = [(name, counts[name], percent(shares[name]), meaning) for name, meaning in MEANINGS_OF_VERDICTS.items()]
+    table = Table(("verdict", "examples", "share", "meaning"), rows, "lrrl")
+    return {"attack": _attack(found), "shares": shares, "verdicts": table}
 
 
-def _outcome(run: Run) -> Iterator[Html]:
-    if run.record is not None:
-        yield from _result(run.record.results)
-    elif run.epochs:
-        last = run.epochs[-1]
-        yield html.heading(f"After epoch {last.epoch}")
-        measured = [(name, last.numbers[name]) for name in ACCURACIES if name in last.numbers]
-        yield html.tiles((percent(value), ACCURACIES[name][0], _measured_on(name, run)) for name, value in measured)
+def _attack(found: Results) -> str:
+    """Like 20 steps × 1."""
+    return " × ".join(f"{found.attack[name]}{unit}" for name, unit in ATTACK_UNITS.items() if name in found.attack)
+
+
+def _last_accuracies(run: Run) -> dict[str, Any]:
+    """Of an unfinished run: each accuracy of the last epoch by name, and what it is measured on."""
+    measured = run.epochs[-1].measured if run.epochs else {}
+    known = [name for name in ACCURACIES if name in measured]
+    return {"last_accuracies": [(ACCURACIES[name][0], measured[name], _measured_on(name, run)) for name in known]}
 
 
 def _measured_on(name: str, run: Run) -> str:
@@ -78,42 +89,10 @@ def _measured_on(name: str, run: Run) -> str:
     return f"at ε = {format_eps(run.preset.eps.max)}" if "certified" in name else "no perturbation"
 
 
-def _result(found: Results) -> Iterator[Html]:
-    yield html.heading(
-        f"Result: {found.dataset}, {found.split} set, {found.examples:,} examples, ε = {format_eps(found.eps)}"
-    )
-    yield html.tiles(
-        [
-            (percent(found.natural_accuracy), "natural accuracy", "no perturbation"),
-            (percent(found.pgd_accuracy), "accuracy under attack", f"attacked: {_attack(found)}"),
-            (percent(found.certified_accuracy), "certified accuracy", f"proved by {found.method} bounds"),
-            (percent(found.verified_error), "verified error", "all that is not certified"),
-        ]
-    )
-    counts = dict(zip(VERDICTS, (found.certified, found.open, found.falsified, found.misclassified), strict=True))
-    yield html.bar((name, count / found.examples, name) for name, count in counts.items())
-    yield html.legend((name, name) for name in VERDICTS)
-    rows = [(name, counts[name], percent(counts[name] / found.examples), VERDICTS[name]) for name in VERDICTS]
-    yield html.table(("verdict", "examples", "share", "meaning"), rows, "lrrl")
-    low, high = percent(found.certified_accuracy), percent(found.pgd_accuracy)
-    yield html.paragraph(f"Robust accuracy lies between {low} and {high}. What a certificate assumes:")
-    yield html.bullets(found.assumptions)
-
-
-def _attack(found: Results) -> str:
-    """Like 20 steps × 1."""
-    return " × ".join(f"{found.attack[name]}{unit}" for name, unit in ATTACK.items() if name in found.attack)
-
-
 # --- what was run ----------------------------------------------------------------------------------------
 
 
-def _facts(run: Run) -> Iterator[Html]:
-    yield html.heading("What was run")
-    yield html.facts([*_settings(run), *_circumstances(run)])
-
-
-def _settings(run: Run) -> Iterator[tuple[Cell, Cell]]:
+def _settings(run: Run) -> Iterator[tuple[str, CellValue]]:
     preset, train = run.preset, run.preset.train
     held_out = f"; {preset.data.validation:,} training examples held out" if preset.data.validation else ""
     yield "preset", preset.name
@@ -168,105 +147,58 @@ def _ramp(run: Run) -> str:
     return f"rises from 0{above} in " + (f"epoch {first}" if first == last else f"epochs {first} to {last}")
 
 
-def _circumstances(run: Run) -> Iterator[tuple[Cell, Cell]]:
-    record = run.record
-    if record is None:
+def _circumstances(run: Run) -> Iterator[tuple[str, CellValue]]:
+    report = run.report
+    if report is None:
         if run.epochs:
-            yield "trained so far", duration(run.epochs[-1].numbers.get("seconds") or 0.0)
+            yield "trained so far", duration(run.epochs[-1].measured.get("seconds") or 0.0)
         return
-    training = record.training
+    training = report.training
     processes = f", {training.processes} processes" if training.processes > 1 else ""
     yield "device", training.device + processes
     yield "trained in", f"{duration(training.seconds)}, {training.steps:,} steps"
-    yield "verified in", duration(record.verification_seconds)
+    yield "verified in", duration(report.verification_seconds)
     if training.finished is not None:
         yield "finished", datetime.fromisoformat(training.finished).strftime("%d %B %Y, %H:%M %Z").lstrip("0")
-    yield "versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
 
 
-# --- curves ----------------------------------------------------------------------------------------------
+# --- pictures and layers ---------------------------------------------------------------------------------
 
 
-def _curves(run: Run) -> Iterator[Html]:
+def _pictures(run: Run) -> dict[str, Any]:
+    """Curves and pictures of layers; without matplotlib what is missing."""
+    values = {"page_command": PAGE_COMMAND, "missing": "", "curves": [], "layer_pictures": []}
     if not run.epochs:
-        return
-    yield html.heading("Over the epochs")
-    shaded = "" if run.warm_up is None else " The warm-up, in which ε rises, is shaded."
+        return values
     try:
-        pictures = [*curve_pictures(run)]
+        curves, layers = [*curve_pictures(run)], [*layer_pictures(run)] if run.layers else []
     except MissingExtra as error:
-        yield html.note(f"No curves here: {error}; then write this page again: ", html.code(AGAIN))
-        return
-    yield html.paragraph(f"Averages over each epoch's training batches, with the ε of each step.{shaded}")
-    yield html.gallery(pictures)
+        return values | {"missing": str(error)}
+    return values | {"curves": curves, "layer_pictures": layers}
 
 
-# --- layers ----------------------------------------------------------------------------------------------
+def _layers(run: Run) -> dict[str, Any]:
+    """What the table of layers needs, and the sentences that `stats` has on them."""
+    findings = sentences(epoch_findings(run.epochs[-1]), where=LIST_COMMAND) if run.epochs else []
+    facts = {"states": STATES, "state_shares": state_shares, "state_examples": STATE_EXAMPLES}
+    return facts | {"findings": findings}
 
 
-def _layers(run: Run) -> Iterator[Html]:
-    if not run.epochs:
-        return
-    yield html.heading("ReLU layers")
-    if not run.layers:
-        yield html.paragraph("The network has no ReLU.")
-        return
-    yield html.legend((name, name) for name in STATES)
-    yield html.heading(f"After epoch {run.epochs[-1].epoch}", level=3)
-    yield _states_table(run.layers)
-    yield html.paragraph(
-        f"Shares of the ReLUs over the first {LOOK_EXAMPLES:,} training images, or all if they are fewer, at the "
-        "epoch's ε: active and inactive are those whose bounds lie on one side of zero; dead ones are inactive for "
-        "every image. Growth is the mean width of the bounds over the input's. r is how alike active and inactive "
-        "ReLUs are, in mean and in variance: 1 at best."
-    )
-    yield from _trouble(run.epochs[-1])
-    try:
-        pictures = [*layer_pictures(run)]
-    except MissingExtra:
-        return  # said above, where the curves would be
-    yield html.heading("Over the epochs", level=3)
-    yield html.paragraph("At the end of each epoch. The dashed line is the share of dead ReLUs.")
-    yield html.gallery(pictures)
+def state_shares(layer: LayerState) -> dict[str, float]:
+    """The shares that add up to one, by name."""
+    return {"active": layer.active, "unstable": layer.unstable, "inactive": layer.inactive}
 
 
-def _trouble(last: Epoch) -> Iterator[Html]:
-    """What `stats` says of the layers; before the ramp there is no box that could be too wide."""
-    if not last.numbers.get("eps"):
-        return
-    sentences = in_words(worst(LayerState(**layer.model_dump()) for layer in last.layers), where=LISTED)
-    if not sentences:
-        yield html.paragraph("No layer stands out.")
-    for sentence in sentences:
-        yield html.note(sentence)
+# --- numbers ---------------------------------------------------------------------------------------------
 
 
-def _states_table(layers: Iterable[Layer]) -> Html:
-    header = ("layer", "ReLUs", "", *STATES, "dead", "centre", "width", "growth", "r mean", "r variance")
-    return html.table(header, map(_states_row, layers), "lrl" + "r" * 9)
-
-
-def _states_row(layer: Layer) -> list[Cell]:
-    shares = dict(zip(STATES, (layer.active, layer.unstable, layer.inactive), strict=True))
-    values = [percent(share) for share in (*shares.values(), layer.dead)]
-    bar = html.bar((name, share, name) for name, share in shares.items())
-    numbers = (layer.centre, layer.width, times(layer.growth), layer.mean_ratio, layer.variance_ratio)
-    return [layer.name, layer.units, bar, *values, *numbers]
-
-
-# --- numbers and preset ----------------------------------------------------------------------------------
-
-
-def _numbers(run: Run) -> Iterator[Html]:
-    if not run.epochs:
-        return
+def _numbers(run: Run) -> Table:
+    """A row for each epoch, a column for each number that one of them has."""
     names = [name for name in run.measured if name != "step"]
     columns = [_column(name, run.values(name)) for name in names]
     rows = [[str(epoch.epoch), *cells] for epoch, *cells in zip(run.epochs, *columns, strict=True)]
-    yield html.heading("Numbers and settings")
-    yield html.details(
-        "The numbers of each epoch", [html.table(["epoch", *map(_label, names)], rows, "r" * len(rows[0]))]
-    )
+    return Table(["epoch", *map(_label, names)], rows, "r" * (1 + len(names)))
 
 
 def _label(name: str) -> str:
@@ -284,11 +216,3 @@ def _cell(name: str, value: float | None) -> str:
     if name == "seconds" and value is not None:
         return f"{value:,.1f}"
     return percent(value) if name.endswith("accuracy") else number(value, 4)
-
-
-def _preset(run: Run) -> Iterator[Html]:
-    lines = html.listing(run.preset.model_dump_json(indent=2))
-    remark = html.paragraph(
-        "The same run again: save this as mine.json, and ", html.code("certtrain train --preset mine.json")
-    )
-    yield html.details("The preset, with every field", [remark, lines])

@@ -7,7 +7,7 @@ from typing import Any
 from certtrain.errors import RunError
 from certtrain.spec.preset import Preset, load_preset
 
-SHOWN = 5  # fields; those of two networks may be many
+FIELDS_SHOWN = 5  # in the error; those of two networks may be many
 
 
 def check_unchanged(began: Mapping[str, Any], now: Preset, file: Path) -> None:
@@ -16,10 +16,10 @@ def check_unchanged(began: Mapping[str, Any], now: Preset, file: Path) -> None:
     before, after = (dict(_fields(each.model_dump(mode="json"))) for each in (load_preset(began), now))
     changed = [name for name in before | after if before.get(name) != after.get(name)]
     if changed:
-        told = [f"{name} {_change(before.get(name), after.get(name))}" for name in changed[:SHOWN]]
-        more = f"; and {len(changed) - SHOWN} more fields" if len(changed) > SHOWN else ""
+        shown = [f"{name} {_change(before.get(name), after.get(name))}" for name in changed[:FIELDS_SHOWN]]
+        more = f"; and {len(changed) - FIELDS_SHOWN} more fields" if len(changed) > FIELDS_SHOWN else ""
         raise RunError(
-            f"{file} was changed after the run began: {'; '.join(told)}{more}. "
+            f"{file} was changed after the run began: {'; '.join(shown)}{more}. "
             f"Undo the change to go on, or start a new run by --preset {file} --out FOLDER"
         )
 

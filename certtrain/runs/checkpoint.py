@@ -1,4 +1,4 @@
-"""A run's folder, and checkpoints that hold all the state a run has.
+"""A run's folder, and checkpoints that hold all the state that a run has.
 
 preset.json             the resolved preset
 metrics.jsonl           one line an epoch
@@ -42,7 +42,7 @@ Networks = Mapping[str, nn.Module]  # by the names that their tensors have in a 
 PRESET, LOCK = "preset.json", ".lock"
 # What reading a damaged checkpoint raises.
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
-KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
+CHECKPOINTS_KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def locked_run(path: Path, *, new: bool) -> Iterator[None]:
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """Where a run stands: steps done, the metrics' length, seconds trained, the data's fingerprint, epoch's sums.
 
     preset: all fields of the preset that the run began with; none in checkpoints of an earlier version.
@@ -90,29 +90,25 @@ class RunFolder:
         self.last_good: Path | None = None
         """The checkpoint last written or restored here."""
 
-    @classmethod
-    def create(cls, path: Path, preset: Preset) -> "RunFolder":
-        """Start a run there. Raises RunError if the folder holds something already."""
-        check_new_run(path)
-        folder = cls(path)
-        write_json(path / PRESET, preset.model_dump(mode="json"))
-        return folder
+    def create(self, preset: Preset) -> None:
+        """Start a run by `preset` here. Raises RunError if the folder holds something already."""
+        check_new_run(self.path)
+        write_json(self.path / PRESET, preset.model_dump(mode="json"))
 
-    @classmethod
-    def open(cls, path: Path) -> "tuple[RunFolder, Preset]":
-        """A run to go on with, and its preset.
+    def resumable_preset(self) -> Preset:
+        """The preset of a run to go on with.
 
-        Raises RunError if there is none, it is finished, or its preset is not the one that it began with.
+        Raises RunError if there is no run, it is finished, or its preset is not the one that it began with.
         """
-        check_unfinished_run(path)
-        folder, file = cls(path), path / PRESET
+        check_unfinished_run(self.path)
+        file = self.path / PRESET
         preset = load_preset(str(file))
-        if began := folder._began_with():
+        if began := self._began_with():
             check_unchanged(began, preset, file)
-        return folder, preset
+        return preset
 
     def discard(self) -> None:
-        """Take away what a run has written that did not come to its first step; the folder too, if that was all."""
+        """Delete what a run has written that did not come to its first step; the folder too, if that was all."""
         (self.path / PRESET).unlink(missing_ok=True)
         for name in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -131,18 +127,18 @@ class RunFolder:
         """Oldest first."""
         return sorted((self.path / "checkpoints").glob("step-*.safetensors"))
 
-    def save_checkpoint(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
-        """Write a checkpoint, then let go of the oldest beyond two."""
+    def save_checkpoint(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: RunProgress) -> Path:
+        """Write a checkpoint, then delete the oldest beyond two."""
         path = self.path / "checkpoints" / f"step-{progress.step:09d}.safetensors"
         progress.metrics_bytes = self.metrics.stat().st_size if self.metrics.exists() else 0
-        tensors = collect(networks, optimizer)
+        tensors = state_tensors(networks, optimizer)
         write_atomic(path, save(tensors, {"progress": json.dumps(asdict(progress))}))
         self.last_good = path
-        for old in self.checkpoints()[:-KEPT]:
+        for old in self.checkpoints()[:-CHECKPOINTS_KEPT]:
             old.unlink(missing_ok=True)
         return path
 
-    def restore(self, networks: Networks, optimizer: torch.optim.Optimizer) -> tuple[Progress, list[Path]]:
+    def restore(self, networks: Networks, optimizer: torch.optim.Optimizer) -> tuple[RunProgress, list[Path]]:
         """Load the newest checkpoint that can be read, and cut the metrics back to it.
 
         Returns where the run stands, and the newer checkpoints that were
@@ -162,7 +158,7 @@ class RunFolder:
         if damaged:
             raise RunError(f"no checkpoint in {self.path / 'checkpoints'} can be read; start the run anew")
         truncate(self.metrics, 0)
-        return Progress(), damaged
+        return RunProgress(), damaged
 
     def epoch(self, number: int) -> Path:
         """Where the network after that many epochs is kept."""
@@ -173,7 +169,7 @@ class RunFolder:
         append_line(self.metrics, json.dumps(record, allow_nan=False))
 
 
-def read_network(path: Path, metadata: Metadata) -> Classifier:
+def load_checkpoint(path: Path, metadata: Metadata) -> Classifier:
     """The network that a checkpoint holds, in evaluation mode; `metadata` says what network it is.
 
     Where the run keeps a moving average of the weights, it is that. Raises ModelFileError if the file is no
@@ -191,7 +187,7 @@ def read_network(path: Path, metadata: Metadata) -> Classifier:
         raise ModelFileError(f"checkpoint {path} does not hold the network of its run: {error}") from error
 
 
-def collect(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_tensors(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All tensors of a run's state by name, on the CPU."""
     tensors = {f"{key}/{name}": t for key, network in networks.items() for name, t in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -199,21 +195,21 @@ def collect(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, T
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _load(path: Path, networks: Networks, optimizer: torch.optim.Optimizer) -> Progress:
+def _load(path: Path, networks: Networks, optimizer: torch.optim.Optimizer) -> RunProgress:
     with safe_open(path, framework="pt") as file:
         progress = _progress(file)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    put_back(tensors, networks, optimizer)
+    load_state(tensors, networks, optimizer)
     return progress
 
 
-def _progress(file: Any) -> Progress:
+def _progress(file: Any) -> RunProgress:
     """Of a checkpoint that is open. Raises one of the errors `UNREADABLE` if it holds none."""
-    return Progress(**json.loads(file.metadata()["progress"]))
+    return RunProgress(**json.loads(file.metadata()["progress"]))
 
 
-def put_back(tensors: dict[str, Tensor], networks: Networks, optimizer: torch.optim.Optimizer) -> None:
-    """Undo `collect`. Raises KeyError, ValueError or RuntimeError if the tensors are another run's."""
+def load_state(tensors: dict[str, Tensor], networks: Networks, optimizer: torch.optim.Optimizer) -> None:
+    """Take over such tensors. Raises KeyError, ValueError or RuntimeError if the tensors are another run's."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""What the files of a run folder tell of a run, finished or not; read without torch."""
+"""A run, finished or not, read from the files of its folder; without torch."""
 
 import json
 import math
@@ -7,48 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from certtrain.errors import RunError
+from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.spec.preset import Preset, explain, load_preset
 
-M = TypeVar("M", bound="_Read")
+_T = TypeVar("_T")
 
+METRICS, REPORT = "metrics.jsonl", "report.json"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "normalize.mean", "normalize.std")
 
 
-class _Read(BaseModel):
+class _Record(BaseModel):
     """What a newer certtrain writes beside the fields known here does no harm."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Layer(_Read):
-    """A ReLU layer at the end of an epoch, with the fields of `certtrain.diagnostics.layer_states.LayerState`."""
-
-    name: str
-    units: int
-    active: float
-    inactive: float
-    unstable: float
-    dead: float
-    centre: float
-    width: float
-    growth: float | None
-    mean_ratio: float | None
-    variance_ratio: float | None
-
-
-class Epoch(_Read):
-    """One line of metrics.jsonl: its numbers by their names there, and the layers."""
-
-    epoch: int
-    numbers: dict[str, float | None]
-    layers: tuple[Layer, ...]
-
-
-class Results(_Read):
+class Results(_Record):
     """The verification at the end of a run, with the fields of `certtrain.verification.verify.Report`."""
 
     dataset: str
@@ -68,8 +46,8 @@ class Results(_Read):
     verified_error: float
 
 
-class Training(_Read):
-    """How the training went: its steps, their seconds, where."""
+class Training(_Record):
+    """How the training went: its steps, their seconds, on which device."""
 
     steps: int
     seconds: float
@@ -79,7 +57,7 @@ class Training(_Read):
     """Date and time of the end, in UTC; older runs did not note it."""
 
 
-class Record(_Read):
+class RunReport(_Record):
     """What report.json holds."""
 
     results: Results
@@ -107,7 +85,7 @@ class Run:
     preset: Preset
     epochs: tuple[Epoch, ...]
     weights: Weights | None
-    record: Record | None
+    report: RunReport | None
 
     @property
     def measured(self) -> list[str]:
@@ -119,11 +97,11 @@ class Run:
         return [epoch.numbers.get(name) for epoch in self.epochs]
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[LayerState, ...]:
         """The layers at the end of the last epoch."""
         return self.epochs[-1].layers if self.epochs else ()
 
-    def layer_values(self, layer: str, of: Callable[[Layer], float | None]) -> list[float | None]:
+    def layer_values(self, layer: str, of: Callable[[LayerState], float | None]) -> list[float | None]:
         """What `of` says of the layer of that name in each epoch; None where an epoch has no such layer."""
         found = [[of(known) for known in epoch.layers if known.name == layer] for epoch in self.epochs]
         return [numbers[0] if numbers else None for numbers in found]
@@ -143,25 +121,25 @@ def read_run(folder: Path) -> Run:
     if not (folder / "preset.json").is_file():
         raise RunError(f"{folder} holds no run; `certtrain train` writes a folder with preset.json")
     preset = load_preset(str(folder / "preset.json"))
-    return Run(preset, read_epochs(folder), _weights(folder), _record(folder / "report.json"))
+    return Run(preset, read_epochs(folder), _weights(folder), _report(folder / REPORT))
 
 
 def read_epochs(folder: Path) -> tuple[Epoch, ...]:
     """The epochs of the run in `folder`, as `read_run` gives them. Raises RunError."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     whole, newline, _ = _read(path).rpartition("\n") if path.is_file() else ("", "", "")
     lines = whole.splitlines() if newline else []
     return tuple(_epoch(f"line {number} of {path}", line) for number, line in enumerate(lines, start=1))
 
 
 def _epoch(where: str, line: str) -> Epoch:
-    numbers = _object(where, line)
-    epoch, layers = numbers.pop("epoch", None), numbers.pop("layers", [])
-    return _valid(Epoch, where, {"epoch": epoch, "layers": layers, "numbers": numbers})
+    measured = _object(where, line)
+    fields = {name: measured.pop(name) for name in [*measured] if name in ("epoch", "step", "eps", "layers")}
+    return _valid(_EPOCH, where, {"layers": [], "measured": measured} | fields)
 
 
-def _record(path: Path) -> Record | None:
-    return _valid(Record, str(path), _object(str(path), _read(path))) if path.is_file() else None
+def _report(path: Path) -> RunReport | None:
+    return _valid(_REPORT, str(path), _object(str(path), _read(path))) if path.is_file() else None
 
 
 def _read(path: Path) -> str:
@@ -181,9 +159,12 @@ def _object(where: str, text: str) -> dict[str, Any]:
     return value
 
 
-def _valid(model: type[M], where: str, value: dict[str, Any]) -> M:
+_EPOCH, _REPORT = TypeAdapter(Epoch), TypeAdapter(RunReport)
+
+
+def _valid(adapter: TypeAdapter[_T], where: str, value: dict[str, Any]) -> _T:
     try:
-        return model.model_validate(value)
+        return adapter.validate_python(value)
     except ValidationError as error:
         raise RunError(f"{where} was not written by certtrain, or is damaged:\n{explain(error)}") from error
 

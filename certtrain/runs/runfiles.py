@@ -1,4 +1,4 @@
-"""Which networks lie where: model files, run folders, the checkpoints in them. Nothing here loads torch."""
+"""Where the networks on disk are: model files, run folders, the checkpoints in them. Nothing here loads torch."""
 
 import re
 from collections.abc import Sequence
@@ -12,37 +12,37 @@ MODEL, CHECKPOINTS, KEPT_EPOCHS = "model.safetensors", "checkpoints", "epochs"
 
 
 @dataclass(frozen=True)
-class Source:
+class NetworkFile:
     """A network on disk: a model file or, where `run` is its run's folder, a checkpoint."""
 
-    file: Path
+    path: Path
     run: Path | None = None
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A run's network after so many epochs; None where the run's metrics do not tell how long an epoch is."""
+class RunNetwork:
+    """A run's network after so many steps and epochs; None where no epoch is over, so that its length is not known."""
 
-    source: Source
+    file: NetworkFile
     step: int | None
     epoch: float | None
 
 
-def find_sources(path: Path) -> list[Source]:
-    """What `path` stands for: a model file, a checkpoint, or of a run's folder its model, else its checkpoints.
+def find_networks(path: Path) -> list[NetworkFile]:
+    """The file at `path`, a model or a checkpoint; of a run's folder its model, else its checkpoints.
 
     Of checkpoints the newest is first, the older ones are for the case that it is damaged. Raises ModelFileError if
     there is no such file, RunError if the run has no network yet.
     """
     if not path.is_dir():
         check_model_file(path)
-        return [Source(path, _run_of(path))]
+        return [NetworkFile(path, _run_of(path))]
     check_run(path)
     if (path / MODEL).is_file():
-        return [Source(path / MODEL)]
-    checkpoints = [Source(file, path) for file in reversed(_numbered(path / CHECKPOINTS))]
+        return [NetworkFile(path / MODEL)]
+    checkpoints = [NetworkFile(file, path) for file in reversed(_numbered(path / CHECKPOINTS))]
     if not checkpoints:
-        raise RunError(f"the run in {path} has no checkpoint yet; look again in a moment")
+        raise RunError(f"the run in {path} has no checkpoint yet; try again in a moment")
     return checkpoints
 
 
@@ -53,25 +53,25 @@ def check_run(path: Path) -> None:
         raise RunError(f"{path} {what}; a run is the folder that `certtrain train` wrote")
 
 
-def find_stages(run: Path, steps_per_epoch: int | None, epochs: int) -> list[Stage]:
+def find_run_networks(run: Path, steps_per_epoch: int | None, epochs: int) -> list[RunNetwork]:
     """The networks of a run in the order of its epochs: checkpoints, those kept by train.keep_every, and the model.
 
     `epochs` is how many the whole run has. Where two are the same network, one is left out.
     """
     per = steps_per_epoch
-    stages = []
+    found = []
     for file, step in _numbered(run / CHECKPOINTS).items():
-        stages.append(Stage(Source(file, run), step, _epoch(step, per)))
+        found.append(RunNetwork(NetworkFile(file, run), step, _epoch(step, per)))
     for file, epoch in _numbered(run / KEPT_EPOCHS).items():
-        stages.append(Stage(Source(file), per and epoch * per, epoch))
+        found.append(RunNetwork(NetworkFile(file), per and epoch * per, epoch))
     if (run / MODEL).is_file():
-        stages.append(Stage(Source(run / MODEL), per and epochs * per, epochs))
-    latest = {(stage.step, None if per else stage.epoch): stage for stage in stages}
-    return sorted(latest.values(), key=lambda stage: (stage.step or 0, stage.epoch or 0))
+        found.append(RunNetwork(NetworkFile(run / MODEL), per and epochs * per, epochs))
+    latest = {(network.step, None if per else network.epoch): network for network in found}
+    return sorted(latest.values(), key=lambda network: (network.step or 0, network.epoch or 0))
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each: its last part without the suffix, and as many parts before it as tell it from the others.
+    """A name for each: its last part without the suffix, and as many parts before it as the names need to differ.
 
     A run's model is named after the run.
     """

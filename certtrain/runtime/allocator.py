@@ -13,7 +13,7 @@ _NEVER = -1  # the largest number would still give back what is free above 2 GiB
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse freed memory rather than to return it; whether there was a glibc to tell."""
+    """Make glibc reuse freed memory rather than return it; False where there is no glibc."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

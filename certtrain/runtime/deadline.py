@@ -10,7 +10,7 @@ from typing import Self
 class Deadline:
     """A moment by the clock of `time.monotonic`, in seconds; infinity never comes.
 
-    Work looks at it between parts that each take well under a second, and
+    Work checks it between parts that each take well under a second, and
     breaks off once it is over: what is not computed by then is not known.
     """
 

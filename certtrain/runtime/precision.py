@@ -27,12 +27,12 @@ def arithmetic(precision: Precision, device: str) -> Iterator[None]:
 
 @contextmanager
 def tensor_cores(allowed: bool) -> Iterator[None]:
-    """Whether float32 may be cut to TF32 on a GPU. PyTorch allows it in convolutions unless told otherwise.
+    """Whether float32 may be cut to TF32 on a GPU. By default PyTorch allows it in convolutions.
 
     Within it, products of bfloat16 are summed in float32, as certificates for
     bf16 assume; PyTorch allows less there too. And NNPACK is off, whose
     convolutions on a CPU transform their operands, which no arithmetic here
-    has room for.
+    allows for.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction

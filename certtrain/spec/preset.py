@@ -18,15 +18,15 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from certtrain.errors import EpsilonError, PresetError
 from certtrain.spec.architecture import NETWORKS, Architecture
+from certtrain.spec.choices import Compile as Compile
+from certtrain.spec.choices import Precision as Precision
+from certtrain.spec.choices import Scheme as Scheme
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
 from certtrain.spec.migration import FORMAT, migrated
 from certtrain.spec.section import Positive, Section
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
-Scheme = Literal["ibp", "kaiming", "xavier", "orthogonal"]
-Precision = Literal["fp32", "tf32", "bf16"]
-Compile = Literal["auto", "on", "off"]
 
 
 def _radius(value: Any) -> float:

@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -16,31 +16,37 @@ COMPILATION = 60.0  # seconds that it may take; auto compiles where a run saves 
 # CPU follows from benchmarks/step.py; that of a GPU is a guess until it is measured.
 SAVED = {"cpu": 12e-9, "cuda": 0.1e-9}
 
-Function = Callable[..., Any]
-T = TypeVar("T")
+TensorFunction = Callable[..., Any]
+_Result = TypeVar("_Result")
+
+
+class CompileChoice(NamedTuple):
+    """Whether the steps of a run are compiled, and a few words that say why."""
+
+    compiled: bool
+    reason: str
 
 
 def will_compile(
     choice: Compile, *, steps: int, relu_inputs: int, device: str, in_parts: bool = False
-) -> tuple[bool, str]:
-    """Whether a run of so many steps is compiled, and one line that says why; `relu_inputs` are those of a batch.
+) -> CompileChoice:
+    """Whether a run of so many steps is compiled; `relu_inputs` are those of a batch.
 
     A step that takes its batch in parts never is.
     Depends on its arguments and the machine's tools alone, so that a resumed
     run decides as the first one did.
     """
     if choice == "off":
-        return False, "not compiled, as asked for"
+        return CompileChoice(False, "not compiled, as asked for")
     if in_parts:
-        return False, "not compiled: with train.micro_batch a batch is taken in parts, eagerly"
+        return CompileChoice(False, "not compiled: with train.micro_batch a batch is taken in parts, eagerly")
     if not has_compiler(device):
-        return False, f"not compiled: that needs {_tools(device)}, and there is none"
+        return CompileChoice(False, f"not compiled: that needs {_tools(device)}, and there is none")
     if choice == "on":
-        return True, "compiled, as asked for; the first step takes up to a minute"
+        return CompileChoice(True, "compiled, as asked for; the first step takes up to a minute")
     saved = steps * relu_inputs * SAVED[device]
-    if saved < COMPILATION:
-        return False, f"not compiled: that takes up to a minute, and saves this run about {_about(saved)}"
-    return True, f"compiled: that takes up to a minute, and saves this run about {_about(saved)}"
+    cost = f"that takes up to a minute, and saves this run about {_about(saved)}"
+    return CompileChoice(saved >= COMPILATION, f"{'not ' if saved < COMPILATION else ''}compiled: {cost}")
 
 
 def _about(seconds: float) -> str:
@@ -73,18 +79,18 @@ def _is_not_about_cuda(record: logging.LogRecord) -> bool:
 class Compiled:
     """A function as one compiled graph, made when it is first used; as it is where a graph cannot be made."""
 
-    def __init__(self, function: Function, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, function: TensorFunction, on_failure: Callable[[str], None]) -> None:
         self.function, self.on_failure = function, on_failure
         # A machine without a GPU needs no word about that between the lines of a training.
         logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_about_cuda)
-        self.graph: Function | None = torch.compile(function, fullgraph=True, dynamic=False)
+        self.graph: TensorFunction | None = torch.compile(function, fullgraph=True, dynamic=False)
 
-    def use(self, work: Callable[[Function], T]) -> T:
+    def use(self, work: Callable[[TensorFunction], _Result]) -> _Result:
         """What `work` makes of the function.
 
         The graph of a backward pass is made in that pass, so it belongs into
-        `work` as well. If a graph cannot be made, `on_failure` is told why,
-        once, and from then on the function is used as it is: `work` begins anew.
+        `work` as well. If a graph cannot be made, `on_failure` is called with the
+        reason, once, and from then on the function is used as it is: `work` begins anew.
         """
         if self.graph is not None:
             try:

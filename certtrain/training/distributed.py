@@ -1,8 +1,9 @@
 """Several processes that train one network, each with its share of every batch.
 
-torchrun starts them and says who is who. Sums over the ranks travel by nccl
+torchrun starts them and gives each its rank. Sums over the ranks travel by nccl
 between GPUs and by gloo between CPUs; what the hosts agree on travels by gloo
-always, so that nobody waits for a GPU's stream.
+always, so that no process waits for a GPU's stream. Rank 0 is the leader: it
+decides what depends on the clock, emits events, writes and verifies.
 """
 
 import os
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from certtrain.errors import CerttrainError, DeviceError
 
-T = TypeVar("T")
-
-PATIENCE = timedelta(days=7)
+LEADER_TIMEOUT = timedelta(days=7)
 """How long the others wait for rank 0, which verifies alone; a rank that dies is noticed at once."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,26 @@ class Group:
     host: dist.ProcessGroup | None = None
 
     @property
-    def leads(self) -> bool:
-        """Whether this is rank 0, which decides, speaks and writes."""
+    def is_leader(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     # --- sums, on the device -----------------------------------------------------------------------------
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: Tensor) -> Tensor:
         """The sum of the ranks' tensors, of one shape everywhere; so is the gradient that flows back."""
         if self.size == 1:
             return tensor
-        result: Tensor = _Total.apply(tensor)
+        result: Tensor = _Sum.apply(tensor)
         return result
 
-    def gathered(self, tensor: Tensor) -> Tensor:
+    def gather(self, tensor: Tensor) -> Tensor:
         """The ranks' tensors (…) of one shape as rows (size, …), with their gradients."""
         rows = [tensor if rank == self.rank else torch.zeros_like(tensor) for rank in range(self.size)]
-        return self.total(torch.stack(rows))
+        return self.sum(torch.stack(rows))
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over the ranks in the place of each tensor, all in one message."""
         if self.size == 1:
             return
@@ -64,34 +65,34 @@ class Group:
     # --- agreement, between the hosts --------------------------------------------------------------------
 
     def agree(self, answer: bool) -> bool:
-        """Rank 0's answer, for everybody."""
+        """Rank 0's answer, on every rank."""
         if self.size == 1:
             return answer
         message = torch.tensor(answer, dtype=torch.uint8)
         dist.broadcast(message, 0, group=self.host)
         return bool(message)
 
-    def lead(self, work: Callable[[], T]) -> T:
-        """What rank 0 gets from `work`, for everybody; the others only wait.
+    def on_leader(self, work: Callable[[], _Result]) -> _Result:
+        """Do `work` on rank 0 alone; its result, on every rank.
 
-        A CerttrainError of it is raised by all, so that nobody waits in vain.
+        A CerttrainError of it is raised on every rank, so that none waits in vain.
         """
         if self.size == 1:
             return work()
-        outcome: list[Any] = [_attempt(work) if self.leads else None]
+        outcome: list[Any] = [_attempt(work) if self.is_leader else None]
         dist.broadcast_object_list(outcome, 0, group=self.host)
         if isinstance(outcome[0], CerttrainError):
             raise outcome[0]
-        result: T = outcome[0]
+        result: _Result = outcome[0]
         return result
 
-    def leader_first(self, work: Callable[[], T]) -> T:
-        """`work` on every rank, on rank 0 before the others: what it downloads or caches is there for them."""
-        done: list[T] = []
-        self.lead(lambda: done.append(work()))
+    def leader_first(self, work: Callable[[], _Result]) -> _Result:
+        """Do `work` on every rank, on rank 0 before the others: what it downloads or caches is there for them."""
+        done: list[_Result] = []
+        self.on_leader(lambda: done.append(work()))
         return done[0] if done else work()
 
-    def first(self, text: str | None) -> str | None:
+    def first_text(self, text: str | None) -> str | None:
         """The text of the lowest rank that has one."""
         if self.size == 1:
             return text
@@ -104,12 +105,12 @@ ALONE = Group()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Group]:
+def process_group(device: str) -> Iterator[Group]:
     """The group that torchrun has started, for as long as the context lasts; ALONE without torchrun.
 
     On "cuda" each process takes the GPU of its place on its machine. Raises
-    DeviceError if there are fewer GPUs than processes, or the place is not
-    told whole.
+    DeviceError if there are fewer GPUs than processes, or the environment
+    names a part of the place alone.
     """
     rank, local_rank, size = _place()
     if size == 1:
@@ -119,7 +120,7 @@ def joined(device: str) -> Iterator[Group]:
         _take_gpu(local_rank)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        host = dist.new_group(backend="gloo", timeout=PATIENCE)
+        host = dist.new_group(backend="gloo", timeout=LEADER_TIMEOUT)
         assert isinstance(host, dist.ProcessGroup)  # every rank is in it
         yield Group(rank, size, host)
     finally:
@@ -127,7 +128,7 @@ def joined(device: str) -> Iterator[Group]:
 
 
 def _place() -> tuple[int, int, int]:
-    """Rank, rank on this machine, and number of ranks, as torchrun tells them."""
+    """Rank, rank on this machine, and number of ranks, from the environment that torchrun sets."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return 0, 0, 1
@@ -149,14 +150,14 @@ def _take_gpu(local_rank: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
-def _attempt(work: Callable[[], T]) -> T | CerttrainError:
+def _attempt(work: Callable[[], _Result]) -> _Result | CerttrainError:
     try:
         return work()
     except CerttrainError as error:
         return error
 
 
-class _Total(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
     """The sum over the ranks.
 
     Each rank's loss depends on the sum, and the whole loss is the sum of
@@ -175,5 +176,5 @@ class _Total(torch.autograd.Function):
 def _summed(tensor: Tensor) -> Tensor:
     result = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(result)
-    # Compiled by torch 2.11, a function that returns what it has changed in place loses its gradient without a word.
+    # Compiled by torch 2.11, a function that returns what it has changed in place silently loses its gradient.
     return result.clone()

@@ -1,4 +1,4 @@
-"""How good a network is while it trains: on examples that it is not tested on."""
+"""A network's accuracy while it trains: on training examples and on those that are held out, never on the test set."""
 
 from collections.abc import Iterator
 
@@ -6,25 +6,41 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.data import ImageSet, to_unit
+from certtrain.network.assembly import Images
 from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.preset import Preset
 from certtrain.verdicts import Verdict, correct_points
 from certtrain.verification.certificate import Certifier
 
 SIZE = 200  # examples at a time
+NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured where no step measures it
+
+
+def epoch_accuracies(network: nn.Module, images: Images, preset: Preset, device: str) -> dict[str, float]:
+    """The accuracies at the end of an epoch that its steps do not measure, by name.
+
+    These are natural accuracy where the steps carry no clean batch, and both accuracies on the held-out examples.
+    """
+    found, held_out = dict[str, float](), images.validation
+    if preset.train.batch_norm_statistics != "clean":
+        found["natural_accuracy"] = natural_accuracy(network, images.train.take(NATURAL_EXAMPLES), device)
+    if held_out is not None:
+        natural, certified = certified_accuracy(network, held_out, preset.eps.max, device)
+        found |= {"validation_natural_accuracy": natural, "validation_certified_accuracy": certified}
+    return found
 
 
 @torch.no_grad()
 @tensor_cores(False)
 def natural_accuracy(network: nn.Module, images: ImageSet, device: str) -> float:
-    """Share of `images` that `network` classifies correctly, in evaluation mode."""
-    network.eval()
+    """Share of `images` that `network`, which is in evaluation mode, classifies correctly."""
     return sum(int(correct_points(network(x), labels).sum()) for x, labels in _parts(images, device)) / len(images)
 
 
 @tensor_cores(False)
 def certified_accuracy(network: nn.Module, images: ImageSet, eps: float, device: str) -> tuple[float, float]:
     """Shares of `images` that are classified correctly, and that are certified at radius `eps`."""
-    certifier, verdicts = Certifier(network.eval()), list[Verdict]()
+    certifier, verdicts = Certifier(network), list[Verdict]()
     for x, labels in _parts(images, device):
         verdicts += certifier.certify(x, labels, eps).verdicts
     wrong, proved = verdicts.count("misclassified"), verdicts.count("certified")

@@ -1,4 +1,4 @@
-"""What a training reports while it runs: plain values, for whoever listens."""
+"""The events of a training: plain values, with which the callback `emit` of a `RunContext` is called."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # a listener need not load torch to know the events
-    from certtrain.diagnostics.findings import LayerState
+if TYPE_CHECKING:  # so that a view need not load torch for the events
+    from certtrain.runs.epoch import Epoch, LayerState
     from certtrain.spec.preset import Preset
     from certtrain.verification.verify import Report
 
@@ -55,16 +55,14 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """`epoch` (from 1) is done; `record` is its line in metrics.jsonl, without the layers."""
+    """An epoch is done; `record` is its line in metrics.jsonl."""
 
-    epoch: int
-    record: dict[str, float | int | None]
-    layers: tuple[LayerState, ...]
+    record: Epoch
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that whoever watches should know."""
+    """A sentence about the run that a person should read."""
 
     text: str
 

@@ -2,9 +2,9 @@
 
 The loss of an example is log Σ_j exp(z_j) with z_j = logit[j] − logit[y]. Over
 the interval of z_j that interval bounds give, exp lies below its chord; so the
-sum lies below a linear function of the logits, which one pass back through the
-network bounds from above (Xu et al. 2020, section 3.3). BoundStep every margin
-takes a pass for each class.
+sum lies below a linear function of the logits, which one backsubstitution through
+the network bounds from above (Xu et al. 2020, section 3.3). Bounds of every margin
+take one for each class.
 """
 
 import torch
@@ -18,7 +18,7 @@ def fused_cross_entropy(trace: BoundTrace, labels: Tensor) -> Tensor:
     """An upper bound (B,) of each example's cross-entropy against `labels` (B,) over its box.
 
     Proved: it is never below the largest cross-entropy in the box, and it
-    takes one backward pass in place of one for each class. It may lie on
+    takes one backsubstitution in place of one for each class. It may lie on
     either side of the cross-entropy of the margins' linear bounds: a chord is
     looser than exp, one function for all classes is tighter than one for
     each. It is never above that of the interval bounds where the linear
@@ -29,8 +29,8 @@ def fused_cross_entropy(trace: BoundTrace, labels: Tensor) -> Tensor:
     lower, upper = _at_least_float(-margins.upper), _at_least_float(-margins.lower)  # of z (B, K)
     shift = upper.detach().amax(dim=1, keepdim=True)  # so that no exp overflows; it drops out at the end
     slope, value = _chord(lower - shift, upper - shift)
-    own = torch.zeros_like(slope).scatter(1, labels.unsqueeze(1), slope.sum(1, keepdim=True))
-    below = lower_bounds(trace, (own - slope).unsqueeze(1)).squeeze(1)  # of −Σ slope_j z_j
+    label_slope = torch.zeros_like(slope).scatter(1, labels.unsqueeze(1), slope.sum(1, keepdim=True))
+    below = lower_bounds(trace, (label_slope - slope).unsqueeze(1)).squeeze(1)  # of −Σ slope_j z_j
     total = (value - slope * upper).sum(1) - below
     # In exact arithmetic the bound is above its value at the lower ends; rounding must not bring it to zero.
     least = (lower - shift).exp().sum(1).clamp(min=torch.finfo(total.dtype).tiny)

@@ -1,4 +1,8 @@
-"""The training loss of one batch: natural or certified cross-entropy, and the warm-up's regularisers."""
+"""The training loss of one batch: natural or certified cross-entropy, and the warm-up's regularisers.
+
+The objective is what maps a pass to a robust loss, margins and named measures: `robust_loss` and `measures`.
+The mix with the natural loss and the regularisers, `combined_terms`, is the same for every objective.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,17 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from certtrain.bounds.box import PIXEL_RANGE, input_box
 from certtrain.bounds.checks import check_dtype, check_input, check_labels, shape_errors_as_data_errors
-from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.linear import margins as linear_margins
 from certtrain.bounds.methods import check_training_method
-from certtrain.bounds.statistics import remember
+from certtrain.bounds.statistics import remember, statistics_by_mode
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.errors import EpsilonError
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.schedule import warmup_weight
 from certtrain.training.fusion import fused_cross_entropy
 from certtrain.training.regularizers import regularizer_losses, sums_of, width_of
+from certtrain.verdicts import certified_points, correct_points
 
 SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
 
@@ -79,13 +85,14 @@ def objective_terms(
     `propagate`, and MethodError.
     """
     check_training_method(method)
-    check_input(x, (0.0, 1.0))
+    check_input(x, PIXEL_RANGE)
     eps, eps_max, graph = parse_eps(eps), parse_eps(eps_max), checked_graph(model, tuple(x.shape[1:]))
     check_dtype(model, x)
     if not 0 < eps_max >= eps:
         raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
     with shape_errors_as_data_errors(x):
-        trace = trace_bounds(graph, x, max(eps, SMALLEST_EPS), (0.0, 1.0))
+        box = input_box(x, max(eps, SMALLEST_EPS), with_clean=True)
+        trace = trace_bounds(graph, box, statistics=statistics_by_mode)
     check_labels(labels, trace.logits.box.centre.shape)
     remember(trace.statistics)
     warm = warmup_weight(eps, eps_max=eps_max)
@@ -163,3 +170,23 @@ def certified_cross_entropy(margins: Tensor, labels: Tensor) -> Tensor:
     Wong and Kolter 2018, theorem 2; Gowal et al. 2018, eq. 11.
     """
     return F.cross_entropy(-margins, labels)
+
+
+def measures(terms: LossTerms, clean: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    """What is logged of a batch, scalars by name, from its loss terms and clean logits (B, K), None without them.
+
+    These names are given here alone: sums, metrics and every view take them from there.
+    """
+    with torch.no_grad():
+        measured = {
+            "loss": terms.total,
+            "robust_loss": terms.robust,
+            "tightness_loss": terms.tightness,
+            "relu_balance_loss": terms.relu_balance,
+            "layers_without_balance": terms.skipped_layers.to(terms.total.dtype),
+            "certified_accuracy": certified_points(terms.margins, labels).float().mean(),
+        }
+        if clean is not None:
+            natural = correct_points(clean, labels).float().mean()
+            measured |= {"natural_loss": terms.natural, "natural_accuracy": natural}
+        return {name: value.detach() for name, value in measured.items()}

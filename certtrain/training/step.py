@@ -5,7 +5,7 @@ when somebody wants to know.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from math import isfinite
 from typing import NamedTuple
@@ -13,44 +13,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import checked_graph
-from certtrain.bounds.statistics import Source, batch_statistics, pooled_statistics, remember
+from certtrain.bounds.box import input_box
+from certtrain.bounds.checks import check_trainable
+from certtrain.bounds.statistics import (
+    StatisticsFunction,
+    StatisticsSource,
+    batch_statistics,
+    pooled_statistics,
+    remember,
+)
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import part_of
 from certtrain.errors import DeviceError
 from certtrain.runtime.precision import arithmetic, tensor_cores
 from certtrain.spec.preset import Preset
-from certtrain.spec.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
-from certtrain.training.compilation import Compiled, Function
+from certtrain.training.compilation import Compiled, TensorFunction
 from certtrain.training.distributed import ALONE, Group
-from certtrain.training.micro_batches import Accumulated, Batch, Settings, traces_in_parts
-from certtrain.training.objective import SMALLEST_EPS, LinearShare, LossTerms, Regularizers, loss_terms
+from certtrain.training.failures import first_not_finite
+from certtrain.training.measures import MeasureSums
+from certtrain.training.micro_batches import Accumulated, Accumulation, Bounded, TrainingBatch, traces_in_parts
+from certtrain.training.objective import LinearShare, Regularizers, loss_terms, measures
 from certtrain.training.optimizer import Adam
-from certtrain.verdicts import certified_points, correct_points
-from certtrain.verification.certificate import CLIP
+from certtrain.training.schedules import ActiveTerms, Controls, Schedules
 
 LARGEST_RATE = torch.finfo(torch.float32).max  # that the optimiser's own scalar holds
-
-
-class Controls(NamedTuple):
-    """What the schedules say in one step, as scalars on the device, so that one compiled graph serves all steps."""
-
-    eps: Tensor
-    certified: Tensor
-    tightness: Tensor
-    relu_balance: Tensor
-    linear: Tensor
-
-
-class Parts(NamedTuple):
-    """What a step computes besides interval bounds; with each other choice it is compiled anew."""
-
-    regularizers: bool
-    linear: bool
+GRADIENT_NORM = "gradient_norm"  # what the step itself measures, beside the objective's measures
 
 
 class Reading(NamedTuple):
-    """Sums over examples since they were last set, and the first step that was not finite, if any."""
+    """Sums over examples since they were last set, by the measures' names, and the first step that was not finite."""
 
     sums: dict[str, float]
     failed: int | None
@@ -73,62 +65,20 @@ class Stepper:
         on_failure: Callable[[str], None] = _fail,
         group: Group = ALONE,
     ) -> None:
-        self.preset, self.network, self.steps_per_epoch, self.compile = preset, network, steps_per_epoch, compile
-        self.group = group
-        self.source: Source = batch_statistics if group.size == 1 else pooled_statistics(group.gathered)
+        self.preset, self.network, self.compile, self.group = preset, network, compile, group
+        self.schedules = Schedules(preset, steps_per_epoch)
+        alone = group.size == 1
+        self.statistics: StatisticsFunction = batch_statistics if alone else pooled_statistics(group.gather)
         self.graph = checked_graph(network)
+        check_trainable(self.graph)
         self.device = next(network.parameters()).device
         self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
         self.average = copy.deepcopy(network) if preset.train.average > 0 else None
         self.compiled = Compiled(self._loss, on_failure) if compile else None
-        self.sums = torch.zeros(len(self.measures()) + 1, dtype=torch.float64, device=self.device)
+        self.sums = MeasureSums(self.device)
         self.failed = torch.full((), -1, device=self.device)
-
-    # --- schedules ---------------------------------------------------------------------------------------
-
-    def eps(self, step: int) -> float:
-        """ε in the 0-based `step`."""
-        ramp = self.preset.eps
-        return eps_at(
-            step, steps_per_epoch=self.steps_per_epoch, start=ramp.start, length=ramp.length, eps_max=self._eps_max()
-        )
-
-    def learning_rate(self, step: int) -> float:
-        """Adam's learning rate in the 0-based `step`."""
-        settings, per_epoch = self.preset.train, self.steps_per_epoch
-        if settings.schedule == "linear":
-            steps, warmup = settings.epochs * per_epoch, round(settings.warmup * per_epoch)
-            return linear_rate_at(step, base=settings.learning_rate, steps=steps, warmup=warmup)
-        return learning_rate_at(
-            step // per_epoch, base=settings.learning_rate, milestones=settings.milestones, decay=settings.decay
-        )
-
-    def _eps_max(self) -> float:
-        return min(self.preset.eps.max * self.preset.eps.train_factor, 1.0)
-
-    def _controls(self, step: int) -> Controls:
-        eps, settings = self.eps(step), self.preset.regularizer
-        warm = warmup_weight(eps, eps_max=self._eps_max())
-        weight = settings.weight * warm
-        weights = (weight * settings.tightness, weight * settings.relu_balance, warm)
-        values = (max(eps, SMALLEST_EPS), float(eps > 0), *weights)
-        dtype = next(self.network.parameters()).dtype
-        return Controls(*torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True).unbind())
-
-    def _parts_of(self, step: int) -> Parts:
-        """What the step computes of what fades out with the warm-up.
-
-        In a compiled step the regularisers cost less than compiling it again;
-        linear bounds cost more.
-        """
-        settings, eps = self.preset.regularizer, self.eps(step)
-        warming = eps < self._eps_max()
-        linear = self.preset.bounds.method == "crown-ibp" and self.preset.eps.length > 0
-        regularized = settings.weight > 0 and (settings.tightness or settings.relu_balance)
-        kept = self.compile and not linear
-        return Parts(regularized and (warming or kept), linear and warming and (eps > 0 or self.compile))
 
     # --- the step ----------------------------------------------------------------------------------------
 
@@ -142,32 +92,37 @@ class Stepper:
             measured = self._gradient(step, x, labels, share)
         bad = (~torch.stack(list(measured.values())).isfinite().all()).float()
         norm = self._whole_gradient(bad)
-        row = torch.stack([*measured.values(), norm, torch.ones_like(norm)]).detach()
         self._note_failure(step, (bad > 0) | ~norm.isfinite())
-        self.sums += row.double() * len(labels)
+        self.sums.add({**measured, GRADIENT_NORM: norm}, len(labels))
         for group in self.optimizer.param_groups:
-            group["lr"].fill_(min(self.learning_rate(step), LARGEST_RATE))
+            group["lr"].fill_(min(self.schedules.learning_rate(step), LARGEST_RATE))
         self.optimizer.step()
         if self.average is not None:
-            _follow(self.average, self.network, self.preset.train.average)
+            _move_average(self.average, self.network, self.preset.train.average)
 
     @property
     def result(self) -> nn.Module:
         """The network that the training is for: the moving average where there is one."""
         return self.network if self.average is None else self.average
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All that a step changes besides the optimiser, by the names that a checkpoint has for them."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"network": self.network, **average}
+
     def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
         """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
-        self.network.train()
-        x, controls, parts = _channels_last(x), self._controls(step), self._parts_of(step)
+        x, controls = _channels_last(x), self.schedules.controls(step, next(self.network.parameters()))
+        active = self.schedules.active_terms(step, compiled=self.compile)
         if self.preset.train.micro_batch is not None:
             self.optimizer.zero_grad()
-            return self._accumulate(x, labels, controls, parts, share)
+            return self._accumulate(x, labels, controls, active, share)
 
-        def descend(loss: Function) -> dict[str, Tensor]:
+        def descend(loss: TensorFunction) -> dict[str, Tensor]:
             self.optimizer.zero_grad()
             with self._arithmetic():
-                total, measured = loss(x, labels, controls, parts)
+                total, measured = loss(x, labels, controls, active)
             (total * share).backward()
             return dict(measured)
 
@@ -177,40 +132,49 @@ class Stepper:
         return self.compiled.use(descend) if self.compiled and whole else descend(self._loss)
 
     def _accumulate(
-        self, x: Tensor, labels: Tensor, controls: Controls, parts: Parts, share: float
+        self, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms, share: float
     ) -> dict[str, Tensor]:
         """The same gradient, from a few examples at a time."""
-        weights = self._weights(controls, parts)
-        passed = Accumulated(self._in_parts(), Batch(x, labels, controls.eps, controls.certified, weights, share))
-        remember(passed.statistics)
-        return _measure(passed.terms, passed.logits, labels)
 
-    def _in_parts(self) -> Settings:
-        size, source, pool = self.preset.train.micro_batch or 1, self.source, self.group.total
-        return Settings(self.graph, size, source, pool, self._arithmetic)
+        def bound(x: Tensor, labels: Tensor, statistics: StatisticsSource) -> Bounded:
+            trace = trace_bounds(self.graph, input_box(x, controls.eps), statistics=statistics)
+            return Bounded(trace.margins(labels), trace)
+
+        weights = self._weights(controls, active)
+        batch = TrainingBatch(x, labels, bound, controls.certified, weights, share)
+        passed = Accumulated(self._in_parts(), batch)
+        remember(passed.statistics)
+        return measures(passed.terms, passed.logits, labels)
+
+    def _in_parts(self) -> Accumulation:
+        size, pool = self.preset.train.micro_batch or 1, self.group.sum
+        return Accumulation(self.graph, size, self.statistics, pool, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
         """Add up the ranks' gradients, and `bad` with them, and cut the gradient to its largest norm; the norm."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        self.group.add_up([*gradients, bad])
+        self.group.sum_in_place([*gradients, bad])
         return nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
 
-    def _loss(self, x: Tensor, labels: Tensor, controls: Controls, parts: Parts) -> tuple[Tensor, dict[str, Tensor]]:
-        trace = trace_bounds(self.graph, x, controls.eps, CLIP, with_clean=self._with_clean(), source=self.source)
+    def _loss(
+        self, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        box = input_box(x, controls.eps, with_clean=self._with_clean())
+        trace = trace_bounds(self.graph, box, statistics=self.statistics)
         remember(trace.statistics)
         terms = loss_terms(
             trace,
             labels,
             certified=controls.certified,
-            regularizers=self._weights(controls, parts),
-            linear=LinearShare(controls.linear, self.preset.bounds.loss_fusion) if parts.linear else None,
-            pool=self.group.total,
+            regularizers=self._weights(controls, active),
+            linear=LinearShare(controls.linear, self.preset.bounds.loss_fusion) if active.linear else None,
+            pool=self.group.sum,
         )
-        return terms.total, _measure(terms, trace.clean, labels)
+        return terms.total, measures(terms, trace.clean, labels)
 
-    def _weights(self, controls: Controls, parts: Parts) -> Regularizers | None:
+    def _weights(self, controls: Controls, active: ActiveTerms) -> Regularizers | None:
         tolerance = self.preset.regularizer.tolerance
-        return Regularizers(controls.tightness, controls.relu_balance, tolerance) if parts.regularizers else None
+        return Regularizers(controls.tightness, controls.relu_balance, tolerance) if active.regularizers else None
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.preset.train.precision, self.device.type)
@@ -228,30 +192,21 @@ class Stepper:
 
     # --- what was measured -------------------------------------------------------------------------------
 
-    def measures(self) -> list[str]:
-        """The names of what a step measures, in the order of the sums."""
-        natural = ["natural_loss", "natural_accuracy"] if self._with_clean() else []
-        names = ["loss", "robust_loss", "tightness_loss", "relu_balance_loss", "layers_without_balance"]
-        return [*names, "certified_accuracy", *natural, "gradient_norm"]
-
     def read(self) -> Reading:
         """Wait for the device, and read what all steps since `set_sums` have measured, over all ranks."""
-        *sums, failed = torch.cat([self.group.total(self.sums), self.failed.double().unsqueeze(0)]).tolist()
-        names = [*self.measures(), "examples"]
-        return Reading(dict(zip(names, sums, strict=True)), int(failed) if failed >= 0 else None)
+        values = self.group.sum(self.sums.values)
+        *sums, failed = torch.cat([values, self.failed.double().unsqueeze(0)]).tolist()
+        return Reading(dict(zip(self.sums.names, sums, strict=True)), int(failed) if failed >= 0 else None)
 
-    def set_sums(self, sums: dict[str, float]) -> None:
+    def set_sums(self, sums: Mapping[str, float]) -> None:
         """Go on adding to these, which are over all ranks; an empty mapping starts anew."""
-        mine = sums if self.group.leads else {}
-        values = [mine.get(name, 0.0) for name in [*self.measures(), "examples"]]
-        self.sums.copy_(torch.tensor(values, dtype=torch.float64))
+        self.sums.set(sums if self.group.is_leader else dict.fromkeys(sums, 0.0))
 
     def _traces(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
         """The boxes of this rank's part of a batch, as the step computes them."""
-        self.network.train()
-        eps, size = max(self.eps(step), SMALLEST_EPS), self.preset.train.micro_batch or len(x)
-        clean = self._with_clean()
-        return traces_in_parts(self.graph, _channels_last(x), eps, size, with_clean=clean, source=self.source)
+        eps, size = self.schedules.positive_eps(step), self.preset.train.micro_batch or len(x)
+        box = input_box(_channels_last(x), eps, with_clean=self._with_clean())
+        return traces_in_parts(self.graph, box, size, statistics=self.statistics)
 
     def explain(self, step: int, x: Tensor, labels: Tensor) -> str:
         """What was not finite in a step that failed: the first such value, and the layer it comes from.
@@ -261,26 +216,15 @@ class Stepper:
         with tensor_cores(self.preset.train.precision == "tf32"):
             measured = self._gradient(step, x, labels, share=1.0)
         with self._arithmetic():
-            culprit = self._culprit(self._traces(step, x))
-        measured |= {"gradient_norm": self._whole_gradient(self._scalar(0.0))}
+            culprit = first_not_finite(self._traces(step, x), self.network)
+        measured |= {GRADIENT_NORM: self._whole_gradient(self._scalar(0.0))}
         bad = [f"{name} is {value.item()}" for name, value in measured.items() if not isfinite(value.item())]
-        what = self.group.first(bad[0] if bad else None) or "its loss was not finite"
-        return f"step {step}: {what}; {self.group.first(culprit) or 'all bounds and gradients are finite'}"
-
-    def _culprit(self, traces: Iterator[BoundTrace]) -> str | None:
-        boxes = ((name, box) for trace in traces for name, box in [*trace.relu_boxes, ("head", trace.logits.box)])
-        for name, box in boxes:
-            for what, tensor in (("clean values", box.clean), ("centres", box.centre), ("widths", box.radius)):
-                if tensor is not None and not bool(tensor.isfinite().all()):
-                    return f"the first layer with a value that is not finite is {name!r} ({what})"
-        for name, parameter in self.network.named_parameters():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                return f"all bounds are finite, but the gradient of {name!r} is not"
-        return None
+        what = self.group.first_text(bad[0] if bad else None) or "its loss was not finite"
+        return f"step {step}: {what}; {self.group.first_text(culprit) or 'all bounds and gradients are finite'}"
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+def _move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the average of weights and statistics towards the network's.
 
     torch's AveragedModel does the same, but keeps a counter on the CPU, for which it waits for a GPU twice a step.
@@ -294,20 +238,3 @@ def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _measure(terms: LossTerms, clean: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-    """All that is logged of a pass, in the order of `Stepper.measures`."""
-    with torch.no_grad():
-        measured = {
-            "loss": terms.total,
-            "robust_loss": terms.robust,
-            "tightness_loss": terms.tightness,
-            "relu_balance_loss": terms.relu_balance,
-            "layers_without_balance": terms.skipped_layers.to(terms.total.dtype),
-            "certified_accuracy": certified_points(terms.margins, labels).float().mean(),
-        }
-        if clean is not None:
-            natural = correct_points(clean, labels).float().mean()
-            measured |= {"natural_loss": terms.natural, "natural_accuracy": natural}
-        return {name: value.detach() for name, value in measured.items()}

@@ -1,13 +1,14 @@
 """A run's curves and results as TensorBoard event files."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from certtrain.errors import MissingExtra, StorageError
-from certtrain.runs.history import Epoch, read_epochs
+from certtrain.runs.epoch import Epoch, LayerState
+from certtrain.runs.history import read_epochs
 from certtrain.training.events import EpochDone, Event, Finished, Started, Stopped
 
 LAYER_NUMBERS = ("active", "unstable", "inactive", "dead", "width", "growth")
@@ -15,10 +16,10 @@ RESULTS = ("natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_e
 
 
 class TensorBoardLog:
-    """Listens to a training, and writes each epoch's numbers to `tensorboard/` in the run's folder.
+    """A listener that writes each epoch's numbers to `tensorboard/` in the run's folder.
 
     A resumed run writes all its epochs again, in the place of what earlier
-    sessions have left, so that the files always tell what metrics.jsonl does.
+    sessions have left, so that the files always hold what metrics.jsonl does.
     Raises MissingExtra where the package tensorboard is not installed,
     StorageError if a file cannot be written.
     """
@@ -33,14 +34,14 @@ class TensorBoardLog:
         self._epoch = 0
 
     def __call__(self, event: Event) -> None:
-        """Hear of one event."""
+        """Write what one event brings."""
         match event:
             case Started():
                 with _written(event.folder / "tensorboard"):
                     self._open(event)
             case EpochDone() if self._writer is not None:
                 with _written(Path(self._writer.log_dir)):
-                    self._add(event.epoch, event.record, [layer.to_dict() for layer in event.layers])
+                    self._add(event.record)
                     self._writer.flush()  # so that a killed run leaves all its epochs
             case Finished() if self._writer is not None:
                 with _written(Path(self._writer.log_dir)):
@@ -60,20 +61,17 @@ class TensorBoardLog:
         """Epochs of earlier sessions, at times that are as far apart as their seconds of training."""
         now, last = time.time(), _seconds(epochs[-1]) if epochs else 0.0
         for epoch in epochs:
-            layers = [layer.model_dump() for layer in epoch.layers]
-            self._add(epoch.epoch, epoch.numbers, layers, now - last + _seconds(epoch))
+            self._add(epoch, now - last + _seconds(epoch))
 
-    def _add(
-        self, epoch: int, record: Mapping[str, float | None], layers: list[dict[str, Any]], when: float | None = None
-    ) -> None:
+    def _add(self, record: Epoch, when: float | None = None) -> None:
         assert self._writer is not None  # a run starts before its first epoch is over
-        numbers = {_tag(name): value for name, value in record.items() if name not in ("epoch", "step")}
-        for layer in layers:
+        numbers = {_tag(name): value for name, value in record.numbers.items() if name != "step"}
+        for layer in map(LayerState.to_dict, record.layers):
             numbers |= {f"{name}/{layer['name']}": layer[name] for name in LAYER_NUMBERS}
         for tag, value in numbers.items():
             if value is not None:
-                self._writer.add_scalar(tag, value, epoch, when)
-        self._epoch = epoch
+                self._writer.add_scalar(tag, value, record.epoch, when)
+        self._epoch = record.epoch
 
     def _add_results(self, split: str, results: dict[str, Any]) -> None:
         assert self._writer is not None  # as above
@@ -91,7 +89,7 @@ def _tag(name: str) -> str:
 
 
 def _seconds(epoch: Epoch) -> float:
-    return epoch.numbers.get("seconds") or 0.0
+    return epoch.measured.get("seconds") or 0.0
 
 
 @contextmanager

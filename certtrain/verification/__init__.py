@@ -1,1 +1,1 @@
-"""Verification: certificates, attacks and exact methods as steps of one cascade over a set's points."""
+"""Verification: certificates, attacks and exact methods as steps of one cascade over the examples of a set."""

@@ -1,4 +1,4 @@
-"""Certificates: what is proved about each point, by which method, under which assumptions."""
+"""Certificates: what is proved about each example, by which method, under which assumptions."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.activations import statements_of
+from certtrain.bounds.box import PIXEL_RANGE, input_box
 from certtrain.bounds.checks import (
     check_dtype,
     check_evaluation_mode,
@@ -18,11 +19,11 @@ from certtrain.bounds.checks import (
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.guard import check_centres, check_margins
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
-from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.methods import method_named, up_to
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.rounding import Rounding, arithmetic_named
-from certtrain.bounds.settings import Settings
+from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.bounds.supported import checked_copy
 from certtrain.errors import UnsupportedLayer
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import arithmetic as run_in
@@ -31,16 +32,14 @@ from certtrain.spec.preset import Precision
 from certtrain.spec.shapes import Shape
 from certtrain.verdicts import Verdict, certified_points, correct_points
 
-CLIP = (0.0, 1.0)
-# A verdict needs no more than margins above zero, nor bounds where intervals know enough.
-VERDICTS_ALONE = Settings(dense=0, early_stop=True)
-
-ARITHMETIC = "float32"
-CHEAPEST = "ibp"
+DEPLOYED_IN = "float32"
+FASTEST = "ibp"
 PIXEL_INPUTS = "inputs are pixels in [0, 1]: each box is cut to that range"
-# Of intervals, which cost little more than inference, so many of a batch are held against inference; else all are.
+# By intervals, which cost little more than inference, so many of a batch are held against inference; else all are.
 GUARDED = 4
-SLACK = 1e-9  # of float64's own rounding, in the observed values of a network that never rounds
+OBSERVED_IN_FLOAT64 = (
+    1e-9  # share of an observed value that float64's rounding may take, of a network that never rounds
+)
 
 AS_GIVEN = "the network computes layer by layer, as given: folding BatchNorm into other layers changes its rounding"
 
@@ -49,7 +48,7 @@ AS_GIVEN = "the network computes layer by layer, as given: folding BatchNorm int
 class Certificates:
     """One batch's certificates.
 
-    verdicts: for each point, "certified" (correct, and every margin's lower
+    verdicts: for each example, "certified" (correct, and every margin's lower
         bound finite and above zero), "misclassified", or "open".
     margin: (B,) float64, the smallest lower bound of logit[y] − logit[j].
     method: the bound method behind them; assumptions: what they rest on.
@@ -66,7 +65,7 @@ class Certificates:
 
     @property
     def certified(self) -> Tensor:
-        """Which points (B,) are certified."""
+        """Which examples (B,) are certified."""
         return torch.tensor([verdict == "certified" for verdict in self.verdicts])
 
 
@@ -77,14 +76,14 @@ def certify(
     eps: float,
     *,
     method: str = "auto",
-    arithmetic: str = ARITHMETIC,
+    arithmetic: str = DEPLOYED_IN,
     memory: int = VERDICTS_ALONE.memory,
 ) -> Certificates:
     """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
 
     `x` are pixels in [0, 1]; the model must be in evaluation mode. `method`
-    "auto" is "ibp", the interval bounds; "crown-ibp", "crown" and "alpha-crown" are each dearer, and tighter on most
-    networks. Each takes the largest of its own margins and those of the methods before it.
+    "auto" is "ibp", the interval bounds; "crown-ibp", "crown" and "alpha-crown" are each tighter on most networks, and
+    slower. Each takes the largest of its own margins and those of the methods before it.
     `arithmetic` is what the deployed network computes in: "float32", "tf32",
     "bf16" (under torch.autocast), or "real" for a network that never rounds.
     `memory` is how many bytes the linear bounds may take at once, besides the
@@ -102,7 +101,7 @@ class Certifier:
     """`certify` for many batches of one model, whose float64 copy it makes once.
 
     settings: how bounds are computed; their rounding is that of `arithmetic`.
-    alone: without the methods before `method`, for points that those left open.
+    alone: without the methods before `method`, for examples that those left open.
     shape: of one input, without the batch, for a network whose forward pass asks for shapes.
     """
 
@@ -112,23 +111,20 @@ class Certifier:
         model: nn.Module,
         method: str = "auto",
         *,
-        arithmetic: str = ARITHMETIC,
+        arithmetic: str = DEPLOYED_IN,
         settings: Settings = VERDICTS_ALONE,
         alone: bool = False,
         shape: Shape | None = None,
     ) -> None:
         self.rounding = arithmetic_named(arithmetic)
         self.settings = replace(settings, rounding=self.rounding)
-        self.method = CHEAPEST if method == "auto" else method
+        self.method = FASTEST if method == "auto" else method
         self.bound = (method_named if alone else up_to)(self.method)
         check_modules(model)  # a copy does not have all that can be put around a network
         self.model = plain_model(model)
         # Convolutions in float64 lose a tenth of their speed in channels-last memory.
         self.exact = _copied(model).double().to(memory_format=torch.contiguous_format)
-        with torch.no_grad():  # as inference is
-            self.graph = checked_graph(self.exact, shape)
-            if shape is not None and checked_graph(self.model, shape).said() != self.graph.said():
-                raise UnsupportedLayer("the network computes something else in float64 than in its own precision")
+        self.graph = checked_copy(self.exact, self.model, shape)
         check_evaluation_mode(self.graph)
         _check_precision(model)
         self.assumptions = _assumptions(self.rounding, self.graph)
@@ -137,7 +133,7 @@ class Certifier:
     @torch.no_grad()
     def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
         """As the function `certify`."""
-        check_input(x, CLIP)
+        check_input(x, PIXEL_RANGE)
         if not (self.rounding.name == "bf16" and x.dtype == torch.bfloat16):  # which autocast takes as they are
             check_dtype(self.model, x)
         eps = parse_eps(eps)
@@ -156,7 +152,7 @@ class Certifier:
     @outside_inference_mode()
     @torch.no_grad()
     def proved(self, x: Tensor, labels: Tensor, eps: float, deadline: Deadline = NEVER) -> tuple[Tensor, Tensor]:
-        """Which points (B,) have every margin's lower bound above zero, and the smallest bounds (B,); no inference.
+        """Which examples (B,) have every margin's lower bound above zero, and the smallest bounds (B,); no inference.
 
         What is not proved by the deadline is not proved; a bound that was not computed is −∞.
         """
@@ -166,7 +162,7 @@ class Certifier:
     def guard(self, x: Tensor, labels: Tensor, eps: float, bounds: Tensor) -> None:
         """Raise SoundnessError if inference finds a margin below its bound (B, K), or the smallest below its (B, 1)."""
         if self.rounding.name == "real":
-            check_margins(self.exact, x.double(), labels, eps, bounds, slack=SLACK)
+            check_margins(self.exact, x.double(), labels, eps, bounds, slack=OBSERVED_IN_FLOAT64)
         else:
             check_margins(self.infer, x, labels, eps, bounds)
 
@@ -174,8 +170,9 @@ class Certifier:
         """Lower bounds (B, K), some of them or all held against inference."""
         x, settings = plain_tensor(x), replace(self.settings, deadline=deadline)
         with shape_errors_as_data_errors(x):
-            margins = self.bound(self.graph, x.double().contiguous(), eps, CLIP, settings).margins(labels)
-        rows = _spread(certified_points(margins, labels), GUARDED if self.method == CHEAPEST else len(x))
+            box = input_box(x.double().contiguous(), eps, rounding=self.rounding)
+            margins = self.bound(self.graph, box, settings).margins(labels)
+        rows = _spread(certified_points(margins, labels), GUARDED if self.method == FASTEST else len(x))
         self.guard(x[rows], labels[rows], eps, margins[rows])
         return margins
 

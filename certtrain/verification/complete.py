@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.checks import shape_errors_as_data_errors
-from certtrain.bounds.settings import Settings
-from certtrain.branching.examples import Boxed, Decided, check_point, decide_point
+from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.branching.examples import BoxedExample, CompleteResult, check_trees, decide_example
 from certtrain.verdicts import Verdict
-from certtrain.verification.certificate import VERDICTS_ALONE, Certifier
-from certtrain.verification.steps import Batch, Found, classified
+from certtrain.verification.certificate import Certifier
+from certtrain.verification.steps import ExampleBatch, StepResult, classified
 
 COMPLETE = "complete"
-RELATIVE = 1e-3  # of a margin that a tree proved, which another machine's search may not reach
+UNREACHED = 1e-3  # share of a margin that a tree proved, which another machine's search may not reach
 
 
 class CompleteStep:
-    """Branch and bound, one point after the other."""
+    """Branch and bound, one example after the other."""
 
     name = COMPLETE
 
@@ -27,70 +27,70 @@ class CompleteStep:
         self.model, self.arithmetic, self.settings = model, arithmetic, settings
         self.certifier: Certifier | None = None  # made when it is first needed: it holds a copy of the network
 
-    def __call__(self, batch: Batch) -> Found:
-        """As `Step`."""
+    def __call__(self, batch: ExampleBatch) -> StepResult:
+        """As `VerificationStep`."""
         correct = classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
         found = [self._decided(batch, row) if right else None for row, right in enumerate(correct)]
-        verdicts = [_verdict(decided) for decided in found]
-        hits = [None if decided is None else decided.counterexample for decided in found]
-        return Found(
-            verdicts,
-            torch.tensor([_margin(decided) for decided in found], dtype=torch.float64),
+        hits = [None if result is None else result.counterexample for result in found]
+        return StepResult(
+            [_verdict(result) for result in found],
+            torch.tensor([_margin(result) for result in found], dtype=torch.float64),
             torch.cat([x if hit is None else hit for hit, x in zip(hits, torch.split(batch.x, 1), strict=True)]),
-            [{} if decided is None else decided.trees for decided in found],
+            [{} if result is None else result.trees for result in found],
             complete=not batch.budget.over(),
         )
 
-    def recheck(self, batch: Batch, row: int, trees: Mapping[int, str], margin: float) -> str | None:
-        """What is wrong with the trees of a point that should prove `margin`; None if they prove it again."""
-        least = margin * (1 - RELATIVE)
+    def recheck(self, batch: ExampleBatch, row: int, trees: Mapping[int, str], margin: float) -> str | None:
+        """What is wrong with the trees of an example that should prove `margin`; None if they prove it again."""
+        least = margin * (1 - UNREACHED)
         try:
-            wrong = check_point(self.boxed(batch, row), self._classes(batch, row), trees, least, self.ready().settings)
+            classes, settings = self._classes(batch, row), self.prepared().settings
+            wrong = check_trees(self.example(batch, row), classes, trees, least, settings)
         except ValueError as error:
             return f"one of its trees is none: {error}"
         if wrong is None:
             self._guard(batch, row, least)
         return wrong
 
-    def boxed(self, batch: Batch, row: int) -> Boxed:
-        """One point of the batch."""
+    def example(self, batch: ExampleBatch, row: int) -> BoxedExample:
+        """One example of the batch."""
         x, label = batch.x[row : row + 1].contiguous(), batch.labels[row : row + 1]
-        return Boxed(self.model, self.ready().graph, x, label, batch.eps, self.arithmetic)
+        return BoxedExample(self.model, self.prepared().graph, x, label, batch.eps, self.arithmetic)
 
-    def ready(self) -> Certifier:
-        """What holds the float64 copy of the network. Raises MethodError or UnsupportedLayer."""
+    def prepared(self) -> Certifier:
+        """The certifier, which holds the float64 copy of the network. Raises MethodError or UnsupportedLayer."""
         if self.certifier is None:
             self.certifier = Certifier(self.model, arithmetic=self.arithmetic, settings=self.settings)
         return self.certifier
 
-    def _decided(self, batch: Batch, row: int) -> Decided:
+    def _decided(self, batch: ExampleBatch, row: int) -> CompleteResult:
         deadline = batch.deadline()
-        settings = replace(self.ready().settings, deadline=deadline)
+        settings = replace(self.prepared().settings, deadline=deadline)
         with shape_errors_as_data_errors(batch.x):
-            decided = decide_point(self.boxed(batch, row), self._classes(batch, row), settings)
-        if decided.margin is not None:
-            self._guard(batch, row, decided.margin)
-        return decided
+            result = decide_example(self.example(batch, row), self._classes(batch, row), settings)
+        if result.margin is not None:
+            self._guard(batch, row, result.margin)
+        return result
 
     @torch.no_grad()
-    def _guard(self, batch: Batch, row: int, margin: float) -> None:
+    def _guard(self, batch: ExampleBatch, row: int, margin: float) -> None:
         """Raise SoundnessError if inference contradicts the proof that no margin is below `margin`."""
         x, label = batch.x[row : row + 1], batch.labels[row : row + 1]
-        self.ready().guard(x, label, batch.eps, torch.full((1, 1), margin, dtype=torch.float64, device=x.device))
+        self.prepared().guard(x, label, batch.eps, torch.full((1, 1), margin, dtype=torch.float64, device=x.device))
 
     @torch.no_grad()
-    def _classes(self, batch: Batch, row: int) -> int:
+    def _classes(self, batch: ExampleBatch, row: int) -> int:
         logits: Tensor = self.model(batch.x[row : row + 1])
         return logits.shape[1]
 
 
-def _verdict(decided: Decided | None) -> Verdict:
-    if decided is None:
+def _verdict(result: CompleteResult | None) -> Verdict:
+    if result is None:
         return "misclassified"
-    if decided.proved:
+    if result.proved:
         return "certified"
-    return "open" if decided.counterexample is None else "falsified"
+    return "open" if result.counterexample is None else "falsified"
 
 
-def _margin(decided: Decided | None) -> float:
-    return math.nan if decided is None or decided.margin is None else decided.margin
+def _margin(result: CompleteResult | None) -> float:
+    return math.nan if result is None or result.margin is None else result.margin

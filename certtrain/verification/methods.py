@@ -2,21 +2,29 @@
 
 from torch import nn
 
-from certtrain.attack import Settings
+from certtrain.attack import AttackSettings
 from certtrain.bounds.methods import METHODS, method_named
 from certtrain.bounds.settings import Settings as BoundSettings
-from certtrain.verification.certificate import CHEAPEST, Certifier
+from certtrain.verification.certificate import FASTEST, Certifier
 from certtrain.verification.complete import COMPLETE, CompleteStep
 from certtrain.verification.milp import MILP, MilpStep
-from certtrain.verification.steps import ATTACK, INFERENCE, AttackStep, BoundStep, InferenceStep, Round, Step
+from certtrain.verification.steps import (
+    ATTACK,
+    INFERENCE,
+    AttackStep,
+    BoundStep,
+    InferenceStep,
+    Round,
+    VerificationStep,
+)
 
 AUTO = "auto"
-DEAR = 10  # a method beyond the cheapest gets so many times fewer points at once: time is looked at in between
+FEWER = 10  # a method beyond intervals gets so many times fewer examples at once: time is checked in between
 ONE_BY_ONE = (COMPLETE, MILP)
 
 
 def methods_of(method: str) -> tuple[str, ...]:
-    """The methods that a name stands for: "auto" is all of certtrain's own, from cheap to dear. Raises MethodError."""
+    """The methods that a name stands for: "auto" is all of certtrain's own, the fastest first. Raises MethodError."""
     if method == AUTO:
         return (*METHODS, COMPLETE)
     if method not in ONE_BY_ONE:
@@ -24,30 +32,30 @@ def methods_of(method: str) -> tuple[str, ...]:
     return (method,)
 
 
-def names_of(method: str, attack: Settings | None) -> tuple[str, ...]:
+def names_of(method: str, attack: AttackSettings | None) -> tuple[str, ...]:
     """The names of all steps that `method` stands for, in their order, and of the attack. Raises MethodError."""
     return (INFERENCE, *([ATTACK] if attack else []), *methods_of(method))
 
 
 def rounds_of(
-    model: nn.Module, method: str, attack: Settings | None, size: int, arithmetic: str, settings: BoundSettings
+    model: nn.Module, method: str, attack: AttackSettings | None, size: int, arithmetic: str, settings: BoundSettings
 ) -> list[Round]:
-    """What `method` stands for: all that is cheap together, on `size` points at once, then one dear step at a time.
+    """What `method` stands for: all that is fast together, on `size` examples at once, then one slow step at a time.
 
     `attack` None is no attack.
     """
     steps = {name: step_named(model, method, name, arithmetic, settings) for name in methods_of(method)}
-    cheap = [steps.pop(CHEAPEST)] if CHEAPEST in steps else []
+    fast = [steps.pop(FASTEST)] if FASTEST in steps else []
     attacks = [] if attack is None else [AttackStep(model, attack, arithmetic)]
-    first = Round((InferenceStep(model, arithmetic), *attacks, *cheap), size)
-    dear = [Round((step,), points_at_once(name, size), timed=name in ONE_BY_ONE) for name, step in steps.items()]
-    return [first, *dear]
+    first = Round((InferenceStep(model, arithmetic), *attacks, *fast), size)
+    slow = [Round((step,), examples_at_once(name, size), timed=name in ONE_BY_ONE) for name, step in steps.items()]
+    return [first, *slow]
 
 
-def step_named(model: nn.Module, method: str, name: str, arithmetic: str, settings: BoundSettings) -> Step:
+def step_named(model: nn.Module, method: str, name: str, arithmetic: str, settings: BoundSettings) -> VerificationStep:
     """The method `name`, as one of those that `method` stands for. Raises MethodError.
 
-    In the cascade a bound method comes to points that the cheaper ones left open, and does not repeat them.
+    In the cascade a bound method comes to examples that the faster ones left open, and does not repeat those.
     """
     if name == COMPLETE:
         return CompleteStep(model, arithmetic, settings)
@@ -56,15 +64,15 @@ def step_named(model: nn.Module, method: str, name: str, arithmetic: str, settin
     return BoundStep(model, name, arithmetic, settings, alone=method == AUTO)
 
 
-def points_at_once(method: str, size: int) -> int:
-    """How many points a method gets at once where the cheap steps get `size`."""
+def examples_at_once(method: str, size: int) -> int:
+    """How many examples a method gets at once where the fast steps get `size`."""
     if method in ONE_BY_ONE:
         return 1
-    return size if method == CHEAPEST else max(1, size // DEAR)
+    return size if method == FASTEST else max(1, size // FEWER)
 
 
 def assumptions_of(model: nn.Module, method: str, arithmetic: str) -> tuple[str, ...]:
     """What certificates of a network by that method, in that arithmetic, rest on. Raises MethodError."""
     methods_of(method)
-    found = Certifier(model, CHEAPEST, arithmetic=arithmetic).assumptions
+    found = Certifier(model, FASTEST, arithmetic=arithmetic).assumptions
     return (*MilpStep(model, arithmetic).assumptions, *found) if method == MILP else found

@@ -6,20 +6,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-from certtrain.attack.box import box_ends
+from certtrain.bounds.box import box_ends
 from certtrain.bounds.guard import check_margins
 from certtrain.errors import MethodError
 from certtrain.properties.cases import robustness
 from certtrain.properties.milp import TOLERANCE, minimum
 from certtrain.verdicts import Verdict
-from certtrain.verification.steps import Batch, Found, classified, fooled
+from certtrain.verification.steps import ExampleBatch, StepResult, classified, fooled
 
 MILP = "milp"
 OPINION = "a solver in float64 with tolerances, 1e-5 of which are taken off: a second opinion and no proof"
 
 
 class MilpStep:
-    """SciPy's HiGHS, one point and one class after the other."""
+    """SciPy's HiGHS, one example and one class after the other."""
 
     name, assumptions = MILP, (OPINION,)
 
@@ -33,15 +33,15 @@ class MilpStep:
         self.model, self.arithmetic = model, arithmetic
         self.exact: nn.Module | None = None
 
-    def __call__(self, batch: Batch) -> Found:
-        """As `Step`."""
+    def __call__(self, batch: ExampleBatch) -> StepResult:
+        """As `VerificationStep`."""
         found = [self._solved(batch, row) for row in range(len(batch.labels))]
         verdicts, margins, points = zip(*found, strict=True)
-        return Found(
+        return StepResult(
             verdicts, torch.tensor(margins, dtype=torch.float64), torch.cat(points), complete=not batch.budget.over()
         )
 
-    def _solved(self, batch: Batch, row: int) -> tuple[Verdict, float, Tensor]:
+    def _solved(self, batch: ExampleBatch, row: int) -> tuple[Verdict, float, Tensor]:
         x, label, deadline = batch.x[row : row + 1], batch.labels[row : row + 1], batch.deadline()
         if not bool(classified(self.model, x, label, self.arithmetic)):
             return "misclassified", math.nan, x
@@ -52,7 +52,7 @@ class MilpStep:
                 return "open", math.nan, x
             found = minimum(exact, x.shape[1:], case, deadline=deadline)
             margins.append(found.proved)
-            if found.point is not None and (hit := self._broken(found.point, x, label, batch.eps)) is not None:
+            if found.point is not None and (hit := self._counterexample(found.point, x, label, batch.eps)) is not None:
                 return "falsified", math.nan, hit
             if not 0 < found.proved < math.inf:
                 return "open", math.nan, x
@@ -61,7 +61,7 @@ class MilpStep:
             check_margins(exact, x.cpu().double(), label.cpu(), batch.eps, proved, slack=TOLERANCE)
         return "certified", min(margins), x
 
-    def _broken(self, point: Tensor, x: Tensor, label: Tensor, eps: float) -> Tensor | None:
+    def _counterexample(self, point: Tensor, x: Tensor, label: Tensor, eps: float) -> Tensor | None:
         """The solver's input (N,), rounded into the box of `x` (1, …), if plain inference misclassifies it."""
         lower, upper = box_ends(x, eps)
         near = point.to(x).view_as(x).clamp(lower, upper)

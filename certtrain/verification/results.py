@@ -10,7 +10,7 @@ from certtrain.verdicts import VERDICTS, Verdict
 
 
 @dataclass(frozen=True)
-class Point:
+class ExampleResult:
     """What is known about one example.
 
     margin: the greatest of the lower bounds of its smallest margin that the
@@ -33,41 +33,45 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of a cascade as it went: points tried, points that it decided, seconds in all."""
+class StepSummary:
+    """One step of a cascade: how many examples came to it, how many of them it decided, and its seconds in all."""
 
     name: str
-    points: int
+    examples: int
     decided: int
     seconds: float
 
     @property
-    def seconds_per_point(self) -> float:
-        """0 where no point was tried."""
-        return self.seconds / self.points if self.points else 0.0
+    def seconds_per_example(self) -> float:
+        """0 where none came to it."""
+        return self.seconds / self.examples if self.examples else 0.0
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """As in reports, which call the examples points."""
+        return {"name": self.name, "points": self.examples, "decided": self.decided, "seconds": self.seconds}
 
 
-class Judged(Protocol):
-    """What has a verdict."""
+class HasVerdict(Protocol):
+    """A result, or a record of one."""
 
     @property
     def verdict(self) -> Verdict:
         """One of `VERDICTS`."""
 
 
-def count(points: Iterable[Judged]) -> dict[Verdict, int]:
-    """How many points have each verdict."""
+def count(results: Iterable[HasVerdict]) -> dict[Verdict, int]:
+    """How many of the results have each verdict."""
     counts = dict.fromkeys(VERDICTS, 0)
-    for point in points:
-        counts[point.verdict] += 1
+    for result in results:
+        counts[result.verdict] += 1
     return counts
 
 
-def stages(points: Sequence[Point], names: Iterable[str]) -> tuple[Stage, ...]:
-    """How each of the steps in `names` went."""
-    return tuple(_stage(name, points) for name in names)
+def step_summaries(results: Sequence[ExampleResult], names: Iterable[str]) -> tuple[StepSummary, ...]:
+    """A summary for each of the steps in `names`."""
+    return tuple(_summary(name, results) for name in names)
 
 
-def _stage(name: str, points: Sequence[Point]) -> Stage:
-    seconds = [point.tried[name] for point in points if name in point.tried]
-    return Stage(name, len(seconds), sum(point.method == name for point in points), sum(seconds))
+def _summary(name: str, results: Sequence[ExampleResult]) -> StepSummary:
+    seconds = [result.tried[name] for result in results if name in result.tried]
+    return StepSummary(name, len(seconds), sum(result.method == name for result in results), sum(seconds))

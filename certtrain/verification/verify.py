@@ -1,32 +1,33 @@
 """Verification of a model on a set: bounds from below, attack from above, and their record."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from certtrain.attack import Settings, described
-from certtrain.bounds.checks import kind_of
+from certtrain.attack import AttackSettings, described
+from certtrain.bounds.checks import check_evaluation_mode, kind_of
 from certtrain.bounds.inference import outside_inference_mode, plain_model
-from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.modules import check_modules
+from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.settings import Settings as BoundSettings
+from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.errors import DataError, NetworkError
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import parse_eps
-from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnPoints, OnRound
-from certtrain.verification.certificate import ARITHMETIC, VERDICTS_ALONE
+from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnExamples, OnRound
+from certtrain.verification.certificate import DEPLOYED_IN
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
-from certtrain.verification.results import Point, Stage, count, stages
-
-Network = Literal["saved", "folded"]
+from certtrain.verification.results import ExampleResult, StepSummary, count, step_summaries
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Report:
     """Counts over a set, and the accuracies and errors that they give, as shares of all examples.
 
     method: as it was asked for; stages: what was tried, in that order, over all
-        sessions that the points come from. seconds: of this one.
+        sessions that the results come from. seconds: of this one.
     network: "saved", as it stands in its file, or "folded", as `export` writes it.
-    unfinished: how many of the open points some step has not been tried on, for want of time.
+    unfinished: how many of the open examples some step has not been tried on, for want of time.
     """
 
     dataset: str
@@ -51,9 +52,9 @@ class Report:
     attack: dict[str, int | str]
     assumptions: tuple[str, ...]
     seconds: float
-    stages: tuple[Stage, ...] = ()
-    network: Network = "saved"
-    arithmetic: str = ARITHMETIC
+    stages: tuple[StepSummary, ...] = ()
+    network: NetworkName = "saved"
+    arithmetic: str = DEPLOYED_IN
     unfinished: int = 0
 
     @property
@@ -63,7 +64,7 @@ class Report:
 
     @property
     def pgd_accuracy(self) -> float:
-        """Share that the attack did not break: an upper limit on robust accuracy; without one the natural accuracy."""
+        """Share that no attack falsified: an upper limit on robust accuracy; without an attack the natural accuracy."""
         return (self.certified + self.open) / self.examples
 
     @property
@@ -80,7 +81,7 @@ class Report:
             "natural_error": 1 - self.natural_accuracy,
             "verified_error": 1 - self.certified_accuracy,
         }
-        return asdict(self) | accuracies
+        return asdict(self) | {"stages": tuple(stage.to_dict() for stage in self.stages)} | accuracies
 
 
 @outside_inference_mode()
@@ -90,43 +91,48 @@ def verify(
     images: ImageSet,
     eps: float,
     *,
-    attack: Settings | None,
+    attack: AttackSettings | None,
     method: str = "auto",
-    network: Network = "saved",
-    arithmetic: str = ARITHMETIC,
+    network: NetworkName = "saved",
+    arithmetic: str = DEPLOYED_IN,
     bounds: BoundSettings = VERDICTS_ALONE,
     limits: Limits = UNLIMITED,
     batch_size: int = 200,
-    known: Sequence[Point] = (),
-    on_points: OnPoints = lambda points: None,
-    on_round: OnRound = lambda names, points: None,
+    known: Sequence[ExampleResult] = (),
+    on_examples: OnExamples = lambda results: None,
+    on_round: OnRound = lambda names, examples: None,
+    on_points: OnExamples | None = None,
 ) -> Report:
     """Classify, attack and certify each example.
 
     `method` "auto" is the cascade: attack and interval bounds first, each
-    tighter method on the points that are open after that, within `limits`. A
-    method's name is that method alone. `known` points are not looked at again,
-    but for the methods that have not been tried on those that are open. Without
-    an `attack` (None) no point is falsified. `bounds` says how bounds are computed.
+    tighter method on the examples that are open after that, within `limits`. A
+    method's name is that method alone. Examples that are `known` are not tried
+    again, but by methods that have not been tried on those that are open.
+    Without an `attack` (None) no example is falsified. `bounds` says how bounds are computed.
 
-    `on_round` hears of each round, by its steps' names and the number of points
-    that come to it; `on_points` of each batch of it as it is done, so of an open
-    point once a round. An exception that they raise ends the verification.
+    `on_round` is called at the start of each round, with its steps' names and the
+    number of examples that come to it; `on_examples` with the results of each
+    batch, so for an open example once a round. An exception that they raise ends
+    the verification. `on_points` is the old name of `on_examples`.
 
     Certificates are for the network that computes in `arithmetic`, as for
     `certify`; inference and attack run in it. Raises DataError if the images do not fit the model, MethodError,
-    EpsilonError, and SoundnessError if a certified point was attacked: then a
-    bound is wrong.
+    EpsilonError, UnsupportedLayer, and SoundnessError if a counterexample to a
+    certificate was found: then a bound is wrong.
     """
+    if on_points is not None:
+        warnings.warn("the argument on_points of verify is now called on_examples", DeprecationWarning, stacklevel=4)
+        on_examples = on_points
     _check_kinds(model, images)
     check_fit(model, images)
-    with torch.no_grad():
-        checked_graph(model, model.metadata.input_shape)  # what is read of it is replayed before anything is claimed
+    with torch.no_grad():  # what is read of it is replayed before anything is claimed
+        check_evaluation_mode(checked_graph(model, model.metadata.input_shape))
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
-    points = Cascade(model, images, eps, rounds, limits, known, on_points, on_round).run()
-    counts, steps = count(points), names_of(method, attack)
+    results = Cascade(model, images, eps, rounds, limits, known, on_examples, on_round).run()
+    counts, steps = count(results), names_of(method, attack)
     return Report(
         dataset=images.name,
         split=images.split,
@@ -140,14 +146,14 @@ def verify(
         attack=described(attack),
         assumptions=assumptions_of(model, method, arithmetic),
         seconds=time.monotonic() - start,
-        stages=stages(points, steps),
+        stages=step_summaries(results, steps),
         network=network,
         arithmetic=arithmetic,
-        unfinished=sum(point.verdict == "open" and not set(steps) <= point.tried.keys() for point in points),
+        unfinished=sum(result.verdict == "open" and not set(steps) <= result.tried.keys() for result in results),
     )
 
 
-def network_of(model: Classifier, network: Network) -> Classifier:
+def network_of(model: Classifier, network: NetworkName) -> Classifier:
     """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer."""
     if network == "saved":
         return model

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certtrain.attack import APGD, PGD, Settings, attack, losses
-from certtrain.attack.apgd import MOMENTUM, Climb, _checked, _next, checkpoints
-from certtrain.attack.state import batch_of
+from certtrain.attack import APGD, PGD, AttackSettings, attack, losses
+from certtrain.attack.apgd import MOMENTUM, Iterates, _checked, _next, checkpoints
+from certtrain.attack.criterion import batch_of
 
 LOGITS = torch.tensor([[5.0, 3.0, 2.0, -1.0, 0.0], [1.0, 4.0, 2.0, 0.0, 3.0]])
 LABELS, TARGETS = torch.tensor([0, 0]), torch.tensor([2, 4])
@@ -56,15 +56,17 @@ def test_cross_entropies_by_hand():
         (APGD("dlr", targets=9), 3, losses.targeted_margin),
     ],
 )
-def test_the_ratio_gives_way_to_the_margin_where_classes_are_few(settings: Settings, classes: int, loss: losses.Loss):
+def test_the_ratio_gives_way_to_the_margin_where_classes_are_few(
+    settings: AttackSettings, classes: int, loss: losses.Loss
+):
     assert losses.loss_of(settings, classes) is loss
 
 
-def climb(rises: list[int], halved: list[bool], best: list[float], checked: list[float]) -> Climb:
+def climb(rises: list[int], halved: list[bool], best: list[float], checked: list[float]) -> Iterates:
     """At a checkpoint: the point is 0 and the best one 1, their gradients 2 and 3; the loss is −1."""
     one = torch.ones(len(rises))
     column = one.unsqueeze(1)
-    return Climb(
+    return Iterates(
         point=0 * column,
         previous=-column,
         gradient=2 * column,
@@ -94,11 +96,12 @@ def test_steps_are_halved_by_the_two_conditions():
 
 
 def test_a_step_keeps_a_quarter_of_the_last_move():
-    """Up by 0.2 from 0.5, after a move of 0.1: three quarters of one, one quarter of the other."""
+    """Up by 0.4 of the radius 0.5 from 0.5, after a move of 0.1: three quarters of one, one quarter of the other."""
     x = torch.full((1, 1), 0.5)
-    state = climb([0], [False], [0.0], [0.0])._replace(point=x, previous=x - 0.1, step=torch.tensor([0.2]))
+    state = climb([0], [False], [0.0], [0.0])._replace(point=x, previous=x - 0.1, step=torch.tensor([0.4]))
     assert _next(state, batch_of(x, torch.zeros(1), 0.5), MOMENTUM).item() == pytest.approx(0.5 + 0.15 + 0.025)
-    assert _next(state, batch_of(x, torch.zeros(1), 0.1), MOMENTUM).item() == pytest.approx(0.5 + 0.075 + 0.025)
+    narrow = batch_of(x, torch.zeros(1), 0.1)._replace(radius=0.5)
+    assert _next(state, narrow, MOMENTUM).item() == pytest.approx(0.5 + 0.075 + 0.025)
     assert _next(state, batch_of(x, torch.zeros(1), 0.5), 1.0).item() == pytest.approx(0.7)
 
 
@@ -112,8 +115,8 @@ class Valley(nn.Module):
 
 def test_small_steps_find_what_large_ones_leap_over():
     x, labels = torch.full((1, 1), 0.5), torch.zeros(1, dtype=torch.long)
-    assert attack(Valley(), x, labels, 0.4, APGD("dlr")).broken.all()
-    assert attack(Valley(), x, labels, 0.4, APGD()).broken.all()
+    assert attack(Valley(), x, labels, 0.4, APGD("dlr")).falsified.all()
+    assert attack(Valley(), x, labels, 0.4, APGD()).falsified.all()
 
 
 class Written(nn.Module):

@@ -8,14 +8,14 @@ import torch
 from tiny import classifier, images
 from torch import Generator, Tensor, nn
 
-from certtrain.attack import APGD, ATTACKS, PGD, Attacked, Settings, attack, named
-from certtrain.attack.state import running
+from certtrain.attack import APGD, ATTACKS, PGD, Attacked, AttackSettings, attack, named
+from certtrain.attack.criterion import running
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.verdicts import correct_points
 
 EPS = 0.1
-SETTINGS: list[Settings] = [named(name, steps=12) for name in ATTACKS]
+SETTINGS: list[AttackSettings] = [named(name, steps=12) for name in ATTACKS]
 STRONG = (PGD(), APGD(), APGD("dlr", targets=9))
 every_attack = pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.name)
 
@@ -56,11 +56,11 @@ def exact_margins(x: Tensor, labels: Tensor, eps: float) -> Tensor:
 
 
 @every_attack
-def test_on_a_linear_model_it_finds_an_adversarial_input_exactly_where_there_is_one(settings: Settings):
+def test_on_a_linear_model_it_finds_an_adversarial_input_exactly_where_there_is_one(settings: AttackSettings):
     x, labels = points()
     worst = exact_margins(x, labels, EPS)
     clear = worst.abs() > 1e-5
-    broken = attack(linear(), x, labels, EPS, settings).broken
+    broken = attack(linear(), x, labels, EPS, settings).falsified
     assert torch.equal(broken[clear], worst[clear] < 0)
     assert 20 < broken.sum() < 180
 
@@ -83,7 +83,7 @@ def test_adversarial_inputs_are_misclassified_and_others_untouched():
 
 @pytest.mark.parametrize("eps", [0.0, 1e-9, 8 / 255, 0.1, 1.0])
 @every_attack
-def test_no_input_that_is_tried_leaves_the_box_of_real_numbers(settings: Settings, eps: float):
+def test_no_input_that_is_tried_leaves_the_box_of_real_numbers(settings: AttackSettings, eps: float):
     model, data = Listening(classifier(seed=1)), images(30)
     x = to_unit(data.images)
     x[:4], x[4:8] = 0.0, 1.0
@@ -99,14 +99,14 @@ def test_no_input_that_is_tried_leaves_the_box_of_real_numbers(settings: Setting
 
 def test_more_eps_breaks_no_fewer():
     x, labels = points()
-    counts = [attack(linear(), x, labels, eps, PGD()).broken.sum().item() for eps in (0.0, 0.02, 0.1, 0.3, 1.0)]
+    counts = [attack(linear(), x, labels, eps, PGD()).falsified.sum().item() for eps in (0.0, 0.02, 0.1, 0.3, 1.0)]
     assert counts == sorted(counts)
     assert counts[0] == 0 < counts[1]
     assert counts[-1] == 200
 
 
 @every_attack
-def test_the_same_seed_repeats_and_another_starts_elsewhere(settings: Settings):
+def test_the_same_seed_repeats_and_another_starts_elsewhere(settings: AttackSettings):
     model, x, labels, _ = attacked()
     runs = [attack(model, x, labels, 0.3, replace(settings, steps=2, seed=seed)).adversarial for seed in (0, 0, 1)]
     assert torch.equal(runs[0], runs[1])
@@ -124,35 +124,35 @@ def test_each_example_has_a_start_of_its_own_by_its_number():
 
 @every_attack
 @pytest.mark.parametrize("size", [1, 7])
-def test_the_size_of_the_batches_does_not_change_what_is_found(settings: Settings, size: int):
+def test_the_size_of_the_batches_does_not_change_what_is_found(settings: AttackSettings, size: int):
     model, x, labels, _ = attacked()
     whole = attack(model, x, labels, EPS, settings)
     firsts = range(0, len(x), size)
     parts = [attack(model, x[n : n + size], labels[n : n + size], EPS, settings, n) for n in firsts]
-    assert torch.equal(torch.cat([part.broken for part in parts]), whole.broken)
+    assert torch.equal(torch.cat([part.falsified for part in parts]), whole.falsified)
     assert torch.allclose(torch.cat([part.adversarial for part in parts]), whole.adversarial, atol=1e-5)
-    assert 0 < whole.broken.sum() < len(x)
+    assert 0 < whole.falsified.sum() < len(x)
 
 
 @every_attack
-def test_one_more_attack_only_breaks_more(settings: Settings):
+def test_one_more_attack_only_breaks_more(settings: AttackSettings):
     model, x, labels, _ = attacked()
     weak = attack(model, x, labels, EPS, PGD(steps=1))
     both = attack(model, x, labels, EPS, (PGD(steps=1), settings))
-    assert bool((both.broken | ~weak.broken).all())
-    assert torch.equal(both.adversarial[weak.broken], weak.adversarial[weak.broken])
-    assert both.broken.sum() > weak.broken.sum()
+    assert bool((both.falsified | ~weak.falsified).all())
+    assert torch.equal(both.adversarial[weak.falsified], weak.adversarial[weak.falsified])
+    assert both.falsified.sum() > weak.falsified.sum()
 
 
 def test_without_attacks_only_the_clean_inputs_are_tried():
     model, x, labels, _ = attacked()
-    assert not attack(model, x, labels, EPS, ()).broken.any()
-    assert attack(model, x, (labels + 1) % 3, EPS, ()).broken.all()
+    assert not attack(model, x, labels, EPS, ()).falsified.any()
+    assert attack(model, x, (labels + 1) % 3, EPS, ()).falsified.all()
 
 
 def test_points_that_are_broken_are_left_alone():
     model, (_, x, labels, _) = Listening(classifier(seed=1)), attacked()
-    broken = attack(model, x, labels, EPS, PGD(steps=40)).broken
+    broken = attack(model, x, labels, EPS, PGD(steps=40)).falsified
     sizes = [len(heard) for heard in model.heard if len(heard) > 1]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == len(x)
@@ -165,7 +165,7 @@ def test_what_breaks_in_a_batch_alone_is_no_counterexample():
             return linear()(x) * (1 if len(x) == 1 else -1)
 
     x, labels = points()
-    assert not attack(Moody(), x, labels, 0.0, PGD()).broken.any()
+    assert not attack(Moody(), x, labels, 0.0, PGD()).falsified.any()
 
 
 def test_a_constant_network_gives_no_direction_and_no_harm():
@@ -174,7 +174,7 @@ def test_a_constant_network_gives_no_direction_and_no_harm():
             return (0 * x.sum(1, keepdim=True)) + torch.tensor([1.0, 0.0, 0.0, 0.0])
 
     x, labels = torch.rand(5, 6), torch.zeros(5, dtype=torch.long)
-    assert not attack(Flat(), x, labels, EPS, SETTINGS).broken.any()
+    assert not attack(Flat(), x, labels, EPS, SETTINGS).falsified.any()
 
 
 def test_a_gradient_that_is_no_number_is_no_direction():
@@ -184,7 +184,7 @@ def test_a_gradient_that_is_no_number_is_no_direction():
             return torch.cat([1 + stuck, -stuck], dim=1)
 
     x, labels = torch.rand(5, 6), torch.zeros(5, dtype=torch.long)
-    assert not attack(Root(), x, labels, EPS, SETTINGS).broken.any()
+    assert not attack(Root(), x, labels, EPS, SETTINGS).falsified.any()
 
 
 def test_a_tie_is_a_counterexample():
@@ -194,8 +194,8 @@ def test_a_tie_is_a_counterexample():
             return torch.cat([(first - 0.5).relu(), torch.zeros_like(first)], dim=1)
 
     x, labels = torch.full((1, 1), 0.55), torch.zeros(1, dtype=torch.long)
-    assert attack(Clipped(), x, labels, EPS, PGD()).broken.all()
-    assert not attack(Clipped(), x, labels, 0.04, PGD()).broken.any()
+    assert attack(Clipped(), x, labels, EPS, PGD()).falsified.all()
+    assert not attack(Clipped(), x, labels, 0.04, PGD()).falsified.any()
 
 
 @pytest.mark.parametrize("arithmetic", ["real", "float32", "tf32", "bf16"])
@@ -213,8 +213,8 @@ def test_coarser_arithmetic_is_another_network():
     layer, x = nn.Linear(1, 2, bias=False), torch.ones(1, 1)
     layer.load_state_dict({"weight": torch.tensor([[256.5], [256.0]])})
     label = torch.zeros(1, dtype=torch.long)
-    assert not attack(layer, x, label, 0.0, ()).broken.any()
-    assert attack(layer, x, label, 0.0, (), arithmetic="bf16").broken.all()
+    assert not attack(layer, x, label, 0.0, ()).falsified.any()
+    assert attack(layer, x, label, 0.0, (), arithmetic="bf16").falsified.all()
 
 
 def test_it_stops_when_told_and_keeps_what_it_has():
@@ -227,7 +227,7 @@ def test_it_stops_when_told_and_keeps_what_it_has():
 
     early = attack(model, x, labels, EPS, STRONG, stop=stop)
     assert len(asked) < 10
-    assert 0 < early.broken.sum() <= whole.broken.sum()
+    assert 0 < early.falsified.sum() <= whole.falsified.sum()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_the_global_random_numbers_are_not_touched():
 
 def test_restarts_break_no_fewer():
     model, x, labels, _ = attacked()
-    once, often = (attack(model, x, labels, EPS, PGD(steps=2, restarts=n)).broken for n in (1, 5))
+    once, often = (attack(model, x, labels, EPS, PGD(steps=2, restarts=n)).falsified for n in (1, 5))
     assert bool((often | ~once).all())
 
 
@@ -268,14 +268,14 @@ def test_without_eps_only_what_is_misclassified_is_broken():
 
 def test_what_is_misclassified_already_counts_as_broken():
     model, x, labels, _ = attacked()
-    assert attack(model, x, (labels + 1) % 3, EPS, PGD(steps=1)).broken.all()
+    assert attack(model, x, (labels + 1) % 3, EPS, PGD(steps=1)).falsified.all()
 
 
 def test_what_is_not_finite_counts_as_broken():
     model = linear()
     with torch.no_grad():
         model.weight[0, 0] = torch.nan
-    assert attack(model, *points(5), EPS, PGD(steps=2)).broken.all()
+    assert attack(model, *points(5), EPS, PGD(steps=2)).falsified.all()
 
 
 @pytest.mark.parametrize("training", [True, False])

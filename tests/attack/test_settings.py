@@ -2,7 +2,7 @@
 
 import pytest
 
-from certtrain.attack import APGD, ATTACKS, PGD, Settings, named
+from certtrain.attack import APGD, ATTACKS, PGD, AttackSettings, named
 from certtrain.errors import MethodError
 
 
@@ -19,7 +19,7 @@ def test_what_is_none_stays_as_it_is():
 
 
 @pytest.mark.parametrize("settings", [PGD(), PGD(targets=2), APGD(), APGD("dlr"), APGD("ce", targets=4)])
-def test_settings_are_plain_values(settings: Settings):
+def test_settings_are_plain_values(settings: AttackSettings):
     described = settings.to_dict()
     described.pop("name")
     assert type(settings)(**described) == settings

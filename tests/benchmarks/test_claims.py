@@ -266,11 +266,9 @@ def test_the_page_has_sentences_tables_and_a_panel_for_each_method(incomplete: A
     pytest.importorskip("matplotlib")
     from claims_found import short
     from claims_plan import METHODS
-    from claims_report import blocks
+    from claims_report import page as claims_page
 
-    from certtrain.reports import html
-
-    page = Page(html.page("claims", blocks(incomplete, sweeps(ibp=1.0))))
+    page = Page(claims_page(incomplete, sweeps(ibp=1.0)))
     assert len(page.ids) == len(set(page.ids))
     assert page.tags.count("svg") == 1 + 2 * 3
     assert "107 of 108 runs are there; 1 of them failed." in page.text
@@ -284,12 +282,13 @@ def test_what_has_no_runs_is_left_out_or_empty():
     pytest.importorskip("matplotlib")
     from claims_found import Found
     from claims_plan import Run
-    from claims_report import blocks, markdown
+    from claims_report import markdown
+    from claims_report import page as claims_page
 
     run = Run("vanilla IBP", "short", 0.3, 0)
     found = Found({run: record(run, 0.5)})
     assert "ε = 0.4. Mean" not in markdown(found, sweeps())
-    page = "".join(blocks(found, sweeps()))
+    page = claims_page(found, sweeps())
     assert "fast (short: 0 of 1 seeds; long: 0 of 1 seeds)" in page
     assert "Training at ε = 0.4" not in page
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds import guard
-from certtrain.bounds.methods import METHODS, Method
+from certtrain.bounds.methods import METHODS, BoundMethod
 from certtrain.data import load_images
 from certtrain.network.assembly import describe
 from certtrain.network.modelfile import save_model
@@ -64,7 +64,7 @@ def test_one_small_network_is_tried_in_seconds(soundness, capsys: pytest.Capture
     assert row[5:8] == ["0", "0", "0"]
 
 
-def shifted(method: Method, by: float) -> Method:
+def shifted(method: BoundMethod, by: float) -> BoundMethod:
     """A method whose margins are too high."""
 
     class High:
@@ -81,9 +81,9 @@ def shifted(method: Method, by: float) -> Method:
     return lambda *arguments, **options: High(method(*arguments, **options))
 
 
-def narrowed(method: Method) -> Method:
+def narrowed(method: BoundMethod) -> BoundMethod:
     """A method that bounds boxes of half the radius."""
-    return lambda graph, x, eps, *rest, **options: method(graph, x, eps / 2, *rest, **options)
+    return lambda graph, box, *rest: method(graph, box._replace(radius=box.radius / 2), *rest)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def narrowed(method: Method) -> Method:
     ids=["far too high", "a little too high", "half the radius"],
 )
 def test_a_wrong_bound_is_found(
-    wrong: Callable[[Method], Method],
+    wrong: Callable[[BoundMethod], BoundMethod],
     columns: set[int],
     soundness,
     monkeypatch: pytest.MonkeyPatch,

@@ -15,15 +15,16 @@ from certtrain import certify
 from certtrain.bounds import windows
 from certtrain.bounds.box import Box, input_box
 from certtrain.bounds.chunks import dense, in_parts
-from certtrain.bounds.crown import tightened
+from certtrain.bounds.crown import tighten_by_crown
 from certtrain.bounds.graph import Add
-from certtrain.bounds.interval import LayerRecord, checked_graph
+from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix, backsubstitute
 from certtrain.bounds.methods import METHODS, up_to
 from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.bounds.shape_layers import Concat
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.errors import MethodError
 
@@ -37,7 +38,7 @@ def batch(name: str) -> Tensor:
 
 
 def margins(method: str, model: nn.Module, x: Tensor, labels: Tensor, eps: float, settings: Settings) -> Tensor:
-    return METHODS[method](checked_graph(model), x, eps, None, settings).margins(labels)
+    return METHODS[method](checked_graph(model), input_box(x, eps, None), settings).margins(labels)
 
 
 # --- every layer between two others ----------------------------------------------------------------------
@@ -52,7 +53,7 @@ def test_samples_stay_inside_behind_every_layer(name: str, method: str):
     first: nn.Module = nn.Conv2d(x.shape[1], x.shape[1], 1) if x.dim() == 4 else nn.Linear(x.shape[-1], x.shape[-1])
     rest = (nn.Flatten(), nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 3))
     model = nn.Sequential(first, nn.LeakyReLU(0.1), layer, *rest).double().eval()
-    lower, upper = METHODS[method](checked_graph(model), x, 0.3, None, QUICK).ends()
+    lower, upper = METHODS[method](checked_graph(model), input_box(x, 0.3, None), QUICK).ends()
     with torch.no_grad():
         for point in points_inside(x - 0.3, x + 0.3, count=100):
             values = model(point)
@@ -108,7 +109,7 @@ def test_each_method_is_at_least_as_tight_as_the_one_before_and_none_passes_the_
     torch.manual_seed(seed)
     model, eps = rectifying(slope), (0.05, 0.3, 1.0)[seed % 3]
     x, labels, graph = torch.rand(3, 2, dtype=torch.float64), torch.tensor([0, 1, 2]), checked_graph(model)
-    found = [up_to(method)(graph, x, eps, None, QUICK).margins(labels) for method in METHODS]
+    found = [up_to(method)(graph, input_box(x, eps, None), QUICK).margins(labels) for method in METHODS]
     with torch.no_grad():
         least = torch.stack([true_margins(model, p, int(y), eps) for p, y in zip(x, labels, strict=True)])
         for point in points_inside(x - eps, x + eps, count=50):
@@ -161,8 +162,8 @@ SMALL = {"cnn built": 150_000, "wide-resnet built": 1_000_000, "mlp": 600_000}
 def test_parts_give_the_bounds_of_the_whole(name: str, method: str):
     model, x, labels = case(name)
     graph, search, memory = checked_graph(model), {"iterations": 3, "neurons": 8}, SMALL[name]
-    whole = METHODS[method](graph, x, 0.03, None, Settings(**search))
-    parts = METHODS[method](graph, x, 0.03, None, Settings(**search, memory=memory))
+    whole = METHODS[method](graph, input_box(x, 0.03, None), Settings(**search))
+    parts = METHODS[method](graph, input_box(x, 0.03, None), Settings(**search, memory=memory))
     with torch.no_grad():
         torch.testing.assert_close(parts.margins(labels), whole.margins(labels), rtol=0, atol=1e-12)
 
@@ -188,12 +189,12 @@ def test_windows_give_the_bounds_of_the_whole(name: str, monkeypatch: pytest.Mon
     model, x, _ = case(name)
     graph, settings, counts = checked_graph(model), Settings(dense=0), []
     seen_by = windows.seen_by
-    monkeypatch.setattr(windows, "VALUES", 1)
+    monkeypatch.setattr(windows, "VALUES_PER_WINDOW", 1)
     monkeypatch.setattr(windows, "seen_by", lambda *given: counts.append(1) or seen_by(*given))
-    apart = trace_bounds(graph, x[:2], 0.1, None, with_clean=False, tighten=tightened(settings))
+    apart = trace_bounds(graph, input_box(x[:2], 0.1, None), tighten=tighten_by_crown(settings))
     assert len(counts) > 3
     monkeypatch.setattr(windows, "MOST_WINDOWS", 1)
-    whole = trace_bounds(graph, x[:2], 0.1, None, with_clean=False, tighten=tightened(settings))
+    whole = trace_bounds(graph, input_box(x[:2], 0.1, None), tighten=tighten_by_crown(settings))
     for mine, other in zip(apart.records, whole.records, strict=True):
         if mine.box is not None and other.box is not None:
             torch.testing.assert_close(mine.box.lower, other.box.lower, rtol=0, atol=1e-12)
@@ -210,10 +211,10 @@ def test_windows_of_every_kind_of_convolution(convolution: nn.Conv2d, monkeypatc
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), convolution, nn.ReLU(), nn.Flatten()).double()
     x = torch.rand(2, 1, 13, 11, dtype=torch.float64)
-    monkeypatch.setattr(windows, "VALUES", 2)
-    apart = METHODS["crown"](checked_graph(model), x, 0.3, None, Settings(dense=0)).ends()
+    monkeypatch.setattr(windows, "VALUES_PER_WINDOW", 2)
+    apart = METHODS["crown"](checked_graph(model), input_box(x, 0.3, None), Settings(dense=0)).ends()
     monkeypatch.setattr(windows, "MOST_WINDOWS", 1)
-    whole = METHODS["crown"](checked_graph(model), x, 0.3, None, Settings(dense=0)).ends()
+    whole = METHODS["crown"](checked_graph(model), input_box(x, 0.3, None), Settings(dense=0)).ends()
     for mine, other in zip(apart, whole, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
 
@@ -227,7 +228,7 @@ def test_stopping_early_changes_no_verdict():
     labels, graph = model(x).argmax(1), checked_graph(model)
     for eps in (0.02, 0.1, 0.3):
         long, short = (
-            METHODS["alpha-crown"](graph, x, eps, None, Settings(early_stop=stop)).margins(labels)
+            METHODS["alpha-crown"](graph, input_box(x, eps, None), Settings(early_stop=stop)).margins(labels)
             for stop in (False, True)
         )
         own = nn.functional.one_hot(labels, 3).bool()
@@ -238,8 +239,8 @@ def test_stopping_early_changes_no_verdict():
 
 def test_no_iterations_leave_crowns_slopes():
     model, x, labels = case("cnn built")
-    fixed = METHODS["crown"](checked_graph(model), x, 0.02, None).margins(labels)
-    searched = METHODS["alpha-crown"](checked_graph(model), x, 0.02, None, Settings(iterations=0, neurons=0))
+    fixed = METHODS["crown"](checked_graph(model), input_box(x, 0.02, None)).margins(labels)
+    searched = METHODS["alpha-crown"](checked_graph(model), input_box(x, 0.02, None), Settings(iterations=0, neurons=0))
     assert bool((searched.margins(labels) >= fixed).all())
 
 
@@ -275,7 +276,7 @@ REAL = ARITHMETICS["real"]
 def test_slack_is_taken_off_where_a_layer_has_it():
     layer = nn.Linear(2, 2, bias=False).double()
     layer.load_state_dict({"weight": torch.eye(2)})
-    start = input_box(torch.tensor([[0.25, 0.75]], dtype=torch.float64), 0.25, None, with_clean=False)
+    start = input_box(torch.tensor([[0.25, 0.75]], dtype=torch.float64), 0.25, None)
     graph = checked_graph(nn.Sequential(layer))
     functions = torch.tensor([[[1.0, -2.0]]], dtype=torch.float64)
     record = LayerRecord(graph.calls[0], (start.radius.shape,), functions.shape[::2], None, None)
@@ -293,8 +294,9 @@ def test_slack_is_taken_off_where_a_layer_has_it():
 def test_bounds_that_hold_for_their_own_rounding_are_a_little_looser(method: str):
     model, x, labels = case("cnn built")
     graph = checked_graph(model)
-    exact = METHODS[method](graph, x, 0.02, None, QUICK).margins(labels)
-    sound = METHODS[method](graph, x, 0.02, None, Settings(iterations=15, neurons=50, rounding=REAL))
+    exact = METHODS[method](graph, input_box(x, 0.02, None), QUICK).margins(labels)
+    box, settings = input_box(x, 0.02, None, rounding=REAL), Settings(iterations=15, neurons=50, rounding=REAL)
+    sound = METHODS[method](graph, box, settings)
     loss = exact - sound.margins(labels)
     others = nn.functional.one_hot(labels, loss.shape[1]) == 0
     if method != "alpha-crown":  # whose best step may be another one

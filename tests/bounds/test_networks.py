@@ -10,9 +10,10 @@ from sampling import assert_inside, ball, points_inside
 from torch import Tensor, nn
 
 from certtrain import margin_bounds, output_bounds, propagate
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.settings import Settings
+from certtrain.bounds.supported import checked_graph
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
@@ -110,7 +111,7 @@ def test_samples_stay_inside_the_bounds_of_expensive_methods(
 ):
     model, x, labels = case(name)
     logits = sampled_logits(model, x, eps, clip)
-    bounds = METHODS[method](checked_graph(model), x, eps, clip, QUICK_SEARCH)
+    bounds = METHODS[method](checked_graph(model), input_box(x, eps, clip), QUICK_SEARCH)
     assert_inside(logits, *bounds.ends())
     own = logits.gather(2, labels.view(1, -1, 1).expand(len(logits), -1, 1))
     lower = bounds.margins(labels)
@@ -122,9 +123,9 @@ def test_samples_stay_inside_the_bounds_of_expensive_methods(
 def test_expensive_bounds_do_not_depend_on_the_batch(name: str, method: str):
     model, x, labels = case(name)
     graph, bound = checked_graph(model), METHODS[method]
-    together = bound(graph, x, 0.03, None, QUICK_SEARCH).margins(labels)
+    together = bound(graph, input_box(x, 0.03, None), QUICK_SEARCH).margins(labels)
     for i in range(3):
-        alone = bound(graph, x[i : i + 1], 0.03, None, QUICK_SEARCH).margins(labels[i : i + 1])
+        alone = bound(graph, input_box(x[i : i + 1], 0.03, None), QUICK_SEARCH).margins(labels[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-11)
 
 

@@ -20,12 +20,13 @@ from certtrain.bounds import interval, rounded
 from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box, input_box
 from certtrain.bounds.graph import Add, LayerGraph
-from certtrain.bounds.interval import INTERVAL_RULES, box_statistics, checked_graph, interval_pass
+from certtrain.bounds.interval import INTERVAL_RULES, interval_pass
 from certtrain.bounds.methods import METHODS, Bounds, Settings, method_named
 from certtrain.bounds.rounded import LayerStep
 from certtrain.bounds.rounding import ARITHMETICS, LAYERS, UNIT64, arithmetic_named, enclosing, gamma
 from certtrain.bounds.shape_layers import Concat
-from certtrain.bounds.statistics import BatchNorm
+from certtrain.bounds.statistics import BatchNorm, running_statistics
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import NONLINEAR, trace_bounds
 from certtrain.errors import MethodError, UnsupportedLayer
 
@@ -44,11 +45,10 @@ FLOAT32 = ARITHMETICS["float32"]
 
 
 def bounds(model: nn.Module, x: Tensor, eps: float, arithmetic: str, method: str = "ibp") -> Bounds:
-    graph = checked_graph(copy.deepcopy(model).double().eval())
+    graph, rounding = checked_graph(copy.deepcopy(model).double()), arithmetic_named(arithmetic)
     with torch.no_grad():
-        return method_named(method)(
-            graph, x.double(), eps, (0.0, 1.0), replace(QUICK, rounding=arithmetic_named(arithmetic))
-        )
+        box = input_box(x.double(), eps, rounding=rounding)
+        return method_named(method)(graph, box, replace(QUICK, rounding=rounding))
 
 
 def pixels(box_centre: Tensor, eps: float, count: int) -> Tensor:
@@ -110,7 +110,7 @@ def layer_case(name: str, place: float, width: float) -> tuple[nn.Module, list[T
     )
     double = copy.deepcopy(layer).double()
     boxes = tuple(box_around(values.double()) for values in points)
-    statistics = box_statistics(double, boxes[0]) if isinstance(double, BatchNorm) else None
+    statistics = running_statistics(double) if isinstance(double, BatchNorm) else None
     return layer, points, LayerStep(double, INTERVAL_RULES[type(double)], boxes, statistics)
 
 
@@ -247,7 +247,7 @@ def residual(offset: float) -> tuple[nn.Module, LayerGraph, Tensor]:
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 def test_the_real_boxes_hold_the_exact_ones(offset: float, eps: float, with_slack: bool):
     _, graph, x = residual(offset)
-    start = input_box(x.double(), eps, (0.0, 1.0), with_clean=False, rounding=ARITHMETICS["real"])
+    start = input_box(x.double(), eps, rounding=ARITHMETICS["real"])
     watch = NONLINEAR if with_slack else ()
     plain, found = (
         [*(record.box for record in passed.records if record.box is not None), passed.output]
@@ -424,8 +424,9 @@ def test_sums_in_any_order_stay_inside_the_float32_boxes(name: str, eps: float):
     x = x.float()
     graph = checked_graph(copy.deepcopy(model).float())
     exactly = checked_graph(copy.deepcopy(model).float().double())  # of the weights that float32 has
-    trace = trace_bounds(exactly, x.double(), eps, (0.0, 1.0), with_clean=False, rounding=FLOAT32)
-    plain = trace_bounds(exactly, x.double(), eps, (0.0, 1.0), with_clean=False, rounding=ARITHMETICS["real"])
+    trace = trace_bounds(exactly, input_box(x.double(), eps, rounding=FLOAT32), rounding=FLOAT32)
+    real = ARITHMETICS["real"]
+    plain = trace_bounds(exactly, input_box(x.double(), eps, rounding=real), rounding=real)
     outside, generator = 0, Generator().manual_seed(0)
     for point in pixels(x, eps, 12):
         values = in_any_order(graph, point, generator)
@@ -561,7 +562,7 @@ def test_the_coarser_the_arithmetic_the_smaller_the_margins(name: str, method: s
         assert bool((finer[others] > coarser[others]).all())
         assert bool((coarser[~others] == 0).all())
     size = found[0].abs().max() + 1
-    exactly = method_named(method)(checked_graph(model.double()), x.float().double(), 0.02, (0.0, 1.0), QUICK)
+    exactly = method_named(method)(checked_graph(model.double()), input_box(x.float().double(), 0.02), QUICK)
     assert bool(((exactly.margins(labels) - found[0]).abs() <= 1e-9 * size).all())
     assert bool((found[0] - found[1] <= 2e-3 * size).all())
 
@@ -571,11 +572,11 @@ def test_the_coarser_the_arithmetic_the_smaller_the_margins(name: str, method: s
 def test_without_rounding_every_bit_is_the_plain_rules(name: str):
     model, x, _ = case(name)
     graph = checked_graph(model.float())
-    box = input_box(x.float(), 0.02, (0.0, 1.0), with_clean=True)
+    box = input_box(x.float(), 0.02, with_clean=True)
     values = [box]
     for call in graph.calls:
         given = [values[i] for i in call.inputs]
-        extra = [box_statistics(call.layer, given[0])] if isinstance(call.layer, BatchNorm) else []
+        extra = [running_statistics(call.layer)] if isinstance(call.layer, BatchNorm) else []
         values.append(INTERVAL_RULES[type(call.layer)](call.layer, *given, *extra))
     passed = interval_pass(graph, box, watch=NONLINEAR)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(passed.output, values[-1], strict=True))

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import certtrain
 from certtrain import certify, ibp_init_, objective_terms, output_bounds, propagate
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import DataError, UnsupportedLayer
 

@@ -7,13 +7,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from certtrain.bounds.box import input_box
-from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.rounding import arithmetic_named
-from certtrain.bounds.settings import Settings
+from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.bounds.supported import checked_graph
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
-from certtrain.verification.certificate import VERDICTS_ALONE
 
 SETTINGS = replace(VERDICTS_ALONE, iterations=5, neurons=8)
 CLASSES = 3
@@ -114,8 +113,8 @@ def domain(problem: Problem, signs: Tensor, generator: Generator, strength: floa
 
 def some_signs(problem: Problem, inputs: Tensor, count: int, generator: Generator) -> Tensor:
     """Signs (1, T) of `count` open units, or of all if there are fewer, as they are at units' `inputs` (T,)."""
-    order = torch.rand(problem.units, generator=generator).where(problem.open, 2.0).argsort()
-    chosen = order[: min(count, int(problem.open.sum()))]
+    order = torch.rand(problem.units, generator=generator).where(problem.unstable, 2.0).argsort()
+    chosen = order[: min(count, int(problem.unstable.sum()))]
     signs = torch.zeros(1, problem.units, dtype=torch.int8)
     signs[0, chosen] = torch.where(inputs[chosen] >= 0, 1, -1).to(torch.int8)
     return signs

@@ -13,17 +13,16 @@ import torch
 from enumeration import Least, least, random_network
 from torch import Tensor, nn
 
-from certtrain.attack.box import box_ends
-from certtrain.bounds.box import box_between
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import box_between, box_ends
 from certtrain.bounds.rounding import arithmetic_named
+from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.supported import checked_graph
 from certtrain.branching.boxes import tight_prefix
-from certtrain.branching.examples import Boxed, decide_point
+from certtrain.branching.examples import BoxedExample, decide_example
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
 from certtrain.properties.cases import Case
 from certtrain.verdicts import correct_points
-from certtrain.verification.certificate import VERDICTS_ALONE
 
 SHAPES = [(2, (3, 3)), (2, (6,)), (3, (4,)), (3, (3, 2)), (2, (2, 2, 2))]
 MARGINS = [1.0, 1e-2, 1e-4, 1e-6, 1e-9, 0.0, -1e-9, -1e-6, -1e-4, -1e-2]
@@ -57,7 +56,7 @@ def completed(network: nn.Sequential, case: Case) -> str:
         return bool(case.reached(network(inside)).any())
 
     prefix = tight_prefix(checked_graph(network), box_between(lower, upper, REAL), SETTINGS)
-    outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), SETTINGS, attack=attack)
+    outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), SETTINGS, falsifies=attack)
     return "unsat" if outcome.proved else "sat" if outcome.falsified else "unknown"
 
 
@@ -73,10 +72,10 @@ def test_three_ways_agree_on_every_point(part: int):
         verdicts.add(mine)
         true = "unsat" if margin > 0 else "sat"
         assert mine == true or (mine == "unknown" and abs(margin) <= 1e-9), (mine, margin)
-        solved = minimum(network, case.lower.shape, case)
-        assert solved.proved <= margin + ENUMERATED
-        assert solved.reached >= margin - ENUMERATED
-        assert abs(margin) <= SOLVED or (solved.proved > 0 if margin > 0 else solved.reached <= 0)
+        leaf_solution = minimum(network, case.lower.shape, case)
+        assert leaf_solution.proved <= margin + ENUMERATED
+        assert leaf_solution.reached >= margin - ENUMERATED
+        assert abs(margin) <= SOLVED or (leaf_solution.proved > 0 if margin > 0 else leaf_solution.reached <= 0)
     assert verdicts >= {"unsat", "sat"}
 
 
@@ -91,7 +90,7 @@ def test_under_float32_a_margin_near_zero_may_stay_open_and_is_never_wrong():
             network[-1].bias[0] += margin - true_minimum(network, x, eps).value
         true = true_minimum(network, x, eps)
         graph = checked_graph(copy.deepcopy(network).double())
-        found = decide_point(Boxed(network, graph, x, torch.tensor([0]), eps, "float32"), 2, settings)
+        found = decide_example(BoxedExample(network, graph, x, torch.tensor([0]), eps, "float32"), 2, settings)
         if found.proved:
             assert true.value > 0
         elif found.counterexample is not None:

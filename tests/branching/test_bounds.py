@@ -22,7 +22,7 @@ from certtrain.bounds.linear import backsubstitute
 from certtrain.branching.bounds import Relaxed, bounded, improved
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import Search
+from certtrain.branching.search import BranchAndBound
 
 EVERY = pytest.mark.parametrize("name", NETWORKS)
 EPS, SAMPLES = 0.25, 3000
@@ -62,7 +62,7 @@ def tried(problem: Problem, inputs: Tensor, values: Tensor, seed: int) -> int:
         signs = some_signs(problem, inputs[int(values[:, 0].argmin()) if decided == 2 else decided], decided, generator)
         for strength in (0.1, 3.0):
             count += assert_below(problem, domain(problem, signs, generator, strength), values, inputs)
-        search = Search(problem, settings_of(problem))
+        search = BranchAndBound(problem, settings_of(problem))
         count += assert_below(problem, improved(search.fast, search.first(signs), 25), values, inputs)
     return count
 
@@ -76,7 +76,7 @@ def test_no_input_with_the_signs_is_below_the_bound(name: str, seed: int):
     logits, inputs = problem.run(samples(problem, x, EPS).double())
     count = tried(problem, inputs, logits @ TWO.T + 1e-12 * (1 + logits.abs().amax(1, keepdim=True)), seed)
     assert count > 100
-    assert bool(problem.open.any())
+    assert bool(problem.unstable.any())
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_no_input_with_the_signs_is_below_the_bound(name: str, seed: int):
 def test_what_float32_computes_with_the_signs_is_not_below_the_bound(name: str, offset: float, eps: float):
     x = pixels(3)
     problem = root_of(network(name, 3, offset), x, eps, "float32", TWO)
-    logits, inputs = problem.fast().run(samples(problem, x, eps, 300))
+    logits, inputs = problem.in_float32().run(samples(problem, x, eps, 300))
     assert tried(problem, inputs, logits.double() @ TWO.T, 3) > 0
 
 
@@ -97,7 +97,7 @@ def test_what_float32_computes_goes_below_the_real_bounds(name: str):
     for seed in range(3, 9):
         x = pixels(seed)
         problem = root_of(network(name, seed, 1e6), x, 1e-6, "real", TWO)
-        logits, _ = problem.fast().run(samples(problem, x, 1e-6, 300))
+        logits, _ = problem.in_float32().run(samples(problem, x, 1e-6, 300))
         signs = torch.zeros(1, problem.units, dtype=torch.int8)
         found = domain(problem, signs, Generator().manual_seed(seed), 0.0)
         wrong += int((logits.double() @ TWO.T < Relaxed.of(problem, found).bounds(*climbing(found))).sum())
@@ -124,7 +124,7 @@ def by_hand() -> tuple[Problem, Domains]:
 def test_a_multiplier_by_hand(sign: int, beta: float, expected: float):
     """On x ≥ 1/2 it takes β (x − 1/2) off f = 1/2; on x ≤ 1/2 it adds as much to f = x, and that is x + β (x − 1/2)."""
     problem, found = by_hand()
-    assert problem.open.tolist() == [True, False]
+    assert problem.unstable.tolist() == [True, False]
     betas = found.betas.clone()
     betas[0, 0] = beta / float(problem.scale[0])
     found = found._replace(signs=torch.tensor([[sign, 0]], dtype=torch.int8), betas=betas)
@@ -155,10 +155,10 @@ def test_what_rounds_where_a_multiplier_is_added_is_taken_off():
 # --- the search for slopes and multipliers ---------------------------------------------------------------
 
 
-def searching(name: str, seed: int, arithmetic: str = "real") -> tuple[Search, Tensor]:
+def searching(name: str, seed: int, arithmetic: str = "real") -> tuple[BranchAndBound, Tensor]:
     x = pixels(seed)
     problem = root_of(network(name, seed), x, EPS, arithmetic)
-    return Search(problem, settings_of(problem)), problem.run(samples(problem, x, EPS, 50).double())[1]
+    return BranchAndBound(problem, settings_of(problem)), problem.run(samples(problem, x, EPS, 50).double())[1]
 
 
 @EVERY
@@ -191,7 +191,7 @@ def test_a_closed_domain_stays_closed_in_its_parts_and_children_are_not_below_th
     search, inputs = searching(name, 7)
     generator = Generator().manual_seed(7)
     parents = search.bound(search.first(some_signs(search.problem, inputs[0], 2, generator)), 20)
-    left = [unit for unit in search.problem.open.nonzero().flatten().tolist() if parents.signs[0, unit] == 0]
+    left = [unit for unit in search.problem.unstable.nonzero().flatten().tolist() if parents.signs[0, unit] == 0]
     for unit in left[:6]:
         for sign in (1, -1):
             signs = parents.signs.clone()

@@ -16,7 +16,8 @@ from torch import nn
 
 from certtrain import certify
 from certtrain.attack import PGD
-from certtrain.branching.examples import check_point
+from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.branching.examples import check_trees
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import MethodError
 from certtrain.network.modelfile import Classifier
@@ -26,24 +27,23 @@ from certtrain.properties.decide import decide
 from certtrain.runtime.deadline import Deadline
 from certtrain.spec.architecture import MLP
 from certtrain.verification.cascade import Limits
-from certtrain.verification.certificate import VERDICTS_ALONE
 from certtrain.verification.complete import CompleteStep
 from certtrain.verification.methods import rounds_of
-from certtrain.verification.results import Point
-from certtrain.verification.steps import Batch, fooled
+from certtrain.verification.results import ExampleResult
+from certtrain.verification.steps import ExampleBatch, fooled
 from certtrain.verification.verify import Report, verify
 
 EPS = 0.1  # at which trees are needed
 
 
-def run(model: Classifier, data: ImageSet, eps: float, **options: Any) -> tuple[Report, dict[int, Point]]:
-    points: dict[int, Point] = {}
+def run(model: Classifier, data: ImageSet, eps: float, **options: Any) -> tuple[Report, dict[int, ExampleResult]]:
+    points: dict[int, ExampleResult] = {}
     options = {"method": "complete", "attack": None} | options
-    report = verify(model, data, eps, on_points=lambda done: points.update({p.index: p for p in done}), **options)
+    report = verify(model, data, eps, on_examples=lambda done: points.update({p.index: p for p in done}), **options)
     return report, points
 
 
-def verdicts(points: dict[int, Point]) -> list[str]:
+def verdicts(points: dict[int, ExampleResult]) -> list[str]:
     return [points[index].verdict for index in sorted(points)]
 
 
@@ -54,7 +54,7 @@ def few() -> tuple[Classifier, ImageSet]:
 
 
 @cache
-def alone() -> dict[int, Point]:
+def alone() -> dict[int, ExampleResult]:
     """What complete verification says of them without limits."""
     return run(*few(), EPS)[1]
 
@@ -96,10 +96,10 @@ def test_complete_milp_and_the_property_agree_on_digits(eps: float, number: int)
     data = data.take(number)
     _, real = run(model, data, eps, arithmetic="real")
     _, single = run(model, data, eps, arithmetic="float32")
-    _, solved = run(model, data, eps, method="milp", arithmetic="real")
+    _, leaf_solution = run(model, data, eps, method="milp", arithmetic="real")
     _, folded = run(model, data, eps, network="folded")
     _, auto = run(model, data, eps, method="auto", attack=PGD(steps=5))
-    assert verdicts(real) == verdicts(single) == verdicts(solved) == verdicts(folded) == verdicts(auto)
+    assert verdicts(real) == verdicts(single) == verdicts(leaf_solution) == verdicts(folded) == verdicts(auto)
     assert "open" not in verdicts(real)
     by_property = {"unsat": "certified", "sat": "falsified"}
     for index, point in real.items():
@@ -182,11 +182,11 @@ def test_each_certified_point_has_trees_whose_leaves_are_all_proved_again():
     for index, point in points.items():
         assert bool(point.trees) == (point.verdict == "certified")
         if point.trees:
-            batch = Batch([index], to_unit(data.images[[index]]), data.labels[[index]], EPS)
+            batch = ExampleBatch([index], to_unit(data.images[[index]]), data.labels[[index]], EPS)
             assert point.margin is not None
             assert point.margin > 0
-            boxed, least = step.boxed(batch, 0), point.margin * 0.999
-            assert check_point(boxed, 3, point.trees, least, step.ready().settings) is None
+            boxed, least = step.example(batch, 0), point.margin * 0.999
+            assert check_trees(boxed, 3, point.trees, least, step.prepared().settings) is None
             split += any(tree != "." for tree in point.trees.values())
     assert split > 0
 

@@ -17,18 +17,18 @@ from small import NETWORKS, network, pixels, root_of, settings_of, shape_errors_
 from torch import Generator, Tensor, nn
 
 from certtrain.bounds.box import box_between
-from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.rounding import arithmetic_named
+from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.supported import checked_graph
 from certtrain.branching import examples as points
 from certtrain.branching import search
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.domains import Domains
-from certtrain.branching.examples import Boxed, Decided, decide_point
-from certtrain.branching.leaves import solved
+from certtrain.branching.examples import BoxedExample, CompleteResult, decide_example
+from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import Outcome, Search, branch_and_bound, reproved
+from certtrain.branching.search import BranchAndBound, Outcome, branch_and_bound, reproved
 from certtrain.branching.tree import Tree, leaves_of
-from certtrain.verification.certificate import VERDICTS_ALONE
 
 REAL = arithmetic_named("real")
 SETTINGS = replace(VERDICTS_ALONE, iterations=3, rounding=REAL)
@@ -109,7 +109,7 @@ def test_memory_that_is_full_leaves_it_open_and_little_memory_proves_the_same(se
     assert (full.proved, full.domains) == (False, 1)
     assert full.open == 1
     little, much = branch_and_bound(problem, replace(SETTINGS, memory=2000)), branch_and_bound(problem, SETTINGS)
-    assert Search(problem, replace(SETTINGS, memory=2000)).most < 10
+    assert BranchAndBound(problem, replace(SETTINGS, memory=2000)).most < 10
     assert little.proved == much.proved is True
     assert (little.tree.leaves, little.bound) == (much.tree.leaves, pytest.approx(much.bound, rel=0.01))
 
@@ -133,7 +133,7 @@ def test_an_attack_that_succeeds_ends_the_search(seed: int):
         seen.append(inputs.double())
         return bool((model(inputs.double()) @ problem.functions.T + problem.offsets <= 0).any())
 
-    outcome = branch_and_bound(problem, SETTINGS, attack=attack)
+    outcome = branch_and_bound(problem, SETTINGS, falsifies=attack)
     assert (outcome.falsified, outcome.proved) == (True, False)
     start = problem.prefix.start
     for inputs in seen:
@@ -164,7 +164,7 @@ def test_a_domain_whose_bound_is_no_number_is_open(value: float, which: int, mon
 
 
 def closed(bound: float) -> Outcome:
-    return Outcome(bound, Tree(), open=0, domains=1, broken=False)
+    return Outcome(bound, Tree(), open=0, domains=1, falsified=False)
 
 
 @pytest.mark.parametrize("bound", [torch.nan, torch.inf, -torch.inf, 0.0, -1.0])
@@ -173,8 +173,8 @@ def test_a_point_is_not_proved_if_a_class_is_not(bound: float, monkeypatch: pyte
     assert (found.proved, found.margin, found.trees) == (False, None, {})
 
 
-@pytest.mark.parametrize("change", [{"open": 1}, {"broken": True}])
-def test_a_point_is_not_proved_while_a_leaf_is_open_or_an_input_breaks_it(
+@pytest.mark.parametrize("change", [{"open": 1}, {"falsified": True}])
+def test_a_point_is_not_proved_while_a_leaf_is_open_or_an_input_falsifies_it(
     change: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ):
     found = decided_with([closed(0.5), replace(closed(0.5), **change), closed(0.5)], monkeypatch)
@@ -187,14 +187,14 @@ def test_a_point_is_proved_by_its_least_margin(monkeypatch: pytest.MonkeyPatch):
     assert (found.margin, list(found.trees)) == (0.25, [0, 2, 3])
 
 
-def decided_with(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> Decided:
+def decided_with(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> CompleteResult:
     rest = iter(outcomes)
     monkeypatch.setattr(points, "branch_and_bound", lambda *given, **named: next(rest))
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)).eval()
-    boxed = Boxed(
+    boxed = BoxedExample(
         model, checked_graph(nn.Sequential(*model).double()), torch.rand(1, 2), torch.tensor([1]), 0.1, "real"
     )
-    return decide_point(boxed, 4, SETTINGS)
+    return decide_example(boxed, 4, SETTINGS)
 
 
 # --- leaves ----------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def decided_with(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> De
 def pattern_at(problem: Problem, x: Tensor) -> Domains:
     """The domain of all signs as they are at x (1, …)."""
     inputs = problem.run(x)[1]
-    return Search(problem, settings_of(problem)).first(torch.where(inputs >= 0, 1, -1))
+    return BranchAndBound(problem, settings_of(problem)).first(torch.where(inputs >= 0, 1, -1))
 
 
 def linear_programme(problem: Problem, domain: Domains, at: Tensor) -> float:
@@ -246,7 +246,7 @@ def test_a_domain_with_nothing_left_to_split_gets_the_best_bound_that_there_is(n
     x = pixels(8)
     problem = root_of(network(name, 8), x, 0.2, functions=BOTH[:count])
     domain = pattern_at(problem, x.double())
-    leaf = solved(problem, domain)
+    leaf = leaf_solution(problem, domain)
     assert leaf is not None
     best = linear_programme(problem, domain, x)
     assert leaf.bound == pytest.approx(best, abs=1e-6)
@@ -259,7 +259,7 @@ def test_a_domain_with_nothing_left_to_split_gets_the_best_bound_that_there_is(n
 @pytest.mark.parametrize("name", ["curves", "max pool"])
 def test_where_the_rest_is_not_affine_a_leaf_stays_open(name: str):
     problem = root_of(network(name, 8), pixels(8), 0.2)
-    assert solved(problem, pattern_at(problem, pixels(8).double())) is None
+    assert leaf_solution(problem, pattern_at(problem, pixels(8).double())) is None
 
 
 def test_a_domain_without_inputs_is_closed():
@@ -269,7 +269,7 @@ def test_a_domain_without_inputs_is_closed():
         model[0].weight[:], model[0].bias[:] = 1.0, torch.tensor([-0.5, -0.4]).double()
         model[2].weight[:], model[2].bias[:] = 1.0, torch.tensor([0.0, 10.0]).double()
     problem = root_between(model, ZERO, ONE, DIFFERENCE, [0.0])
-    leaf = solved(problem, Search(problem, SETTINGS).first(torch.tensor([[1, -1]])))
+    leaf = leaf_solution(problem, BranchAndBound(problem, SETTINGS).first(torch.tensor([[1, -1]])))
     assert leaf is not None
     assert leaf.bound > 0
 
@@ -286,7 +286,7 @@ def test_units_that_nothing_weighs_at_the_root_have_multipliers_all_the_same():
     assert bool(problem.scale.isfinite().all())
     assert branch_and_bound(problem, SETTINGS).proved
     for signs in itertools.product((1, -1), repeat=2):
-        leaf = solved(problem, Search(problem, SETTINGS).first(torch.tensor([signs])))
+        leaf = leaf_solution(problem, BranchAndBound(problem, SETTINGS).first(torch.tensor([signs])))
         assert leaf is not None
         assert leaf.bound > 0
 
@@ -327,7 +327,7 @@ def test_a_network_with_nothing_to_split_is_decided_or_open(name: str, arithmeti
         exact = OTHERS[name]().double().eval()
         exact.load_state_dict(model.state_dict())
         label = model(x).argmax(1)
-        found = decide_point(Boxed(model, checked_graph(exact), x, label, eps, arithmetic), 3, settings)
+        found = decide_example(BoxedExample(model, checked_graph(exact), x, label, eps, arithmetic), 3, settings)
         inside = points_inside((x[0] - eps).clamp(0, 1), (x[0] + eps).clamp(0, 1), 2000)
         broken = bool((model(inside).argmax(1) != label).any())
         assert not (found.proved and broken)
@@ -340,8 +340,8 @@ def test_a_network_with_nothing_to_split_is_decided_or_open(name: str, arithmeti
 def test_one_class_alone_has_no_margin_and_nothing_is_claimed():
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).eval()
     exact: Any = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).double().eval()
-    boxed = Boxed(model, checked_graph(exact), torch.rand(1, 4), torch.tensor([0]), 0.1, "real")
-    assert not decide_point(boxed, 1, SETTINGS).proved
+    boxed = BoxedExample(model, checked_graph(exact), torch.rand(1, 4), torch.tensor([0]), 0.1, "real")
+    assert not decide_example(boxed, 1, SETTINGS).proved
 
 
 def test_boxes_stay_as_wide_as_they_are_once_time_is_over():

@@ -14,16 +14,16 @@ from tiny import classifier, images
 from torch import Tensor
 
 from certtrain.attack import described
-from certtrain.attack.box import box_ends
+from certtrain.bounds.box import box_ends
+from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.branching.examples import margin_problem
 from certtrain.certfile import Writer, describe_task
 from certtrain.data import to_unit
 from certtrain.errors import CertificateError
 from certtrain.network.modelfile import load_model, save_model
 from certtrain.spec.architecture import MLP
-from certtrain.verification.certificate import VERDICTS_ALONE
 from certtrain.verification.complete import CompleteStep
-from certtrain.verification.steps import Batch
+from certtrain.verification.steps import ExampleBatch
 from certtrain.verification.verify import verify
 
 EPS, LARGE, FALSIFIED = 0.15, 1, 2
@@ -45,7 +45,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Case:
     asked: dict[str, Any] = {"method": "complete", "network": "saved", "arithmetic": "float32", "batch_size": 10}
     header = describe_task(case.model_file, saved, data, eps=EPS, attack=described(None), **asked)
     writer = Writer(case.file, header, data)
-    verify(saved, data, EPS, attack=None, on_points=writer.add, bounds=VERDICTS_ALONE, **asked)
+    verify(saved, data, EPS, attack=None, on_examples=writer.add, bounds=VERDICTS_ALONE, **asked)
     writer.seal()
     return case
 
@@ -113,7 +113,7 @@ TEXTS: dict[str, tuple[Callable[[str], str], str]] = {
     "a unit far away": (lambda text: "3:999999999 . .", "the network has no unit 3:999999999"),
     "an astronomic unit": (lambda text: f"3:{10**40} . .", "is no unit"),
     "a unit of many digits": (lambda text: f"3:{'9' * 10_000} . .", "is no unit"),
-    "a unit twice on one way": (lambda text: "3:1 3:1 . . .", "unit '3:1' is split twice on one way"),
+    "a unit twice on one way": (lambda text: "3:1 3:1 . . .", "unit '3:1' is split twice on one path"),
     "a deep way of units": (lambda text: " ".join(f"9:{n}" for n in range(200_000)), "it ends before"),
     "a deep tree": (lambda text: " ".join(f"9:{n} ." for n in range(200_000)) + " .", "the network has no unit 9:0"),
 }
@@ -195,9 +195,9 @@ def test_other_trees_of_a_true_margin_hold_as_the_check_proves_them_itself(case:
 def opened(case: Case) -> list[bool]:
     """Which units' signs the box of the example with the large tree leaves open."""
     step, x = CompleteStep(case.model, "float32"), to_unit(case.images.images[[LARGE]])
-    boxed = step.boxed(Batch([LARGE], x, case.images.labels[[LARGE]], EPS), 0)
-    settings = step.ready().settings
-    return margin_problem(boxed.prefix(settings), 0, 1, 3, settings).open.tolist()
+    boxed = step.example(ExampleBatch([LARGE], x, case.images.labels[[LARGE]], EPS), 0)
+    settings = step.prepared().settings
+    return margin_problem(boxed.prefix(settings), 0, 1, 3, settings).unstable.tolist()
 
 
 LINES: dict[str, tuple[int, dict[str, Any], str]] = {

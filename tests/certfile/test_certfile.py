@@ -19,6 +19,7 @@ from certtrain.attack import PGD
 from certtrain.bounds import guard, linear
 from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Back
+from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certfile import Checked, Writer, check, describe_task, read_certificates
 from certtrain.data import ImageSet, to_unit
@@ -26,7 +27,7 @@ from certtrain.errors import CertificateError, StorageError
 from certtrain.network.modelfile import Classifier, load_model, save_model
 from certtrain.spec.epsilon import exact_eps, parse_eps
 from certtrain.spec.layers import Graph
-from certtrain.verification.certificate import VERDICTS_ALONE, Certifier
+from certtrain.verification.certificate import Certifier
 from certtrain.verification.verify import verify
 
 EPS, ATTACK = 0.06, PGD(steps=5)
@@ -56,7 +57,7 @@ def write(case: Case, **asked: Any) -> None:
     writer = Writer.resume if case.file.exists() else Writer
     to = writer(case.file, header, case.images)
     known = list(to.points.values())
-    verify(case.model, case.images, EPS, attack=ATTACK, known=known, on_points=to.add, **options)
+    verify(case.model, case.images, EPS, attack=ATTACK, known=known, on_examples=to.add, **options)
     to.seal()
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from command_line import TINY
 
 from certtrain import cli
 from certtrain.cli.output import SPELT
 
-TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
 TRAIN = ["train", "--preset", "digits", "--epochs", "1", *TINY, "--out", "run"]
 NAMES = ["snow-\u2603"]  # of files
 COMMANDS = {
@@ -29,11 +29,23 @@ COMMANDS = {
     "stats --json": ["stats", "m.safetensors", "--limit", "50", "--json"],
     "verify": ["verify", "m.safetensors", "--limit", "20"],
     "verify --json": ["verify", "m.safetensors", "--limit", "20", "--json"],
+    "check": ["check", "c.jsonl", "m.safetensors"],
+    "check --json": ["check", "c.jsonl", "m.safetensors", "--json"],
+    "decide": ["decide", "m.safetensors", "p.vnnlib"],
+    "decide --json": ["decide", "m.safetensors", "p.vnnlib", "--json"],
     "export": ["export", "m.safetensors", "--weights", "folded.safetensors", "--force"],
     **{name: ["stats", f"{name}.safetensors", "--limit", "50"] for name in NAMES},
     "train": TRAIN,
     "train --json": [*TRAIN, "--json"],
 }
+PROPERTY = "\n".join(
+    [
+        *(f"(declare-const X_{pixel} Real)" for pixel in range(64)),
+        *(f"(declare-const Y_{label} Real)" for label in range(10)),
+        *(f"(assert (and (>= X_{pixel} 0) (<= X_{pixel} 0.1)))" for pixel in range(64)),
+        "(assert (>= Y_0 Y_1))",
+    ]
+)
 FULL = Path("/dev/full")
 pytestmark = pytest.mark.slow
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
@@ -45,7 +57,7 @@ from certtrain import cli, render
 kind, commands, found, kept = sys.argv[1], json.loads(sys.argv[2]), {}, []
 for name, words in commands.items():
     shutil.rmtree("run", ignore_errors=True)
-    render.pieces.out.quiet = False  # as Rich leaves it where a pipe is closed
+    render.console.out.quiet = False  # as Rich leaves it where a pipe is closed
     if kind == "closed":
         reading, writing = os.pipe()
         os.close(reading)
@@ -84,8 +96,12 @@ All = Callable[[str], dict[str, Outcome]]
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> All:
     """What becomes of each command with an output of that kind: full, closed, or an encoding's name."""
     place = tmp_path_factory.mktemp("output")
-    words = ["init", "--preset", "digits", *TINY, "--limit", "20", "--out", "m.safetensors"]
-    subprocess.run([sys.executable, "-m", "certtrain", *words], check=True, capture_output=True, cwd=place)
+    (place / "p.vnnlib").write_text(PROPERTY)
+    for words in (
+        ["init", "--preset", "digits", *TINY, "--limit", "20", "--out", "m.safetensors"],
+        ["verify", "m.safetensors", "--limit", "20", "--out", "c.jsonl"],
+    ):
+        subprocess.run([sys.executable, "-m", "certtrain", *words], check=True, capture_output=True, cwd=place)
     for name in NAMES:
         shutil.copy(place / "m.safetensors", place / f"{name}.safetensors")
 
@@ -120,7 +136,7 @@ def test_any_encoding_will_do(name: str, encoding: str, outcomes: All) -> None:
     assert (found.code, found.err) == (0, "")
     if "--json" in COMMANDS[name]:
         assert [json.loads(part) for part in (found.out.splitlines() if name.startswith("train") else [found.out])]
-    elif name not in ("version", "export", *NAMES):
+    elif name not in ("version", "decide", "export", *NAMES):
         assert "eps" in found.out
     assert ("?" in found.out) == (name in NAMES)
 

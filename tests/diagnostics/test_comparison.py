@@ -1,4 +1,4 @@
-"""Models and checkpoints side by side, and a run followed: a small real run, whole and with damaged files."""
+"""Models and checkpoints side by side, and a run over its epochs: a small real run, whole and with damaged files."""
 
 import json
 import math
@@ -13,13 +13,19 @@ import torch
 from safetensors.torch import load_file
 from tiny import metadata, network
 
-from certtrain import load_model
-from certtrain.diagnostics.comparison import Look, epoch_rows, follow, look_at, model_rows
-from certtrain.diagnostics.model_states import inspect_model
+from certtrain import RunContext, load_model, resume, train
+from certtrain.diagnostics.comparison import (
+    ComparisonOptions,
+    compare_epochs,
+    compare_models,
+    epoch_rows,
+    model_rows,
+)
+from certtrain.diagnostics.model_states import model_layer_states
 from certtrain.errors import CerttrainError, DataError, ModelFileError, RunError
 from certtrain.network.modelfile import save_model
 from certtrain.spec.preset import load_preset
-from certtrain.training.trainer import RunContext, train
+from certtrain.training.pacing import Pacing
 
 PER_EPOCH = 3  # steps
 PRESET = {
@@ -30,22 +36,20 @@ PRESET = {
     "eps.length": 1,
     "model": {"name": "mlp", "hidden": [8, 6]},
 }
-FEW = Look(limit=50)
+FEW = ComparisonOptions(limit=50)
 
 
 def trained(folder: Path, **changes: Any) -> Path:
     """A finished run that has saved at the end of every epoch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("certtrain.training.trainer.EPOCH_CHECKPOINT_SECONDS", 0.0)
-        patch.setattr("certtrain.training.trainer.SAVE_SHARE", math.inf)
-        values = PRESET | {name.replace("__", "."): value for name, value in changes.items()}
-        assert train(load_preset("digits", values), folder) is not None
+    values = PRESET | {name.replace("__", "."): value for name, value in changes.items()}
+    context = RunContext(pacing=Pacing(epoch_checkpoint=0.0, checkpoint_share=math.inf))
+    assert train(load_preset("digits", values), folder, context) is not None
     return folder
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("looking") / "run")
+    return trained(tmp_path_factory.mktemp("comparison") / "run")
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def heard() -> tuple[Look, list[str]]:
+def with_notes() -> tuple[ComparisonOptions, list[str]]:
     notes: list[str] = []
     return replace(FEW, on_note=notes.append), notes
 
@@ -97,63 +101,63 @@ def test_a_run_keeps_nothing_more_unless_it_is_asked(tmp_path: Path):
 # --- side by side ----------------------------------------------------------------------------------------
 
 
-def test_one_model_is_what_inspect_model_finds(finished: Path):
-    looked = look_at([finished / "model.safetensors"], FEW)
-    (model,) = looked.models
+def test_one_model_has_the_states_of_its_layers(finished: Path):
+    compared = compare_models([finished / "model.safetensors"], FEW)
+    (model,) = compared.models
     images = FEW.images(load_model(finished / "model.safetensors"))
-    assert model.layers == inspect_model(load_model(finished / "model.safetensors"), images, 0.05)
-    assert (model.name, looked.dataset, looked.split, looked.examples, looked.eps) == (
+    assert model.layers == model_layer_states(load_model(finished / "model.safetensors"), images, 0.05)
+    assert (model.name, compared.dataset, compared.split, compared.examples, compared.eps) == (
         "run",
         "digits",
         "train",
         50,
         0.05,
     )
-    assert looked.title == "digits, train set, 50 examples, ε = 0.05"
+    assert compared.title == "digits, train set, 50 examples, ε = 0.05"
 
 
 def test_folder_model_kept_epoch_and_checkpoint_of_one_network_are_alike(finished: Path):
     paths = [finished, finished / "model.safetensors", finished / "epochs" / "epoch-0004.safetensors"]
-    looked = look_at([*paths, checkpoint(finished, 4)], FEW)
-    first, *others = looked.models
-    assert [model.name for model in looked.models] == ["run", "run", "epoch-0004", "step-000000012"]
+    compared = compare_models([*paths, checkpoint(finished, 4)], FEW)
+    first, *others = compared.models
+    assert [model.name for model in compared.models] == ["run", "run", "epoch-0004", "step-000000012"]
     assert all(model.layers == first.layers for model in others)
-    assert look_at([checkpoint(finished, 3)], FEW).models[0].layers != first.layers
+    assert compare_models([checkpoint(finished, 3)], FEW).models[0].layers != first.layers
 
 
 def test_a_checkpoint_gives_the_moving_average_where_there_is_one(tmp_path: Path):
     folder = trained(tmp_path / "run", train__average=0.5, train__epochs=2)
-    model, step = look_at([folder, checkpoint(folder, 2)], FEW).models
+    model, step = compare_models([folder, checkpoint(folder, 2)], FEW).models
     assert model.layers == step.layers
 
 
 def test_of_an_unfinished_run_it_is_the_newest_checkpoint(unfinished: Path):
-    (model,) = look_at([unfinished], FEW).models
+    (model,) = compare_models([unfinished], FEW).models
     assert model.file == checkpoint(unfinished, 4)
     assert model.name == "run"
 
 
-def test_a_damaged_newest_checkpoint_is_told_of(unfinished: Path):
+def test_a_damaged_newest_checkpoint_has_a_note(unfinished: Path):
     cut(checkpoint(unfinished, 4))
-    look, notes = heard()
-    (model,) = look_at([unfinished], look).models
+    options, notes = with_notes()
+    (model,) = compare_models([unfinished], options).models
     assert model.file == checkpoint(unfinished, 3)
     (note,) = notes
     assert note.startswith(f"checkpoint {checkpoint(unfinished, 4)} cannot be read")
-    assert note.endswith("looking at an older one")
+    assert note.endswith("an older one is taken")
 
 
 def test_without_a_whole_checkpoint_there_is_an_error(unfinished: Path):
     for epoch in (3, 4):
         cut(checkpoint(unfinished, epoch))
     with pytest.raises(ModelFileError, match="cannot be read"):
-        look_at([unfinished], FEW)
+        compare_models([unfinished], FEW)
 
 
 def test_a_damaged_model_is_not_replaced_by_a_checkpoint(run: Path):
     cut(run / "model.safetensors")
     with pytest.raises(ModelFileError, match="not a whole safetensors file"):
-        look_at([run], FEW)
+        compare_models([run], FEW)
 
 
 def test_a_checkpoint_of_another_network_is_an_error(run: Path):
@@ -161,68 +165,68 @@ def test_a_checkpoint_of_another_network_is_an_error(run: Path):
     preset["model"]["hidden"] = [8, 7]
     (run / "preset.json").write_text(json.dumps(preset))
     with pytest.raises(ModelFileError, match="does not hold the network of its run: "):
-        look_at([checkpoint(run, 4)], FEW)
+        compare_models([checkpoint(run, 4)], FEW)
 
 
 def test_a_checkpoint_away_from_its_run_says_where_it_belongs(finished: Path, tmp_path: Path):
     moved = Path(shutil.copy(checkpoint(finished, 4), tmp_path))
     with pytest.raises(ModelFileError, match=r"is a checkpoint.*beside the run's preset\.json"):
-        look_at([moved], FEW)
+        compare_models([moved], FEW)
 
 
 def test_models_for_other_images_cannot_be_compared(finished: Path, tmp_path: Path):
     described = metadata(dataset="digits")
     save_model(tmp_path / "small.safetensors", network(described), described)
     with pytest.raises(DataError, match=r"small takes images of shape \(1, 2, 2\).* run of shape \(1, 8, 8\)"):
-        look_at([finished, tmp_path / "small.safetensors"], FEW)
+        compare_models([finished, tmp_path / "small.safetensors"], FEW)
 
 
 def test_models_of_other_layers_can(finished: Path, tmp_path: Path):
     other = trained(tmp_path / "other", model={"name": "mlp", "hidden": [5]}, train__epochs=1)
-    looked = look_at([finished, other], FEW)
-    assert [[layer.name for layer in model.layers] for model in looked.models] == [
+    compared = compare_models([finished, other], FEW)
+    assert [[layer.name for layer in model.layers] for model in compared.models] == [
         ["linear1_relu", "linear2_relu"],
         ["linear1_relu"],
     ]
-    rows = model_rows(looked)
+    rows = model_rows(compared)
     assert [(row["model"], row["name"]) for row in rows] == [
         ("run", "linear1_relu"),
         ("run", "linear2_relu"),
         ("other", "linear1_relu"),
     ]
-    assert rows[2]["growth"] == looked.models[1].layers[0].growth
+    assert rows[2]["growth"] == compared.models[1].layers[0].growth
 
 
-def test_all_are_looked_at_at_the_first_ones_radius_or_at_the_one_given(finished: Path, tmp_path: Path):
+def test_all_are_compared_at_the_first_ones_radius_or_at_the_one_given(finished: Path, tmp_path: Path):
     other = trained(tmp_path / "other", eps__max=0.02, train__epochs=1)
-    look, notes = heard()
-    assert look_at([other, finished], look).eps == 0.02
-    assert notes == ["trained for different ε (other 0.02, run 0.05); all are looked at at ε = 0.02, or at --eps"]
-    look, notes = heard()
-    assert look_at([other, finished], replace(look, eps=0.0)).eps == 0
+    options, notes = with_notes()
+    assert compare_models([other, finished], options).eps == 0.02
+    assert notes == ["trained for different ε (other 0.02, run 0.05); all are compared at ε = 0.02; --eps sets another"]
+    options, notes = with_notes()
+    assert compare_models([other, finished], replace(options, eps=0.0)).eps == 0
     assert notes == []
 
 
-# --- a run followed --------------------------------------------------------------------------------------
+# --- a run over its epochs --------------------------------------------------------------------------------
 
 
 def test_a_run_is_its_epochs_and_its_networks(finished: Path):
-    history, looked = follow(finished, FEW)
-    assert looked is not None
+    history, compared = compare_epochs(finished, FEW)
+    assert compared is not None
     assert [record.epoch for record in history.epochs] == [1, 2, 3, 4]
-    assert [(m.name, m.step, m.epoch) for m in looked.models] == [
+    assert [(m.name, m.step, m.epoch) for m in compared.models] == [
         ("epoch-0002", 6, 2),
         ("step-000000009", 9, 3),
         ("model", 12, 4),
     ]
-    assert looked.eps == 0.05
-    assert looked.models[-1].layers == look_at([finished], FEW).models[0].layers
-    assert looked.models[0].to_dict()["epoch"] == 2
+    assert compared.eps == 0.05
+    assert compared.models[-1].layers == compare_models([finished], FEW).models[0].layers
+    assert compared.models[0].to_dict()["epoch"] == 2
 
 
-def test_rows_tell_training_from_networks(finished: Path):
-    history, looked = follow(finished, FEW)
-    rows = epoch_rows(history, looked)
+def test_rows_distinguish_training_from_networks(finished: Path):
+    history, compared = compare_epochs(finished, FEW)
+    rows = epoch_rows(history, compared)
     assert len({tuple(row) for row in rows}) == 1
     assert [row["network"] for row in rows] == ["in training"] * 8 + ["epoch-0002"] * 2 + ["step-000000009"] * 2 + [
         "model"
@@ -232,13 +236,13 @@ def test_rows_tell_training_from_networks(finished: Path):
     assert (rows[-1]["eps"], rows[-1]["certified_accuracy"], rows[-1]["name"]) == (0.05, None, "linear2_relu")
 
 
-def test_networks_that_are_damaged_are_left_out_and_told_of(run: Path):
+def test_networks_that_are_damaged_are_left_out_with_a_note(run: Path):
     cut(run / "epochs" / "epoch-0002.safetensors")
     cut(checkpoint(run, 3))
-    look, notes = heard()
-    _, looked = follow(run, look)
-    assert looked is not None
-    assert [model.name for model in looked.models] == ["model"]
+    options, notes = with_notes()
+    _, compared = compare_epochs(run, options)
+    assert compared is not None
+    assert [model.name for model in compared.models] == ["model"]
     assert len(notes) == 2
     assert all(note.endswith("; it is left out") for note in notes)
 
@@ -247,9 +251,9 @@ def test_a_run_without_networks_still_has_its_epochs(run: Path):
     for path in ("checkpoints", "epochs"):
         shutil.rmtree(run / path)
     (run / "model.safetensors").unlink()
-    history, looked = follow(run, FEW)
-    assert (len(history.epochs), looked) == (4, None)
-    assert len(epoch_rows(history, looked)) == 8
+    history, compared = compare_epochs(run, FEW)
+    assert (len(history.epochs), compared) == (4, None)
+    assert len(epoch_rows(history, compared)) == 8
 
 
 def test_a_run_that_has_just_begun_is_its_first_checkpoint(unfinished: Path):
@@ -257,16 +261,16 @@ def test_a_run_that_has_just_begun_is_its_first_checkpoint(unfinished: Path):
     shutil.rmtree(unfinished / "epochs")
     for epoch in (3, 4):
         checkpoint(unfinished, epoch).rename(checkpoint(unfinished, epoch - 3))
-    history, looked = follow(unfinished, FEW)
-    assert looked is not None
-    assert (history.epochs, [(m.step, m.epoch) for m in looked.models]) == ((), [(0, 0), (3, None)])
+    history, compared = compare_epochs(unfinished, FEW)
+    assert compared is not None
+    assert (history.epochs, [(m.step, m.epoch) for m in compared.models]) == ((), [(0, 0), (3, None)])
 
 
-def test_a_line_in_writing_is_told_of(run: Path):
+def test_a_line_in_writing_has_a_note(run: Path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 5, "st')
-    look, notes = heard()
-    history, _ = follow(run, look)
+    options, notes = with_notes()
+    history, _ = compare_epochs(run, options)
     assert len(history.epochs) == 4
     assert notes == [f"the last line of {run / 'metrics.jsonl'} has not been written whole; it is left out"]
 
@@ -278,7 +282,7 @@ def clear(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (clear, "neither a finished epoch nor a whole checkpoint"),
         (lambda run: (run / "preset.json").unlink(), "holds no run"),
@@ -286,20 +290,18 @@ def clear(run: Path) -> None:
         (lambda run: (run / "metrics.jsonl").write_text("nonsense\n"), "line 1 of "),
     ],
 )
-def test_a_damaged_run_is_one_clear_error(run: Path, damage: Callable[[Path], object], told: str):
+def test_a_damaged_run_is_one_clear_error(run: Path, damage: Callable[[Path], object], message: str):
     damage(run)
-    with pytest.raises(CerttrainError, match=told):
-        follow(run, FEW)
+    with pytest.raises(CerttrainError, match=message):
+        compare_epochs(run, FEW)
 
 
 def test_a_model_file_is_no_run(finished: Path):
     with pytest.raises(RunError, match="is no folder"):
-        follow(finished / "model.safetensors", FEW)
+        compare_epochs(finished / "model.safetensors", FEW)
 
 
 def test_a_stopped_and_resumed_run_keeps_the_same_epochs(finished: Path, tmp_path: Path):
-    from certtrain.training.trainer import resume
-
     asked = iter(range(100))
     stop = RunContext(should_stop=lambda: "time is up" if next(asked) == 7 else None)
     assert train(load_preset("digits", PRESET), tmp_path / "run", stop) is None

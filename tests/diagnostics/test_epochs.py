@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from certtrain.diagnostics.epochs import read_history
-from certtrain.diagnostics.findings import LayerState
+from certtrain.diagnostics.epochs import epoch_findings, epoch_numbers, epoch_summary, read_history
+from certtrain.diagnostics.findings import layer_means
 from certtrain.errors import RunError
+from certtrain.runs.epoch import LayerState
 
 FINE = LayerState("conv1_relu", 10, 0.4, 0.5, 0.1, 0.1, 0.0, 0.2, 2.0, 0.8, 0.9)
 
@@ -33,9 +34,13 @@ def test_a_known_history(tmp_path: Path):
     one, two = history.epochs
     assert (one.epoch, one.step, one.eps, one.certified_accuracy) == (1, 7, 0, 0.1)
     assert one.layers == (FINE,)
-    assert two.validation_certified_accuracy == 0.25
-    assert (two.means.growth, two.means.largest_growth, two.means.unstable) == pytest.approx((4, 6, 0.2))
-    plain = two.to_dict()
+    assert epoch_numbers(one)["validation_certified_accuracy"] is None
+    assert epoch_numbers(two)["validation_certified_accuracy"] == 0.25
+    plain = epoch_summary(two)
+    assert list(plain) == [*epoch_numbers(two), "means", "findings", "layers"]
+    assert plain["means"] == layer_means(two.layers).to_dict()
+    means = plain["means"]
+    assert (means["growth"], means["largest_growth"], means["unstable"]) == pytest.approx((4, 6, 0.2))
     assert plain["layers"] == [FINE.to_dict(), second.to_dict()]
     assert (plain["epoch"], plain["natural_accuracy"], plain["findings"]) == (2, 0.9, [])
     json.dumps(plain, allow_nan=False)
@@ -55,29 +60,29 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("damaged", "told"),
+    ("damaged", "message"),
     [
         ("nonsense", "line 2 of .* is not JSON"),
         (json.dumps(line(2)).replace("0.9,", "NaN,", 1), "epoch 2 of .* holds a number that is not finite"),
         (json.dumps(line(2, replace(FINE, growth=float("inf")))), "epoch 2 of .* holds a number that is not finite"),
         (json.dumps(line(2) | {"certified_accuracy": "much"}), "certified_accuracy"),
-        (json.dumps({key: value for key, value in line(2).items() if key != "eps"}), "(?s)epoch 2 of .*eps: "),
+        (json.dumps({key: value for key, value in line(2).items() if key != "eps"}), "(?s)line 2 of .*eps: "),
         (json.dumps(line(2) | {"layers": [{"name": "conv1_relu"}]}), "units"),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path: Path, damaged: str, told: str):
+def test_a_damaged_line_is_named(tmp_path: Path, damaged: str, message: str):
     (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(line(1))}\n{damaged}\n{json.dumps(line(3))}\n")
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=message):
         read_history(tmp_path)
 
 
 def test_before_the_ramp_nothing_is_wrong(tmp_path: Path):
     bad = replace(FINE, dead=0.9)
     write(tmp_path, line(1, bad), line(2, bad))
-    assert [[f.kind for f in record.findings] for record in read_history(tmp_path).epochs] == [[], ["dead"]]
+    assert [[f.kind for f in epoch_findings(record)] for record in read_history(tmp_path).epochs] == [[], ["dead"]]
 
 
-def test_each_kind_of_trouble_is_told_where_it_was_worst(tmp_path: Path):
+def test_each_kind_of_finding_stands_where_it_was_worst(tmp_path: Path):
     layers = {
         1: FINE,
         2: replace(FINE, unstable=0.85),

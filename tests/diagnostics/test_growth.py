@@ -18,7 +18,7 @@ from certtrain.diagnostics.growth import (
     spread,
     sweep_depth,
 )
-from certtrain.diagnostics.model_states import inspect_initial
+from certtrain.diagnostics.model_states import initial_network
 from certtrain.errors import EpsilonError
 from certtrain.network.assembly import make_network
 from certtrain.network.initialization import SCHEMES
@@ -135,7 +135,7 @@ def test_the_papers_claim_on_plain_linear_networks(train: ImageSet):
 
 def test_an_explosion_beyond_float32_is_still_measured(train: ImageSet):
     preset = digits(model={"name": "mlp", "hidden": [64] * 80, "batch_norm": False})
-    network = inspect_initial(preset, train, "kaiming")
+    network = initial_network(preset, train, "kaiming")
     assert network.by_weights[-1].growth > 1e40
     (sweep,) = sweep_depth(preset, train, ["kaiming"], [0], [40, 80])
     assert sweep.growth[-1].mean == pytest.approx(network.by_weights[-1].growth, rel=1e-3)
@@ -154,13 +154,13 @@ def test_the_plain_network_is_as_wide_as_the_first_layer(train: ImageSet):
 
 def test_a_comparison_is_what_each_seed_gives(train: ImageSet):
     preset = load_preset("digits", {"seed": 5})
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     schemes = compare_schemes(
-        preset, train, ["xavier", "ibp"], [5, 6, 7], examples=4, on_progress=lambda *counts: told.append(counts)
+        preset, train, ["xavier", "ibp"], [5, 6, 7], examples=4, on_progress=lambda *counts: reported.append(counts)
     )
     assert [scheme.scheme for scheme in schemes] == ["xavier", "ibp"]
-    assert told == [(n, 6) for n in range(1, 7)]
-    seeds = [inspect_initial(load_preset("digits", {"seed": seed}), train, "ibp", examples=4) for seed in (5, 6, 7)]
+    assert reported == [(n, 6) for n in range(1, 7)]
+    seeds = [initial_network(load_preset("digits", {"seed": seed}), train, "ibp", examples=4) for seed in (5, 6, 7)]
     growth = [network.by_weights[-1].growth or 0.0 for network in seeds]
     last = schemes[1].by_weights[-1].growth
     assert last.values == pytest.approx(growth)
@@ -191,7 +191,7 @@ def test_an_exploding_scheme_is_explained_and_the_ibp_start_is_not(train: ImageS
     assert kaiming.to_dict()["findings"] == [finding.to_dict() for finding in kaiming.findings]
 
 
-def test_over_seeds_a_layer_is_told_once_by_its_worst_network(train: ImageSet):
+def test_over_seeds_a_layer_has_the_finding_of_its_worst_network(train: ImageSet):
     preset = load_preset("digits", {"model": {"name": "cnn7", "width": 16, "linear_size": 64}})
     one, two = (compare_schemes(preset, train, ["kaiming"], seeds)[0] for seeds in ([0], [0, 1]))
     layers = [finding.layer for finding in two.findings]
@@ -212,4 +212,4 @@ def test_as_plain_values_the_mean_is_the_growth(train: ImageSet):
 
 def test_a_radius_that_rounding_swallows_is_an_error():
     with pytest.raises(EpsilonError, match="no width"):
-        inspect_initial(digits(**{"eps.max": 1e-12}), grey(), "ibp")
+        initial_network(digits(**{"eps.max": 1e-12}), grey(), "ibp")

@@ -26,10 +26,10 @@ from certtrain.interchange.onnxfile import read_onnx
 from certtrain.interchange.vnnlib import read_property
 from certtrain.network.modelfile import Classifier
 from certtrain.properties.cases import Case, Property, robustness
-from certtrain.properties.decide import METHODS, Decision, decide
+from certtrain.properties.decide import PROPERTY_METHODS, Decision, decide
 from certtrain.properties.exact import confirmed
 from certtrain.verification.certificate import certify
-from certtrain.verification.results import Point
+from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import verify
 
 needs_onnx = pytest.mark.skipif(
@@ -188,8 +188,8 @@ def test_complete_verification_decides_alike_before_and_after_the_round_trip(tmp
     imported, verdicts = read_onnx(tmp_path / "net.onnx"), Counter[str]()
     alike = {"certified": "unsat", "falsified": "sat", "misclassified": "sat"}
     for eps in (0.01, 0.05):
-        points: list[Point] = []
-        verify(model, chosen, eps, attack=PGD(), method="complete", arithmetic="real", on_points=points.extend)
+        points: list[ExampleResult] = []
+        verify(model, chosen, eps, attack=PGD(), method="complete", arithmetic="real", on_examples=points.extend)
         export_properties(model, chosen, tmp_path / "props", onnx=tmp_path / "net.onnx", eps=eps)
         for point in {point.index: point for point in points}.values():
             asked = read_property(tmp_path / "props" / f"point_{point.index:05}.vnnlib")
@@ -294,7 +294,7 @@ def test_sizes_methods_and_modes_are_checked() -> None:
 
 
 @needs_scipy
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROPERTY_METHODS)
 def test_a_decision_says_what_it_rests_on(method: str) -> None:
     found = decide(Steep().eval(), (2,), below(-0.01), method=method)
     assert found.by == "crown-ibp"

@@ -10,8 +10,8 @@ from test_export import ARCHITECTURES, LAYERS, OPERATORS, Block, Folded, classif
 from torch import Tensor, nn
 
 from certtrain import output_bounds
-from certtrain.bounds.interval import checked_graph
 from certtrain.bounds.shape_layers import Concat
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import CerttrainError, ModelFileError, UnsupportedLayer
 from certtrain.interchange import export as exporting

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from certtrain.diagnostics.epochs import EpochRecord, History
+from certtrain.diagnostics.epochs import History
 from certtrain.diagnostics.growth import DepthSweep, SchemeGrowth, spread
-from certtrain.diagnostics.layer_states import LayerState
 from certtrain.diagnostics.model_states import InitialNetwork, ModelStates
 from certtrain.errors import MissingExtra, RunError
 from certtrain.reports import plot
+from certtrain.runs.epoch import Epoch, LayerState
 
 pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
 
@@ -100,7 +100,7 @@ def test_each_model_has_its_row(drawn: tuple[Path, list[Any]]):
 def history(*layers: LayerState) -> History:
     return History(
         tuple(
-            EpochRecord(epoch=n, step=5 * n, eps=0.1 * (n - 1), certified_accuracy=0.5, layers=(layer, LAST))
+            Epoch(n, 5 * n, 0.1 * (n - 1), {"certified_accuracy": 0.5}, (layer, LAST))
             for n, layer in enumerate(layers, start=1)
         ),
         cut_short=False,
@@ -120,8 +120,8 @@ def test_a_history_has_states_and_growth_over_the_epochs(drawn: tuple[Path, list
 
 def test_networks_stand_beside_it(drawn: tuple[Path, list[Any]]):
     path, figures = drawn
-    stages = [replace(ModelStates("m", path, [FINE, LAST]), epoch=epoch) for epoch in (0.0, 2.0)]
-    plot.plot_history(path, history(FINE, FINE), stages, ("as it was", "its networks"))
+    networks = [replace(ModelStates("m", path, [FINE, LAST]), epoch=epoch) for epoch in (0.0, 2.0)]
+    plot.plot_history(path, history(FINE, FINE), networks, ("as it was", "its networks"))
     _, states, _, growth = figures[0].axes
     assert states.get_title() == "its networks"
     assert len(states.patches) == 6

@@ -1,4 +1,4 @@
-"""The page of a run: known numbers in known cells, pictures that fit together, and runs of every kind."""
+"""The page of a run: known numbers in known cells, and runs of every kind."""
 
 import json
 import math
@@ -11,9 +11,7 @@ import pytest
 from pages import Page
 from runs import RESULTS, epoch, layer, write_run, write_weights
 
-from certtrain.errors import MissingExtra, RunError, StorageError
-from certtrain.reports.curves import Curve, Epochs, draw_curves, draw_shares
-from certtrain.reports.html import PALETTE
+from certtrain.errors import RunError, StorageError
 from certtrain.reports.report import write_report
 
 FOUR = [epoch(number) for number in (1, 2, 3, 4)]
@@ -101,7 +99,7 @@ def test_the_ramp_is_said(fields: dict[str, Any], said: str, tmp_path: Path):
     assert dict(page_of(write_run(tmp_path / "run", FOUR, **fields)).table("preset"))["ε"] == said
 
 
-def test_trouble_is_told_as_stats_tells_it(tmp_path: Path):
+def test_findings_have_the_sentences_of_stats(tmp_path: Path):
     bad = [layer(f"conv{number}_relu", dead=0.5 + number / 20) for number in range(5)]
     text = page_of(write_run(tmp_path / "run", [*FOUR[:3], epoch(4, layers=bad)])).text
     assert "70.0% of the units of 'conv4_relu' are dead: they are off for every example" in text
@@ -147,7 +145,7 @@ def test_each_epoch_has_its_numbers(tmp_path: Path):
 def test_the_preset_can_be_taken_from_the_page(tmp_path: Path):
     folder = write_run(tmp_path / "run", FOUR, description="a <b> & c")
     text = page_of(folder).text
-    found, _ = json.JSONDecoder().raw_decode(text[text.index('{\n  "name"') :])
+    found, _ = json.JSONDecoder().raw_decode(text[text.index("{\n") :])
     assert found == json.loads((folder / "preset.json").read_text())
 
 
@@ -164,8 +162,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "no ramp": {"epochs": FOUR, "eps__length": 0},
     "not numbers": {
         "epochs": [
-            epoch(1, loss=math.nan, robust_loss=math.inf, gradient_norm=None, certified_accuracy=None),
-            epoch(2, loss=None, eps=None, layers=[layer("conv1_relu", growth=None, dead=math.nan, active=math.nan)]),
+            epoch(1, loss=math.nan, robust_loss=math.inf, gradient_norm=None, certified_accuracy=math.nan),
+            epoch(
+                2,
+                loss=None,
+                natural_accuracy=None,
+                layers=[layer("conv1_relu", growth=None, dead=math.nan, active=math.nan)],
+            ),
         ]
     },
     "nothing but not numbers": {"epochs": [epoch(1, loss=None, natural_loss=None, robust_loss=math.nan)]},
@@ -260,67 +263,3 @@ def test_what_is_no_run_has_no_page(tmp_path: Path):
 def test_a_page_that_cannot_be_written_is_a_storage_error(tmp_path: Path):
     with pytest.raises(StorageError, match=r"cannot write /proc/page\.html"):
         write_report(write_run(tmp_path / "run", FOUR), Path("/proc/page.html"))
-
-
-# --- the pictures ----------------------------------------------------------------------------------------
-
-
-def texts(svg: str) -> list[str]:
-    return re.findall(r"<text[^>]*>(.*?)</text>", svg)
-
-
-@pytest.mark.usefixtures("curves")
-def test_a_picture_keeps_text_as_text_and_colours_as_variables():
-    svg = draw_curves("n", Epochs([1, 2, 3]), [Curve("a<b", [1.0, 2.0, None], "ink")], label="loss & more")
-    assert svg.startswith('<svg role="img" aria-label="loss &amp; more over epochs" viewBox="0 0 360 ')
-    assert "epoch" in texts(svg)
-    assert "var(--ink)" in svg
-    assert not set(re.findall(r"#[0-9a-f]{6}\b", svg)) & {light for light, _ in PALETTE.values()}
-
-
-@pytest.mark.usefixtures("curves")
-def test_several_curves_have_a_legend_and_one_has_none():
-    curves = [Curve("first", [0.1, 0.2], "natural"), Curve("second", [0.3, 0.4], "certified", dashed=True)]
-    assert {"first", "second", "50%"} <= set(texts(draw_curves("n", Epochs([1, 2]), curves, label="x", percent=True)))
-    assert "first" not in texts(draw_curves("n", Epochs([1, 2]), curves[:1], label="x"))
-
-
-@pytest.mark.usefixtures("curves")
-def test_the_warm_up_is_shaded():
-    curve = Curve("x", [1.0] * 4, "ink")
-    assert "var(--shade)" not in draw_curves("n", Epochs([1, 2, 3, 4]), [curve], label="x")
-    svg = draw_curves("n", Epochs([1, 2, 3, 4], (2, 3)), [curve], label="x")
-    path = re.search(r'<path d="M ([\d.]+) [^"]*?L ([\d.]+) [^"]*"[^>]*var\(--shade\)', svg)
-    assert path is not None
-    # of the axes' 56 to 352 points, epochs 2 and 3 take the middle half
-    assert (float(path[1]), float(path[2])) == pytest.approx((130.0, 278.0), abs=0.5)
-
-
-@pytest.mark.usefixtures("curves")
-def test_a_logarithmic_axis_runs_over_whole_decades():
-    curve = Curve("x", [20.0, 0.0, None, 3000.0], "ink")
-    shown = texts(draw_curves("n", Epochs([1, 2, 3, 4]), [curve], label="x", log=True))
-    assert {"10", "100", "1000", "10000"} <= set(shown)
-
-
-@pytest.mark.usefixtures("curves")
-def test_shares_are_stacked():
-    shares = {"active": [0.25, 0.5], "unstable": [0.25, None], "inactive": [0.5, 0.5]}
-    svg = draw_shares("n", Epochs([1, 2]), shares, [0.1, 0.2], label="x")
-    filled = re.findall(r'<path d="([^"]*)"[^>]*fill: var\(--(active|unstable|inactive)\)', svg)
-    assert [colour for _, colour in filled] == ["active", "unstable", "inactive"]
-    heights = [{float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)} for path, _ in filled]
-    bottom, top = 172.0, 10.0  # 210 points less the margins
-
-    def at(*levels: float) -> list[float]:
-        return sorted(bottom + (top - bottom) * level for level in levels)
-
-    assert sorted(heights[0]) == pytest.approx(at(0, 0.25, 0.5), abs=0.02)
-    assert sorted(heights[1]) == pytest.approx(at(0.25, 0.5), abs=0.02)
-    assert sorted(heights[2]) == pytest.approx(at(0.5, 1), abs=0.02)
-
-
-@pytest.mark.usefixtures("no_curves")
-def test_a_picture_without_matplotlib_is_a_missing_extra():
-    with pytest.raises(MissingExtra, match=r'curves need matplotlib: pip install "certtrain\[plot\]"'):
-        draw_curves("n", Epochs([1]), [Curve("x", [1.0], "ink")], label="x")

@@ -3,13 +3,14 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import epoch, layer, write_run, write_weights
 
-from certtrain.diagnostics.findings import LayerState
 from certtrain.errors import CerttrainError, PresetError, RunError
-from certtrain.runs.history import Layer, Weights, read_epochs, read_run
+from certtrain.runs.epoch import Epoch, LayerState
+from certtrain.runs.history import Weights, read_epochs, read_run
 
 
 def test_a_finished_run_is_read_whole(tmp_path: Path):
@@ -20,8 +21,8 @@ def test_a_finished_run_is_read_whole(tmp_path: Path):
     assert [known.name for known in run.layers] == ["conv1_relu", "linear1_relu"]
     assert run.preset.data.validation == 50
     assert run.warm_up == (2, 3)
-    assert run.record is not None
-    assert (run.record.results.certified, run.record.training.seconds) == (350, 3725.0)
+    assert run.report is not None
+    assert (run.report.results.certified, run.report.training.seconds) == (350, 3725.0)
 
 
 def test_a_number_that_some_epochs_lack_is_none_there(tmp_path: Path):
@@ -34,7 +35,22 @@ def test_a_number_that_some_epochs_lack_is_none_there(tmp_path: Path):
 
 def test_a_number_that_is_none_is_kept(tmp_path: Path):
     (line,) = read_epochs(write_run(tmp_path / "run", [epoch(1, loss=math.nan)]))
-    assert math.isnan(line.numbers["loss"] or 0.0)
+    assert math.isnan(line.measured["loss"] or 0.0)
+
+
+def test_what_is_read_is_the_record_that_was_written(tmp_path: Path):
+    state = LayerState("conv1_relu", 8, 0.25, 0.25, 0.5, 0.125, -0.5, 2.0, 40.0, None, 0.75)
+    written = Epoch(3, 30, 0.05, {"loss": 0.5, "certified_accuracy": 0.25, "validation_loss": None}, (state,))
+    folder = write_run(tmp_path / "run", [written.to_dict()], finished=False)
+    assert read_epochs(folder) == (written,)
+    assert list(json.loads((folder / "metrics.jsonl").read_text())) == [
+        "epoch", "step", "eps", "loss", "certified_accuracy", "validation_loss", "layers",
+    ]  # fmt: skip
+
+
+def test_fields_of_a_newer_version_do_no_harm(tmp_path: Path):
+    (read,) = read_epochs(write_run(tmp_path / "run", [epoch(1, layers=[layer("a", more=1.0)])], finished=False))
+    assert read.layers[0].name == "a"
 
 
 def test_a_run_without_epochs_is_a_run(tmp_path: Path):
@@ -42,7 +58,7 @@ def test_a_run_without_epochs_is_a_run(tmp_path: Path):
     assert read_run(folder).epochs == ()
     (folder / "metrics.jsonl").unlink()
     run = read_run(folder)
-    assert (run.epochs, run.layers, run.record, run.weights) == ((), (), None, None)
+    assert (run.epochs, run.layers, run.report, run.weights) == ((), (), None, None)
 
 
 def test_the_line_that_is_being_written_is_left_out(tmp_path: Path):
@@ -65,9 +81,8 @@ def test_without_a_model_the_newest_whole_checkpoint_is_counted(tmp_path: Path):
     assert read_run(folder).weights == Weights(17)
 
 
-def test_a_layer_is_known_by_all_its_fields():
-    fields = LayerState.__dataclass_fields__
-    assert set(Layer.model_fields) == set(fields)
+def line(**changes: Any) -> str:
+    return json.dumps(epoch(1) | changes) + "\n"
 
 
 DAMAGES = {
@@ -76,7 +91,11 @@ DAMAGES = {
     "metrics": ("metrics.jsonl", "{\n", "line 1 of .*metrics.jsonl is not JSON"),
     "no object": ("metrics.jsonl", "3\n", "line 1 of .*metrics.jsonl is not a JSON object"),
     "no epoch": ("metrics.jsonl", '{"loss": 1.0}\n', "(?s)line 1 of .*  epoch: "),
-    "no number": ("metrics.jsonl", '{"epoch": 1, "loss": "x"}\n', "numbers.loss"),
+    "no number": ("metrics.jsonl", '{"epoch": 1, "loss": "x"}\n', "(?s)step: .*measured.loss"),
+    "no epsilon": ("metrics.jsonl", line(eps=None), "(?s)line 1 of .*metrics.jsonl was not written by .*eps: "),
+    "no accuracy": ("metrics.jsonl", line(certified_accuracy=None), "certified_accuracy is missing"),
+    "epoch 0": ("metrics.jsonl", line(epoch=0), "epoch: Input should be greater"),
+    "no layer": ("metrics.jsonl", line(layers=[{"name": "conv1_relu"}]), "layers.0.units"),
     "report": ("report.json", "{}", "report.json was not written by certtrain"),
     "not text": ("report.json", b"\xff", "report.json cannot be read"),
 }

@@ -1,4 +1,4 @@
-"""Which networks lie where: model files, run folders, checkpoints, and what to call them."""
+"""Where networks are on disk: model files, run folders, checkpoints, and what to call them."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from certtrain.errors import ModelFileError, RunError
-from certtrain.runs.runfiles import Source, Stage, check_run, find_sources, find_stages, short_names
+from certtrain.runs.runfiles import (
+    NetworkFile,
+    RunNetwork,
+    check_run,
+    find_networks,
+    find_run_networks,
+    short_names,
+)
 
 
 @pytest.fixture
@@ -25,50 +32,50 @@ def checkpoint(run: Path, step: int) -> Path:
 
 def test_a_model_file_is_itself(tmp_path: Path):
     (tmp_path / "m.safetensors").touch()
-    assert find_sources(tmp_path / "m.safetensors") == [Source(tmp_path / "m.safetensors")]
+    assert find_networks(tmp_path / "m.safetensors") == [NetworkFile(tmp_path / "m.safetensors")]
 
 
 def test_a_checkpoint_knows_its_run(run: Path, monkeypatch: pytest.MonkeyPatch):
-    assert find_sources(checkpoint(run, 10)) == [Source(checkpoint(run, 10), run)]
+    assert find_networks(checkpoint(run, 10)) == [NetworkFile(checkpoint(run, 10), run)]
     monkeypatch.chdir(run / "checkpoints")
-    (here,) = find_sources(Path("step-000000010.safetensors"))
+    (here,) = find_networks(Path("step-000000010.safetensors"))
     assert here.run == run
 
 
 def test_a_checkpoint_elsewhere_is_taken_for_a_model_file(run: Path, tmp_path: Path):
     moved = shutil.copy(checkpoint(run, 10), tmp_path)
-    assert find_sources(Path(moved)) == [Source(Path(moved))]
+    assert find_networks(Path(moved)) == [NetworkFile(Path(moved))]
 
 
 def test_of_a_running_run_the_newest_checkpoint_comes_first(run: Path):
-    assert find_sources(run) == [Source(checkpoint(run, 123), run), Source(checkpoint(run, 10), run)]
+    assert find_networks(run) == [NetworkFile(checkpoint(run, 123), run), NetworkFile(checkpoint(run, 10), run)]
 
 
 def test_of_a_finished_run_it_is_the_model(run: Path):
     (run / "model.safetensors").touch()
-    assert find_sources(run) == [Source(run / "model.safetensors")]
+    assert find_networks(run) == [NetworkFile(run / "model.safetensors")]
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path, run: Path):
     with pytest.raises(ModelFileError, match="no model file"):
-        find_sources(tmp_path / "absent")
+        find_networks(tmp_path / "absent")
     with pytest.raises(RunError, match=r"holds no run: it has no preset\.json"):
-        find_sources(tmp_path)
+        find_networks(tmp_path)
     with pytest.raises(RunError, match="is no folder"):
         check_run(tmp_path / "absent")
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(RunError, match="no checkpoint yet"):
-        find_sources(run)
+        find_networks(run)
 
 
-def test_stages_come_in_the_order_of_the_epochs(run: Path):
+def test_networks_come_in_the_order_of_the_epochs(run: Path):
     for epoch in (2, 10):
         kept = run / "epochs" / f"epoch-{epoch:04d}.safetensors"
         kept.parent.mkdir(exist_ok=True)
         kept.touch()
     (run / "model.safetensors").touch()
-    stages = find_stages(run, steps_per_epoch=10, epochs=20)
-    assert [(stage.step, stage.epoch, stage.source.file.stem) for stage in stages] == [
+    networks = find_run_networks(run, steps_per_epoch=10, epochs=20)
+    assert [(network.step, network.epoch, network.file.path.stem) for network in networks] == [
         (10, 1.0, "step-000000010"),
         (20, 2, "epoch-0002"),
         (100, 10, "epoch-0010"),
@@ -79,24 +86,24 @@ def test_stages_come_in_the_order_of_the_epochs(run: Path):
 
 def test_of_the_same_network_one_is_left_out(run: Path):
     (run / "model.safetensors").touch()
-    stages = find_stages(run, steps_per_epoch=41, epochs=3)
-    assert [stage.source.file.stem for stage in stages] == ["step-000000010", "model"]
+    networks = find_run_networks(run, steps_per_epoch=41, epochs=3)
+    assert [network.file.path.stem for network in networks] == ["step-000000010", "model"]
 
 
 def test_before_the_first_epoch_is_over_only_the_start_has_a_number(run: Path):
     checkpoint(run, 0).touch()
-    stages = find_stages(run, steps_per_epoch=None, epochs=3)
-    assert [(stage.step, stage.epoch) for stage in stages] == [(0, 0), (10, None), (123, None)]
+    networks = find_run_networks(run, steps_per_epoch=None, epochs=3)
+    assert [(network.step, network.epoch) for network in networks] == [(0, 0), (10, None), (123, None)]
 
 
 def test_other_files_in_the_folder_are_no_checkpoints(run: Path):
     for name in ("step-x.safetensors", ".step-000000001.safetensors.abc", "notes.txt"):
         (run / "checkpoints" / name).touch()
-    assert [stage.step for stage in find_stages(run, 10, 3)] == [10, 123]
+    assert [network.step for network in find_run_networks(run, 10, 3)] == [10, 123]
 
 
-def test_an_empty_run_has_no_stages(tmp_path: Path):
-    assert find_stages(tmp_path, 10, 3) == list[Stage]()
+def test_an_empty_run_has_no_networks(tmp_path: Path):
+    assert find_run_networks(tmp_path, 10, 3) == list[RunNetwork]()
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,16 @@ from reference import EPS, below, inputs, network
 from test_oracles import EVALUATED, LOSSES, TRAINED, assert_close, without_own_column
 from torch import Tensor, nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
 from certtrain.bounds.methods import method_named
+from certtrain.bounds.supported import checked_graph
 from certtrain.diagnostics.layer_states import relu_units
 from certtrain.errors import DeviceError
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.compilation import Compiled, check_compile, has_compiler, will_compile
-from certtrain.training.step import Controls, Parts, Stepper
+from certtrain.training.schedules import ActiveTerms, Controls
+from certtrain.training.step import Stepper
 
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
 quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
@@ -47,7 +49,7 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
         controls = Controls(*torch.tensor(values, dtype=torch.float64).unbind())
         assert stepper.compiled is not None
         assert stepper.compiled.graph is not None
-        total, measured = stepper.compiled.graph(x, labels, controls, Parts(regularizers=True, linear=False))
+        total, measured = stepper.compiled.graph(x, labels, controls, ActiveTerms(regularizers=True, linear=False))
         total.backward()
         expected = below(net, f"train/eps={eps}/")
         names = {
@@ -74,7 +76,7 @@ def test_compiled_bounds_give_the_references_values(net: str, method: str):
     graph, bound = checked_graph(model), method_named(method.lower())
 
     def bounds(x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
-        found = bound(graph, x, eps, (0.0, 1.0))
+        found = bound(graph, input_box(x, eps))
         return *found.ends(), found.margins(labels)
 
     fast = Compiled(bounds, pytest.fail).graph
@@ -157,13 +159,13 @@ def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(
 @pytest.mark.slow
 def test_a_compiler_that_fails_is_done_without():
     torch.compiler.reset()
-    heard: list[str] = []
-    double = Compiled(lambda x: torch.sin(x) * 2 + 12345, heard.append)
+    reasons: list[str] = []
+    double = Compiled(lambda x: torch.sin(x) * 2 + 12345, reasons.append)
     with torch._inductor.config.patch(NO_COMPILER):
         for _ in range(2):
             assert torch.equal(double.use(lambda f: f(torch.ones(3))), torch.sin(torch.ones(3)) * 2 + 12345)
-    assert len(heard) == 1
-    assert heard[0].startswith("torch.compile failed")
+    assert len(reasons) == 1
+    assert reasons[0].startswith("torch.compile failed")
 
 
 @quiet
@@ -171,8 +173,8 @@ def test_a_compiler_that_fails_is_done_without():
 @pytest.mark.slow
 def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
     torch.compiler.reset()
-    heard: list[str] = []
-    cube = Compiled(lambda x: (torch.sin(x) ** 3 + 54321).sum(), heard.append)
+    reasons: list[str] = []
+    cube = Compiled(lambda x: (torch.sin(x) ** 3 + 54321).sum(), reasons.append)
 
     def gradient(function: Callable[[Tensor], Tensor]) -> Tensor | None:
         leaf = torch.ones(3, requires_grad=True)
@@ -184,8 +186,8 @@ def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
     one = torch.ones(3)
     for _ in range(2):
         torch.testing.assert_close(cube.use(gradient), 3 * torch.sin(one) ** 2 * torch.cos(one))
-    assert len(heard) == 1
-    assert heard[0].startswith("torch.compile failed")
+    assert len(reasons) == 1
+    assert reasons[0].startswith("torch.compile failed")
 
 
 # --- when a step is compiled -----------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_a_step_keeps_to_its_device_and_reads_nothing(monkeypatch: pytest.Monkey
     for step in (0, 2 * PER_EPOCH + 1):  # in the ramp and after it
         one.run(step, *data.batch(0, step % PER_EPOCH))
     assert {parameter.grad.device for parameter in one.network.parameters() if parameter.grad is not None} == {DEVICE}
-    assert one.sums.device == DEVICE
+    assert one.sums.values.device == DEVICE
 
 
 def test_what_is_read_or_left_behind_would_be_noticed(monkeypatch: pytest.MonkeyPatch):

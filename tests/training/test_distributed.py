@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
-from test_accumulate import PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
-from test_trainer import metrics, report, small, stop_before, without_seconds
+from small_runs import metrics, report, small, stop_before, without_seconds
+from small_steps import PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
 from torch import Tensor
 
 from certtrain.bounds.statistics import batch_statistics, pooled_statistics
@@ -22,10 +22,11 @@ from certtrain.data import Augmentation, Batches
 from certtrain.errors import DataError, DeviceError, RunError
 from certtrain.runs.checkpoint import RunFolder
 from certtrain.spec.preset import Preset
-from certtrain.training.distributed import ALONE, Group, joined
+from certtrain.training.api import resume, train
+from certtrain.training.context import RunContext
+from certtrain.training.distributed import ALONE, Group, process_group
 from certtrain.training.events import Event, Note, Started, Stopped
 from certtrain.training.step import Reading, Stepper
-from certtrain.training.trainer import RunContext, resume, train
 
 ROOT = Path(__file__).parents[2]
 RANKS = 2
@@ -79,18 +80,21 @@ def test_pooled_statistics_are_those_of_all_points():
 # --- one process is alone --------------------------------------------------------------------------------
 
 
-def test_without_torchrun_one_is_alone(monkeypatch: pytest.MonkeyPatch):
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined("cpu") as group:
+    with process_group("cpu") as group:
         assert group is ALONE
-    assert group.leads
-    assert group.lead(lambda: 3) == group.leader_first(lambda: 3) == 3
+    assert group.is_leader
+    assert group.on_leader(lambda: 3) == group.leader_first(lambda: 3) == 3
 
 
 def test_half_an_environment_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(DeviceError, match="'RANK' is not set; start several processes by torchrun"), joined("cpu"):
+    with (
+        pytest.raises(DeviceError, match="'RANK' is not set; start several processes by torchrun"),
+        process_group("cpu"),
+    ):
         pass
 
 
@@ -98,7 +102,10 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch):
     for name, value in {"WORLD_SIZE": "9", "RANK": "8", "LOCAL_RANK": "8"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceError, match="process 8 of this machine has no GPU, since there are 2"), joined("cuda"):
+    with (
+        pytest.raises(DeviceError, match="process 8 of this machine has no GPU, since there are 2"),
+        process_group("cuda"),
+    ):
         pass
 
 
@@ -155,34 +162,38 @@ def among_ranks(group: Group) -> dict[str, Any]:
 
     order: list[int] = []
     found = {
-        "total": group.total(mine),
-        "gradient": gradient(group.total),
-        "compiled gradient": gradient(torch.compile(lambda leaf: group.total(leaf), backend="eager", fullgraph=True)),
-        "gathered": group.gathered(mine),
+        "sum": group.sum(mine),
+        "gradient": gradient(group.sum),
+        "compiled gradient": gradient(torch.compile(lambda leaf: group.sum(leaf), backend="eager", fullgraph=True)),
+        "gathered": group.gather(mine),
         "agree": (group.agree(group.rank == 0), group.agree(group.rank == 1)),
-        "lead": group.lead(lambda: f"from {group.rank}"),
-        "first": (group.first(None), group.first("mine" if group.rank == 1 else None), group.first(str(group.rank))),
+        "on leader": group.on_leader(lambda: f"from {group.rank}"),
+        "first text": (
+            group.first_text(None),
+            group.first_text("mine" if group.rank == 1 else None),
+            group.first_text(str(group.rank)),
+        ),
         "leader first": group.leader_first(lambda: order.append(group.rank) or time.monotonic()),
     }
     added = [mine.clone(), torch.ones(2, 3).T]
-    group.add_up(added)
+    group.sum_in_place(added)
     return found | {"added": added, "order": order}
 
 
 def runs(group: Group, folder: Path) -> dict[str, Any]:
     """A run that two ranks stop, go on with and stop again; and one that cannot start."""
-    heard: list[Event] = []
+    events: list[Event] = []
     out, error = folder / "run", ""
     results = [
-        train(small(), out, RunContext(group=group, should_stop=stop_before(13), emit=heard.append)),
-        resume(out, RunContext(group=group, should_stop=stop_before(5), emit=heard.append)),
+        train(small(), out, RunContext(group=group, should_stop=stop_before(13), emit=events.append)),
+        resume(out, RunContext(group=group, should_stop=stop_before(5), emit=events.append)),
     ]
     try:
         train(small(), out, RunContext(group=group))
     except RunError as found:
         error = str(found)
-    kept = [event for event in heard if isinstance(event, Note | Started | Stopped)]
-    return {"results": results, "heard": kept, "error": error}
+    kept = [event for event in events if isinstance(event, Note | Started | Stopped)]
+    return {"results": results, "events": kept, "error": error}
 
 
 def work(rank: int, port: int, folder: Path) -> None:
@@ -190,7 +201,7 @@ def work(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
-    with joined("cpu") as group:
+    with process_group("cpu") as group:
         found = {"everything": everything(group), "among": among_ranks(group), "runs": runs(group, folder)}
         assert (group.rank, group.size) == (rank, RANKS)
     torch.save(found, folder / f"{rank}.pt")
@@ -245,25 +256,25 @@ def test_a_failure_on_one_rank_is_everybodys(ranks: list[dict[str, Any]], alone:
     assert "'conv1_relu'" in text
 
 
-def test_what_ranks_say_to_each_other(ranks: list[dict[str, Any]]):
+def test_what_ranks_send_to_each_other(ranks: list[dict[str, Any]]):
     for found in (rank["among"] for rank in ranks):
-        assert found["total"].tolist() == [3.0, 6.0]
+        assert found["sum"].tolist() == [3.0, 6.0]
         assert found["gradient"].tolist() == found["compiled gradient"].tolist() == [3.0, 3.0]
         assert found["gathered"].tolist() == [[1.0, 2.0], [2.0, 4.0]]
         assert found["agree"] == (True, False)
-        assert found["lead"] == "from 0"
-        assert found["first"] == (None, "mine", "0")
+        assert found["on leader"] == "from 0"
+        assert found["first text"] == (None, "mine", "0")
         assert [tensor.tolist() for tensor in found["added"]] == [[3.0, 6.0], [[2.0, 2.0]] * 3]
     assert [rank["among"]["order"] for rank in ranks] == [[0], [1]]
     assert ranks[0]["among"]["leader first"] < ranks[1]["among"]["leader first"]
 
 
-def test_only_the_first_rank_speaks(ranks: list[dict[str, Any]], folder: Path):
-    heard = ranks[0]["runs"]["heard"]
-    assert any(event == Note("2 processes share each batch") for event in heard)
-    assert [event.step for event in heard if isinstance(event, Started)] == [0, 13]
-    assert heard[-1] == Stopped("time is up", 18, 30, folder / "run", None)
-    assert ranks[1]["runs"]["heard"] == []
+def test_only_the_first_rank_emits_events(ranks: list[dict[str, Any]], folder: Path):
+    events = ranks[0]["runs"]["events"]
+    assert any(event == Note("2 processes share each batch") for event in events)
+    assert [event.step for event in events if isinstance(event, Started)] == [0, 13]
+    assert events[-1] == Stopped("time is up", 18, 30, folder / "run", None)
+    assert ranks[1]["runs"]["events"] == []
     assert [rank["runs"]["results"] for rank in ranks] == [[None, None]] * 2
 
 
@@ -348,19 +359,21 @@ def test_an_interrupt_stops_all_ranks_at_a_checkpoint(tmp_path: Path):
 def test_no_rank_waits_for_one_that_died(tmp_path: Path):
     code = f"""
 import sys
-sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "training")]!r}
+sys.path[:0] = {[str(ROOT), str(ROOT / "tests" / "training")]!r}
 from pathlib import Path
 from certtrain.training import trainer
-from certtrain.training.distributed import joined
-from test_trainer import small
-with joined("cpu") as group:
+from certtrain.training.context import RunContext
+from certtrain.training.api import train
+from certtrain.training.distributed import process_group
+from small_runs import small
+with process_group("cpu") as group:
     step = trainer.Trainer._step
     def dies(self):
         if group.rank == 1 and self.progress.step == 5:
             raise SystemExit(3)
         step(self)
     trainer.Trainer._step = dies
-    trainer.train(small(), Path("out"), trainer.RunContext(group=group))
+    train(small(), Path("out"), RunContext(group=group))
 """
     (tmp_path / "dies.py").write_text(code, encoding="utf-8")
     process = torchrun(["dies.py"], tmp_path)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from certtrain import objective_terms
 from certtrain.bounds import linear
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.errors import MethodError
 from certtrain.training.fusion import fused_cross_entropy
@@ -23,7 +24,7 @@ EVERY_NET = pytest.mark.parametrize("net", NETS)
 
 def traced(net: str, eps: float) -> tuple[nn.Module, BoundTrace, Tensor, Tensor]:
     model, (x, labels) = network(net), inputs(net)
-    return model, trace_bounds(checked_graph(model), x, eps, (0.0, 1.0)), x, labels
+    return model, trace_bounds(checked_graph(model), input_box(x, eps)), x, labels
 
 
 def unfused(margins: Tensor, labels: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def head(weight: list[list[float]]) -> nn.Linear:
 
 
 def fused(model: nn.Module, x: Tensor, labels: list[int], eps: float) -> Tensor:
-    return fused_cross_entropy(trace_bounds(checked_graph(model), x, eps, None), torch.tensor(labels))
+    return fused_cross_entropy(trace_bounds(checked_graph(model), input_box(x, eps, None)), torch.tensor(labels))
 
 
 def test_two_classes_by_hand():
@@ -50,7 +51,7 @@ def test_classes_that_cannot_all_be_worst_at_once_by_hand():
     # z₁ = x and z₂ = −x on [−1, 1]: by class 1 + e + e, by the sum of two chords 1 + 2 cosh 1.
     model, x = head([[0.0], [1.0], [-1.0]]), torch.zeros(1, 1, dtype=torch.float64)
     assert fused(model, x, [0], 1.0).item() == pytest.approx(math.log(1 + 2 * math.cosh(1)))
-    trace = trace_bounds(checked_graph(model), x, 1.0, None)
+    trace = trace_bounds(checked_graph(model), input_box(x, 1.0, None))
     by_class = unfused(linear.margins(trace, torch.tensor([0])), torch.tensor([0]))
     assert by_class.item() == pytest.approx(math.log(1 + 2 * math.e))
 
@@ -110,7 +111,7 @@ def test_wide_bounds_overflow_nothing(size: float):
     with torch.no_grad():
         model[2].weight.mul_(size)
     x, labels = torch.rand(5, 3), torch.tensor([0, 1, 2, 3, 0])
-    bound = fused_cross_entropy(trace_bounds(checked_graph(model), x, 0.2, (0.0, 1.0)), labels)
+    bound = fused_cross_entropy(trace_bounds(checked_graph(model), input_box(x, 0.2)), labels)
     bound.sum().backward()
     assert bool(bound.isfinite().all())
     assert bool((unfused(-model(x), labels) <= bound * (1 + 1e-5)).all())

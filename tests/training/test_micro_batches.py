@@ -7,24 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_steps import BATCH, CLASSES, PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
+from torch import nn
 
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.box import input_box
+from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import batch_statistics
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.diagnostics.layer_states import layer_states
 from certtrain.errors import PresetError
 from certtrain.network.initialization import ibp_init_
-from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.architecture import CNN, MLP
-from certtrain.spec.preset import Preset, load_preset
-from certtrain.training.micro_batches import clean_pass, traces_in_parts
+from certtrain.spec.preset import Preset
+from certtrain.training.micro_batches import traces_in_parts
 from certtrain.training.step import Reading, Stepper
 
-SHAPE, CLASSES, BATCH = (2, 6, 6), 4, 11
-PER_EPOCH = 10
 STEPS = {"ε = 0": 4, "in the ramp": 15, "full ε": 25}
-WITHOUT_GRADIENT = {"conv1.bias", "conv2.bias", "linear1.bias"}  # before BatchNorm: theirs is rounding alone
 
 
 @pytest.fixture(autouse=True)
@@ -33,41 +32,6 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def preset(**train: Any) -> Preset:
-    """ε rises in the second of three epochs; all layers are below the regularisers' tolerance of 1."""
-    changes = {f"train.{name}": value for name, value in train.items()}
-    return load_preset(
-        "digits",
-        {
-            "model.channels": [3, 5],
-            "model.linear": [7],
-            "eps.max": 0.05,
-            "eps.length": 1,
-            "train.epochs": 3,
-            "train.clip_norm": 1e9,
-            "regularizer.tolerance": 1.0,
-        }
-        | changes,
-    )
-
-
-def network(settings: Preset) -> nn.Sequential:
-    """With shifts after BatchNorm, so that no balance ratio is 1, where it has a kink."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = build_model(settings.model, InputSpec(SHAPE, CLASSES, (0.4, 0.5), (0.2, 0.3)))
-        ibp_init_(model, torch.Generator().manual_seed(2))
-        for layer in model:
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                nn.init.normal_(layer.bias, std=0.3)
-    return model.double()
-
-
-def batch(step: int = 0, count: int = BATCH) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    return torch.rand(count, *SHAPE, generator=generator), torch.randint(CLASSES, (count,), generator=generator)
 
 
 def stepped(settings: Preset, steps: list[int]) -> tuple[Stepper, Reading]:
@@ -145,12 +109,12 @@ def test_batch_norm_may_be_the_first_layer(moment: str):
 
 
 def test_the_clean_batch_alone_takes_the_statistics_of_the_full_pass():
-    model, x = network(preset()).train(), batch()[0]
-    graph = checked_graph(model)
-    full = trace_bounds(graph, x, 0.1, (0.0, 1.0))
-    logits, statistics = clean_pass(graph, x, batch_statistics)
+    x, graph = batch()[0], checked_graph(network(preset()))
+    full = trace_bounds(graph, input_box(x, 0.1, with_clean=True), statistics=batch_statistics)
+    logits, statistics = plain_pass(graph, x, statistics=batch_statistics)
     torch.testing.assert_close(logits, full.clean)
-    for one, other in zip(statistics, full.statistics, strict=True):
+    assert list(statistics) == list(full.statistics)
+    for one, other in zip(statistics.values(), full.statistics.values(), strict=True):
         assert one.layer is other.layer
         torch.testing.assert_close((one.mean, one.variance), (other.mean, other.variance))
 
@@ -161,15 +125,14 @@ def test_statistics_of_centres_are_refused():
 
 
 @pytest.mark.parametrize(("size", "with_clean"), [(3, True), (BATCH, True), (3, False)])
-def test_layers_look_the_same_in_parts(size: int, with_clean: bool):
-    model, x = network(preset()).train(), batch()[0]
-    graph = checked_graph(model)
+def test_the_states_of_layers_are_the_same_in_parts(size: int, with_clean: bool):
+    graph, box = checked_graph(network(preset())), input_box(batch()[0], 0.005, with_clean=with_clean)
 
-    def looked(size: int) -> list[dict[str, Any]]:
-        traces = traces_in_parts(graph, x, 0.005, size, with_clean=with_clean, source=batch_statistics)
+    def states(size: int) -> list[dict[str, Any]]:
+        traces = traces_in_parts(graph, box, size, statistics=batch_statistics)
         return [state.to_dict() for state in layer_states(traces)]
 
-    for one, other in zip(looked(size), looked(99), strict=True):
+    for one, other in zip(states(size), states(99), strict=True):
         assert one.pop("name") == other.pop("name")
         assert one == pytest.approx(other, rel=1e-9)
 

@@ -123,7 +123,8 @@ def test_the_average_moves_by_its_decay():
 
 def test_with_centre_statistics_no_clean_batch_is_carried():
     one = stepper(train__batch_norm_statistics="centre")
-    assert not {"natural_loss", "natural_accuracy"} & set(one.measures())
+    one.run(0, *batch())
+    assert not {"natural_loss", "natural_accuracy"} & set(one.read().sums)
 
 
 def test_both_statistics_agree_while_eps_is_zero():
@@ -204,7 +205,7 @@ def test_verification_is_in_full_precision(flags: tuple[bool, bool]):
             images(),
             0.01,
             attack=PGD(2),
-            on_points=lambda points: seen.append(torch.backends.cudnn.allow_tf32),
+            on_examples=lambda points: seen.append(torch.backends.cudnn.allow_tf32),
         )
     assert seen
     assert not any(seen)

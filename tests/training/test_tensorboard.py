@@ -1,4 +1,4 @@
-"""Event files tell what the metrics do, however often a run was stopped, killed and resumed."""
+"""Event files hold what the metrics do, however often a run was stopped, killed and resumed."""
 
 import sys
 import time
@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_trainer import attentive, metrics, report, small, stop_before
+from small_runs import frequent, metrics, report, small, stop_before
 
 from certtrain.errors import MissingExtra, StorageError
+from certtrain.training.api import resume, train
+from certtrain.training.context import RunContext
 from certtrain.training.events import EpochDone, Event
+from certtrain.training.pacing import Pacing
 from certtrain.training.tensorboard import TensorBoardLog
-from certtrain.training.trainer import RunContext, resume, train
 
-__all__ = ["attentive"]  # the fixture, for this file too
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,7 @@ def assert_events_are_the_metrics(folder: Path) -> None:
 
 def test_a_run_leaves_its_numbers_its_results_and_its_preset(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, RunContext(emit=TensorBoardLog()))
+    train(small(), out, frequent(emit=TensorBoardLog()))
     assert_events_are_the_metrics(out)
     results = report(out)["results"]
     for name in ("natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_error"):
@@ -60,7 +62,7 @@ def test_a_run_leaves_its_numbers_its_results_and_its_preset(tmp_path: Path):
 
 def test_every_number_of_the_metrics_is_there(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, RunContext(emit=TensorBoardLog()))
+    train(small(), out, frequent(emit=TensorBoardLog()))
     last_parts = {tag.partition("/")[2] for tag in events(out).Tags()["scalars"]}
     assert set(metrics(out)[0]) - {"epoch", "step", "layers"} <= last_parts
 
@@ -70,44 +72,43 @@ def test_a_killed_run_leaves_all_epochs_that_were_done(tmp_path: Path):
 
     def until_killed(event: Event) -> None:
         log(event)
-        if isinstance(event, EpochDone) and event.epoch == 2:
+        if isinstance(event, EpochDone) and event.record.epoch == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        train(small(), tmp_path / "out", RunContext(emit=until_killed))
+        train(small(), tmp_path / "out", frequent(emit=until_killed))
     assert [point.step for point in events(tmp_path / "out").Scalars("loss/loss")] == [1, 2]
 
 
 @pytest.mark.parametrize("logged", [(True, True, True), (True, False, True), (False, False, True)])
-def test_a_resumed_run_tells_every_epoch_once(logged: tuple[bool, bool, bool], tmp_path: Path):
+def test_a_resumed_run_has_every_epoch_once(logged: tuple[bool, bool, bool], tmp_path: Path):
     out = tmp_path / "out"
     first, second, third = (TensorBoardLog() if wanted else lambda event: None for wanted in logged)
-    train(small(), out, RunContext(emit=first, should_stop=stop_before(13)))
-    resume(out, RunContext(emit=second, should_stop=stop_before(10)))
-    resume(out, RunContext(emit=third))
+    train(small(), out, frequent(emit=first, should_stop=stop_before(13)))
+    resume(out, frequent(emit=second, should_stop=stop_before(10)))
+    resume(out, frequent(emit=third))
     assert_events_are_the_metrics(out)
 
 
-def test_epochs_trained_again_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_epochs_trained_again_are_written_once(tmp_path: Path):
     out, log = tmp_path / "out", TensorBoardLog()
-    monkeypatch.setattr("certtrain.training.trainer.EPOCH_CHECKPOINT_SECONDS", 1e9)
 
     def until_killed(event: Event) -> None:
         log(event)
-        if isinstance(event, EpochDone) and event.epoch == 2:
+        if isinstance(event, EpochDone) and event.record.epoch == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        train(small(), out, RunContext(emit=until_killed))
-    time.sleep(1.1)  # files of one second are told apart by a counter, whose 10 sorts before its 9
-    resume(out, RunContext(emit=TensorBoardLog()))  # from the beginning: there was no checkpoint since
+        train(small(), out, RunContext(emit=until_killed, pacing=Pacing(epoch_checkpoint=1e9)))
+    time.sleep(1.1)  # files of one second differ in a counter alone, whose 10 sorts before its 9
+    resume(out, frequent(emit=TensorBoardLog()))  # from the beginning: there was no checkpoint since
     assert_events_are_the_metrics(out)
 
 
-def test_told_again_epochs_keep_their_distances_in_time(tmp_path: Path):
+def test_epochs_written_again_keep_their_distances_in_time(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, RunContext(should_stop=stop_before(25)))
-    resume(out, RunContext(emit=TensorBoardLog()))
+    train(small(), out, frequent(should_stop=stop_before(25)))
+    resume(out, frequent(emit=TensorBoardLog()))
     first, second, _ = (point.wall_time for point in events(out).Scalars("loss/loss"))
     seconds = [line["seconds"] for line in metrics(out)]
     assert second - first == pytest.approx(seconds[1] - seconds[0], abs=1e-3)
@@ -128,4 +129,4 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path):
         log(event)
 
     with pytest.raises(StorageError, match=r"cannot write event files to .*tensorboard"):
-        train(small(), tmp_path / "out", RunContext(emit=in_the_way))
+        train(small(), tmp_path / "out", frequent(emit=in_the_way))

@@ -15,90 +15,55 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_runs import (
+    EPS,
+    PER_EPOCH,
+    STEPS,
+    assert_same_run,
+    frequent,
+    metrics,
+    report,
+    small,
+    stop_before,
+    without_seconds,
+)
 
 from certtrain import load_model
-from certtrain.diagnostics.layer_states import LayerState
-from certtrain.diagnostics.model_states import inspect_model
+from certtrain.diagnostics.model_states import model_layer_states
 from certtrain.errors import DataError, DeviceError, NonFiniteError, PresetError, RunError, StorageError
 from certtrain.network.assembly import load_run_images
 from certtrain.runs.agreement import check_unchanged
 from certtrain.runs.checkpoint import RunFolder
+from certtrain.runs.epoch import LayerState
 from certtrain.spec.preset import Preset, load_preset
+from certtrain.training import completion
+from certtrain.training.api import resume, train
 from certtrain.training.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
-from certtrain.training.trainer import RunContext, Trainer, resume, train
+from certtrain.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("no_page")
 ROOT = Path(__file__).parents[2]
-EPS = 0.004
-SMALL = {
-    "train.epochs": 3,
-    "train.batch_size": 120,
-    "train.milestones": [2],
-    "eps.max": EPS,
-    "eps.length": 1,
-    "model.channels": [4, 8],
-    "model.linear": [32],
-    "data.crop_padding": 1,
-    "data.validation": 237,
-}
-PER_EPOCH, STEPS = 10, 30  # 1,200 images are left to train on
+HELPERS = [str(ROOT), str(ROOT / "tests" / "training")]  # on the path of processes that tests start
 
 
-@pytest.fixture(autouse=True, scope="module")
-def attentive() -> Iterator[None]:
-    """Read after every step, save at the end of every epoch, and draw nothing: that is test_report.py's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("certtrain.training.trainer.write_report", lambda run, path: path.write_text("drawn"))
-        patch.setattr("certtrain.training.trainer.READ_SECONDS", 0.0)
-        patch.setattr("certtrain.training.trainer.EPOCH_CHECKPOINT_SECONDS", 0.0)
-        patch.setattr("certtrain.training.trainer.SAVE_SHARE", math.inf)  # however long saving takes
-        yield
-
-
-def small(**changes: Any) -> Preset:
-    """The digits preset, shrunk; underscores stand for dots."""
-    return load_preset("digits", SMALL | {name.replace("__", "."): value for name, value in changes.items()})
-
-
-def stop_before(step: int) -> Callable[[], str | None]:
-    """Asked before each step: stop before the 0-based `step` of this session."""
-    asked = iter(range(10**9))
-    return lambda: "time is up" if next(asked) >= step else None
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def without_seconds(value: Any) -> Any:
-    """The same plain values but for all times and dates."""
-    if isinstance(value, dict):
-        timeless = [key for key in value if "seconds" not in key and key != "finished"]
-        return {key: without_seconds(value[key]) for key in timeless}
-    return value
-
-
-def report(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
-
-
-def assert_same_run(folder: Path, other: Path) -> None:
-    """Bit for bit, but for the clock."""
-    assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-    assert list(map(without_seconds, metrics(folder))) == list(map(without_seconds, metrics(other)))
-    assert without_seconds(report(folder)) == without_seconds(report(other))
+def new_folder(path: Path, preset: Preset) -> RunFolder:
+    """The folder of a run that has just begun."""
+    folder = RunFolder(path)
+    folder.create(preset)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def heard() -> list[Event]:
+def events() -> list[Event]:
     """What the uninterrupted run reported."""
     return []
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, heard: list[Event]) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> Path:
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    assert train(small(), folder, RunContext(emit=heard.append)) is not None
+    assert train(small(), folder, frequent(emit=events.append)) is not None
     return folder
 
 
@@ -137,7 +102,7 @@ def test_metrics_hold_the_state_of_each_layer(finished: Path):
 def test_the_state_of_each_layer_is_what_stats_says_of_the_network(finished: Path):
     last = metrics(finished)[-1]
     images = load_run_images(small(), None).train.take(1000)
-    found = inspect_model(load_model(finished / "model.safetensors"), images, last["eps"])
+    found = model_layer_states(load_model(finished / "model.safetensors"), images, last["eps"])
     for layer, expected in zip(last["layers"], found, strict=True):
         assert LayerState(**layer).name == expected.name
         numbers = {name: value for name, value in layer.items() if name != "name"}
@@ -151,7 +116,7 @@ def test_an_explosion_is_noted_once_with_its_sentence(tmp_path: Path):
     preset = load_preset(
         "digits", {"model": deep, "init": "kaiming", "train.epochs": 2, "eps.max": 0.1, "eps.start": 1, "eps.length": 0}
     )
-    train(preset, tmp_path / "out", RunContext(emit=events.append))
+    train(preset, tmp_path / "out", frequent(emit=events.append))
     notes = [event.text for event in events if isinstance(event, Note) and "explode" in event.text]
     assert len(notes) == 1
     assert notes[0].startswith("epoch 1: bounds explode: at 'linear")
@@ -183,22 +148,22 @@ def test_a_run_without_its_page_is_a_whole_run(error: Exception, tmp_path: Path,
         assert report(run)["results"]["examples"] == 360  # the results are safe before the page is drawn
         raise error
 
-    heard: list[Event] = []
-    monkeypatch.setattr("certtrain.training.trainer.write_report", fail)
-    assert train(small(train__epochs=1), tmp_path / "out", RunContext(emit=heard.append)) is not None
-    (note,) = [event.text for event in heard if isinstance(event, Note) and "report.html" in event.text]
+    events: list[Event] = []
+    monkeypatch.setattr("certtrain.training.completion.write_report", fail)
+    assert train(small(train__epochs=1), tmp_path / "out", frequent(emit=events.append)) is not None
+    (note,) = [event.text for event in events if isinstance(event, Note) and "report.html" in event.text]
     assert note.endswith(str(error))
-    (done,) = [event for event in heard if isinstance(event, Finished)]
+    (done,) = [event for event in events if isinstance(event, Finished)]
     assert done.page is None
 
 
 def test_only_a_run_that_is_over_has_a_page(tmp_path: Path):
-    heard: list[Event] = []
-    context = RunContext(emit=heard.append, should_stop=stop_before(25))
+    events: list[Event] = []
+    context = frequent(emit=events.append, should_stop=stop_before(25))
     train(small(), tmp_path / "out", context)
     assert not (tmp_path / "out" / "report.html").exists()
-    resume(tmp_path / "out", RunContext(emit=heard.append))
-    (done,) = [event for event in heard if isinstance(event, Finished)]
+    resume(tmp_path / "out", frequent(emit=events.append))
+    (done,) = [event for event in events if isinstance(event, Finished)]
     assert done.page == tmp_path / "out" / "report.html"
     assert done.page.read_text() == "drawn"
 
@@ -208,48 +173,48 @@ def test_the_report_says_when_the_run_was_over(finished: Path):
     assert abs(datetime.now(UTC) - when) < timedelta(hours=1)
 
 
-def test_a_run_tells_what_it_does(heard: list[Event], finished: Path):
+def test_a_run_tells_what_it_does(events: list[Event], finished: Path):
     def of(kind: type[Event]) -> list[Any]:
-        return [event for event in heard if isinstance(event, kind)]
+        return [event for event in events if isinstance(event, kind)]
 
     (started,), (done,) = of(Started), of(Finished)
     assert (started.step, started.steps, started.steps_per_epoch, started.examples) == (0, STEPS, PER_EPOCH, 1200)
     assert [event.step for event in of(StepDone)] == list(range(1, STEPS + 1))
-    assert [event.epoch for event in of(EpochDone)] == [1, 2, 3]
+    assert [event.record.epoch for event in of(EpochDone)] == [1, 2, 3]
     assert [(event.done, event.total) for event in of(Verifying)][-1] == (360, 360)
     assert done.model == finished / "model.safetensors"
     assert done.report.to_dict()["certified"] == report(finished)["results"]["certified"]
 
 
-def test_eps_follows_its_schedule(heard: list[Event]):
-    eps = [event.eps for event in heard if isinstance(event, StepDone)]
+def test_eps_follows_its_schedule(events: list[Event]):
+    eps = [event.eps for event in events if isinstance(event, StepDone)]
     assert eps[: PER_EPOCH + 1] == [0.0] * (PER_EPOCH + 1)
     assert 0 < eps[PER_EPOCH + 1] < eps[2 * PER_EPOCH - 1] < EPS
     assert eps[2 * PER_EPOCH :] == [EPS] * PER_EPOCH
 
 
 def test_the_training_ramp_may_end_above_eps(tmp_path: Path):
-    heard: list[Event] = []
-    train(small(eps__train_factor=1.5, eps__length=0, eps__start=1), tmp_path / "out", RunContext(
-        emit=heard.append, should_stop=stop_before(2)
+    events: list[Event] = []
+    train(small(eps__train_factor=1.5, eps__length=0, eps__start=1), tmp_path / "out", frequent(
+        emit=events.append, should_stop=stop_before(2)
     ))  # fmt: skip
-    assert [event.eps for event in heard if isinstance(event, StepDone)] == pytest.approx([1.5 * EPS] * 2)
+    assert [event.eps for event in events if isinstance(event, StepDone)] == pytest.approx([1.5 * EPS] * 2)
 
 
 def test_the_same_preset_gives_the_same_run(finished: Path, tmp_path: Path):
-    train(small(), tmp_path / "again")
+    train(small(), tmp_path / "again", frequent())
     assert_same_run(finished, tmp_path / "again")
 
 
 def test_another_seed_gives_another_run(finished: Path, tmp_path: Path):
-    train(small(seed=1, train__epochs=1), tmp_path / "other")
+    train(small(seed=1, train__epochs=1), tmp_path / "other", frequent())
     assert without_seconds(metrics(tmp_path / "other")[0]) != without_seconds(metrics(finished)[0])
 
 
 def test_the_global_random_numbers_decide_nothing(finished: Path, tmp_path: Path):
     with torch.random.fork_rng():
         torch.manual_seed(123)
-        train(small(), tmp_path / "again")
+        train(small(), tmp_path / "again", frequent())
     assert_same_run(finished, tmp_path / "again")
 
 
@@ -275,14 +240,14 @@ def moved(folder: Path) -> float:
     ids=["plain", "without learning rate", "gradients cut to nothing"],
 )
 def test_learning_rate_and_clipping_are_applied(settings: dict[str, Any], still: bool, tmp_path: Path):
-    train(small(**settings), tmp_path / "out", RunContext(should_stop=stop_before(20)))
+    train(small(**settings), tmp_path / "out", frequent(should_stop=stop_before(20)))
     assert (moved(tmp_path / "out") < 1e-6) == still
 
 
 @pytest.mark.parametrize(("tightness", "balance"), [(True, False), (False, True), (False, False)])
 def test_each_regulariser_can_be_switched_off(tightness: bool, balance: bool, tmp_path: Path):
     settings = {"regularizer__tightness": tightness, "regularizer__relu_balance": balance}
-    train(small(**settings), tmp_path / "out", RunContext(should_stop=stop_before(10)))
+    train(small(**settings), tmp_path / "out", frequent(should_stop=stop_before(10)))
     (line,) = metrics(tmp_path / "out")  # while ε is zero, the weight of each is the whole of λ = 0.5
     expected = line["natural_loss"] + 0.5 * (tightness * line["tightness_loss"] + balance * line["relu_balance_loss"])
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
@@ -302,9 +267,9 @@ WAYS = {
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_of_training_goes_on_as_if_it_had_not_stopped(name: str, finished: Path, tmp_path: Path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(small(**WAYS[name]), whole) is not None
-    train(small(**WAYS[name]), parts, RunContext(should_stop=stop_before(13)))
-    assert resume(parts) is not None
+    assert train(small(**WAYS[name]), whole, frequent()) is not None
+    train(small(**WAYS[name]), parts, frequent(should_stop=stop_before(13)))
+    assert resume(parts, frequent()) is not None
     assert_same_run(whole, parts)
     assert (whole / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
     assert report(whole)["results"]["natural_accuracy"] > 0.3
@@ -312,7 +277,7 @@ def test_every_way_of_training_goes_on_as_if_it_had_not_stopped(name: str, finis
 
 
 def test_without_a_clean_batch_nothing_is_said_of_its_loss(tmp_path: Path):
-    train(small(train__batch_norm_statistics="centre"), tmp_path / "out", RunContext(should_stop=stop_before(20)))
+    train(small(train__batch_norm_statistics="centre"), tmp_path / "out", frequent(should_stop=stop_before(20)))
     for line in metrics(tmp_path / "out"):
         assert "natural_loss" not in line
         assert line["certified_accuracy"] > 0
@@ -320,7 +285,7 @@ def test_without_a_clean_batch_nothing_is_said_of_its_loss(tmp_path: Path):
 
 def test_the_moving_average_is_what_is_kept(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(train__average=0.9), out)
+    train(small(train__average=0.9), out, frequent())
     kept, last = load_file(out / "model.safetensors"), load_file(RunFolder(out).checkpoints()[-1])
     for name, tensor in kept.items():
         assert torch.equal(tensor, last[f"average/{name}"]), name
@@ -328,23 +293,23 @@ def test_the_moving_average_is_what_is_kept(tmp_path: Path):
 
 
 def test_the_linear_rate_rises_and_falls(tmp_path: Path):
-    heard: list[Event] = []
+    events: list[Event] = []
     settings = {"train__schedule": "linear", "train__warmup": 1.0, "train__learning_rate": 1e-3}
-    train(small(**settings), tmp_path / "out", RunContext(emit=heard.append))
-    rates = [event.learning_rate for event in heard if isinstance(event, StepDone)]
+    train(small(**settings), tmp_path / "out", frequent(emit=events.append))
+    rates = [event.learning_rate for event in events if isinstance(event, StepDone)]
     assert rates[:10] == pytest.approx([1e-4 * step for step in range(1, 11)])
     assert rates[10:] == pytest.approx([1e-3 * (30 - step) / 20 for step in range(10, 30)])
 
 
 def test_settings_can_be_chosen_without_the_test_set(tmp_path: Path):
-    train(small(data__verify_on="validation"), tmp_path / "out")
+    train(small(data__verify_on="validation"), tmp_path / "out", frequent())
     results = report(tmp_path / "out")["results"]
     assert (results["split"], results["examples"]) == ("validation", 237)
 
 
 def test_tf32_is_for_gpus(tmp_path: Path):
     with pytest.raises(DeviceError, match="tf32 is an arithmetic of NVIDIA GPUs"):
-        train(small(train__precision="tf32"), tmp_path / "out", RunContext(device="cpu"))
+        train(small(train__precision="tf32"), tmp_path / "out", frequent(device="cpu"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -357,22 +322,20 @@ def test_the_held_out_examples_are_watched(finished: Path):
 
 
 def test_without_held_out_examples_there_is_nothing_to_watch(tmp_path: Path):
-    train(small(data__validation=0, train__epochs=1, train__batch_size=500), tmp_path / "out")
+    train(small(data__validation=0, train__epochs=1, train__batch_size=500), tmp_path / "out", frequent())
     assert not [name for name in metrics(tmp_path / "out")[0] if "validation" in name]
 
 
 def test_the_test_set_is_verified_once_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from certtrain.training import trainer
-
     calls: list[tuple[str, int]] = []
-    original = trainer.verify
+    original = completion.verify
 
     def counting(model: Any, images: Any, eps: float, **options: Any) -> Any:
         calls.append((images.split, len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines())))
         return original(model, images, eps, **options)
 
-    monkeypatch.setattr(trainer, "verify", counting)
-    train(small(), tmp_path / "out")
+    monkeypatch.setattr(completion, "verify", counting)
+    train(small(), tmp_path / "out", frequent())
     assert calls == [("test", 3)]
 
 
@@ -383,7 +346,7 @@ def test_nothing_but_the_final_verification_sees_the_test_set(tmp_path: Path, mo
     folders = []
     for number, made in enumerate((images, blank)):
         folders.append(tmp_path / str(number))
-        Trainer(small(train__epochs=1), RunFolder.create(folders[-1], small()), made, RunContext()).run()
+        Trainer(small(train__epochs=1), new_folder(folders[-1], small()), made, frequent()).run()
     first, second = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -393,44 +356,44 @@ def test_nothing_but_the_final_verification_sees_the_test_set(tmp_path: Path, mo
 
 @pytest.mark.parametrize("steps", [0, 1, 7, PER_EPOCH, 13, 2 * PER_EPOCH, STEPS - 1])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(steps: int, finished: Path, tmp_path: Path):
-    heard: list[Event] = []
+    events: list[Event] = []
     out = tmp_path / "out"
-    assert train(small(), out, RunContext(should_stop=stop_before(steps), emit=heard.append)) is None
-    assert heard[-1] == Stopped("time is up", steps, STEPS, out, None)
+    assert train(small(), out, frequent(should_stop=stop_before(steps), emit=events.append)) is None
+    assert events[-1] == Stopped("time is up", steps, STEPS, out, None)
     assert not (out / "report.json").exists()
-    assert resume(out, RunContext(emit=heard.append)) is not None
-    assert [event.step for event in heard if isinstance(event, Started)] == [0, steps]
+    assert resume(out, frequent(emit=events.append)) is not None
+    assert [event.step for event in events if isinstance(event, Started)] == [0, steps]
     assert_same_run(finished, out)
 
 
 def test_a_run_may_be_stopped_again_and_again(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, RunContext(should_stop=stop_before(6)))
+    train(small(), out, frequent(should_stop=stop_before(6)))
     for _ in range(3):
-        assert resume(out, RunContext(should_stop=stop_before(6))) is None
-    assert resume(out) is not None
+        assert resume(out, frequent(should_stop=stop_before(6))) is None
+    assert resume(out, frequent()) is not None
     assert_same_run(finished, out)
 
 
 def test_a_run_stopped_while_it_is_verified_verifies_again(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
-    assert train(small(), out, RunContext(should_stop=stop_before(STEPS))) is None
+    assert train(small(), out, frequent(should_stop=stop_before(STEPS))) is None
     assert not (out / "model.safetensors").exists()
-    assert resume(out) is not None
+    assert resume(out, frequent()) is not None
     assert_same_run(finished, out)
 
 
 def kill_self_at(place: str) -> str:
     """Code that trains in folder `out`, checkpointing after each step, and is killed at `place`."""
     return f"""
-import math, os, signal, sys, torch
+import os, signal, sys, torch
+from dataclasses import replace
 from pathlib import Path
-sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "training")]!r}
+sys.path[:0] = {HELPERS!r}
 torch.set_num_threads(1)
-from certtrain.training import trainer
-from certtrain import storage
+from certtrain import RunContext, storage, train
 from certtrain.training.events import EpochDone, StepDone, Verifying
-from test_trainer import small
+from small_runs import FREQUENT, small
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 events, syncs, real = [], [], os.fsync
@@ -445,15 +408,13 @@ def fsync(handle):
         die()
     real(handle)
 storage.os.fsync = fsync
-trainer.READ_SECONDS = trainer.EPOCH_CHECKPOINT_SECONDS = trainer.CHECKPOINT_SECONDS = 0.0
-trainer.SAVE_SHARE = math.inf
-trainer.train(small(), Path("out"), trainer.RunContext(emit=emit))
+train(small(), Path("out"), RunContext(emit=emit, pacing=replace(FREQUENT, checkpoint=0.0)))
 """
 
 
 MOMENTS = {
     "after a step, before its checkpoint": "isinstance(event, StepDone) and event.step == 17",
-    "between an epoch's metrics and its checkpoint": "isinstance(event, EpochDone) and event.epoch == 2",
+    "between an epoch's metrics and its checkpoint": "isinstance(event, EpochDone) and event.record.epoch == 2",
     "while a checkpoint is written": "event is None and len(syncs) == 9",
     "while the first checkpoint is written": "event is None and len(syncs) == 2",
     "while the model is written": "event is None and len(syncs) == 33",
@@ -469,13 +430,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(moment: str, finished
     assert result.returncode == -9, result.stderr.decode()
     out = tmp_path / "out"
     assert not (out / "report.json").exists()
-    assert resume(out) is not None
+    assert resume(out, frequent()) is not None
     assert_same_run(finished, out)
 
 
 def halfway(folder: Path) -> Path:
     """A run stopped after two epochs, with a checkpoint of each."""
-    train(small(), folder, RunContext(should_stop=stop_before(20)))
+    train(small(), folder, frequent(should_stop=stop_before(20)))
     assert [path.name[5:14] for path in RunFolder(folder).checkpoints()] == ["000000010", "000000020"]
     return folder
 
@@ -490,12 +451,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, finished: Path, tmp_path: Path):
-    out, heard = halfway(tmp_path / "out"), list[Event]()
+    out, events = halfway(tmp_path / "out"), list[Event]()
     newest = RunFolder(out).checkpoints()[-1]
     DAMAGES[name](newest)
-    resume(out, RunContext(emit=heard.append))
-    assert [event.step for event in heard if isinstance(event, Started)] == [10]
-    assert any(str(newest) in event.text for event in heard if isinstance(event, Note))
+    resume(out, frequent(emit=events.append))
+    assert [event.step for event in events if isinstance(event, Started)] == [10]
+    assert any(str(newest) in event.text for event in events if isinstance(event, Note))
     assert_same_run(finished, out)
 
 
@@ -504,7 +465,7 @@ def test_without_any_readable_checkpoint_there_is_no_going_on(tmp_path: Path):
     for path in RunFolder(out).checkpoints():
         DAMAGES["truncated"](path)
     with pytest.raises(RunError, match=r"no checkpoint in .*checkpoints can be read; start the run anew"):
-        resume(out)
+        resume(out, frequent())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -514,37 +475,37 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(RunError, match=r"not an empty folder; choose another --out$"):
-        train(small(), tmp_path)
+        train(small(), tmp_path, frequent())
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
 def test_a_run_may_start_in_an_empty_folder(tmp_path: Path):
-    assert train(small(), tmp_path, RunContext(should_stop=stop_before(0))) is None
+    assert train(small(), tmp_path, frequent(should_stop=stop_before(0))) is None
     assert (tmp_path / "preset.json").exists()
 
 
 def test_a_finished_run_cannot_be_resumed(finished: Path):
     before = contents(finished)
     with pytest.raises(RunError, match=r"is finished; its model is .*model\.safetensors"):
-        resume(finished)
+        resume(finished, frequent())
     assert contents(finished) == before
 
 
 def test_what_is_no_run_cannot_be_resumed(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunError, match="holds no run to resume"):
-            resume(folder)
+            resume(folder, frequent())
 
 
 def test_a_run_whose_preset_is_damaged_says_so(tmp_path: Path):
     (tmp_path / "preset.json").write_text("{", encoding="utf-8")
     with pytest.raises(PresetError, match=r"preset\.json' cannot be read"):
-        resume(tmp_path)
+        resume(tmp_path, frequent())
 
 
 def test_a_network_that_does_not_fit_leaves_no_folder_behind(tmp_path: Path):
     with pytest.raises(DataError, match="mean and std have 3 and 3"):
-        train(small(data__mean=[0.1, 0.2, 0.3], data__std=[1, 1, 1]), tmp_path / "out")
+        train(small(data__mean=[0.1, 0.2, 0.3], data__std=[1, 1, 1]), tmp_path / "out", frequent())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -559,16 +520,16 @@ def test_a_run_that_fails_before_its_first_step_is_not_in_the_way_of_the_next(
     with monkeypatch.context() as broken:
         broken.setattr(Trainer, place, fail)
         with pytest.raises(type(error)):
-            train(small(train__epochs=1), tmp_path / "out")
+            train(small(train__epochs=1), tmp_path / "out", frequent())
     assert list(tmp_path.iterdir()) == []
-    assert train(small(train__epochs=1), tmp_path / "out") is not None
+    assert train(small(train__epochs=1), tmp_path / "out", frequent()) is not None
 
 
 def test_what_was_in_the_folder_stays_where_a_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / ".notes").write_text("mine", encoding="utf-8")
     monkeypatch.setattr(Trainer, "_step", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train(small(), tmp_path)
+        train(small(), tmp_path, frequent())
     assert contents(tmp_path) == {".notes": b"mine"}
 
 
@@ -582,7 +543,7 @@ def test_a_run_that_fails_later_keeps_its_checkpoints(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Trainer, "_step", fail)
     with pytest.raises(DeviceError):
-        train(small(), tmp_path / "out")
+        train(small(), tmp_path / "out", frequent())
     assert RunFolder(tmp_path / "out").checkpoints()
 
 
@@ -591,12 +552,12 @@ def test_a_run_that_fails_later_keeps_its_checkpoints(tmp_path: Path, monkeypatc
 TRAINS = """
 import sys, time
 from pathlib import Path
-from certtrain.training.trainer import RunContext, resume, train
-from test_trainer import small
+from certtrain import resume, train
+from small_runs import frequent, small
 def wait():
     print("trains", flush=True)
     time.sleep(60)
-out, context = Path(sys.argv[1]), RunContext(should_stop=wait)
+out, context = Path(sys.argv[1]), frequent(should_stop=wait)
 resume(out, context) if out.exists() else train(small(), out, context)
 """
 
@@ -618,23 +579,23 @@ def training(out: Path) -> Iterator[subprocess.Popen[str]]:
 def test_two_processes_do_not_train_one_run(begun: bool, tmp_path: Path):
     out = tmp_path / "out"
     if begun:
-        train(small(), out, RunContext(should_stop=stop_before(0)))
+        train(small(), out, frequent(should_stop=stop_before(0)))
     with training(out) as process:
         before = contents(out)
         with pytest.raises(RunError, match=rf"another process is training the run in {out}; wait until it ends"):
-            resume(out)
+            resume(out, frequent())
         with pytest.raises(RunError, match=f"{out} is there already"):
-            train(small(), out)
+            train(small(), out, frequent())
         assert contents(out) == before
         process.kill()
         process.wait()
-        assert resume(out) is not None  # the lock has ended with the process
+        assert resume(out, frequent()) is not None  # the lock has ended with the process
     assert not (out / ".lock").exists()
 
 
 def test_a_lock_that_is_held_names_no_run_that_is_not_there(tmp_path: Path):
     with pytest.raises(RunError, match="holds no run to resume"):
-        resume(tmp_path / "none")
+        resume(tmp_path / "none", frequent())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -656,30 +617,30 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), EDITS)
-def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], told: str, tmp_path: Path):
+@pytest.mark.parametrize(("changes", "named"), EDITS)
+def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], named: str, tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, RunContext(should_stop=stop_before(3)))
+    train(small(), out, frequent(should_stop=stop_before(3)))
     saved = (out / "preset.json").read_text(encoding="utf-8")
     edit(out, **changes)
-    with pytest.raises(RunError, match=rf"preset\.json was changed after the run began: {told}.*--preset {out}"):
-        resume(out, RunContext(should_stop=stop_before(5)))
+    with pytest.raises(RunError, match=rf"preset\.json was changed after the run began: {named}.*--preset {out}"):
+        resume(out, frequent(should_stop=stop_before(5)))
     (out / "preset.json").write_text(saved, encoding="utf-8")
-    resume(out, RunContext(should_stop=stop_before(5)))
+    resume(out, frequent(should_stop=stop_before(5)))
     edit(out, **changes)
     with pytest.raises(RunError, match="was changed after"):  # a resumed run knows its preset as well
-        resume(out)
+        resume(out, frequent())
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, RunContext(should_stop=stop_before(3)))
+    train(small(), out, frequent(should_stop=stop_before(3)))
     for path in RunFolder(out).checkpoints():
         with safe_open(path, framework="pt") as file:
             progress = json.loads(file.metadata()["progress"])
         del progress["preset"]
         save_file(load_file(path), path, {"progress": json.dumps(progress)})
-    assert resume(out) is not None
+    assert resume(out, frequent()) is not None
 
 
 def test_a_field_that_the_run_did_not_have_yet_is_its_default(tmp_path: Path):
@@ -696,7 +657,7 @@ def test_a_linear_rate_needs_time_to_fall():
 
 def test_missing_data_leave_no_folder_behind(tmp_path: Path):
     with pytest.raises(DataError):
-        train(small(data__name="tinyimagenet"), tmp_path / "out", RunContext(data_dir=tmp_path / "nowhere"))
+        train(small(data__name="tinyimagenet"), tmp_path / "out", frequent(data_dir=tmp_path / "nowhere"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -709,16 +670,14 @@ def test_weights_that_are_not_a_number_stop_the_run(tmp_path: Path):
     def damage() -> None:
         if trainer.progress.step == 14:
             with torch.no_grad():
-                trainer.network.conv2.weight[0, 0, 0, 0] = torch.nan
+                trainer.stepper.network.conv2.weight[0, 0, 0, 0] = torch.nan
 
-    trainer = Trainer(
-        preset, RunFolder.create(out, preset), load_run_images(preset, None), RunContext(should_stop=damage)
-    )
+    trainer = Trainer(preset, new_folder(out, preset), load_run_images(preset, None), frequent(should_stop=damage))
     message = r"step 14: .* is nan; .*'conv2_relu'.*last good checkpoint is .*step-000000010\.safetensors"
     with pytest.raises(NonFiniteError, match=message):
         trainer.run()
     assert not (out / "model.safetensors").exists()
-    assert resume(out) is not None
+    assert resume(out, frequent()) is not None
 
 
 def all_finite(path: Path) -> bool:
@@ -728,18 +687,18 @@ def all_finite(path: Path) -> bool:
 def test_a_huge_learning_rate_stops_the_run(tmp_path: Path):
     message = r"step 0: after its update .*'conv1_relu'.*last good checkpoint is .*step-000000000\.safetensors"
     with pytest.raises(NonFiniteError, match=message):
-        train(small(train__learning_rate=1e30), tmp_path / "out")
+        train(small(train__learning_rate=1e30), tmp_path / "out", frequent())
     (checkpoint,) = RunFolder(tmp_path / "out").checkpoints()
     assert all_finite(checkpoint)
     with pytest.raises(NonFiniteError, match=message):
-        resume(tmp_path / "out")
+        resume(tmp_path / "out", frequent())
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_an_update_that_overflows_is_never_saved(epochs: int, tmp_path: Path):
     out, whole = tmp_path / "out", small(train__learning_rate=1e39, train__batch_size=1200, train__epochs=epochs)
     with pytest.raises(NonFiniteError, match=r"step [01]: .*last good checkpoint is .*step-000000000\.safetensors"):
-        train(whole, out)
+        train(whole, out, frequent())
     assert [all_finite(path) for path in RunFolder(out).checkpoints()] == [True]
     assert not (out / "model.safetensors").exists()
 
@@ -750,35 +709,34 @@ def test_an_update_that_overflows_is_never_saved(epochs: int, tmp_path: Path):
 def test_a_file_in_the_way_is_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cannot make the folder .*file/out"):
-        train(small(), tmp_path / "file" / "out")
+        train(small(), tmp_path / "file" / "out", frequent())
     with pytest.raises(RunError, match="not an empty folder"):
-        train(small(), tmp_path / "file")
+        train(small(), tmp_path / "file", frequent())
     assert contents(tmp_path) == {"file": b"in the way"}
 
 
 def test_a_checkpoint_folder_that_is_a_file_is_an_error(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, RunContext(should_stop=stop_before(0)))
+    train(small(), out, frequent(should_stop=stop_before(0)))
     shutil.rmtree(out / "checkpoints")
     (out / "checkpoints").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cannot write .*step-000000000\.safetensors"):
-        resume(out)
+        resume(out, frequent())
 
 
 FULL_DISK = f"""
-import math, resource, signal, sys, torch
+import resource, signal, sys, torch
 from pathlib import Path
-sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "training")]!r}
+sys.path[:0] = {HELPERS!r}
 torch.set_num_threads(1)
-from certtrain.training import trainer
+from certtrain import resume
 from certtrain.errors import StorageError
-from certtrain.training.trainer import RunContext, resume
-trainer.EPOCH_CHECKPOINT_SECONDS, trainer.SAVE_SHARE = 0.0, math.inf
+from small_runs import frequent
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = Path("out/checkpoints/step-000000000.safetensors").stat().st_size + 100
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    resume(Path("out"))
+    resume(Path("out"), frequent())
 except StorageError as error:
     print("StorageError:", error)
 """
@@ -787,14 +745,14 @@ except StorageError as error:
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, RunContext(should_stop=stop_before(0)))
+    train(small(), out, frequent(should_stop=stop_before(0)))
     before = (out / "checkpoints" / "step-000000000.safetensors").read_bytes()
     result = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.startswith(
         "StorageError: cannot write out/checkpoints/step-000000010.safetensors: File too large"
     )
     assert [path.read_bytes() for path in (out / "checkpoints").iterdir()] == [before]
-    assert resume(out) is not None
+    assert resume(out, frequent()) is not None
     assert_same_run(finished, out)
 
 
@@ -806,13 +764,13 @@ def test_the_papers_network_takes_two_steps_on_the_real_cifar10(
     real_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("CERTTRAIN_CACHE", str(tmp_path / "cache"))
-    heard: list[Event] = []
-    context = RunContext(data_dir=real_cifar10, should_stop=stop_before(2), emit=heard.append)
+    events: list[Event] = []
+    context = frequent(data_dir=real_cifar10, should_stop=stop_before(2), emit=events.append)
     preset = load_preset("cifar10-160ep", {"train.compile": "off"})  # which takes longer than both steps
     assert train(preset, tmp_path / "out", context) is None
-    (started,) = (event for event in heard if isinstance(event, Started))
+    (started,) = (event for event in events if isinstance(event, Started))
     assert (started.examples, started.steps_per_epoch, started.steps) == (50_000, 391, 62_560)
-    first, second = (event for event in heard if isinstance(event, StepDone))
+    first, second = (event for event in events if isinstance(event, StepDone))
     assert [layer.name for layer in first.layers] == [*(f"conv{n}_relu" for n in range(1, 6)), "linear1_relu"]
     assert all(0 < layer.width < math.inf for layer in first.layers)
     assert second.averages["loss"] > 0
@@ -823,11 +781,11 @@ def test_the_papers_network_takes_two_steps_on_the_real_cifar10(
 
 def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
-    train(small(), out, RunContext(should_stop=stop_before(3)))
+    train(small(), out, frequent(should_stop=stop_before(3)))
     changed = load_run_images(small(), None)
     changed.train.images[0, 0, 0, 0] += 1
-    monkeypatch.setattr("certtrain.training.trainer.load_run_images", lambda *arguments: changed)
+    monkeypatch.setattr("certtrain.training.api.load_run_images", lambda *arguments: changed)
     with pytest.raises(RunError, match="not those that the run"):
-        resume(out)
+        resume(out, frequent())
     monkeypatch.undo()
-    assert resume(out) is not None
+    assert resume(out, frequent()) is not None

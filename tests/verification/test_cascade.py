@@ -11,28 +11,28 @@ from test_verify import mostly_right
 
 from certtrain import certify
 from certtrain.attack import PGD
-from certtrain.bounds.methods import METHODS, Method
+from certtrain.bounds.methods import METHODS, BoundMethod
 from certtrain.data import to_unit
 from certtrain.errors import MethodError, SoundnessError
 from certtrain.runtime.deadline import Deadline
 from certtrain.verification import cascade
 from certtrain.verification.cascade import Cascade, Limits
-from certtrain.verification.methods import points_at_once
-from certtrain.verification.results import Point, Stage, stages
+from certtrain.verification.methods import examples_at_once
+from certtrain.verification.results import ExampleResult, StepSummary, step_summaries
 from certtrain.verification.results import count as count_points
-from certtrain.verification.steps import Batch, Found, Round, Step, fooled
+from certtrain.verification.steps import ExampleBatch, Round, StepResult, VerificationStep, fooled
 from certtrain.verification.verify import Report, verify
 
 WIDE = 0.06  # at which every step of the cascade decides some points
 
 
-def run(eps: float = WIDE, **options: Any) -> tuple[Report, dict[int, Point]]:
-    points: dict[int, Point] = {}
-    options = {"attack": PGD(steps=5), "on_points": lambda done: points.update({p.index: p for p in done})} | options
+def run(eps: float = WIDE, **options: Any) -> tuple[Report, dict[int, ExampleResult]]:
+    points: dict[int, ExampleResult] = {}
+    options = {"attack": PGD(steps=5), "on_examples": lambda done: points.update({p.index: p for p in done})} | options
     return verify(*mostly_right(), eps, **options), points
 
 
-def known(points: dict[int, Point]) -> list[tuple[object, ...]]:
+def known(points: dict[int, ExampleResult]) -> list[tuple[object, ...]]:
     """All that does not depend on the clock."""
     return [(p.index, p.label, p.verdict, p.margin, p.method, list(p.tried)) for _, p in sorted(points.items())]
 
@@ -43,9 +43,9 @@ def test_every_step_decides_some_and_the_stages_add_up():
     assert all(stage.decided > 0 for stage in report.stages if stage.name not in ("crown", "alpha-crown"))
     assert all(stage.seconds > 0 for stage in report.stages)
     assert sum(stage.decided for stage in report.stages) + report.open == 100
-    assert [stage.points for stage in report.stages[:3]] == [100, 80, 80]
+    assert [stage.examples for stage in report.stages[:3]] == [100, 80, 80]
     for before, after in pairwise(report.stages[3:]):
-        assert before.points == after.points + before.decided < 100
+        assert before.examples == after.examples + before.decided < 100
     assert (report.unfinished, report.method) == (0, "auto")
     assert {point.method for point in points.values()} >= {"inference", "attack", "ibp", "crown-ibp", "complete"}
     assert report.open == 0
@@ -68,14 +68,14 @@ def test_the_cascade_certifies_what_any_method_certifies_and_its_margins_are_the
 def test_a_dear_step_does_not_repeat_the_cheaper_ones(monkeypatch: pytest.MonkeyPatch):
     called: list[str] = []
 
-    def counted(name: str) -> Method:
+    def counted(name: str) -> BoundMethod:
         method = METHODS[name]
         return lambda *given: (called.append(name), method(*given))[1]
 
     for name in ("ibp", "crown-ibp", "crown"):
         monkeypatch.setitem(METHODS, name, counted(name))
     report, _ = run()
-    batches = [1, *(-(-stage.points // 20) for stage in report.stages[3:5])]
+    batches = [1, *(-(-stage.examples // 20) for stage in report.stages[3:5])]
     assert [called.count(name) for name in ("ibp", "crown-ibp", "crown")] == batches
     called.clear()
     run(method="crown")
@@ -102,16 +102,16 @@ def test_without_an_attack_complete_verification_finds_the_counterexamples():
 
 def test_an_attack_that_breaks_off_was_not_tried_and_is_when_there_is_time():
     whole = run()[1]
-    points: dict[int, Point] = {}
+    points: dict[int, ExampleResult] = {}
 
-    def hear(done: list[Point]) -> None:
+    def hear(done: list[ExampleResult]) -> None:
         points.update({p.index: p for p in done})
 
     def broken_off() -> Report:
         steps = iter(range(1000))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Deadline, "over", lambda self: next(steps) >= 3)
-            return run(known=list(points.values()), on_points=hear, limits=Limits(budget=1e6))[0]
+            return run(known=list(points.values()), on_examples=hear, limits=Limits(budget=1e6))[0]
 
     report = broken_off()
     right = [point for point in points.values() if point.verdict != "misclassified"]
@@ -122,7 +122,7 @@ def test_an_attack_that_breaks_off_was_not_tried_and_is_when_there_is_time():
     before = dict(points)
     broken_off()
     assert all(before[index].tried.items() <= points[index].tried.items() for index in points)
-    run(known=list(points.values()), on_points=hear)
+    run(known=list(points.values()), on_examples=hear)
     for index, point in whole.items():
         assert (points[index].verdict, points[index].method) == (point.verdict, point.method)
         assert points[index].margin == (None if point.margin is None else pytest.approx(point.margin, rel=1e-9))
@@ -157,14 +157,14 @@ def test_falsified_points_carry_inputs_in_the_box_that_are_misclassified():
 
 
 def test_dear_methods_get_few_points_at_once():
-    assert (points_at_once("ibp", 200), points_at_once("crown-ibp", 200), points_at_once("crown-ibp", 3)) == (
+    assert (examples_at_once("ibp", 200), examples_at_once("crown-ibp", 200), examples_at_once("crown-ibp", 3)) == (
         200,
         20,
         1,
     )
     sizes: list[int] = []
     verify(
-        *mostly_right(), WIDE, attack=PGD(steps=5), batch_size=50, on_points=lambda points: sizes.append(len(points))
+        *mostly_right(), WIDE, attack=PGD(steps=5), batch_size=50, on_examples=lambda points: sizes.append(len(points))
     )
     assert sizes[:2] == [50, 50]
     assert max(sizes[2:]) == 5
@@ -173,7 +173,7 @@ def test_dear_methods_get_few_points_at_once():
 def test_rounds_are_told_with_the_points_that_come_to_them():
     rounds: list[tuple[tuple[str, ...], int]] = []
     report, _ = run(on_round=lambda names, points: rounds.append((names, points)))
-    dear = [((stage.name,), stage.points) for stage in report.stages[3:]]
+    dear = [((stage.name,), stage.examples) for stage in report.stages[3:]]
     assert rounds == [(("inference", "attack", "ibp"), 100), *dear]
 
 
@@ -188,19 +188,19 @@ class Stop(Exception):
 def test_what_is_stopped_and_resumed_is_what_was_never_stopped(batches: int):
     """Three batches of the first round, then two of the second."""
     whole = run(batch_size=40)[1]
-    points: dict[int, Point] = {}
+    points: dict[int, ExampleResult] = {}
 
-    def until_stopped(done: list[Point]) -> None:
+    def until_stopped(done: list[ExampleResult]) -> None:
         points.update({p.index: p for p in done})
         if next(batch) == batches:
             raise Stop
 
     batch = count(1)
     with pytest.raises(Stop):
-        run(batch_size=40, on_points=until_stopped)
+        run(batch_size=40, on_examples=until_stopped)
     assert known(points) != known(whole)
     known_before = list(points.values())
-    run(batch_size=40, known=known_before, on_points=lambda done: points.update({p.index: p for p in done}))
+    run(batch_size=40, known=known_before, on_examples=lambda done: points.update({p.index: p for p in done}))
     assert known(points) == known(whole)
 
 
@@ -229,16 +229,18 @@ class Slow:
         self.name, self.clock, self.seconds = name, clock, seconds
         self.seen: list[int] = []
 
-    def __call__(self, batch: Batch) -> Found:
+    def __call__(self, batch: ExampleBatch) -> StepResult:
         self.clock[0] += self.seconds * len(batch.numbers)
         self.seen += batch.numbers
-        return Found(["open"] * len(batch.numbers))
+        return StepResult(["open"] * len(batch.numbers))
 
 
-def slow(clock: list[float], limits: Limits, known: Sequence[Point] = (), second: float = 2.0) -> list[list[int]]:
+def slow(
+    clock: list[float], limits: Limits, known: Sequence[ExampleResult] = (), second: float = 2.0
+) -> list[list[int]]:
     """Which of ten points came to each of three steps, in batches of two, that take 1, 2 and 3 seconds a point."""
     model, data = mostly_right(10)
-    steps: list[Step] = [Slow("inference", clock, 1), Slow("crown", clock, second), Slow("dear", clock, 3)]
+    steps: list[VerificationStep] = [Slow("inference", clock, 1), Slow("crown", clock, second), Slow("dear", clock, 3)]
     cascade = Cascade(model, data, 0.1, [Round((step,), 2) for step in steps], limits, known)
     points = cascade.run()
     assert [point.index for point in points] == list(range(10))
@@ -276,7 +278,7 @@ def test_a_dear_batch_is_no_larger_than_the_budget_lasts_for(clock: list[float])
 
 def test_when_the_budget_ends_the_first_round_the_rest_is_at_least_classified():
     report, points = run(limits=Limits(budget=1e-9))
-    assert [stage.points for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0]
+    assert [stage.examples for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0]
     assert (report.misclassified, report.open, report.unfinished) == (20, 80, 80)
     assert report.natural_accuracy == report.pgd_accuracy == 0.8
     assert all(list(point.tried) == ["inference"] for point in points.values())
@@ -301,28 +303,28 @@ class Says:
     def __init__(self, name: str, found: str, margin: float) -> None:
         self.name, self.found, self.margin = name, found, margin
 
-    def __call__(self, batch: Batch) -> Found:
+    def __call__(self, batch: ExampleBatch) -> StepResult:
         verdicts: Any = [self.found] * len(batch.numbers)
-        return Found(verdicts, torch.full((len(batch.numbers),), self.margin), batch.x)
+        return StepResult(verdicts, torch.full((len(batch.numbers),), self.margin), batch.x)
 
 
-def settle(*steps: Step) -> list[Point]:
+def decided(*steps: VerificationStep) -> list[ExampleResult]:
     model, data = mostly_right(3)
     return Cascade(model, data, 0.1, [Round(steps, 2)]).run()
 
 
 def test_a_certificate_of_an_attacked_point_is_an_error():
     with pytest.raises(SoundnessError, match=r"example 0 is certified with margin 1\.0, yet an input"):
-        settle(Says("attack", "falsified", torch.nan), Says("ibp", "certified", 1.0))
+        decided(Says("attack", "falsified", torch.nan), Says("ibp", "certified", 1.0))
 
 
 def test_a_verdict_stays_and_margins_only_rise():
-    (first, *_) = settle(Says("attack", "falsified", -torch.inf), Says("ibp", "open", -0.5))
+    (first, *_) = decided(Says("attack", "falsified", -torch.inf), Says("ibp", "open", -0.5))
     assert (first.verdict, first.method, first.margin) == ("falsified", "attack", -0.5)
-    (first, *_) = settle(Says("a", "open", -1.0), Says("b", "open", -0.5), Says("c", "open", torch.nan))
+    (first, *_) = decided(Says("a", "open", -1.0), Says("b", "open", -0.5), Says("c", "open", torch.nan))
     assert (first.verdict, first.margin) == ("open", -0.5)
     assert first.counterexample is None
-    (first, *_) = settle(Says("inference", "open", torch.nan), Says("dear", "misclassified", torch.nan))
+    (first, *_) = decided(Says("inference", "open", torch.nan), Says("dear", "misclassified", torch.nan))
     assert (first.verdict, first.method, first.margin) == ("misclassified", "inference", None)
 
 
@@ -335,10 +337,10 @@ def test_a_misclassified_point_comes_to_no_later_step():
 
 def test_counts_and_stages_by_hand():
     points = [
-        Point(0, 1, "certified", 0.5, "ibp", {"attack": 1.0, "ibp": 2.0}),
-        Point(1, 1, "open", None, None, {"attack": 3.0}),
+        ExampleResult(0, 1, "certified", 0.5, "ibp", {"attack": 1.0, "ibp": 2.0}),
+        ExampleResult(1, 1, "open", None, None, {"attack": 3.0}),
     ]
     assert count_points(points) == {"certified": 1, "open": 1, "falsified": 0, "misclassified": 0}
-    found = stages(points, ["attack", "ibp", "crown"])
-    assert found == (Stage("attack", 2, 0, 4.0), Stage("ibp", 1, 1, 2.0), Stage("crown", 0, 0, 0))
-    assert [stage.seconds_per_point for stage in found] == [2.0, 2.0, 0.0]
+    found = step_summaries(points, ["attack", "ibp", "crown"])
+    assert found == (StepSummary("attack", 2, 0, 4.0), StepSummary("ibp", 1, 1, 2.0), StepSummary("crown", 0, 0, 0))
+    assert [stage.seconds_per_example for stage in found] == [2.0, 2.0, 0.0]

@@ -17,33 +17,34 @@ from torch import Tensor, nn
 from certtrain.attack import PGD
 from certtrain.bounds import chunks
 from certtrain.bounds.alpha import searched
-from certtrain.bounds.box import box_between
+from certtrain.bounds.box import box_between, input_box
 from certtrain.bounds.chunks import dense, in_parts, inference_work, row_work
-from certtrain.bounds.crown import tightened
-from certtrain.bounds.interval import checked_graph
+from certtrain.bounds.crown import tighten_by_crown
 from certtrain.bounds.linear import Prefix, backsubstitute, logit_functions
 from certtrain.bounds.methods import METHODS
-from certtrain.bounds.settings import Settings
+from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.branching import leaves
 from certtrain.branching.boxes import tight_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import Search
+from certtrain.branching.search import BranchAndBound
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MethodError
 from certtrain.network.modelfile import Classifier
-from certtrain.properties import decide as deciding
 from certtrain.properties import milp
 from certtrain.properties.cases import Property, robustness
-from certtrain.properties.decide import case_bounds, decide, search
+from certtrain.properties.decide import case_bounds, decide
+from certtrain.properties.exact import Subject
 from certtrain.properties.milp import minimum
+from certtrain.properties.violations import search
 from certtrain.runtime.deadline import Deadline
 from certtrain.spec.architecture import CNN7, MLP
-from certtrain.verification.cascade import SOON, Cascade, Limits
-from certtrain.verification.certificate import VERDICTS_ALONE, Certifier
-from certtrain.verification.results import Point
-from certtrain.verification.steps import Batch, BoundStep, Found, Round, Step
+from certtrain.verification.cascade import BATCH_SECONDS, Cascade, Limits
+from certtrain.verification.certificate import Certifier
+from certtrain.verification.results import ExampleResult
+from certtrain.verification.steps import BoundStep, ExampleBatch, Round, StepResult, VerificationStep
 from certtrain.verification.verify import Report, verify
 
 EPS = 0.1
@@ -61,14 +62,14 @@ def inputs(examples: int = 2) -> Tensor:
 
 
 def trace(settings: Settings) -> BoundTrace:
-    tighten = tightened(settings)
-    return trace_bounds(checked_graph(small()), inputs(), EPS, (0.0, 1.0), with_clean=False, tighten=tighten)
+    tighten = tighten_by_crown(settings)
+    return trace_bounds(checked_graph(small()), input_box(inputs(), EPS), tighten=tighten)
 
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each function is a part of its own where there is a deadline."""
-    monkeypatch.setattr(chunks, "SOON", 1)
+    monkeypatch.setattr(chunks, "WORK_BETWEEN_CHECKS", 1)
 
 
 # --- between the parts of a layer ------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def test_a_layer_keeps_its_intervals_where_bounds_come_too_late():
 def test_what_there_was_time_for_holds_and_is_no_tighter_than_all(method: str, most: int):
     model, x, labels = small(), inputs(), torch.tensor([0, 1])
     settings = Settings(dense=0, iterations=5, deadline=Looks(most, limited=True))
-    found = METHODS[method](checked_graph(model), x, EPS, (0.0, 1.0), settings).margins(labels)
+    found = METHODS[method](checked_graph(model), input_box(x, EPS), settings).margins(labels)
     for row, label in enumerate(labels.tolist()):
         logits = model(points_inside((x[row] - EPS).clamp(0, 1), (x[row] + EPS).clamp(0, 1)))
         assert (logits[:, label : label + 1] - logits >= found[row] - 1e-9).all()
@@ -128,7 +129,7 @@ def test_the_search_for_slopes_takes_no_step_after_the_deadline():
 
 def test_a_deadline_changes_no_bound_that_is_computed():
     for method in METHODS:
-        given = checked_graph(small()), inputs(), EPS, (0.0, 1.0)
+        given = checked_graph(small()), input_box(inputs(), EPS)
         labels = torch.tensor([0, 1])
         whole = METHODS[method](*given, Settings(iterations=5)).margins(labels)
         timed = METHODS[method](*given, Settings(iterations=5, deadline=Deadline.after(1000.0))).margins(labels)
@@ -140,7 +141,7 @@ def test_work_is_counted_in_multiplications():
     x = torch.zeros(1, 2, 8, 8)
     values = chunks.VALUE * (128 + 48 + 48)
     assert inference_work(graph, x) == 16 * (3 * 2 * 9) + 48 * 5 + values
-    passed = trace_bounds(graph, x, EPS, None, with_clean=False)
+    passed = trace_bounds(graph, input_box(x, EPS, None))
     assert row_work(Prefix(passed.records, passed.start)) == inference_work(graph, x)
     assert row_work(Prefix(passed.records, passed.start), gradients=True) == 3 * inference_work(graph, x)
 
@@ -158,30 +159,34 @@ def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeyp
     settings = Settings(iterations=3)
     given = problem(settings)
     work = row_work(given.prefix, gradients=True)
-    monkeypatch.setattr(chunks, "SOON", 7 * work)
-    assert Search(given, settings).most > 7
-    assert Search(given, replace(settings, deadline=Deadline.after(1000.0))).most == 7
+    monkeypatch.setattr(chunks, "WORK_BETWEEN_CHECKS", 7 * work)
+    assert BranchAndBound(given, settings).most > 7
+    assert BranchAndBound(given, replace(settings, deadline=Deadline.after(1000.0))).most == 7
 
 
 @pytest.mark.usefixtures("one_by_one")
 def test_a_leafs_linear_programme_is_not_written_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
     given = problem(Settings(iterations=3))
     units, asked = given.units, list[dict[str, Any]]()
-    signs = torch.where(given.open, 1, 0).to(torch.int8)[None]
+    signs = torch.where(given.unstable, 1, 0).to(torch.int8)[None]
     nothing = torch.zeros(1, units).double()
     leaf = Domains(signs, nothing, nothing, torch.zeros(1).double(), torch.zeros(1, dtype=torch.long))
     optimize = pytest.importorskip("scipy.optimize")
     solve = optimize.linprog
     monkeypatch.setattr(optimize, "linprog", lambda *a, **k: (asked.append(k["options"]), solve(*a, **k))[1])
-    assert leaves.solved(given, leaf, Looks(30, limited=True)) is None
+    assert leaves.leaf_solution(given, leaf, Looks(30, limited=True)) is None
     assert not asked  # 65 inputs are run one by one, and thirty of them in time
-    assert leaves.solved(given, leaf, Deadline.after(1000.0)) is not None
+    assert leaves.leaf_solution(given, leaf, Deadline.after(1000.0)) is not None
     assert 0 < asked[0]["time_limit"] <= 1000
-    assert leaves.solved(given, leaf) is not None
+    assert leaves.leaf_solution(given, leaf) is not None
     assert asked[1] == {"time_limit": None}
 
 
 # --- properties ------------------------------------------------------------------------------------------
+
+
+def subject(model: nn.Module) -> Subject:
+    return Subject(model, model, checked_graph(model), (1, 8, 8))
 
 
 def asked_of(network: nn.Module, shape: tuple[int, ...], eps: float, seed: int = 2) -> Property:
@@ -192,13 +197,11 @@ def asked_of(network: nn.Module, shape: tuple[int, ...], eps: float, seed: int =
 
 def test_the_search_for_an_input_looks_at_the_clock_before_each_step():
     model = small()
-    asked, runs = asked_of(model, (1, 8, 8), 1e-4), list[int]()
+    asked, runs, about = asked_of(model, (1, 8, 8), 1e-4), list[int](), subject(model)
     model.register_forward_hook(lambda *given: runs.append(1))
     for most in (0, 1, 7):
         runs.clear()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(deciding, "_at_a_time", lambda *given: 256)
-            assert search(model, model, (1, 8, 8), asked.cases, PGD(), Looks(most)) is None
+        assert search(about, asked.cases, PGD(), Looks(most)) is None
         assert len(runs) == most
 
 
@@ -206,9 +209,9 @@ def test_the_search_for_an_input_looks_at_the_clock_before_each_step():
 def test_cases_after_the_deadline_have_no_bound():
     model = small()
     cases = asked_of(model, (1, 8, 8), 0.01).cases
-    whole = case_bounds(checked_graph(model), (1, 8, 8), cases)
-    intervals = case_bounds(checked_graph(model), (1, 8, 8), cases, Looks(1, limited=True))
-    assert case_bounds(checked_graph(model), (1, 8, 8), cases, Looks(0)) == [-torch.inf] * 3
+    whole = case_bounds(subject(model), cases)
+    intervals = case_bounds(subject(model), cases, Looks(1, limited=True))
+    assert case_bounds(subject(model), cases, Looks(0)) == [-torch.inf] * 3
     assert all(low <= high + 1e-12 for low, high in zip(intervals, whole, strict=True))
     assert intervals != whole
 
@@ -243,7 +246,7 @@ def test_the_solver_says_the_same_from_a_process_of_its_own(monkeypatch: pytest.
 @pytest.mark.parametrize("most", [0, 2, 10, 100])
 def test_a_programme_that_is_not_written_in_time_claims_nothing(most: int, monkeypatch: pytest.MonkeyPatch):
     model = small()
-    monkeypatch.setattr(chunks, "SOON", 1)
+    monkeypatch.setattr(chunks, "WORK_BETWEEN_CHECKS", 1)
     found = minimum(model, (1, 8, 8), case_of(model), deadline=Looks(most, limited=True))
     assert (found.proved, found.reached, found.point) == (-torch.inf, torch.inf, None)
 
@@ -281,19 +284,19 @@ class Slow:
         self.batches: list[int] = []
         self.given: list[float] = []
 
-    def __call__(self, batch: Batch) -> Found:
+    def __call__(self, batch: ExampleBatch) -> StepResult:
         self.given.append(batch.deadline(len(batch.numbers)).end - self.now[0])
         self.batches.append(len(batch.numbers))
         self.now[0] += self.seconds * len(batch.numbers)
-        return Found(["open"] * len(batch.numbers))
+        return StepResult(["open"] * len(batch.numbers))
 
 
-def stepped(limits: Limits, monkeypatch: pytest.MonkeyPatch, seconds: float) -> tuple[list[Slow], list[Point]]:
+def stepped(limits: Limits, monkeypatch: pytest.MonkeyPatch, seconds: float) -> tuple[list[Slow], list[ExampleResult]]:
     """Forty points through inference, attack and a dear step, twenty at once without limits."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     steps = [Slow("inference", now, 0.0), Slow("attack", now, seconds), Slow("crown", now, seconds)]
-    rounds = [Round(tuple[Step, ...](steps[:2]), 20), Round((steps[2],), 20)]
+    rounds = [Round(tuple[VerificationStep, ...](steps[:2]), 20), Round((steps[2],), 20)]
     return steps, Cascade(*mostly_right(40), EPS, rounds, limits).run()
 
 
@@ -305,7 +308,7 @@ def test_inference_comes_first_where_time_is_limited_in_all(monkeypatch: pytest.
 
 def test_batches_are_expected_to_take_well_under_a_second(monkeypatch: pytest.MonkeyPatch):
     (_, attack, crown), _ = stepped(Limits(budget=1000.0), monkeypatch, 0.125)
-    most = int(SOON / 0.125)
+    most = int(BATCH_SECONDS / 0.125)
     assert attack.batches[:4] == crown.batches[:4] == [1, 2, 4, most]
     assert max(attack.batches + crown.batches) == most
     (_, attack, crown), _ = stepped(Limits(timeout=1000.0), monkeypatch, 0.125)
@@ -327,9 +330,9 @@ def test_a_bound_that_was_cut_off_was_tried_unless_the_whole_time_was_over(metho
     model, data = mostly_right(5)
     x, labels = to_unit(data.images), data.labels
     step = BoundStep(model, method, "float32", alone=True)
-    whole = step(Batch(range(5), x, labels, EPS))
-    timed = step(Batch(range(5), x, labels, EPS, seconds=0.0))
-    ended = step(Batch(range(5), x, labels, EPS, budget=Deadline(0.0)))
+    whole = step(ExampleBatch(range(5), x, labels, EPS))
+    timed = step(ExampleBatch(range(5), x, labels, EPS, seconds=0.0))
+    ended = step(ExampleBatch(range(5), x, labels, EPS, budget=Deadline(0.0)))
     assert (whole.complete, timed.complete, ended.complete) == (True, True, False)
     # α-CROWN has the intervals' own margins among its own, and these come first.
     cheap = {"certified", "open"} if method == "alpha-crown" else {"open"}
@@ -425,5 +428,5 @@ def test_a_point_of_a_large_network_ends_in_time(name: str, method: str, limits:
 def test_a_set_of_many_images_ends_in_time():
     model, data = large("cnn7", 60)
     start, seen = time.monotonic(), count()
-    verify(model, data, 0.004, attack=PGD(), limits=Limits(budget=LIMIT), on_points=lambda points: next(seen))
+    verify(model, data, 0.004, attack=PGD(), limits=Limits(budget=LIMIT), on_examples=lambda points: next(seen))
     assert time.monotonic() - start < LIMIT + SLACK

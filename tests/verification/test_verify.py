@@ -14,7 +14,7 @@ from certtrain.data import ImageSet, to_unit
 from certtrain.errors import DataError, EpsilonError, NetworkError, SoundnessError
 from certtrain.network.modelfile import Classifier
 from certtrain.spec.architecture import MLP
-from certtrain.verification.results import Point
+from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, check_fit, network_of, verify
 
 EPS = 0.04
@@ -28,10 +28,10 @@ def mostly_right(count: int = 100) -> tuple[Classifier, ImageSet]:
     return model, replace(data, labels=torch.where(torch.arange(count) % 5 == 0, (labels + 1) % 3, labels))
 
 
-def verified(eps: float = EPS, **options: Any) -> tuple[Report, list[Point]]:
-    points: list[Point] = []
+def verified(eps: float = EPS, **options: Any) -> tuple[Report, list[ExampleResult]]:
+    points: list[ExampleResult] = []
     asked = {"attack": PGD(steps=10), "method": "ibp"} | options
-    report = verify(*mostly_right(), eps, on_points=points.extend, **asked)
+    report = verify(*mostly_right(), eps, on_examples=points.extend, **asked)
     return report, points
 
 
@@ -88,7 +88,7 @@ def test_points_are_reported_batch_by_batch():
         attack=PGD(steps=1),
         method="ibp",
         batch_size=10,
-        on_points=lambda points: sizes.append(len(points)),
+        on_examples=lambda points: sizes.append(len(points)),
     )
     assert sizes == [10, 10, 5]
 
@@ -106,8 +106,8 @@ def test_a_network_that_is_not_finite_has_no_accuracy():
     model, data = mostly_right()
     with torch.no_grad():
         model.head.bias[0] = torch.nan
-    points: list[Point] = []
-    report = verify(model, data, EPS, attack=PGD(steps=1), method="ibp", on_points=points.extend)
+    points: list[ExampleResult] = []
+    report = verify(model, data, EPS, attack=PGD(steps=1), method="ibp", on_examples=points.extend)
     assert (report.certified_accuracy, report.pgd_accuracy, report.natural_accuracy) == (0, 0, 0)
     assert {point.margin for point in points} == {None}
 

@@ -1,7 +1,7 @@
-"""Pictures as SVG for an HTML page, by matplotlib, which is loaded only when one is drawn.
+"""Line drawings as SVG for an HTML page, by matplotlib, which is loaded only when one is drawn.
 
 The same numbers give the same bytes. Text stays text, colours are the page's
-variables, and ids carry the picture's name, so that many fit on one page.
+variables, and ids carry the drawing's name, so that many fit on one page.
 """
 
 import functools
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 from certtrain.errors import MissingExtra
-from certtrain.reports.html import PALETTE, Html, text
+from certtrain.palette import PALETTE
+from certtrain.reports.axes import drawable, from_zero, whole_decades
 
-P = ParamSpec("P")
-Values = Sequence[float | None]
+_P = ParamSpec("_P")
+Series = Sequence[float | None]
 
 WIDTH, HEIGHT = 360, 210  # points, without the legend
 LEFT, RIGHT, BOTTOM, TOP = 56, 8, 38, 10  # margins, in points
 LEGEND_ROW = 16  # points
-PAPER, INK, MUTED, GRID, SHADE = (PALETTE[name][0] for name in ("paper", "ink", "muted", "grid", "shade"))
+PAPER, INK, MUTED, GRID, SHADE = (PALETTE[name].light for name in ("paper", "ink", "muted", "grid", "shade"))
 MARKED = 12  # so many epochs or fewer have a dot each
 
 STYLE = {
@@ -47,11 +48,24 @@ STYLE = {
 
 
 @dataclass(frozen=True)
+class Svg:
+    """A drawing: what is read aloud in its place, its size in points, and the markup inside its svg element.
+
+    The markup is matplotlib's, which escapes all text in it.
+    """
+
+    label: str
+    width: float
+    height: float
+    markup: str
+
+
+@dataclass(frozen=True)
 class Curve:
     """One line: a value for each epoch, None where there is none; the colour is one of PALETTE or #rrggbb."""
 
     label: str
-    values: Values
+    values: Series
     colour: str
     dashed: bool = False
     width: float = 1.8
@@ -59,7 +73,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Epochs:
+class EpochAxis:
     """The horizontal axis: the epochs' numbers, and the first and last of those that are shaded."""
 
     numbers: Sequence[int]
@@ -71,14 +85,14 @@ class Epochs:
         return self.numbers[0] - 0.5, self.numbers[-1] + 0.5
 
 
-def in_own_style(draw: Callable[P, Html]) -> Callable[P, Html]:
+def in_own_style(draw: Callable[_P, Svg]) -> Callable[_P, Svg]:
     """Let `draw` use matplotlib in this file's style, whatever the user's own.
 
     It then raises MissingExtra where matplotlib is not installed.
     """
 
     @functools.wraps(draw)
-    def drawn(*args: P.args, **options: P.kwargs) -> Html:
+    def drawn(*args: _P.args, **options: _P.kwargs) -> Svg:
         try:
             import matplotlib
         except ImportError as error:
@@ -93,8 +107,8 @@ def in_own_style(draw: Callable[P, Html]) -> Callable[P, Html]:
 
 @in_own_style
 def draw_curves(
-    name: str, epochs: Epochs, curves: Sequence[Curve], *, label: str, percent: bool = False, log: bool = False
-) -> Html:
+    name: str, epochs: EpochAxis, curves: Sequence[Curve], *, label: str, percent: bool = False, log: bool = False
+) -> Svg:
     """Lines over epochs, with a legend above them where there are several; `label` says what they are.
 
     percent: shares of one, on an axis from 0 to 100%. log: a logarithmic axis, on which only values above zero show.
@@ -103,23 +117,23 @@ def draw_curves(
     figure, axes = _empty(epochs, rows, label)
     marker = "o" if len(epochs.numbers) <= MARKED else ""
     for curve in curves:
-        values = [_drawable(value, log) for value in curve.values]
+        values = [drawable(value, log) for value in curve.values]
         dashes = "--" if curve.dashed else "-"
         colour = _colour(curve.colour)
         inside = PAPER if curve.dashed else colour
-        look = {"color": colour, "linewidth": curve.width, "marker": marker, "markerfacecolor": inside}
-        axes.plot(epochs.numbers, values, dashes, label=curve.label, **look)
+        style = {"color": colour, "linewidth": curve.width, "marker": marker, "markerfacecolor": inside}
+        axes.plot(epochs.numbers, values, dashes, label=curve.label, **style)
     _number_axis(axes, [v for c in curves for v in c.values], percent=percent, log=log)
     if rows:
         place = {"loc": "upper left", "bbox_to_anchor": (0.02, 1.0), "ncols": 2, "columnspacing": 1.2}
         figure.legend(*axes.get_legend_handles_labels(), **place, borderpad=0.2, labelspacing=0.25, handlelength=1.8)
-    return svg(figure, name, f"{label} over epochs")
+    return drawing(figure, name, f"{label} over epochs")
 
 
 @in_own_style
-def draw_shares(name: str, epochs: Epochs, shares: Mapping[str, Values], line: Values, *, label: str) -> Html:
+def draw_shares(name: str, epochs: EpochAxis, shares: Mapping[str, Series], line: Series, *, label: str) -> Svg:
     """Shares of one that add up, as a stack for each epoch in the colours of that name, and a line above it."""
-    figure, axes = _empty(Epochs(epochs.numbers), 0, label)
+    figure, axes = _empty(EpochAxis(epochs.numbers), 0, label)
     edges = [*(number - 0.5 for number in epochs.numbers), epochs.numbers[-1] + 0.5]
     below = [0.0] * len(epochs.numbers)
     for colour, values in shares.items():
@@ -127,17 +141,17 @@ def draw_shares(name: str, epochs: Epochs, shares: Mapping[str, Values], line: V
         axes.stairs(above, edges, baseline=below, fill=True, color=_colour(colour), linewidth=0)
         below = above
     marker = "o" if len(epochs.numbers) <= MARKED else ""
-    axes.plot(epochs.numbers, [_drawable(v) for v in line], "--", marker=marker, color=INK, linewidth=1.4)
+    axes.plot(epochs.numbers, [drawable(v) for v in line], "--", marker=marker, color=INK, linewidth=1.4)
     axes.grid(False)
     _number_axis(axes, [], percent=True, log=False)
     axes.set_ylim(0, 1)
-    return svg(figure, name, f"{label} over epochs")
+    return drawing(figure, name, f"{label} over epochs")
 
 
-def svg(figure: Any, name: str, label: str) -> Html:
-    """A matplotlib figure as markup for a page on which no other picture has this `name`.
+def drawing(figure: Any, name: str, label: str) -> Svg:
+    """A matplotlib figure for a page on which no other drawing has this `name`.
 
-    To be called in a function that is `in_own_style`; `label` is read aloud in its place.
+    To be called in a function that is `in_own_style`.
     """
     data = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -149,12 +163,10 @@ def svg(figure: Any, name: str, label: str) -> Html:
     drawn = re.sub(r' d="[^"]*"', lambda found: re.sub(r"\d+\.\d{3,}", _shorter, found[0]), drawn)
     drawn = re.sub(r"#[0-9a-f]{6}\b", lambda found: VARIABLES.get(found[0], found[0]), drawn)
     width, height = (round(72 * inches, 2) for inches in figure.get_size_inches())
-    return Html(
-        f'<svg role="img" aria-label="{text(label)}" viewBox="0 0 {width:g} {height:g}">{_own_ids(drawn, name)}'
-    )
+    return Svg(label, width, height, _own_ids(drawn, name).removesuffix("</svg>\n"))
 
 
-VARIABLES = {light: f"var(--{name})" for name, (light, _) in reversed(PALETTE.items())}
+VARIABLES = {light: f"var(--{name})" for name, (light, *_) in reversed(PALETTE.items())}
 
 
 def _shorter(found: re.Match[str]) -> str:
@@ -162,7 +174,7 @@ def _shorter(found: re.Match[str]) -> str:
 
 
 def _own_ids(drawn: str, name: str) -> str:
-    """Only the ids that something refers to, each with the picture's name before it."""
+    """Only the ids that something refers to, each with the drawing's name before it."""
     used = dict.fromkeys(re.findall(r'(?:href="|url\()#([\w.-]+)', drawn))
     for number, old in enumerate(used):
         new = f"{name}-{number}"
@@ -171,7 +183,7 @@ def _own_ids(drawn: str, name: str) -> str:
     return re.sub(r' id="[^"]*"', "", drawn).replace(" data-id=", " id=")
 
 
-def _empty(epochs: Epochs, legend_rows: int, label: str) -> tuple[Any, Any]:
+def _empty(epochs: EpochAxis, legend_rows: int, label: str) -> tuple[Any, Any]:
     """A figure and its axes, with room for the legend."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -188,16 +200,16 @@ def _empty(epochs: Epochs, legend_rows: int, label: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _number_axis(axes: Any, values: Values, *, percent: bool, log: bool) -> None:
+def _number_axis(axes: Any, values: Series, *, percent: bool, log: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     if log:
         axes.set_yscale("log")
-        axes.set_ylim(*_decades(values))
+        axes.set_ylim(*whole_decades(values))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-        axes.set_ylim(*((-0.02, 1.02) if percent else _from_zero(values)))
+        axes.set_ylim(*((-0.02, 1.02) if percent else from_zero(values)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, percent)))
 
 
@@ -207,25 +219,5 @@ def _tick(value: float, percent: bool) -> str:
     return f"{value:g}".replace("e+0", "e").replace("e-0", "e-")
 
 
-def _drawable(value: float | None, log: bool = False) -> float:
-    """NaN, which leaves a gap, for what has no place on the axis."""
-    return value if value is not None and math.isfinite(value) and (value > 0 or not log) else math.nan
-
-
-def _from_zero(values: Values) -> tuple[float, float]:
-    """Limits around all values and zero, so that small changes look small."""
-    known = [0.0, *(value for value in values if value is not None and math.isfinite(value))]
-    lowest, highest = min(known), max(known)
-    space = 0.04 * (highest - lowest) or 0.04
-    return lowest - space, highest + space
-
-
-def _decades(values: Values) -> tuple[float, float]:
-    """Whole powers of ten around all values, so that the axis has a label at both ends."""
-    exponents = [math.log10(value) for value in values if value is not None and value > 0 and math.isfinite(value)]
-    lowest, highest = math.floor(min(exponents, default=0)), math.ceil(max(exponents, default=0))
-    return 10.0**lowest, 10.0 ** max(highest, lowest + 1)
-
-
 def _colour(name: str) -> str:
-    return PALETTE[name][0] if name in PALETTE else name
+    return PALETTE[name].light if name in PALETTE else name

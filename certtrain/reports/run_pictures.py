@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from colorsys import hls_to_rgb
 from itertools import cycle, islice
+from operator import attrgetter
 from typing import TypeVar
 
-from certtrain.reports import html
-from certtrain.reports.curves import Curve, Epochs, draw_curves, draw_shares
-from certtrain.reports.html import Html
+from certtrain.palette import STATES
+from certtrain.reports.pages import Picture
+from certtrain.reports.svg import Curve, EpochAxis, draw_curves, draw_shares
 from certtrain.runs.history import Run
 from certtrain.spec.epsilon import format_eps
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 ACCURACIES = {  # by their names in the metrics: name, colour, whether the line is dashed
     "natural_accuracy": ("natural", "natural", False),
@@ -33,57 +34,53 @@ SINGLE = {
 }
 
 
-def curve_pictures(run: Run) -> Iterator[Html]:
+def curve_pictures(run: Run) -> Iterator[Picture]:
     """Accuracies, losses and regularisers, ε, learning rate and gradient norm over the epochs, of which there is one.
 
     What was not measured is left out. Raises MissingExtra without matplotlib.
     """
     axis = _axis(run)
     if accuracies := _accuracies(run):
-        picture = draw_curves("accuracies", axis, accuracies, label="accuracy", percent=True)
-        yield html.figure(picture, "Accuracy", _remark(run, accuracies))
+        svg = draw_curves("accuracies", axis, accuracies, label="accuracy", percent=True)
+        yield Picture(svg, "Accuracy", _remark(run, accuracies))
     if losses := _losses(run):
-        picture = draw_curves("losses", axis, losses, label="loss", log=_far_apart(losses))
-        yield html.figure(picture, "Losses")
+        svg = draw_curves("losses", axis, losses, label="loss", log=_far_apart(losses))
+        yield Picture(svg, "Losses")
     if regularisers := [Curve(label, run.values(name), c) for name, (label, c) in _known(run, REGULARISERS)]:
-        picture = draw_curves("regularisers", axis, regularisers, label="regulariser")
-        yield html.figure(
-            picture,
+        svg = draw_curves("regularisers", axis, regularisers, label="regulariser")
+        yield Picture(
+            svg,
             "Regularisers",
             "Before they are weighted. After the warm-up they have no weight, are not measured, and stand at zero.",
         )
     for name, title in _known(run, SINGLE):
         curve = Curve(title, run.values(name), "ink")
-        yield html.figure(draw_curves(name, axis, [curve], label=title), title)
+        yield Picture(draw_curves(name, axis, [curve], label=title), title)
 
 
-def layer_pictures(run: Run) -> Iterator[Html]:
+def layer_pictures(run: Run) -> Iterator[Picture]:
     """How the bounds' growth changed over the epochs, and the ReLU states of each layer of the last one.
 
     Raises MissingExtra without matplotlib.
     """
     axis, names = _axis(run), [layer.name for layer in run.layers]
     growths = [
-        Curve(name, run.layer_values(name, lambda layer: layer.growth), colour, dashed=bool(index % 2))
+        Curve(name, run.layer_values(name, attrgetter("growth")), colour, dashed=bool(index % 2))
         for index, (name, colour) in enumerate(zip(names, _hues(len(names)), strict=True))
     ]
-    picture = draw_curves("growth", axis, growths, label="growth of the bounds' width", log=True)
-    yield html.figure(picture, "Growth: mean width over the input's")
+    svg = draw_curves("growth", axis, growths, label="growth of the bounds' width", log=True)
+    yield Picture(svg, "Growth: mean width over the input's")
     for index, name in enumerate(names):
-        states = {
-            "active": run.layer_values(name, lambda layer: layer.active),
-            "unstable": run.layer_values(name, lambda layer: layer.unstable),
-            "inactive": run.layer_values(name, lambda layer: layer.inactive),
-        }
-        dead = run.layer_values(name, lambda layer: layer.dead)
-        yield html.figure(draw_shares(f"states{index}", axis, states, dead, label=f"states of {name}"), name)
+        states = {state: run.layer_values(name, attrgetter(state)) for state in STATES}
+        dead = run.layer_values(name, attrgetter("dead"))
+        yield Picture(draw_shares(f"states{index}", axis, states, dead, label=f"states of {name}"), name)
 
 
-def _axis(run: Run) -> Epochs:
-    return Epochs([epoch.epoch for epoch in run.epochs], run.warm_up)
+def _axis(run: Run) -> EpochAxis:
+    return EpochAxis([epoch.epoch for epoch in run.epochs], run.warm_up)
 
 
-def _known(run: Run, names: dict[str, T]) -> list[tuple[str, T]]:
+def _known(run: Run, names: dict[str, _T]) -> list[tuple[str, _T]]:
     return [(name, about) for name, about in names.items() if name in run.measured]
 
 

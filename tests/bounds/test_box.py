@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from certtrain.attack.box import box_ends
+from certtrain.bounds.box import box_ends
 
 RADII = [0.0, 1e-12, 2**-24, 8 / 255, 0.1, 0.3, 0.5, 1.0]
 

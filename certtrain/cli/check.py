@@ -1,0 +1,77 @@
+"""certtrain check: the certificates of a file, computed again."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certtrain.cli.options import (
+    AsJson,
+    DataDir,
+    DeviceOption,
+    Memory,
+    open_model,
+    open_split,
+    say_what_to_type,
+)
+
+if TYPE_CHECKING:
+    from certtrain.certfile import Checked
+    from certtrain.network.modelfile import Classifier
+
+CertificateFile = Annotated[
+    Path, typer.Argument(metavar="CERTIFICATES", help="A certificate file that `certtrain verify --out` wrote.")
+]
+CheckedModel = Annotated[Path, typer.Argument(metavar="MODEL", help="The model file that the certificates are about.")]
+Part = Annotated[int | None, typer.Option(min=1, help="Check only the first so many examples: a partial check.")]
+
+
+def check_command(
+    certificates: CertificateFile,
+    model: CheckedModel,
+    data_dir: DataDir = None,
+    limit: Part = None,
+    memory: Memory = None,
+    device: DeviceOption = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Compute the certificates in a file again, and see whether they hold.
+
+    The file says what is checked, and how. Nothing else in it is trusted. If one does not hold, the exit code is 3.
+    """
+    from certtrain.storage import check_certificate_file
+
+    _check_order(certificates, model)
+    check_certificate_file(certificates)
+    opened = open_model(model, device)
+    checked = _checked(certificates, model, opened, data_dir, limit, memory)
+    from certtrain import render
+
+    if as_json:
+        render.show_json({"model": str(model), **checked.to_dict()})
+    else:
+        render.show_checked(checked)
+
+
+def _check_order(certificates: Path, model: Path) -> None:
+    from certtrain.interchange.packed import ending
+
+    if ending(certificates) == ".safetensors" != ending(model):
+        say_what_to_type("the certificates come first, then the model", "certtrain", "check", model, certificates)
+
+
+def _checked(
+    path: Path, file: Path, model: "Classifier", data_dir: Path | None, limit: int | None, memory: int | None
+) -> "Checked":
+    """What holds of the certificates in `path`. Raises FailedCheck and CertificateError."""
+    from certtrain import render
+    from certtrain.bounds.settings import DEFAULT
+    from certtrain.certfile import check, check_model, read_certificates
+
+    contents = read_certificates(path, model.metadata.input_shape)
+    check_model(path, contents.header, file, model)
+    data = contents.header.data
+    images = open_split(model, data.split, data_dir, data.examples)
+    with render.progress("checking") as report:
+        asked = (path, contents, file, model, images)
+        return check(*asked, limit=limit, memory=memory or DEFAULT.memory, on_progress=report)

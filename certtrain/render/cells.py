@@ -1,0 +1,76 @@
+"""What the tables of layers are made of: a layer's numbers as cells, the bar of its ReLU states, plain tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from certtrain.diagnostics.findings import Finding, LayerMeans, first_sentence, is_exploding
+from certtrain.formats import number, percent, times
+from certtrain.palette import PALETTE, STATES
+from certtrain.render.console import BAD, GREY, WARNING, out, say
+from certtrain.runs.epoch import LayerState
+
+BAR = 20  # characters of a layer's bar
+STATE_SIGNS = tuple(zip(STATES, "█▒░", (PALETTE[state].terminal for state in STATES), strict=True))
+GROWTH_REMARK = "growth: how many times wider the bounds are at a ReLU's input than at the network's, on average"
+
+
+def new_table(*columns: str) -> Table:
+    """A plain table: the first column to the left, the others to the right."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column(columns[0], no_wrap=True)
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def growth_cell(layer: LayerState) -> Text:
+    """A layer's growth, in red where bounds explode."""
+    return Text(times(layer.growth), style=BAD if is_exploding(layer) else "")
+
+
+def state_cells(layer: LayerState | LayerMeans) -> tuple[str, str, str, str]:
+    """Active, unstable, inactive, dead."""
+    shares = (layer.active, layer.unstable, layer.inactive, layer.dead)
+    active, unstable, inactive, dead = (percent(share, 1) for share in shares)
+    return active, unstable, inactive, dead
+
+
+def ratio_cells(layer: LayerState | LayerMeans) -> tuple[str, str]:
+    """The balance ratios of mean and variance."""
+    return number(layer.mean_ratio), number(layer.variance_ratio)
+
+
+def state_bar(layer: LayerState, width: int = BAR) -> Text:
+    """Active, unstable and inactive shares; a share above zero is never hidden by rounding."""
+    shares = (layer.active, layer.unstable, layer.inactive)
+    cells = [max(round(share * width), int(share > 0)) for share in shares]
+    cells[cells.index(max(cells))] += width - sum(cells)
+    return Text.assemble(*[(sign * n, style) for (_, sign, style), n in zip(STATE_SIGNS, cells, strict=True)])
+
+
+def legend() -> Text:
+    """What the signs of a bar mean."""
+    return Text.assemble(*[part for name, sign, style in STATE_SIGNS for part in ((sign, style), f" {name} ")])
+
+
+def finding_cell(findings: Sequence[Finding]) -> Text:
+    """The kind of the worst finding, empty without one."""
+    return Text(findings[0].kind if findings else "", style=WARNING)
+
+
+def show_sentences(sentences: Iterable[str], fine: str = "") -> None:
+    """The sentences on what is wrong, each on a line; without any the one that says that nothing is."""
+    lines = list(sentences)
+    for line in lines:
+        out.print(Text.assemble(("! ", f"bold {WARNING}"), (line, WARNING)))
+    if fine and not lines:
+        say(fine, GREY)
+
+
+def show_first_sentence(name: str, findings: Sequence[Finding], fine: str = "") -> None:
+    """Of one of several networks the worst layer's sentence, and how many more layers are bad."""
+    show_sentences([f"{name}: {first_sentence(findings)}"] if findings else [], fine)

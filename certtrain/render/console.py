@@ -1,0 +1,46 @@
+"""The two streams, and single lines on them: text, notes, errors."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from certtrain.palette import PALETTE
+
+GREY = PALETTE["muted"].terminal
+WARNING = PALETTE["open"].terminal
+GOOD, BAD = f"bold {PALETTE['certified'].terminal}", f"bold {PALETTE['falsified'].terminal}"
+NOTE_HEAD = ("note: ", f"bold {WARNING}")
+
+out = Console()
+err = Console(stderr=True)
+
+
+def error(message: str) -> None:
+    """One error, on the error stream."""
+    err.print(Text.assemble(("error: ", BAD), visible(message)), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Something worth knowing, on the error stream."""
+    err.print(Text.assemble(NOTE_HEAD, visible(message)), soft_wrap=True)
+
+
+def visible(message: str) -> str:
+    r"""The text with control characters spelt out, like \x1b: names out of a file must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
+
+
+def say(text: str, style: str = "") -> None:
+    """One line on the output stream."""
+    out.print(Text(text, style=style), soft_wrap=True)
+
+
+def remark(text: str) -> None:
+    """An explanation in grey below what it explains."""
+    out.print(Text(text, style=GREY))
+
+
+def show_title(text: str) -> None:
+    """What the table below shows."""
+    out.print(Text(text, style="italic"))

@@ -1,0 +1,167 @@
+"""A training as lines, for logs and pipes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from rich.text import Text
+
+from certtrain.diagnostics.epochs import epoch_findings
+from certtrain.diagnostics.findings import Finding, first_sentence, layer_means
+from certtrain.formats import clock, percent, times
+from certtrain.render.console import out
+from certtrain.render.results import show_report
+from certtrain.render.training_sentences import COMPILING, finished_sentence, started_sentence, stopped_sentence
+from certtrain.runs.epoch import Epoch, LayerState
+from certtrain.training.events import (
+    Compiling,
+    EpochDone,
+    Event,
+    Finished,
+    Loading,
+    Note,
+    Started,
+    StepDone,
+    Stopped,
+    Verifying,
+)
+
+SILENCE = 60.0  # seconds: a line comes at least as often
+
+
+class Reminder:
+    """Calls `remind` whenever no line was written for so many seconds, in a thread of its own, until it is closed."""
+
+    def __init__(self, remind: Callable[[], None], seconds: float) -> None:
+        self.remind, self.seconds = remind, seconds
+        self.last, self.closed = time.monotonic(), threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.closed.set()
+        self.thread.join()
+
+    def restart(self) -> None:
+        """A line is being written: the silence begins anew."""
+        self.last = time.monotonic()
+
+    def _run(self) -> None:
+        while not self.closed.wait(max(self.last + self.seconds - time.monotonic(), self.seconds / 100)):
+            if time.monotonic() - self.last >= self.seconds:
+                self.remind()
+
+
+class PlainView:
+    """A line for each epoch; a sentence where a layer goes wrong in a new way.
+
+    Within it as a context, a line says what goes on after every minute of silence.
+    """
+
+    def __init__(self, silence: float = SILENCE) -> None:
+        self.start, self.first, self.steps, self.epochs = time.monotonic(), 0, 0, 0
+        self.explained = set[tuple[str, str]]()
+        self.now: Event | None = None
+        self.since = time.monotonic()
+        self.reminder = Reminder(self._remind, silence)
+
+    def __enter__(self) -> Self:
+        self.reminder.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.reminder.__exit__(*exception)
+
+    def __call__(self, event: Event) -> None:
+        self._note_activity(event)
+        match event:
+            case Compiling():
+                self._say(COMPILING)
+            case Started():
+                self.start, self.first, self.steps = time.monotonic(), event.step, event.steps
+                self.epochs = event.preset.train.epochs
+                self._say(started_sentence(event))
+            case EpochDone():
+                self._say(self._epoch(event.record))
+                self._explain(epoch_findings(event.record))
+            case Note():
+                self._say(f"note: {event.text}")
+            case Stopped():
+                self._say(stopped_sentence(event))
+            case Loading(done=done, total=total) if done == total:
+                self._say(event.what)
+            case Finished():
+                self._say(finished_sentence(event))
+                show_report(event.report)
+
+    def _say(self, text: str) -> None:
+        self.reminder.restart()
+        out.print(Text(text), soft_wrap=True)
+
+    def _note_activity(self, event: Event) -> None:
+        """Remember what goes on, and since when."""
+        if isinstance(self.now, Compiling) and isinstance(event, StepDone):
+            self._say(f"compiled in {clock(time.monotonic() - self.since)}")
+        if isinstance(self.now, Compiling) and isinstance(event, Note):  # that it cannot be compiled
+            self.now = None
+        if isinstance(event, (Loading, Compiling, StepDone, Verifying)):
+            self.since = self.since if type(event) is type(self.now) else time.monotonic()
+            self.now = event
+
+    def _remind(self) -> None:
+        """Say what goes on."""
+        match self.now:
+            case Loading(what=what, done=done, total=total):
+                self._say(f"{what}: {done:,} of {total:,}")
+            case Compiling():
+                self._say(f"{COMPILING}, for {clock(time.monotonic() - self.since)} so far")
+            case StepDone() as step:
+                self._say(self._step(step))
+            case Verifying(split=split, done=done, total=total):
+                self._say(f"verifying on the {split} set: {done:,} of {total:,}")
+            case _:
+                self._say("starting")
+
+    def _step(self, event: StepDone) -> str:
+        mean = event.averages
+        return (
+            f"{self._number(event.epoch)}  step {event.step:,} of {self.steps:,}  "
+            f"ε {event.eps:.4f}  loss {mean['loss']:.3f}  certified {percent(mean['certified_accuracy'])}  "
+            f"{clock(self._left(event.step))} left"
+        )
+
+    def _number(self, epoch: int) -> str:
+        return f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}"
+
+    def _left(self, step: int) -> float:
+        """Seconds, by what the steps took so far."""
+        return (time.monotonic() - self.start) / max(step - self.first, 1) * (self.steps - step)
+
+    def _epoch(self, record: Epoch) -> str:
+        held_out = record.measured.get("validation_certified_accuracy")
+        validation = "" if held_out is None else f"  held out: certified {percent(held_out)}"
+        return (
+            f"{self._number(record.epoch)}  ε {record.eps:.4f}  "
+            f"loss {record.measured['loss']:.3f}  natural {percent(record.measured['natural_accuracy'])}  "
+            f"certified {percent(record.certified_accuracy)}{validation}  "
+            f"{_layers(record.layers)}{clock(self._left(record.step))} left"
+        )
+
+    def _explain(self, findings: Sequence[Finding]) -> None:
+        """The worst one, if it has no line yet; the training itself notes an explosion."""
+        new = [f for f in findings[:1] if f.kind != "exploding" and (f.layer, f.kind) not in self.explained]
+        for finding in new:
+            self._say(f"! {first_sentence(findings)}")
+            self.explained.add((finding.layer, finding.kind))
+
+
+def _layers(layers: Sequence[LayerState]) -> str:
+    means = layer_means(layers)
+    shares = f"unstable {percent(means.unstable)}  dead {percent(means.dead)}  growth {times(means.largest_growth)}"
+    return f"{shares}  " if layers else ""

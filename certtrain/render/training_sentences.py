@@ -1,0 +1,36 @@
+"""What the views of a training say alike: its start, its stop, its end."""
+
+from certtrain.formats import clock
+from certtrain.spec.epsilon import format_eps
+from certtrain.spec.layers import Graph
+from certtrain.training.events import Finished, Started, Stopped
+
+COMPILING = "compiling the step"
+
+
+def started_sentence(event: Started) -> str:
+    """What is trained on what, by which network, where."""
+    preset = event.preset
+    network = preset.model.title if isinstance(preset.model, Graph) else preset.model.name
+    begin = f"resumed at step {event.step}" if event.step else "new run"
+    return (
+        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {network} with "
+        f"{event.parameters:,} parameters, ε = {format_eps(preset.eps.max)}, seed {preset.seed}, "
+        f"{event.device}; {begin} in {event.folder}"
+    )
+
+
+def stopped_sentence(event: Stopped) -> str:
+    """Why and where the run stopped, and the command that resumes it."""
+    options = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
+    options += " --tensorboard" if (event.folder / "tensorboard").is_dir() else ""
+    return (
+        f"stopped ({event.reason}) at step {event.step} of {event.steps}; "
+        f"go on with: certtrain train --resume {event.folder}{options}"
+    )
+
+
+def finished_sentence(event: Finished) -> str:
+    """How long the training took, and what it has written."""
+    page = "" if event.page is None else f"; report: {event.page}"
+    return f"trained in {clock(event.seconds)}; model: {event.model}{page}"

@@ -1,0 +1,95 @@
+"""Self-contained HTML pages from the templates beside this file, by Jinja with everything escaped.
+
+A page loads nothing from anywhere, and forbids the browser to: styles and pictures are inside it. Colours are the
+style sheet's variables, so that pictures follow the reader's light or dark mode; print is always light.
+
+`page.html` is the frame of every page, `blocks.html` has what stands in them: tables, bars, tiles, figures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+
+from certtrain.formats import NO_NUMBER, duration, number, percent, times
+from certtrain.palette import PALETTE
+from certtrain.reports.svg import Svg
+from certtrain.spec.epsilon import format_eps
+
+CellValue = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of values; `align` has a letter for each column, l or r.
+
+    By default the first column is to the left and the others are to the right. Raises ValueError if a row or `align`
+    is not as long as the header.
+    """
+
+    header: Sequence[CellValue]
+    rows: Sequence[Sequence[CellValue]]
+    align: str = ""
+
+    def __post_init__(self) -> None:
+        for cells in (self.columns, *self.rows):
+            if len(cells) != len(self.header):
+                raise ValueError(f"{cells!r} has {len(cells)} cells, the header {len(self.header)}")
+
+    @property
+    def columns(self) -> str:
+        """The alignment of each column."""
+        return self.align or "l" + "r" * (len(self.header) - 1)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing under its title, and what there is to say about it."""
+
+    svg: Svg
+    title: str
+    caption: str = ""
+
+
+def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
+    """A page from the template of that name, in `folder` or beside this file, with `values` by name.
+
+    Raises jinja2.UndefinedError if the template uses a value that is not given.
+    """
+    return _environment(folder).get_template(template).render(palette=PALETTE, **values)
+
+
+def _environment(folder: Path | None) -> Environment:
+    own = PackageLoader("certtrain.reports")
+    environment = Environment(
+        loader=own if folder is None else ChoiceLoader([FileSystemLoader(folder), own]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "times": times, "duration": duration, "eps": format_eps}
+    environment.filters |= {"value": shown_value, "colour": known_colour}
+    return environment
+
+
+def shown_value(value: CellValue) -> str:
+    """A value as text: whole numbers with separators, None and NaN as a dash."""
+    match value:
+        case None:
+            return NO_NUMBER
+        case int():
+            return f"{value:,}"
+        case float():
+            return number(value)
+    return value
+
+
+def known_colour(name: str) -> str:
+    """The name of a colour, if the palette has it. Raises ValueError."""
+    if name not in PALETTE:
+        raise ValueError(f"{name!r} is not a colour of the palette")
+    return name

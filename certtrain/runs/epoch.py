@@ -1,0 +1,76 @@
+"""One epoch of a run, a line of metrics.jsonl, and the state of a ReLU layer in it; without torch.
+
+A training writes these records, everything else reads them: there is one of each.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One ReLU layer's inputs over some data.
+
+    active, inactive, unstable: shares of (example, unit) pairs whose bounds are
+        above zero (lower > 0), at most zero (upper ≤ 0), or neither.
+    dead: share of units that are inactive for every example.
+    centre, width: means of (upper + lower)/2 and of upper − lower.
+    growth: mean width over the network input's, after normalisation; None if the input has no width.
+    mean_ratio, variance_ratio: the balance ratios r_m and r_v of Shi et al. 2021, folded to at most 1;
+        None where nothing is active and nothing inactive.
+    """
+
+    name: str
+    units: int
+    active: float
+    inactive: float
+    unstable: float
+    dead: float
+    centre: float
+    width: float
+    growth: float | None
+    mean_ratio: float | None
+    variance_ratio: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch as it was trained.
+
+    epoch: its number, from 1. step: steps done since the run began. eps: ε at its last step.
+    measured: by its name in the file, what was measured over its steps and at its end, certified_accuracy at least.
+    layers: each ReLU layer at its end, over training data in boxes of radius eps.
+
+    Raises ValueError without a certified accuracy.
+    """
+
+    epoch: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=1)]
+    eps: Annotated[float, Field(ge=0)]
+    measured: Mapping[str, float | None]
+    layers: tuple[LayerState, ...]
+
+    def __post_init__(self) -> None:
+        if self.measured.get("certified_accuracy") is None:
+            raise ValueError("certified_accuracy is missing")
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """Step, ε and all that was measured, by their names in the file and in its order."""
+        return {"step": self.step, "eps": self.eps, **self.measured}
+
+    @property
+    def certified_accuracy(self) -> float:
+        """Of the training examples, each at the ε of its step."""
+        return self.measured["certified_accuracy"] or 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line of the file."""
+        return {"epoch": self.epoch, **self.numbers, "layers": [layer.to_dict() for layer in self.layers]}

@@ -1,0 +1,75 @@
+"""The calls that train a network: a new run by a preset, or one that goes on."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from certtrain.deprecation import renamed_argument
+from certtrain.network.assembly import Images, load_run_images
+from certtrain.network.source import changed_source, resolve_module
+from certtrain.runs.checkpoint import RunFolder, locked_run
+from certtrain.runtime.precision import check_precision
+from certtrain.spec.preset import Preset
+from certtrain.training.compilation import check_compile
+from certtrain.training.context import DEFAULT_CONTEXT, RunContext
+from certtrain.training.distributed import Group
+from certtrain.training.events import Loading, Note
+from certtrain.training.trainer import Trainer
+from certtrain.verification.verify import Report
+
+
+@renamed_argument("surroundings", "context")
+def train(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
+    """Train by `preset` into the new folder `out`, verify on the test set, and write model, results and report.
+
+    The code of a network of the user's own is run here, and its layers are kept
+    with the run. The result is None if the run was stopped. Raises a CerttrainError.
+    """
+    context = context.resolved()
+    images = _load_images(preset, context)  # the folder comes last, so that no error before it leaves one behind
+    preset = context.group.on_leader(lambda: resolve_module(preset, images.train))
+    folder = RunFolder(Path(out))
+    trainer = Trainer(preset, folder, images, context)
+    with _locked(folder.path, context.group, new=True):
+        context.group.on_leader(lambda: folder.create(preset))
+        return _run_or_discard(trainer)
+
+
+@renamed_argument("surroundings", "context")
+def resume(out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
+    """Go on with the run in `out` from its last checkpoint, with the layers it began with. As `train` otherwise."""
+    context, folder = context.resolved(), RunFolder(Path(out))
+    with _locked(folder.path, context.group, new=False):
+        preset = context.group.on_leader(folder.resumable_preset)
+        if file := changed_source(preset):
+            context.emit(Note(f"{file} has changed; the run goes on with the network as it was when it began"))
+        return Trainer(preset, folder, _load_images(preset, context), context).run()
+
+
+@contextmanager
+def _locked(out: Path, group: Group, *, new: bool) -> Iterator[None]:
+    """The leading process keeps all others but the group's from writing into the run's folder."""
+    with ExitStack() as held:
+        group.on_leader(lambda: held.enter_context(locked_run(out, new=new)))
+        yield
+
+
+def _run_or_discard(trainer: Trainer) -> Report | None:
+    """Run a new training; where it fails before its first step, nothing stays that is in the way of the next try."""
+    try:
+        return trainer.run()
+    except BaseException:
+        if trainer.progress.step == 0 and trainer.group.is_leader:
+            trainer.folder.discard()
+        raise
+
+
+def _load_images(preset: Preset, context: RunContext) -> Images:
+    """The run's images, once it is known that the machine can train in the way that is asked for."""
+    check_precision(preset.train.precision, context.device)
+    check_compile(preset.train.compile, context.device)
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        context.emit(Loading(what, done, total))
+
+    return context.group.leader_first(lambda: load_run_images(preset, context.data_dir, on_progress))

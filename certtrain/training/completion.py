@@ -1,0 +1,93 @@
+"""The end of a run: the trained network is verified, and its model file, its report and its page are written."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from certtrain.attack import PGD
+from certtrain.errors import CerttrainError
+from certtrain.network.assembly import Images, describe
+from certtrain.network.modelfile import Classifier, save_model
+from certtrain.reports.report import write_report
+from certtrain.runs.checkpoint import RunFolder
+from certtrain.spec.preset import Preset
+from certtrain.storage import write_json
+from certtrain.training.context import RunContext
+from certtrain.training.events import Finished, Note, Verifying
+from certtrain.verification.results import ExampleResult
+from certtrain.verification.verify import Report, check_fit, verify
+
+
+class VerificationStopped(Exception):
+    """The run was asked to stop while its network was verified; the reason is its text."""
+
+
+class Completion:
+    """What is done with the trained `network` of a run."""
+
+    def __init__(
+        self, preset: Preset, folder: RunFolder, images: Images, context: RunContext, network: nn.Module
+    ) -> None:
+        assert isinstance(network, nn.Sequential)  # as every network that a preset describes
+        self.preset, self.folder, self.images, self.context, self.network = preset, folder, images, context, network
+
+    def check_fit(self) -> None:
+        """Raise DataError, before any training, if the network could not be verified on its images."""
+        check_fit(self._classifier(), self.images.part(self.preset.data.verify_on))
+
+    def save_epoch(self, epoch: int) -> None:
+        """Save the network after `epoch` as a model file, if the preset keeps this epoch's. Raises StorageError."""
+        settings = self.preset.train
+        if settings.keep_every is not None and epoch % settings.keep_every == 0:
+            described = describe(self.preset, self.images.train, note=f"after epoch {epoch} of {settings.epochs}")
+            save_model(self.folder.epoch(epoch), self.network, described)
+
+    def run(self, steps: int, seconds: float) -> Report:
+        """Verify the network after so many steps, which took so many seconds, and write all results.
+
+        Raises VerificationStopped, and StorageError.
+        """
+        report = self._verify()
+        results = report.to_dict()
+        verification_seconds = results.pop("seconds")
+        del results["stages"]  # seconds again: with them, a resumed run's model would not be the same file
+        save_model(self.folder.model, self.network, describe(self.preset, self.images.train, results=results))
+        record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results}
+        record |= {"training": self._training(steps, seconds), "verification_seconds": verification_seconds}
+        write_json(self.folder.report, record | {"versions": describe(self.preset, self.images.train).versions})
+        self.context.emit(Finished(self.folder.model, report, seconds, self._write_page()))
+        return report
+
+    def _training(self, steps: int, seconds: float) -> dict[str, Any]:
+        """How the training went, for the report."""
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        where = {"device": self.context.device, "processes": self.context.group.size}
+        return {"steps": steps, "seconds": seconds, **where, "finished": finished}
+
+    def _verify(self) -> Report:
+        split, eps = self.preset.data.verify_on, self.preset.eps.max
+        images = self.images.part(split)
+        done = 0
+
+        def on_examples(results: list[ExampleResult]) -> None:
+            nonlocal done
+            done += len(results)
+            self.context.emit(Verifying(split, done, len(images)))
+            if done < len(images) and (reason := self.context.should_stop()):
+                raise VerificationStopped(reason)
+
+        return verify(self._classifier(), images, eps, attack=PGD(), method="ibp", on_examples=on_examples)
+
+    def _classifier(self) -> Classifier:
+        return Classifier(self.network, describe(self.preset, self.images.train)).eval()
+
+    def _write_page(self) -> Path | None:
+        try:
+            write_report(self.folder.path, self.folder.page)
+        except Exception as error:  # the results are safe by now, and no picture is worth a run that ends in an error
+            what = str(error) if isinstance(error, CerttrainError) else f"{type(error).__name__}: {error}"
+            self.context.emit(Note(f"there is no {self.folder.page}: {what}"))
+            return None
+        return self.folder.page

@@ -1,0 +1,46 @@
+"""What is said of a step that fails: where it was not finite, and what helps; and what helps where memory is short."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from certtrain.bounds.trace import BoundTrace
+from certtrain.errors import DeviceError, NonFiniteError
+from certtrain.spec.preset import Preset
+
+
+def not_finite(what: str, last_good: Path | None) -> NonFiniteError:
+    """The error for a run in which `what` happened, with the checkpoint to go on from."""
+    return NonFiniteError(
+        f"{what}. The last good checkpoint is {last_good or 'none: the initial weights are at fault'}. "
+        "A smaller train.learning_rate and a longer eps.length help, and so do "
+        'init = "ibp" and BatchNorm in every layer.'
+    )
+
+
+def out_of_memory(preset: Preset, device: str, examples: int) -> DeviceError:
+    """The error for a batch of so many examples that does not fit, with what would make the step smaller."""
+    return DeviceError(
+        f"the memory of {device} does not hold a batch of {examples} examples. "
+        f"Try a smaller train.batch_size, {_smaller_step(preset)}, or --device cpu"
+    )
+
+
+def _smaller_step(preset: Preset) -> str:
+    if preset.bounds.method == "ibp":
+        return "train.micro_batch for the same step in less memory"
+    return "bounds.loss_fusion = true" if not preset.bounds.loss_fusion else 'bounds.method = "ibp"'
+
+
+def first_not_finite(traces: Iterable[BoundTrace], network: nn.Module) -> str | None:
+    """The first layer whose boxes are not finite, or else the first parameter whose gradient is not; None without."""
+    boxes = ((name, box) for trace in traces for name, box in [*trace.relu_boxes, ("head", trace.logits.box)])
+    for name, box in boxes:
+        for what, tensor in (("clean values", box.clean), ("centres", box.centre), ("widths", box.radius)):
+            if tensor is not None and not bool(tensor.isfinite().all()):
+                return f"the first layer with a value that is not finite is {name!r} ({what})"
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            return f"all bounds are finite, but the gradient of {name!r} is not"
+    return None

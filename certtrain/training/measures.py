@@ -1,0 +1,49 @@
+"""Sums of what steps measure, kept on the device.
+
+Which measures there are, and their names, is up to the objective: each step hands
+over its own, and from there on they are summed, saved and logged by these names.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+EXAMPLES = "examples"  # by this name the number of examples is summed beside the measures
+
+
+class MeasureSums:
+    """The sum of each measure over examples, and the number of examples; `values` (M + 1,) float64 by their `names`.
+
+    Nothing here waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.names: tuple[str, ...] = ()
+        self.values = torch.zeros(0, dtype=torch.float64, device=device)
+
+    def add(self, measured: Mapping[str, Tensor], examples: int) -> None:
+        """Add one batch: scalars by name, each a mean over these `examples`."""
+        scalars = list(measured.values())
+        row = torch.stack([*scalars, torch.ones_like(scalars[-1])]).detach()
+        self._take_names((*measured, EXAMPLES))
+        self.values += row.double() * examples
+
+    def set(self, sums: Mapping[str, float]) -> None:
+        """Go on from these sums; those that are not given start at zero."""
+        self.names = tuple(sums) or self.names
+        values = [sums.get(name, 0.0) for name in self.names]
+        self.values = torch.tensor(values, dtype=torch.float64, device=self.values.device)
+
+    def _take_names(self, names: tuple[str, ...]) -> None:
+        """Sum under `names` from now on, which differ at the first step and where another version saved the sums."""
+        if names == self.names:
+            return
+        sums = dict(zip(self.names, self.values.unbind(), strict=True))
+        self.values = torch.stack([sums.get(name, self.values.new_zeros(())) for name in names])
+        self.names = names
+
+
+def averages(sums: Mapping[str, float]) -> dict[str, float]:
+    """The mean of each measure over the examples that were summed."""
+    return {name: total / sums[EXAMPLES] for name, total in sums.items() if name != EXAMPLES}

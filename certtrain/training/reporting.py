@@ -1,0 +1,90 @@
+"""What a run reports while it trains: events of its steps and epochs, and the metrics in its folder."""
+
+from collections.abc import Iterator
+
+from certtrain.errors import NonFiniteError
+from certtrain.network.assembly import Images
+from certtrain.runs.checkpoint import RunFolder, RunProgress
+from certtrain.runs.epoch import Epoch
+from certtrain.spec.preset import Preset
+from certtrain.training.context import RunContext
+from certtrain.training.evaluation import epoch_accuracies
+from certtrain.training.events import EpochDone, Note, Started, StepDone, Stopped
+from certtrain.training.failures import not_finite
+from certtrain.training.layer_diagnostics import LayerDiagnostics
+from certtrain.training.measures import averages
+from certtrain.training.step import Stepper
+
+
+class Reporter:
+    """Emits a run's events, and writes the metrics; what a progress says is of the steps that are done by then."""
+
+    def __init__(
+        self, preset: Preset, folder: RunFolder, images: Images, context: RunContext, stepper: Stepper
+    ) -> None:
+        self.preset, self.folder, self.images, self.context, self.stepper = preset, folder, images, context, stepper
+        self.schedules, self.per_epoch = stepper.schedules, stepper.schedules.steps_per_epoch
+        self.steps = preset.train.epochs * self.per_epoch
+        batch_size = preset.train.batch_size // context.group.size
+        self.diagnostics = LayerDiagnostics(stepper.result, images.train, batch_size, context.pacing)
+
+    def started(self, step: int, compilation: str) -> None:
+        """A run begins or goes on at `step`; `compilation` says whether its steps are compiled."""
+        self.context.emit(
+            Started(
+                preset=self.preset,
+                folder=self.folder.path,
+                device=self.context.device,
+                parameters=sum(p.numel() for p in self.stepper.network.parameters()),
+                examples=len(self.images.train),
+                steps_per_epoch=self.per_epoch,
+                step=step,
+                steps=self.steps,
+            )
+        )
+        for text in self._notes(compilation):
+            self.context.emit(Note(text))
+
+    def _notes(self, compilation: str) -> Iterator[str]:
+        yield f"the step is {compilation}"
+        if self.context.group.size > 1:
+            yield f"{self.context.group.size} processes share each batch"
+        eps = self.preset.eps
+        if eps.start + eps.length > self.preset.train.epochs:
+            yield f"ε reaches {eps.max:g} in epoch {eps.start + eps.length}, after the end of this run"
+
+    def step(self, progress: RunProgress) -> None:
+        """Report a step, with the state of the layers: a recent one, or at the end of an epoch the newest.
+
+        Raises NonFiniteError if the bounds at a layer are not finite.
+        """
+        done, last = progress.step, progress.step - 1
+        if done % self.per_epoch == 0 or self.diagnostics.due():
+            self._diagnose(last)
+        eps, rate = self.schedules.eps(last), self.schedules.learning_rate(last)
+        epoch, numbers = last // self.per_epoch + 1, averages(progress.sums)
+        self.context.emit(StepDone(done, epoch, eps, rate, numbers, self.diagnostics.layers))
+
+    def _diagnose(self, step: int) -> None:
+        """Take the state of the layers after the 0-based `step`."""
+        try:
+            self.diagnostics.update(self.schedules.positive_eps(step))
+        except NonFiniteError as error:
+            raise not_finite(f"step {step}: after its update {error}", self.folder.last_good) from error
+        if self.schedules.eps(step) > 0 and (sentence := self.diagnostics.new_explosion()):
+            self.context.emit(Note(f"epoch {step // self.per_epoch + 1}: {sentence}"))
+
+    def epoch(self, progress: RunProgress) -> None:
+        """Report an epoch that is done, and write its line of the metrics. Raises StorageError."""
+        step = progress.step
+        measured = {"learning_rate": self.schedules.learning_rate(step - 1)} | averages(progress.sums)
+        measured |= epoch_accuracies(self.stepper.result, self.images, self.preset, self.context.device)
+        measured |= {"seconds": progress.seconds}
+        number, eps = step // self.per_epoch, self.schedules.eps(step - 1)
+        record = Epoch(number, step, eps, measured, self.diagnostics.layers)
+        self.folder.log(record.to_dict())
+        self.context.emit(EpochDone(record))
+
+    def stopped(self, reason: str, step: int) -> None:
+        """The run stops after `step` steps."""
+        self.context.emit(Stopped(reason, step, self.steps, self.folder.path, self.context.data_dir))

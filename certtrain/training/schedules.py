@@ -1,0 +1,78 @@
+"""A preset's schedules: ε, learning rate and the weights of a step's loss, as functions of the step alone."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from certtrain.spec.preset import Preset
+from certtrain.spec.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
+from certtrain.training.objective import SMALLEST_EPS
+
+
+class Controls(NamedTuple):
+    """What the schedules say in one step, as scalars on the device, so that one compiled graph serves all steps."""
+
+    eps: Tensor
+    certified: Tensor
+    tightness: Tensor
+    relu_balance: Tensor
+    linear: Tensor
+
+
+class ActiveTerms(NamedTuple):
+    """What a step computes besides interval bounds; for each other choice it is compiled anew."""
+
+    regularizers: bool
+    linear: bool
+
+
+class Schedules:
+    """The schedules of a run by `preset`; steps are counted from 0."""
+
+    def __init__(self, preset: Preset, steps_per_epoch: int) -> None:
+        self.preset, self.steps_per_epoch = preset, steps_per_epoch
+        self.eps_max = min(preset.eps.max * preset.eps.train_factor, 1.0)
+
+    def eps(self, step: int) -> float:
+        """ε in `step`."""
+        ramp = self.preset.eps
+        return eps_at(
+            step, steps_per_epoch=self.steps_per_epoch, start=ramp.start, length=ramp.length, eps_max=self.eps_max
+        )
+
+    def positive_eps(self, step: int) -> float:
+        """ε in `step`; while it is zero, the smallest radius at which boxes have a width."""
+        return max(self.eps(step), SMALLEST_EPS)
+
+    def learning_rate(self, step: int) -> float:
+        """Adam's learning rate in `step`."""
+        settings, per_epoch = self.preset.train, self.steps_per_epoch
+        if settings.schedule == "linear":
+            steps, warmup = settings.epochs * per_epoch, round(settings.warmup * per_epoch)
+            return linear_rate_at(step, base=settings.learning_rate, steps=steps, warmup=warmup)
+        return learning_rate_at(
+            step // per_epoch, base=settings.learning_rate, milestones=settings.milestones, decay=settings.decay
+        )
+
+    def controls(self, step: int, like: Tensor) -> Controls:
+        """All that weighs in `step`, in the type and on the device of `like`."""
+        eps, settings = self.eps(step), self.preset.regularizer
+        warm = warmup_weight(eps, eps_max=self.eps_max)
+        weight = settings.weight * warm
+        weights = (weight * settings.tightness, weight * settings.relu_balance, warm)
+        values = (max(eps, SMALLEST_EPS), float(eps > 0), *weights)
+        return Controls(*torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True).unbind())
+
+    def active_terms(self, step: int, *, compiled: bool) -> ActiveTerms:
+        """What `step` computes of what fades out with the warm-up.
+
+        In a compiled step the regularisers cost less than compiling it again;
+        linear bounds cost more.
+        """
+        settings, eps = self.preset.regularizer, self.eps(step)
+        warming = eps < self.eps_max
+        linear = self.preset.bounds.method == "crown-ibp" and self.preset.eps.length > 0
+        regularized = settings.weight > 0 and (settings.tightness or settings.relu_balance)
+        kept = compiled and not linear
+        return ActiveTerms(regularized and (warming or kept), linear and warming and (eps > 0 or compiled))

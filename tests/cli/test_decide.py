@@ -1,0 +1,46 @@
+"""certtrain decide: properties of networks, in ONNX files and our own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+
+@pytest.fixture
+def properties(run: Run, model: Path, tmp_path: Path) -> Path:
+    """The folder of an exported ONNX file, `model.onnx`, and a dozen properties of it at a large radius."""
+    pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
+    assert run("export", str(model), "--vnnlib", "props", "--count", "12", "--eps", "0.3", "--limit", "20").code == 0
+    return tmp_path / "props"
+
+
+def test_properties_are_decided_alike_of_the_model_and_its_onnx_file(run: Run, model: Path, properties: Path) -> None:
+    results = set()
+    for path in sorted(properties.glob("*.vnnlib"))[:4]:
+        found = json.loads(run("decide", properties / "model.onnx", path, "--json").out)
+        assert (found["model"], found["property"]) == (str(properties / "model.onnx"), str(path))
+        shown = run("decide", model, path)
+        assert (shown.code, shown.err) == (0, "")
+        assert shown.out.startswith(f"{found['result']}  ")
+        results.add(found["result"])
+    assert "sat" in results
+
+
+def test_a_property_takes_a_method_and_limits(run: Run, properties: Path) -> None:
+    words = ["decide", properties / "model.onnx", properties / "point_00000.vnnlib", "--json"]
+    found = json.loads(run(*words, "--method", "complete", "--timeout", "30s", "--memory", "500MB").out)
+    assert found["method"] == "complete"
+    assert found["result"] in ("sat", "unsat")
+    refused = run(*words, "--method", "crown")
+    assert (refused.code, refused.out) == (2, "")
+    assert "crown-ibp" in refused.err
+
+
+def test_files_of_a_property_that_are_none_are_named(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = run("decide", model, tmp_path)
+    assert (folder.code, "is a folder; name one of its .vnnlib files" in folder.err) == (1, True)
+    missing = run("decide", model, "none.vnnlib")
+    assert (missing.code, "the property none.vnnlib is not there" in missing.err) == (1, True)
+    no_network = run("decide", "none.onnx", "none.vnnlib")
+    assert (no_network.code, "there is no model file none.onnx" in no_network.err) == (1, True)

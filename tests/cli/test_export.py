@@ -1,0 +1,52 @@
+"""certtrain export: networks and properties."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+
+def test_export_writes_both_files_checked(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
+    done = run("export", str(model), "--weights", "folded.safetensors", "--onnx", "net.onnx", "--limit", "20")
+    assert done.code == 0, done.err
+    assert (tmp_path / "net.onnx").exists()
+    assert run("verify", "folded.safetensors", "--limit", "20").code == 0
+
+
+def test_export_writes_properties_for_other_verifiers(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
+    words = ["export", str(model), "--vnnlib", "props", "--count", "4", "--first", "2", "--eps", "8/255"]
+    done = run(*words, "--timeout", "60", "--limit", "20")
+    assert done.code == 0, done.err
+    assert "wrote 4 properties for ε = 8/255" in done.out
+    names = {"index.json", "instances.csv", f"{model.stem}.onnx", *(f"point_0000{n}.vnnlib" for n in range(2, 6))}
+    assert {path.name for path in (tmp_path / "props").iterdir()} == names
+    assert f"{model.stem}.onnx,point_00002.vnnlib,60\n" in (tmp_path / "props/instances.csv").read_text()
+    refused = run(*words)
+    assert refused.code == 1
+    assert "--force" in refused.err
+    late = run("export", str(model), "--vnnlib", "none", "--first", "1000")
+    assert (late.code, list(tmp_path.glob("none"))) == (1, [])
+    assert "there is none with number 1000" in late.err
+    shown = json.loads(run(*words, "--onnx", "net.onnx", "--force", "--json", "--limit", "20").out)
+    assert [entry.get("what", entry.get("points")) for entry in shown] == ["ONNX", 4]
+    assert "../net.onnx,point_00005.vnnlib,300" in (tmp_path / "props/instances.csv").read_text()
+
+
+def test_more_properties_than_there_are_examples_are_an_error(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["export", str(model), "--vnnlib", "props", "--first", "350", "--count"]
+    refused = run(*words, "11")
+    assert (refused.code, refused.out) == (1, "")
+    assert "digits (test) has 10 examples from number 350 on, not 11" in refused.err
+    assert not (tmp_path / "props").exists()
+    assert "wrote 10 properties" in run(*words, "10").out
+
+
+@pytest.mark.parametrize("option", ["--count=3", "--first=1", "--eps=0.1", "--timeout=5"])
+def test_options_of_properties_ask_for_their_folder(run: Run, model: Path, option: str) -> None:
+    done = run("export", str(model), option)
+    assert done.code == 2
+    assert "--vnnlib" in done.err
+    assert run("export", str(model), "--vnnlib", "props", "--timeout", "0").code == 2

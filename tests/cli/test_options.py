@@ -1,0 +1,78 @@
+"""Values of options, groups of options, and their completion in a shell."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from certtrain.cli.groups import with_groups
+from certtrain.cli.options import memory_size
+from certtrain.spec.choices import MethodName, Precision
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("500MB", 500 * 10**6), ("1.5GiB", 3 * 2**29), ("2gib", 2**31), ("77", 77), ("10B", 10), ("3KiB", 3072)
+])  # fmt: skip
+def test_memory_is_written_with_a_unit(text: str, size: int) -> None:
+    assert memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GiB", "GiB", "1 parsec", "1e9", "0.2B", "nan", "9" * 400])
+def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is not an amount of memory"):
+        memory_size(text)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What comes first."""
+
+    first: Annotated[int, typer.Option(help="A number.")] = 1
+
+
+@dataclass(frozen=True)
+class Other:
+    """What comes second."""
+
+    second: Annotated[Literal["a", "b"], typer.Option(help="A letter.")] = "a"
+
+
+def test_a_group_of_options_is_shown_and_given_as_one() -> None:
+    seen: list[object] = []
+
+    def command(name: Annotated[str, typer.Argument()], own: Own, other: Other) -> None:
+        """Do it."""
+        seen.append((name, own, other))
+
+    app = typer.Typer(add_completion=False)
+    app.command()(with_groups(command))
+    assert CliRunner().invoke(app, ["x", "--second", "b"]).exit_code == 0
+    assert seen == [("x", Own(1), Other("b"))]
+    assert CliRunner().invoke(app, ["x", "--second", "c"]).exit_code == 2
+    titles = {parameter.name: getattr(parameter, "rich_help_panel", None) for parameter in get_command(app).params}
+    assert titles == {"name": None, "first": None, "second": "What comes second"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", ["init", "train", "verify", "check", "decide", "stats", "export"]),
+        ("verify --method ", list(get_args(MethodName))),
+        ("verify --method c", ["crown-ibp", "crown", "complete"]),
+        ("decide --method c", ["crown-ibp", "complete"]),
+        ("verify --c", []),
+        ("train --precision ", list(get_args(Precision))),
+    ],
+)
+def test_a_shell_completes_commands_options_and_names(line: str, words: list[str]) -> None:
+    shell = {"COMP_WORDS": f"certtrain {line}", "COMP_CWORD": str(len(line.split(" ")))}
+    program = "import sys; sys.argv = ['certtrain']; from certtrain.cli import main; main()"
+    environment = os.environ | shell | {"_CERTTRAIN_COMPLETE": "complete_bash"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == words

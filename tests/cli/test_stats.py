@@ -1,0 +1,87 @@
+"""certtrain stats: tables, files and pages."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from command_line import TINY, Run
+
+from certtrain.reports.report import PAGE_COMMAND
+
+
+def test_stats_as_table_json_csv_and_picture(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
+    done = run("stats", str(model), "--csv", "s.csv", "--plot", "s.png", "--limit", "30")
+    assert done.code == 0, done.err
+    assert "linear1_relu" in done.out
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    found = json.loads(run("stats", str(model), "--limit", "30", "--json").out)
+    assert (found["dataset"], found["split"], found["examples"], found["eps"]) == ("digits", "train", 30, 0.02)
+    (only,) = found["models"]
+    layers = only["layers"]
+    assert [row["name"] for row in rows] == [layer["name"] for layer in layers] == ["linear1_relu"]
+    assert (rows[0]["model"], only["name"], only["model"]) == ("run", "run", str(model))
+    assert float(rows[0]["growth"]) == layers[0]["growth"] == only["means"]["growth"]
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stats_of_a_folder_a_checkpoint_and_another_model(run: Run, trained: Path, model: Path, tmp_path: Path) -> None:
+    assert run("init", "-p", "digits", *TINY, "--out", "fresh.safetensors").code == 0
+    (newest,) = list((trained / "checkpoints").glob("step-000000046.safetensors"))
+    words = ["stats", str(trained), str(newest), "fresh.safetensors", "--limit", "30"]
+    done = run(*words, "--csv", "s.csv", "--plot", "s.png")
+    assert done.code == 0, done.err
+    assert "no layer stands out" in done.out
+    found = json.loads(run(*words, "--json").out)["models"]
+    assert [entry["name"] for entry in found] == ["run", "step-000000046", "fresh"]
+    assert found[0]["layers"] == found[1]["layers"] != found[2]["layers"]
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [row["model"] for row in rows] == ["run", "step-000000046", "fresh"]
+
+
+def test_the_page_of_a_run_is_written_again(run: Run, trained: Path, tmp_path: Path) -> None:
+    page = tmp_path / "again.html"
+    outcome = run(*PAGE_COMMAND.replace("RUN", str(trained)).replace("report.html", str(page)).split()[1:])
+    assert (outcome.code, outcome.out.split()) == (0, ["wrote", str(page)])
+    assert page.read_bytes() == (trained / "report.html").read_bytes()
+    assert "is there already" in run("stats", trained, "--html", page).err
+    assert run("stats", trained, "--html", page, "--force").code == 0
+
+
+def test_a_page_is_of_one_run(run: Run, trained: Path, model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert "the page of one run" in run("stats", trained, "--by-epoch", "--html", page).err
+    assert "holds no run" in run("stats", tmp_path, "--html", page).err
+    assert not page.exists()
+
+
+def test_stats_by_epoch(run: Run, trained: Path, tmp_path: Path) -> None:
+    words = ["stats", str(trained), "--by-epoch", "--limit", "30"]
+    done = run(*words, "--csv", "h.csv", "--plot", "h.png")
+    assert done.code == 0, done.err
+    assert "run: as it was trained" in done.out
+    assert "its networks: digits, train set, 30 examples, ε = 0.02" in done.out
+    found = json.loads(run(*words, "--json").out)
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["layers"] for entry in found["epochs"]] == [line["layers"] for line in lines]
+    assert [(entry["step"], entry["epoch"]) for entry in found["networks"]["models"]] == [(0, 0), (46, 2)]
+    rows = list(csv.DictReader((tmp_path / "h.csv").read_text().splitlines()))
+    assert [(row["network"], row["epoch"]) for row in rows] == [
+        ("in training", "1"),
+        ("in training", "2"),
+        ("step-000000000", "0"),
+        ("model", "2"),
+    ]
+    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_replaced_without_force(run: Run, model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "s.csv"
+    target.write_text("mine")
+    refused = run("stats", str(model), "--csv", str(target))
+    assert refused.code == 1
+    assert "--force" in refused.err
+    assert target.read_text() == "mine"
+    assert run("stats", str(model), "--csv", str(target), "--force", "--limit", "5").code == 0
+    assert target.read_text() != "mine"

@@ -1,0 +1,85 @@
+"""certtrain train, as a person uses it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import QUICK, Run
+
+
+def test_train_writes_a_whole_run_and_says_where(run: Run, tmp_path: Path) -> None:
+    done = run(*QUICK, "--out", "mine", "--seed", "7", "--eps", "5/255")
+    assert done.code == 0, done.err
+    names = {path.name for path in (tmp_path / "mine").iterdir()}
+    results = {"model.safetensors", "report.json", "report.html"}
+    assert names == {"preset.json", "metrics.jsonl", "checkpoints"} | results
+    assert "model: mine/model.safetensors; report: mine/report.html" in done.out
+    assert "verified error" in done.out
+    preset = json.loads((tmp_path / "mine" / "preset.json").read_text())
+    assert (preset["seed"], preset["eps"]["max"], preset["train"]["epochs"]) == (7, 5 / 255, 2)
+
+
+def test_train_names_a_new_folder_by_itself(run: Run, tmp_path: Path) -> None:
+    assert run(*QUICK).code == 0
+    assert len(list((tmp_path / "runs").glob("digits-seed0-*/report.json"))) == 1
+
+
+def test_train_prints_json_lines(run: Run) -> None:
+    done = run(*QUICK, "--out", "mine", "--json")
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert [e["event"] for e in events] == ["started", "note", "epoch", "epoch", "finished"]
+    assert events[1]["text"].startswith("the step is not compiled: that takes up to a minute")
+    assert 0 <= events[-1]["results"]["certified_accuracy"] <= 1
+    assert (events[-1]["model"], events[-1]["page"]) == ("mine/model.safetensors", "mine/report.html")
+
+
+def test_train_writes_event_files(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="event files need the extra 'tensorboard'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stopped = run(*QUICK, "--out", "mine", "--tensorboard", "--time-budget", "0.000001s")
+    assert "--resume mine --tensorboard\n" in stopped.out
+    assert run("train", "--resume", "mine", "--tensorboard").code == 0
+    found = EventAccumulator(str(tmp_path / "mine" / "tensorboard")).Reload()
+    assert [point.step for point in found.Scalars("accuracy/certified_accuracy")] == [1, 2]
+    assert found.Scalars("active/linear1_relu")
+
+
+def test_without_matplotlib_train_ends_well_and_the_page_says_what_is_missing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run(*QUICK, "--out", "mine")
+    assert (done.code, done.err) == (0, "")
+    page = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
+    assert "<svg" not in page
+    assert "pip install &quot;certtrain[plot]&quot;" in page
+
+
+def test_a_time_budget_stops_at_a_checkpoint_and_resume_finishes(run: Run, tmp_path: Path) -> None:
+    stopped = run(*QUICK, "--out", "mine", "--time-budget", "0.000001s")
+    assert stopped.code == 0
+    assert "--resume mine" in stopped.out
+    assert not (tmp_path / "mine" / "report.json").exists()
+    assert run("train", "--resume", "mine").code == 0
+    assert (tmp_path / "mine" / "report.json").exists()
+    again = run("train", "--resume", "mine")
+    assert again.code == 1
+    assert "is finished" in again.err
+
+
+def test_an_interrupt_stops_at_a_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "certtrain", "train", "-p", "digits", "--out", str(tmp_path / "mine")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "mine").glob("checkpoints/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in out
+    assert "Traceback" not in err

@@ -1,0 +1,164 @@
+"""certtrain verify: the bracket, and certificates that are written, stopped and gone on with."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+from certtrain.bounds.methods import METHODS
+
+
+def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Path, tmp_path: Path) -> None:
+    done = run(
+        "verify", str(model), "--method", "auto", "--eps", "2/255", "--limit", "50", "--out", "c.jsonl", "--json"
+    )
+    report = json.loads(done.out)
+    assert report["certified_accuracy"] <= report["pgd_accuracy"] <= report["natural_accuracy"]
+    assert (report["examples"], report["eps"], report["out"]) == (50, 2 / 255, "c.jsonl")
+    assert [stage["name"] for stage in report["stages"]] == ["inference", "attack", *METHODS, "complete"]
+    header, *points, seal = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert header["eps"] == {"text": "2/255", "value": 2 / 255}
+    assert {point["index"] for point in points} == set(range(50))
+    assert seal["counts"]["certified"] == report["certified"]
+    checked = json.loads(run("check", "c.jsonl", str(model), "--json").out)
+    assert (checked["checked"], checked["partial"], checked["counts"]) == (50, False, seal["counts"])
+
+
+def test_verify_shows_a_table(run: Run, model: Path) -> None:
+    done = run("verify", str(model), "--limit", "20")
+    assert "certified" in done.out
+    assert "verified error" in done.out
+
+
+def test_verify_agrees_with_the_run_s_own_report(run: Run, trained: Path, model: Path) -> None:
+    again = json.loads(run("verify", str(model), "--method", "ibp", "--json").out)
+    first = json.loads((trained / "report.json").read_text())["results"]
+    assert "stages" not in first
+    assert {name: again[name] for name in first} == first
+
+
+def test_without_an_attack_the_report_says_so(run: Run, model: Path) -> None:
+    words = ["verify", str(model), "--limit", "20", "--attack", "none", "--method", "ibp"]
+    found = json.loads(run(*words, "--json").out)
+    assert (found["attack"], found["falsified"]) == ({"name": "none"}, 0)
+    assert found["pgd_accuracy"] == found["natural_accuracy"]
+    assert "no attack" in run(*words).out
+    refused = run(*words, "--seed", "3")
+    assert refused.code == 2
+    assert "there is no attack to set this for" in refused.err
+
+
+def test_other_attacks_by_name(run: Run, model: Path) -> None:
+    words = ["verify", str(model), "--limit", "20", "--attack"]
+    found = json.loads(run(*words, "apgd-t", "--pgd-steps", "3", "--json").out)
+    assert (found["attack"]["name"], found["attack"]["steps"], found["attack"]["targets"]) == ("apgd-t", 3, 9)
+    shown = run(*words, "apgd-ce")
+    assert "upper limit; apgd-ce, 100 steps × 1" in shown.out
+
+
+def test_what_is_open_for_want_of_time_is_said_and_gone_on_with(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["verify", str(model), "--eps", "0.08", "--out", "c.jsonl"]
+    hurried = run(*words, "--time-budget", "0.000001s")
+    assert "0.00%" in hurried.out
+    assert "of the open examples were not tried by every step, for want of time" in hurried.out
+    assert run("check", "c.jsonl", str(model)).code == 0
+    done = run(*words)
+    assert "for want of time" not in done.out
+    assert run("check", "c.jsonl", str(model)).code == 0
+    finished = (tmp_path / "c.jsonl").read_bytes()
+    assert run(*words).code == 0
+    assert (tmp_path / "c.jsonl").read_bytes() == finished
+
+
+def test_certificates_of_something_else_are_replaced_by_force_alone(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["verify", str(model), "--limit", "20", "--out", "c.jsonl"]
+    assert run(*words).code == 0
+    before = (tmp_path / "c.jsonl").read_bytes()
+    refused = run(*words, "--eps", "0.05", "--pgd-steps", "3")
+    assert refused.code == 1
+    assert "ε (text 0.02 there, 0.05 here" in refused.err
+    assert "the attack (steps 20 there, 3 here)" in refused.err
+    assert "--force" in refused.err
+    assert (tmp_path / "c.jsonl").read_bytes() == before
+    assert run(*words, "--eps", "0.05", "--force").code == 0
+    (tmp_path / "c.jsonl").write_text("mine")
+    refused = run(*words)
+    assert refused.code == 1
+    assert "no certificates" in refused.err
+    assert (tmp_path / "c.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_verification_that_was_stopped_goes_on(run: Run, model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    words = ["verify", str(model), "--eps", "0.08", "--pgd-steps", "200", "--batch-size", "20", "--out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "certtrain", *words, str(tmp_path / "c.jsonl")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and _lines(tmp_path / "c.jsonl") < 2:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert out == ""
+    assert "Traceback" not in err
+    before = _lines(tmp_path / "c.jsonl")
+    assert 2 <= before <= 340, "it was not stopped on its way"
+    if number == signal.SIGINT:
+        assert process.returncode == 130, err
+        again = f"go on with: certtrain verify {model} --eps 0.08 --pgd-steps 200 --batch-size 20 --out"
+        assert again in " ".join(err.split())
+    refused = run("check", "c.jsonl", str(model))
+    assert (refused.code, "is not finished" in refused.err) == (1, True)
+    for file in ("c.jsonl", "whole.jsonl"):
+        assert run(*words, file).code == 0
+    assert _certificates(tmp_path / "c.jsonl") == _certificates(tmp_path / "whole.jsonl")
+    assert run("check", "c.jsonl", str(model)).code == 0
+
+
+def test_two_processes_do_not_write_one_certificate_file(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["verify", str(model), "--eps", "0.08", "--out", "c.jsonl"]
+    slow = [*words, "--pgd-steps", "2000", "--batch-size", "1"]
+    command = [sys.executable, "-m", "certtrain", *slow]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and _lines(tmp_path / "c.jsonl") < 2:
+            time.sleep(0.01)
+        refused = [run(*words, *more) for more in ([], ["--force"])]
+        other.kill()
+    for outcome in refused:
+        assert (outcome.code, outcome.out) == (1, "")
+        assert "another process is writing c.jsonl; wait until it ends, or stop it" in outcome.err
+    assert run(*words, "--limit", "20", "--force").code == 0  # the lock has ended with the process
+    assert {path.name for path in tmp_path.iterdir()} == {"c.jsonl"}
+
+
+def _lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def _certificates(file: Path) -> list[list[object]]:
+    """The last record of each point, without seconds."""
+    records = [json.loads(line) for line in file.read_text().splitlines()[1:-1]]
+    last = {record["index"]: record | {"tried": list(record["tried"])} for record in records}
+    return [list(record.values()) for _, record in sorted(last.items())]
+
+
+def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        interrupted = True
+
+    monkeypatch.setattr(importlib.import_module("certtrain.cli.verify"), "Stopper", lambda seconds: Interrupted())
+    done = run("verify", str(model))
+    assert (done.code, done.out) == (130, "")
+    assert "without --out FILE nothing is kept" in done.err

@@ -1,0 +1,160 @@
+"""What is wrong with a layer by its numbers, and the sentences on it."""
+
+from dataclasses import replace
+
+import pytest
+
+from certtrain.diagnostics.findings import (
+    AT_START,
+    DEAD,
+    EXPLODING,
+    INACTIVE,
+    KINDS,
+    MATTERS,
+    UNBALANCED,
+    UNSTABLE,
+    Kind,
+    findings_at,
+    first_sentence,
+    layer_finding,
+    layer_means,
+    ranked_findings,
+    sentences,
+)
+from certtrain.runs.epoch import LayerState
+
+FINE = LayerState(
+    name="fine",
+    units=10,
+    active=0.4,
+    inactive=0.5,
+    unstable=0.1,
+    dead=0.1,
+    centre=0.0,
+    width=0.2,
+    growth=2.0,
+    mean_ratio=0.8,
+    variance_ratio=0.9,
+)
+
+
+def test_a_good_layer_needs_no_sentence():
+    assert layer_finding(FINE) is None
+    assert ranked_findings([FINE, FINE]) == []
+    assert ranked_findings([]) == []
+
+
+ON_THE_EDGE: dict[Kind, dict[str, float]] = {
+    "exploding": {"growth": EXPLODING, "unstable": MATTERS},
+    "dead": {"dead": DEAD},
+    "inactive": {"inactive": INACTIVE},
+    "unstable": {"unstable": UNSTABLE},
+    "unbalanced": {"mean_ratio": UNBALANCED * 0.999},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_starts_at_its_threshold(kind: Kind):
+    finding = layer_finding(replace(FINE, **ON_THE_EDGE[kind]))
+    assert finding is not None
+    assert (finding.kind, finding.layer) == (kind, "fine")
+    assert finding.badness == pytest.approx(1, rel=0.01)
+    closer = {"growth": EXPLODING * 0.999} | dict.fromkeys(("dead", "inactive", "unstable"), 0.4) | {"mean_ratio": 0.1}
+    assert layer_finding(replace(FINE, **{name: closer[name] for name in ON_THE_EDGE[kind]})) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"growth": 4.2e4, "unstable": 0.99}, ("4.2e+04 times as wide", 'init = "ibp"', "eps.length")),
+        ({"dead": 0.625}, ("62.5% of the units", "dead", "train.learning_rate")),
+        ({"inactive": 0.97}, ("97.0% of its ReLUs are off", "regularizer.weight")),
+        ({"unstable": 0.995}, ("99.5% of the ReLUs", "unstable", "a smaller ε")),
+        ({"variance_ratio": 0.03}, ("ratio 0.03", "regularizer.relu_balance")),
+    ],
+)
+def test_a_sentence_says_what_is_wrong_where_and_what_helps(changes: dict[str, float], parts: tuple[str, ...]):
+    finding = layer_finding(replace(FINE, name="conv3_relu", **changes))
+    assert finding is not None
+    assert all(part in finding.sentence for part in ("'conv3_relu'", *parts))
+    assert "\n" not in finding.sentence
+    assert finding.to_dict() == {"layer": "conv3_relu", "kind": finding.kind, "sentence": finding.sentence}
+
+
+def test_wide_bounds_do_not_matter_while_they_leave_most_relus_stable():
+    """As at the start of the ramp, when BatchNorm has let them grow and ε is tiny."""
+    assert layer_finding(replace(FINE, growth=1e6, unstable=0.02)) is None
+
+
+def test_a_layer_without_growth_or_ratios_can_still_be_judged():
+    bare = replace(FINE, growth=None, mean_ratio=None, variance_ratio=None)
+    assert layer_finding(bare) is None
+    assert [finding.kind for finding in ranked_findings([replace(bare, unstable=1.0)])] == ["unstable"]
+
+
+def test_a_ratio_of_zero_is_out_of_balance():
+    finding = layer_finding(replace(FINE, mean_ratio=0.0))
+    assert finding is not None
+    assert finding.kind == "unbalanced"
+
+
+def test_the_worst_kind_comes_first_then_the_worst_layer():
+    layers = [
+        replace(FINE, name="a", unstable=0.85),
+        replace(FINE, name="b", dead=0.6),
+        FINE,
+        replace(FINE, name="c", unstable=0.95),
+        replace(FINE, name="d", growth=2e3, unstable=1.0),
+        replace(FINE, name="e", growth=9e3, unstable=1.0),
+    ]
+    assert [(f.layer, f.kind) for f in ranked_findings(layers)] == [
+        ("e", "exploding"),
+        ("d", "exploding"),
+        ("b", "dead"),
+        ("c", "unstable"),
+        ("a", "unstable"),
+    ]
+
+
+def test_more_bad_layers_than_sentences_are_counted():
+    found = ranked_findings(replace(FINE, name=f"layer{number}", dead=0.5 + number / 20) for number in range(9))
+    lines = sentences(found)
+    assert [line.split("'")[1] for line in lines[:3]] == ["layer8", "layer7", "layer6"]
+    assert lines[3:] == ["and 6 more layers; --json lists them"]
+    assert sentences(found[:4])[3:] == ["and 1 more layer; --json lists them"]
+    assert len(sentences(found[:3])) == 3
+    assert sentences([]) == []
+    assert first_sentence(found).endswith("(and 8 more layers)")
+    assert first_sentence(found[:1]) == found[0].sentence
+
+
+def test_no_advice_tells_to_turn_on_what_may_be_on_already():
+    bad = {"growth": 1e5, "unstable": 1.0}, {"mean_ratio": 0.0}
+    for changes in bad:
+        (finding,) = ranked_findings([replace(FINE, **changes)])
+        assert "start from" not in finding.sentence
+        assert "turn " not in finding.sentence
+
+
+def test_before_training_unstable_and_unbalanced_layers_are_no_fault():
+    layers = [replace(FINE, unstable=1.0), replace(FINE, mean_ratio=0.0), replace(FINE, name="dead", dead=0.9)]
+    assert [finding.layer for finding in ranked_findings(layers, kinds=AT_START)] == ["dead"]
+
+
+def test_means_count_each_layer_the_same_and_leave_out_what_is_not_there():
+    other = replace(FINE, units=1000, active=0.8, growth=6.0, mean_ratio=None)
+    means = layer_means([FINE, other])
+    assert (means.active, means.growth, means.largest_growth) == pytest.approx((0.6, 4.0, 6.0))
+    assert means.mean_ratio == FINE.mean_ratio
+    assert means.variance_ratio == pytest.approx(0.9)
+
+
+def test_without_layers_there_are_no_means():
+    assert set(layer_means([]).to_dict().values()) == {None}
+
+
+def test_before_the_ramp_there_are_no_findings():
+    layers = [replace(FINE, dead=0.9)]
+    assert findings_at(0.0, layers) == []
+    assert findings_at(1e-6, layers) == ranked_findings(layers) != []
+    assert findings_at(0.1, layers, ["exploding"]) == []

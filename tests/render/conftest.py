@@ -1,0 +1,14 @@
+"""What is printed, on a terminal of 200 columns."""
+
+from collections.abc import Callable
+
+import pytest
+
+from certtrain.render.console import out
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Gives what has been printed since it was last called."""
+    monkeypatch.setattr(out, "width", 200)
+    return lambda: capsys.readouterr().out
