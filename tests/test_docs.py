@@ -206,7 +206,7 @@ def test_the_diagnostics_page_names_each_threshold_with_its_value() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", DIAGNOSTICS, flags=re.M))
     assert tuple(rows) == findings.KINDS
     assert f"at least {findings.EXPLODING:,.0f}, " in rows["exploding"]
-    assert f"at least {findings.MATTERS:.0%} " in rows["exploding"]
+    assert f"at least {findings.EXPLODING_UNSTABLE:.0%} " in rows["exploding"]
     assert f"at least {findings.DEAD:.0%} " in rows["dead"]
     assert f"at least {findings.INACTIVE:.0%} " in rows["inactive"]
     assert f"at least {findings.UNSTABLE:.0%} " in rows["unstable"]

@@ -67,7 +67,7 @@ def test_an_onnx_file_that_is_verified_is_answered_with_decide(run: Run, tmp_pat
     done = run("verify", "net.onnx")
     assert done.code == 1
     assert "net.onnx is an ONNX file" in done.err
-    assert "for a property of it: certtrain decide net.onnx PROPERTY" in done.err
+    assert "For a property: certtrain decide net.onnx PROPERTY" in done.err
 
 
 BAD = {
@@ -83,7 +83,7 @@ BAD = {
     "foreign model": (["stats", "foreign.safetensors"], 1, "not written by certtrain"),
     "missing data folder": (["train", "-p", "mnist-70ep", "--data-dir", "absent"], 1, "absent"),
     "wrong data folder": (["train", "-p", "mnist-70ep", "--data-dir", "."], 1, "not found"),
-    "preset and resume": (["train", "-p", "digits", "--resume", "x"], 2, "as it was begun"),
+    "preset and resume": (["train", "-p", "digits", "--resume", "x"], 2, "keeps its preset"),
     "resume nothing": (["train", "--resume", "absent"], 1, "no run to resume"),
     "target cannot be made": (["verify", "MODEL", "--out", "/proc/x.jsonl"], 1, "cannot write /proc/x.jsonl"),
     "a folder for certificates": (["verify", "MODEL", "--out", "."], 1, "is no file"),

@@ -8,9 +8,9 @@ from certtrain.diagnostics.findings import (
     AT_START,
     DEAD,
     EXPLODING,
+    EXPLODING_UNSTABLE,
     INACTIVE,
     KINDS,
-    MATTERS,
     UNBALANCED,
     UNSTABLE,
     Kind,
@@ -45,7 +45,7 @@ def test_a_good_layer_needs_no_sentence():
 
 
 ON_THE_EDGE: dict[Kind, dict[str, float]] = {
-    "exploding": {"growth": EXPLODING, "unstable": MATTERS},
+    "exploding": {"growth": EXPLODING, "unstable": EXPLODING_UNSTABLE},
     "dead": {"dead": DEAD},
     "inactive": {"inactive": INACTIVE},
     "unstable": {"unstable": UNSTABLE},
