@@ -102,7 +102,7 @@ def test_the_ramp_is_said(fields: dict[str, Any], said: str, tmp_path: Path):
 def test_findings_have_the_sentences_of_stats(tmp_path: Path):
     bad = [layer(f"conv{number}_relu", dead=0.5 + number / 20) for number in range(5)]
     text = page_of(write_run(tmp_path / "run", [*FOUR[:3], epoch(4, layers=bad)])).text
-    assert "70.0% of the units of 'conv4_relu' are dead: they are off for every example" in text
+    assert "70.0% of the units of 'conv4_relu' are dead: they are inactive for every example" in text
     assert "'conv1_relu' are dead" not in text
     assert "and 2 more layers; certtrain stats RUN --json lists them" in text
     assert "stands out" not in text

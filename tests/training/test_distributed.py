@@ -103,7 +103,7 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with (
-        pytest.raises(DeviceError, match="process 8 of this machine has no GPU, since there are 2"),
+        pytest.raises(DeviceError, match="no GPU for process 8 of this machine, which has 2"),
         process_group("cuda"),
     ):
         pass
