@@ -156,7 +156,7 @@ def test_without_a_whole_checkpoint_there_is_an_error(unfinished: Path):
 
 def test_a_damaged_model_is_not_replaced_by_a_checkpoint(run: Path):
     cut(run / "model.safetensors")
-    with pytest.raises(ModelFileError, match="not a whole safetensors file"):
+    with pytest.raises(ModelFileError, match="not a complete safetensors file"):
         compare_models([run], FEW)
 
 
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_network_is_an_error(run: Path):
     preset = json.loads((run / "preset.json").read_text())
     preset["model"]["hidden"] = [8, 7]
     (run / "preset.json").write_text(json.dumps(preset))
-    with pytest.raises(ModelFileError, match="does not hold the network of its run: "):
+    with pytest.raises(ModelFileError, match="does not contain the network of its run: "):
         compare_models([checkpoint(run, 4)], FEW)
 
 

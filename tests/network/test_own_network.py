@@ -242,7 +242,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "type": (("--set", "model={name='graph', layers=[{name='a', type='Mish'}]}"), "model.layers.0: "),
     "shape": (
         ("--set", "model={name='graph', layers=[{name='a', type='Linear', in_features=5, out_features=3}]}"),
-        "layer 'a' does not fit what it is given, of shape (3, 6, 6): it takes 5 features",
+        "layer 'a' does not fit its input of shape (3, 6, 6): it takes 5 features",
     ),
 }
 

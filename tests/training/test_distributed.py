@@ -280,7 +280,7 @@ def test_only_the_first_rank_emits_events(ranks: list[dict[str, Any]], folder: P
 
 def test_an_error_of_the_first_rank_is_everybodys(ranks: list[dict[str, Any]]):
     for found in ranks:
-        assert "is there already and not an empty folder" in found["runs"]["error"]
+        assert "exists already and is not an empty folder" in found["runs"]["error"]
 
 
 # --- whole runs ------------------------------------------------------------------------------------------
