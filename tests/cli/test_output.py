@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from certtrain import cli
-from certtrain.cli.output import SPELT
+from certtrain.cli.output import REPLACEMENTS
 from helpers.command_line import TINY
 
 TRAIN = ["train", "--preset", "digits", "--epochs", "1", *TINY, "--out", "run"]
@@ -145,7 +145,7 @@ def test_what_an_encoding_lacks_is_spelt(outcomes: All) -> None:
     text = outcomes("ascii")["stats"].out
     assert "m: digits, train set, 50 examples, eps = 0.02" in text
     assert "# active = unstable . inactive" in text
-    assert all(words.isascii() for words in SPELT.values())
+    assert all(words.isascii() for words in REPLACEMENTS.values())
 
 
 @needs_full
