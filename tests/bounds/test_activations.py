@@ -141,13 +141,13 @@ def heights(layer: nn.Module, ends: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "softplus", "elu", "elu, steep", "elu, flat", "clamp from above"])
 def test_boxes_and_lines_have_the_gradients_of_their_ends(name: str):
-    """As differences have them; the touching point of a line stands still, as its height has no slope in it."""
+    """As differences have them, but for the rounding of tables: a line that touches the curve turns about that point."""
     layer, ends = layer_of(name).double(), torch.tensor(INTERVALS, dtype=torch.float64)
     steps = 1e-5 * torch.eye(2, dtype=torch.float64)
     expected = torch.stack([heights(layer, ends + step) - heights(layer, ends - step) for step in steps], 2) / 2e-5
     leaf = ends.clone().requires_grad_()
     found = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in heights(layer, leaf).unbind(1)]
-    torch.testing.assert_close(torch.stack(found, 1), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.stack(found, 1), expected, rtol=0, atol=1e-3)
 
 
 # --- in each arithmetic ----------------------------------------------------------------------------------

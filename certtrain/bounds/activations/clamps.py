@@ -91,7 +91,7 @@ def _bends(layer: nn.Module, box: Box) -> Tensor:
 def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
     """The limits are rounded to the values' own type, and a result that is cut is one of them."""
     largest = max(abs(end) for end in limits_of(layer) if end is not None)
-    return PointwiseError(rounding.steps(1), lambda size: 2 * (size + largest), growing=True)
+    return PointwiseError(rounding.steps(1), lambda size: 4 * (size + largest), growing=True)
 
 
 def _onnx(layer: nn.Module) -> list[Operator]:

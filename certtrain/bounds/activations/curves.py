@@ -6,9 +6,9 @@ convex hull at the middle, and of those above its concave hull. Where the hull i
 the curve itself that is the tangent at the middle, elsewhere the chord between
 both ends, or the line through one end that touches the curve at some point.
 
-That point is found by bisection, and so not exactly. But a line of any slope k
-is right with the right offset, the least or the largest value of g(x) = f(x) − kx
-in the interval, and any point p of a convex part of the curve bounds it there:
+That point need not be known exactly. A line of any slope k is right with the
+right offset, the least or the largest value of g(x) = f(x) − kx in the interval,
+and any point p of a convex part of the curve bounds it there:
 
     g(x) ≥ g(p) + g′(p)(x − p);
 
@@ -28,15 +28,27 @@ from certtrain.bounds.box import Box, Pointwise
 from certtrain.bounds.lines import Lines
 
 NARROW_CURVE = 1e-3  # an interval no wider than this, relative to its middle and 1, has no chord: it would be rounding
-FAR = 40.0  # from zero: behind it each of these curves is a line, in float64
-BISECTIONS = 30
+FAR = 100.0  # from zero: a line through an end behind it touches no other point, but for a share of this
+NEVER = 1e30  # the place of a point that a line touches nowhere
+BISECTIONS, ENTRIES = 40, 1024
+
+
+class Touching(NamedTuple):
+    """Where a line through an end of an interval touches the curve, of ends on the right; on the left all is mirrored.
+
+    below: of an end in the right concave part, the point of the convex part.
+    above: of an end in the convex part, the point of the right concave part, or `NEVER`.
+    """
+
+    below: Pointwise
+    above: Pointwise
 
 
 class BentCurve(NamedTuple):
     """A function and its derivative: convex from `left` to `right`, concave before and behind.
 
     Where it bends in one point, the derivative there is that of the convex part, or between those of both sides.
-    `slopes` are the least and the largest derivative.
+    slopes: the least and the largest derivative. touching: None of a curve that is convex everywhere.
     """
 
     value: Pointwise
@@ -44,6 +56,7 @@ class BentCurve(NamedTuple):
     left: float
     right: float
     slopes: tuple[float, float]
+    touching: Touching | None
 
 
 class _Interval(NamedTuple):
@@ -75,40 +88,17 @@ class _Chord(NamedTuple):
     point: Tensor
 
 
-class _Search(NamedTuple):
-    """For the point that a line through `end` touches: the first from `near` to `far`, and if none the other end."""
-
-    end: Tensor
-    opposite: Tensor
-    near: Tensor
-    far: Tensor
-
-    def touching(self, curve: BentCurve, sign: int) -> _Chord:
-        """The point from which on the tangent passes the end on the other side; before it, above for a sign of 1."""
-        end, near, far = (part.detach().double() for part in (self.end, self.near, self.far))
-        with torch.no_grad():
-            last, height = far, curve.value(end)
-            for _ in range(BISECTIONS):
-                middle = (near + far) / 2
-                tangent = curve.value(middle) + curve.derivative(middle) * (end - middle)
-                before = sign * (tangent - height) > 0
-                near, far = torch.where(before, middle, near), torch.where(before, far, middle)
-        found = far.to(self.end.dtype)
-        return _Chord(self.end, torch.where(far == last, self.opposite, found))
-
-
 def _slope_below(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor]:
     """The slope of the line below, and the point where it should touch the convex part.
 
     Where both ends are in concave parts, the line at the middle is the one through the nearer end, or the tangent.
     """
     tangent, (low, high, middle, wide) = curve.derivative(at.middle), at
-    if _convex(curve):
+    if curve.touching is None:
         return tangent, middle
     from_low = (low < curve.left) & ((middle <= (curve.left + curve.right) / 2) | (high <= curve.right))
-    first, last = low.clamp(curve.left, curve.right), high.clamp(curve.left, curve.right)
-    search = _Search(*_ordered(from_low, low, high), *_ordered(from_low, first, last))
-    return _through(curve, at, search.touching(curve, 1), tangent, wide & (from_low | (high > curve.right)))
+    chord = _chord(at, from_low, -1, curve.touching.below)
+    return _through(curve, at, chord, tangent, wide & (from_low | (high > curve.right)))
 
 
 def _slope_above(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,16 +108,25 @@ def _slope_above(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor, Tenso
     """
     tangent, (low, high, _, wide) = curve.derivative(at.middle), at
     from_low, both = low >= curve.left, (low < curve.left) & (high > curve.right)
-    end, opposite = _ordered(from_low, low, high)
-    point = opposite
-    if not _convex(curve):
-        near = torch.where(from_low, low.clamp(min=curve.right), high.clamp(max=curve.left))
-        far = torch.where(from_low, high.clamp(max=FAR), low.clamp(min=-FAR))
-        found = _Search(end, opposite, near, far).touching(curve, -1).point
-        point = torch.where(torch.where(from_low, high > curve.right, low < curve.left) & ~both, found, point)
-        point = torch.where(torch.where(from_low, low >= curve.right, high <= curve.left), end, point)
-    slope, touched = _through(curve, at, _Chord(end, point), tangent, wide)
+    chord = _Chord(low, high)
+    if curve.touching is not None:
+        chord = _chord(at, from_low, 1, curve.touching.above)
+        starts_concave = torch.where(from_low, low >= curve.right, high <= curve.left)
+        point = torch.where(starts_concave, chord.end, chord.point)
+        chord = chord._replace(point=torch.where(both, low, point))
+    slope, touched = _through(curve, at, chord, tangent, wide)
     return slope, torch.where(both, low, touched), torch.where(both, high, touched)
+
+
+def _chord(at: _Interval, from_low: Tensor, side: int, touching: Pointwise) -> _Chord:
+    """From the lower or the upper end to the point that `touching` has, or the other end where it is not inside.
+
+    `side` is −1 if `touching` is of upper ends, so that lower ones are mirrored, and 1 if it is of lower ones.
+    """
+    end, opposite = torch.where(from_low, at.low, at.high), torch.where(from_low, at.high, at.low)
+    sign = torch.where(from_low, float(side), float(-side)).to(end.dtype)
+    point = sign * touching(sign * end.detach())
+    return _Chord(end, torch.where((point > at.low) & (point < at.high), point, opposite))
 
 
 def _through(curve: BentCurve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,15 +138,6 @@ def _through(curve: BentCurve, at: _Interval, chord: _Chord, tangent: Tensor, al
     run = torch.where(chosen, chord.point - chord.end, 1.0)
     slope = torch.where(chosen, (curve.value(chord.point) - curve.value(chord.end)) / run, tangent)
     return slope.clamp(*curve.slopes), torch.where(chosen, chord.point, at.middle)
-
-
-def _ordered(first: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, and in the other order where `first` is false."""
-    return torch.where(first, one, other), torch.where(first, other, one)
-
-
-def _convex(curve: BentCurve) -> bool:
-    return (curve.left, curve.right) == (-inf, inf)
 
 
 # --- offsets ---------------------------------------------------------------------------------------------
@@ -186,3 +176,41 @@ def _by_tangent(
     rest = curve.derivative(point) - slope
     added = extreme(*(rest * (end - point) for end in part))
     return curve.value(point) - slope * point + added.detach()
+
+
+# --- points that lines touch -----------------------------------------------------------------------------
+
+
+def touching_of(value: Pointwise, derivative: Pointwise, right: float) -> Touching:
+    """By tables, for a curve that is convex from −right to right and x/2 plus an even function.
+
+    An error of the table makes the line a little worse, and no less right.
+    """
+    shares = torch.linspace(0, 1, ENTRIES, dtype=torch.float64)
+    outer, inner = right + (FAR - right) * shares.square(), right * (2 * shares - 1)
+    below = _bisected(value, derivative, outer, (torch.full_like(shares, right), torch.full_like(shares, -right)), 1)
+    above = _bisected(value, derivative, inner, (torch.full_like(shares, right), torch.full_like(shares, FAR)), -1)
+    return Touching(
+        lambda end: _looked_up(below, ((end - right) / (FAR - right)).clamp(min=0).sqrt()),
+        lambda end: _looked_up(above.where(above < FAR, NEVER), (end / right + 1) / 2),
+    )
+
+
+def _bisected(value: Pointwise, derivative: Pointwise, ends: Tensor, way: tuple[Tensor, Tensor], sign: int) -> Tensor:
+    """The first point on the way at which the tangent passes the end on the other side, the last one if none does.
+
+    Before it, with a sign of 1, the tangent passes above.
+    """
+    (near, far), heights = way, value(ends)
+    for _ in range(BISECTIONS):
+        middle = (near + far) / 2
+        before = sign * (value(middle) + derivative(middle) * (ends - middle) - heights) > 0
+        near, far = torch.where(before, middle, near), torch.where(before, far, middle)
+    return far
+
+
+def _looked_up(table: Tensor, share: Tensor) -> Tensor:
+    """The table's entry at that share of its length, from 0 to 1, between two of them by a line."""
+    place = share.nan_to_num(0.0).clamp(0, 1) * (len(table) - 1)
+    first, table = place.long().clamp(max=len(table) - 2), table.to(share)
+    return torch.lerp(table[first], table[first + 1], place - first)

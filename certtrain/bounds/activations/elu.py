@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.curves import BentCurve, curve_lines
+from certtrain.bounds.activations.curves import NEVER, BentCurve, Touching, curve_lines
 from certtrain.bounds.activations.intervals import monotone_box
 from certtrain.bounds.activations.record import Accuracy, Activation, everywhere
 from certtrain.bounds.box import Box
@@ -22,6 +22,8 @@ from certtrain.spec.activations import ELUSection
 from certtrain.spec.layer_section import LARGEST_FLOAT
 
 _ACCURACY = Accuracy(8, "ELU is within 8 units in the last place of alpha below zero, and exact above")
+
+NEWTON_STEPS = 4
 
 
 def _refusal(layer: nn.ELU) -> str | None:
@@ -37,11 +39,31 @@ def _interval(layer: nn.ELU, box: Box) -> Box:
 def _lines(layer: nn.ELU, box: Box) -> Lines:
     alpha = float(layer.alpha)
 
+    def value(x: Tensor) -> Tensor:
+        return F.elu(x, alpha)
+
     def derivative(x: Tensor) -> Tensor:
         return torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp())
 
-    bend = 0.0 if alpha > 1 else math.inf
-    return curve_lines(BentCurve(lambda x: F.elu(x, alpha), derivative, -math.inf, bend, (0.0, max(1.0, alpha))), box)
+    if alpha <= 1:
+        return curve_lines(BentCurve(value, derivative, -math.inf, math.inf, (0.0, 1.0), None), box)
+    touching = Touching(
+        lambda end: _touched_below(alpha, end), lambda end: torch.where(value(end) <= end, 0.0, NEVER).to(end)
+    )
+    return curve_lines(BentCurve(value, derivative, -math.inf, 0.0, (0.0, alpha), touching), box)
+
+
+def _touched_below(alpha: float, end: Tensor) -> Tensor:
+    """The point q below zero at which a line through (e, e) touches α(exp(x) − 1), for e above zero.
+
+    With s = 1 + e − q that is s − log s = 1 + e − log(1 + e/α), which is convex in s: Newton's method.
+    """
+    end = end.clamp(min=0)
+    constant = 1 + end - torch.log1p(end / alpha)
+    s = constant + torch.sqrt(2 * (constant - 1).clamp(min=0))
+    for _ in range(NEWTON_STEPS):
+        s = s - (s - s.log() - constant) * s / (s - 1).clamp(min=1e-6)
+    return 1 + end - s
 
 
 def _bends(layer: nn.ELU, box: Box) -> Tensor:

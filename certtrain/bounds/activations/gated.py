@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.curves import BentCurve, curve_lines
+from certtrain.bounds.activations.curves import BentCurve, curve_lines, touching_of
 from certtrain.bounds.activations.intervals import valley_box
 from certtrain.bounds.activations.record import Accuracy, Activation, everywhere, never
+from certtrain.bounds.box import Pointwise
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator
 from certtrain.bounds.layer_errors import PointwiseError, magnitude
 from certtrain.bounds.rounding import Rounding
@@ -53,8 +54,15 @@ def _silu_derivative(x: Tensor) -> Tensor:
 
 
 # The second derivatives are φ(x)(2 − x²), and zero where x · tanh(x/2) = 2: there slopes are largest, and least.
-_GELU_CURVE = BentCurve(F.gelu, _gelu_derivative, -math.sqrt(2), math.sqrt(2), (-0.1290, 1.1290))
-_SILU_CURVE = BentCurve(F.silu, _silu_derivative, -2.399357280515468, 2.399357280515468, (-0.0999, 1.0999))
+_GELU_BENDS, _SILU_BENDS = math.sqrt(2), 2.399357280515468
+
+
+def _curve(value: Pointwise, derivative: Pointwise, bends: float, slopes: tuple[float, float]) -> BentCurve:
+    return BentCurve(value, derivative, -bends, bends, slopes, touching_of(value, derivative, bends))
+
+
+_GELU_CURVE = _curve(F.gelu, _gelu_derivative, _GELU_BENDS, (-0.1290, 1.1290))
+_SILU_CURVE = _curve(F.silu, _silu_derivative, _SILU_BENDS, (-0.0999, 1.0999))
 
 
 def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:

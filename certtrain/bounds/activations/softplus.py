@@ -73,7 +73,7 @@ def _lines(layer: nn.Softplus, box: Box) -> Lines:
     """Those of the smooth curve, lower by the jump where the threshold may lie in the box; behind it x itself."""
     at = _Ends(layer)
     curve = BentCurve(
-        lambda x: _smooth(layer, x), lambda x: torch.sigmoid(layer.beta * x), -math.inf, math.inf, (0.0, 1.0)
+        lambda x: _smooth(layer, x), lambda x: torch.sigmoid(layer.beta * x), -math.inf, math.inf, (0.0, 1.0), None
     )
     below, lower, above, upper = curve_lines(curve, box)
     assert lower is not None
@@ -87,10 +87,10 @@ def _lines(layer: nn.Softplus, box: Box) -> Lines:
 def _error(rounding: Rounding, layer: nn.Softplus, units: int) -> PointwiseError:
     """An end's own rounding moves the result by no more than a unit of x.
 
-    The lines' terms are at most |x| and 2|x| + f(0), which is below 1/β.
-    What goes lost of a small exponential is divided by β.
+    The lines' terms are at most |x| and 2|x| + f(0), which is below 1/β, and the
+    jump. What goes lost of a small exponential is divided by β.
     """
-    share, most = rounding.function_of_input(units), 1 / layer.beta
+    share, most = rounding.function_of_input(units), 1 / layer.beta + _Ends(layer).jump
     return PointwiseError(
         rounding.stored(),
         lambda size: 4 * size + most,
