@@ -141,7 +141,7 @@ def heights(layer: nn.Module, ends: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "softplus", "elu", "elu, steep", "elu, flat", "clamp from above"])
 def test_boxes_and_lines_have_the_gradients_of_their_ends(name: str):
-    """As differences have them, but for the rounding of tables: a line that touches the curve turns about that point."""
+    """As differences have them, but for the errors of tables: a line that touches the curve turns about that point."""
     layer, ends = layer_of(name).double(), torch.tensor(INTERVALS, dtype=torch.float64)
     steps = 1e-5 * torch.eye(2, dtype=torch.float64)
     expected = torch.stack([heights(layer, ends + step) - heights(layer, ends - step) for step in steps], 2) / 2e-5
