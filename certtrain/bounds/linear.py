@@ -1,4 +1,4 @@
-"""Linear bounds: a linear function of some layer's result, followed back through the network to its input.
+"""Linear bounds: a linear function of some layer's result, taken back through the network: backsubstitution.
 
 Λ·f(x) is bounded from below by Λ'·x + d over the box: an affine layer takes Λ
 to its own transpose's image, a nonlinear one is replaced by a line below it

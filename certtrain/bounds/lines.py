@@ -35,7 +35,7 @@ class Slopes(NamedTuple):
     """The lines of a rectifier max(x, sx) or min(x, sx) whose line through zero is free to turn.
 
     Its slope is s + (1 − s)α for any α between `least` and `most` (B, 1, …): 0
-    and 1 where the sign of x is open, else the same number. `first` is the α
+    and 1 where the unit is unstable, else the same number. `first` is the α
     of `lines`, which the box gives.
     """
 

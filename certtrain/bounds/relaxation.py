@@ -13,7 +13,7 @@ def relaxed(layer: nn.Module, box: Box) -> Lines:
 
 
 def free_slopes(layer: nn.Module, box: Box) -> Slopes | None:
-    """The lines of a layer that have a slope to choose; None where it is no rectifier, or no sign is open."""
+    """The lines of a layer that have a slope to choose; None where it is no rectifier, or no unit is unstable."""
     if type(layer) not in RECTIFIERS:
         return None
     lower, upper, slope = box.lower.unsqueeze(1), box.upper.unsqueeze(1), slope_of(layer)

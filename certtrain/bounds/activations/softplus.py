@@ -37,7 +37,7 @@ class _Ends:
         beta, threshold = float(layer.beta), float(layer.threshold)
         margin = SURE * max(1.0, abs(threshold))
         self.first, self.last = (threshold - margin) / beta, (threshold + margin) / beta
-        self.jump = float(torch.tensor(margin - threshold, dtype=torch.float64).exp().log1p()) / beta * (1 + 2.0**-40)
+        self.jump = math.log1p(math.exp(margin - threshold)) / beta * (1 + 2.0**-40)
 
 
 def _smooth(layer: nn.Softplus, x: Tensor) -> Tensor:
