@@ -50,7 +50,7 @@ def checkpoints(steps: int) -> list[int]:
     return sorted(set(marks))
 
 
-def run(state: AttackState, work: Work, draws: Tensor, loss: Loss, steps: int) -> None:
+def run_apgd(state: AttackState, work: Work, draws: Tensor, loss: Loss, steps: int) -> None:
     """Take `steps` from one start in each box, which `draws` (n, …) in [0, 1) place."""
     towards = 2 * draws - 1
     start = work.project(work.x + work.radius * towards / _wide(towards.flatten(1).abs().amax(dim=1), towards))

@@ -1,8 +1,8 @@
 """Projected gradient descent (Madry et al. 2018): signed gradients, and steps that fall linearly from half the radius.
 
-Written as ascent of a loss: the attack on a data set or a property goes by `run`,
-which drops what is falsified on its way. A training step goes by `ascend`, which
-takes the same steps, waits for nothing, and can be compiled with the rest of it.
+Written as the ascent of a loss. `run_pgd` attacks a data set or a property, and
+leaves out the examples that are falsified on the way. `ascend` takes the same
+steps within a training step: it waits for nothing, and compiles with the rest.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from certtrain.attack.state import AttackState
 from certtrain.bounds.box import Box
 
 
-def run(state: AttackState, work: Work, draws: Tensor | float, loss: Loss, steps: int) -> None:
+def run_pgd(state: AttackState, work: Work, draws: Tensor | float, loss: Loss, steps: int) -> None:
     """Take `steps` from one start in each box, which `draws` (n, …) in [0, 1) place."""
     point = work.project(work.lower + (work.upper - work.lower) * draws)
     for step in range(steps):
@@ -30,11 +30,11 @@ def run(state: AttackState, work: Work, draws: Tensor | float, loss: Loss, steps
 
 
 def ascend(loss: Callable[[Tensor], Tensor], box: Box, draws: Tensor | float, steps: int) -> Tensor:
-    """Inputs (B, …) of the boxes where `loss` is high, after `steps` from the start that `draws` in [0, 1) place.
+    """Inputs (B, …) of the boxes where `loss` is high, `steps` after the start that `draws` (B, …) in [0, 1] place.
 
-    `loss` maps inputs (B, …) to one value an example, (B,). What is found has no gradient, neither from the boxes nor
-    from what the loss depends on. As in training, where one step of a network is not worth an exact end: nothing is
-    tried for a counterexample, and a box's ends may be off by the rounding of centre and radius.
+    `loss` maps inputs (B, …) to one value for each example, (B,); it is not differentiated by anything else, and the
+    result has no gradient. For training: no counterexample is looked for, and as the ends of the boxes are those of
+    centre and radius, the result may lie outside an input's box by their rounding.
     """
     lower, upper, radius = box.lower.detach(), box.upper.detach(), box.radius.detach()
     gradient = torch.func.grad(lambda point: loss(point).sum())

@@ -1,4 +1,4 @@
-"""Linear bounds in parts, so that they fit into a given memory, and so that a deadline is looked at in time."""
+"""Linear bounds in parts, so that they fit into a given memory, and so that a deadline is checked in time."""
 
 from collections.abc import Callable, Iterator
 
@@ -21,7 +21,7 @@ COPIES, COPY_OF_BRANCH = 7, 1
 # For gradients, each layer's Λ is kept, and by a nonlinear one its parts and, for each slope, its value, the best
 # step's two moments and the gradient.
 KEPT, KEPT_NONLINEAR = 2, 12
-# Multiplications of a part between two looks at a deadline: about a tenth of a second on one core. Taking a value
+# Multiplications of a part between two checks of a deadline: about a tenth of a second on one core. Taking a value
 # through a layer costs as much as VALUE multiplications, for it is bound by memory, and a gradient three times as much.
 WORK_BETWEEN_CHECKS, VALUE, GRADIENT = 2**28, 128, 3
 
@@ -88,7 +88,7 @@ def rows_at_once(prefix: Prefix, size: int, settings: Settings, *, gradients: bo
 
 
 def between_checks(most: int, work: int, deadline: Deadline) -> int:
-    """How many of at most so many are done between two looks at the deadline, each being `work` multiplications."""
+    """How many of at most so many are done between two checks of the deadline, each being `work` multiplications."""
     return min(most, max(1, WORK_BETWEEN_CHECKS // work)) if deadline.limited else most
 
 

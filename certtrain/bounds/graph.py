@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
-Value = TypeVar("Value")
+Carried = TypeVar("Carried")
 
 
 class Normalize(nn.Module):
@@ -123,7 +123,7 @@ class LayerGraph:
             done[i].append(value)
         return done
 
-    def walk(self, start: Value, through: Callable[..., Value]) -> Iterator[Value]:
+    def walk(self, start: Carried, through: Callable[..., Carried]) -> Iterator[Carried]:
         """Each call's result, in order, from `through(call, *inputs)`; what no later call needs is not kept."""
         values = {0: start}
         for number, (call, done) in enumerate(zip(self.calls, self.last_uses(), strict=True)):

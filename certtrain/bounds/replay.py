@@ -21,7 +21,7 @@ from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.runtime.device import device_of
 from certtrain.spec.shapes import Shape
 
-BATCH = 2
+REPLAYED = 2
 # These compute nothing: they make other shapes and copies. What they give shows in the operations that take it.
 MOVING = frozenset(
     ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "t", "transpose", "permute", "detach", "alias",
@@ -58,7 +58,7 @@ def check_replay(model: nn.Module, graph: LayerGraph, result: int, shape: Shape)
     """
     generator = Generator().manual_seed(0)
     like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.zeros(()))
-    x = torch.rand(BATCH, *shape, generator=generator).to(device_of(model), like.dtype)
+    x = torch.rand(REPLAYED, *shape, generator=generator).to(device_of(model), like.dtype)
     with _unchanged(model):
         output, theirs = _run(model, x)
     with _unchanged(model):

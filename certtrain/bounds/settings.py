@@ -19,8 +19,8 @@ class Settings:
         network and its boxes; more functions or examples than that are taken
         one part after the other. One function of one example is never parted.
     dense: CROWN bounds all inputs of a nonlinear layer that has at most this
-        many, as it is written; of a larger one only those whose sign intervals
-        leave open, which is much cheaper, and tighter where it differs.
+        many, as it is written; of a larger one only the unstable ones, which is
+        much faster, and tighter where it differs.
     iterations: steps of the search for the slopes of α-CROWN.
     learning_rate, decay: the first step's length in α ∈ [0, 1], and its factor from step to step.
     neurons: α-CROWN also searches slopes for the bounds of a layer's own
@@ -28,7 +28,7 @@ class Settings:
         inputs whose sign is open there; 0 leaves it to CROWN's bounds there.
     early_stop: α-CROWN leaves a margin once it is above zero, and an example
         once all of them are. Verdicts stay the same, margins are less tight.
-    domains: complete verification gives a point up after so many domains.
+    domains: complete verification leaves an example open after so many domains.
     deadline: until when all this may take. Linear bounds that are not computed by then are minus infinity, and boxes
         stay as wide as they are.
     """

@@ -1,9 +1,9 @@
 """The means and variances that BatchNorm normalises by.
 
-A pass is told where they come from and returns those that it took: nothing is
-updated on the way, so a pass can be repeated, and its caller decides what the
-network remembers. Whether a pass is one of training or of evaluation is decided
-by that source alone, and no module's mode is changed for it.
+Where they come from is an argument of a pass, and those that it took are part of
+its result: nothing is updated on the way, so a pass can be repeated, and its
+caller decides what the network remembers. That argument alone makes a pass one
+of training or of evaluation; no module's mode is asked, and none is changed.
 """
 
 from collections.abc import Callable, Mapping

@@ -310,7 +310,7 @@ def _affine(record: LayerRecord, program: _Program, given: _Values) -> _Values:
 
 
 def _mapped(layer: nn.Module, factors: Tensor, program: _Program) -> Tensor:
-    """The layer's results of a batch, in parts between which there is time to look at the clock."""
+    """The layer's results of a batch, in parts between which the deadline is checked."""
     found = []
     for part in torch.split(factors, between_checks(len(factors), layer_work(layer, factors.shape), program.deadline)):
         program.check_time()

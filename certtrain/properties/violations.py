@@ -7,7 +7,7 @@ from torch import Tensor
 
 from certtrain.attack import PGD
 from certtrain.attack.criterion import Work
-from certtrain.attack.descent import run
+from certtrain.attack.descent import run_pgd
 from certtrain.attack.state import AttackState
 from certtrain.bounds.chunks import GRADIENT, between_checks, inference_work
 from certtrain.properties.cases import Case, stacked
@@ -32,7 +32,7 @@ def search(subject: Subject, cases: Sequence[Case], attack: PGD, deadline: Deadl
 
 @torch.no_grad()
 def cases_at_a_time(subject: Subject, deadline: Deadline) -> int:
-    """How many cases go through the network together, so that the deadline is looked at in time."""
+    """How many cases go through the network together, so that the deadline is checked in time."""
     if not deadline.limited:
         return AT_A_TIME
     work = inference_work(subject.graph, torch.zeros(1, *subject.shape, dtype=torch.float64))
@@ -88,7 +88,7 @@ def _search(criterion: Violation, attack: PGD, first: int) -> Tensor | None:
     state = AttackState(criterion, work, work.rows + first, criterion.over)
     for restart in range(attack.restarts + 1):
         draws = state.random(work, "property", attack.seed, restart) if restart else 0.5
-        run(state, work, draws, criterion.loss, attack.steps)
+        run_pgd(state, work, draws, criterion.loss, attack.steps)
         if criterion.found is not None:
             break
     return criterion.found
