@@ -178,7 +178,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "frozen": (spoilt(lambda net: net.head.requires_grad_(False)), NetworkError, r"'head\.weight' is frozen"),
     "shape": (spoilt(forward=lambda net, x: net.conv(x)), NetworkError, r"\(2, 2, 2, 2\) .* have shape \(2, 3\)"),
     "classes": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), NetworkError, r"shape \(2, 2\) .* \(2, 3\)"),
-    "tuple": (spoilt(forward=lambda net, x: (x, x)), NetworkError, "gives tuple, not a tensor of logits"),
+    "tuple": (spoilt(forward=lambda net, x: (x, x)), NetworkError, "returns tuple, not a tensor of logits"),
     "misfit": (
         spoilt(forward=lambda net, x: net.head(x)),
         NetworkError,
