@@ -25,7 +25,7 @@ def tight_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
     """
 
     def records(tighten: Tighten) -> list[LayerRecord]:
-        return interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=tighten).records
+        return interval_pass(graph, box, boxes_at=NONLINEAR, rounding=settings.rounding, tighten=tighten).records
 
     crown = records(tighten_by_crown(settings))
     if settings.deadline.over():

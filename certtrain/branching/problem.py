@@ -13,7 +13,7 @@ from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix, backsubstitute
 from certtrain.bounds.lines import Slopes
 from certtrain.bounds.relaxation import free_slopes
-from certtrain.bounds.rounding import Rounding, of_line
+from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.statistics import BatchNorm, running_statistics
 
 
@@ -52,13 +52,15 @@ class Problem:
         records = [_single(record) for record in self.prefix.records]
         return Problem(Prefix(records, _float(self.prefix.start)), self.functions.float(), self.offsets.float())
 
-    def weighed(self, weights: Tensor) -> "Problem":
+    def weighted(self, weights: Tensor) -> "Problem":
         """With one function, the sum of all by weights (S,) that are not negative: where it is above zero one is."""
         functions, offsets = (weights @ self.functions)[None], (weights @ self.offsets)[None]
         slack = self.prefix.records[-1].slack
         if slack is not None:
             # The last layer's slack is more than what rounds off of its results' products, in sums of many terms.
-            lost = (weights @ self.functions.abs()) @ slack[0] + of_line(len(weights)) * (weights @ self.offsets.abs())
+            lost = (weights @ self.functions.abs()) @ slack[0] + backsubstitution_error(len(weights)) * (
+                weights @ self.offsets.abs()
+            )
             offsets = offsets - lost
         return Problem(self.prefix, functions, offsets, self.rounding)
 

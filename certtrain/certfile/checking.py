@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from certtrain.bounds.box import PIXEL_RANGE, box_ends
-from certtrain.bounds.methods import SEARCHED
+from certtrain.bounds.methods import SEARCH_METHODS
 from certtrain.bounds.settings import DEFAULT
 from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
@@ -216,7 +216,9 @@ class _Again:
             for record, verdict, margin in zip(records, found.verdicts, found.margins.tolist(), strict=True):
                 if verdict != "certified":
                     yield f"example {record.index} is certified there, but {verdict} by {method} here"
-                elif not (_agree(record.margin, margin) or (method in SEARCHED and self._reached(record, margin))):
+                elif not (
+                    _agree(record.margin, margin) or (method in SEARCH_METHODS and self._reached(record, margin))
+                ):
                     yield f"example {record.index} has the margin {record.margin!r} there, but {margin!r} here"
 
         settings = self.header.bounds.settings(self.memory)

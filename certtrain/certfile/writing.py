@@ -57,7 +57,7 @@ def describe_task(
         eps=Radius(text=exact_eps(eps), value=eps),
         inputs=PIXEL_RANGE,
         method=method,
-        bounds=HowBounded(**bounds.deciding()),
+        bounds=HowBounded(**bounds.decisive_fields()),
         arithmetic=arithmetic,
         assumptions=assumptions_of(network_of(model, network), method, arithmetic),
         attack=dict(attack),

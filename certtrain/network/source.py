@@ -202,7 +202,7 @@ def _layers(title: str, network: nn.Module, shape: ImageShape) -> NetworkData:
     except UnsupportedLayer as error:
         raise UnsupportedLayer(f"{title}: {error}") from error
     except Code as error:
-        raise UnsupportedLayer(f"{title}: its forward pass cannot be followed: {_said(error)}") from error
+        raise UnsupportedLayer(f"{title}: its forward pass cannot be traced: {_said(error)}") from error
     if trained.graph != found.graph:
         raise UnsupportedLayer(f"{title} has other layers in training than in evaluation; they must be the same")
     for layer in found.graph.layers:

@@ -184,7 +184,7 @@ def case_bounds(subject: Subject, cases: Sequence[Case], deadline: Deadline = NE
         bounds = crown_ibp_and_intervals(subject.graph, box_between(lower, upper, REAL), settings)
         functions = torch.cat([case.functions for case in group])
         offsets = torch.cat([case.offsets for case in group])
-        best = bounds.below(functions.unsqueeze(0))[0]
+        best = bounds.lower_bounds_of(functions.unsqueeze(0))[0]
         least = best + offsets - 4 * UNIT64 * (best.abs() + offsets.abs())  # of this sum
         found += [float(part.max()) for part in torch.split(least, [len(case.offsets) for case in group])]
     return found

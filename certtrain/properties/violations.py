@@ -9,7 +9,7 @@ from certtrain.attack import PGD
 from certtrain.attack.criterion import Work
 from certtrain.attack.descent import run
 from certtrain.attack.state import AttackState
-from certtrain.bounds.chunks import GRADIENT, between_checks, inference_work
+from certtrain.bounds.chunks import GRADIENT_WORK, between_checks, inference_work
 from certtrain.properties.cases import Case, stacked
 from certtrain.properties.exact import Subject, dtype_of
 from certtrain.runtime.deadline import NEVER, Deadline
@@ -36,7 +36,7 @@ def cases_at_a_time(subject: Subject, deadline: Deadline) -> int:
     if not deadline.limited:
         return AT_A_TIME
     work = inference_work(subject.graph, torch.zeros(1, *subject.shape, dtype=torch.float64))
-    return between_checks(AT_A_TIME, GRADIENT * work, deadline)
+    return between_checks(AT_A_TIME, GRADIENT_WORK * work, deadline)
 
 
 class Violation:

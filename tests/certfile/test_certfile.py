@@ -18,7 +18,7 @@ from torch import Tensor
 from certtrain.attack import PGD
 from certtrain.bounds import guard, linear
 from certtrain.bounds.graph import Add
-from certtrain.bounds.linear import Back
+from certtrain.bounds.linear import Substitution
 from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certfile import Checked, Writer, check, describe_task, read_certificates
@@ -210,7 +210,7 @@ def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
         tmp_path / "model.safetensors", load_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
     )
     with monkeypatch.context() as patch:
-        patch.setitem(linear.LINEAR_RULES, Add, lambda visit, coefficients: Back((coefficients, coefficients)))
+        patch.setitem(linear.LINEAR_RULES, Add, lambda visit, coefficients: Substitution((coefficients, coefficients)))
         patch.setattr(linear, "check_coefficients", lambda *about: None)
         patch.setattr(guard, "_compare", lambda *about: None)
         write(case, method=method)
@@ -547,8 +547,8 @@ def test_another_radius_attack_or_model_is_named(case: Case):
 
 
 def test_what_decides_a_margin_is_in_the_header_and_is_computed_with_again(case: Case):
-    assert lines_of(case)[0]["bounds"] == ROOTS_ALONE.deciding()
-    assert "memory" not in VERDICTS_ALONE.deciding()
+    assert lines_of(case)[0]["bounds"] == ROOTS_ALONE.decisive_fields()
+    assert "memory" not in VERDICTS_ALONE.decisive_fields()
     asked = {"method": "crown", "network": "saved", "arithmetic": "float32", "batch_size": 40}
     about = (case.model_file, case.model, case.images)
     header = describe_task(*about, eps=EPS, attack=ATTACK.to_dict(), **asked, bounds=BoundSettings(iterations=7))

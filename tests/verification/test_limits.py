@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from certtrain.attack import PGD
 from certtrain.bounds import chunks
-from certtrain.bounds.alpha import searched
+from certtrain.bounds.alpha import slope_search_bounds
 from certtrain.bounds.box import box_between, input_box
 from certtrain.bounds.chunks import dense, in_parts, inference_work, row_work
 from certtrain.bounds.crown import tighten_by_crown
@@ -120,11 +120,13 @@ def test_what_there_was_time_for_holds_and_is_no_tighter_than_all(method: str, m
 def test_the_search_for_slopes_takes_no_step_after_the_deadline():
     found = trace(Settings())
     prefix, functions = Prefix(found.records, found.start), logit_functions(found).contiguous()
-    bounds = [searched(prefix, functions, Settings(iterations=20, deadline=Looks(most))) for most in (0, 1, 5, 100)]
+    bounds = [
+        slope_search_bounds(prefix, functions, Settings(iterations=20, deadline=Looks(most))) for most in (0, 1, 5, 100)
+    ]
     assert torch.equal(bounds[0], backsubstitute(prefix, functions))
     assert all((after >= before).all() for before, after in pairwise(bounds))
     assert float(bounds[2].sum()) > float(bounds[1].sum())
-    assert torch.equal(bounds[3], searched(prefix, functions, Settings(iterations=20)))
+    assert torch.equal(bounds[3], slope_search_bounds(prefix, functions, Settings(iterations=20)))
 
 
 def test_a_deadline_changes_no_bound_that_is_computed():
@@ -355,7 +357,7 @@ def test_cheaper_bounds_certify_where_dearer_ones_had_no_time():
 def test_a_deadline_is_not_among_what_decides_a_bound():
     settings = replace(VERDICTS_ALONE, deadline=Deadline(5.0))
     assert settings.deadline.end == 5.0
-    assert settings.deciding() == VERDICTS_ALONE.deciding()
+    assert settings.decisive_fields() == VERDICTS_ALONE.decisive_fields()
 
 
 # --- large layers, by the clock --------------------------------------------------------------------------
