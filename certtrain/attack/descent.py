@@ -1,8 +1,8 @@
-"""Projected gradient descent (Madry et al. 2018): signed gradients, and steps that fall linearly from half the radius.
+"""Projected gradient descent (Madry et al. 2018): signed gradients, with steps that decrease linearly from ε/2.
 
-Written as ascent of a loss: the attack on a data set or a property goes by `run`,
-which drops what is falsified on its way. A training step goes by `ascend`, which
-takes the same steps, waits for nothing, and can be compiled with the rest of it.
+It is written as ascent of a loss. Attacks on a data set or a property use `run_pgd`,
+which drops examples once they are falsified. A training step uses `ascend`, which
+takes the same steps without waiting for the device, and can be compiled.
 """
 
 from collections.abc import Callable
@@ -10,31 +10,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from certtrain.attack.criterion import Work
+from certtrain.attack.criterion import AttackBatch
 from certtrain.attack.losses import Loss
 from certtrain.attack.state import AttackState
 from certtrain.bounds.box import Box
 
 
-def run(state: AttackState, work: Work, draws: Tensor | float, loss: Loss, steps: int) -> None:
-    """Take `steps` from one start in each box, which `draws` (n, …) in [0, 1) place."""
-    point = work.project(work.lower + (work.upper - work.lower) * draws)
+def run_pgd(state: AttackState, batch: AttackBatch, draws: Tensor | float, loss: Loss, steps: int) -> None:
+    """Take `steps` steps in each box, from one start that `draws` (n, …) in [0, 1) determine."""
+    point = batch.project(batch.lower + (batch.upper - batch.lower) * draws)
     for step in range(steps):
-        if state.over(work):
+        if state.finished(batch):
             return
-        found = state.probe(work, point, loss)
-        work, point, gradient = work.take(found.robust), point[found.robust], found.gradient[found.robust]
-        point = work.project(point + _size(work.radius, step, steps) * gradient.sign())
-    if not state.over(work):
-        state.try_out(work, point)
+        found = state.probe(batch, point, loss)
+        batch, point, gradient = batch.take(found.robust), point[found.robust], found.gradient[found.robust]
+        point = batch.project(point + _size(batch.radius, step, steps) * gradient.sign())
+    if not state.finished(batch):
+        state.try_inputs(batch, point)
 
 
 def ascend(loss: Callable[[Tensor], Tensor], box: Box, draws: Tensor | float, steps: int) -> Tensor:
-    """Inputs (B, …) of the boxes where `loss` is high, after `steps` from the start that `draws` in [0, 1) place.
+    """Inputs (B, …) of the boxes where `loss` is high, after `steps` steps from starts by `draws` in [0, 1).
 
-    `loss` maps inputs (B, …) to one value an example, (B,). What is found has no gradient, neither from the boxes nor
-    from what the loss depends on. As in training, where one step of a network is not worth an exact end: nothing is
-    tried for a counterexample, and a box's ends may be off by the rounding of centre and radius.
+    `loss` maps inputs (B, …) to one value for each example, (B,). The result has no gradient, neither to the boxes nor
+    to what the loss depends on. This is for training, which needs no exact ends: no counterexample is confirmed, and
+    the ends of a box are rounded as centre ± radius.
     """
     lower, upper, radius = box.lower.detach(), box.upper.detach(), box.radius.detach()
     gradient = torch.func.grad(lambda point: loss(point).sum())

@@ -22,7 +22,7 @@ from certtrain.runtime.precision import tensor_cores
 from certtrain.verification.complete import COMPLETE, CompleteStep
 from certtrain.verification.methods import assumptions_of, examples_at_once, methods_of, step_named
 from certtrain.verification.results import count
-from certtrain.verification.steps import ExampleBatch, classified, fooled
+from certtrain.verification.steps import ExampleBatch, correctly_classified, misclassified_alone
 from certtrain.verification.verify import check_fit, network_of
 
 # Two machines sum the same float64 terms in different orders. The sum of 10⁴ terms up to 10³ is then uncertain by
@@ -193,11 +193,11 @@ class _Again:
 
     def _inference(self, records: Sequence[Record]) -> Iterator[str]:
         batch = self._batch(records)
-        correct = classified(self.model, batch.x, batch.labels, self.header.arithmetic).tolist()
+        correct = correctly_classified(self.model, batch.x, batch.labels, self.header.arithmetic).tolist()
         for record, x, label, right in zip(records, batch.x, batch.labels, correct, strict=True):
             wrong = record.verdict == "misclassified"
             # Sums in another order may round the other way: what is so alone is so as well.
-            if right == wrong and fooled(self.model, x, label, self.header.arithmetic) != wrong:
+            if right == wrong and misclassified_alone(self.model, x, label, self.header.arithmetic) != wrong:
                 yield f"example {record.index} is {record.verdict} there, but is {_rightly(right)} classified here"
             elif record.counterexample is not None:
                 yield from self._attacked(record, record.counterexample, x, label)
@@ -206,7 +206,7 @@ class _Again:
         found, (low, high) = decode(counterexample, tuple(x.shape)).to(x), box_ends(x, self.header.eps.value)
         if not bool(((found >= low) & (found <= high)).all()):
             yield f"example {record.index} has a counterexample outside its box"
-        elif not fooled(self.model, found, label, self.header.arithmetic):
+        elif not misclassified_alone(self.model, found, label, self.header.arithmetic):
             yield f"example {record.index} has a counterexample that is rightly classified"
 
     def _bounds(self, method: str) -> Judge:

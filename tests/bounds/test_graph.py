@@ -275,7 +275,7 @@ def hooked_as_a_whole() -> nn.Module:
 
 
 UNSUPPORTED: dict[str, tuple[nn.Module, str]] = {
-    "unknown layer": (nn.Sequential(nn.Linear(4, 4), nn.GELU()), r"'1' is a GELU.*can be bounded: .*Linear"),
+    "unknown layer": (nn.Sequential(nn.Linear(4, 4), nn.Mish()), r"'1' is a Mish.*can be bounded: .*Linear"),
     "unknown function": (
         Net(lambda net, x: torch.exp(net.conv(x))),
         r"'exp' calls torch\.exp.*can be bounded: .*F\.relu",

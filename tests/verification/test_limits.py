@@ -26,7 +26,7 @@ from certtrain.bounds.settings import VERDICTS_ALONE, Settings
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.branching import leaves
-from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound
@@ -36,7 +36,7 @@ from certtrain.network.modelfile import Classifier
 from certtrain.properties import milp
 from certtrain.properties.cases import Property, robustness
 from certtrain.properties.decide import case_bounds, decide
-from certtrain.properties.exact import Subject
+from certtrain.properties.exact import PreparedNetwork
 from certtrain.properties.milp import minimum
 from certtrain.properties.violations import search
 from certtrain.runtime.deadline import Deadline
@@ -154,7 +154,7 @@ def test_work_is_counted_in_multiplications():
 def problem(settings: Settings) -> Problem:
     box = box_between((inputs(1) - EPS).clamp(0, 1), (inputs(1) + EPS).clamp(0, 1))
     function = torch.tensor([[1.0, -1.0, 0.0, 0.0]]).double()
-    return Problem(tight_prefix(checked_graph(small()), box, settings), function, torch.zeros(1).double())
+    return Problem(tightened_prefix(checked_graph(small()), box, settings), function, torch.zeros(1).double())
 
 
 def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeypatch: pytest.MonkeyPatch):
@@ -169,7 +169,7 @@ def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeyp
 @pytest.mark.usefixtures("one_by_one")
 def test_a_leafs_linear_programme_is_not_written_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
     given = problem(Settings(iterations=3))
-    units, asked = given.units, list[dict[str, Any]]()
+    units, asked = given.neurons, list[dict[str, Any]]()
     signs = torch.where(given.unstable, 1, 0).to(torch.int8)[None]
     nothing = torch.zeros(1, units).double()
     leaf = Domains(signs, nothing, nothing, torch.zeros(1).double(), torch.zeros(1, dtype=torch.long))
@@ -187,8 +187,8 @@ def test_a_leafs_linear_programme_is_not_written_after_the_deadline(monkeypatch:
 # --- properties ------------------------------------------------------------------------------------------
 
 
-def subject(model: nn.Module) -> Subject:
-    return Subject(model, model, checked_graph(model), (1, 8, 8))
+def subject(model: nn.Module) -> PreparedNetwork:
+    return PreparedNetwork(model, model, checked_graph(model), (1, 8, 8))
 
 
 def asked_of(network: nn.Module, shape: tuple[int, ...], eps: float, seed: int = 2) -> Property:
