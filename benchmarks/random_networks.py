@@ -9,11 +9,13 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import gcd, prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from certtrain.bounds.activations.clamps import Clamp
 from certtrain.bounds.graph import Normalize
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 
@@ -241,11 +243,37 @@ def _batch_norm(draw: Draw, shape: Shape) -> Operation:
     return kind(shape[0], eps=draw.random.choice([1e-5, 1e-3, 0.1]), affine=draw.random.random() < 0.8)
 
 
+# How each activation is drawn, as a module and as a function: a test fails if one is not here.
+ACTIVATED: dict[type[nn.Module], Callable[[Draw], list[Operation]]] = {
+    nn.ReLU: lambda draw: [nn.ReLU(), torch.relu],
+    nn.LeakyReLU: lambda draw: _with(draw, nn.LeakyReLU, F.leaky_relu, [0.01, 0.3, 1.0, 2.5, 0.0]),
+    nn.Sigmoid: lambda draw: [nn.Sigmoid(), torch.sigmoid],
+    nn.Tanh: lambda draw: [nn.Tanh(), torch.tanh],
+    nn.GELU: lambda draw: [nn.GELU(), F.gelu],
+    nn.SiLU: lambda draw: [nn.SiLU(), F.silu],
+    nn.Softplus: lambda draw: _with(
+        draw, nn.Softplus, F.softplus, [(), (0.3,), (4.0,), (1.0, 1.0), (2.0, -0.5), (30.0, 15.0)]
+    ),
+    nn.ELU: lambda draw: _with(draw, nn.ELU, F.elu, [1.0, 0.01, 0.4, 1.5, 4.0]),
+    nn.Hardtanh: lambda draw: _with(draw, nn.Hardtanh, F.hardtanh, [(), (-0.1, 0.3), (-3.0, 0.7), (0.2, 0.21)]),
+    nn.ReLU6: lambda draw: [nn.ReLU6(), F.relu6],
+    Clamp: lambda draw: _with(
+        draw, Clamp, torch.clamp, [(0.0, 1.0), (-0.3, None), (None, 0.4), (0.7, 0.7), (-2.0, 0.1)]
+    ),
+}
+
+
+def _with(draw: Draw, module: Callable[..., nn.Module], function: Operation, choices: list[Any]) -> list[Operation]:
+    """A module and a function with the same arguments, one of the choices."""
+    chosen = draw.random.choice(choices)
+    given = chosen if isinstance(chosen, tuple) else (chosen,)
+    return [module(*given), lambda x: function(x, *given)]
+
+
 def _activation(draw: Draw, shape: Shape) -> Operation:
-    slope = draw.random.choice([0.01, 0.3, 1.0, 2.5, 0.0])
-    modules = [nn.ReLU(), nn.ReLU(), nn.LeakyReLU(slope), nn.Sigmoid(), nn.Tanh(), nn.Identity()]
-    functions = [torch.relu, torch.sigmoid, torch.tanh, lambda x: F.leaky_relu(x, slope)]
-    return draw.random.choice([*modules, nn.Dropout(0.3).eval(), *functions])
+    if draw.random.random() < 0.15:
+        return draw.random.choice([nn.Identity(), nn.Dropout(0.3).eval()])
+    return draw.random.choice(ACTIVATED[draw.random.choice(list(ACTIVATED))](draw))
 
 
 def _flatten_part(draw: Draw, shape: Shape) -> Operation:

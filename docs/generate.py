@@ -1,4 +1,4 @@
-"""Writes docs/commands/: a page for each command and one of them all, from the program itself.
+"""Writes docs/commands/, a page for each command and an index, from the program itself.
 
 Run as python docs/generate.py.
 """
@@ -17,9 +17,9 @@ from certtrain.cli.exit_codes import EXPLANATIONS
 FOLDER = Path(__file__).parent / "commands"
 EXAMPLES = {
     "init": """
-certtrain init --preset cifar10-160ep                                        # the network, untrained, and its bounds
+certtrain init --preset cifar10-160ep                                        # the untrained network and its bounds
 certtrain init --preset cifar10-160ep --compare --seeds 5 --plot growth.png  # the four initialisations side by side
-certtrain init --preset digits --sweep-depth 2,4,8,16 --plot depth.png       # the same as networks grow deeper
+certtrain init --preset digits --sweep-depth 2,4,8,16 --plot depth.png       # the same for deeper and deeper networks
 """,
     "train": """
 certtrain train --preset digits
@@ -48,7 +48,7 @@ certtrain stats runs/first --by-epoch --csv run.csv --plot run.png
 certtrain stats runs/first --html run.html
 """,
     "export": """
-certtrain export runs/mnist/model.safetensors                   # both files, beside the model
+certtrain export runs/mnist/model.safetensors                   # both files, next to the model
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
 """,
@@ -71,7 +71,7 @@ def _index(commands: dict[str, Any]) -> str:
         "# Commands",
         WRITTEN,
         "\n".join(["| command | what it does |", "|---|---|", *rows]),
-        "`certtrain COMMAND --help` says the same as these pages. With `--json` every command prints JSON.",
+        "`certtrain COMMAND --help` has the same text as these pages. With `--json`, every command prints JSON.",
         "## Exit codes",
         "\n".join(["| code | meaning |", "|---|---|", *codes]),
     ]

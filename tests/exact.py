@@ -91,8 +91,10 @@ def _exp(value: Fraction) -> Fraction:
 
 
 def _log1p(value: Fraction) -> Fraction:
+    if value < Fraction(1, 10**40):
+        return value * (1 - value / 2)  # within 10^-80 of it, relative to it
     with localcontext() as context:
-        context.prec = 400  # 1 + value must keep what is left of a small one
+        context.prec = 100  # 1 + value keeps sixty digits of the value
         return Fraction((1 + _decimal(value)).ln())
 
 

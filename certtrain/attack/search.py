@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from certtrain.attack import apgd, descent
+from certtrain.attack.apgd import run_apgd
 from certtrain.attack.criterion import Misclassification, batch_of
+from certtrain.attack.descent import run_pgd
 from certtrain.attack.losses import loss_of
 from certtrain.attack.settings import APGD, AttackSettings
 from certtrain.attack.state import AttackState
@@ -65,7 +66,7 @@ def attack(
 def _run(state: AttackState, settings: AttackSettings, logits: Tensor) -> None:
     """All restarts of one attack, each against every target in turn if it is targeted."""
     classes = logits.shape[1]
-    loss, run = loss_of(settings, classes), apgd.run_apgd if isinstance(settings, APGD) else descent.run_pgd
+    loss, run = loss_of(settings, classes), run_apgd if isinstance(settings, APGD) else run_pgd
     for restart in range(settings.restarts):
         for rank in range(min(settings.targets, classes - 1)) if settings.targets else (None,):
             batch = state.remaining(_targets(logits, state.batch.labels, rank or 0))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 class Normalize(nn.Module):
@@ -42,7 +42,7 @@ class Add(nn.Module):
 
 
 class LayerCall(NamedTuple):
-    """One layer applied to earlier values. Result 0 is the network's input, value i + 1 the result of call i."""
+    """One layer applied to earlier values. _Result 0 is the network's input, value i + 1 the result of call i."""
 
     name: str
     layer: nn.Module
@@ -123,7 +123,7 @@ class LayerGraph:
             done[i].append(value)
         return done
 
-    def walk(self, start: Result, through: Callable[..., Result]) -> Iterator[Result]:
+    def walk(self, start: _Result, through: Callable[..., _Result]) -> Iterator[_Result]:
         """The result of each call, in order, by `through(call, *inputs)`. Values are dropped after their last use."""
         values = {0: start}
         for number, (call, done) in enumerate(zip(self.calls, self.last_uses(), strict=True)):

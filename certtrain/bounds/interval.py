@@ -122,8 +122,9 @@ def interval_pass(
     _check_depth(graph, rounding)
     graph.check_input(box.radius.shape)
     options = PassOptions(boxes_at, statistics, rounding)
-    values, records = {0: box}, list[LayerRecord]()
+    values: dict[int, Box] = {0: box}
     inputs: tuple[Box, ...] = (box,)
+    records: list[LayerRecord] = []
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
         if tighten is not None and isinstance(call.layer, boxes_at):
             value = call.inputs[0]

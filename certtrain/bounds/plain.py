@@ -34,7 +34,8 @@ def plain_pass(graph: LayerGraph, x: Tensor, *, statistics: StatisticsSource = r
     for inputs of another shape.
     """
     graph.check_input(x.shape)
-    taken, output = dict[str, Statistics](), x
+    taken: dict[str, Statistics] = {}
+    output = x
     for result in graph.walk(x, partial(_result, statistics, taken)):
         output = result
     return PlainPass(output, taken)

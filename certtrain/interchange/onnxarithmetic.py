@@ -18,36 +18,36 @@ from certtrain.interchange.onnxshaping import (
     shown,
     whole,
 )
-from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, Value
+from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, OnnxValue
 from certtrain.spec.shapes import Shape
 
 MOST_ADDED = 1000.0  # the most that is added to values and taken away again: float32 keeps four decimals beside it
 NUMPYS_RULE = 7  # the opset from which on shapes are stretched by numpy's rule
 
 
-def add(reader: Builder, node: Node) -> Value:
+def add(reader: Builder, node: Node) -> OnnxValue:
     return _sum(reader, node, ONE)
 
 
-def subtract(reader: Builder, node: Node) -> Value:
+def subtract(reader: Builder, node: Node) -> OnnxValue:
     return _sum(reader, node, -ONE)
 
 
-def _sum(reader: Builder, node: Node, sign: Tensor) -> Value:
+def _sum(reader: Builder, node: Node, sign: Tensor) -> OnnxValue:
     """left + sign · right."""
     match _operands(reader, node):
-        case Value() as left, Value() as right:
+        case OnnxValue() as left, OnnxValue() as right:
             return _sum_of_values(reader, node, left, right.affine(sign, ZERO))
-        case Value() as left, Constant(number):
+        case OnnxValue() as left, Constant(number):
             value, shift = constant_for(reader, left, node, number)
             return plus(reader, value, node, shift * sign, node.names[0])
-        case Constant(number), Value() as right:
+        case Constant(number), OnnxValue() as right:
             value, shift = constant_for(reader, right, node, number)
             return plus(reader, value.affine(sign, ZERO), node, shift, node.names[1])
     raise node.error("it is given constants alone")
 
 
-def plus(reader: Builder, value: Value, node: Node, shift: Tensor, name: str) -> Value:
+def plus(reader: Builder, value: OnnxValue, node: Node, shift: Tensor, name: str) -> OnnxValue:
     """A value, called `name`, and a constant of its shape; a linear layer without bias gets it as its own."""
     if reader.takes_bias(value, name):
         reader.set_bias(value, shift, node)
@@ -55,7 +55,7 @@ def plus(reader: Builder, value: Value, node: Node, shift: Tensor, name: str) ->
     return settled(_gathered(reader, node, value, ONE, shift))
 
 
-def _sum_of_values(reader: Builder, node: Node, left: Value, right: Value) -> Value:
+def _sum_of_values(reader: Builder, node: Node, left: OnnxValue, right: OnnxValue) -> OnnxValue:
     count = max(len(full_shape(reader, left)), len(full_shape(reader, right)))
     left, right = (lifted(reader, value, node, count) for value in (left, right))
     if left.alone != right.alone:
@@ -63,30 +63,30 @@ def _sum_of_values(reader: Builder, node: Node, left: Value, right: Value) -> Va
     return settled(reader.add(node, "Add", [materialized(reader, value, node) for value in (left, right)], {}))
 
 
-def multiply(reader: Builder, node: Node) -> Value:
+def multiply(reader: Builder, node: Node) -> OnnxValue:
     match _operands(reader, node):
-        case (Value() as value, Constant(number)) | (Constant(number), Value() as value):
+        case (OnnxValue() as value, Constant(number)) | (Constant(number), OnnxValue() as value):
             return _scaled(reader, node, value, number)
-        case Value() as left, Value() as right:
+        case OnnxValue() as left, OnnxValue() as right:
             return product(reader, node, left, right)
     raise node.error("it is given constants alone")
 
 
-def divide(reader: Builder, node: Node) -> Value:
+def divide(reader: Builder, node: Node) -> OnnxValue:
     match _operands(reader, node):
-        case Value() as value, Constant(number):
+        case OnnxValue() as value, Constant(number):
             if not bool(number.all()):
                 raise node.error("it divides by zero")
             return _scaled(reader, node, value, 1 / number.double())
     raise node.error("its input 2 must be a constant")
 
 
-def _scaled(reader: Builder, node: Node, value: Value, number: Tensor) -> Value:
+def _scaled(reader: Builder, node: Node, value: OnnxValue, number: Tensor) -> OnnxValue:
     value, scale = constant_for(reader, value, node, number)
     return settled(_gathered(reader, node, value, scale, ZERO))
 
 
-def _gathered(reader: Builder, node: Node, value: Value, scale: Tensor, shift: Tensor) -> Value:
+def _gathered(reader: Builder, node: Node, value: OnnxValue, scale: Tensor, shift: Tensor) -> OnnxValue:
     """scale · value + shift as one affine function, if the file's steps one by one lose no more than it does."""
     found, before = value.affine(scale, shift), ZERO if value.shift is None else value.shift * scale
     factor = ONE if found.scale is None else torch.where(found.scale == 0, ONE, found.scale.abs())
@@ -107,14 +107,14 @@ def _check_range(reader: Builder, node: Node, factor: Tensor, *shifts: Tensor) -
         raise node.error("its factors, with those that they are combined with, are too small")
 
 
-def negate(reader: Builder, node: Node) -> Value:
+def negate(reader: Builder, node: Node) -> OnnxValue:
     return node.value().affine(-ONE, ZERO)
 
 
 # --- shapes that are stretched ---------------------------------------------------------------------------
 
 
-def constant_for(reader: Builder, value: Value, node: Node, tensor: Tensor) -> tuple[Value, Tensor]:
+def constant_for(reader: Builder, value: OnnxValue, node: Node, tensor: Tensor) -> tuple[OnnxValue, Tensor]:
     """The value, with as many dimensions as the constant, and the constant in its shape and float64.
 
     Constants are stretched by numpy's rule, values are not.
@@ -133,7 +133,7 @@ def constant_for(reader: Builder, value: Value, node: Node, tensor: Tensor) -> t
         raise node.error(misfit) from error
 
 
-def _operands(reader: Builder, node: Node) -> tuple[Value | Constant, Value | Constant]:
+def _operands(reader: Builder, node: Node) -> tuple[OnnxValue | Constant, OnnxValue | Constant]:
     """Both that it is given, such that numpy's rule says how they are stretched."""
     left, right = (_operand(node, place) for place in (0, 1))
     if node.opset < NUMPYS_RULE:
@@ -146,13 +146,13 @@ def _operands(reader: Builder, node: Node) -> tuple[Value | Constant, Value | Co
     return left, right
 
 
-def _operand(node: Node, place: int) -> Value | Constant:
+def _operand(node: Node, place: int) -> OnnxValue | Constant:
     found = node.given(place)
-    return found if isinstance(found, Value) else Constant(node.weights(place))
+    return found if isinstance(found, OnnxValue) else Constant(node.weights(place))
 
 
-def _shape(reader: Builder, found: Value | Constant) -> Shape:
-    return full_shape(reader, found) if isinstance(found, Value) else tuple(found.tensor.shape)
+def _shape(reader: Builder, found: OnnxValue | Constant) -> Shape:
+    return full_shape(reader, found) if isinstance(found, OnnxValue) else tuple(found.tensor.shape)
 
 
 def old_shape(node: Node, left: Shape, right: Shape) -> Shape:
@@ -180,10 +180,10 @@ def _same(left: int, right: int) -> bool:
 # --- activations -----------------------------------------------------------------------------------------
 
 
-def activation(kind: str, reading: OnnxReading) -> Callable[[Builder, Node], Value]:
+def activation(kind: str, reading: OnnxReading) -> Callable[[Builder, Node], OnnxValue]:
     """An operator that is one layer, as the layer's record describes it."""
 
-    def read(reader: Builder, node: Node) -> Value:
+    def read(reader: Builder, node: Node) -> OnnxValue:
         node.expect(**reading.fixed)
         fields = {field: node.attributes.get(name, default) for field, (name, default) in reading.fields.items()}
         return add_activation(reader, node, kind, node.value(), **fields, **reading.arguments)
@@ -191,7 +191,7 @@ def activation(kind: str, reading: OnnxReading) -> Callable[[Builder, Node], Val
     return read
 
 
-def clip(reader: Builder, node: Node) -> Value:
+def clip(reader: Builder, node: Node) -> OnnxValue:
     """min(max(x, a), b)."""
     if node.opset < 11:
         given = [node.attributes.get(name) for name in ("min", "max")]
@@ -200,10 +200,10 @@ def clip(reader: Builder, node: Node) -> Value:
     return _clipped(reader, node, node.value(), *_limits(reader, node, *given))
 
 
-def extreme(largest: bool) -> Callable[[Builder, Node], Value]:
+def extreme(largest: bool) -> Callable[[Builder, Node], OnnxValue]:
     """Max or Min of values and one number: a Clip at one end."""
 
-    def read(reader: Builder, node: Node) -> Value:
+    def read(reader: Builder, node: Node) -> OnnxValue:
         places = [place for place in range(len(node.names)) if isinstance(node.given(place), Constant)]
         if len(node.names) != 2 or len(places) != 1:
             raise node.error("it must be given one value and one constant")
@@ -216,7 +216,7 @@ def extreme(largest: bool) -> Callable[[Builder, Node], Value]:
     return read
 
 
-def _clipped(reader: Builder, node: Node, value: Value, least: Tensor | None, most: Tensor | None) -> Value:
+def _clipped(reader: Builder, node: Node, value: OnnxValue, least: Tensor | None, most: Tensor | None) -> OnnxValue:
     """min(max(x, a), b) as b − relu((b − a) − relu(x − a)), whose intervals are exact."""
     if least is not None:
         value = _relu(reader, node, value.affine(ONE, -least))
@@ -228,7 +228,7 @@ def _clipped(reader: Builder, node: Node, value: Value, least: Tensor | None, mo
     return value
 
 
-def _relu(reader: Builder, node: Node, value: Value) -> Value:
+def _relu(reader: Builder, node: Node, value: OnnxValue) -> OnnxValue:
     return reader.add(node, "ReLU", [materialized(reader, value, node)], {})
 
 

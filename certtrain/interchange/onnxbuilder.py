@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from certtrain.interchange.onnxvalues import Node, Value
+from certtrain.interchange.onnxvalues import Node, OnnxValue
 from certtrain.spec.shapes import Shape
 
 
@@ -14,7 +14,7 @@ class Activated(NamedTuple):
     """A layer that is an activation: its kind, and the value that it was made for, with what is gathered on it."""
 
     kind: str
-    given: Value
+    given: OnnxValue
 
 
 class Builder(Protocol):
@@ -31,13 +31,15 @@ class Builder(Protocol):
     shapes: dict[str, Shape]
     activated: dict[str, Activated]
 
-    def add(self, node: Node, kind: str, inputs: Sequence[Value], state: dict[str, Tensor], **arguments: Any) -> Value:
+    def add(
+        self, node: Node, kind: str, inputs: Sequence[OnnxValue], state: dict[str, Tensor], **arguments: Any
+    ) -> OnnxValue:
         """Append a layer of that kind, which takes the results of earlier ones; gives back its own result."""
 
-    def set_bias(self, value: Value, bias: Tensor, node: Node) -> None:
+    def set_bias(self, value: OnnxValue, bias: Tensor, node: Node) -> None:
         """Give the linear layer that `value` is the result of the bias that it does not have."""
 
-    def takes_bias(self, value: Value, name: str) -> bool:
+    def takes_bias(self, value: OnnxValue, name: str) -> bool:
         """Whether the result `name` is just that of a linear layer without bias, and nothing else uses it."""
 
     def takes_input_as(self, shape: Shape) -> bool:

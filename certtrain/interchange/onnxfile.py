@@ -23,7 +23,7 @@ from certtrain.interchange.onnxconstants import FOLDED, computed
 from certtrain.interchange.onnxload import load_proto
 from certtrain.interchange.onnxoperators import READERS, checked
 from certtrain.interchange.onnxshaping import materialized
-from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, Value, array, extra
+from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, OnnxValue, array, extra
 from certtrain.interchange.packed import ending
 from certtrain.network.graphs import GraphNetwork, build_graph
 from certtrain.network.modelfile import load_model
@@ -116,7 +116,7 @@ class Reader:
 
     def __init__(self, graph: Any, opset: int, *, whole: bool = False) -> None:
         self.graph, self.opset = graph, opset
-        self.values: dict[str, Value | Constant] = {}
+        self.values: dict[str, OnnxValue | Constant] = {}
         self.sections: list[LayerSection] = []
         self.state: dict[str, Tensor] = {}
         self.names: Counter[str] = Counter()
@@ -140,7 +140,9 @@ class Reader:
 
     # --- what the readers of nodes use ---
 
-    def add(self, node: Node, kind: str, inputs: Sequence[Value], state: dict[str, Tensor], **arguments: Any) -> Value:
+    def add(
+        self, node: Node, kind: str, inputs: Sequence[OnnxValue], state: dict[str, Tensor], **arguments: Any
+    ) -> OnnxValue:
         """Append a layer of that kind, which takes the results of earlier ones; gives back its own result."""
         self.names[kind] += 1
         name = f"{kind.lower()}{self.names[kind]}"
@@ -157,15 +159,15 @@ class Reader:
         self.origins[name], self.shapes[name] = node.outputs[0], shape
         for key, tensor in state.items():
             self.state[f"{name}.{key}"] = self._rounded(tensor, node)
-        return Value(name, shape, alone=inputs[0].alone)
+        return OnnxValue(name, shape, alone=inputs[0].alone)
 
-    def set_bias(self, value: Value, bias: Tensor, node: Node) -> None:
+    def set_bias(self, value: OnnxValue, bias: Tensor, node: Node) -> None:
         """Give the linear layer that `value` is the result of the bias that it does not have."""
         place = next(i for i, section in enumerate(self.sections) if section.name == value.layer)
         self.sections[place] = self.sections[place].model_copy(update={"bias": True})
         self.state[f"{value.layer}.bias"] = self._rounded(bias, node)
 
-    def takes_bias(self, value: Value, name: str) -> bool:
+    def takes_bias(self, value: OnnxValue, name: str) -> bool:
         """Whether the result `name` is just that of a linear layer without bias, and nothing else uses it."""
         linear = any(section.name == value.layer and section.type == "Linear" for section in self.sections)
         just = value.scale is None and len(value.shape) == 1 and value.shape == self.shapes[value.layer]
@@ -208,15 +210,15 @@ class Reader:
             raise UnsupportedLayer(f"its input has {prod(shape):,} values; {MOST_VALUES:,} are the most")
         self.shapes[NETWORK_INPUT], self.dtype = tuple(shape), DTYPES[kind.elem_type]
         self.batch, self.single = batch or None, batch == 1
-        self.values[given.name] = Value(NETWORK_INPUT, tuple(shape), alone=alone)
+        self.values[given.name] = OnnxValue(NETWORK_INPUT, tuple(shape), alone=alone)
 
     def _read_node(self, node: Node) -> None:
         if node.domain not in DOMAINS or node.kind not in READERS.keys() | FOLDED.keys():
             name = f"{node.domain}.{node.kind}" if node.domain not in DOMAINS else node.kind
             raise node.error(f"operator {name!r} is not read; those that are: {', '.join(sorted(READERS))}")
         given = [node.given(place) for place in range(len(node.names))]
-        if given and not any(isinstance(found, Value) for found in given):
-            results: Value | Constant = computed(node)
+        if given and not any(isinstance(found, OnnxValue) for found in given):
+            results: OnnxValue | Constant = computed(node)
         else:
             results = checked(node).read(self, node)
         for name in node.outputs[1:]:
@@ -229,7 +231,7 @@ class Reader:
             raise UnsupportedLayer(f"it gives {len(self.graph.output)} outputs; networks of one output are read")
         name = self.graph.output[0].name
         end = self.values.get(name)
-        if not isinstance(end, Value):
+        if not isinstance(end, OnnxValue):
             raise UnsupportedLayer(f"its output {name!r} does not depend on its input")
         if prod(end.shape) != max(end.shape):
             raise UnsupportedLayer(f"its output {name!r} has shape {end.shape} for one input; logits (K,) are read")
@@ -246,7 +248,7 @@ class Reader:
         self._fill(network.to(self.dtype))
         return Imported(network.eval(), self.shapes[NETWORK_INPUT], end.shape[0], graph)
 
-    def _drop_unused(self, end: Value) -> None:
+    def _drop_unused(self, end: OnnxValue) -> None:
         """Leave out the layers that the output does not depend on, and let the last be the one that gives it."""
         wanted = {end.layer}
         for section in reversed(self.sections):

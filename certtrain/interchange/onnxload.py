@@ -11,7 +11,7 @@ from certtrain.interchange.onnxvalues import extra
 from certtrain.interchange.packed import is_packed, read_whole
 from certtrain.spec.shapes import MOST_VALUES
 
-MOST_BYTES = 2**31 - 1  # protobuf takes no more
+MOST_FILE_BYTES = 2**31 - 1  # protobuf takes no more
 MOST_UNPACKED = 2**30
 EXTERNAL = 1  # TensorProto.EXTERNAL
 
@@ -38,7 +38,7 @@ def load_proto(path: Path) -> Any:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return read_whole(path, MOST_UNPACKED if is_packed(path) else MOST_BYTES)
+        return read_whole(path, MOST_UNPACKED if is_packed(path) else MOST_FILE_BYTES)
     except OSError as error:
         raise ModelFileError(f"the network {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -56,7 +56,7 @@ def _damaged(path: Path, error: Exception) -> ModelFileError:
 def _attach(graph: Any, path: Path) -> int:
     """Put the tensors that are kept in other files into the graph; gives back how many these are."""
     tensors = [tensor for tensor in _tensors(graph) if tensor.data_location == EXTERNAL]
-    left = MOST_BYTES
+    left = MOST_FILE_BYTES
     for tensor in tensors:
         try:
             data = _external(tensor, path.parent, left)
@@ -85,7 +85,7 @@ def _external(tensor: Any, folder: Path, most: int) -> bytes:
     if int(entries.get("length") or size) != size or offset < 0:
         raise ValueError(f"the file says {entries}, but a tensor of shape {tuple(tensor.dims)} has {size} bytes")
     if size > most:
-        raise ValueError(f"its tensors have more than {MOST_BYTES >> 20:,} MiB, which is the most that is read")
+        raise ValueError(f"its tensors have more than {MOST_FILE_BYTES >> 20:,} MiB, which is the most that is read")
     with _inside(folder, entries.get("location", "")).open("rb") as file:
         file.seek(offset)
         data = file.read(size)

@@ -17,7 +17,7 @@ from certtrain.interchange import onnxproducts as products
 from certtrain.interchange import onnxshaping as shaping
 from certtrain.interchange.onnxbuilder import Builder
 from certtrain.interchange.onnxconstants import constant
-from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, Value, extra
+from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, OnnxValue, extra
 
 LATER = 10**6
 Opsets = tuple[int, int]  # first and last
@@ -35,7 +35,7 @@ def since(opset: int) -> Opsets:
 class Known(NamedTuple):
     """How an operator is read: by which function, up to which version of it, by attributes of which opsets."""
 
-    read: Callable[[Builder, Node], Value | Constant]
+    read: Callable[[Builder, Node], OnnxValue | Constant]
     newest: int
     attributes: Mapping[str, Opsets] = {}
 
@@ -55,11 +55,11 @@ def checked(node: Node) -> Known:
     return known
 
 
-def _same(reader: Builder, node: Node) -> Value:
+def _same(reader: Builder, node: Node) -> OnnxValue:
     return node.value()
 
 
-def _cast(reader: Builder, node: Node) -> Value:
+def _cast(reader: Builder, node: Node) -> OnnxValue:
     wanted = node.attributes["to"]
     names = {1: (1, b"FLOAT"), 11: (11, b"DOUBLE")}
     if not any(wanted in names[number] and dtype == reader.dtype for number, dtype in DTYPES.items()):
@@ -67,7 +67,7 @@ def _cast(reader: Builder, node: Node) -> Value:
     return node.value()
 
 
-def _cast_like(reader: Builder, node: Node) -> Value | Constant:
+def _cast_like(reader: Builder, node: Node) -> OnnxValue | Constant:
     """Values and constants of the network's own type."""
     given, like = node.given(0), node.given(1)
     for part in (given, like):
@@ -77,7 +77,7 @@ def _cast_like(reader: Builder, node: Node) -> Value | Constant:
     return given
 
 
-def _dropout(reader: Builder, node: Node) -> Value:
+def _dropout(reader: Builder, node: Node) -> OnnxValue:
     training = node.constant(2)
     drops = node.opset < 7 and not node.attributes.get("is_test", 0)
     if drops or (training is not None and bool(training.any())):

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from certtrain.interchange.onnxbuilder import Activated, Builder
 from certtrain.interchange.onnxshaping import materialized
-from certtrain.interchange.onnxvalues import Node, Pending, Value
+from certtrain.interchange.onnxvalues import Node, OnnxValue, Pending
 
 ONE, ZERO = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
 
 
-def erf(builder: Builder, node: Node) -> Value:
+def erf(builder: Builder, node: Node) -> OnnxValue:
     """A factor of GELU."""
     return _pending(node, Pending("Erf", node.value()))
 
 
-def greater(builder: Builder, node: Node) -> Value:
+def greater(builder: Builder, node: Node) -> OnnxValue:
     """The condition of a Softplus."""
     limit = node.weights(1)
     if limit.numel() != 1:
@@ -34,13 +34,13 @@ def greater(builder: Builder, node: Node) -> Value:
     return _pending(node, Pending("Greater", node.value(), float(limit)))
 
 
-def _pending(node: Node, pending: Pending) -> Value:
+def _pending(node: Node, pending: Pending) -> OnnxValue:
     if pending.given.pending is not None:
         raise node.error(f"it is given the result of {pending.given.pending.kind} itself, which is not read")
     return pending.given.bare()._replace(pending=pending)
 
 
-def product(builder: Builder, node: Node, left: Value, right: Value) -> Value:
+def product(builder: Builder, node: Node, left: OnnxValue, right: OnnxValue) -> OnnxValue:
     """The product of two values, where it is a GELU or a SiLU."""
     for value, factor in ((left, right), (right, left)):
         found = _gelu(builder, node, value, factor) or _silu(builder, node, value, factor)
@@ -49,7 +49,7 @@ def product(builder: Builder, node: Node, left: Value, right: Value) -> Value:
     raise node.error("the product of two layers' results is read only as x · sigmoid(x) and x · (1 + erf(x/√2))")
 
 
-def _gelu(builder: Builder, node: Node, value: Value, factor: Value) -> Value | None:
+def _gelu(builder: Builder, node: Node, value: OnnxValue, factor: OnnxValue) -> OnnxValue | None:
     """m·z · s(1 + erf(z/√2)) as 2ms · GELU(z)."""
     if factor.pending is None or factor.pending.kind != "Erf" or value.pending is not None:
         return None
@@ -61,18 +61,18 @@ def _gelu(builder: Builder, node: Node, value: Value, factor: Value) -> Value | 
     return add_activation(builder, node, "GELU", z).affine(2 * multiple * scale, ZERO)
 
 
-def _silu(builder: Builder, node: Node, value: Value, factor: Value) -> Value | None:
+def _silu(builder: Builder, node: Node, value: OnnxValue, factor: OnnxValue) -> OnnxValue | None:
     """m·z · s·sigmoid(z) as ms · SiLU(z)."""
     made = builder.activated.get(factor.layer)
     if made is None or made.kind != "Sigmoid" or factor.pending is not None or value.pending is not None:
         return None
     multiple = _Close.of(builder).multiple(value, made.given)
-    if multiple is None or factor.shape != made.given.shape or bool(_shift(factor).any()):
+    if multiple is None or not _alike(factor, value) or bool(_shift(factor).any()):
         return None
     return add_activation(builder, node, "SiLU", made.given).affine(multiple * _scale(factor), ZERO)
 
 
-def where(builder: Builder, node: Node) -> Value:
+def where(builder: Builder, node: Node) -> OnnxValue:
     """Softplus: the condition, x, and softplus(βx) / β."""
     condition, value, smooth = (node.value(place) for place in (0, 1, 2))
     made = builder.activated.get(smooth.layer)
@@ -80,12 +80,12 @@ def where(builder: Builder, node: Node) -> Value:
         raise node.error("it is read only as torch writes Softplus with its threshold")
     close, (_, compared, limit) = _Close.of(builder), condition.pending
     beta, same = close.multiple(made.given, value), close.multiple(compared, made.given)
-    if beta is None or same is None or not close.equal(_scale(smooth) * beta, ONE) or bool(_shift(smooth).any()):
+    if beta is None or same is None or same < 0 or not _is_part(smooth, value, 1 / beta, close):
         raise node.error("it is read only as torch writes Softplus, x where βx is above a limit, else softplus(βx) / β")
     return add_activation(builder, node, "Softplus", value, beta=beta, threshold=limit / same)
 
 
-def add_activation(builder: Builder, node: Node, kind: str, value: Value, **arguments: float) -> Value:
+def add_activation(builder: Builder, node: Node, kind: str, value: OnnxValue, **arguments: float) -> OnnxValue:
     """Append an activation of that kind."""
     made = builder.add(node, kind, [materialized(builder, value, node)], {}, **arguments)
     builder.activated[made.layer] = Activated(kind, value)
@@ -95,15 +95,25 @@ def add_activation(builder: Builder, node: Node, kind: str, value: Value, **argu
 # --- values compared -------------------------------------------------------------------------------------
 
 
-def _scale(value: Value) -> Tensor:
+def _scale(value: OnnxValue) -> Tensor:
     return torch.ones(value.shape, dtype=torch.float64) if value.scale is None else value.scale
 
 
-def _shift(value: Value) -> Tensor:
+def _shift(value: OnnxValue) -> Tensor:
     return torch.zeros(value.shape, dtype=torch.float64) if value.shift is None else value.shift
 
 
-def _times(value: Value, number: float) -> Value:
+def _is_part(factor: OnnxValue, value: OnnxValue, scale: float, close: "_Close") -> bool:
+    """Whether the factor of a pattern is just so many times its layer's result, in the shape of the value."""
+    exactly = close.equal(_scale(factor), torch.tensor(scale)) and not bool(_shift(factor).any())
+    return exactly and _alike(factor, value)
+
+
+def _alike(value: OnnxValue, other: OnnxValue) -> bool:
+    return (value.shape, value.alone) == (other.shape, other.alone)
+
+
+def _times(value: OnnxValue, number: float) -> OnnxValue:
     return value.affine(torch.tensor(number, dtype=torch.float64), ZERO)
 
 
@@ -120,15 +130,15 @@ class _Close(NamedTuple):
         """NaN equals nothing."""
         return bool(((left - right).abs() <= self.share * torch.maximum(left.abs(), right.abs())).all())
 
-    def multiple(self, value: Value, other: Value) -> float | None:
+    def multiple(self, value: OnnxValue, other: OnnxValue) -> float | None:
         """The number m for which the value is m · other, if there is one."""
-        if (value.layer, value.shape, value.alone) != (other.layer, other.shape, other.alone):
+        if value.layer != other.layer or not _alike(value, other):
             return None
         ratio = (_scale(value) / _scale(other)).flatten()
         multiple = 1.0 if self.equal(ratio, ONE) else float(ratio[0])
         fits = self.equal(ratio, torch.tensor(multiple)) and self.equal(_shift(value), multiple * _shift(other))
         return multiple if fits and multiple else None
 
-    def simplest(self, value: Value, *others: Value) -> Value:
+    def simplest(self, value: OnnxValue, *others: OnnxValue) -> OnnxValue:
         """The layer's own result, or one of the others, where the value is equal to it; else the value."""
         return next((other for other in (value.bare(), *others) if self.multiple(value, other) == 1), value)

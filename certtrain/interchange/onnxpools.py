@@ -14,7 +14,7 @@ from certtrain.interchange.onnxshaping import (
     permuted,
     whole,
 )
-from certtrain.interchange.onnxvalues import Node, Value
+from certtrain.interchange.onnxvalues import Node, OnnxValue
 from certtrain.interchange.operators import beyond
 from certtrain.spec.shapes import Shape
 
@@ -22,18 +22,18 @@ WindowSide = tuple[int, int, int, int, int]  # values, window, stride, padding b
 COUNTS_SINCE = 7  # the opset from which on it is said whether padding counts in an average
 
 
-def max_pool(reader: Builder, node: Node) -> Value:
+def max_pool(reader: Builder, node: Node) -> OnnxValue:
     node.expect(storage_order=0)
     return _pool(reader, node, "MaxPool2d", dilation=two_of(node, "dilations"))
 
 
-def average_pool(reader: Builder, node: Node) -> Value:
+def average_pool(reader: Builder, node: Node) -> OnnxValue:
     node.expect(dilations=[1, 1])
     counted = bool(node.attributes.get("count_include_pad", 0))
     return _pool(reader, node, "AvgPool2d", count_include_pad=counted)
 
 
-def _pool(reader: Builder, node: Node, kind: str, **arguments: Any) -> Value:
+def _pool(reader: Builder, node: Node, kind: str, **arguments: Any) -> OnnxValue:
     value = materialized(reader, node.value(), node)
     kernel, strides = two_of(node, "kernel_shape"), two_of(node, "strides")
     dilation, counted = arguments.get("dilation", (1, 1)), arguments.get("count_include_pad", False)
@@ -68,14 +68,14 @@ def _drops(size: int, kernel: int, stride: int, pad: int, dilation: int) -> bool
     return -(-(size + 2 * pad - reach) // stride) * stride >= size + pad
 
 
-def global_average_pool(reader: Builder, node: Node) -> Value:
+def global_average_pool(reader: Builder, node: Node) -> OnnxValue:
     value = materialized(reader, node.value(), node)
     if value.alone:
         raise node.error("only pooling over two dimensions is read")
     return reader.add(node, "AdaptiveAvgPool2d", [value], {}, output_size=(1, 1))
 
 
-def reduce_mean(reader: Builder, node: Node) -> Value:
+def reduce_mean(reader: Builder, node: Node) -> OnnxValue:
     """The mean over some axes: they are put last, and pooled to one value."""
     value, axes = node.value(), node.listed("axes", 1, since=18)
     full = full_shape(reader, value)
@@ -92,7 +92,7 @@ def reduce_mean(reader: Builder, node: Node) -> Value:
     return of_full_shape(reader, mean, node, tuple(sides))
 
 
-def _mean(reader: Builder, node: Node, value: Value, kept: list[int], gone: list[int]) -> Value:
+def _mean(reader: Builder, node: Node, value: OnnxValue, kept: list[int], gone: list[int]) -> OnnxValue:
     """The mean over the dimensions `gone` of the value's shape, as (K,)."""
     rows, columns = (prod(value.shape[place] for place in some) for some in (kept, gone))
     if rows * columns == rows:

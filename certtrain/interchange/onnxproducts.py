@@ -8,7 +8,7 @@ from torch import Tensor
 from certtrain.interchange.onnxarithmetic import constant_for, old_shape, plus
 from certtrain.interchange.onnxbuilder import Builder
 from certtrain.interchange.onnxshaping import full_shape, materialized, settled, swapped, whole
-from certtrain.interchange.onnxvalues import Constant, Node, Value
+from certtrain.interchange.onnxvalues import Constant, Node, OnnxValue
 from certtrain.spec.shapes import Shape
 
 MOST_GROWTH = 64  # rows and columns of zeros that a kernel may get
@@ -17,7 +17,7 @@ MOST_GROWTH = 64  # rows and columns of zeros that a kernel may get
 # --- convolutions ----------------------------------------------------------------------------------------
 
 
-def conv(reader: Builder, node: Node) -> Value:
+def conv(reader: Builder, node: Node) -> OnnxValue:
     value, weight, bias = materialized(reader, node.value(), node), node.weights(1), node.bias(2)
     if weight.dim() != 4 or len(value.shape) != 3 or value.alone:
         raise node.error("only convolutions over two dimensions are read")
@@ -66,7 +66,7 @@ def _even_pads(node: Node, weight: Tensor, pads: Shape, dilations: Shape) -> tup
     return torch.nn.functional.pad(weight, missing), tuple(even)
 
 
-def _padded(reader: Builder, node: Node, value: Value, pads: Shape) -> tuple[Value, Shape]:
+def _padded(reader: Builder, node: Node, value: OnnxValue, pads: Shape) -> tuple[OnnxValue, Shape]:
     """The value with what one end has more than the other put on by layers, and the padding that is left for both."""
     even = tuple(min(pads[place], pads[place + 2]) for place in (0, 1))
     for place, least in enumerate(even):
@@ -103,7 +103,7 @@ def pads_of(node: Node, given: Shape, kernel: Sequence[int], strides: Shape, dil
 # --- products with a matrix ------------------------------------------------------------------------------
 
 
-def mat_mul(reader: Builder, node: Node) -> Value:
+def mat_mul(reader: Builder, node: Node) -> OnnxValue:
     left = node.given(0)
     weight = _matrix(node, 0 if isinstance(left, Constant) else 1)
     if isinstance(left, Constant):
@@ -111,7 +111,7 @@ def mat_mul(reader: Builder, node: Node) -> Value:
     return _product(reader, node, node.value(), weight.T)
 
 
-def gemm(reader: Builder, node: Node) -> Value:
+def gemm(reader: Builder, node: Node) -> OnnxValue:
     """alpha · A′B′ + beta · C, of which A or B is a constant, and C, if there is one."""
     if isinstance(node.given(0), Constant):
         value, weight, turned, bare = node.value(1), _matrix(node, 0).double(), "transB", "transA"
@@ -134,7 +134,7 @@ def _matrix(node: Node, place: int) -> Tensor:
     return weight
 
 
-def _with_bias(reader: Builder, node: Node, value: Value) -> Value:
+def _with_bias(reader: Builder, node: Node, value: OnnxValue) -> OnnxValue:
     bias = node.bias(2)
     if bias is None:
         return value
@@ -147,14 +147,14 @@ def _with_bias(reader: Builder, node: Node, value: Value) -> Value:
     return plus(reader, value, node, shift, node.outputs[0])
 
 
-def _product(reader: Builder, node: Node, value: Value, weight: Tensor) -> Value:
+def _product(reader: Builder, node: Node, value: OnnxValue, weight: Tensor) -> OnnxValue:
     """Every vector along the value's last dimension, taken through the matrix (out, in)."""
     value = materialized(reader, value, node)
     sizes = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
     return reader.add(node, "Linear", [value], {"weight": weight}, **sizes, bias=False)
 
 
-def _product_from_left(reader: Builder, node: Node, weight: Tensor, value: Value) -> Value:
+def _product_from_left(reader: Builder, node: Node, weight: Tensor, value: OnnxValue) -> OnnxValue:
     """weight · value, the matrix product over the last two dimensions, or over the only one."""
     if len(full_shape(reader, value)) == 1:
         return _product(reader, node, value, weight)
@@ -167,7 +167,7 @@ def _product_from_left(reader: Builder, node: Node, weight: Tensor, value: Value
 # --- BatchNormalization ----------------------------------------------------------------------------------
 
 
-def batch_norm(reader: Builder, node: Node) -> Value:
+def batch_norm(reader: Builder, node: Node) -> OnnxValue:
     node.expect(training_mode=0, spatial=1)
     # Before opset 7 an attribute says whether it normalises by the batch, then the number of results, and from 14 on
     # an attribute again.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from certtrain.bounds.shape_layers import Pad
 from certtrain.interchange.onnxbuilder import Builder
-from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, Value
+from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, OnnxValue
 from certtrain.network.graphs import TYPES
 from certtrain.spec.layers import NETWORK_INPUT
 from certtrain.spec.shapes import Shape
@@ -25,7 +25,7 @@ ENDLESS = 2**31 - 1  # an end of a slice from here on stands for the last value
 # --- values as results of layers -------------------------------------------------------------------------
 
 
-def settled_shape(reader: Builder, value: Value, node: Node) -> Value:
+def settled_shape(reader: Builder, value: OnnxValue, node: Node) -> OnnxValue:
     """The value in a layer's own shape: a Flatten or Reshape is added where it was in another."""
     if value.pending is not None:
         raise node.error(f"the result of {value.pending.kind} is read only as a part of an activation")
@@ -33,11 +33,11 @@ def settled_shape(reader: Builder, value: Value, node: Node) -> Value:
     if reader.takes_input_as(value.shape) if of_input else value.shape == reader.shapes[value.layer]:
         return value
     kind, more = ("Flatten", {}) if len(value.shape) == 1 else ("Reshape", {"shape": value.shape})
-    made = reader.add(node, kind, [Value(value.layer, reader.shapes[value.layer])], {}, **more)
+    made = reader.add(node, kind, [OnnxValue(value.layer, reader.shapes[value.layer])], {}, **more)
     return value._replace(layer=made.layer)
 
 
-def materialized(reader: Builder, value: Value, node: Node) -> Value:
+def materialized(reader: Builder, value: OnnxValue, node: Node) -> OnnxValue:
     """The value as the result of a layer: what is gathered on it becomes a BatchNorm of fixed statistics.
 
     Where numbers differ within a channel, each value is a channel of its own.
@@ -61,7 +61,7 @@ def _by_channel(tensor: Tensor) -> bool:
     return bool((rows == rows[:, :1]).all())
 
 
-def moved(reader: Builder, value: Value, node: Node, kind: str, **arguments: Any) -> Value:
+def moved(reader: Builder, value: OnnxValue, node: Node, kind: str, **arguments: Any) -> OnnxValue:
     """The result of a layer that moves values; what has been gathered on them moves along."""
     value = settled_shape(reader, value, node)
     made = reader.add(node, kind, [value.bare()], {}, **arguments)
@@ -72,12 +72,12 @@ def moved(reader: Builder, value: Value, node: Node, kind: str, **arguments: Any
 # --- shapes as ONNX has them -----------------------------------------------------------------------------
 
 
-def full_shape(reader: Builder, value: Value) -> Shape:
+def full_shape(reader: Builder, value: OnnxValue) -> Shape:
     """The shape of ONNX's tensor; `FREE_BATCH` stands for a free number of inputs."""
     return value.shape if value.alone else (FREE_BATCH if reader.batch is None else reader.batch, *value.shape)
 
 
-def of_full_shape(reader: Builder, value: Value, node: Node, shape: Shape) -> Value:
+def of_full_shape(reader: Builder, value: OnnxValue, node: Node, shape: Shape) -> OnnxValue:
     """The same values as a tensor of that shape."""
     full = full_shape(reader, value)
     if prod(shape) != prod(full) or not (shape if reader.single else shape[1:]):
@@ -89,14 +89,14 @@ def of_full_shape(reader: Builder, value: Value, node: Node, shape: Shape) -> Va
     return value.reshaped(shape[1:], alone=False)
 
 
-def settled(value: Value) -> Value:
+def settled(value: OnnxValue) -> OnnxValue:
     """Of a single input: a first side of 1 is the batch's dimension, if it is not the only one."""
     if value.alone and len(value.shape) > 1 and value.shape[0] == 1:
         return value.reshaped(value.shape[1:], alone=False)
     return value
 
 
-def whole(reader: Builder, value: Value, node: Node) -> Value:
+def whole(reader: Builder, value: OnnxValue, node: Node) -> OnnxValue:
     """The value of a single input with the batch's side of 1 as a dimension like any other."""
     if value.alone:
         return value
@@ -105,7 +105,7 @@ def whole(reader: Builder, value: Value, node: Node) -> Value:
     return value.reshaped((1, *value.shape), alone=True)
 
 
-def lifted(reader: Builder, value: Value, node: Node, dimensions: int) -> Value:
+def lifted(reader: Builder, value: OnnxValue, node: Node, dimensions: int) -> OnnxValue:
     """The value with sides of 1 before its own, so that it has so many dimensions or more."""
     missing = dimensions - len(full_shape(reader, value))
     if missing <= 0:
@@ -114,7 +114,7 @@ def lifted(reader: Builder, value: Value, node: Node, dimensions: int) -> Value:
     return value.reshaped((1,) * missing + value.shape, alone=True)
 
 
-def places(reader: Builder, value: Value, node: Node, axes: Sequence[int]) -> tuple[Value, list[int]]:
+def places(reader: Builder, value: OnnxValue, node: Node, axes: Sequence[int]) -> tuple[OnnxValue, list[int]]:
     """ONNX's axes as places in the value's shape, and the value, as a whole where the batch's own is among them."""
     found = numbered(node, axes, len(full_shape(reader, value)))
     value = whole(reader, value, node) if 0 in found else value
@@ -143,7 +143,7 @@ def shape_of(reader: Builder, node: Node) -> Constant:
     return Constant(torch.tensor(full[node.attributes.get("start", 0) : node.attributes.get("end", len(full))]))
 
 
-def flatten(reader: Builder, node: Node) -> Value:
+def flatten(reader: Builder, node: Node) -> OnnxValue:
     value, axis = node.value(), node.attributes.get("axis", 1)
     full = full_shape(reader, value)
     place = axis + len(full) if axis < 0 else axis
@@ -152,7 +152,7 @@ def flatten(reader: Builder, node: Node) -> Value:
     return of_full_shape(reader, value, node, (prod(full[:place]), prod(full[place:])))
 
 
-def reshape(reader: Builder, node: Node) -> Value:
+def reshape(reader: Builder, node: Node) -> OnnxValue:
     value = node.value()
     wanted = node.sizes(1, "shape") if node.opset >= 5 else list(node.attributes.get("shape", ()))
     if not wanted:
@@ -160,7 +160,7 @@ def reshape(reader: Builder, node: Node) -> Value:
     return of_full_shape(reader, value, node, _sizes(reader, value, node, wanted))
 
 
-def _sizes(reader: Builder, value: Value, node: Node, wanted: Sequence[int]) -> Shape:
+def _sizes(reader: Builder, value: OnnxValue, node: Node, wanted: Sequence[int]) -> Shape:
     """What the sizes of a Reshape mean: 0 is the size before, and −1 what is left."""
     full = full_shape(reader, value)
     if 0 in wanted and (node.attributes.get("allowzero", 0) or 0 in wanted[len(full) :]):
@@ -183,7 +183,7 @@ def _filled(node: Node, sizes: Sequence[int], total: int) -> Shape:
     return filled
 
 
-def squeeze(reader: Builder, node: Node) -> Value:
+def squeeze(reader: Builder, node: Node) -> OnnxValue:
     value, axes = node.value(), node.listed("axes", 1, since=13)
     full = full_shape(reader, value)
     if axes == []:
@@ -196,7 +196,7 @@ def squeeze(reader: Builder, node: Node) -> Value:
     return of_full_shape(reader, value, node, tuple(side for i, side in enumerate(full) if i not in found))
 
 
-def unsqueeze(reader: Builder, node: Node) -> Value:
+def unsqueeze(reader: Builder, node: Node) -> OnnxValue:
     value, axes = node.value(), node.listed("axes", 1, since=13) or []
     full = list(full_shape(reader, value))
     for axis in sorted(numbered(node, axes, len(full) + len(axes))):
@@ -204,7 +204,7 @@ def unsqueeze(reader: Builder, node: Node) -> Value:
     return of_full_shape(reader, value, node, tuple(full))
 
 
-def transpose(reader: Builder, node: Node) -> Value:
+def transpose(reader: Builder, node: Node) -> OnnxValue:
     value = node.value()
     count = len(full_shape(reader, value))
     order = list(node.attributes.get("perm", range(count)[::-1]))
@@ -215,7 +215,7 @@ def transpose(reader: Builder, node: Node) -> Value:
     return permuted(reader, value, node, [axis - 1 for axis in order[1:]])
 
 
-def permuted(reader: Builder, value: Value, node: Node, order: Sequence[int]) -> Value:
+def permuted(reader: Builder, value: OnnxValue, node: Node, order: Sequence[int]) -> OnnxValue:
     """The dimensions of the value's shape in that order; where only sides of 1 move, the values stay."""
     moving = [axis for axis in order if value.shape[axis] > 1]
     if moving == sorted(moving):
@@ -223,13 +223,13 @@ def permuted(reader: Builder, value: Value, node: Node, order: Sequence[int]) ->
     return moved(reader, value, node, "Permute", dims=tuple(axis + 1 for axis in order))
 
 
-def swapped(reader: Builder, value: Value, node: Node) -> Value:
+def swapped(reader: Builder, value: OnnxValue, node: Node) -> OnnxValue:
     """The last two dimensions of the value's shape in the other order."""
     count = len(value.shape)
     return permuted(reader, value, node, [*range(count - 2), count - 1, count - 2])
 
 
-def pad(reader: Builder, node: Node) -> Value:
+def pad(reader: Builder, node: Node) -> OnnxValue:
     mode = node.attributes.get("mode", b"constant")
     if mode != b"constant":
         raise node.error(f"mode = {mode!r} is not read, only padding by a constant")
@@ -242,7 +242,7 @@ def pad(reader: Builder, node: Node) -> Value:
     return settled(value)
 
 
-def _padding(reader: Builder, node: Node) -> tuple[Value, list[int], list[int]]:
+def _padding(reader: Builder, node: Node) -> tuple[OnnxValue, list[int], list[int]]:
     """The value, and how much goes before and after each side of its shape."""
     value = node.value()
     pads = node.listed("paddings" if node.opset < 2 else "pads", 1, since=11)
@@ -264,7 +264,7 @@ def _padded_by(node: Node) -> float:
     return 0.0 if given is None else float(given)
 
 
-def part(reader: Builder, node: Node) -> Value:
+def part(reader: Builder, node: Node) -> OnnxValue:
     """Slice: one layer for each axis of which less than all is left."""
     value = node.value()
     starts, ends = (node.listed(name, place, since=10) for place, name in ((1, "starts"), (2, "ends")))
@@ -279,7 +279,7 @@ def part(reader: Builder, node: Node) -> Value:
     return settled(value)
 
 
-def _sliced(reader: Builder, value: Value, node: Node, axis: int, wanted: slice) -> Value:
+def _sliced(reader: Builder, value: OnnxValue, node: Node, axis: int, wanted: slice) -> OnnxValue:
     full = full_shape(reader, value)
     size = full[axis]
     if size == FREE_BATCH:
@@ -300,7 +300,7 @@ def _sliced(reader: Builder, value: Value, node: Node, axis: int, wanted: slice)
     )
 
 
-def concat(reader: Builder, node: Node) -> Value:
+def concat(reader: Builder, node: Node) -> OnnxValue:
     values = [node.value(place) for place in range(len(node.names))]
     if "axis" not in node.attributes and node.opset >= 4:
         raise node.error("it names no axis")

@@ -47,11 +47,11 @@ class Pending(NamedTuple):
     """
 
     kind: str
-    given: Value
+    given: OnnxValue
     limit: float = 0.0
 
 
-class Value(NamedTuple):
+class OnnxValue(NamedTuple):
     """scale · v + shift in shape `shape`, v being the result of a layer, or "input".
 
     `shape` is without the batch, and may differ from that of v if their values
@@ -68,7 +68,7 @@ class Value(NamedTuple):
     alone: bool = False
     pending: Pending | None = None
 
-    def affine(self, scale: Tensor, shift: Tensor) -> Value:
+    def affine(self, scale: Tensor, shift: Tensor) -> OnnxValue:
         """scale · self + shift."""
         own_scale = torch.ones(self.shape, dtype=torch.float64) if self.scale is None else self.scale
         own_shift = torch.zeros(self.shape, dtype=torch.float64) if self.shift is None else self.shift
@@ -77,11 +77,11 @@ class Value(NamedTuple):
             return self._replace(scale=None, shift=None)
         return self._replace(scale=scale.expand(self.shape), shift=shift.expand(self.shape))
 
-    def bare(self) -> Value:
+    def bare(self) -> OnnxValue:
         """The value without what has been gathered on it."""
         return self._replace(scale=None, shift=None)
 
-    def reshaped(self, shape: Shape, *, alone: bool) -> Value:
+    def reshaped(self, shape: Shape, *, alone: bool) -> OnnxValue:
         """The same values in another shape."""
         pending = self.pending
         if pending is not None:
@@ -89,7 +89,7 @@ class Value(NamedTuple):
         found = self.mapped(lambda part: part.reshape(shape))
         return found._replace(shape=shape, alone=alone, pending=pending)
 
-    def mapped(self, move: Callable[[Tensor], Tensor]) -> Value:
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> OnnxValue:
         """What has been gathered on the value, moved as its values are."""
         scale, shift = (None if part is None else move(part) for part in (self.scale, self.shift))
         return self._replace(scale=scale, shift=shift)
@@ -104,11 +104,11 @@ class Node(NamedTuple):
     names: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
-    known: Mapping[str, Value | Constant]
+    known: Mapping[str, OnnxValue | Constant]
     opset: int
 
     @classmethod
-    def of(cls, proto: Any, known: Mapping[str, Value | Constant], opset: int) -> Node:
+    def of(cls, proto: Any, known: Mapping[str, OnnxValue | Constant], opset: int) -> Node:
         get_attribute_value = extra("onnx.helper").get_attribute_value
         title = proto.name or (proto.output[0] if proto.output else "")
         attributes = {entry.name: get_attribute_value(entry) for entry in proto.attribute}
@@ -119,7 +119,7 @@ class Node(NamedTuple):
     def error(self, message: str) -> UnsupportedLayer:
         return UnsupportedLayer(f"node {self.title!r} ({self.kind}): {message}")
 
-    def given(self, place: int) -> Value | Constant | None:
+    def given(self, place: int) -> OnnxValue | Constant | None:
         """What it is given there, None where it is left out."""
         if place >= len(self.names) or not self.names[place]:
             return None
@@ -128,15 +128,15 @@ class Node(NamedTuple):
             raise self.error(f"{name!r} is no earlier result")
         return self.known[name]
 
-    def value(self, place: int = 0) -> Value:
+    def value(self, place: int = 0) -> OnnxValue:
         found = self.given(place)
-        if not isinstance(found, Value):
+        if not isinstance(found, OnnxValue):
             raise self.error(f"its input {place + 1} must depend on the network's input")
         return found
 
     def constant(self, place: int) -> Tensor | None:
         found = self.given(place)
-        if isinstance(found, Value):
+        if isinstance(found, OnnxValue):
             raise self.error(f"its input {place + 1} must be a constant")
         return None if found is None else found.tensor
 

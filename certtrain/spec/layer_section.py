@@ -5,7 +5,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field
 
-from certtrain.spec.section import LARGEST, Positive, Section
+from certtrain.spec.section import LARGEST_SIZE, Positive, Section
 
 LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
 MOST_NAME_PARTS = 8  # of a dotted name
@@ -20,7 +20,7 @@ def pair(value: Any) -> Any:
 
 LayerName = Annotated[str, Field(max_length=200, pattern=rf"^\w+(\.\w+){{0,{MOST_NAME_PARTS - 1}}}$")]
 Pair = Annotated[tuple[Positive, Positive], BeforeValidator(pair)]
-NotNegative = Annotated[int, Field(ge=0, le=LARGEST)]
+NotNegative = Annotated[int, Field(ge=0, le=LARGEST_SIZE)]
 Number = Annotated[float, Field(ge=-LARGEST_FLOAT, le=LARGEST_FLOAT)]
 PositiveNumber = Annotated[float, Field(gt=0, le=LARGEST_FLOAT)]
 

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_v
 
 from certtrain.spec.activations import AnyActivation
 from certtrain.spec.layer_section import LayerName, LayerSection, NotNegative, Number, Pair, by_type, pair
-from certtrain.spec.section import LARGEST, Positive, Section
+from certtrain.spec.section import LARGEST_SIZE, Positive, Section
 
 NETWORK_INPUT = "input"  # what layers call the network's own input
 MOST_LAYERS_IN_GRAPH = 1024  # more than any network that bounds are of use for; a hostile file may ask for more
@@ -24,8 +24,8 @@ def _padding(value: Any) -> Any:
     if value == "same":
         return value
     sides = pair(0 if value == "valid" else value)
-    if not all(isinstance(side, int) and 0 <= side <= LARGEST for side in sides) or len(sides) != 2:
-        raise ValueError(f'{value!r} is neither a number from 0 to {LARGEST}, nor two, nor "same" or "valid"')
+    if not all(isinstance(side, int) and 0 <= side <= LARGEST_SIZE for side in sides) or len(sides) != 2:
+        raise ValueError(f'{value!r} is neither a number from 0 to {LARGEST_SIZE}, nor two, nor "same" or "valid"')
     return tuple(sides)
 
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-LARGEST = 2**20  # no network is wider; a hostile file may say so
-Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+LARGEST_SIZE = 2**20  # no network is wider; a hostile file may say so
+Positive = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 
 
 class Section(BaseModel):

@@ -48,7 +48,7 @@ class Accumulation:
     """What stays the same from step to step.
 
     size: examples that go through the bounds at a time.
-    statistics: whence the clean batch's pass takes them. pool: adds the other processes' sums.
+    statistics: where the clean batch's pass takes them from. pool: adds the other processes' sums.
     forward: the context of every pass, which chooses its arithmetic.
     """
 

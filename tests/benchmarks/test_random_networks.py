@@ -4,11 +4,12 @@ import contextlib
 
 import pytest
 import torch
-from random_networks import describe, draw_network, drawn_networks
+from random_networks import ACTIVATED, describe, draw_network, drawn_networks
 from random_trials import Trial, random_campaign, real_bounds
 from torch import nn
 
 from certtrain.bounds import guard, interval, linear
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Substitution
 from certtrain.bounds.tracing import trace_layers
@@ -29,6 +30,10 @@ def test_nothing_that_is_claimed_of_random_networks_is_contradicted():
 def test_every_layer_with_a_rule_is_drawn():
     drawn = (trace_layers(network) for _, network, _ in drawn_networks(150, SEED))
     assert {type(call.layer) for graph in drawn for call in graph.calls} == set(interval.INTERVAL_RULES)
+
+
+def test_every_activation_can_be_drawn():
+    assert ACTIVATED.keys() == ACTIVATIONS.keys()
 
 
 def test_the_same_seed_draws_the_same_network():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from certtrain import margin_bounds, output_bounds, propagate
 from certtrain.bounds.graph import Add
 from certtrain.bounds.shape_layers import Pad
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import UnsupportedLayer
 
@@ -229,6 +230,40 @@ def test_the_list_stays_true_while_weights_change():
     net = Net(lambda net, x: net.conv(x))
     graph = trace_layers(net)
     assert graph.calls[0].layer is net.conv
+
+
+# --- two parts of one network ----------------------------------------------------------------------------
+
+
+def residual() -> nn.Module:
+    return Net(lambda net, x: net.fc(torch.flatten(torch.relu(net.other(net.relu(net.conv(x))) + net.conv(x)), 1)))
+
+
+def test_a_network_can_be_split_only_where_one_value_alone_goes_on():
+    graph = checked_graph(residual())
+    names = [graph.calls[cut - 1].name for cut in graph.cuts()]
+    assert names == ["add", "relu_1", "flatten"]
+    for cut in graph.cuts():
+        first, second = graph.split(cut)
+        with torch.no_grad():
+            (*_, between), (*_, whole) = first.results(X), graph.results(X)
+            *_, result = second.results(between)
+        assert torch.equal(result, whole)
+        assert len(first.calls) + len(second.calls) == len(graph.calls)
+
+
+@pytest.mark.parametrize("name", ["conv", "relu", "other", "fc"])
+def test_another_split_is_an_error_that_says_where_there_are_some(name: str):
+    graph = checked_graph(residual())
+    with pytest.raises(UnsupportedLayer, match="it can after 'add', 'relu_1', 'flatten'"):
+        graph.split(graph.value_of(name))
+    with pytest.raises(UnsupportedLayer, match="cannot be split at value 0"):
+        graph.split(0)
+
+
+def test_a_layer_that_is_not_there_has_no_value():
+    with pytest.raises(UnsupportedLayer, match=r"has no layer 'conv9'; it has conv, relu"):
+        checked_graph(residual()).value_of("conv9")
 
 
 # --- what cannot -----------------------------------------------------------------------------------------

@@ -129,6 +129,20 @@ def test_expensive_bounds_do_not_depend_on_the_batch(name: str, method: str):
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn built"])
+@pytest.mark.parametrize("method", METHODS)
+def test_linear_functions_of_sampled_logits_stay_above_their_bounds(name: str, method: str):
+    model, x, labels = case(name)
+    bounds = METHODS[method](checked_graph(model), input_box(x, 0.03), QUICK_SEARCH)
+    functions = torch.randn(3, 5, bounds.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lower = bounds.below(functions)
+    seen = torch.einsum("bsk,nbk->nbs", functions, sampled_logits(model, x, 0.03, (0.0, 1.0)))
+    assert bool((seen >= lower - 1e-12 * (1 + lower.abs().max())).all())
+    each = torch.eye(bounds.shape[1], dtype=torch.float64)
+    margins = bounds.below(each[labels].unsqueeze(1) - each)
+    torch.testing.assert_close(margins, bounds.margins(labels), rtol=0, atol=1e-9)
+
+
 @EVERY_NET
 def test_relu_inputs_of_samples_stay_inside(name: str):
     model, x, _ = case(name)

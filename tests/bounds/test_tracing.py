@@ -123,7 +123,7 @@ NOT_SHAPES: dict[str, tuple[Forward, str]] = {
     "device": (lambda net, x: net.conv(x) if x.device.type == "cpu" else x, "cannot be traced"),
     "device as a value": (lambda net, x: F.leaky_relu(net.conv(x), x.device), r"reads x\.device"),
     "assertion": (lambda net, x: net.conv(x) if x.dim() == 4 else 1 / 0, "cannot be traced: ZeroDivisionError"),
-    "unknown layer": (lambda net, x: net.conv(x) if net.odd(x).shape[1] else x, "'odd' is a GELU.*bounded: .*ReLU"),
+    "unknown layer": (lambda net, x: net.conv(x) if net.odd(x).shape[1] else x, "'odd' is a Mish.*bounded: .*ReLU"),
     "layer that does not fit": (lambda net, x: net.fc(x).shape[1] and x, "'fc' is given values"),
     "numel": (lambda net, x: net.conv(x).view(-1, x.numel()), r"numel"),
 }
@@ -133,7 +133,7 @@ NOT_SHAPES: dict[str, tuple[Forward, str]] = {
 def test_what_depends_on_the_batch_or_fits_no_layer_is_refused(name: str):
     forward, message = NOT_SHAPES[name]
     net = Net(forward).eval()
-    net.odd = nn.GELU()
+    net.odd = nn.Mish()
     x = X if name != "assertion" else X.unsqueeze(1)
     with pytest.raises((UnsupportedLayer, DataError), match=f"(?s){message}"):
         propagate(net, x, 0.1)
@@ -204,6 +204,23 @@ FUNCTIONS: dict[str, Forward] = {
     "F.sigmoid": lambda net, x: flat(net, F.sigmoid(net.conv(x))),
     "F.tanh": lambda net, x: flat(net, F.tanh(net.conv(x))),
     "F.leaky_relu": lambda net, x: flat(net, F.leaky_relu(net.conv(x), 0.2)),
+    "F.gelu": lambda net, x: flat(net, F.gelu(net.conv(x))),
+    "F.gelu by name": lambda net, x: flat(net, F.gelu(net.conv(x), approximate="none")),
+    "F.silu": lambda net, x: flat(net, F.silu(net.conv(x))),
+    "F.silu in place": lambda net, x: flat(net, F.silu(net.conv(x), inplace=True)),
+    "F.softplus": lambda net, x: flat(net, F.softplus(net.conv(x))),
+    "F.softplus by name": lambda net, x: flat(net, F.softplus(net.conv(x), beta=2, threshold=15)),
+    "F.elu": lambda net, x: flat(net, F.elu(net.conv(x), 0.5)),
+    "F.elu in place": lambda net, x: flat(net, F.elu(net.conv(x), alpha=2.0, inplace=True)),
+    "F.hardtanh": lambda net, x: flat(net, F.hardtanh(net.conv(x))),
+    "F.hardtanh in place": lambda net, x: flat(net, F.hardtanh(net.conv(x), -0.2, 0.3, True)),
+    "F.relu6": lambda net, x: flat(net, F.relu6(net.conv(x))),
+    "torch.clamp": lambda net, x: flat(net, torch.clamp(net.conv(x), -0.3, 0.4)),
+    "torch.clamp by name": lambda net, x: flat(net, torch.clamp(net.conv(x), min=0)),
+    "torch.clip": lambda net, x: flat(net, torch.clip(net.conv(x), max=0.25)),
+    "x.clamp()": lambda net, x: flat(net, net.conv(x).clamp(0, 1)),
+    "x.clamp_()": lambda net, x: flat(net, net.conv(x).clamp_(min=-0.25, max=0.25)),
+    "x.clip()": lambda net, x: flat(net, net.conv(x).clip(None, 0.5)),
     "F.dropout": lambda net, x: flat(net, F.dropout(net.conv(x), 0.3, net.training)),
     "F.dropout by name": lambda net, x: flat(net, F.dropout(net.conv(x), p=0.5, training=net.training)),
     "F.dropout of none": lambda net, x: flat(net, F.dropout(net.conv(x), 0.0)),
@@ -238,7 +255,16 @@ NOT_FUNCTIONS: dict[str, tuple[Forward, str]] = {
     "out=": (lambda net, x: torch.add(net.conv(x), x, out=net.other(x)), "torch.add with .*'out'"),
     "constant": (lambda net, x: net.conv(x).add(1), r"x\.add\(\) with the constant 1"),
     "unsqueeze": (lambda net, x: net.conv(x).unsqueeze(1), r"calls x\.unsqueeze\(\), for which there is no rule"),
-    "relu6": (lambda net, x: F.relu6(net.conv(x)), "relu6.*no rule"),
+    "mish": (lambda net, x: F.mish(net.conv(x)), "mish.*no rule"),
+    "another GELU": (lambda net, x: flat(net, F.gelu(net.conv(x), approximate="tanh")), "GELU with approximate='tanh'"),
+    "clamp by a tensor": (lambda net, x: net.conv(x).clamp(min=net.constant), "'constant' is used outside a layer"),
+    "clamp by a value": (lambda net, x: net.conv(x).clamp(max=x.size(0)), "which is known only when the network runs"),
+    "clamp to nothing": (
+        lambda net, x: flat(net, net.conv(x).clamp(2.0, 1.0)),
+        "clamps to 2 and 1, of which the first",
+    ),
+    "hardtanh of one value": (lambda net, x: F.hardtanh(net.conv(x), 1.0, 1.0), "the first must be below the second"),
+    "clamped in place": (lambda net, x: (lambda h: h.clamp_(0, 1) + h)(net.conv(x)), "'clamp_' overwrites a value"),
     "product": (lambda net, x: net.conv(x) * net.other(x), r"calls x \* y, .*no rule"),
     "index": (lambda net, x: net.conv(x)[:, 0], r"calls x\[…\], .*no rule"),
     "F.linear": (lambda net, x: F.linear(x.flatten(1), net.fc.weight), r"'fc.weight' is used outside .*F\.linear"),

@@ -142,7 +142,7 @@ def test_a_shape_that_cannot_be_is_refused_before_anything_is_read(sides: list[i
 def test_all_tensors_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = split(tmp_path)
     monkeypatch.setattr(onnxload, "_bytes", lambda path: path.read_bytes())
-    monkeypatch.setattr(onnxload, "MOST_BYTES", 50)
+    monkeypatch.setattr(onnxload, "MOST_FILE_BYTES", 50)
     with pytest.raises(ModelFileError, match=r"tensor 'b' in another file: its tensors have more than"):
         read_onnx(path)
 

@@ -321,6 +321,11 @@ def test_names_are_made_fit_for_files_and_modules():
     assert torch.equal(GraphNetwork(found)(points()), points())
 
 
+def test_a_layer_that_data_cannot_say_is_an_error():
+    with pytest.raises(UnsupportedLayer, match=r"(?s)layer '1' cannot be written to a file:.*approximate"):
+        graph_of(trace_layers(nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"))))
+
+
 def test_weights_in_common_are_an_error():
     tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     tied[2].weight = tied[0].weight
@@ -347,7 +352,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "too many": ([RELU | {"name": f"a{i}"} for i in range(1025)], "one to 1024 layers"),
     "no list": ("ReLU", "one to 1024 layers"),
     "no layer": ([5], r"layers\.0: Input should be a valid dictionary"),
-    "unknown type": ([RELU | {"type": "GELU"}], r"layers\.0: .*'GELU'.*'ReLU'"),
+    "unknown type": ([RELU | {"type": "Mish"}], r"layers\.0: .*'Mish'.*'ReLU'"),
     "no type": ([{"name": "a"}], r"layers\.0: .*'type'"),
     "no name": ([{"type": "ReLU"}], r"layers\.0\.ReLU\.name: Field required"),
     "misspelt": ([RELU | {"inpts": ["input"]}], r"layers\.0\.ReLU\.inpts: .*did you mean 'inputs'"),
@@ -385,6 +390,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "falling": ([{"name": "a", "type": "LeakyReLU", "negative_slope": -0.1}], r"LeakyReLU\.negative_slope"),
     "infinite": ([{"name": "a", "type": "LeakyReLU", "negative_slope": float("inf")}], "finite"),
+    "another GELU": ([{"name": "a", "type": "GELU", "approximate": "tanh"}], r"GELU\.approximate: .*'none'"),
+    "no ELU": ([{"name": "a", "type": "ELU", "alpha": 0.0}], r"ELU\.alpha: .*greater than 0"),
+    "no softplus": ([{"name": "a", "type": "Softplus", "beta": -1.0}], r"Softplus\.beta: .*greater than 0"),
+    "a late threshold": ([{"name": "a", "type": "Softplus", "threshold": 90.0}], r"Softplus\.threshold: .*equal to 80"),
+    "no interval": ([{"name": "a", "type": "Hardtanh", "min_val": 1.0}], "min_val must be below max_val"),
+    "no limit": ([{"name": "a", "type": "Clamp"}], "it has neither min nor max"),
+    "crossed limits": ([{"name": "a", "type": "Clamp", "min": 2.0, "max": 1.0}], "min must not be above max"),
+    "a limit too large": ([{"name": "a", "type": "Clamp", "min": 1e39}], r"Clamp\.min"),
     "batch": ([{"name": "a", "type": "Flatten", "start_dim": 0}], r"Flatten\.start_dim"),
     "deviation": ([{"name": "a", "type": "Normalize", "mean": [0.0], "std": [0.0]}], r"Normalize\.std\.0"),
 }

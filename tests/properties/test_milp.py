@@ -235,3 +235,15 @@ def test_what_the_solver_prints_by_itself_is_not_printed(capfd: pytest.CaptureFi
         os.write(1, b"HighsMipSolverData")
     os.write(1, b"and this is")
     assert capfd.readouterr().out == "and this is"
+
+
+@needs_scipy
+@pytest.mark.parametrize("weight", [1e200, torch.inf, torch.nan])
+def test_bounds_that_are_not_finite_claim_nothing(weight: float) -> None:
+    """NaN is neither below nor above zero: no unit may be taken for a stable one by it."""
+    net = mlp((2, 3, 3, 2), 0)
+    with torch.no_grad():
+        net[0].weight[0, 0] = weight
+        net[2].weight[0, 0] = weight
+    found = minimum(net, (2,), case(0, 2, 2))
+    assert (found.proved, found.reached, found.point) == (-torch.inf, torch.inf, None)

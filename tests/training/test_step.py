@@ -9,7 +9,7 @@ from tiny import classifier, images
 from torch import Tensor, nn
 
 from certtrain.attack import PGD
-from certtrain.errors import DeviceError
+from certtrain.errors import DeviceError, UnsupportedLayer
 from certtrain.network.models import InputSpec, build_model
 from certtrain.runtime.precision import arithmetic, check_precision, tensor_cores
 from certtrain.spec.preset import load_preset
@@ -34,6 +34,23 @@ def stepper(seed: int = 0, **changes: object) -> Stepper:
 def batch(seed: int = 0, size: int = 12) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(size, 1, 8, 8, generator=generator), torch.randint(10, (size,), generator=generator)
+
+
+def test_a_step_asks_for_no_mode_and_changes_none():
+    found = []
+    for training in (True, False):
+        one = stepper(eps__start=1)
+        one.network.train(training)
+        one.run(15, *batch())
+        assert {module.training for module in one.network.modules()} == {training}
+        found.append(state(one))
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+
+
+def test_a_network_that_is_random_in_training_is_refused():
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.2), nn.Linear(10, 10))
+    with pytest.raises(UnsupportedLayer, match="'2' is random in training"):
+        Stepper(load_preset("digits"), layers.eval(), PER_EPOCH)
 
 
 def state(of: Stepper) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from certtrain.attack import PGD
 from certtrain.data import ImageSet, to_unit
-from certtrain.errors import DataError, EpsilonError, NetworkError, SoundnessError
+from certtrain.errors import DataError, EpsilonError, NetworkError, SoundnessError, UnsupportedLayer
 from certtrain.network.modelfile import Classifier
 from certtrain.spec.architecture import MLP
 from certtrain.verification.results import ExampleResult
@@ -173,3 +173,19 @@ def test_the_folded_network_is_verified_as_export_writes_it():
     assert saved.certified == pytest.approx(folded.certified, abs=1)
     assert not any(isinstance(layer, nn.BatchNorm1d) for layer in network_of(model, "folded").modules())
     assert network_of(model, "saved") is model
+
+
+def test_a_network_in_training_mode_is_refused_before_anything_is_claimed():
+    model, data = mostly_right()
+    seen: list[int] = []
+    with pytest.raises(UnsupportedLayer, match="is in training mode"):
+        verify(model.train(), data, EPS, attack=None, on_examples=lambda results: seen.append(len(results)))
+    assert not seen
+
+
+def test_the_old_name_of_a_callback_is_taken_with_a_warning():
+    sizes: list[int] = []
+    with pytest.warns(DeprecationWarning, match="on_points of verify is now called on_examples") as warned:
+        verify(*mostly_right(), EPS, attack=None, method="ibp", on_points=lambda results: sizes.append(len(results)))
+    assert warned[0].filename == __file__
+    assert sum(sizes) == 100

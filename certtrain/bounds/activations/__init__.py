@@ -6,7 +6,6 @@ A record that lacks a part, or does not agree with its section, is an error when
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import get_args
 
 from torch import nn
@@ -33,7 +32,7 @@ def by_layer(records: Sequence[Activation]) -> Mapping[type[nn.Module], Activati
         raise TypeError(f"two activations have {twice[0]}")
     if missing := set(ACTIVATION_SECTIONS) - {record.section for record in records}:
         raise TypeError(f"{missing.pop().__name__} is the section of no activation")
-    return MappingProxyType({record.layer: record for record in records})
+    return {record.layer: record for record in records}  # torch.compile does not take a mapping proxy of such keys
 
 
 def _check(record: Activation) -> None:

@@ -104,7 +104,7 @@ def _slope_below(curve: Curve, at: _Interval) -> tuple[Tensor, Tensor]:
     """
     tangent, (low, high, middle, wide) = curve.derivative(at.middle), at
     if _convex(curve):
-        return tangent, middle.detach()
+        return tangent, middle
     from_low = (low < curve.left) & ((middle <= (curve.left + curve.right) / 2) | (high <= curve.right))
     first, last = low.clamp(curve.left, curve.right), high.clamp(curve.left, curve.right)
     search = _Search(*_ordered(from_low, low, high), *_ordered(from_low, first, last))
@@ -127,7 +127,7 @@ def _slope_above(curve: Curve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
         point = torch.where(torch.where(from_low, high > curve.right, low < curve.left) & ~both, found, point)
         point = torch.where(torch.where(from_low, low >= curve.right, high <= curve.left), end, point)
     slope, touched = _through(curve, at, _Chord(end, point), tangent, wide)
-    return slope, torch.where(both, low, touched).detach(), torch.where(both, high, touched).detach()
+    return slope, torch.where(both, low, touched), torch.where(both, high, touched)
 
 
 def _through(curve: Curve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ def _through(curve: Curve, at: _Interval, chord: _Chord, tangent: Tensor, allowe
     chosen = allowed & ((at.middle - chord.end) * (at.middle - chord.point) < 0)
     run = torch.where(chosen, chord.point - chord.end, 1.0)
     slope = torch.where(chosen, (curve.value(chord.point) - curve.value(chord.end)) / run, tangent)
-    return slope.clamp(*curve.slopes), torch.where(chosen, chord.point, at.middle).detach()
+    return slope.clamp(*curve.slopes), torch.where(chosen, chord.point, at.middle)
 
 
 def _ordered(first: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,21 +164,25 @@ def _least(curve: Curve, at: _Interval, slope: Tensor, touched: Tensor) -> Tenso
 def _largest(curve: Curve, at: _Interval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """An upper bound of f(x) − slope · x in the interval: from its ends, and from the concave parts."""
     found = torch.maximum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
-    for touched, present, part in (
-        (left, at.low < curve.left, (at.low, at.high.clamp(max=curve.left))),
-        (right, at.high > curve.right, (at.low.clamp(min=curve.right), at.high)),
-    ):
-        if not _convex(curve):
-            bound = _by_tangent(curve, slope, touched, part, torch.maximum)
-            found = torch.where(present, torch.maximum(found, bound), found)
+    if curve.left > -inf:
+        part = at.low, at.high.clamp(max=curve.left)
+        bound = _by_tangent(curve, slope, left, part, torch.maximum)
+        found = torch.where(at.low < curve.left, torch.maximum(found, bound), found)
+    if curve.right < inf:
+        part = at.low.clamp(min=curve.right), at.high
+        bound = _by_tangent(curve, slope, right, part, torch.maximum)
+        found = torch.where(at.high > curve.right, torch.maximum(found, bound), found)
     return found
 
 
 def _by_tangent(
     curve: Curve, slope: Tensor, touched: Tensor, part: tuple[Tensor, Tensor], extreme: Callable[..., Tensor]
 ) -> Tensor:
-    """A bound of f(x) − slope · x on a part, by the tangent at `touched` moved into it; its slope is detached."""
-    first, last = (end.detach() for end in part)
-    point = torch.minimum(torch.maximum(touched, first), last)
-    rest = (curve.derivative(point) - slope).detach()
-    return curve.value(point) - slope * point + extreme(rest * (first - point), rest * (last - point))
+    """A bound of f(x) − slope · x on a part, by the tangent at `touched` moved into the part.
+
+    Its gradient is that of the value at this point: what the tangent adds is close to zero, and detached.
+    """
+    point = torch.minimum(torch.maximum(touched, part[0]), part[1])
+    rest = curve.derivative(point) - slope
+    added = extreme(*(rest * (end - point) for end in part))
+    return curve.value(point) - slope * point + added.detach()
