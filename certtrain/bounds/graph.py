@@ -42,7 +42,7 @@ class Add(nn.Module):
 
 
 class LayerCall(NamedTuple):
-    """One layer applied to earlier values. _Result 0 is the network's input, value i + 1 the result of call i."""
+    """One layer applied to earlier values. Value 0 is the network's input, value i + 1 the result of call i."""
 
     name: str
     layer: nn.Module

@@ -24,7 +24,7 @@ from certtrain.bounds.checks import check_not_random
 from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
 from certtrain.bounds.rounded import LayerStep, rounded
-from certtrain.bounds.rounding import MOST_LAYERS, Rounding
+from certtrain.bounds.rounding import LAYER_LIMIT, Rounding
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import (
     BatchNorm,
@@ -138,9 +138,9 @@ def interval_pass(
 
 
 def _check_depth(graph: LayerGraph, rounding: Rounding | None) -> None:
-    if rounding is not None and len(graph.calls) >= MOST_LAYERS:
+    if rounding is not None and len(graph.calls) >= LAYER_LIMIT:
         raise UnsupportedLayer(
-            f"rounding is bounded for networks of fewer than {MOST_LAYERS} layers, not {len(graph.calls)}"
+            f"rounding is bounded for networks of fewer than {LAYER_LIMIT} layers, not {len(graph.calls)}"
         )
 
 

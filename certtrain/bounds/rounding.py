@@ -21,7 +21,7 @@ SAFETY_FACTOR = 1 + 2.0**-40  # larger than the rounding in the computation of t
 # magnitude, the radius, the scale of a BatchNorm, the ends of an interval, and the conversion to centre and radius.
 EXTRA_ROUNDINGS = 32
 # A network must have fewer layers, so each of its values is used by fewer layers.
-MOST_LAYERS = 2**12
+LAYER_LIMIT = 2**12
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def backsubstitution_error(length: int) -> float:
     layers that use a value are summed, and so are the constants of the layers. Each
     sum rounds by at most its length times its terms, and each term belongs to a layer.
     """
-    return 4 * gamma(length + EXTRA_ROUNDINGS + MOST_LAYERS, UNIT64)
+    return 4 * gamma(length + EXTRA_ROUNDINGS + LAYER_LIMIT, UNIT64)
 
 
 NEAREST = "every operation rounds to nearest; reciprocal square roots are within 2 units in the last place"

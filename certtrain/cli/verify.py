@@ -262,7 +262,7 @@ def _verified(task: _Task, limits: LimitOptions) -> "Report":
 
     stop = Stopper(None)
     with task.writer() as writer:
-        known = () if writer is None else tuple(writer.points.values())
+        known = () if writer is None else tuple(writer.results.values())
         with render.verifying(len(task.images), known) as view:
             try:
                 report = _report(task, limits, known, _Batches(writer, view, stop))
@@ -297,7 +297,7 @@ def _say_stopped(writer: "Writer | None", examples: int) -> None:
     if writer is None:
         render.note("stopped; without --out FILE nothing is kept")
         return
-    decided = sum(point.verdict != "open" for point in writer.points.values())
+    decided = sum(point.verdict != "open" for point in writer.results.values())
     again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
     render.note(f"stopped with {decided:,} of {examples:,} examples decided; go on with: {again}")
 

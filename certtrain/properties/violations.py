@@ -35,8 +35,8 @@ def cases_at_a_time(prepared: PreparedNetwork, deadline: Deadline) -> int:
     """How many cases form a batch, so that the deadline is checked often enough."""
     if not deadline.limited:
         return AT_A_TIME
-    work = inference_work(prepared.graph, torch.zeros(1, *prepared.shape, dtype=torch.float64))
-    return between_checks(AT_A_TIME, GRADIENT_WORK * work, deadline)
+    cost = inference_work(prepared.graph, torch.zeros(1, *prepared.shape, dtype=torch.float64))
+    return between_checks(AT_A_TIME, GRADIENT_WORK * cost, deadline)
 
 
 class Violation:
@@ -51,7 +51,7 @@ class Violation:
         self.stacked, self.dtype = stacked(cases), dtype_of(prepared.network)
         self.found: Tensor | None = None
 
-    def work(self) -> AttackBatch:
+    def boxes(self) -> AttackBatch:
         """A row for each case, in float64."""
         lower = torch.stack([case.lower for case in self.cases])
         upper = torch.stack([case.upper for case in self.cases])
@@ -84,11 +84,11 @@ class Violation:
 
 
 def _search(criterion: Violation, attack: PGD, first: int) -> Tensor | None:
-    work = criterion.work()
-    state = AttackState(criterion, work, work.rows + first, criterion.over)
+    batch = criterion.boxes()
+    state = AttackState(criterion, batch, batch.rows + first, criterion.over)
     for restart in range(attack.restarts + 1):
-        draws = state.random(work, "property", attack.seed, restart) if restart else 0.5
-        run_pgd(state, work, draws, criterion.loss, attack.steps)
+        draws = state.random(batch, "property", attack.seed, restart) if restart else 0.5
+        run_pgd(state, batch, draws, criterion.loss, attack.steps)
         if criterion.found is not None:
             break
     return criterion.found

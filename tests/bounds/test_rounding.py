@@ -23,7 +23,7 @@ from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.interval import INTERVAL_RULES, interval_pass
 from certtrain.bounds.methods import METHODS, Bounds, Settings, method_named
 from certtrain.bounds.rounded import LayerStep
-from certtrain.bounds.rounding import ARITHMETICS, MOST_LAYERS, UNIT64, arithmetic_named, gamma, interval_error
+from certtrain.bounds.rounding import ARITHMETICS, LAYER_LIMIT, UNIT64, arithmetic_named, gamma, interval_error
 from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.statistics import BatchNorm, running_statistics
 from certtrain.bounds.supported import checked_graph
@@ -602,6 +602,6 @@ def test_weights_of_another_precision_are_refused():
 
 
 def test_a_network_of_too_many_layers_is_refused():
-    many = nn.Sequential(*[nn.Identity() for _ in range(MOST_LAYERS)], nn.Linear(1, 2))
+    many = nn.Sequential(*[nn.Identity() for _ in range(LAYER_LIMIT)], nn.Linear(1, 2))
     with pytest.raises(UnsupportedLayer, match="fewer than 4096 layers, not 4097"):
         bounds(many, torch.tensor([[0.5]]), 0.1, "real")

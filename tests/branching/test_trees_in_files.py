@@ -201,25 +201,25 @@ def opened(case: Case) -> list[bool]:
 
 
 LINES: dict[str, tuple[int, dict[str, Any], str]] = {
-    "no trees": (LARGE, {"trees": {}}, "a point that 'complete' certified has trees, and no other"),
+    "no trees": (LARGE, {"trees": {}}, "an example that 'complete' certified has trees, and no other"),
     "trees that are none": (LARGE, {"trees": None}, "trees: Input should be an object"),
     "a list of trees": (LARGE, {"trees": [".", "."]}, "trees: Input should be an object"),
     "a class that is none": (LARGE, {"trees": {"x": "."}}, "trees.x"),
     "a tree that is a number": (LARGE, {"trees": {"0": 1}}, "trees.0: Input should be a valid string"),
-    "trees of a falsified point": (FALSIFIED, {"trees": {"0": "."}}, "has trees, and no other"),
+    "trees of a falsified example": (FALSIFIED, {"trees": {"0": "."}}, "has trees, and no other"),
     "trees of an open point": (
         LARGE,
         {"verdict": "open", "method": None, "margin": None},
-        "a point that 'complete' certified has trees, and no other",
+        "an example that 'complete' certified has trees, and no other",
     ),
     "trees of another method": (
         LARGE,
         {"method": "ibp", "tried": {"inference": 0.1, "ibp": 0.1, "complete": 0.1}},
-        "a point that 'complete' certified has trees, and no other",
+        "an example that 'complete' certified has trees, and no other",
     ),
     "a huge tree": (LARGE, {"trees": {"0": "." * 5_000_000}}, "is longer than"),
-    "no margin": (LARGE, {"margin": None}, "a certified point has a margin above zero"),
-    "a margin of nothing": (LARGE, {"margin": 0.0}, "a certified point has a margin above zero"),
+    "no margin": (LARGE, {"margin": None}, "a certified example has a margin above zero"),
+    "a margin of nothing": (LARGE, {"margin": 0.0}, "a certified example has a margin above zero"),
 }
 
 

@@ -56,7 +56,7 @@ def write(case: Case, **asked: Any) -> None:
     header = describe_task(case.model_file, case.model, case.images, eps=EPS, attack=ATTACK.to_dict(), **options)
     writer = Writer.resume if case.file.exists() else Writer
     to = writer(case.file, header, case.images)
-    known = list(to.points.values())
+    known = list(to.results.values())
     verify(case.model, case.images, EPS, attack=ATTACK, known=known, on_examples=to.add, **options)
     to.seal()
 
@@ -360,16 +360,16 @@ def greater_radius(lines: Lines) -> None:
 
 FORGED: dict[Callable[[Lines], None], str] = {
     open_as_certified: r"example \d+ is certified there, but open by crown-ibp here",
-    misclassified_as_open: "is open there, but is wrongly classified here",
-    misclassified_as_certified: "is certified there, but is wrongly classified here",
-    certified_as_misclassified: "is misclassified there, but is rightly classified here",
+    misclassified_as_open: "is open there, but is misclassified here",
+    misclassified_as_certified: "is certified there, but is misclassified here",
+    certified_as_misclassified: "is misclassified there, but is correctly classified here",
     greater_margin: "has the margin",
     smaller_margin: "has the margin",
     cheaper_method: "is certified there, but open by ibp here",
     another_method: "certified by 'attack', which is not of its method",
     outside_the_box: "a counterexample outside its box",
     outside_the_pixels: "a counterexample outside its box",
-    rightly_classified: "a counterexample that is rightly classified",
+    rightly_classified: "a counterexample that is correctly classified",
     another_label: r"example 0 has label \d, not \d",
     another_example: "example 0 is another image",
     weaker_assumptions: "assumptions that are not those of its certificates",
@@ -445,7 +445,10 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "an example is missing": (lambda text: _without(text, 5), "is the seal, but 1 examples have no record"),
     "a line comes twice": (lambda text: _again(text), "again, and does not go on from the earlier line"),
     "more after the seal": (lambda text: text.encode() + b"{}\n", "comes after the seal"),
-    "a point without a method": (lambda text: spoilt(text, '"method":"ibp"', '"method":null'), "a point has a method"),
+    "a point without a method": (
+        lambda text: spoilt(text, '"method":"ibp"', '"method":null'),
+        "an example has a method",
+    ),
     "cut in a line": (lambda text: text.encode()[:-200], "is not finished"),
     "cut between lines": (lambda text: text.encode()[: text.rindex('{"kind":"seal"')], "is not finished"),
     "pixels too few": (lambda text: _pixels(text, "AAAA"), "counterexample that cannot be read: it holds 3 bytes"),

@@ -168,7 +168,7 @@ def test_a_packed_network_has_its_weights_beside_it(tmp_path: Path) -> None:
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxload, "MOST_UNPACKED", 2**20)
-    monkeypatch.setattr(vnnlib, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(vnnlib, "MOST_PROPERTY_BYTES", 2**20)
     for name in ("net.onnx.gz", "p.vnnlib.gz"):
         (tmp_path / name).write_bytes(gzip.compress(bytes(2**25)))
     message = "is larger than 1 MiB once it is unpacked, which is the most that is read"

@@ -78,6 +78,6 @@ def test_after_the_first_violation_or_the_deadline_none_is_confirmed(deadline: D
     one = torch.ones(4, dtype=torch.float64)
     wanted = Case(0 * one, one, 0 * one[None, :3], -one[:1])  # reached everywhere
     criterion = Violation(subject(), [wanted] * 3, deadline)
-    work = criterion.work()
+    work = criterion.boxes()
     each = [criterion.confirmed(work.x[row : row + 1], work.row(row)) for row in range(3)]
     assert each == [deadline is NEVER, False, False]

@@ -32,7 +32,7 @@ FAR = 40.0  # distance from zero beyond which each of these curves is a line in 
 BISECTIONS = 30
 
 
-class Curve(NamedTuple):
+class ActivationCurve(NamedTuple):
     """A function and its derivative: convex from `left` to `right`, concave outside.
 
     At a kink, the derivative is that of the convex part, or between the derivatives of both sides.
@@ -55,7 +55,7 @@ class _Interval(NamedTuple):
     wide: Tensor
 
 
-def curve_lines(curve: Curve, box: Box) -> Lines:
+def curve_lines(curve: ActivationCurve, box: Box) -> Lines:
     """The lines of `curve` over `box` (B, …). Rounding on the way to them is harmless, but for that of their terms."""
     low, high, middle = box.lower, box.upper, box.centre
     at = _Interval(low, high, middle, high - low > NARROW_CURVE * (1 + middle.detach().abs()))
@@ -83,7 +83,7 @@ class _Search(NamedTuple):
     near: Tensor
     far: Tensor
 
-    def touching(self, curve: Curve, sign: int) -> _Chord:
+    def touching(self, curve: ActivationCurve, sign: int) -> _Chord:
         """The chord. Before its point tangents pass above the end for a sign of 1, below it for −1."""
         end, near, far = (part.detach().double() for part in (self.end, self.near, self.far))
         with torch.no_grad():
@@ -97,7 +97,7 @@ class _Search(NamedTuple):
         return _Chord(self.end, torch.where(far == last, self.opposite, found))
 
 
-def _slope_below(curve: Curve, at: _Interval) -> tuple[Tensor, Tensor]:
+def _slope_below(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor]:
     """The slope of the lower line, and the point where it should touch the convex part.
 
     Where both ends are in concave parts, it is the line through the nearer end, or the tangent at the midpoint.
@@ -111,7 +111,7 @@ def _slope_below(curve: Curve, at: _Interval) -> tuple[Tensor, Tensor]:
     return _through(curve, at, search.touching(curve, 1), tangent, wide & (from_low | (high > curve.right)))
 
 
-def _slope_above(curve: Curve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
+def _slope_above(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
     """The slope of the upper line, and the points where it should touch the left and the right concave part.
 
     Where both ends are in concave parts, it is the chord: all these curves are nearly linear there.
@@ -130,7 +130,9 @@ def _slope_above(curve: Curve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
     return slope, torch.where(both, low, touched), torch.where(both, high, touched)
 
 
-def _through(curve: Curve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+def _through(
+    curve: ActivationCurve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor
+) -> tuple[Tensor, Tensor]:
     """Slope and point of the chord where it is allowed and spans the midpoint, else of the tangent at the midpoint.
 
     The gradient of a chord that touches the curve is taken as if its point were fixed.
@@ -146,14 +148,14 @@ def _ordered(first: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(first, one, other), torch.where(first, other, one)
 
 
-def _convex(curve: Curve) -> bool:
+def _convex(curve: ActivationCurve) -> bool:
     return (curve.left, curve.right) == (-inf, inf)
 
 
 # --- offsets ---------------------------------------------------------------------------------------------
 
 
-def _least(curve: Curve, at: _Interval, slope: Tensor, touched: Tensor) -> Tensor:
+def _least(curve: ActivationCurve, at: _Interval, slope: Tensor, touched: Tensor) -> Tensor:
     """A lower bound of f(x) − slope · x in the interval: from its ends, and from the convex part."""
     ends = torch.minimum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
     part = (at.low.clamp(curve.left, curve.right), at.high.clamp(curve.left, curve.right))
@@ -161,7 +163,7 @@ def _least(curve: Curve, at: _Interval, slope: Tensor, touched: Tensor) -> Tenso
     return torch.where(inside, torch.minimum(ends, _by_tangent(curve, slope, touched, part, torch.minimum)), ends)
 
 
-def _largest(curve: Curve, at: _Interval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _largest(curve: ActivationCurve, at: _Interval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """An upper bound of f(x) − slope · x in the interval: from its ends, and from the concave parts."""
     found = torch.maximum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
     if curve.left > -inf:
@@ -176,7 +178,7 @@ def _largest(curve: Curve, at: _Interval, slope: Tensor, left: Tensor, right: Te
 
 
 def _by_tangent(
-    curve: Curve, slope: Tensor, touched: Tensor, part: tuple[Tensor, Tensor], extreme: Callable[..., Tensor]
+    curve: ActivationCurve, slope: Tensor, touched: Tensor, part: tuple[Tensor, Tensor], extreme: Callable[..., Tensor]
 ) -> Tensor:
     """A bound of f(x) − slope · x on a part, by the tangent at `touched` moved into the part.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.curves import Curve, curve_lines
+from certtrain.bounds.activations.curves import ActivationCurve, curve_lines
 from certtrain.bounds.activations.intervals import monotone_box
 from certtrain.bounds.activations.record import Accuracy, Activation, nonzero_width
 from certtrain.bounds.box import Box
@@ -41,7 +41,9 @@ def _lines(layer: nn.ELU, box: Box) -> Lines:
         return torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp())
 
     bend = 0.0 if alpha > 1 else math.inf
-    return curve_lines(Curve(lambda x: F.elu(x, alpha), derivative, -math.inf, bend, (0.0, max(1.0, alpha))), box)
+    return curve_lines(
+        ActivationCurve(lambda x: F.elu(x, alpha), derivative, -math.inf, bend, (0.0, max(1.0, alpha))), box
+    )
 
 
 def _unstable(layer: nn.ELU, box: Box) -> Tensor:

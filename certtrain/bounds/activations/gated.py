@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.curves import Curve, curve_lines
+from certtrain.bounds.activations.curves import ActivationCurve, curve_lines
 from certtrain.bounds.activations.intervals import unimodal_box
 from certtrain.bounds.activations.record import Accuracy, Activation, no_refusal, nonzero_width
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator
@@ -54,8 +54,8 @@ def _silu_derivative(x: Tensor) -> Tensor:
 
 
 # GELU's second derivative is φ(x)(2 − x²); SiLU's is zero where x · tanh(x/2) = 2. There the slopes are extreme.
-_GELU_CURVE = Curve(F.gelu, _gelu_derivative, -math.sqrt(2), math.sqrt(2), (-0.1290, 1.1290))
-_SILU_CURVE = Curve(F.silu, _silu_derivative, -2.399357280515468, 2.399357280515468, (-0.0999, 1.0999))
+_GELU_CURVE = ActivationCurve(F.gelu, _gelu_derivative, -math.sqrt(2), math.sqrt(2), (-0.1290, 1.1290))
+_SILU_CURVE = ActivationCurve(F.silu, _silu_derivative, -2.399357280515468, 2.399357280515468, (-0.0999, 1.0999))
 
 
 def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.curves import Curve, curve_lines
+from certtrain.bounds.activations.curves import ActivationCurve, curve_lines
 from certtrain.bounds.activations.intervals import box_of_ends
 from certtrain.bounds.activations.record import Accuracy, Activation, nonzero_width
 from certtrain.bounds.box import Box
@@ -74,7 +74,9 @@ def _interval(layer: nn.Softplus, box: Box) -> Box:
 def _lines(layer: nn.Softplus, box: Box) -> Lines:
     """The lines of the smooth curve, the lower one reduced by the jump near the threshold; above the threshold, x."""
     at = _Threshold(layer)
-    curve = Curve(lambda x: _smooth(layer, x), lambda x: torch.sigmoid(layer.beta * x), -math.inf, math.inf, (0.0, 1.0))
+    curve = ActivationCurve(
+        lambda x: _smooth(layer, x), lambda x: torch.sigmoid(layer.beta * x), -math.inf, math.inf, (0.0, 1.0)
+    )
     below, lower, above, upper = curve_lines(curve, box)
     assert lower is not None
     assert upper is not None
