@@ -81,7 +81,7 @@ def _batch_norm(layer: BatchNorm) -> str | None:
 
 
 def _average(layer: nn.AvgPool2d) -> str | None:
-    return "has a negative divisor, so it is no average" if (layer.divisor_override or 1) < 0 else None
+    return "has a negative divisor, so it is not an average" if (layer.divisor_override or 1) < 0 else None
 
 
 def _convolution(layer: nn.Conv2d) -> str | None:

@@ -146,7 +146,9 @@ class _Reader:
     def shape_of(self, node: fx.Node) -> Shape | None:
         """The shape of a value, without the batch; None where the input's shape is not known."""
         if node not in self.values:
-            raise UnsupportedLayer(f"the forward pass asks for the shape of {node.name!r}, which is no layer's result")
+            raise UnsupportedLayer(
+                f"the forward pass asks for the shape of {node.name!r}, which is not the result of a layer"
+            )
         if self.shape is None:
             return None
         self.shapes = self.shapes or [torch.Size((2, *self.shape))]

@@ -86,5 +86,5 @@ def _to_next_side(path: dict[Neuron, int]) -> bool:
 def _neuron(word: str) -> Neuron:
     found = NEURON.fullmatch(word)
     if found is None:
-        raise ValueError(f"{word[:20]!r} is no neuron, like '4:17', and no leaf, {LEAF!r}")
+        raise ValueError(f"{word[:20]!r} is neither a neuron, like '4:17', nor a leaf, {LEAF!r}")
     return Neuron(int(found[1]), int(found[2]))

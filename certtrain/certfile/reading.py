@@ -124,7 +124,7 @@ class _Reader:
         try:
             return kind.model_validate_json(line)
         except ValidationError as error:
-            raise self._error(f"is no {kind.__name__.lower()} of a certificate file: {_first(error)}") from error
+            raise self._error(f"is not a {kind.__name__.lower()} of a certificate file: {_first(error)}") from error
 
     def _error(self, what: str) -> CertificateError:
         return CertificateError(f"line {self.number} of {self.path} {what}")

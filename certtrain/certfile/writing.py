@@ -79,14 +79,14 @@ def data_of(images: ImageSet) -> dict[str, Any]:
 def hash_model(path: Path, model: Classifier) -> ModelHashes:
     """The hashes of a model and of the file that it comes from."""
     with path.open("rb") as file:
-        whole = hashlib.file_digest(file, "sha256").hexdigest()
+        of_file = hashlib.file_digest(file, "sha256").hexdigest()
     tensors = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         tensors.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         tensors.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     said = model.metadata.model_dump(mode="json", include={"architecture", "input_shape", "class_names"})
     architecture = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return ModelHashes(file=whole, tensors=tensors.hexdigest(), architecture=architecture)
+    return ModelHashes(file=of_file, tensors=tensors.hexdigest(), architecture=architecture)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def _sum(builder: Builder, node: Node, sign: Tensor) -> OnnxValue:
         case Constant(number), OnnxValue() as right:
             value, shift = constant_for(builder, right, node, number)
             return add_constant(builder, value.affine(sign, ZERO), node, shift, node.names[1])
-    raise node.error("it is given constants alone")
+    raise node.error("it is given only constants")
 
 
 def add_constant(builder: Builder, value: OnnxValue, node: Node, shift: Tensor, name: str) -> OnnxValue:
@@ -73,7 +73,7 @@ def multiply(builder: Builder, node: Node) -> OnnxValue:
             return _scaled(builder, node, value, number)
         case OnnxValue() as left, OnnxValue() as right:
             return product(builder, node, left, right)
-    raise node.error("it is given constants alone")
+    raise node.error("it is given only constants")
 
 
 def divide(builder: Builder, node: Node) -> OnnxValue:

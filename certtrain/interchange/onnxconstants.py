@@ -60,7 +60,7 @@ def computed(node: Node) -> Constant:
     given = {name: node.constant(place) for place, name in enumerate(node.names) if name}
     tensors = [tensor for tensor in given.values() if tensor is not None]
     if node.kind not in FOLDED or (node.kind in COMPUTING_OPERATORS and node.opset < 7):
-        raise node.error("it is given constants alone, and is not computed")
+        raise node.error("it is given only constants, and is not computed")
     if (size := FOLDED[node.kind](tensors)) > MOST_VALUES:
         raise node.error(f"it makes up to {size:,} values of constants; {MOST_VALUES:,} are the most")
     _check_batch(node)

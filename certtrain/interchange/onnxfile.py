@@ -169,9 +169,9 @@ class Reader:
     def takes_bias(self, value: OnnxValue, name: str) -> bool:
         """As `Builder.takes_bias`."""
         linear = any(section.name == value.layer and section.type == "Linear" for section in self.sections)
-        just = value.scale is None and len(value.shape) == 1 and value.shape == self.shapes[value.layer]
-        bare = f"{value.layer}.bias" not in self.state
-        return linear and just and bare and self.origins[value.layer] == name and self.uses[name] == 1
+        unchanged = value.scale is None and len(value.shape) == 1 and value.shape == self.shapes[value.layer]
+        has_no_bias = f"{value.layer}.bias" not in self.state
+        return linear and unchanged and has_no_bias and self.origins[value.layer] == name and self.uses[name] == 1
 
     def takes_input_as(self, shape: Shape) -> bool:
         """As `Builder.takes_input_as`; the order in memory is the same."""

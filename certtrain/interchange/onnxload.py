@@ -47,7 +47,7 @@ def _bytes(path: Path) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> ModelFileError:
     first = str(error).strip().partition("\n")[0]
-    return ModelFileError(f"{path} is not a whole ONNX file: {first}")
+    return ModelFileError(f"{path} is not a complete ONNX file: {first}")
 
 
 # --- tensors in other files ------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def _external(tensor: Any, folder: Path, most: int) -> bytes:
     """A tensor's bytes. Raises OSError, or ValueError for a file or a part of it that must not be read."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if any(isinstance(text, bytes) for text in entries.values()):  # protobuf gives bytes for text that is not UTF-8
-        raise ValueError(f"the file says {entries}, which is no text")
+        raise ValueError(f"the file says {entries}, which is not text")
     size, offset = _size(tensor), int(entries.get("offset") or 0)
     if int(entries.get("length") or size) != size or offset < 0:
         raise ValueError(f"the file says {entries}, but a tensor of shape {tuple(tensor.dims)} has {size} bytes")
@@ -91,8 +91,8 @@ def _external(tensor: Any, folder: Path, most: int) -> bytes:
         data = file.read(size)
     if len(data) < size:
         raise ValueError(
-            f"{entries['location']!r} ends too early: {size:,} bytes are to stand from byte {offset:,} on. "
-            "Copy both files together, and whole"
+            f"{entries['location']!r} ends too early: {size:,} bytes are expected from byte {offset:,} on. "
+            "Copy both files completely"
         )
     return data
 

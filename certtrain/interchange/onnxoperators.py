@@ -43,7 +43,7 @@ class Known(NamedTuple):
 def checked(node: Node) -> Known:
     """The table's entry for the node's operator. Raises UnsupportedLayer for another version or attribute."""
     if node.kind not in READERS:
-        raise node.error("it is read only where it is given constants alone")
+        raise node.error("it is read only where it is given only constants")
     known = READERS[node.kind]
     version = optional_module("onnx.defs").get_schema(node.kind, node.opset, "").since_version
     if version > known.newest:

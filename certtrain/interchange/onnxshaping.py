@@ -85,7 +85,9 @@ def of_full_shape(builder: Builder, value: OnnxValue, node: Node, shape: Shape) 
     if builder.single_input:
         return batch_split_off(value.reshaped(shape, unbatched=True))
     if shape[0] != full[0]:
-        raise node.error(f"from {shape_text(full)} to {shape_text(shape)}: the batch's dimension is not kept apart")
+        raise node.error(
+            f"from {shape_text(full)} to {shape_text(shape)}: the batch's dimension would be mixed with others"
+        )
     return value.reshaped(shape[1:], unbatched=False)
 
 
@@ -101,7 +103,7 @@ def batch_included(builder: Builder, value: OnnxValue, node: Node) -> OnnxValue:
     if value.unbatched:
         return value
     if not builder.single_input:
-        raise node.error("it does not keep the batch's dimension apart")
+        raise node.error("it mixes the batch's dimension with others")
     return value.reshaped((1, *value.shape), unbatched=True)
 
 
@@ -148,7 +150,7 @@ def flatten(builder: Builder, node: Node) -> OnnxValue:
     full = full_shape(builder, value)
     place = axis + len(full) if axis < 0 else axis
     if not (0 <= place <= len(full) if builder.single_input else place == 1):
-        raise node.error(f"axis = {axis} is not read; 1 keeps the batch apart")
+        raise node.error(f"axis = {axis} is not read; only 1 leaves the batch's dimension as it is")
     return of_full_shape(builder, value, node, (prod(full[:place]), prod(full[place:])))
 
 
@@ -156,7 +158,7 @@ def reshape(builder: Builder, node: Node) -> OnnxValue:
     value = node.value()
     wanted = node.sizes(1, "shape") if node.opset >= 5 else list(node.attributes.get("shape", ()))
     if not wanted:
-        raise node.error("its shape must be a constant list of whole numbers")
+        raise node.error("its shape must be a constant list of integers")
     return of_full_shape(builder, value, node, _sizes(builder, value, node, wanted))
 
 
@@ -173,7 +175,9 @@ def _sizes(builder: Builder, value: OnnxValue, node: Node, wanted: Sequence[int]
     if not (
         left_over or first == full[0] or (first == 1 and builder.batch is None)
     ):  # a 1 works for no other batch size
-        raise node.error(f"from {shape_text(full)} to {shape_text(wanted)}: the batch's dimension is not kept apart")
+        raise node.error(
+            f"from {shape_text(full)} to {shape_text(wanted)}: the batch's dimension would be mixed with others"
+        )
     return (full[0], *_filled(node, rest, prod(value.shape)))
 
 

@@ -125,7 +125,7 @@ class Node(NamedTuple):
             return None
         name = self.names[place]
         if name not in self.known:
-            raise self.error(f"{name!r} is no earlier result")
+            raise self.error(f"{name!r} is not an earlier result")
         return self.known[name]
 
     def value(self, place: int = 0) -> OnnxValue:
@@ -155,7 +155,7 @@ class Node(NamedTuple):
         if found is None:
             return None
         if found.dtype not in (torch.int64, torch.int32) or found.dim() > 1:
-            raise self.error(f"its {name} must be a constant list of whole numbers")
+            raise self.error(f"its {name} must be a constant list of integers")
         return [int(number) for number in found.reshape(-1).tolist()]
 
     def numbers(self, place: int, name: str) -> list[int] | None:

@@ -113,7 +113,7 @@ def _window(layer: nn.MaxPool2d | nn.AvgPool2d, given: Shape, dilation: Shape = 
         sides = zip(given[-2:], kernel, stride, padding, dilation, strict=True)
         extra = tuple(beyond(*side) for side in sides)
     if any(p + e >= k for p, e, k in zip(padding, extra, kernel, strict=True)):
-        raise UnsupportedLayer(f"{layer}: its windows reach so far over the end that one can lie in the padding alone")
+        raise UnsupportedLayer(f"{layer}: its windows reach so far beyond the end that one can contain only padding")
     return _Window(kernel, stride, padding, extra)
 
 
@@ -154,7 +154,7 @@ def _adaptive_avg_pool(layer: nn.AdaptiveAvgPool2d, given: Shape) -> list[Operat
         size if size is not None else side for size, side in zip(_both(layer.output_size), given[-2:], strict=True)
     ]
     if any(side % size for side, size in zip(given[-2:], wanted, strict=True)):
-        raise UnsupportedLayer(f"{layer}: {given[-2]}×{given[-1]} values are no multiple of its output's")
+        raise UnsupportedLayer(f"{layer}: {given[-2]}×{given[-1]} values are not a multiple of its output's")
     kernel = tuple(side // size for side, size in zip(given[-2:], wanted, strict=True))
     return [Operator("AveragePool", {}, {"kernel_shape": kernel, "strides": kernel})]
 

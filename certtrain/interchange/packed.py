@@ -15,7 +15,7 @@ def read_whole(path: Path, most: int) -> bytes:
         with gzip.open(path) if is_packed(path) else path.open("rb") as file:
             data: bytes = file.read(most + 1)
     except (EOFError, zlib.error) as error:
-        raise OSError(f"it is no whole gzip file: {error}") from error
+        raise OSError(f"it is not a complete gzip file: {error}") from error
     if len(data) > most:
         packed = " once it is unpacked" if is_packed(path) else ""
         raise ValueError(f"it is larger than {most >> 20:,} MiB{packed}, which is the most that is read")

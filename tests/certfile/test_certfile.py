@@ -412,12 +412,12 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "zeros": (lambda text: bytes(1000), "holds no certificates"),
     "one huge line": (lambda text: b"x" * 5_000_000, "line 1 .* is longer than"),
     "a huge record": (lambda text: spoilt(text, '"ibp":', f'"{"i" * 5_000_000}":'), "is longer than"),
-    "not UTF-8": (lambda text: b"\xff\xfe" + text.encode(), "line 1 .* is no header"),
-    "not JSON": (lambda text: b"hello\n" + text.encode(), "line 1 .* is no header"),
-    "nested without end": (lambda text: b"[" * 60_000 + b"\n", "line 1 .* is no header"),
-    "a list": (lambda text: b"[1, 2]\n", "line 1 .* is no header"),
-    "no header": (lambda text: text.partition("\n")[2].encode(), "line 1 .* is no header"),
-    "two headers": (lambda text: text.partition("\n")[0].encode() + b"\n" + text.encode(), "line 2 .* is no record"),
+    "not UTF-8": (lambda text: b"\xff\xfe" + text.encode(), "line 1 .* is not a header"),
+    "not JSON": (lambda text: b"hello\n" + text.encode(), "line 1 .* is not a header"),
+    "nested without end": (lambda text: b"[" * 60_000 + b"\n", "line 1 .* is not a header"),
+    "a list": (lambda text: b"[1, 2]\n", "line 1 .* is not a header"),
+    "no header": (lambda text: text.partition("\n")[2].encode(), "line 1 .* is not a header"),
+    "two headers": (lambda text: text.partition("\n")[0].encode() + b"\n" + text.encode(), "line 2 .* is not a record"),
     "settings beyond bounds": (
         lambda text: spoilt(text, '"neurons":256', f'"neurons":{10**30}'),
         "neurons: Input should",
@@ -619,7 +619,7 @@ def test_settings_of_bounds_that_none_has_are_refused(case: Case, name: str, val
     lines = lines_of(case)
     lines[0]["bounds"][name] = value
     put(case, lines)
-    with pytest.raises(CertificateError, match=f"line 1 of .* is no header of a certificate file: bounds.{name}"):
+    with pytest.raises(CertificateError, match=f"line 1 of .* is not a header of a certificate file: bounds.{name}"):
         case.check()
 
 

@@ -119,7 +119,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 def test_a_short_file_is_refused(tmp_path: Path) -> None:
     path = split(tmp_path)
     (tmp_path / "net.onnx.data").write_bytes((tmp_path / "net.onnx.data").read_bytes()[:20])
-    with pytest.raises(ModelFileError, match=r"ends too early: 48 bytes are to stand from byte 0 on"):
+    with pytest.raises(ModelFileError, match=r"ends too early: 48 bytes are expected from byte 0 on"):
         read_onnx(path)
 
 
