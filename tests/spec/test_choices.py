@@ -6,14 +6,14 @@ from certtrain.attack import ATTACKS, described
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.network.initialization import SCHEMES
-from certtrain.properties.exact import EXACTLY
+from certtrain.properties.exact import EXACT_METHODS
 from certtrain.spec import choices
 from certtrain.verification.methods import AUTO, ONE_BY_ONE
 
 
 def test_methods():
     assert get_args(choices.MethodName) == (AUTO, *METHODS, *ONE_BY_ONE)
-    assert get_args(choices.PropertyMethodName) == ("crown-ibp", *EXACTLY)
+    assert get_args(choices.PropertyMethodName) == ("crown-ibp", *EXACT_METHODS)
 
 
 def test_attacks():

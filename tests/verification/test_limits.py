@@ -141,7 +141,7 @@ def test_a_deadline_changes_no_bound_that_is_computed():
 def test_work_is_counted_in_multiplications():
     graph = checked_graph(nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(48, 5)))
     x = torch.zeros(1, 2, 8, 8)
-    values = chunks.VALUE * (128 + 48 + 48)
+    values = chunks.VALUE_WORK * (128 + 48 + 48)
     assert inference_work(graph, x) == 16 * (3 * 2 * 9) + 48 * 5 + values
     passed = trace_bounds(graph, input_box(x, EPS, None))
     assert row_work(Prefix(passed.records, passed.start)) == inference_work(graph, x)
