@@ -1,7 +1,7 @@
-"""certtrain: train image classifiers whose robustness is proved, and look into the proof.
+"""certtrain: train image classifiers with certified robustness, verify them, and show how tight their bounds are.
 
-The names below are the public Python API. They are imported when first used,
-so that `import certtrain` does not load torch.
+The names below are the public Python API. They are imported when they are first
+used, so that `import certtrain` does not load torch.
 """
 
 from importlib import import_module
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-wait_passively()  # here, since OpenMP reads how when torch is loaded
+wait_passively()  # here, since OpenMP reads this setting when torch is loaded
 
-_HOME = {
+_MODULES = {
     "BoundTrace": "bounds.trace",
     "Certificates": "verification.certificate",
     "CerttrainError": "errors",
@@ -54,7 +54,7 @@ _HOME = {
     "train": "training.api",
     "verify": "verification.verify",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULES)
 _RENAMED = {"Surroundings": "RunContext"}
 
 
@@ -62,9 +62,9 @@ def __getattr__(name: str) -> Any:
     if name in _RENAMED:
         warn_renamed(f"certtrain.{name}", f"certtrain.{_RENAMED[name]}")
         name = _RENAMED[name]
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'certtrain' has no attribute {name!r}")
-    return getattr(import_module(f"certtrain.{_HOME[name]}"), name)
+    return getattr(import_module(f"certtrain.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Names of the public Python API as an earlier version had them: taken for one version more, with a warning."""
+"""Old names in the public Python API, which are accepted for one more version, with a warning."""
 
 import warnings
 from collections.abc import Callable
@@ -10,12 +10,12 @@ R = TypeVar("R")
 
 
 def warn_renamed(old: str, new: str) -> None:
-    """A DeprecationWarning at the place from which the caller of this was called."""
-    warnings.warn(f"{old} is now {new}; the next version no longer takes the old name", DeprecationWarning, 3)
+    """Give a DeprecationWarning at the line that called the caller of this function."""
+    warnings.warn(f"{old} is now {new}; the next version will not accept the old name", DeprecationWarning, 3)
 
 
 def renamed_argument(old: str, new: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take its argument `new` by the name `old` as well."""
+    """Make a function accept its argument `new` under the name `old` too."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)

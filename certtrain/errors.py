@@ -1,26 +1,26 @@
-"""Every error that a user can cause, in one tree.
+"""Every error that certtrain raises on purpose, in one tree.
 
 CerttrainError
-├── PresetError          a preset is unknown, unreadable or has a wrong field
-├── EpsilonError         a perturbation radius that is not a number in [0, 1]
-├── DataError            a data set is missing, unreadable or of the wrong shape
-├── MethodError          a bound method that is not known
-├── UnsupportedLayer     a network holds something that no bound rule covers
-├── NetworkError         a user's own network cannot be had from its source, or does not fit what is asked
-├── PropertyError        a VNN-LIB property is missing, malformed, or says what cannot be decided here
-├── DeviceError          the asked-for device is not there, or too small
-├── ModelFileError       a model file is missing, damaged or foreign
-├── CertificateError     a certificate file is missing, damaged or foreign
-│   └── FailedCheck      what a certificate file says does not hold
-├── RunError             a run folder cannot be started or resumed
+├── PresetError          a preset is unknown or unreadable, or has a wrong field
+├── EpsilonError         a perturbation radius is not a number in [0, 1]
+├── DataError            a data set is missing or unreadable, or has the wrong shape
+├── MethodError          a bound method is unknown
+├── UnsupportedLayer     a network has a layer without a bound rule
+├── NetworkError         a network cannot be built from a user's source or description, or does not fit its use
+├── PropertyError        a VNN-LIB property is missing, malformed or not supported
+├── DeviceError          a device is missing, too small, or cannot do what is needed
+├── ModelFileError       a model file is missing or damaged, or was not written by certtrain
+├── CertificateError     a certificate file is missing or damaged, or was not written by certtrain
+│   └── FailedCheck      a certificate in a file does not hold
+├── RunError             a run cannot be started or resumed
 ├── StorageError         a file cannot be written
-├── NonFiniteError       NaN or infinity turned up; training stops
-├── SoundnessError       a certified point was attacked, an export differs: a fault in certtrain
-└── MissingExtra         an optional package is needed
+├── NonFiniteError       NaN or infinity occurred
+├── SoundnessError       a certified example was falsified, or an export differs: a fault in certtrain
+└── MissingExtra         an optional package is missing
 
-The message says what was wrong, where, and what to do next. The command line
-catches the base class alone and ends with an exit code that says which kind it
-was (`cli/exit_codes.py`); anything else is a programming error and shows its
+The message says what is wrong, where, and what to do. The command line catches
+the base class only, and ends with an exit code for the kind of error
+(`cli/exit_codes.py`). Any other exception is a programming error and shows its
 traceback.
 """
 
@@ -30,7 +30,7 @@ class CerttrainError(Exception):
 
 
 class PresetError(CerttrainError):
-    """A preset is unknown, unreadable or has a wrong field."""
+    """A preset is unknown or unreadable, or has a wrong field."""
 
 
 class EpsilonError(CerttrainError, ValueError):
@@ -38,43 +38,43 @@ class EpsilonError(CerttrainError, ValueError):
 
 
 class DataError(CerttrainError):
-    """A data set is missing, unreadable or of the wrong shape."""
+    """A data set is missing or unreadable, or has the wrong shape."""
 
 
 class MethodError(CerttrainError):
-    """A bound method is not known."""
+    """A bound method is unknown."""
 
 
 class UnsupportedLayer(CerttrainError):
-    """A network holds something that no bound rule covers."""
+    """A network has a layer without a bound rule."""
 
 
 class NetworkError(CerttrainError):
-    """A user's own network cannot be had from its source, or does not fit what is asked of it."""
+    """A network cannot be built from a user's source or description, or does not fit its use."""
 
 
 class PropertyError(CerttrainError):
-    """A VNN-LIB property is missing, malformed, or says what cannot be decided here."""
+    """A VNN-LIB property is missing, malformed or not supported."""
 
 
 class DeviceError(CerttrainError):
-    """The asked-for device is not there, or its memory is too small."""
+    """A device is missing, its memory is too small, or it cannot do what is needed."""
 
 
 class ModelFileError(CerttrainError):
-    """A model file is missing, damaged or foreign."""
+    """A model file is missing or damaged, or was not written by certtrain."""
 
 
 class CertificateError(CerttrainError):
-    """A certificate file is missing, damaged or foreign, or what it says does not hold."""
+    """A certificate file is missing or damaged, was not written by certtrain, or does not hold."""
 
 
 class FailedCheck(CertificateError):
-    """What a certificate file says does not hold when it is computed again."""
+    """A certificate in a file does not hold when it is computed again."""
 
 
 class RunError(CerttrainError):
-    """A run folder cannot be started or resumed."""
+    """A run cannot be started or resumed."""
 
 
 class StorageError(CerttrainError):
@@ -82,12 +82,12 @@ class StorageError(CerttrainError):
 
 
 class NonFiniteError(CerttrainError):
-    """NaN or infinity turned up during training."""
+    """NaN or infinity occurred in a computation."""
 
 
 class SoundnessError(CerttrainError):
-    """A proof and an observation contradict each other."""
+    """A certified example was falsified, or an export differs from its network: a fault in certtrain."""
 
 
 class MissingExtra(CerttrainError):
-    """An optional package is needed for what was asked."""
+    """An optional package is missing."""

@@ -1,4 +1,4 @@
-"""Numbers as people read them, in a terminal as on a page. A dash stands where there is no number."""
+"""Numbers as text, for the terminal and for pages. A dash stands for a missing number."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ NO_NUMBER = "–"
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share of one as a percentage with so many decimals."""
+    """A share of one as a percentage with so many decimal places."""
     return NO_NUMBER if share is None or math.isnan(share) else f"{100 * share:.{digits}f}%"
 
 
@@ -36,9 +36,9 @@ def duration(seconds: float) -> str:
 
 
 def column(values: Sequence[float], decimals: int = 4) -> list[str]:
-    """Numbers ≥ 0 of one column, all with equally many decimals: more than asked for where the largest needs them.
+    """The numbers of one column, all ≥ 0, with the same number of decimal places, or more if the largest needs them.
 
-    Zero is "0"; what would round to it is below the least that can be shown: "<0.0001".
+    Zero is "0". A number that would be rounded to zero is shown like "<0.0001".
     """
     largest = max(values, default=0.0)
     if 0 < largest < 1:

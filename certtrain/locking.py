@@ -1,4 +1,4 @@
-"""Locks on what two processes must not write at once. A lock ends with the process that holds it, however that ends."""
+"""Locks on files that two processes must not write at once. A lock ends with its process, however that ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,9 +9,9 @@ from certtrain.errors import CerttrainError, StorageError
 
 @contextmanager
 def locked(path: Path, taken: CerttrainError) -> Iterator[None]:
-    """Hold the lock whose file is `path`, in a folder that is there, for as long as the context lasts.
+    """A context that holds the lock with the file `path`, whose folder must exist.
 
-    Raises `taken` if another holds it, and StorageError if the file cannot be made.
+    Raises `taken` if another process holds the lock, and StorageError if the file cannot be made.
     """
     from filelock import FileLock, Timeout
 
@@ -25,6 +25,6 @@ def locked(path: Path, taken: CerttrainError) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # where a file that is open cannot be taken away, it stays
+        with suppress(OSError):  # some systems do not delete an open file; it then stays
             path.unlink()
         lock.release()

@@ -1,12 +1,12 @@
-"""Colours by what they stand for, the same in a terminal, on a page and in a picture, and the ReLU states' order."""
+"""The colours of the terminal, of pages and of pictures, by what they stand for, and the order of ReLU states."""
 
 from typing import NamedTuple
 
 
 class Colour(NamedTuple):
-    """On light and on dark paper as #rrggbb, and of a terminal's own colours the one that stands for it.
+    """A colour on light and on dark pages, as #rrggbb, and the terminal's colour in its place.
 
-    "default" is the terminal's text: such a colour is not drawn there.
+    "default" is the colour of text in the terminal, for colours that are not used there.
     """
 
     light: str
@@ -35,7 +35,7 @@ PALETTE = {
 }
 
 STATES = ("active", "unstable", "inactive")
-"""The states of a ReLU in the order in which bars and stacks show them; each has a colour of its name."""
+"""The states of a ReLU in the order in which bars and stacks show them. Each is the name of its colour."""
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#444444")
-"""For lines that stand for nothing in the palette; colour-blind readers can distinguish them (Okabe and Ito 2008)."""
+"""Colours for lines without one in the palette; colour-blind readers can distinguish them (Okabe and Ito 2008)."""

@@ -1,6 +1,6 @@
-"""Files that are either whole or not there, and whether a path can be what it is named for.
+"""Writing files, completely or not at all, and checks of paths.
 
-Nothing here loads torch, so that a wrong path is answered at once.
+Nothing here loads torch, so that a wrong path gives an error at once.
 """
 
 import json
@@ -21,20 +21,20 @@ from certtrain.errors import (
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, replacing what was there in one step; the folder is made if need be.
+    """Write `data` to `path`, replacing an existing file in one step; the folder is made if it does not exist.
 
-    Raises StorageError, leaving the earlier file as it was, if the disk is
-    full or the folder cannot be written.
+    Raises StorageError if the disk is full or the folder cannot be written; an
+    existing file then stays as it was.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_beside(path, data)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing there was changed.") from error
+        raise StorageError(f"cannot write {path}: {error.strerror or error}. Nothing was changed.") from error
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, if it is not there. Raises StorageError."""
+    """Make a folder if it does not exist. Raises StorageError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -42,7 +42,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise StorageError unless a file can be made where `path` would be; nothing is left behind."""
+    """Raise StorageError unless a file can be written in the folder of `path`; no file is left there."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
@@ -52,7 +52,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Put `value` at `path` as indented JSON; NaN and infinity are refused with ValueError."""
+    """Write `value` to `path` as indented JSON. Raises ValueError for NaN and infinity."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -62,7 +62,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def append(path: Path, lines: bytes) -> None:
-    """Add whole lines to a file, in one go. Raises StorageError."""
+    """Add complete lines to a file, in one write. Raises StorageError."""
     try:
         with path.open("ab") as file:
             file.write(lines)
@@ -71,7 +71,7 @@ def append(path: Path, lines: bytes) -> None:
 
 
 def truncate(path: Path, size: int) -> None:
-    """Cut a log back to its first `size` bytes; a log that is not there stays away. Raises StorageError."""
+    """Shorten a log to its first `size` bytes, if it exists. Raises StorageError."""
     try:
         if path.exists():
             os.truncate(path, size)
@@ -100,39 +100,39 @@ def _umask() -> int:
 
 
 def check_model_file(path: Path) -> None:
-    """Raise ModelFileError unless there is a file at `path`."""
+    """Raise ModelFileError unless `path` is a file."""
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError as error:  # as where a name is too long
+    except OSError as error:  # for example, if a name is too long
         raise ModelFileError(f"there can be no model file {path}: {error.strerror or error}") from error
     if is_folder:
-        raise ModelFileError(f"{path} is a folder; a run's model is {path / 'model.safetensors'}")
+        raise ModelFileError(f"{path} is a folder; the model of a run is {path / 'model.safetensors'}")
     if not is_file:
         raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
 
 
 def check_certificate_file(path: Path) -> None:
-    """Raise CertificateError unless there is a file at `path`."""
+    """Raise CertificateError unless `path` is a file."""
     if not path.is_file():
-        what = "is no file" if path.exists() else "is not there"
+        what = "is no file" if path.exists() else "does not exist"
         raise CertificateError(f"the certificate file {path} {what}; `certtrain verify MODEL --out FILE` writes one")
 
 
 def check_property_file(path: Path) -> None:
-    """Raise PropertyError unless there is a file at `path`."""
+    """Raise PropertyError unless `path` is a file."""
     if not path.is_file():
-        what = "a folder; name one of its .vnnlib files" if path.is_dir() else "not there"
-        raise PropertyError(f"the property {path} is {what}")
+        what = "is a folder; give one of its .vnnlib files" if path.is_dir() else "does not exist"
+        raise PropertyError(f"the property {path} {what}")
 
 
 def check_data_folder(dataset: str, folder: Path | None) -> None:
-    """Raise DataError if `dataset` is to be read from a folder that is not there."""
+    """Raise DataError if `dataset` is to be read from a folder that does not exist."""
     if folder is not None and dataset != "digits" and not folder.expanduser().is_dir():
-        raise DataError(f"{dataset} not found: the data folder {folder} is not there, or is no folder.")
+        raise DataError(f"{dataset} not found: the data folder {folder} does not exist, or is no folder.")
 
 
 def check_source(path: Path) -> None:
-    """Raise NetworkError unless there is a Python file at `path` that can be read."""
+    """Raise NetworkError unless `path` is a file that can be read."""
     try:
         path.read_bytes()
     except OSError as error:
@@ -141,24 +141,24 @@ def check_source(path: Path) -> None:
 
 
 def check_new_run(path: Path) -> None:
-    """Raise RunError if `path` holds something already."""
+    """Raise RunError if `path` exists and is not an empty folder."""
     if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
-        more = f", or go on with that run by --resume {path}" if (path / "preset.json").is_file() else ""
-        raise RunError(f"{path} is there already and not an empty folder; choose another --out{more}")
+        more = f", or resume that run with --resume {path}" if (path / "preset.json").is_file() else ""
+        raise RunError(f"{path} exists already and is not an empty folder; choose another --out{more}")
 
 
 def check_new_folder(path: Path, force: bool) -> None:
-    """Raise StorageError if files cannot be written into `path`, or it holds something and `force` is not set."""
+    """Raise StorageError if files cannot be written into `path`, or it is not empty and `force` is not set."""
     if path.exists() and not path.is_dir():
-        raise StorageError(f"{path} is a file; name a folder")
+        raise StorageError(f"{path} is a file; give a folder")
     if path.is_dir() and any(path.iterdir()) and not force:
-        raise StorageError(f"{path} is there already and not empty; give another name, or --force to write into it")
+        raise StorageError(f"{path} exists already and is not empty; give another name, or --force to write into it")
     check_writable(path / "file")
 
 
 def check_unfinished_run(path: Path) -> None:
-    """Raise RunError unless `path` holds a run that has not come to its end."""
+    """Raise RunError unless `path` is the folder of an unfinished run."""
     if not (path / "preset.json").is_file():
-        raise RunError(f"{path} holds no run to resume; --resume takes the folder that a training wrote")
+        raise RunError(f"{path} holds no run to resume; --resume takes the folder that `certtrain train` wrote")
     if (path / "report.json").is_file():
         raise RunError(f"the run in {path} is finished; its model is {path / 'model.safetensors'}")

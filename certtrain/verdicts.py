@@ -1,4 +1,4 @@
-"""What can be said of a point, and when."""
+"""The verdicts about an example, and when they hold."""
 
 from typing import Literal, get_args
 
@@ -9,14 +9,14 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 def certified_points(margins: Tensor, labels: Tensor) -> Tensor:
-    """Which points (B,) are certified: every margin (B, K) but the label's own is finite and above zero."""
+    """Which examples (B,) are certified: every margin (B, K) but the label's own is finite and above zero."""
     proved = (margins > 0) & margins.isfinite()
     return proved.scatter(1, labels.unsqueeze(1), True).all(dim=1)
 
 
 def correct_points(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which points (B,) are classified correctly: the label's logit (B, K) is the one largest, and finite.
+    """Which examples (B,) are classified correctly: the label's logit is larger than all others (B, K), and finite.
 
-    A tie is an error: a certificate asks for a margin above zero as well.
+    A tie is not correct, since a certificate needs margins above zero too.
     """
     return certified_points(logits.gather(1, labels.unsqueeze(1)) - logits, labels)

@@ -128,7 +128,7 @@ def test_every_command_argument_and_option_has_help() -> None:
 
 def test_the_commands_pages_name_every_option_and_its_default() -> None:
     page = GENERATE["pages"]()["verify.md"]
-    assert "- `--pgd-restarts N`: Random starts of the attack. At least 1. Default: `1`." in page
+    assert "- `--pgd-restarts N`: Number of random starts of the attack. At least 1. Default: `1`." in page
     assert "- `--split train|validation|test`: Which part of the data. Default: `test`." in page
     assert "- `--json`: Print JSON instead of tables." in page
     assert "Environment variable: `CERTTRAIN_DATA_DIR`." in page
@@ -206,7 +206,7 @@ def test_the_diagnostics_page_names_each_threshold_with_its_value() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", DIAGNOSTICS, flags=re.M))
     assert tuple(rows) == findings.KINDS
     assert f"at least {findings.EXPLODING:,.0f}, " in rows["exploding"]
-    assert f"at least {findings.MATTERS:.0%} " in rows["exploding"]
+    assert f"at least {findings.EXPLODING_UNSTABLE:.0%} " in rows["exploding"]
     assert f"at least {findings.DEAD:.0%} " in rows["dead"]
     assert f"at least {findings.INACTIVE:.0%} " in rows["inactive"]
     assert f"at least {findings.UNSTABLE:.0%} " in rows["unstable"]

@@ -1,6 +1,6 @@
 """The command line. Typer lives only here; torch is imported only by the commands that need it.
 
-Each command has a file; `options` holds what they have in common, and `exit_codes` how they end.
+Each command has a file. `options` holds the options that several commands share, `exit_codes` their exit codes.
 """
 
 import sys
@@ -56,11 +56,11 @@ def _program(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Train image classifiers whose robustness is proved, and look into the proof."""
+    """Train image classifiers with certified robustness, verify them, and show how tight their bounds are."""
 
 
 def main() -> None:
-    """Run the command line; an error that certtrain raises on purpose ends it with one message and its exit code."""
+    """Run the command line. An error that certtrain raises on purpose is shown as one message and an exit code."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     adapt_streams()
     try:

@@ -1,4 +1,4 @@
-"""certtrain check: the certificates of a file, computed again."""
+"""certtrain check: compute the certificates in a file again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ from certtrain.cli.options import (
     Memory,
     open_model,
     open_split,
-    say_what_to_type,
+    wrong_usage,
 )
 
 if TYPE_CHECKING:
@@ -23,21 +23,24 @@ CertificateFile = Annotated[
     Path, typer.Argument(metavar="CERTIFICATES", help="A certificate file that `certtrain verify --out` wrote.")
 ]
 CheckedModel = Annotated[Path, typer.Argument(metavar="MODEL", help="The model file that the certificates are about.")]
-Part = Annotated[int | None, typer.Option(min=1, help="Check only the first so many examples: a partial check.")]
+PartialLimit = Annotated[
+    int | None, typer.Option(min=1, help="Check only this many examples, from the first on: a partial check.")
+]
 
 
 def check_command(
     certificates: CertificateFile,
     model: CheckedModel,
     data_dir: DataDir = None,
-    limit: Part = None,
+    limit: PartialLimit = None,
     memory: Memory = None,
     device: DeviceOption = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Compute the certificates in a file again, and see whether they hold.
+    """Compute the certificates in a file again, and check whether they hold.
 
-    The file says what is checked, and how. Nothing else in it is trusted. If one does not hold, the exit code is 3.
+    The file says what is checked, and by which method. Nothing else in it is trusted. If a certificate does not hold,
+    the exit code is 3.
     """
     from certtrain.storage import check_certificate_file
 
@@ -57,13 +60,13 @@ def _check_order(certificates: Path, model: Path) -> None:
     from certtrain.interchange.packed import ending
 
     if ending(certificates) == ".safetensors" != ending(model):
-        say_what_to_type("the certificates come first, then the model", "certtrain", "check", model, certificates)
+        wrong_usage("the certificates come first, then the model", "certtrain", "check", model, certificates)
 
 
 def _checked(
     path: Path, file: Path, model: "Classifier", data_dir: Path | None, limit: int | None, memory: int | None
 ) -> "Checked":
-    """What holds of the certificates in `path`. Raises FailedCheck and CertificateError."""
+    """The result of the check of the certificates in `path`. Raises FailedCheck and CertificateError."""
     from certtrain import render
     from certtrain.bounds.settings import DEFAULT
     from certtrain.certfile import check, check_model, read_certificates
@@ -72,6 +75,6 @@ def _checked(
     check_model(path, contents.header, file, model)
     data = contents.header.data
     images = open_split(model, data.split, data_dir, data.examples)
-    with render.progress("checking") as report:
-        asked = (path, contents, file, model, images)
-        return check(*asked, limit=limit, memory=memory or DEFAULT.memory, on_progress=report)
+    memory = memory or DEFAULT.memory
+    with render.progress("checking") as on_progress:
+        return check(path, contents, file, model, images, limit=limit, memory=memory, on_progress=on_progress)

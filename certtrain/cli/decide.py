@@ -1,11 +1,11 @@
-"""certtrain decide: one property of one network."""
+"""certtrain decide: decide one property of one network."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certtrain.cli.options import AsJson, AttackSeed, PgdRestarts, memory_size, say_what_to_type, seconds
+from certtrain.cli.options import AsJson, AttackSeed, PgdRestarts, memory_size, seconds, wrong_usage
 from certtrain.spec.choices import PropertyMethodName
 
 if TYPE_CHECKING:
@@ -19,19 +19,20 @@ PropertyFile = Annotated[Path, typer.Argument(metavar="PROPERTY", help="A VNN-LI
 PropertyMethod = Annotated[
     PropertyMethodName,
     typer.Option(
-        help="What comes after bounds and attack: with crown-ibp nothing; complete splits until the property is "
-        "decided; milp, a second opinion, takes few ReLUs."
+        help="What follows the bounds and the attack. crown-ibp: nothing. complete: branch and bound, until the "
+        "property is decided. milp: a mixed-integer program, as a second opinion; for networks with few ReLUs."
     ),
 ]
 PropertyTimeout = Annotated[
-    float | None, typer.Option(parser=seconds, metavar="TIME", help="Most time for the property, like 30s.")
+    float | None, typer.Option(parser=seconds, metavar="TIME", help="Time limit for the property, like 30s.")
 ]
 PropertyMemory = Annotated[
     int | None,
     typer.Option(
         parser=memory_size,
         metavar="SIZE",
-        help="Most memory for the open domains of complete, like 500MB; by itself 1GiB. Beyond that it gives up.",
+        help="Memory limit for the open domains of complete, like 500MB; 1GiB if not given. Beyond it, the result is "
+        "unknown.",
     ),
 ]
 PgdSteps = Annotated[int, typer.Option(min=1, help="Steps of the attack, projected gradient descent.")]
@@ -48,9 +49,9 @@ def decide_command(
     seed: AttackSeed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Decide a property of a network, in the words of the verification competition.
+    """Decide a property of a network, with the result as the verification competition (VNN-COMP) names it.
 
-    unsat: no input of the box violates it. sat: one does, and is shown. unknown: neither was found.
+    unsat: no input in the box violates the property. sat: one does, and it is shown. unknown: neither was found.
     """
     _check_files(network, property_file)
     from certtrain import render
@@ -64,12 +65,12 @@ def decide_command(
 
 
 def _check_files(network: Path, property_file: Path) -> None:
-    """Before torch is loaded, see that both files are there, and not each in the other's place."""
+    """Check, before torch is loaded, that both files exist and are given in the right order."""
     from certtrain.interchange.packed import ending
     from certtrain.storage import check_model_file, check_property_file
 
     if ending(network) == ".vnnlib" != ending(property_file):
-        say_what_to_type("the network comes first, then the property", "certtrain", "decide", property_file, network)
+        wrong_usage("the network comes first, then the property", "certtrain", "decide", property_file, network)
     check_model_file(network)
     check_property_file(property_file)
 
@@ -82,7 +83,7 @@ def _decision(
     from certtrain.interchange.vnnlib import read_property
     from certtrain.properties.decide import decide
 
-    asked = read_property(property_file)
-    opened, shape = open_network(network)
-    most = memory or DEFAULT.memory
-    return decide(opened, shape, asked, method=method, attack=attack, time_limit=timeout, memory=most)
+    stated = read_property(property_file)
+    model, shape = open_network(network)
+    memory = memory or DEFAULT.memory
+    return decide(model, shape, stated, method=method, attack=attack, time_limit=timeout, memory=memory)

@@ -1,4 +1,4 @@
-"""certtrain export: the folded network as safetensors and ONNX, and properties for other verifiers."""
+"""certtrain export: write the folded network as safetensors and ONNX, and properties for other verifiers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,13 @@ class NetworkOptions:
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Safetensors with BatchNorm folded; both files are written if neither is named."
+            metavar="FILE", help="Safetensors file with BatchNorm folded. If neither file is named, both are written."
         ),
     ] = None
     onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX file.")] = None
-    limit: Annotated[int, typer.Option(min=1, help="Check the exports on the first so many examples.")] = 1000
+    limit: Annotated[int, typer.Option(min=1, help="Check the exports on this many examples, from the first on.")] = (
+        1000
+    )
     force: Force = False
     as_json: AsJson = False
 
@@ -49,26 +51,26 @@ class PropertyOptions:
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for VNN-LIB 1.0 properties, one an example, with instances.csv and index.json; "
-            "the ONNX file is put there as well if none is named.",
+            help="Folder for VNN-LIB 1.0 properties, one for each example, with instances.csv and index.json. The ONNX "
+            "file is written there too if --onnx does not name one.",
         ),
     ] = None
-    first: Annotated[int | None, typer.Option(min=0, help="The first example's number; 0 if not given.")] = None
-    count: Annotated[int | None, typer.Option(min=1, help="How many examples get a property; 100 if not given.")] = None
+    first: Annotated[int | None, typer.Option(min=0, help="Number of the first example; 0 if not given.")] = None
+    count: Annotated[int | None, typer.Option(min=1, help="Number of examples; 100 if not given.")] = None
     eps: Eps = None
     timeout: Annotated[
         float | None,
-        typer.Option(help=f"Seconds that instances.csv grants for each property; {TIMEOUT:g} if not given."),
+        typer.Option(help=f"Time limit of each property in instances.csv, in seconds; {TIMEOUT:g} if not given."),
     ] = None
 
     def check(self) -> None:
-        """Raise BadParameter for options without a folder, and for a time limit that is none."""
+        """Raise BadParameter for options of properties without --vnnlib, and for a time limit that is not positive."""
         options = {"--count": self.count, "--first": self.first, "--eps": self.eps, "--timeout": self.timeout}
         unused = [spelling for spelling, value in options.items() if value is not None]
         if self.vnnlib is None and unused:
-            raise typer.BadParameter("it is for properties: name their folder by --vnnlib", param_hint=unused[0])
+            raise typer.BadParameter("it is for properties; give their folder with --vnnlib", param_hint=unused[0])
         if self.timeout is not None and not 0 < self.timeout < float("inf"):
-            raise typer.BadParameter("it is a number of seconds above 0", param_hint="--timeout")
+            raise typer.BadParameter("it must be a number of seconds above 0", param_hint="--timeout")
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,16 @@ class ExportData:
 
 
 class _Targets(NamedTuple):
-    """The files of the network; None is not written."""
+    """The files for the network; a file that is None is not written."""
 
     weights: Path | None
     onnx: Path | None
 
 
 def export_command(model: ModelFile, network: NetworkOptions, properties: PropertyOptions, data: ExportData) -> None:
-    """Write the network with BatchNorm folded in, as safetensors and ONNX, each checked on real data.
+    """Write the network with BatchNorm folded in, as safetensors and as ONNX, and check each file on real data.
 
-    With --vnnlib also what other verifiers need to judge examples of the data: the box of radius ε around each.
+    With --vnnlib, also write a property for each example, for other verifiers: its box of radius ε and its label.
     """
     properties.check()
     targets = _targets(model, network, properties.vnnlib)
@@ -99,15 +101,15 @@ def export_command(model: ModelFile, network: NetworkOptions, properties: Proper
     from certtrain.interchange.exchange import check_examples
 
     check_examples(images, properties.first or 0, properties.count)
-    found = _exported(opened, images, targets, network)
+    written = _export_network(opened, images, targets, network)
     if properties.vnnlib is not None and targets.onnx is not None:
-        found.append(_properties_written(opened, images, targets.onnx, properties, network.as_json))
+        written.append(_export_properties(opened, images, targets.onnx, properties, network.as_json))
     if network.as_json:
-        render.show_json(found)
+        render.show_json(written)
 
 
 def _targets(model: Path, network: NetworkOptions, vnnlib: Path | None) -> _Targets:
-    """What is to be written. Raises StorageError if it cannot be, or is there already."""
+    """The files to write. Raises StorageError if one cannot be written, or exists already."""
     targets = _Targets(network.weights, network.onnx)
     if vnnlib is not None:
         from certtrain.storage import check_new_folder
@@ -120,10 +122,10 @@ def _targets(model: Path, network: NetworkOptions, vnnlib: Path | None) -> _Targ
     return targets
 
 
-def _exported(
+def _export_network(
     model: "Classifier", images: "ImageSet", targets: _Targets, network: NetworkOptions
 ) -> list[dict[str, Any]]:
-    """Write the network, and show how far the files differ from it; the same for JSON."""
+    """Write the network, and show how much the files differ from it. Returns the same for JSON."""
     from certtrain import render
     from certtrain.interchange.export import export
 
@@ -136,10 +138,10 @@ def _exported(
     return [file | comparison.to_dict() for file, comparison in zip(files, comparisons, strict=True)]
 
 
-def _properties_written(
+def _export_properties(
     model: "Classifier", images: "ImageSet", onnx: Path, properties: PropertyOptions, as_json: bool
 ) -> dict[str, Any]:
-    """Write the properties, and say so; the same for JSON."""
+    """Write the properties, and say so. Returns the same for JSON."""
     from certtrain import render
     from certtrain.interchange.exchange import export_properties
 

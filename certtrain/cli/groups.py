@@ -1,4 +1,4 @@
-"""Options in groups: Typer reads a function's parameters, and a dataclass among them stands for its fields."""
+"""Options in groups. Typer reads a function's parameters; here a parameter may be a dataclass of several options."""
 
 import copy
 import inspect
@@ -40,7 +40,7 @@ def _title(group: Any) -> str:
 
 
 def _expanded(own: Parameter, title: str | None) -> list[Parameter]:
-    """The parameter itself, or one for each field of its dataclass, by name alone: those need no order."""
+    """The parameter itself, or one for each field of its dataclass; all are keyword-only, since those need no order."""
     if not is_dataclass(own.annotation):
         return [own.replace(kind=Parameter.KEYWORD_ONLY)]
     return [
@@ -50,7 +50,7 @@ def _expanded(own: Parameter, title: str | None) -> list[Parameter]:
 
 
 def _titled(field: Field[Any], title: str | None) -> Any:
-    """The field's annotation, its option in the panel of that title."""
+    """The field's annotation, with its option in the panel of that title."""
     kind, option = get_args(field.type)
     option = copy.copy(option)
     assert isinstance(option, OptionInfo)

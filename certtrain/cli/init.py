@@ -1,4 +1,4 @@
-"""certtrain init: untrained networks, and how their bounds grow."""
+"""certtrain init: initialise networks, and show how their bounds grow."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -38,7 +38,7 @@ MANY, FEW = 256, 16  # examples; deep networks take long
 
 
 def _depths(text: str) -> tuple[int, ...]:
-    """(2, 4, 8) from "2,4,8": in order, each once."""
+    """(2, 4, 8) from "2,4,8": sorted, without duplicates."""
     try:
         depths = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
@@ -57,7 +57,7 @@ class SchemeOptions:
     preset: PresetName = None
     scheme: Annotated[
         Scheme | None,
-        typer.Option(help="How weights start; the preset's if not given. A comparison shows it first."),
+        typer.Option(help="Initialisation of the weights; the preset's if not given. A comparison shows it first."),
     ] = None
     eps: Eps = None
     seed: Seed = None
@@ -72,21 +72,21 @@ class SchemeOptions:
 class SchemeComparison:
     """Comparisons."""
 
-    compare: Annotated[bool, typer.Option("--compare", help="Show all schemes side by side, over several seeds.")] = (
-        False
-    )
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show all initialisations side by side, over several seeds.")
+    ] = False
     sweep_depth: Annotated[
         Any,
         typer.Option(
             parser=_depths,
             metavar="N,N,…",
-            help="Compare the schemes on plain networks of so many layers each, as wide as the preset's, without "
+            help="Compare the initialisations on plain networks of these depths, as wide as the preset's, without "
             "BatchNorm: is the growth exponential or constant?",
         ),
     ] = None
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help=f"How many seeds a comparison takes, from --seed on; {FEW_SEEDS} by default."),
+        typer.Option(min=1, help=f"Number of seeds in a comparison, from --seed on; {FEW_SEEDS} if not given."),
     ] = None
 
     @property
@@ -95,12 +95,12 @@ class SchemeComparison:
         return bool(self.compare or self.sweep_depth)
 
     def check(self, out: Path | None) -> None:
-        """Raise BadParameter for options that need a comparison, or none."""
+        """Raise BadParameter for options that need a comparison, or that do not fit one."""
         if self.seeds is not None and not self.several:
-            raise typer.BadParameter("several seeds are for --compare and --sweep-depth", param_hint="--seeds")
+            raise typer.BadParameter("it is for --compare and --sweep-depth", param_hint="--seeds")
         if out is not None and self.sweep_depth:
             raise typer.BadParameter(
-                "a depth sweep is of other networks than the preset's, so it writes no model", param_hint="--out"
+                "a depth sweep uses other networks than the preset's, so it writes no model", param_hint="--out"
             )
 
 
@@ -111,7 +111,9 @@ class InitData:
     data_dir: DataDir = None
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Use only the first so many examples; {MANY} if not given, {FEW} in a depth sweep."),
+        typer.Option(
+            min=1, help=f"Number of examples, from the first on; {MANY} if not given, {FEW} in a depth sweep."
+        ),
     ] = None
     device: DeviceOption = "auto"
 
@@ -122,21 +124,21 @@ class InitOutput:
 
     out: Annotated[
         Path | None,
-        typer.Option(help="The model file; <preset>-<scheme>.safetensors if not given, and none in a comparison."),
+        typer.Option(help="The model file; if not given, <preset>-<scheme>.safetensors, or none in a comparison."),
     ] = None
     plot: PlotFile = None
     force: Force = False
     as_json: AsJson = False
 
     def model_file(self, preset: "Preset", comparison: bool) -> Path | None:
-        """Where the model goes; None if it is not written."""
+        """Where the model is written; None if it is not."""
         return self.out or (None if comparison else Path(f"{preset.name}-{preset.init}.safetensors"))
 
 
 def init_command(network: SchemeOptions, comparison: SchemeComparison, data: InitData, output: InitOutput) -> None:
-    """Initialise a preset's network, save it, and show how its bounds grow from the input.
+    """Initialise a preset's network, save it, and show how its bounds grow from layer to layer.
 
-    A comparison of the schemes writes no model file unless --out names one.
+    A comparison of initialisations writes no model file unless --out names one.
     """
     comparison.check(output.out)
     preset = network.resolved()
@@ -144,14 +146,14 @@ def init_command(network: SchemeOptions, comparison: SchemeComparison, data: Ini
     out = output.model_file(preset, comparison.several)
     check_targets(output.force, out, output.plot)
     preset, images = _loaded(preset, data, output)
-    facts = _shown(preset, images, comparison, data, output)
+    numbers = _show(preset, images, comparison, data, output)
     if out is not None:
         _save(preset, images, out)
-    _finish(preset, out, facts, output)
+    _finish(preset, out, numbers, output)
 
 
 def _loaded(preset: "Preset", data: InitData, output: InitOutput) -> "tuple[Preset, ImageSet]":
-    """The training images, and the preset with a network of the user's own as layers."""
+    """The training images, and the preset, in which a network from the user's code is replaced by its layers."""
     from certtrain import render
     from certtrain.data import load_images
     from certtrain.network.source import resolve_module
@@ -163,10 +165,10 @@ def _loaded(preset: "Preset", data: InitData, output: InitOutput) -> "tuple[Pres
     return resolve_module(preset, images), images
 
 
-def _shown(
+def _show(
     preset: "Preset", images: "ImageSet", comparison: SchemeComparison, data: InitData, output: InitOutput
 ) -> dict[str, Any]:
-    """Show what is asked for; the same for JSON."""
+    """Show what the options choose. Returns its numbers for JSON."""
     seeds = range(preset.seed, preset.seed + (comparison.seeds or FEW_SEEDS))
     view = _View(preset, images, seeds, data.limit, compute_device(data.device), output.plot, output.as_json)
     if comparison.sweep_depth:
@@ -174,12 +176,12 @@ def _shown(
     return view.compare() if comparison.compare else view.show()
 
 
-def _finish(preset: "Preset", out: Path | None, facts: dict[str, Any], output: InitOutput) -> None:
+def _finish(preset: "Preset", out: Path | None, numbers: dict[str, Any], output: InitOutput) -> None:
     from certtrain import render
 
     if output.as_json:
         common = {"preset": preset.name, "model": out and str(out), "eps": preset.eps.max}
-        render.show_json(common | facts)
+        render.show_json(common | numbers)
         return
     for path in filter(None, (out, output.plot)):
         render.say(f"wrote {path}")
@@ -187,13 +189,13 @@ def _finish(preset: "Preset", out: Path | None, facts: dict[str, Any], output: I
 
 @dataclass(frozen=True)
 class _View:
-    """Shows and draws initial networks. Each method gives its numbers for JSON."""
+    """Shows and draws networks before training. Each method returns its numbers for JSON."""
 
     preset: "Preset"
     images: "ImageSet"
     seeds: range
     limit: int | None
-    place: str
+    device: str
     plot: Path | None
     as_json: bool
 
@@ -205,7 +207,7 @@ class _View:
         from certtrain.diagnostics.model_states import initial_network
 
         examples, preset = self._examples(MANY), self.preset
-        network = initial_network(preset, self.images, preset.init, examples=examples, device=self.place)
+        network = initial_network(preset, self.images, preset.init, examples=examples, device=self.device)
         title = self._title("growth of the bounds before training", f"seed {preset.seed}")
         if not self.as_json:
             render.show_initial(network, title, ranked_findings(network.by_weights, AT_START))
@@ -213,7 +215,7 @@ class _View:
         return {"examples": examples, "schemes": [network.to_dict()]}
 
     def compare(self) -> dict[str, Any]:
-        """The preset's network by all schemes."""
+        """The preset's network by every initialisation."""
         from certtrain import render
         from certtrain.diagnostics.growth import compare_schemes
 
@@ -225,7 +227,7 @@ class _View:
                 self._schemes(),
                 self.seeds,
                 examples=examples,
-                device=self.place,
+                device=self.device,
                 on_progress=report,
             )
         title = self._title("growth of the bounds before training", self._seeds())
@@ -235,7 +237,7 @@ class _View:
         return {"examples": examples, "seeds": list(self.seeds), "schemes": [scheme.to_dict() for scheme in schemes]}
 
     def sweep(self, depths: Sequence[int]) -> dict[str, Any]:
-        """Plain networks of several depths by all schemes."""
+        """Plain networks of several depths by every initialisation."""
         from certtrain import render
         from certtrain.diagnostics.growth import describe_plain, plain_preset, sweep_depth
 
@@ -248,7 +250,7 @@ class _View:
                 self.seeds,
                 depths,
                 examples=examples,
-                device=self.place,
+                device=self.device,
                 on_progress=report,
             )
         layers = describe_plain(plain_preset(self.preset, self.images, depths[-1]))
@@ -259,11 +261,11 @@ class _View:
             from certtrain.reports.plot import plot_sweep
 
             plot_sweep(self.plot, sweeps, title)
-        facts = {"examples": examples, "seeds": list(self.seeds), "network": layers}
-        return facts | {"schemes": [sweep.to_dict() for sweep in sweeps]}
+        numbers = {"examples": examples, "seeds": list(self.seeds), "network": layers}
+        return numbers | {"schemes": [sweep.to_dict() for sweep in sweeps]}
 
     def _schemes(self) -> list[Scheme]:
-        """The preset's own first."""
+        """All of them, the preset's own first."""
         own = self.preset.init
         return [own, *(scheme for scheme in get_args(Scheme) if scheme != own)]
 

@@ -1,4 +1,4 @@
-"""What the commands have in common: options, and what they make of them."""
+"""The options that several commands share, and the values that they stand for."""
 
 import inspect
 import re
@@ -62,7 +62,7 @@ DataDir = Annotated[
     typer.Option(
         envvar="CERTTRAIN_DATA_DIR",
         help="Folder with the data: torchvision's layout, or train/<class>/* and test/<class>/*. "
-        "Without it data are downloaded where torchvision can; the digits are embedded and need none.",
+        "Without it, data are downloaded where torchvision can do so; the digits come with certtrain.",
     ),
 ]
 Eps = Annotated[
@@ -76,42 +76,42 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Set any field of the preset, like train.batch_size=64."),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed; the preset's if not given.")]
-SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many examples.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Examples at a time.")]
-PgdRestarts = Annotated[int, typer.Option(min=1, help="Random starts of the attack.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Random seed; the preset's if not given.")]
+SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data set.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Number of examples, from the first on; all if not given.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of examples at a time.")]
+PgdRestarts = Annotated[int, typer.Option(min=1, help="Number of random starts of the attack.")]
 AttackSeed = Annotated[int, typer.Option(min=0, help="Seed of the attack's random starts.")]
 Memory = Annotated[
     int | None,
     typer.Option(
         parser=memory_size,
         metavar="SIZE",
-        help="Most memory for the linear bounds, like 500MB; by itself 1GiB. Bounds do not change, but complete "
-        "gives up where the open domains take more.",
+        help="Memory limit for the linear bounds, like 500MB; 1GiB if not given. It does not change the bounds, but "
+        "complete leaves an example open if its domains need more.",
     ),
 ]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
 PlotFile = Annotated[
     Path | None,
-    typer.Option("--plot", parser=_png_file, metavar="FILE.png", help="Draw what is shown into this file."),
+    typer.Option("--plot", parser=_png_file, metavar="FILE.png", help="Write a picture of the results to this file."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def given(context: typer.Context) -> dict[str, str]:
-    """The options that the command line itself gives, not an environment variable: spelling by parameter's name."""
+    """The options on the command line itself, not from the environment: each spelling by its parameter's name."""
     sources = {str(option.name): context.get_parameter_source(str(option.name)) for option in context.command.params}
     on_command_line = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     return {str(option.name): option.opts[0] for option in context.command.params if option.name in on_command_line}
 
 
 def options_for(command: Callable[..., None], context: typer.Context) -> list[str]:
-    """The options of the command line that another command takes too, as words."""
-    takes, words = inspect.signature(command).parameters, list[str]()
+    """The options on the command line that another `command` accepts too, as words."""
+    accepted, words = inspect.signature(command).parameters, list[str]()
     for name, spelling in given(context).items():
-        if name in takes and spelling.startswith("-"):
+        if name in accepted and spelling.startswith("-"):
             value = context.params[name]
             words += (
                 [spelling] if value is True else [spelling, f"{value:g}" if isinstance(value, float) else str(value)]
@@ -119,8 +119,8 @@ def options_for(command: Callable[..., None], context: typer.Context) -> list[st
     return words
 
 
-def say_what_to_type(problem: str, *words: object) -> NoReturn:
-    """End the command as one that was called wrongly, and show what to type instead."""
+def wrong_usage(problem: str, *words: object) -> NoReturn:
+    """End the command with the exit code for a wrong command line, and show the command to use instead."""
     from certtrain import render
 
     render.error(f"{problem}; type: {shlex.join(map(str, words))}")
@@ -128,7 +128,7 @@ def say_what_to_type(problem: str, *words: object) -> NoReturn:
 
 
 def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) -> "Preset":
-    """The preset with the fields that --set and the options of their own replace; the options win."""
+    """The preset, with fields replaced by --set and by options of their own, which take precedence."""
     from certtrain.spec.preset import load_preset, parse_override, preset_names
 
     if name is None:
@@ -141,14 +141,14 @@ def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) 
 
 
 def check_data(preset: "Preset", data_dir: Path | None) -> None:
-    """See, before torch is loaded, that the folder with the data is there."""
+    """Check, before torch is loaded, that the data folder exists. Raises DataError."""
     from certtrain.storage import check_data_folder
 
     check_data_folder(preset.data.name, data_dir)
 
 
 def _check_source(preset: "Preset") -> None:
-    """See, before torch is loaded, that the file of a network of the user's own is there."""
+    """Check, before torch is loaded, that the source file of a user's own network exists. Raises NetworkError."""
     from certtrain.spec.layers import ModuleSection
     from certtrain.storage import check_source
 
@@ -166,7 +166,7 @@ def compute_device(device: DeviceName) -> str:
 
 
 def open_model(path: Path, device: DeviceName) -> "Classifier":
-    """The network in a model file of certtrain's. Raises ModelFileError."""
+    """The network in a model file that certtrain wrote. Raises ModelFileError."""
     from certtrain.errors import ModelFileError
     from certtrain.interchange.packed import ending
     from certtrain.storage import check_model_file
@@ -174,14 +174,14 @@ def open_model(path: Path, device: DeviceName) -> "Classifier":
     check_model_file(path)  # before torch is loaded
     if ending(path) == ".onnx":
         decide = shlex.join(["certtrain", "decide", str(path), "PROPERTY"])
-        raise ModelFileError(f"{path} is an ONNX file, and this takes certtrain's own; for a property of it: {decide}")
+        raise ModelFileError(f"{path} is an ONNX file; this command needs certtrain's own. For a property: {decide}")
     from certtrain.network.modelfile import load_model
 
     return load_model(path).to(compute_device(device))
 
 
 def open_split(model: "Classifier", split: SplitName, data_dir: Path | None, limit: int | None) -> "ImageSet":
-    """The first `limit` examples of a split of the data set that the model was made for. Raises DataError."""
+    """The first `limit` examples of a split of the model's data set. Raises DataError."""
     from certtrain import render
     from certtrain.network.assembly import load_split
 
@@ -190,17 +190,17 @@ def open_split(model: "Classifier", split: SplitName, data_dir: Path | None, lim
 
 
 def check_plots() -> None:
-    """Before any work is done, see that pictures can be drawn."""
+    """Check, before any work is done, that pictures can be drawn. Raises MissingExtra."""
     from certtrain.reports.plot import check_matplotlib
 
     check_matplotlib()
 
 
 def check_targets(force: bool, *paths: Path | None) -> None:
-    """Before any work is done, see that its results can be written, and replace nothing unasked."""
+    """Raise StorageError, before any work is done, if a file cannot be written, or exists and `force` is not set."""
     from certtrain.storage import check_writable
 
     for path in filter(None, paths):
         if path.exists() and not force:
-            raise StorageError(f"{path} is there already; give another name, or --force to replace it")
+            raise StorageError(f"{path} exists already; give another name, or --force to replace it")
         check_writable(path)

@@ -1,4 +1,4 @@
-"""The standard output as it may be: in an encoding of few characters, full, or closed by its reader."""
+"""The standard output, whose encoding may lack characters, whose disk may be full, and whose reader may be gone."""
 
 import codecs
 import io
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 
 from certtrain.errors import StorageError
 
-# What is written where an encoding lacks a character; "?" stands for all others.
-SPELT = {
+# Written in place of a character that the encoding lacks; any other such character becomes "?".
+REPLACEMENTS = {
     "ε": "eps", "α": "alpha", "β": "beta", "λ": "lambda", "τ": "tau", "−": "-", "–": "-", "─": "-", "…": "...",
     "×": "x", "·": "*", "±": "+-", "≤": "<=", "≥": ">=", "²": "^2", "→": "->", "∞": "inf", "█": "#", "▒": "=", "░": ".",
 }  # fmt: skip
 
 
 class Output(io.TextIOWrapper):
-    """The standard output, which raises StorageError if it cannot be written: so its failures differ from others'."""
+    """The standard output. It raises StorageError if it cannot be written, unlike other failures of the system."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(
@@ -27,7 +27,7 @@ class Output(io.TextIOWrapper):
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        self.stream = stream  # which would close the buffer if nothing held it
+        self.stream = stream  # keep a reference: without one, the old stream would close the buffer
 
     def write(self, text: str, /) -> int:
         with self._as_storage_error():
@@ -41,14 +41,14 @@ class Output(io.TextIOWrapper):
     def _as_storage_error(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:  # no error: the reader has what it wants, as after `| head`
+        except BrokenPipeError:  # no error: the reader has read enough, as after `| head`
             raise
         except OSError as error:
             raise StorageError(f"cannot write to the standard output: {error.strerror or error}") from error
 
 
 def drop_unwritten() -> None:
-    """Discard what cannot be written: Python flushes once more when it ends, and would fail once more."""
+    """Discard output that cannot be written: Python flushes again at exit, and would fail again."""
     try:
         sys.stdout.flush()
     except (OSError, StorageError):
@@ -56,21 +56,21 @@ def drop_unwritten() -> None:
 
 
 def adapt_streams() -> None:
-    """Let both streams spell what their encoding lacks; what goes to one that was closed from the start is dropped."""
-    codecs.register_error("certtrain.spell", _spell)
-    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
+    """Make both streams replace characters that their encoding lacks, and discard output to a closed stream."""
+    codecs.register_error("certtrain.replace", _replacement)
+    sys.stdout, sys.stderr = sys.stdout or _null_stream(), sys.stderr or _null_stream()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="certtrain.spell")
+            stream.reconfigure(errors="certtrain.replace")
     if type(sys.stdout) is io.TextIOWrapper:
         sys.stdout = Output(sys.stdout)
 
 
-def _spell(error: UnicodeError) -> tuple[str, int]:
+def _replacement(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(SPELT.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+    return "".join(REPLACEMENTS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
 
 
-def _nowhere() -> io.TextIOWrapper:
+def _null_stream() -> io.TextIOWrapper:
     return open(os.devnull, "w", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""certtrain stats: the states of a network's ReLUs and the growth of its bounds."""
+"""certtrain stats: show the states of a network's ReLUs and the growth of its bounds."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ Models = Annotated[
     list[Path],
     typer.Argument(
         metavar="MODEL",
-        help="Model files, run folders (the model, or the newest checkpoint), or checkpoints in them. "
+        help="Model files, checkpoints, or run folders, which stand for their model or else their newest checkpoint. "
         "Several are shown side by side.",
     ),
 ]
@@ -56,14 +56,14 @@ class StatsOutput:
     by_epoch: Annotated[
         bool,
         typer.Option(
-            "--by-epoch", help="Follow one run, given by its folder, over its epochs and the checkpoints that it kept."
+            "--by-epoch", help="Show one run, given by its folder, epoch by epoch, with the networks that it kept."
         ),
     ] = False
     html: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the page of one run, given by its folder, from what the folder holds, and do nothing else.",
+            help="Write the HTML report of one run, given by its folder, and do nothing else.",
         ),
     ] = None
     csv_file: Annotated[
@@ -74,17 +74,17 @@ class StatsOutput:
     as_json: AsJson = False
 
     def check(self, models: int) -> None:
-        """Raise BadParameter if what is asked for is of one run, and there are more, or something else beside it."""
+        """Raise BadParameter if an option for one run has several, or --html is combined with other output."""
         if self.by_epoch and models > 1:
-            raise typer.BadParameter("it follows one run; give one folder", param_hint="--by-epoch")
+            raise typer.BadParameter("it shows one run; give one folder", param_hint="--by-epoch")
         if self.html is not None and (models > 1 or self.by_epoch or self.csv_file or self.plot or self.as_json):
-            raise typer.BadParameter("it writes the page of one run, and nothing else", param_hint="--html")
+            raise typer.BadParameter("it writes the report of one run, and nothing else", param_hint="--html")
 
 
 def stats_command(models: Models, data: StatsData, output: StatsOutput) -> None:
-    """ReLU states, bound widths and the paper's balance ratios of each layer, over data at ε.
+    """Show each layer's ReLU states, bound widths and balance ratios (Shi et al. 2021), over data at radius ε.
 
-    Several models are compared over the same data at the same ε: the first one's, if nothing else is asked for.
+    Several models are compared on the same data at the same ε, which is the first model's unless given.
     """
     output.check(len(models))
     if output.html is not None:
@@ -94,21 +94,23 @@ def stats_command(models: Models, data: StatsData, output: StatsOutput) -> None:
     check_targets(output.force, output.csv_file, output.plot)
     if output.plot is not None:
         check_plots()
-    _put_out(_found(models, data, output.by_epoch), output)
+    _write_results(_results(models, data, output.by_epoch), output)
 
 
-def _found(models: Sequence[Path], data: StatsData, by_epoch: bool) -> "_Results":
+def _results(models: Sequence[Path], data: StatsData, by_epoch: bool) -> "_Results":
     from certtrain import render
     from certtrain.diagnostics.comparison import ComparisonOptions
 
     with render.loading() as report:
-        asked = (data.eps, data.split, data.limit, data.batch_size, compute_device(data.device), data.data_dir)
-        options = ComparisonOptions(*asked, report, render.note)
+        device = compute_device(data.device)
+        options = ComparisonOptions(
+            data.eps, data.split, data.limit, data.batch_size, device, data.data_dir, report, render.note
+        )
         return _run(models[0], options) if by_epoch else _models(models, options)
 
 
-def _put_out(results: "_Results", output: StatsOutput) -> None:
-    """Show the results, and write the files that are asked for."""
+def _write_results(results: "_Results", output: StatsOutput) -> None:
+    """Show the results, and write the files that the options name."""
     from certtrain import render
 
     if output.as_json:
@@ -125,7 +127,7 @@ def _put_out(results: "_Results", output: StatsOutput) -> None:
 
 
 class _Results(NamedTuple):
-    """What was found: for JSON, for CSV, and how to show and to draw it."""
+    """The results: for JSON, for CSV, and the functions that show and draw them."""
 
     json: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -155,7 +157,7 @@ def _models(paths: Sequence[Path], options: "ComparisonOptions") -> _Results:
 
 
 def _run(run: Path, options: "ComparisonOptions") -> _Results:
-    """One run over its epochs."""
+    """One run, epoch by epoch."""
     from certtrain import render
     from certtrain.diagnostics.comparison import compare_epochs, epoch_rows
     from certtrain.diagnostics.epochs import epoch_summary
@@ -190,7 +192,7 @@ def _write_page(run: Path, path: Path, force: bool) -> None:
 
 
 def _check_sources(paths: Sequence[Path], by_epoch: bool) -> None:
-    """See, before torch is loaded, that the models or the run are there."""
+    """Check, before torch is loaded, that the models or the run exist. Raises ModelFileError and RunError."""
     from certtrain.runs.runfiles import check_run, find_networks
 
     for path in paths:

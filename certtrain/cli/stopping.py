@@ -1,4 +1,4 @@
-"""How work is stopped from outside: after a time, or by Ctrl-C."""
+"""Stopping a command from outside: after some time, or by Ctrl-C."""
 
 import signal
 import time
@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class Stopper:
-    """Asks work to stop when its time is over or the user interrupts; a second interrupt is not held back."""
+    """Says whether to stop: after so many `seconds`, or on SIGINT or SIGTERM. A second signal ends the process."""
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds, self.start, self.interrupted = seconds, time.monotonic(), False
@@ -18,6 +18,7 @@ class Stopper:
         signal.signal(number, signal.SIG_DFL)
 
     def reason(self) -> str | None:
+        """Why to stop; None to go on."""
         if self.interrupted:
             return "interrupted"
         over = self.seconds is not None and time.monotonic() - self.start >= self.seconds

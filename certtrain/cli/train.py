@@ -1,4 +1,4 @@
-"""certtrain train: a run from a preset, or a run that goes on."""
+"""certtrain train: start a run from a preset, or resume one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class RunOptions:
     """The run."""
 
     preset: PresetName = None
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with the run in this folder.")] = None
-    out: Annotated[Path | None, typer.Option(help="Folder of the new run; one under runs/ if not given.")] = None
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder for the new run; a new one in runs/ if not given.")] = None
     data_dir: DataDir = None
 
 
@@ -45,13 +45,14 @@ class ChangeOptions:
     """Changes to the preset."""
 
     eps: Eps = None
-    epochs: Annotated[int | None, typer.Option(min=1, help="Train for so many epochs.")] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs; the preset's if not given.")] = None
     seed: Seed = None
     precision: Annotated[
-        Precision | None, typer.Option(help="Arithmetic of the training; tf32 is for NVIDIA GPUs.")
+        Precision | None, typer.Option(help="Arithmetic of the training steps; tf32 is for NVIDIA GPUs.")
     ] = None
     compile_: Annotated[
-        Compile | None, typer.Option("--compile", help="Compile the training step; auto does where a run repays it.")
+        Compile | None,
+        typer.Option("--compile", help="Compile the training step; auto does so if it saves time in all."),
     ] = None
     overrides: Overrides = None
 
@@ -71,31 +72,31 @@ class TrainingOptions:
         typer.Option(
             parser=seconds,
             metavar="TIME",
-            help="Stop at a checkpoint so long after the start of the command, like 9m. The step under way is finished "
-            "first, and the first step with its compiling.",
+            help="Stop at a checkpoint this long after the command started, like 9m. The current step is finished "
+            "first; the first step includes its compilation.",
         ),
     ] = None
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")] = False
     as_json: AsJson = False
 
 
-def train_command(run: RunOptions, changes: ChangeOptions, how: TrainingOptions) -> None:
-    """Train a network, certify it on the test set, and write model and report.
+def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOptions) -> None:
+    """Train a network, certify it on the test set, and write the model and a report.
 
-    Stopped by Ctrl-C or --time-budget, a run ends at a checkpoint and says how to go on.
+    A run that Ctrl-C or --time-budget stops ends at a checkpoint, and says how to resume it.
     """
     preset = _preset(run, changes)
     _check_run(run.resume, run.out)
-    stop = Stopper(how.time_budget)
+    stop = Stopper(training.time_budget)
     from certtrain import render
     from certtrain.training import api
     from certtrain.training.context import RunContext
     from certtrain.training.distributed import process_group
 
-    place = compute_device(how.device)
-    with process_group(place) as group, render.training_view(how.as_json, silent=not group.is_leader) as view:
-        listeners = [view, *_tensorboard(how.tensorboard)]
-        context = RunContext(run.data_dir, place, stop.reason, _all(listeners), group)
+    device = compute_device(training.device)
+    with process_group(device) as group, render.training_view(training.as_json, silent=not group.is_leader) as view:
+        listeners = [view, *_tensorboard(training.tensorboard)]
+        context = RunContext(run.data_dir, device, stop.reason, _combined(listeners), group)
         if preset is not None:
             api.train(preset, run.out or _new_folder(preset), context)
         elif run.resume is not None:
@@ -105,20 +106,20 @@ def train_command(run: RunOptions, changes: ChangeOptions, how: TrainingOptions)
 
 
 def _preset(run: RunOptions, changes: ChangeOptions) -> "Preset | None":
-    """The new run's; None for one that goes on, which has its own. Raises BadParameter for a change to that."""
+    """The preset of a new run; None for a resumed run, which has its own. Raises BadParameter for a change to that."""
     fields = changes.fields()
     if run.resume is None:
         preset = resolve_preset(run.preset, changes.overrides, **fields)
         check_data(preset, run.data_dir)
         return preset
     if run.preset or run.out or changes.overrides or any(value is not None for value in fields.values()):
-        message = "a run goes on as it was begun; it takes no preset, no --out and no changed field"
+        message = "a resumed run keeps its preset; it takes no --preset, no --out and no changed field"
         raise typer.BadParameter(message, param_hint="--resume")
     return None
 
 
 def _check_run(resume: Path | None, out: Path | None) -> None:
-    """See, before torch is loaded, that there is a run to go on with, or room for a new one."""
+    """Check, before torch is loaded, that the run to resume exists, or that the folder of a new one is free."""
     from certtrain.storage import check_new_run, check_unfinished_run
 
     if resume is not None:
@@ -135,7 +136,9 @@ def _tensorboard(wanted: bool) -> "list[Listener]":
     return [TensorBoardLog()]
 
 
-def _all(listeners: Sequence["Listener"]) -> "Listener":
+def _combined(listeners: Sequence["Listener"]) -> "Listener":
+    """One listener that passes each event to all."""
+
     def emit(event: "Event") -> None:
         for listener in listeners:
             listener(event)

@@ -1,4 +1,4 @@
-"""certtrain verify: natural, attacked and certified accuracy over a data set."""
+"""certtrain verify: natural accuracy, accuracy under attack and certified accuracy over a data set."""
 
 import shlex
 import sys
@@ -30,8 +30,8 @@ from certtrain.cli.options import (
     open_model,
     open_split,
     options_for,
-    say_what_to_type,
     seconds,
+    wrong_usage,
 )
 from certtrain.cli.stopping import Stopper
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
-OF_ATTACK = ("pgd_steps", "pgd_restarts", "seed")
+ATTACK_OPTIONS = ("pgd_steps", "pgd_restarts", "seed")
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ class CertificateOptions:
     method: Annotated[
         MethodName,
         typer.Option(
-            help="Bounds to certify with. auto tries each, cheap ones first, on the examples that are still open, "
-            "which may take long: see --timeout. complete splits until an example is decided. milp, a second opinion, "
-            "takes --arithmetic real and few ReLUs."
+            help="How to certify. auto tries all methods but milp, fast ones first, on the examples that are still "
+            "open, which may take long: see --timeout. complete is branch and bound, until each example is decided. "
+            "milp is a second opinion, for --arithmetic real and networks with few ReLUs."
         ),
     ] = "ibp"
     network: Annotated[
         NetworkName,
-        typer.Option(help="The network as saved, or with BatchNorm folded as `certtrain export` writes it."),
+        typer.Option(help="The network as saved, or with BatchNorm folded, as `certtrain export` writes it."),
     ] = "saved"
     arithmetic: Annotated[
         ArithmeticName,
-        typer.Option(help="What the network computes in when it runs; real is a network that never rounds."),
+        typer.Option(help="The arithmetic in which the network runs; real means without any rounding."),
     ] = "float32"
 
     def check(self) -> None:
-        """Raise BadParameter for a method in an arithmetic that it does not know."""
+        """Raise BadParameter for a method in an arithmetic that it does not support."""
         if self.method == "milp" and self.arithmetic != "real":
-            raise typer.BadParameter("milp knows no rounding; it takes --arithmetic real", param_hint="--method")
+            raise typer.BadParameter("milp ignores rounding; it needs --arithmetic real", param_hint="--method")
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,19 @@ class AttackOptions:
 
     attack: Annotated[
         AttackName,
-        typer.Option(help="Attack that gives the upper limit; the apgd ones take longer than pgd."),
+        typer.Option(help="Attack for the upper limit; the apgd attacks take longer than pgd."),
     ] = "pgd"
     pgd_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the attack; by itself pgd takes 20 and apgd 100.")
+        int | None, typer.Option(min=1, help="Steps of the attack; if not given, 20 for pgd and 100 for apgd.")
     ] = None
     pgd_restarts: PgdRestarts = 1
     seed: AttackSeed = 0
 
     def check(self, context: typer.Context) -> None:
-        """Raise BadParameter for a setting of an attack that there is not."""
-        unused = [spelling for name, spelling in given(context).items() if name in OF_ATTACK]
+        """Raise BadParameter for an option of the attack with --attack none."""
+        unused = [spelling for name, spelling in given(context).items() if name in ATTACK_OPTIONS]
         if self.attack == "none" and unused:
-            raise typer.BadParameter("there is no attack to set this for", param_hint=unused[0])
+            raise typer.BadParameter("it has no effect with --attack none", param_hint=unused[0])
 
     def settings(self) -> "AttackSettings | None":
         """The attack; None for none."""
@@ -123,16 +123,18 @@ class LimitOptions:
         typer.Option(
             parser=seconds,
             metavar="TIME",
-            help="Most time for an example in the methods beyond attack and ibp, like 30s.",
+            help="Time limit for each example, like 30s; the attack and ibp do not count.",
         ),
     ] = None
     time_budget: Annotated[
         float | None,
-        typer.Option(parser=seconds, metavar="TIME", help="Most time in all, like 9m; what is not decided stays open."),
+        typer.Option(
+            parser=seconds, metavar="TIME", help="Time limit in all, like 9m; what is not decided by then stays open."
+        ),
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples at a time; a tenth of it in methods beyond ibp.")] = (
-        200
-    )
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Number of examples at a time; a tenth of it for methods other than ibp.")
+    ] = 200
     memory: Memory = None
     device: DeviceOption = "auto"
 
@@ -143,7 +145,7 @@ class CertificateOutput:
 
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the certificates to this file, or go on with it if it is there."),
+        typer.Option(metavar="FILE", help="Write the certificates to this file, or continue it if it exists."),
     ] = None
     force: Force = False
     as_json: AsJson = False
@@ -151,19 +153,19 @@ class CertificateOutput:
 
 @dataclass(frozen=True)
 class MovedOptions:
-    """What other commands do now; its options are hidden."""
+    """Options that are commands of their own now; they are hidden."""
 
     check: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain check`.")] = None
     vnnlib: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain decide`.")] = None
 
     def refuse(self, context: typer.Context, model: Path) -> None:
-        """End with the command line that does what is asked."""
+        """End with the command to use instead, if one of these options is given."""
         if self.check is not None:
             words = ["certtrain", "check", self.check, model, *options_for(check_command, context)]
-            say_what_to_type("certificates are checked by a command of their own", *words)
+            wrong_usage("certificates have a command of their own", *words)
         if self.vnnlib is not None:
             words = ["certtrain", "decide", model, self.vnnlib, *options_for(decide_command, context)]
-            say_what_to_type("properties are decided by a command of their own", *words)
+            wrong_usage("properties have a command of their own", *words)
 
 
 def verify_command(
@@ -176,9 +178,10 @@ def verify_command(
     output: CertificateOutput,
     moved: MovedOptions,
 ) -> None:
-    """Natural, attacked and certified accuracy of a model: a bracket around its robust accuracy.
+    """Measure natural accuracy, accuracy under attack and certified accuracy of a model.
 
-    Stopped by Ctrl-C or a time limit, a verification with --out goes on when the command is given again.
+    The last two are an upper and a lower limit on its robust accuracy. With --out, a verification that Ctrl-C or a
+    time limit stopped continues when the same command is given again.
     """
     moved.refuse(context, model)
     certificates.check()
@@ -186,26 +189,26 @@ def verify_command(
     check_targets(True, output.out)
     saved = open_model(model, limits.device)
     images = open_split(saved, data.split, data.data_dir, data.limit)
-    task = _Task(model, saved, images, attack.settings(), _how(saved, certificates, limits), output)
+    task = _Task(model, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
     _show(_verified(task, limits), model, output)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is verified: the network in `file` on `images`, against `attack`; `how` are verify's other arguments."""
+    """A verification: the `model` from `file` on `images`, under `attack`; `arguments` are the others of `verify`."""
 
     file: Path
     model: "Classifier"
     images: "ImageSet"
     attack: "AttackSettings | None"
-    how: dict[str, Any]
+    arguments: dict[str, Any]
     output: CertificateOutput
 
     @contextmanager
     def writer(self) -> "Iterator[Writer | None]":
-        """A new certificate file, or the one that is there, to go on with; no other process writes it meanwhile.
+        """The writer of a new certificate file, or of an existing one that is continued; None without --out.
 
-        None without --out.
+        No other process writes the file meanwhile.
         """
         if self.output.out is None:
             yield None
@@ -215,14 +218,14 @@ class _Task:
         from certtrain.verification.verify import check_fit
 
         check_fit(self.model, self.images)
-        header = describe_task(self.file, self.model, self.images, attack=described(self.attack), **self.how)
+        header = describe_task(self.file, self.model, self.images, attack=described(self.attack), **self.arguments)
         new = self.output.force or not self.output.out.exists()
         with locked_certificates(self.output.out):
             yield (Writer if new else Writer.resume)(self.output.out, header, self.images)
 
 
-def _how(model: "Classifier", certificates: CertificateOptions, limits: LimitOptions) -> dict[str, Any]:
-    """How examples are certified: arguments of `verify` that certificate files record as well."""
+def _arguments(model: "Classifier", certificates: CertificateOptions, limits: LimitOptions) -> dict[str, Any]:
+    """The arguments of `verify` that certificate files record too."""
     from certtrain.bounds.settings import VERDICTS_ALONE
 
     bounds = VERDICTS_ALONE if limits.memory is None else replace(VERDICTS_ALONE, memory=limits.memory)
@@ -242,22 +245,22 @@ class _Interrupted(Exception):
 
 @dataclass(frozen=True)
 class _Batches:
-    """What is done with each batch of examples: it is written and shown, and then Ctrl-C ends the verification."""
+    """Writes and shows each batch of results. After it, an interrupt ends the verification."""
 
     writer: "Writer | None"
     view: "VerifyingView"
     stop: Stopper
 
-    def add(self, points: "Sequence[ExampleResult]") -> None:
+    def add(self, results: "Sequence[ExampleResult]") -> None:
         if self.writer is not None:
-            self.writer.add(points)
-        self.view.add(points)
+            self.writer.add(results)
+        self.view.add(results)
         if self.stop.interrupted:
             raise _Interrupted
 
 
 def _verified(task: _Task, limits: LimitOptions) -> "Report":
-    """The report; the certificates are in the file that --out names."""
+    """The report of the verification; its certificates are written to the file that --out names."""
     from certtrain import render
 
     stop = Stopper(None)
@@ -287,7 +290,7 @@ def _report(task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]",
         known=known,
         on_examples=batches.add,
         on_round=batches.view.begin,
-        **task.how,
+        **task.arguments,
     )
 
 
@@ -295,11 +298,11 @@ def _say_stopped(writer: "Writer | None", examples: int) -> None:
     from certtrain import render
 
     if writer is None:
-        render.note("stopped; without --out FILE nothing is kept")
+        render.note("stopped; without --out FILE no results are kept")
         return
-    decided = sum(point.verdict != "open" for point in writer.results.values())
+    decided = sum(result.verdict != "open" for result in writer.results.values())
     again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
-    render.note(f"stopped with {decided:,} of {examples:,} examples decided; go on with: {again}")
+    render.note(f"stopped with {decided:,} of {examples:,} examples decided; continue with: {again}")
 
 
 def _show(report: "Report", model: Path, output: CertificateOutput) -> None:

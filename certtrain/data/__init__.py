@@ -1,7 +1,7 @@
-"""Data sets as one uint8 tensor, and seeded batches out of it.
+"""Data sets as one uint8 tensor, and seeded batches from it.
 
-Nothing here prints: progress goes to a callback, an unwritable cache is a `CacheWarning`, and files that are left out
-are a `LeftOutWarning`.
+Nothing here prints: progress is passed to a callback, an unwritable cache gives a `CacheWarning`, and files that are
+left out give a `LeftOutWarning`.
 """
 
 from certtrain.data.batches import Augmentation, Batches, part_of

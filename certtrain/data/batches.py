@@ -1,4 +1,4 @@
-"""Seeded batches out of one uint8 tensor, each a pure function of (seed, epoch, step)."""
+"""Seeded batches from one uint8 tensor, each a pure function of (seed, epoch, step)."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Augmentation:
     """Random changes to a training image.
 
     flip: mirror it left to right with probability one half.
-    crop_padding: pixels by which each side is widened, repeating the edge, before a crop of the
+    crop_padding: number of pixels by which each side is padded, repeating the edge, before a crop of the
         original size is taken at a uniformly random place.
 
     Raises:
@@ -27,20 +27,20 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
-            raise DataError(f"crop_padding is {self.crop_padding}; it counts pixels, so it starts at 0.")
+            raise DataError(f"crop_padding is {self.crop_padding}; it must be at least 0 pixels.")
 
 
 _UNCHANGED = Augmentation()
 
 
 class Batches:
-    """Every epoch's batches of a training set; holds nothing that a resumed run must restore.
+    """The batches of a training set in every epoch. It has no state that a resumed run must restore.
 
     Images are uint8 (N,C,H,W), labels int64 (N,). The data stay where they are, or are moved once
     to `device`; batches are made there. A last batch of a single example is left out, since
-    BatchNorm has no variance of one example; which example that is changes from epoch to epoch.
-    Where `ranks` processes share each batch, `batch` is the part of this one, the `rank`-th: order
-    and augmentation are those of the whole.
+    BatchNorm needs the variance of several; another example is left out in each epoch. If `ranks`
+    processes share each batch, `batch` gives the part of the `rank`-th; order and augmentation are
+    those of the whole batch.
 
     Raises:
         DataError: the set is too small for one batch, the two lengths differ,
@@ -71,12 +71,12 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch: N/batch_size rounded up, less a last batch of a single example."""
+        """Number of batches in an epoch: N/batch_size rounded up, without a last batch of a single example."""
         full, left_over = divmod(len(self._labels), self._batch_size)
         return full + (left_over > 1)
 
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Batch `step` of `epoch`, both counted from 0: x float32 (B,C,H,W) in [0,1], y int64 (B,).
+        """Batch `step` of `epoch`, both counted from 0: images float32 (B,C,H,W) in [0,1], labels int64 (B,).
 
         Raises:
             IndexError: the epoch has no such step.
@@ -84,15 +84,15 @@ class Batches:
         return self._make(epoch, step, part_of(self.size(step), self._rank, self._ranks))
 
     def whole_batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """As `batch`, with the parts of all ranks."""
+        """As `batch`, for all ranks together."""
         return self._make(epoch, step, slice(None))
 
     def size(self, step: int) -> int:
-        """Examples in batch `step` of any epoch, over all ranks."""
+        """Number of examples in batch `step` of any epoch, over all ranks."""
         return min(self._batch_size, len(self._labels) - step * self._batch_size)
 
     def share(self, step: int) -> float:
-        """This rank's part of the examples of batch `step`; all ranks' add up to 1."""
+        """The share of the examples of batch `step` that this rank has; over all ranks the shares add up to 1."""
         size = self.size(step)
         return len(range(size)[part_of(size, self._rank, self._ranks)]) / size
 
@@ -119,24 +119,24 @@ class Batches:
 
     def _gather(self, index: Tensor, epoch: int, step: int, part: slice) -> Tensor:
         if self._augmentation == _UNCHANGED:
-            return self._images.index_select(0, index[part])  # quicker than an index in brackets
+            return self._images.index_select(0, index[part])  # faster than indexing with brackets
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "augment", epoch, step))
         draws = _draw(len(index), self._augmentation, generator)[:, part].to(index.device, non_blocking=True)
         return gather_crops(self._images, index[part], draws[:2] - self._augmentation.crop_padding, draws[2].bool())
 
 
 def part_of(size: int, rank: int, ranks: int) -> slice:
-    """Which of a batch's `size` examples are the `rank`-th of so many processes'."""
+    """The part of a batch of `size` examples that the `rank`-th of `ranks` processes takes."""
     return slice(rank * size // ranks, (rank + 1) * size // ranks)
 
 
 def gather_crops(images: Tensor, index: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Pick, mirror and shift images in a single indexing operation.
+    """Select, mirror and shift images in a single indexing operation.
 
-    Of uint8 images (N,C,H,W), example `index[b]` is mirrored where `flips[b]`, then seen
-    through a window moved down by `shifts[0, b]` and right by `shifts[1, b]` pixels; outside
-    the image its edge repeats. Returns uint8 (B,C,H,W) in channels-last memory, which
-    convolutions prefer.
+    From uint8 images (N,C,H,W), example `index[b]` is mirrored if `flips[b]`, then cropped by a
+    window that is moved down by `shifts[0, b]` and right by `shifts[1, b]` pixels; outside the
+    image its edge is repeated. Returns uint8 (B,C,H,W) in channels-last memory, with which
+    convolutions are faster.
     """
     height, width = images.shape[2:]
     rows = _window(shifts[0], height)
@@ -152,9 +152,9 @@ def _window(shift: Tensor, size: int) -> Tensor:
 
 
 def _draw(count: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Rows: the crop's offset down, its offset right (0..2·padding), whether to flip (0 or 1)."""
-    # Always on the CPU and always in this order, so neither the device nor a switched-off part
-    # changes the rest.
+    """Three rows of random numbers: the crop's offset down and right (0 to 2·padding), and whether to flip (0 or 1)."""
+    # They are always drawn on the CPU and in this order, so that neither the device nor an
+    # augmentation that is switched off changes the others.
     offsets = torch.randint(0, 2 * augmentation.crop_padding + 1, (2, count), generator=generator)
     flips = torch.randint(0, 2, (1, count), generator=generator)
     return torch.cat([offsets, flips * int(augmentation.flip)])
@@ -162,7 +162,7 @@ def _draw(count: int, augmentation: Augmentation, generator: torch.Generator) ->
 
 def _check(images: int, labels: int, batch_size: int) -> None:
     if batch_size < 1:
-        raise DataError(f"batch_size is {batch_size}; it starts at 1.")
+        raise DataError(f"batch_size is {batch_size}; it must be at least 1.")
     if images != labels:
         raise DataError(f"there are {images} images but {labels} labels.")
     if images == 0:

@@ -1,4 +1,4 @@
-"""Decoded image folders, kept in the cache folder so that they are decoded once."""
+"""Decoded image folders, saved in the cache folder so that they are decoded only once."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from torch import Tensor
 from certtrain.errors import StorageError
 from certtrain.storage import write_atomic
 
-_FORMAT = 2  # 1 kept images of 16 bits a channel cut to 8
+_FORMAT = 2  # format 1 had images with 16 bits per channel reduced to 8
 
 
 class CacheWarning(UserWarning):
-    """Decoded images could not be kept; the next run decodes them again."""
+    """Decoded images could not be saved; the next run decodes them again."""
 
 
 def cache_folder() -> Path:
@@ -33,13 +33,13 @@ def cache_folder() -> Path:
 
 
 def cache_path(root: Path, files: Sequence[str], channels: int | None) -> Path:
-    """Where the decoded `files` (relative to `root`, in this order) are kept.
+    """The cache file for the decoded `files` (relative to `root`, in this order).
 
-    The name is a hash of the folder's place, of every file's name, size and time of change, and
-    of the wanted channels: change any and the old entry is not found any more.
+    Its name is a hash of the folder's path, of every file's name, size and time of change, and of
+    the number of channels: if any of them changes, there is no such cache file.
 
     Raises:
-        OSError: one of the files is not there.
+        OSError: one of the files is missing.
     """
     digest = hashlib.sha256(json.dumps([_FORMAT, str(root.resolve()), channels]).encode())
     for line in _descriptions(root, files):
@@ -48,7 +48,7 @@ def cache_path(root: Path, files: Sequence[str], channels: int | None) -> Path:
 
 
 def read_cached(path: Path, count: int) -> Tensor | None:
-    """The `count` images kept in `path`, or None if they are not there or not whole."""
+    """The `count` images in the cache file `path`; None if it is missing or damaged."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError):
@@ -56,19 +56,19 @@ def read_cached(path: Path, count: int) -> Tensor | None:
     if tensors.keys() != {"images", "checksum"}:
         return None
     images = tensors["images"]
-    # safetensors notices a file cut short, not a flipped bit.
+    # safetensors detects a truncated file, but not a flipped bit.
     whole = len(images) == count and torch.equal(tensors["checksum"], _checksum(images))
     return images if whole else None
 
 
 def write_cached(path: Path, images: Tensor) -> None:
-    """Keep decoded images. Where that fails a CacheWarning says so and nothing else happens."""
+    """Save decoded images. If that fails, there is a CacheWarning and no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save({"images": images, "checksum": _checksum(images)}))
     except (OSError, StorageError) as error:
         warnings.warn(
-            f"decoded images are not kept for the next run: {error} "
+            f"decoded images cannot be saved for the next run: {error} "
             f"Set CERTTRAIN_CACHE to a folder that can be written.",
             CacheWarning,
             stacklevel=2,

@@ -19,8 +19,8 @@ _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 def load_cifar10(request: Request) -> ImageSet:
     """CIFAR-10: 50,000 and 10,000 colour images of 32x32 pixels.
 
-    `data_dir` is, or holds as `cifar10`, either the folder around torchvision's
-    cifar-10-batches-py or an image folder. Without one the set is downloaded into the cache.
+    `data_dir`, or its subfolder `cifar10`, contains torchvision's cifar-10-batches-py or is an
+    image folder. Without it the data set is downloaded into the cache.
 
     Raises:
         DataError: the data are missing or damaged.
@@ -52,15 +52,15 @@ def _read_batches(folder: Path, request: Request) -> ImageSet:
     from torchvision.datasets import CIFAR10
 
     try:
-        # torchvision unpickles these files only after their MD5 sums have been found right.
+        # torchvision checks the MD5 sums of these files before it unpickles them.
         found = CIFAR10(str(folder), train=request.split == "train")
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder / _BATCHES} is damaged or not whole: {error}") from error
+        raise DataError(f"{folder / _BATCHES} is damaged or incomplete: {error}") from error
     images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
     return ImageSet("cifar10", request.split, images, torch.tensor(found.targets), tuple(found.classes))
 
 
 def _read_folder(folder: Path, request: Request) -> ImageSet:
-    # In alphabetical order, which is torchvision's.
+    # The classes are in alphabetical order, as torchvision's are.
     check_same_classes(_CLASSES, folder)
     return read_listing("cifar10", list_folder(folder), 3, request)

@@ -1,4 +1,4 @@
-"""Image files to one uint8 tensor, by several threads: Pillow decodes outside Python's lock."""
+"""Image files decoded to one uint8 tensor, by several threads: Pillow releases Python's lock while it decodes."""
 
 import re
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ def decode_files(paths: Sequence[Path], channels: int | None, report: Progress) 
     """Decode at least one file into uint8 (N,C,H,W), in the order given.
 
     C is `channels` (1 or 3); for None it is 1 if every image is greyscale, else 3. Transparency
-    is dropped. `report` hears of every few hundred images.
+    is dropped. `report` is called after every few hundred images.
 
     Raises:
-        DataError: a file is unreadable, has more than 8 bits a channel, or differs in size.
+        DataError: a file is unreadable, has more than 8 bits per channel, or has another size.
     """
     first, _ = decode_file(paths[0], "RGB")
     images = torch.empty(len(paths), 1 if channels == 1 else 3, *first.shape[1:], dtype=torch.uint8)
@@ -37,7 +37,7 @@ def decode_file(path: Path, mode: str) -> tuple[Tensor, bool]:
     """One image as uint8 (C,H,W), in Pillow's mode L (C=1) or RGB (C=3), and whether it was greyscale.
 
     Raises:
-        DataError: the file is unreadable or has more than 8 bits a channel.
+        DataError: the file is unreadable or has more than 8 bits per channel.
     """
     from torchvision.transforms.functional import pil_to_tensor
 
@@ -50,19 +50,19 @@ def decode_file(path: Path, mode: str) -> tuple[Tensor, bool]:
 
 
 def _refuse_deep(path: Path, image: ImageFile) -> None:
-    # Pillow would clip such levels of grey at 255, and cut such colours to 8 bits, without a word.
+    # Pillow would clip such grey levels at 255, and reduce such colours to 8 bits, without a warning.
     if image.mode.startswith(("I", "F")) or any(map(_is_deep, image.tile)):
-        raise DataError(f"{path} has more than 8 bits a channel; convert it to 8.")
+        raise DataError(f"{path} has more than 8 bits per channel; convert it to 8.")
 
 
 def _is_deep(tile: Any) -> bool:
-    """Whether a part of a file holds more than 8 bits a channel, by what Pillow's decoder is told of it.
+    """Whether a part of a file has more than 8 bits per channel, by the arguments of Pillow's decoder for it.
 
-    That is a raw mode like RGB;16B, or of the PPM family the largest level.
+    These are a raw mode like RGB;16B or, for the PPM formats, the largest level.
     """
-    told = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-    deep = any(isinstance(word, str) and re.search(r";16[BLN]", word) for word in told)
-    return deep or (tile[0].startswith("ppm") and any(isinstance(word, int) and word > 255 for word in told))
+    arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+    deep = any(isinstance(word, str) and re.search(r";16[BLN]", word) for word in arguments)
+    return deep or (tile[0].startswith("ppm") and any(isinstance(word, int) and word > 255 for word in arguments))
 
 
 def _decode_all(paths: Sequence[Path], images: Tensor, report: Progress) -> bool:
@@ -81,7 +81,7 @@ def _decode_all(paths: Sequence[Path], images: Tensor, report: Progress) -> bool
             report("decoding images", min(number * _CHUNK, len(paths)), len(paths))
         return all_grey
     finally:
-        # After an error, or Ctrl-C, the files still waiting are not decoded first.
+        # After an error, or Ctrl-C, do not decode the remaining files.
         pool.shutdown(cancel_futures=True)
 
 
@@ -90,7 +90,7 @@ def _decode_into(target: Tensor, path: Path, mode: str, first: Path) -> bool:
     if pixels.shape != target.shape:
         raise DataError(
             f"{path} is {_size(pixels)} pixels, but {_size(target)} is expected, the size of {first}; "
-            f"every image of a split must have one size, so resize them first."
+            f"all images of a split must have the same size, so resize them first."
         )
     target.copy_(pixels)
     return grey

@@ -11,13 +11,13 @@ from certtrain.errors import DataError
 
 
 def load_folder(request: Request) -> ImageSet:
-    """Any image folder. All images of a split have one size; both splits have the same classes.
+    """Any image folder. All images of a split must have the same size, and both splits the same classes.
 
     Raises:
-        DataError: it is not so, or a file is unreadable.
+        DataError: they do not, or a file is unreadable.
     """
     if request.data_dir is None:
-        raise DataError("an image folder has no usual place; name it with --data-dir.")
+        raise DataError("an image folder has no default; give it with --data-dir.")
     root = first_folder([request.data_dir], "image folder", "train", request.split)
     if (root / "test").is_dir():
         check_same_classes(class_names(root / "train"), root / "test")
@@ -25,7 +25,7 @@ def load_folder(request: Request) -> ImageSet:
 
 
 def read_listing(name: str, listing: Listing, channels: int | None, request: Request) -> ImageSet:
-    """The listed images, from the cache if they are there, else decoded and put there.
+    """The listed images, from the cache if it has them, else decoded and saved there.
 
     Raises:
         DataError: an image is missing or unreadable, or the sizes differ.

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from idx files, plain or gzipped, read in place and never unpacked.
+"""MNIST and Fashion-MNIST from idx files, plain or gzipped.
 
 The format is LeCun's: two zero bytes, 8 for uint8, the number of dimensions, each dimension as a
 big-endian 32-bit number, then the values.
@@ -47,10 +47,10 @@ def load_fashion_mnist(request: Request) -> ImageSet:
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """The uint8 tensor in an idx file, which must have so many dimensions.
+    """The uint8 tensor in an idx file, which must have so many `dimensions`.
 
     Raises:
-        DataError: the file cannot be read, is not such an idx file, or is not whole.
+        DataError: the file cannot be read, is not such an idx file, or is damaged.
     """
     content = _read(path)
     head = 4 + 4 * dimensions
@@ -71,7 +71,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
 def _read(path: Path) -> bytearray:
     try:
         content = path.read_bytes()
-        # By content, not by name: some archives hold plain files under a .gz name.
+        # Decided by the content, not by the name: some archives contain plain files named .gz.
         return bytearray(gzip.decompress(content) if content.startswith(_GZIP_MAGIC) else content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

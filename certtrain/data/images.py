@@ -1,4 +1,4 @@
-"""A labelled set of images, held as one uint8 tensor."""
+"""A labelled set of images as one uint8 tensor."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -10,20 +10,20 @@ from certtrain.data.seeds import derive_seed
 from certtrain.errors import DataError
 
 _CHUNK = 4096
-# One grey level. A constant channel has no spread; a smaller floor would let normalisation
-# blow up a perturbation of that channel without limit.
+# One grey level. The deviation of a constant channel is zero; with a smaller floor, normalisation
+# would multiply a perturbation of that channel by a huge factor.
 _STD_FLOOR = 1.0 / 255.0
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with their labels; checked when it is made, so every later user may rely on it.
+    """Images with their labels, which are checked when the set is made.
 
     `images` is uint8 (N,C,H,W) with N > 0, `labels` int64 (N,), each in [0, K) where K is
-    the number of `class_names`. Both live on one device.
+    the number of `class_names`. Both are on the same device.
 
     Raises:
-        DataError: a shape, a type or a label is not so.
+        DataError: a shape, a type or a label is wrong.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ImageSet:
         return replace(self, images=self.images[:limit], labels=self.labels[:limit])
 
     def sample(self, count: int | None, seed: int) -> "ImageSet":
-        """`count` random examples in the set's order, by `seed`; all for None.
+        """`count` examples, chosen at random by `seed`, in the set's order; all for None.
 
         Raises:
             DataError: there are fewer.
@@ -91,9 +91,9 @@ class ImageSet:
 
 
 def split_validation(train: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Hold `count` random examples out of `train`: (the rest, the validation set).
+    """Split `count` random examples off `train`: (the rest, the validation set).
 
-    The choice depends on `seed` and the size of the set alone. Both parts keep the set's order.
+    The choice depends on `seed` and the size of the set only. Both parts keep the set's order.
 
     Raises:
         DataError: `count` would leave one of the two parts empty.
@@ -112,8 +112,9 @@ def split_validation(train: ImageSet, count: int, seed: int) -> tuple[ImageSet, 
 def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 (N,C,H,W) images, in units of [0, 1].
 
-    Sums are exact integers, taken chunk by chunk, so the result depends neither on the device
-    nor on the order, and memory stays small. The deviation is the population's, at least 1/255.
+    The sums are exact integers, so the result depends neither on the device nor on the order of
+    the images. They are added up in chunks, to save memory. The deviation is that of the population, and at
+    least 1/255.
     """
     channels = images.shape[1]
     totals = torch.zeros(channels, dtype=torch.int64, device=images.device)
@@ -125,7 +126,7 @@ def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     count = images.numel() // channels
     moments = list(zip(totals.tolist(), squares.tolist(), strict=True))
     mean = tuple(total / count / 255.0 for total, _ in moments)
-    # n Σx² − (Σx)² in Python's unbounded integers: no cancellation, never below zero.
+    # n Σx² − (Σx)² in Python's unbounded integers is exact, so it is never negative.
     std = tuple((count * square - total * total) ** 0.5 / count / 255.0 for total, square in moments)
     return mean, tuple(max(value, _STD_FLOOR) for value in std)
 
@@ -135,8 +136,8 @@ def to_unit(images: Tensor) -> Tensor:
 
     The memory format is kept.
     """
-    # The divisor is a tensor on the same device: by a Python number, CUDA would multiply with a
-    # rounded 1/255, and a pixel could differ from the CPU's in its last bit.
+    # The divisor is a tensor on the same device: for a Python number, CUDA would multiply by a
+    # rounded 1/255, and a pixel could differ from that on a CPU in its last bit.
     return images.float().div_(torch.full((), 255.0, device=images.device))
 
 

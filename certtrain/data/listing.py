@@ -1,4 +1,4 @@
-"""Which files of an image folder are its images, and of which class; what is left out is said."""
+"""The images of an image folder and their classes, with a warning about files that are left out."""
 
 import mimetypes
 import os
@@ -12,17 +12,17 @@ from PIL import Image
 from certtrain.data.seeds import derive_seed
 from certtrain.errors import DataError
 
-# What desktops put among files, besides names that begin with a dot.
-_OF_THE_DESKTOP = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"})
+# Files and folders that operating systems add, besides those whose names begin with a dot.
+_SYSTEM_FILES = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"})
 
 
 class LeftOutWarning(UserWarning):
-    """A class folder holds files that are no images; they are left out."""
+    """A class folder contains files that are no images; they are left out."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one split, relative to `root`, with a label each."""
+    """The files of one split, relative to `root`, each with a label."""
 
     root: Path
     files: tuple[str, ...]
@@ -31,8 +31,8 @@ class Listing:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of that name is no part of the data: hidden, or of the desktop's own."""
-    return name.startswith(".") or name.lower() in _OF_THE_DESKTOP
+    """Whether a file or folder of that name is not part of the data: hidden, or added by the operating system."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def check_same_classes(expected: tuple[str, ...], folder: Path) -> None:
-    """Raise DataError, naming the difference, unless `folder` holds exactly the expected classes."""
+    """Raise DataError, which names the difference, unless `folder` has exactly the expected classes."""
     found = set(class_names(folder))
     missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
     if missing or extra:
@@ -52,15 +52,15 @@ def check_same_classes(expected: tuple[str, ...], folder: Path) -> None:
 
 
 def list_folder(folder: Path, *, beside: Collection[str] = ()) -> Listing:
-    """The images under <class>/ in `folder`, classes sorted by name.
+    """The images under <class>/ in `folder`, with the classes sorted by name.
 
-    The files come in a fixed shuffled order, so that the first few hold every class, and not
-    the first class alone. Hidden files are no part of the data. A LeftOutWarning counts the other
-    files that are no images, but for those that end in one of `beside`, which belong there.
+    The files are in a fixed shuffled order, so that the first ones are of several classes. Hidden
+    files are not part of the data. A LeftOutWarning counts other files that are no images, apart
+    from those whose names end with one of `beside`, which are expected.
 
     Raises:
-        DataError: there are fewer than two class folders, one holds no image, or an image would
-            be left out: it is in no class folder, or in a format that is not read.
+        DataError: there are fewer than two class folders, one of them has no image, or an image
+            would be left out: it is in no class folder, or its format is not supported.
     """
     try:
         names, files = class_names(folder), _visible_files(folder)
@@ -97,7 +97,7 @@ def _check_classes(folder: Path, names: Sequence[str]) -> None:
         raise DataError(f"{folder} is not an image folder (<class>/<image>): it holds no folders.")
     if len(names) == 1:
         raise DataError(
-            f"{folder} holds one class, {names[0]!r}, but a classifier tells two or more apart; "
+            f"{folder} holds one class, {names[0]!r}, but a classifier needs at least two; "
             "put the images of each class into a folder of its own."
         )
 
@@ -106,17 +106,17 @@ def _check_places(folder: Path, outside: Sequence[str]) -> None:
     if outside:
         raise DataError(
             f"{folder} holds images that are in no class folder, {_some(outside)}; "
-            "put each into the folder of its class, or take it away."
+            "move each into the folder of its class, or remove it."
         )
 
 
 def _check_left_out(folder: Path, others: Sequence[str]) -> None:
-    """Refuse to leave images out; say how many other files are."""
+    """Raise DataError if images would be left out; warn about other files that are."""
     images = [file for file in others if _is_image(file)]
     if images:
         raise DataError(
-            f"{folder} holds images in formats that are not read, {_some(images)}; "
-            f"convert them, or take them away. Formats that are read: {', '.join(_formats())}."
+            f"{folder} holds images in formats that are not supported, {_some(images)}; "
+            f"convert or remove them. Supported formats: {', '.join(_formats())}."
         )
     if others:
         warnings.warn(
@@ -135,7 +135,7 @@ def _is_read(file: str) -> bool:
 
 
 def _is_image(file: str) -> bool:
-    """Whether the name is that of an image in any format."""
+    """Whether the name is that of an image in any format, supported or not."""
     suffix = Path(file).suffix.lower()
     return suffix in Image.registered_extensions() or (mimetypes.guess_type(f"x{suffix}")[0] or "").startswith("image/")
 

@@ -29,9 +29,9 @@ NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "tinyimagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
 }
-"""Mean and standard deviation of each channel, as published work on certified training has them.
+"""Mean and standard deviation of each channel, as in published work on certified training.
 
-Pixels are in [0, 1]. An image folder is not here: take its `pixel_statistics`.
+Pixels are in [0, 1]. For an image folder, use `pixel_statistics`.
 """
 
 
@@ -48,14 +48,14 @@ def load_images(
     Args:
         name: digits, mnist, fashion-mnist, cifar10, tinyimagenet or folder.
         split: "train" or "test".
-        data_dir: where the data are; it is only read, and for digits not even that. None: what ships with
-            certtrain (digits), or a download into the cache folder (mnist, fashion-mnist, cifar10).
-        channels: 1 or 3; images of a "folder" are converted, any other set must have as many.
-            None: as the images are.
+        data_dir: folder with the data, which is only read; ignored for digits, which come with certtrain.
+            None: download into the cache folder (mnist, fashion-mnist, cifar10).
+        channels: 1 or 3; images of a "folder" are converted, any other set must have so many.
+            None: as in the images.
         on_progress: called with what is being done, how much is done and how much there is.
 
     Raises:
-        DataError: the set is unknown, missing, damaged, or does not fit what was asked.
+        DataError: the data set is unknown, missing or damaged, or does not fit the arguments.
     """
     request = _checked(name, split, data_dir, channels, on_progress or _ignore)
     loaded = _LOADERS[name](request)
@@ -78,4 +78,4 @@ def _checked(name: str, split: str, data_dir: str | Path | None, channels: int |
 
 
 def _ignore(what: str, done: int, total: int) -> None:
-    """Hear of progress and do nothing."""
+    """Do nothing; for calls without `on_progress`."""

@@ -1,4 +1,4 @@
-"""What a loader is asked for, and the words for a folder that is not there."""
+"""The arguments of a loader, and the search for its folder."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """One call of `load_images`: its arguments, checked, with a `report` that may always be called."""
+    """The checked arguments of one call of `load_images`; `report` is its callback, or a function that does nothing."""
 
     split: str
     data_dir: Path | None
@@ -24,11 +24,11 @@ def first_folder(candidates: Iterable[Path], holds: str, *names: str) -> Path:
     """The first candidate in which every name exists.
 
     Raises:
-        DataError: there is none; the message says what (`holds`) was looked for and where.
+        DataError: there is none; the message names what is missing (`holds`) and the candidates.
     """
-    looked = list(candidates)
-    for folder in looked:
+    tried = list(candidates)
+    for folder in tried:
         if all((folder / name).exists() for name in names):
             return folder
-    places = ", ".join(str(folder) for folder in looked)
+    places = ", ".join(str(folder) for folder in tried)
     raise DataError(f"{holds} not found: looked for {' and '.join(names)} in {places}.")

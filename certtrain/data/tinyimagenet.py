@@ -1,4 +1,4 @@
-"""TinyImageNet as its archive unpacks, or rearranged as an image folder."""
+"""TinyImageNet, as unpacked from its archive or rearranged as an image folder."""
 
 from pathlib import Path
 
@@ -9,22 +9,22 @@ from certtrain.data.request import Request, first_folder
 from certtrain.errors import DataError
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-_ADVICE = f"Unpack {_URL} and name the folder with --data-dir."
+_ADVICE = f"Unpack {_URL} and give the folder with --data-dir."
 _ANNOTATIONS = "val_annotations.txt"
-_BOXES = (".txt",)  # of each class's objects, among its images
+_BOXES = (".txt",)  # files with bounding boxes of objects, beside the images of each class
 
 
 def load_tinyimagenet(request: Request) -> ImageSet:
     """TinyImageNet: 100,000 and 10,000 colour images of 64x64 pixels in 200 classes, sorted by wnid.
 
-    The test split is the archive's val part, since its own test part has no labels. `data_dir`
+    The test split is the val part of the archive, since its test part has no labels. `data_dir`
     is the unpacked folder or its parent.
 
     Raises:
         DataError: the data are missing or damaged.
     """
     if request.data_dir is None:
-        raise DataError(f"tinyimagenet is not downloaded for you. {_ADVICE}")
+        raise DataError(f"tinyimagenet is not downloaded automatically. {_ADVICE}")
     root = _root(request.data_dir)
     classes = class_names(root / "train")
     listing = list_folder(root / "train", beside=_BOXES) if request.split == "train" else _list_test(root, classes)
@@ -61,7 +61,7 @@ def _list_annotated(folder: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _read_annotations(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
-    """File name to label, in the file's order; a line is name, wnid and a box, between tabs."""
+    """The label of each file name, in the file's order; a line has name, wnid and a box, separated by tabs."""
     numbers = {name: number for number, name in enumerate(classes)}
     labels = {}
     for position, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

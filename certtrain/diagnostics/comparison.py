@@ -1,4 +1,4 @@
-"""Networks compared over the same data at the same ε: several side by side, or those of one run in their order."""
+"""Networks compared on the same data at the same ε: several side by side, or those of one run in order of time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +20,11 @@ from certtrain.spec.preset import load_preset
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """Over which data, in boxes of which radius and where to compute states, and the callbacks.
+    """The data, the radius and the device with which states are computed, and the callbacks.
 
-    eps: None for the radius that the first network was trained for. limit: the first so many examples; None for all.
-    on_progress: called with what is done, how much of it and of how much. on_note: called with a sentence on what is
-    left out.
+    eps: None for the radius that the first network was trained for. limit: number of examples, from the first on;
+    None for all. on_progress: called with what is being done, how much is done and how much there is. on_note: called
+    with a sentence about something that is left out.
     """
 
     eps: float | None = None
@@ -37,15 +37,15 @@ class ComparisonOptions:
     on_note: Callable[[str], None] = lambda text: None
 
     def loader(self) -> NetworkLoader:
-        """With the same data folder and callbacks."""
+        """A loader with the same data folder and callbacks."""
         return NetworkLoader(self.data_dir, self.on_progress, self.on_note)
 
     def images(self, network: Classifier) -> ImageSet:
-        """The data that the network's file names."""
+        """The images of the data set that the network's file names."""
         return load_split(network.metadata, self.split, self.data_dir, self.on_progress).take(self.limit)
 
     def states(self, name: str, file: Path, network: Classifier, images: ImageSet, eps: float) -> ModelStates:
-        """The state of the network's layers."""
+        """The states of the network's layers over `images`."""
 
         def on_progress(done: int) -> None:
             self.on_progress(f"layers of {name}", done, len(images))
@@ -57,7 +57,7 @@ class ComparisonOptions:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """The states of several models' layers, and the data and ε that they are of."""
+    """The states of several models' layers, and the data and ε for which they were computed."""
 
     models: tuple[ModelStates, ...]
     dataset: str
@@ -72,12 +72,12 @@ class ModelComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything by name."""
-        facts = {"dataset": self.dataset, "split": self.split, "examples": self.examples, "eps": self.eps}
-        return facts | {"models": [model.to_dict() for model in self.models]}
+        data = {"dataset": self.dataset, "split": self.split, "examples": self.examples, "eps": self.eps}
+        return data | {"models": [model.to_dict() for model in self.models]}
 
 
 def compare_models(paths: Sequence[Path], options: ComparisonOptions = ComparisonOptions()) -> ModelComparison:
-    """The models at `paths`, each as `find_networks` takes it, over the first one's data.
+    """Compare the models at `paths`, each as `find_networks` takes it, on the first one's data.
 
     Raises ModelFileError or RunError if there is no network at a path, DataError if their images' shapes differ or
     the data do not fit, NonFiniteError if bounds are not finite.
@@ -96,14 +96,14 @@ def compare_models(paths: Sequence[Path], options: ComparisonOptions = Compariso
 
 
 def _common_eps(names: Sequence[str], networks: Sequence[Classifier], options: ComparisonOptions) -> float:
-    """The radius asked for, or else the first network's own, with a note where the others' differ."""
+    """The radius from the options, or else the first network's, with a note if the others' differ."""
     if options.eps is not None:
         return options.eps
     radii = [network.metadata.eps for network in networks]
     if len(set(radii)) > 1:
         trained = ", ".join(f"{name} {format_eps(radius)}" for name, radius in zip(names, radii, strict=True))
         options.on_note(
-            f"trained for different ε ({trained}); all are compared at ε = {format_eps(radii[0])}; --eps sets another"
+            f"trained for different ε ({trained}); all are compared at ε = {format_eps(radii[0])}; --eps changes it"
         )
     return radii[0]
 
@@ -121,15 +121,15 @@ def _check_same_shape(names: Sequence[str], networks: Sequence[Classifier]) -> N
 def compare_epochs(
     run: Path, options: ComparisonOptions = ComparisonOptions()
 ) -> tuple[History, ModelComparison | None]:
-    """A run's epochs as they were trained, and what there is of its networks, all at one ε; None if there are none.
+    """A run's epochs as they were trained, and the networks that it kept, all at one ε; None if there are none.
 
-    A network that is damaged is left out, with a note. Raises RunError if `run` is no run or there is nothing in it
-    yet, DataError if its data are not there.
+    A damaged network is left out, with a note. Raises RunError if `run` is no run or holds nothing yet, DataError if
+    its data are missing.
     """
     check_run(run)
     preset, history = load_preset(str(run / "preset.json")), read_history(run)
     if history.cut_short:
-        options.on_note(f"the last line of {run / METRICS} has not been written whole; it is left out")
+        options.on_note(f"the last line of {run / METRICS} is incomplete; it is left out")
     eps = preset.eps.max if options.eps is None else options.eps
     networks = find_run_networks(run, history.steps_per_epoch, preset.train.epochs)
     models, images = _network_states(networks, eps, options)
@@ -143,18 +143,18 @@ def compare_epochs(
 def _network_states(
     networks: Sequence[RunNetwork], eps: float, options: ComparisonOptions
 ) -> tuple[list[ModelStates], ImageSet | None]:
-    """The states of those that are not damaged, and the data that they are over; None if all are."""
+    """The states of the networks that are not damaged, and the images for them; None if all are damaged."""
     loader, images, models = options.loader(), None, list[ModelStates]()
-    for known in networks:
-        name, path = known.file.path.stem, known.file.path
+    for kept in networks:
+        name, path = kept.file.path.stem, kept.file.path
         try:
-            network = loader.load(known.file)
+            network = loader.load(kept.file)
         except ModelFileError as error:
             options.on_note(f"{error}; it is left out")
             continue
         images = images or options.images(network)
         states = options.states(name, path, network, images, eps)
-        models.append(replace(states, step=known.step, epoch=known.epoch))
+        models.append(replace(states, step=kept.step, epoch=kept.epoch))
     return models, images
 
 
@@ -172,6 +172,6 @@ def epoch_rows(history: History, comparison: ModelComparison | None) -> list[dic
         return rows
     blank = dict.fromkeys(EPOCH_ACCURACIES)
     for model in comparison.models:
-        facts = {"epoch": model.epoch, "step": model.step, "eps": comparison.eps, **blank}
-        rows += [{"network": model.name, **facts, **layer.to_dict()} for layer in model.layers]
+        numbers = {"epoch": model.epoch, "step": model.step, "eps": comparison.eps, **blank}
+        rows += [{"network": model.name, **numbers, **layer.to_dict()} for layer in model.layers]
     return rows

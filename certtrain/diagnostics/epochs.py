@@ -1,4 +1,4 @@
-"""A run over its epochs: what is wrong with the layers in each of them, and where it was worst; without torch."""
+"""The epochs of a run: the findings about the layers in each epoch, and the worst of them; without torch."""
 
 import json
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ EPOCH_ACCURACIES = ("natural_accuracy", "certified_accuracy", "validation_certif
 
 @dataclass(frozen=True)
 class History:
-    """A run's finished epochs; `cut_short` says whether there was a last line that had not been written whole."""
+    """A run's finished epochs; `cut_short` says whether the metrics end with an incomplete line."""
 
     epochs: tuple[Epoch, ...]
     cut_short: bool
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """None before the first epoch is over."""
+        """None before the first epoch is finished."""
         return self.epochs[0].step // self.epochs[0].epoch if self.epochs else None
 
     def worst_epochs(self) -> list[tuple[int, Finding]]:
-        """Of each kind of finding the epoch and the layer where it was worst, the worst kind first."""
+        """For each kind of finding, the epoch and the finding where it was worst; the worst kind first."""
         return worst_of_kinds((epoch.epoch, finding) for epoch in self.epochs for finding in epoch_findings(epoch))
 
 
 def epoch_findings(epoch: Epoch) -> list[Finding]:
-    """What is wrong with each bad layer, the worst first; nothing before the ramp."""
+    """The findings about the layers of an epoch, the worst first; none before the ramp."""
     return findings_at(epoch.eps, epoch.layers)
 
 
@@ -50,9 +50,9 @@ def epoch_summary(epoch: Epoch) -> dict[str, Any]:
 
 
 def read_history(run: Path) -> History:
-    """The epochs that `metrics.jsonl` in the run's folder holds; none if it is not there yet.
+    """The epochs in `metrics.jsonl` in the run's folder; none if the file does not exist yet.
 
-    Raises RunError as `read_epochs`, and where a number is not finite.
+    Raises RunError as `read_epochs`, and if a number is not finite.
     """
     path = run / METRICS
     epochs = read_epochs(run)

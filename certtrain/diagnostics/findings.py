@@ -1,4 +1,4 @@
-"""What is wrong with a ReLU layer by the numbers of its state, in sentences; without torch."""
+"""Findings: what the numbers of a ReLU layer's state say is wrong with it, in sentences; without torch."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -8,27 +8,27 @@ from typing import Literal, TypeVar, get_args
 from certtrain.formats import percent
 from certtrain.runs.epoch import LayerState
 
-# From where on a layer is called bad. The digits preset, which trains by the paper's method, stays clear of them all.
-EXPLODING = 1e3  # growth of the mean width since the input, if it also leaves this share of the ReLUs unstable:
-MATTERS = 0.5  # while ε is small, bounds that have grown a lot may still be narrow
-DEAD = 0.5  # share of units that are off for every example
-INACTIVE = 0.95  # share of ReLUs that are surely off
-UNSTABLE = 0.8  # share of ReLUs whose sign the bounds leave open
-UNBALANCED = 0.1  # the smaller balance ratio, below this; the regulariser's tolerance τ is 0.5
+# The thresholds of the findings. The digits preset, trained by the method of Shi et al. 2021, reaches none of them.
+EXPLODING = 1e3  # growth of the mean width, if at least this share of the ReLUs is also unstable:
+EXPLODING_UNSTABLE = 0.5  # while ε is small, bounds that have grown a lot may still be narrow
+DEAD = 0.5  # share of units that are inactive for every example
+INACTIVE = 0.95  # share of inactive ReLUs
+UNSTABLE = 0.8  # share of unstable ReLUs
+UNBALANCED = 0.1  # the smaller of the balance ratios; the regulariser's tolerance τ is 0.5
 
 _T = TypeVar("_T")
 Kind = Literal["exploding", "dead", "inactive", "unstable", "unbalanced"]
-STATE_EXAMPLES = 1000  # the first training images, over which a training measures its layers' states, as `stats` does
-MOST_SENTENCES = 3  # layers that a view has a sentence for; it says how many more there are
+STATE_EXAMPLES = 1000  # training images, from the first on, over which a training and `stats` compute layer states
+MOST_SENTENCES = 3  # layers for which a view shows a sentence; it says how many more there are
 KINDS: tuple[Kind, ...] = get_args(Kind)  # the worst first
-AT_START: tuple[Kind, ...] = ("exploding", "dead", "inactive")  # before training; the ramp of ε resolves the others
+AT_START: tuple[Kind, ...] = ("exploding", "dead", "inactive")  # before training; the ramp of ε removes the others
 
 
 @dataclass(frozen=True)
 class LayerMeans:
-    """Means of a network's layers, each counting the same, over those that have the number; None where none has it.
+    """Unweighted means over a network's layers that have the number; None if no layer has it.
 
-    largest_growth: the growth at the layer where it is largest.
+    largest_growth: the largest growth of all layers.
     """
 
     active: float | None
@@ -49,8 +49,8 @@ class LayerMeans:
 class Finding:
     """What is wrong with one layer.
 
-    badness: 1 at the threshold of its kind and more beyond it. sentence: what the row means and what helps, in one
-    plain sentence.
+    badness: the number divided by the threshold of its kind, so 1 at the threshold and more beyond it. sentence: what
+    the numbers mean and what helps.
     """
 
     layer: str
@@ -59,12 +59,12 @@ class Finding:
     sentence: str
 
     def to_dict(self) -> dict[str, str]:
-        """What is wrong where, and the sentence."""
+        """Layer, kind and sentence by name."""
         return {"layer": self.layer, "kind": self.kind, "sentence": self.sentence}
 
 
 def layer_means(layers: Sequence[LayerState]) -> LayerMeans:
-    """The line that sums a network up."""
+    """The means of a network's layers."""
 
     def known(name: str) -> list[float]:
         values = (layer.to_dict()[name] for layer in layers)
@@ -76,37 +76,37 @@ def layer_means(layers: Sequence[LayerState]) -> LayerMeans:
 
 
 def is_exploding(layer: LayerState) -> bool:
-    """Whether bounds have grown beyond use on the way to this layer."""
-    return layer.growth is not None and layer.growth >= EXPLODING and layer.unstable >= MATTERS
+    """Whether the bounds at this layer are too wide to be of use."""
+    return layer.growth is not None and layer.growth >= EXPLODING and layer.unstable >= EXPLODING_UNSTABLE
 
 
 def layer_finding(layer: LayerState, kinds: Collection[Kind] = KINDS) -> Finding | None:
-    """The worst finding about a layer, of the kinds asked for, or None if there is nothing wrong with it."""
+    """The worst finding about a layer, of the given kinds; None if there is none."""
     found = _exploding(layer), _dead(layer), _inactive(layer), _unstable(layer), _unbalanced(layer)
     return next((finding for finding in found if finding is not None and finding.kind in kinds), None)
 
 
 def ranked_findings(layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
-    """What is wrong with each bad layer, the worst first: by kind, then by how far beyond its threshold."""
+    """The worst finding about each layer that has one, ordered by kind, then by badness; the worst first."""
     found = [finding for layer in layers if (finding := layer_finding(layer, kinds)) is not None]
     return sorted(found, key=lambda finding: (KINDS.index(finding.kind), -finding.badness))
 
 
 def findings_at(eps: float, layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
-    """As `ranked_findings`, during a training at ε; none before the ramp, when no box has a width to judge."""
+    """As `ranked_findings`, for a training step at radius `eps`; none before the ramp, when boxes have no width."""
     return ranked_findings(layers, kinds) if eps > 0 else []
 
 
 def sentences(
     findings: Sequence[Finding], at_most: int = MOST_SENTENCES, where: str = "--json lists them"
 ) -> list[str]:
-    """The sentences of the first `at_most`, and a line that says how many more layers are bad, and where they stand."""
+    """The sentences of the first `at_most` findings, then a line with the number of the others."""
     more = [f"{_and_more(len(findings) - at_most)}; {where}"] * (len(findings) > at_most)
     return [*(finding.sentence for finding in findings[:at_most]), *more]
 
 
 def first_sentence(findings: Sequence[Finding]) -> str:
-    """The first one's sentence; if there are more, how many."""
+    """The sentence of the first finding, and the number of the others if there are any."""
     more = len(findings) - 1
     return findings[0].sentence + (f" ({_and_more(more)})" if more else "")
 
@@ -116,7 +116,7 @@ def _and_more(count: int) -> str:
 
 
 def worst_of_kinds(found: Iterable[tuple[_T, Finding]]) -> list[tuple[_T, Finding]]:
-    """Of each kind of finding the worst, with what it was found in; the worst kind first."""
+    """The worst finding of each kind, with what it was found in; the worst kind first."""
     found = list(found)
     of_kind = [[item for item in found if item[1].kind == kind] for kind in KINDS]
     return [max(items, key=lambda item: item[1].badness) for items in of_kind if items]
@@ -128,7 +128,7 @@ def _exploding(layer: LayerState) -> Finding | None:
     sentence = (
         f"bounds explode: at {layer.name!r} they are {layer.growth:.3g} times as wide as the input, so "
         'hardly an example can be certified; init = "ibp", BatchNorm in every layer, the regularisers and a longer '
-        "rise of ε (eps.length) help"
+        "ramp of ε (eps.length) help"
     )
     return Finding(layer.name, "exploding", layer.growth / EXPLODING, sentence)
 
@@ -137,8 +137,8 @@ def _dead(layer: LayerState) -> Finding | None:
     if layer.dead < DEAD:
         return None
     sentence = (
-        f"{percent(layer.dead, 1)} of the units of {layer.name!r} are dead: they are off for every example and learn "
-        "no more; try a smaller train.learning_rate or a larger regularizer.weight"
+        f"{percent(layer.dead, 1)} of the units of {layer.name!r} are dead: they are inactive for every example and "
+        "learn no more; try a smaller train.learning_rate or a larger regularizer.weight"
     )
     return Finding(layer.name, "dead", layer.dead / DEAD, sentence)
 
@@ -147,8 +147,8 @@ def _inactive(layer: LayerState) -> Finding | None:
     if layer.inactive < INACTIVE:
         return None
     sentence = (
-        f"{layer.name!r} is almost inactive: {percent(layer.inactive, 1)} of its ReLUs are off, so little of an image "
-        "gets through; try a larger regularizer.weight, or let ε rise for longer (eps.length)"
+        f"{percent(layer.inactive, 1)} of the ReLUs of {layer.name!r} are inactive, so the layer passes on little of "
+        "an image; try a larger regularizer.weight, or a longer ramp of ε (eps.length)"
     )
     return Finding(layer.name, "inactive", layer.inactive / INACTIVE, sentence)
 
@@ -157,8 +157,8 @@ def _unstable(layer: LayerState) -> Finding | None:
     if layer.unstable < UNSTABLE:
         return None
     sentence = (
-        f"{percent(layer.unstable, 1)} of the ReLUs of {layer.name!r} are unstable: their bounds leave open whether "
-        "they are on or off; let ε rise for longer (eps.length), or choose a smaller ε"
+        f"{percent(layer.unstable, 1)} of the ReLUs of {layer.name!r} are unstable: the bounds of their inputs have "
+        "different signs; try a longer ramp of ε (eps.length), or a smaller ε"
     )
     return Finding(layer.name, "unstable", layer.unstable / UNSTABLE, sentence)
 
@@ -168,7 +168,7 @@ def _unbalanced(layer: LayerState) -> Finding | None:
     if not ratios or min(ratios) >= UNBALANCED:
         return None
     sentence = (
-        f"{layer.name!r} is out of balance between its active and inactive ReLUs (ratio {min(ratios):.2g}, 1 at best, "
-        "0.5 is good); regularizer.relu_balance with a larger regularizer.weight helps"
+        f"the active and inactive ReLUs of {layer.name!r} are out of balance (ratio {min(ratios):.2g}; 1 is best, 0.5 "
+        "is good); regularizer.relu_balance with a larger regularizer.weight helps"
     )
     return Finding(layer.name, "unbalanced", UNBALANCED / max(min(ratios), 1e-9), sentence)

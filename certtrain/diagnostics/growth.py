@@ -1,8 +1,8 @@
-"""How bounds grow at initialisation: the schemes side by side over several seeds, and against depth.
+"""The growth of bounds at initialisation, of several initialisation schemes over several seeds, and by depth.
 
-The claim is that of Shi et al. 2021, section 3.1: by the usual schemes the
-width of the bounds grows exponentially with depth, by the IBP initialisation
-it stays the same.
+The claim is that of Shi et al. 2021, section 3.1: with the usual initialisations
+the width of the bounds grows exponentially with depth, with the IBP
+initialisation it stays constant.
 """
 
 import math
@@ -27,15 +27,15 @@ from certtrain.spec.architecture import CNN, MLP
 from certtrain.spec.preset import Preset, Scheme
 
 SWEEP_BATCH = 4  # examples at a time; a deep network keeps the boxes of all its layers
-CONSTANT = 1.05  # a rate a layer between 1/CONSTANT and this counts as constant
+CONSTANT = 1.05  # a growth rate per layer from 1/CONSTANT to CONSTANT counts as constant
 
 Trend = Literal["exponential", "constant", "shrinking"]
-OnNetworks = Callable[[int, int], None]  # called with how many of how many networks are done
+OnNetworks = Callable[[int, int], None]  # called with the number of networks done, and of all
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One number over several seeds: mean, standard deviation (0 for one seed), smallest, largest, and each."""
+    """One number over several seeds: mean, standard deviation (0 for one seed), smallest, largest, and all values."""
 
     mean: float
     std: float
@@ -49,14 +49,14 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The spread of one value or more."""
+    """The spread of one or more values."""
     deviation = stdev(values) if len(values) > 1 else 0.0
     return Spread(fmean(values), deviation, min(values), max(values), tuple(values))
 
 
 @dataclass(frozen=True)
 class LayerGrowth:
-    """The growth of the mean width, from the network's input to one ReLU's, over several seeds."""
+    """The growth of the mean width from the network's input to the input of one ReLU layer, over several seeds."""
 
     name: str
     growth: Spread
@@ -76,18 +76,18 @@ class SchemeGrowth:
 
     @property
     def by_weights(self) -> list[LayerGrowth]:
-        """The growth at each ReLU that the weights alone cause."""
+        """The growth at each ReLU layer that is due to the weights alone."""
         return _over_seeds([network.by_weights for network in self.networks])
 
     @property
     def in_training(self) -> list[LayerGrowth] | None:
-        """The growth at each ReLU in the first training step; None for a network without BatchNorm."""
+        """The growth at each ReLU layer in the first training step; None for a network without BatchNorm."""
         states = [network.in_training for network in self.networks if network.in_training is not None]
         return _over_seeds(states) if states else None
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong with each bad layer, where it is worst of the networks, by the weights alone."""
+        """The worst finding about each layer over all seeds, by the weights alone."""
         found = ranked_findings([layer for network in self.networks for layer in network.by_weights], AT_START)
         return list({finding.layer: finding for finding in reversed(found)}.values())[::-1]
 
@@ -107,7 +107,7 @@ class SchemeGrowth:
 class DepthSweep:
     """One scheme's growth at the last ReLU of plain networks of several depths.
 
-    rate: the factor a layer that fits best, as `growth_rate` gives it.
+    rate: the factor per layer, from `growth_rate`.
     """
 
     scheme: Scheme
@@ -117,7 +117,7 @@ class DepthSweep:
 
     @property
     def trend(self) -> Trend:
-        """What such a rate comes to as layers are added."""
+        """How the width changes with depth at this rate."""
         rate = self.rate or 0.0
         if rate > CONSTANT:
             return "exponential"
@@ -142,7 +142,7 @@ def compare_schemes(
     device: str = "cpu",
     on_progress: OnNetworks = lambda done, total: None,
 ) -> list[SchemeGrowth]:
-    """The preset's network by each scheme and seed. Raises NonFiniteError as `initial_network`."""
+    """The preset's network initialised by each scheme, with each seed. Raises NonFiniteError as `initial_network`."""
     found = []
     for number, scheme in enumerate(schemes):
         networks = []
@@ -167,8 +167,8 @@ def sweep_depth(
 ) -> list[DepthSweep]:
     """The growth at the last ReLU of plain networks (`plain_preset`) of two or more `depths`, by each scheme and seed.
 
-    The first layers of a deep network are a shallower one of the same seed, so the deepest gives the growth of all.
-    Raises NonFiniteError if bounds are not finite.
+    With the same seed, the first layers of a deep network are those of a shallower one, so the deepest network gives
+    the growth of all. Raises NonFiniteError if bounds are not finite.
     """
     deepest, found = plain_preset(preset, train, max(depths)), []
     for number, scheme in enumerate(schemes):
@@ -183,7 +183,7 @@ def sweep_depth(
 
 
 def describe_plain(preset: Preset) -> str:
-    """What the hidden layers of a plain network are, in words."""
+    """The hidden layers of a plain network in words."""
     match preset.model:
         case CNN(channels=channels):
             return f"3×3 convolutions of {channels[0]} channels"
@@ -193,10 +193,10 @@ def describe_plain(preset: Preset) -> str:
 
 
 def plain_preset(preset: Preset, train: ImageSet, depth: int) -> Preset:
-    """The preset with a plain network of `depth` equal hidden layers, as wide as the first layer of its own.
+    """The preset with a plain network of `depth` equal hidden layers, as wide as the first layer of its own network.
 
-    They are 3×3 convolutions of stride 1 where the preset's network has convolutions, else linear layers;
-    without BatchNorm, which would hide what the weights do.
+    The layers are 3×3 convolutions of stride 1 if the preset's network has convolutions, else linear layers. They
+    have no BatchNorm, which would hide the effect of the weights.
     """
     network, _ = make_network(preset, train)
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
@@ -210,9 +210,9 @@ def plain_preset(preset: Preset, train: ImageSet, depth: int) -> Preset:
 
 
 def growth_rate(depths: Sequence[int], growth: Sequence[float]) -> float | None:
-    """The factor a layer: e to the slope of the least-squares line through (depth, log growth).
+    """The growth per layer, as a factor: e to the slope of the least-squares line through (depth, log growth).
 
-    A growth of zero has no logarithm and is left out; None where fewer than two different depths remain.
+    A growth of zero has no logarithm and is left out. None if fewer than two different depths remain.
     """
     pairs = [(depth, math.log(g)) for depth, g in zip(depths, growth, strict=True) if g > 0]
     if len({depth for depth, _ in pairs}) < 2:
@@ -224,7 +224,7 @@ def growth_rate(depths: Sequence[int], growth: Sequence[float]) -> float | None:
 
 @torch.no_grad()
 def _growth_by_layer(network: nn.Module, images: ImageSet, eps: float) -> list[float]:
-    """Mean width at each ReLU's input over that at the network's, in float64: float32 ends at 3e38."""
+    """Mean width at each ReLU's input divided by that at the network's, in float64: float32 ends at 3e38."""
     graph = checked_graph(network.double())
     totals, start = torch.zeros(0), 0.0
     for first in range(0, len(images), SWEEP_BATCH):
@@ -245,6 +245,6 @@ def _over_seeds(networks: Sequence[Sequence[LayerState]]) -> list[LayerGrowth]:
     for row in zip(*networks, strict=True):
         growth = [
             layer.growth for layer in row if layer.growth is not None
-        ]  # `initial_network` refuses a network with one that is None
+        ]  # `initial_network` raises an error if a growth is None
         found.append(LayerGrowth(row[0].name, spread(growth)))
     return found

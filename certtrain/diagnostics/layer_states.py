@@ -1,4 +1,4 @@
-"""The state of each ReLU layer from the boxes of a pass: shares of states, widths, growth, balance."""
+"""The state of each ReLU layer, computed from its boxes: shares of states, widths, growth, balance."""
 
 from collections.abc import Iterable
 
@@ -14,9 +14,9 @@ from certtrain.runs.epoch import LayerState
 
 
 def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
-    """The state of each ReLU layer over all batches of `traces`, which are used one at a time.
+    """The state of each ReLU layer over the batches of `traces`, of which only one is kept at a time.
 
-    Raises NonFiniteError that names the first layer whose bounds hold NaN or infinity.
+    Raises NonFiniteError, which names the first layer whose bounds are NaN or infinite.
     """
     totals: list[_Totals] = []
     examples, input_radius = 0, 0.0
@@ -31,14 +31,14 @@ def layer_states(traces: Iterable[BoundTrace]) -> list[LayerState]:
 
 @torch.no_grad()
 def relu_units(model: nn.Module, x: Tensor) -> int:
-    """How many ReLU inputs the network has for one example of `x` (B, …); B is two or more."""
+    """The number of ReLU inputs of the network for one example of `x` (B, …), with B ≥ 2."""
     graph = checked_graph(model, tuple(x.shape[1:]))
     trace = trace_bounds(graph, input_box(x[:2], 0.0, None), statistics=batch_statistics)
     return sum(box.centre[0].numel() for _, box in trace.relu_boxes)
 
 
 class _Totals:
-    """Sums over batches, in float64, from which a layer's state follows."""
+    """Sums over batches, in float64, from which a layer's state is computed."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,17 +81,17 @@ class _Totals:
 
 
 def _sums(centre: Tensor, radius: Tensor, active: Tensor, inactive: Tensor) -> Tensor:
-    """Counts of the two states, sums of centre and radius, and of c·A, c·I, c²·A, c²·I."""
+    """The sums of A, I, c, r, c·A, c·I, c²·A and c²·I: states active and inactive, centre and radius."""
     on, off, square = active.double(), inactive.double(), centre.square()
     terms = (on, off, centre, radius, centre * on, centre * off, square * on, square * off)
     return torch.stack([term.sum() for term in terms])
 
 
 def _spread(share: float, first: float, second: float, mean: float) -> float:
-    """Mean of (c − mean)² over the chosen entries times their share, from their first two moments."""
+    """Mean of (c − mean)² over the entries in one state, times their share, from their first two moments."""
     return max(second - 2 * mean * first + mean * mean * share, 0.0)
 
 
 def _folded(first: float, second: float) -> float | None:
     larger = max(first, second)
-    return abs(min(first, second)) / larger if larger > 0 else None  # not −0, the negative of no sum
+    return abs(min(first, second)) / larger if larger > 0 else None  # abs: the negative of an empty sum is −0

@@ -1,4 +1,4 @@
-"""The state of a model's layers over data, trained or at initialisation."""
+"""The states of a model's layers over data, trained or at initialisation."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +28,11 @@ from certtrain.verification.verify import check_fit
 
 @dataclass(frozen=True)
 class InitialNetwork:
-    """A network before training, as a scheme and a seed make it.
+    """A network before training, initialised by a scheme with a seed.
 
-    by_weights: its layers with every BatchNorm at its start (mean 0, variance 1), so that the
-        weights alone make the widths grow. in_training: its layers as the first training step sees
-        them, with the batch's own statistics; None for a network without BatchNorm.
+    by_weights: its layers, with the initial statistics in every BatchNorm (mean 0, variance 1), so that the growth
+        is due to the weights alone. in_training: its layers in the first training step, with the batch's own
+        statistics; None for a network without BatchNorm.
     """
 
     scheme: Scheme
@@ -42,7 +42,7 @@ class InitialNetwork:
     in_training: list[LayerState] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known of it, as plain values."""
+        """Everything as plain values by name."""
         return {
             "scheme": self.scheme,
             "seed": self.seed,
@@ -55,9 +55,9 @@ class InitialNetwork:
 
 @dataclass(frozen=True)
 class ModelStates:
-    """A model's short name, its file, and the state of its layers.
+    """A model's short name, its file, and the states of its layers.
 
-    step, epoch: how far its run was, for the networks of one run.
+    step, epoch: when in its run the model was saved; for networks of one run only.
     """
 
     name: str
@@ -68,24 +68,24 @@ class ModelStates:
 
     @property
     def means(self) -> LayerMeans:
-        """Over the layers."""
+        """The means over the layers."""
         return layer_means(self.layers)
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong with each bad layer, the worst first."""
+        """The worst finding about each layer that has one, the worst first."""
         return ranked_findings(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it by name; step and epoch only where it has them."""
-        place = {name: value for name, value in (("step", self.step), ("epoch", self.epoch)) if value is not None}
+        """Everything by name; step and epoch only if they are known."""
+        time = {name: value for name, value in (("step", self.step), ("epoch", self.epoch)) if value is not None}
         layers, findings = [layer.to_dict() for layer in self.layers], [finding.to_dict() for finding in self.findings]
         numbers = {"means": self.means.to_dict(), "findings": findings, "layers": layers}
-        return {"model": str(self.file), "name": self.name, **place, **numbers}
+        return {"model": str(self.file), "name": self.name, **time, **numbers}
 
 
 def worst_models(models: Sequence[ModelStates]) -> list[tuple[str, Finding]]:
-    """Of each kind of finding the model and the layer where it is worst, the worst kind first."""
+    """For each kind of finding, the model and the finding where it is worst; the worst kind first."""
     return worst_of_kinds((model.name, finding) for model in models for finding in model.findings)
 
 
@@ -104,17 +104,17 @@ def model_layer_states(
     """
     check_fit(model, images)
     if not any(isinstance(call.layer, nn.ReLU) for call in checked_graph(model).calls):
-        raise NetworkError("the network has no ReLU layer, and so no states of ReLUs to show")
+        raise NetworkError("the network has no ReLU layer, so there are no ReLU states to show")
     return layer_states(traces_over(model, images, eps, batch_size, on_progress))
 
 
 def initial_network(
     preset: Preset, train: ImageSet, scheme: Scheme, *, examples: int = 256, device: str = "cpu"
 ) -> InitialNetwork:
-    """A preset's network initialised by `scheme` and the preset's seed; its layers over the first training images.
+    """A preset's network initialised by `scheme` with the preset's seed, and its layers over training images.
 
-    Boxes have the preset's largest ε. Raises NonFiniteError if bounds are not finite, even in float64,
-    EpsilonError if ε is lost in rounding.
+    `examples`: number of images, from the first on. The boxes have the preset's largest ε. Raises NonFiniteError if
+    bounds are not finite, even in float64, and EpsilonError if boxes have no width because ε is lost to rounding.
     """
     network, records = make_network(preset, train, scheme)
     network = network.to(device)
@@ -135,7 +135,7 @@ def _states_of(network: nn.Module, x: Tensor, eps: float, statistics: Statistics
 
     try:
         return states(network, x)
-    except NonFiniteError:  # growth beyond float32 is still to be shown
+    except NonFiniteError:  # growth beyond the range of float32 can be shown in float64
         return states(copy.deepcopy(network).double(), x.double())
 
 
@@ -147,7 +147,7 @@ def traces_over(
     size: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[BoundTrace]:
-    """The boxes of `images`, `size` at a time, in the network as it is evaluated; without gradients."""
+    """The traces of `images` in boxes of radius `eps`, `size` images at a time, in evaluation; without gradients."""
     graph, device = checked_graph(model), device_of(model)
     for first in range(0, len(images), size):
         x = to_unit(images.images[first : first + size].to(device))

@@ -1,4 +1,4 @@
-"""Networks loaded from model files, and from checkpoints with the help of their run's preset."""
+"""Networks loaded from model files, and from checkpoints, which need their run's preset too."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from certtrain.spec.preset import load_preset
 class NetworkLoader:
     """Loads networks.
 
-    data_dir, on_progress: as for `load_images`. on_note: called with a sentence for each checkpoint that is damaged.
+    data_dir, on_progress: as for `load_images`. on_note: called with a sentence for each damaged checkpoint.
     """
 
     def __init__(
@@ -30,12 +30,13 @@ class NetworkLoader:
     def load(self, file: NetworkFile) -> Classifier:
         """The network, in evaluation mode.
 
-        Raises ModelFileError if it is damaged or foreign, PresetError or DataError if a run's own are missing.
+        Raises ModelFileError if the file is damaged or was not written by certtrain, and PresetError or DataError if
+        the preset or the data of a checkpoint's run are missing.
         """
         return load_model(file.path) if file.run is None else load_checkpoint(file.path, self.describe(file.run))
 
     def describe(self, run: Path) -> Metadata:
-        """What the networks of a run are; the training images that its preset names are read for it, once."""
+        """The metadata of a run's networks. The training images that its preset names are read for it, once."""
         if run not in self._described:
             preset = load_preset(str(run / "preset.json"))
             train = load_images(preset.data.name, "train", data_dir=self.data_dir, on_progress=self.on_progress)
@@ -43,10 +44,10 @@ class NetworkLoader:
         return self._described[run]
 
     def load_newest(self, files: Sequence[NetworkFile]) -> tuple[NetworkFile, Classifier]:
-        """The first of `files` that is not damaged, one at least; raises as `load` if all are."""
+        """The first of one or more `files` that is not damaged. Raises as `load` if all are damaged."""
         for file in files[:-1]:
             try:
                 return file, self.load(file)
             except ModelFileError as error:
-                self.on_note(f"{error}; an older one is taken")
+                self.on_note(f"{error}; an older one is used")
         return files[-1], self.load(files[-1])

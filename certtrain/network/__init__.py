@@ -1,1 +1,1 @@
-"""Networks: built by name or from the user's own code, initialised, folded, saved as files."""
+"""Networks: built by name or from a user's own code, initialised, folded, and saved as files."""

@@ -1,4 +1,4 @@
-"""From a preset to what a run is made of: its images, its network, its metadata."""
+"""The parts of a run, made from its preset: its images, its network, its metadata."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,25 +27,25 @@ from certtrain.spec.preset import Preset, Scheme, explain
 
 @dataclass(frozen=True)
 class Images:
-    """A run's three sets. The test set is looked at once, when the training is over."""
+    """The three sets of a run. The test set is used only once, after the training."""
 
     train: ImageSet
     validation: ImageSet | None
     test: ImageSet
 
     def part(self, name: str) -> ImageSet:
-        """The test set, or by "validation" the held-out examples, which there must be."""
+        """The test set for "test", else the held-out examples, which must exist."""
         if name == "test":
             return self.test
-        assert self.validation is not None  # the preset's own check
+        assert self.validation is not None  # checked by the preset
         return self.validation
 
 
 def load_run_images(preset: Preset, data_dir: str | Path | None, on_progress: Progress | None = None) -> Images:
-    """Training, validation and test images of a preset.
+    """The training, validation and test images of a preset.
 
-    Raises DataError, before any training, if one is missing or they do not
-    fit each other.
+    Raises DataError, before any training, if one of them is missing, or if their
+    shapes or classes differ.
     """
     train = load_images(preset.data.name, "train", data_dir=data_dir, on_progress=on_progress)
     channels = train.input_shape[0]
@@ -59,7 +59,7 @@ def load_run_images(preset: Preset, data_dir: str | Path | None, on_progress: Pr
 
 
 def _training_parts(preset: Preset, train: ImageSet) -> tuple[ImageSet, ImageSet | None]:
-    """What a preset trains on, and what it holds out of the training set."""
+    """The examples on which a preset trains, and those that it holds out of the training set."""
     validation = None
     if preset.data.validation:
         train, validation = split_validation(train, preset.data.validation, preset.seed)
@@ -67,14 +67,14 @@ def _training_parts(preset: Preset, train: ImageSet) -> tuple[ImageSet, ImageSet
 
 
 def load_split(metadata: Metadata, split: str, data_dir: Path | None, on_progress: Progress | None = None) -> ImageSet:
-    """One split of the data set that a model file names: train, validation (as held out then), or test.
+    """One split of the data set that a model file names: train, validation (as held out in its run), or test.
 
     Raises DataError, also for the validation split of a run that held nothing
     out, or ModelFileError if the file's preset cannot be read.
     """
     channels, preset = metadata.input_shape[0], _preset_of(metadata)
-    wanted = "test" if split == "test" else "train"
-    images = load_images(metadata.dataset, wanted, data_dir=data_dir, channels=channels, on_progress=on_progress)
+    source = "test" if split == "test" else "train"
+    images = load_images(metadata.dataset, source, data_dir=data_dir, channels=channels, on_progress=on_progress)
     if split == "test":
         return images
     trained_on, held_out = _training_parts(preset, images)
@@ -95,9 +95,9 @@ def _preset_of(metadata: Metadata) -> Preset:
 def make_network(
     preset: Preset, train: ImageSet, scheme: Scheme | None = None
 ) -> tuple[nn.Sequential, list[InitRecord]]:
-    """The preset's network for these images, initialised by its scheme and seed, or by another scheme.
+    """The preset's network for these images, initialised with the preset's seed by its scheme, or by `scheme`.
 
-    It is in evaluation mode, and stays so: a training pass takes the batch's statistics as its argument.
+    It is in evaluation mode, also during training: a training pass takes the statistics of the batch as an argument.
     """
     mean, std = _normalization(preset, train)
     spec = InputSpec(train.input_shape, len(train.class_names), mean, std)
@@ -107,7 +107,7 @@ def make_network(
 
 
 def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[str, Any] | None = None) -> Metadata:
-    """What the model file of such a run says of itself."""
+    """The metadata of a model file of a run with this preset."""
     return Metadata(
         architecture=_architecture(preset),
         input_shape=train.input_shape,
@@ -123,8 +123,8 @@ def describe(preset: Preset, train: ImageSet, *, note: str = "", results: dict[s
 
 
 def _architecture(preset: Preset) -> Architecture:
-    if isinstance(preset.model, ModuleSection):  # `resolve_module` comes first, and a run's folder holds the layers
-        raise NetworkError(f"the network of preset {preset.name!r} is code, which runs only when a run begins")
+    if isinstance(preset.model, ModuleSection):  # `resolve_module` replaces it by layers when a run begins
+        raise NetworkError(f"the network of preset {preset.name!r} is code, which is run only when a run begins")
     return preset.model
 
 

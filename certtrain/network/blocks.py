@@ -1,4 +1,4 @@
-"""What networks are built from: a layer with its BatchNorm and ReLU, and the residual block."""
+"""The blocks of networks: a layer with its BatchNorm and ReLU, and the residual block."""
 
 import math
 from collections import OrderedDict
@@ -15,7 +15,7 @@ Layers = OrderedDict[str, nn.Module]
 def append_layer(
     layers: Layers, name: str, layer: nn.Conv2d | nn.Linear, *, batch_norm: bool, relu: bool = True
 ) -> None:
-    """Put `layer` at the end of `layers`, and after it what is wanted of BatchNorm and ReLU, named after it."""
+    """Append `layer` to `layers`, then BatchNorm and ReLU if wanted, whose names begin with `name`."""
     layers[name] = layer
     if batch_norm:
         layers[f"{name}_bn"] = _batch_norm(layer)
@@ -30,7 +30,7 @@ def _batch_norm(layer: nn.Conv2d | nn.Linear) -> nn.Module:
 
 
 def output_shape(conv: nn.Conv2d, shape: ImageShape) -> ImageShape:
-    """What `conv` makes of images (C, H, W); sides below 1 where they are too small for it."""
+    """The shape of the result of `conv` for images (C, H, W); it has sides below 1 if the images are too small."""
     (kernel, _), (stride, _), padding = conv.kernel_size, conv.stride, int(conv.padding[0])
     height, width = ((side + 2 * padding - kernel) // stride + 1 for side in shape[1:])
     return conv.out_channels, height, width
@@ -39,10 +39,9 @@ def output_shape(conv: nn.Conv2d, shape: ImageShape) -> ImageShape:
 class ResidualBlock(nn.Module):
     """relu(body(x) + shortcut(x)), from images (B, C, H, W) to images.
 
-    The body is the given convolutions with a ReLU between two of them. The
-    shortcut is a 1×1 convolution where they change the images' shape, else x
-    itself. BatchNorm, if wanted, follows every convolution, where it can be
-    folded into it.
+    The body is the given convolutions with ReLUs between them. The shortcut is a
+    1×1 convolution if the body changes the shape, else x itself. BatchNorm, if
+    wanted, follows every convolution, so that it can be folded.
     """
 
     def __init__(self, convolutions: Sequence[nn.Conv2d], *, batch_norm: bool) -> None:
@@ -55,12 +54,12 @@ class ResidualBlock(nn.Module):
         if channels[0] != channels[1] or stride > 1:
             append_layer(shortcut, "shortcut", nn.Conv2d(*channels, 1, stride), batch_norm=batch_norm, relu=False)
         for name, layer in (*body.items(), *shortcut.items()):
-            self.add_module(name, layer)  # side by side, so that their names stay short
-        self.ways = tuple(body), tuple(shortcut)
+            self.add_module(name, layer)  # directly, not in groups, so that their names are short
+        self.paths = tuple(body), tuple(shortcut)
         self.add, self.relu = Add(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.relu(self.add(*(self._through(names, x) for names in self.ways)))
+        result: Tensor = self.relu(self.add(*(self._through(names, x) for names in self.paths)))
         return result
 
     def _through(self, names: tuple[str, ...], x: Tensor) -> Tensor:

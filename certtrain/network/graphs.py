@@ -1,4 +1,4 @@
-"""From layers as data to a network of torch's layers, and back."""
+"""Networks of torch's layers, built from layers as data, and converted to data."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -18,21 +18,21 @@ from certtrain.spec.preset import explain
 from certtrain.spec.shapes import graph_shapes
 
 TYPES = {layer.__name__: layer for layer in INTERVAL_RULES}
-COMPLAINTS = (RuntimeError, ValueError, TypeError, OverflowError)  # torch's, of a layer that cannot be
+CONSTRUCTOR_ERRORS = (RuntimeError, ValueError, TypeError, OverflowError)  # which torch raises for wrong arguments
 
 
 class GraphNetwork(nn.Module):
-    """A network made from data: normalised images (B, C, H, W) to logits (B, K).
+    """A network made from data, which maps normalised images (B, C, H, W) to logits (B, K).
 
-    Its layers have the names that the data give them, dots opening groups, so
-    its tensors are called as those of the module that the data were read from.
+    Its layers have the names in the data, in which dots separate groups. So its
+    tensors have the names of those in the module from which the data were read.
 
-    Raises NetworkError if torch does not make such a layer or takes such a name.
+    Raises NetworkError if torch does not accept the arguments or the name of a layer.
     """
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self._graph = LayerGraph(())  # so that no layer can take its name
+        self._graph = LayerGraph(())  # so that no layer can have this name
         layers: dict[str, nn.Module] = {}
         groups: dict[str, nn.Module] = {"": self}
         for section in graph.layers:
@@ -52,7 +52,7 @@ class GraphNetwork(nn.Module):
 
 
 def layers_of(network: nn.Module) -> LayerGraph:
-    """A network's layers: of a GraphNetwork by the names that its data give them, of any other as traced.
+    """The layers of a network: those of a GraphNetwork with the names in its data, those of any other as traced.
 
     Raises UnsupportedLayer as `trace_layers`.
     """
@@ -60,10 +60,10 @@ def layers_of(network: nn.Module) -> LayerGraph:
 
 
 def build_graph(graph: Graph, shape: tuple[int, ...], classes: int) -> GraphNetwork:
-    """The untrained network of these layers for inputs of `shape`, which for images is (C, H, W).
+    """The network of these layers, not initialised, for inputs of `shape`, which for images is (C, H, W).
 
-    Raises NetworkError, before anything is built, if a layer does not fit what
-    it is given, or the result is not one logit for each of the classes.
+    Raises NetworkError, before anything is built, if a layer does not fit its
+    input, or the result is not one logit for each of the classes.
     """
     result = graph_shapes(graph, shape)[graph.layers[-1].name]
     check_logits("the network", (2, *result), shape, classes)
@@ -71,31 +71,31 @@ def build_graph(graph: Graph, shape: tuple[int, ...], classes: int) -> GraphNetw
 
 
 class NetworkData(NamedTuple):
-    """Layers as data, and their tensors by the names that they have in the network built from that data."""
+    """Layers as data, and their tensors by their names in the network that is built from the data."""
 
     graph: Graph
     state: dict[str, Tensor]
 
 
 def graph_of(layers: LayerGraph) -> NetworkData:
-    """The data from which a network of the same layers can be built. Layers without use are left out.
+    """The data from which a network with the same layers can be built. Unused layers are left out.
 
-    Raises UnsupportedLayer if a layer cannot be said in data.
+    Raises UnsupportedLayer if a layer cannot be written as data.
     """
     calls = dict(enumerate(layers.up_to(len(layers.calls)).calls, start=1))
     names = dict(zip(calls, _names(call.name for call in calls.values()), strict=True))
-    homes: dict[nn.Module, str] = {}
+    owners: dict[nn.Module, str] = {}  # the name of each layer's first call
     sections, state = list[LayerSection](), dict[str, Tensor]()
     for value, call in calls.items():
-        wires: dict[str, Any] = {"name": names[value], "inputs": [names.get(i, NETWORK_INPUT) for i in call.inputs]}
+        place: dict[str, Any] = {"name": names[value], "inputs": [names.get(i, NETWORK_INPUT) for i in call.inputs]}
         tensors = call.layer.state_dict()
-        home = homes.setdefault(call.layer, names[value])
-        if home != names[value] and tensors:
-            sections.append(SharedSection(type="Shared", layer=home, **wires))
+        owner = owners.setdefault(call.layer, names[value])
+        if owner != names[value] and tensors:
+            sections.append(SharedSection(type="Shared", layer=owner, **place))
             continue
-        sections.append(_section(call, wires))
-        state |= {f"{home}.{key}": tensor for key, tensor in tensors.items()}
-    _check_ties(homes)
+        sections.append(_section(call, place))
+        state |= {f"{owner}.{key}": tensor for key, tensor in tensors.items()}
+    _check_shared_weights(owners)
     try:
         return NetworkData(Graph(name="graph", layers=tuple(sections)), state)
     except ValidationError as error:
@@ -109,12 +109,12 @@ def _make(section: LayerSection) -> nn.Module:
     arguments = section.model_dump(exclude=set(LayerSection.model_fields))
     try:
         return TYPES[section.type](**arguments)
-    except COMPLAINTS as error:
+    except CONSTRUCTOR_ERRORS as error:
         raise NetworkError(f"layer {section.name!r} cannot be made: {error}") from error
 
 
 def _put(groups: dict[str, nn.Module], name: str, layer: nn.Module) -> None:
-    """Add a layer to its group, which is made if need be; `groups` has all groups by their names."""
+    """Add a layer to its group, which is made if it does not exist; `groups` has all groups by name."""
     group, _, last = name.rpartition(".")
     if group not in groups:
         groups[group] = nn.Module()
@@ -122,14 +122,14 @@ def _put(groups: dict[str, nn.Module], name: str, layer: nn.Module) -> None:
     try:
         groups[group].add_module(last, layer)
     except KeyError as error:
-        raise NetworkError(f"a layer cannot be called {name!r}: torch's modules use that name themselves") from error
+        raise NetworkError(f"a layer cannot have the name {name!r}, which torch's modules use themselves") from error
 
 
 def check_logits(title: str, found: tuple[int, ...], shape: tuple[int, ...], classes: int) -> None:
     """Raise NetworkError unless `found` is the shape of logits for two images of `shape` (C, H, W)."""
     if found != (2, classes):
         raise NetworkError(
-            f"{title} gives values of shape {found} for two images of shape {shape} (channels, height, width); "
+            f"{title} returns values of shape {found} for two images of shape {shape} (channels, height, width); "
             f"logits for {classes} classes have shape (2, {classes})"
         )
 
@@ -137,20 +137,20 @@ def check_logits(title: str, found: tuple[int, ...], shape: tuple[int, ...], cla
 # --- to data ---------------------------------------------------------------------------------------------
 
 
-def _section(call: LayerCall, wires: dict[str, Any]) -> LayerSection:
+def _section(call: LayerCall, place: dict[str, Any]) -> LayerSection:
     layer, kind = call.layer, type(call.layer).__name__
     section = SECTIONS[kind]
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and not layer.track_running_stats:
         raise UnsupportedLayer(f"layer {call.name!r} keeps no running statistics: its bounds would depend on the batch")
     fields = section.model_fields.keys() - LayerSection.model_fields.keys()
     try:
-        return section(**wires, type=kind, **{field: _plain(layer, field) for field in fields})
+        return section(**place, type=kind, **{field: _plain(layer, field) for field in fields})
     except ValidationError as error:
         raise UnsupportedLayer(f"layer {call.name!r} cannot be written to a file:\n{explain(error)}") from error
 
 
 def _plain(layer: nn.Module, field: str) -> Any:
-    """A constructor's argument, from the attribute in which a layer keeps it."""
+    """An argument of a layer's constructor, from the attribute in which the layer keeps it."""
     value = getattr(layer, field)
     if field == "bias":
         return value is not None
@@ -158,7 +158,7 @@ def _plain(layer: nn.Module, field: str) -> Any:
 
 
 def _names(names: Iterable[str]) -> Iterator[str]:
-    """Names that a file can hold and a module can have, as near to the given ones as can be."""
+    """Names that are allowed in a file and in a module, as similar to the given ones as possible."""
     taken, groups = {NETWORK_INPUT}, set[str]()
     for name in map(_clean, names):
         name = name.replace(".", "_") if taken & _groups(name) else name
@@ -184,16 +184,14 @@ def _groups(name: str) -> set[str]:
     return {".".join(parts[:length]) for length in range(1, len(parts))}
 
 
-def _check_ties(homes: dict[nn.Module, str]) -> None:
-    """Weights that two layers have in common would come apart."""
+def _check_shared_weights(names: dict[nn.Module, str]) -> None:
+    """Raise UnsupportedLayer if two layers share a weight: in the network from the data they would not."""
     owners: dict[int, str] = {}
-    for layer, name in homes.items():
+    for layer, name in names.items():
         for parameter in layer.parameters():
             owner = owners.setdefault(id(parameter), name)
             if owner != name:
-                raise UnsupportedLayer(
-                    f"layers {owner!r} and {name!r} have a weight in common; call one layer twice instead"
-                )
+                raise UnsupportedLayer(f"layers {owner!r} and {name!r} share a weight; call one layer twice instead")
 
 
 RESERVED = frozenset(dir(nn.Module())) | {"_graph"}

@@ -1,4 +1,4 @@
-"""Initial weights: the IBP initialisation, and the classic ones it is compared with."""
+"""The initialisation of weights: the IBP initialisation, and the usual ones with which it is compared."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Weighted = nn.Linear | nn.Conv2d
 
 @dataclass(frozen=True)
 class InitRecord:
-    """What was done to one layer: its name, the scheme, fan-in, the weights' standard deviation, halved or not."""
+    """The initialisation of one layer: its name, the scheme, fan-in, standard deviation of the weights, if halved."""
 
     name: str
     scheme: str
@@ -31,14 +31,14 @@ class InitRecord:
 def ibp_init_(model: nn.Module, generator: Generator | None = None, *, shape: Shape | None = None) -> list[InitRecord]:
     """Draw each weight tensor but the last from N(0, 2π/fan_in²), and set its bias to zero.
 
-    It keeps the mean radius of the bounds the same from layer to layer. A layer
-    fed by a residual sum, directly or through layers without weights, has its
-    weights halved (Shi et al. 2021, section 3.1). That keeps the radius where
-    both ways into the sum have a layer with weights; where one hands x on as it
-    is, the radius still grows with each block, if less. The last layer is left
-    alone.
+    This keeps the mean radius of the bounds constant from layer to layer. If the
+    input of a layer is a residual sum, directly or through layers without weights,
+    its weights are halved (Shi et al. 2021, section 3.1). That keeps the radius
+    constant if both summands come from a layer with weights; if one summand is x
+    itself, the radius still grows with each block, but less. The last layer is not
+    changed.
 
-    shape: of one input, without the batch, for a network whose forward pass asks for shapes.
+    shape: the shape of one input, without the batch dimension, if the network's forward pass depends on it.
 
     Raises UnsupportedLayer as `trace_layers`, or if the network has no weights.
     """
@@ -47,7 +47,7 @@ def ibp_init_(model: nn.Module, generator: Generator | None = None, *, shape: Sh
 
 @torch.no_grad()
 def initialize_(model: nn.Module, scheme: Scheme, generator: Generator | None = None) -> list[InitRecord]:
-    """Initialise all of `model` by `scheme`; its last layer, in every scheme, by PyTorch's default.
+    """Initialise all layers of `model` by `scheme`, but the last layer by PyTorch's default.
 
     kaiming: N(0, 2/fan_in) (He et al. 2015). xavier: N(0, 2/(fan_in + fan_out))
     (Glorot and Bengio 2010). orthogonal: Saxe et al. 2014. Biases are zero.
@@ -71,7 +71,7 @@ def _initialize(graph: LayerGraph, scheme: Scheme, generator: Generator | None) 
 
 
 def _weighted(graph: LayerGraph) -> list[tuple[str, Weighted, bool]]:
-    """Name, layer and whether a residual sum feeds it, of each layer with weights, each once."""
+    """Each layer with weights, once: its name, the layer, and whether its input is a residual sum."""
     found: dict[Weighted, tuple[str, bool]] = {}
     for call in graph.calls:
         if isinstance(call.layer, (nn.Linear, nn.Conv2d)):

@@ -1,4 +1,4 @@
-"""A model as one safetensors file that says what it is."""
+"""A model as one safetensors file, with metadata that describe it."""
 
 from collections import OrderedDict
 from importlib import metadata as packages
@@ -17,15 +17,15 @@ from certtrain.spec.architecture import Architecture
 from certtrain.spec.preset import explain
 from certtrain.storage import check_model_file, write_atomic
 
-KEY = "certtrain"  # the entry of the file's header that holds the metadata
-LONGEST_HEADER = 2**22  # bytes: many times what a network of a thousand layers needs; a hostile file may have more
+KEY = "certtrain"  # the entry of the file's header with the metadata
+LONGEST_HEADER = 2**22  # bytes, many times that of a network with a thousand layers; a hostile file may have more
 
 
-Side = Annotated[int, Field(ge=1, le=4096)]  # limits what a hostile header can ask for
+Side = Annotated[int, Field(ge=1, le=4096)]  # a limit for the header of a hostile file
 
 
 class Metadata(BaseModel):
-    """What a model file says of itself."""
+    """The metadata of a model file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -36,19 +36,19 @@ class Metadata(BaseModel):
     class_names: tuple[str, ...] = Field(min_length=2)
     dataset: str = Field(max_length=100)
     eps: float = Field(gt=0, le=1)
-    """The radius the network is trained for."""
+    """The radius for which the network was trained."""
     seed: int
     versions: dict[str, str]
     preset: dict[str, Any]
-    """The run it comes from."""
+    """The preset of its run."""
     note: str = ""
-    """How the weights came about, where it was not by training alone."""
+    """The origin of the weights, if they are not simply those of a finished training."""
     results: dict[str, Any] | None = None
-    """Measured on the test set when the training ended; None before."""
+    """The results of the verification at the end of the training; None before."""
 
 
 class Classifier(nn.Sequential):
-    """A network with its file's metadata. Takes pixels (B, C, H, W) in [0, 1], gives logits (B, K)."""
+    """A network with the metadata of its file. It maps pixels (B, C, H, W) in [0, 1] to logits (B, K)."""
 
     def __init__(self, network: nn.Sequential, metadata: Metadata) -> None:
         super().__init__(OrderedDict(network.named_children()))
@@ -56,7 +56,7 @@ class Classifier(nn.Sequential):
 
 
 def save_model(path: Path, network: nn.Sequential, metadata: Metadata) -> None:
-    """Write `network` with `metadata` to `path`, whole or not at all. Raises StorageError."""
+    """Write `network` with `metadata` to `path`, completely or not at all. Raises StorageError."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomic(path, save(tensors, {KEY: metadata.model_dump_json()}))
 
@@ -64,8 +64,8 @@ def save_model(path: Path, network: nn.Sequential, metadata: Metadata) -> None:
 def load_model(path: str | Path) -> Classifier:
     """The network in that file, in evaluation mode, with its `metadata`.
 
-    Raises ModelFileError if the file is missing, damaged, not made by
-    certtrain, or holds weights that do not fit or are not finite.
+    Raises ModelFileError if the file is missing or damaged, was not written by
+    certtrain, or has weights that do not fit its metadata or are not finite.
     """
     path = Path(path)
     check_model_file(path)
@@ -75,19 +75,19 @@ def load_model(path: str | Path) -> Classifier:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ModelFileError(f"{path} is not a complete safetensors file: {error}") from error
     metadata = _parse(path, header)
     try:
         return Classifier(fill_network(metadata, tensors), metadata).eval()
     except ValueError as error:
-        raise ModelFileError(f"{path} does not hold the network that its header describes: {error}") from error
+        raise ModelFileError(f"{path} does not contain the network that its header describes: {error}") from error
 
 
 def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequential:
-    """The network that `metadata` describes, made of `tensors` by name.
+    """The network that `metadata` describes, with `tensors` by name.
 
-    It is built without memory first, so that a header asking for a huge network costs nothing.
-    Raises ValueError if they do not fit.
+    It is first built without memory, so that the header of a huge network costs nothing.
+    Raises ValueError if the tensors do not fit.
     """
     channels = metadata.input_shape[0]
     spec = InputSpec(metadata.input_shape, len(metadata.class_names), (0.0,) * channels, (1.0,) * channels)
@@ -102,28 +102,28 @@ def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequentia
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """The versions of the packages on which results depend."""
     from certtrain import __version__
 
     return {"certtrain": __version__, **{name: packages.version(name) for name in ("torch", "torchvision")}}
 
 
 def _check_header(path: Path) -> None:
-    """Refuse a header that takes minutes to read. The file begins with its length, in 8 bytes."""
+    """Raise ModelFileError if reading the header would take minutes. The file begins with its length, in 8 bytes."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if LONGEST_HEADER < length < path.stat().st_size:
-        raise ModelFileError(f"{path} has a header of {length:,} bytes, of which certtrain reads {LONGEST_HEADER:,}")
+        raise ModelFileError(f"{path} has a header of {length:,} bytes; certtrain reads at most {LONGEST_HEADER:,}")
 
 
 def _parse(path: Path, header: dict[str, str]) -> Metadata:
     if "progress" in header:
         raise ModelFileError(
-            f"{path} is a checkpoint, which says too little of its network; `certtrain stats` reads it where the "
-            "run wrote it, beside the run's preset.json"
+            f"{path} is a checkpoint, which does not describe its network; `certtrain stats` reads it in the folder "
+            "of its run, which has a preset.json"
         )
     if KEY not in header:
-        raise ModelFileError(f"{path} was not written by certtrain: its header does not say what network it holds")
+        raise ModelFileError(f"{path} was not written by certtrain: its header does not describe a network")
     try:
         return Metadata.model_validate_json(header[KEY])
     except ValidationError as error:

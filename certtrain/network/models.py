@@ -1,4 +1,4 @@
-"""The networks that presets name. The first layer normalises, so a model takes pixels in [0, 1]."""
+"""The networks that presets name. Their first layer normalises, so a model takes pixels in [0, 1]."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from certtrain.spec.shapes import ImageShape
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network takes and tells apart: images (C, H, W) with channel means and deviations; K classes."""
+    """The images (C, H, W) that a network takes, the number of classes, and the channel means and deviations."""
 
     shape: ImageShape
     classes: int
@@ -26,13 +26,13 @@ class InputSpec:
 
 
 def build_model(architecture: Architecture, spec: InputSpec) -> nn.Sequential:
-    """An untrained network of named layers, from pixels (B, C, H, W) to logits (B, K).
+    """A network that is not initialised, with named layers, from pixels (B, C, H, W) to logits (B, K).
 
-    A graph's layers come after the normalisation, all of them under "network".
+    The layers of a graph follow the normalisation, in the group "network".
 
-    Raises DataError if the images are too small for it, or the normalisation
-    has another number of channels than the images; NetworkError if a graph's
-    layers do not fit the images or the classes.
+    Raises DataError if the images are too small for the network, or the
+    normalisation has another number of channels than the images; NetworkError if
+    the layers of a graph do not fit the images or the classes.
     """
     if not len(spec.mean) == len(spec.std) == spec.shape[0]:
         raise DataError(
@@ -47,7 +47,7 @@ def build_model(architecture: Architecture, spec: InputSpec) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-# Each builder appends a network's layers but the last, and gives the number of features that they end in.
+# Each builder appends the layers of a network but the last, and returns the number of features before that.
 
 
 def _cnn7(a: CNN7, shape: ImageShape, layers: Layers) -> int:
@@ -123,7 +123,7 @@ def _resnext(a: ResNeXt, shape: ImageShape, layers: Layers) -> int:
 
 
 Body = Callable[[int, int, int], list[nn.Conv2d]]
-"""A block's convolutions, from the channels that it takes, its 0-based stage, and its stride."""
+"""Returns the convolutions of a block, from its input channels, its 0-based stage, and its stride."""
 
 
 def _residual(a: Residual, shape: ImageShape, layers: Layers, body: Body) -> int:

@@ -1,7 +1,7 @@
-"""The user's own network: their code is run once, here, and its layers are read into the preset as data.
+"""A user's own network: the user's code is run once, here, and its layers are read into the preset as data.
 
-From then on the run has no need of the code: neither its model file nor its
-resumption can run any, or depend on how the code has changed since.
+After that the run does not need the code: neither loading the model file nor
+resuming the run executes any of it, or depends on later changes of it.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from certtrain.spec.preset import Preset
 from certtrain.spec.shapes import ImageShape
 from certtrain.storage import check_source
 
-Code = (Exception, SystemExit)  # all that a file of the user's can raise, but for the user's own interrupt
-OURS = ("<", str(Path(__file__).parent), str(Path(torch.__file__).parent))  # the start of files that are not the user's
+USER_ERRORS = (Exception, SystemExit)  # all that a user's file can raise, apart from an interrupt
+NOT_USER_FILES = ("<", str(Path(__file__).parent), str(Path(torch.__file__).parent))  # how their names begin
 
 
 def resolve_module(preset: Preset, train: ImageSet) -> Preset:
     """The preset with its network as layers: those of the module that the user's code makes for these images.
 
-    A preset without such code is given back as it is. Raises NetworkError that
-    says what is wrong with the code or its network, or UnsupportedLayer that
-    names a layer without a bound rule.
+    A preset without such code is returned as it is. Raises NetworkError, which says
+    what is wrong with the code or its network, or UnsupportedLayer, which names a
+    layer without a bound rule.
     """
     if not isinstance(preset.model, ModuleSection):
         return preset
@@ -46,7 +46,7 @@ def resolve_module(preset: Preset, train: ImageSet) -> Preset:
 
 def read_network(module: ModuleSection, shape: ImageShape, classes: int) -> Graph:
     """The layers of a user's network for images of `shape` (C, H, W). Raises as `resolve_module`."""
-    with _strangers():
+    with _user_code():
         maker = _maker(module)
         network = _call(maker, module.arguments, shape, classes)
         _check_parameters(maker.title, network)
@@ -60,14 +60,14 @@ def read_network(module: ModuleSection, shape: ImageShape, classes: int) -> Grap
 
 
 def changed_source(preset: Preset) -> str | None:
-    """The file that a run's layers were read from, if it is there and is no longer what it was."""
+    """The file from which a run's layers were read, if it exists and has changed since."""
     origin = preset.model.origin if isinstance(preset.model, Graph) else None
     if origin is None or origin.sha256 is None:
         return None
     file = origin.source.rpartition(":")[0]
     try:
         return file if hashlib.sha256(Path(file).read_bytes()).hexdigest() != origin.sha256 else None
-    except OSError:  # it has no need to be there
+    except OSError:  # the file is not needed any more
         return None
 
 
@@ -75,7 +75,7 @@ def changed_source(preset: Preset) -> str | None:
 
 
 class _Maker(NamedTuple):
-    """What makes the network, how it is called in messages, and its file's hash."""
+    """The callable that makes the network, its name in messages, and the hash of its file."""
 
     make: Callable[..., Any]
     title: str
@@ -83,8 +83,8 @@ class _Maker(NamedTuple):
 
 
 @contextmanager
-def _strangers() -> Iterator[None]:
-    """Where the user's code runs: it may print, but not between lines of JSON, and its random numbers are its own."""
+def _user_code() -> Iterator[None]:
+    """A context for the user's code: what it prints goes to the error stream, and it has random numbers of its own."""
     with torch.random.fork_rng(devices=[]), redirect_stdout(sys.stderr):
         torch.manual_seed(0)
         yield
@@ -99,7 +99,7 @@ def _maker(module: ModuleSection) -> _Maker:
     names = _run(Path(file), content)
     if name not in names:
         known = [key for key, value in names.items() if callable(value) and not key.startswith("_")]
-        raise NetworkError(f"{file} has no {name!r}; it has {', '.join(known) or 'nothing to call'}")
+        raise NetworkError(f"{file} has no {name!r}; it has {', '.join(known) or 'no class or function'}")
     if not callable(names[name]):
         raise NetworkError(f"{module.source} is no class or function, but {names[name]!r}")
     return _Maker(names[name], module.source, hashlib.sha256(content).hexdigest())
@@ -113,7 +113,7 @@ def _title(make: Callable[..., Any]) -> str:
 
 
 class _Loader(SourceLoader):
-    """Runs bytes that are read already: what runs is what was hashed, whatever a bytecode cache holds."""
+    """Runs bytes that were read before, so that the code that runs is the code that was hashed, without a cache."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         self.path, self.content = path, content
@@ -126,17 +126,17 @@ class _Loader(SourceLoader):
 
 
 def _run(file: Path, content: bytes) -> dict[str, Any]:
-    """The names that a Python file defines. It may import what lies beside it."""
+    """The names that a Python file defines. It may import modules from its own folder."""
     name = f"certtrain_source_{file.stem}"
     spec = spec_from_file_location(name, file, loader=_Loader(file, content))
-    assert spec is not None  # as there is a loader
+    assert spec is not None  # since there is a loader
     assert spec.loader is not None
     sys.modules[name] = code = module_from_spec(spec)
     sys.path.insert(0, str(file.parent.absolute()))
     try:
         spec.loader.exec_module(code)
-    except Code as error:
-        raise NetworkError(f"{file} cannot be run: {_said(error)}") from error
+    except USER_ERRORS as error:
+        raise NetworkError(f"{file} cannot be run: {_error_text(error)}") from error
     return vars(code)
 
 
@@ -148,9 +148,9 @@ def _call(maker: _Maker, arguments: dict[str, Any], shape: ImageShape, classes: 
     given = {name: value for name, value in known.items() if name in _parameters(make)} | arguments
     try:
         network = make(**given)
-    except Code as error:
+    except USER_ERRORS as error:
         words = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise NetworkError(f"{title}({words}) raises {_said(error)}") from error
+        raise NetworkError(f"{title}({words}) raises {_error_text(error)}") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{title} returns {network!r}, which is no torch.nn.Module")
     return network
@@ -159,19 +159,20 @@ def _call(maker: _Maker, arguments: dict[str, Any], shape: ImageShape, classes: 
 def _parameters(make: Callable[..., Any]) -> set[str]:
     try:
         return set(inspect.signature(make).parameters)
-    except (ValueError, TypeError):  # what is written in C may have none
+    except (ValueError, TypeError):  # a callable that is written in C may have no signature
         return set()
 
 
-def _said(error: BaseException) -> str:
-    """What went wrong, and in which line of the user's."""
+def _error_text(error: BaseException) -> str:
+    """The error in words, and the line of the user's code that raised it."""
     text = f"{type(error).__name__}: {error}"
     files = ((frame.filename, frame.lineno) for frame in extract_tb(error.__traceback__))
-    theirs = [(file, line) for file, line in files if not file.startswith(OURS) and not isinstance(error, SyntaxError)]
-    return f"{text} ({theirs[-1][0]}, line {theirs[-1][1]})" if theirs else text
+    in_user_code = not isinstance(error, SyntaxError)
+    lines = [(file, line) for file, line in files if in_user_code and not file.startswith(NOT_USER_FILES)]
+    return f"{text} ({lines[-1][0]}, line {lines[-1][1]})" if lines else text
 
 
-# --- what it has made ------------------------------------------------------------------------------------
+# --- the user's network ----------------------------------------------------------------------------------
 
 
 def _check_parameters(title: str, network: nn.Module) -> None:
@@ -188,21 +189,21 @@ def _check_parameters(title: str, network: nn.Module) -> None:
 def _logits(title: str, network: nn.Module, x: Tensor) -> Tensor:
     try:
         logits = network.eval()(x.clone())
-    except Code as error:
-        raise NetworkError(f"{title} does not take images of shape {tuple(x.shape)}: {_said(error)}") from error
+    except USER_ERRORS as error:
+        raise NetworkError(f"{title} does not take images of shape {tuple(x.shape)}: {_error_text(error)}") from error
     if not isinstance(logits, Tensor):
-        raise NetworkError(f"{title} gives {type(logits).__name__}, not a tensor of logits")
+        raise NetworkError(f"{title} returns {type(logits).__name__}, not a tensor of logits")
     return logits
 
 
 def _layers(title: str, network: nn.Module, shape: ImageShape) -> NetworkData:
-    """Its layers, which must be the same in training and in evaluation."""
+    """The layers of the network, which must be the same in training and in evaluation."""
     try:
         trained, found = (graph_of(checked_graph(network.train(mode), shape)) for mode in (True, False))
     except UnsupportedLayer as error:
         raise UnsupportedLayer(f"{title}: {error}") from error
-    except Code as error:
-        raise UnsupportedLayer(f"{title}: its forward pass cannot be traced: {_said(error)}") from error
+    except USER_ERRORS as error:
+        raise UnsupportedLayer(f"{title}: its forward pass cannot be traced: {_error_text(error)}") from error
     if trained.graph != found.graph:
         raise UnsupportedLayer(f"{title} has other layers in training than in evaluation; they must be the same")
     for layer in found.graph.layers:
@@ -215,8 +216,8 @@ def _layers(title: str, network: nn.Module, shape: ImageShape) -> NetworkData:
 
 @torch.no_grad()
 def _check_same(title: str, found: NetworkData, x: Tensor, expected: Tensor) -> None:
-    """See that the layers compute what the module does: a layer's own forward may have been replaced."""
+    """Raise UnsupportedLayer unless the layers compute what the module does: a layer's forward may be replaced."""
     network = GraphNetwork(found.graph)
     network.load_state_dict(found.state)
     if not torch.allclose(network.eval()(x), expected, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise UnsupportedLayer(f"{title} computes something else than the layers that it is made of")
+        raise UnsupportedLayer(f"{title} computes something else than its layers do")

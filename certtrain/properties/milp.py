@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import RECTIFIERS, slope_of
+from certtrain.bounds.activations.clamps import CLAMPS, limits_of
 from certtrain.bounds.box import box_between
 from certtrain.bounds.chunks import between_checks, layer_work
 from certtrain.bounds.crown import intersected, tighten_by_crown
@@ -328,10 +330,13 @@ def _concat(record: LayerRecord, program: _Program, left: _Values, right: _Value
 
 
 def _rectifier(record: LayerRecord, program: _Program, given: _Values) -> _Values:
-    """max(p, sp) = sp + (1 − s) relu(p), for each neuron by its bounds."""
-    slope = record.call.layer.negative_slope if isinstance(record.call.layer, nn.LeakyReLU) else 0.0
     assert record.box is not None  # the boxes at all nonlinear layers are kept
-    lower, upper = record.box.lower.flatten(), record.box.upper.flatten()
+    return _rectified(program, given, record.box.lower, record.box.upper, slope_of(record.call.layer))
+
+
+def _rectified(program: _Program, given: _Values, lower: Tensor, upper: Tensor, slope: float) -> _Values:
+    """max(p, sp) = sp + (1 − s) relu(p), for each neuron by its bounds."""
+    lower, upper = lower.flatten(), upper.flatten()
     factors, constant = given.factors.flatten(1), given.constant.flatten()
     if not bool((lower.isfinite() & upper.isfinite()).all()):
         raise _NoAnswer  # a neuron with NaN as a bound would count as stable
@@ -344,6 +349,23 @@ def _rectifier(record: LayerRecord, program: _Program, given: _Values) -> _Value
     after.factors[range(first, len(program.lower)), unstable] = 1.0 - slope
     shape = given.constant.shape[1:]
     return _Values(after.factors.view(-1, *shape), after.constant.view(1, *shape))
+
+
+def _clamped(record: LayerRecord, program: _Program, given: _Values) -> _Values:
+    """max(p, a) = a + relu(p − a), and then min(p, b) = b − relu(b − p) of the result."""
+    assert record.box is not None  # the boxes at all nonlinear layers are kept
+    (least, most), lower, upper = limits_of(record.call.layer), record.box.lower, record.box.upper
+    if least is not None:
+        above = _rectified(program, _shifted(given, 1.0, -least), lower - least, upper - least, 0.0)
+        given, lower, upper = _shifted(above, 1.0, least), lower.clamp(min=least), upper.clamp(min=least)
+    if most is not None:
+        given = _shifted(_rectified(program, _shifted(given, -1.0, most), most - upper, most - lower, 0.0), -1.0, most)
+    return given
+
+
+def _shifted(values: _Values, sign: float, number: float) -> _Values:
+    """sign · values + number."""
+    return _Values(sign * values.factors, sign * values.constant + number)
 
 
 def _extended(values: _Values, count: int) -> _Values:
@@ -381,6 +403,6 @@ RULES: dict[type[nn.Module], Any] = {
     **dict.fromkeys((Reshape, Permute, Pad, Slice), _affine),
     Add: _add,
     Concat: _concat,
-    nn.ReLU: _rectifier,
-    nn.LeakyReLU: _rectifier,
+    **dict.fromkeys(RECTIFIERS, _rectifier),
+    **dict.fromkeys(CLAMPS, _clamped),
 }

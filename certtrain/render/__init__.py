@@ -1,6 +1,7 @@
-"""The terminal: tables, bars of progress, notes, JSON lines. Rich is imported only here.
+"""Output on the terminal: tables, progress bars, notes, JSON lines. Rich is imported only here.
 
-The numbers come as plain values from `certtrain.diagnostics`, a training's events and the reports of a verification.
+The numbers are plain values from `certtrain.diagnostics`, from events of a training, and from reports of a
+verification.
 """
 
 from certtrain.render.console import error as error

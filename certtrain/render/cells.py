@@ -1,4 +1,4 @@
-"""What the tables of layers are made of: a layer's numbers as cells, the bar of its ReLU states, plain tables."""
+"""Parts of the tables of layers: a layer's numbers as cells, a bar of its ReLU states, plain tables."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from certtrain.runs.epoch import LayerState
 
 BAR = 20  # characters of a layer's bar
 STATE_SIGNS = tuple(zip(STATES, "█▒░", (PALETTE[state].terminal for state in STATES), strict=True))
-GROWTH_REMARK = "growth: how many times wider the bounds are at a ReLU's input than at the network's, on average"
+GROWTH_REMARK = "growth: mean width of the bounds at a ReLU's input, divided by that at the network's input"
 
 
 def new_table(*columns: str) -> Table:
-    """A plain table: the first column to the left, the others to the right."""
+    """A plain table: the first column is aligned to the left, the others to the right."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
@@ -33,7 +33,7 @@ def growth_cell(layer: LayerState) -> Text:
 
 
 def state_cells(layer: LayerState | LayerMeans) -> tuple[str, str, str, str]:
-    """Active, unstable, inactive, dead."""
+    """The shares active, unstable, inactive and dead."""
     shares = (layer.active, layer.unstable, layer.inactive, layer.dead)
     active, unstable, inactive, dead = (percent(share, 1) for share in shares)
     return active, unstable, inactive, dead
@@ -45,7 +45,7 @@ def ratio_cells(layer: LayerState | LayerMeans) -> tuple[str, str]:
 
 
 def state_bar(layer: LayerState, width: int = BAR) -> Text:
-    """Active, unstable and inactive shares; a share above zero is never hidden by rounding."""
+    """A bar of the active, unstable and inactive shares. A share above zero is at least one character wide."""
     shares = (layer.active, layer.unstable, layer.inactive)
     cells = [max(round(share * width), int(share > 0)) for share in shares]
     cells[cells.index(max(cells))] += width - sum(cells)
@@ -53,17 +53,17 @@ def state_bar(layer: LayerState, width: int = BAR) -> Text:
 
 
 def legend() -> Text:
-    """What the signs of a bar mean."""
+    """The meaning of the characters of a bar."""
     return Text.assemble(*[part for name, sign, style in STATE_SIGNS for part in ((sign, style), f" {name} ")])
 
 
 def finding_cell(findings: Sequence[Finding]) -> Text:
-    """The kind of the worst finding, empty without one."""
+    """The kind of the worst finding; empty without findings."""
     return Text(findings[0].kind if findings else "", style=WARNING)
 
 
 def show_sentences(sentences: Iterable[str], fine: str = "") -> None:
-    """The sentences on what is wrong, each on a line; without any the one that says that nothing is."""
+    """The sentences about what is wrong, each on a line; the sentence `fine` if there are none."""
     lines = list(sentences)
     for line in lines:
         out.print(Text.assemble(("! ", f"bold {WARNING}"), (line, WARNING)))
@@ -72,5 +72,5 @@ def show_sentences(sentences: Iterable[str], fine: str = "") -> None:
 
 
 def show_first_sentence(name: str, findings: Sequence[Finding], fine: str = "") -> None:
-    """Of one of several networks the worst layer's sentence, and how many more layers are bad."""
+    """For one of several networks: the sentence about its worst layer, and how many more layers have findings."""
     show_sentences([f"{name}: {first_sentence(findings)}"] if findings else [], fine)

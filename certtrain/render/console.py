@@ -22,12 +22,12 @@ def error(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """Something worth knowing, on the error stream."""
+    """One note, on the error stream."""
     err.print(Text.assemble(NOTE_HEAD, visible(message)), soft_wrap=True)
 
 
 def visible(message: str) -> str:
-    r"""The text with control characters spelt out, like \x1b: names out of a file must not steer the terminal."""
+    r"""The text with control characters escaped, like \x1b: a name in a file must not control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
 
 
@@ -42,5 +42,5 @@ def remark(text: str) -> None:
 
 
 def show_title(text: str) -> None:
-    """What the table below shows."""
+    """The title of the table below it."""
     out.print(Text(text, style="italic"))

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from certtrain.properties.decide import Decision
 
 MEANINGS = {
-    "unsat": ("the property holds: no input of the box has such outputs", GOOD),
-    "sat": ("the property is broken by the input below", BAD),
-    "unknown": ("neither proved nor broken", f"bold {PALETTE['open'].terminal}"),
+    "unsat": ("no input in the box violates the property", GOOD),
+    "sat": ("the input below violates the property", BAD),
+    "unknown": ("neither a proof nor a counterexample was found", f"bold {PALETTE['open'].terminal}"),
 }
 SHOWN_VALUES = 12  # of a counterexample; --json has all
 
 
-def show_decision(found: Decision) -> None:
-    """The result in the competition's word and in a sentence, and the counterexample."""
-    meaning, style = MEANINGS[found.result]
-    out.print(Text.assemble((found.result, style), f"  {meaning}"))
-    by = "" if found.by is None else f"by {found.by}; "
-    say(f"{by}lower bound {number(found.bound)} (above 0 it proves the property); {found.seconds:.2f} s")
-    if found.counterexample is not None and found.outputs is not None:
-        for name, values in (("X", found.counterexample.tolist()), ("Y", found.outputs.tolist())):
+def show_decision(decision: Decision) -> None:
+    """The result as the competition names it and as a sentence, and the counterexample if there is one."""
+    meaning, style = MEANINGS[decision.result]
+    out.print(Text.assemble((decision.result, style), f"  {meaning}"))
+    by = "" if decision.by is None else f"by {decision.by}; "
+    say(f"{by}lower bound {number(decision.bound)} (above 0 it proves unsat); {decision.seconds:.2f} s")
+    if decision.counterexample is not None and decision.outputs is not None:
+        for name, values in (("X", decision.counterexample.tolist()), ("Y", decision.outputs.tolist())):
             rest = f" … and {len(values) - SHOWN_VALUES} more (--json)" if len(values) > SHOWN_VALUES else ""
             say(f"{name}_0 … = {', '.join(f'{value:.6g}' for value in values[:SHOWN_VALUES])}{rest}")
-    for assumption in found.assumptions:
+    for assumption in decision.assumptions:
         remark(f"assumes {assumption}")

@@ -1,4 +1,4 @@
-"""A run over its epochs as tables: the epochs as they were trained, its networks at one ε, and the worst of both."""
+"""A run as tables: its epochs as they were trained, its networks at one ε, and the worst findings of both."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics.model_states import ModelStates
 
 MOST_EPOCHS = 40  # that a table shows
-AT_ONE_EPS = (
-    "a network from before the end of the ramp was not yet trained for this ε, and may be in trouble for that alone"
-)
-WORST_ALONE = "these are the worst kinds, three at most, each where it is worst; --json lists all findings"
+AT_ONE_EPS = "a network from before the end of the ramp was not yet trained for this ε, which may be its only trouble"
+WORST_ALONE = "only the three worst kinds of findings are shown, each where it is worst; --json lists all findings"
 
 
 def show_history(history: History, networks: Sequence[ModelStates], titles: tuple[str, str]) -> None:
-    """A run's epochs as they were trained, then its networks at one ε, and where both were worst."""
+    """A run's epochs as they were trained, then its networks at one ε, then the worst findings of both."""
     show_title(titles[0])
     _show_epochs(history.epochs)
     if networks:
@@ -38,14 +36,15 @@ def show_history(history: History, networks: Sequence[ModelStates], titles: tupl
 def _worst_sentences(history: History, networks: Sequence[ModelStates]) -> list[str]:
     from certtrain.diagnostics.model_states import worst_models  # torch is loaded by now
 
-    after = {network.name: _after(network) for network in networks}
+    times_trained = {network.name: _time_trained(network) for network in networks}
     epochs = [f"epoch {epoch}: {finding.sentence}" for epoch, finding in history.worst_epochs()]
-    models = [f"network {name} ({after[name]}): {finding.sentence}" for name, finding in worst_models(networks)]
+    worst = worst_models(networks)
+    models = [f"network {name} ({times_trained[name]}): {finding.sentence}" for name, finding in worst]
     return epochs[:MOST_SENTENCES] + models[:MOST_SENTENCES]
 
 
 def _nothing_found(epochs: bool, networks: bool) -> str:
-    places = [f"in no {place}" for place, there in (("epoch", epochs), ("network", networks)) if there]
+    places = [f"in no {place}" for place, exists in (("epoch", epochs), ("network", networks)) if exists]
     return f"{' and '.join(places)} did a layer stand out" if places else ""
 
 
@@ -59,18 +58,18 @@ def _show_epochs(epochs: Sequence[Epoch]) -> None:
         table.add_row(str(epoch.epoch), eps, certified, *numbers, finding_cell(epoch_findings(epoch)))
     out.print(table)
     if not epochs:
-        remark("no epoch is over yet")
+        remark("no epoch is finished yet")
         return
     remark(
-        "certified: of the training examples, at the epoch's ε; states: means over the layers, the rest is active; "
-        "growth: the largest"
+        "certified: on the training examples, at the epoch's ε; unstable, inactive, dead: means over the layers; "
+        "growth: the largest of the layers"
     )
     if len(shown) < len(epochs):
-        remark(f"{len(shown)} of {len(epochs)} epochs; all of them are in --csv, --json and --plot")
+        remark(f"{len(shown)} of {len(epochs)} epochs; --csv, --json and --plot have all of them")
 
 
 def _thinned(epochs: Sequence[Epoch]) -> Sequence[Epoch]:
-    """So many that a screen holds them: every few of them, and the last."""
+    """As many epochs as a screen holds: evenly spaced ones, and the last."""
     every, last = -(-len(epochs) // MOST_EPOCHS), len(epochs) - 1
     return epochs if every < 2 else [epoch for i, epoch in enumerate(epochs) if (i + 1) % every == 0 or i == last]
 
@@ -82,12 +81,12 @@ def _show_networks(networks: Sequence[ModelStates], heading: str) -> None:
     for network in networks:
         means = network.means
         numbers = *state_cells(means)[1:], times(means.largest_growth), *ratio_cells(means)
-        table.add_row(_after(network), *numbers, finding_cell(network.findings))
+        table.add_row(_time_trained(network), *numbers, finding_cell(network.findings))
     out.print(table)
     if any(network.findings for network in networks):
         remark(AT_ONE_EPS)
 
 
-def _after(network: ModelStates) -> str:
-    """Like epoch 5, and epoch 2.5 of a checkpoint within one; a run without a finished epoch has steps alone."""
+def _time_trained(network: ModelStates) -> str:
+    """Like "epoch 5", or "epoch 2.5" for a checkpoint within an epoch; the step if no epoch is finished."""
     return f"step {network.step}" if network.epoch is None else f"epoch {network.epoch:.4g}"

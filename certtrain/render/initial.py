@@ -1,4 +1,4 @@
-"""Networks before training as tables: what an initialisation did, and how bounds grow by it."""
+"""Networks before training as tables: their initial weights, and the growth of their bounds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics.model_states import InitialNetwork
 
 BY_WEIGHTS_REMARK = (
-    "BatchNorm is at its start (mean 0, variance 1) and passes values on as they are: this growth is the weights' own."
+    "BatchNorm has its initial statistics (mean 0, variance 1) and changes nothing: this growth is due to the weights."
 )
 IN_TRAINING_REMARK = (
-    "BatchNorm divides by the spread of the batch, and so undoes the scale of the weights: this is what the first "
-    "training step sees, and by it the schemes look alike. The ramp of ε and the regularisers bring it down."
+    "BatchNorm divides by the standard deviation of the batch, which cancels the scale of the weights. So in the first "
+    "training step all initialisations look alike. The ramp of ε and the regularisers reduce this growth."
 )
 TRENDS = {
     "exponential": "each layer multiplies the width, which grows exponentially with depth",
@@ -32,7 +32,7 @@ TRENDS = {
 
 
 def show_initial(network: InitialNetwork, heading: str, findings: Sequence[Finding]) -> None:
-    """One network before training: what was done to each layer, and how its bounds grow."""
+    """One network before training: the initial weights of each layer, and the growth of its bounds."""
     show_title(f"{network.scheme} initialisation")
     records = new_table("layer", "fan-in", "std of the weights", "halved")
     for record in network.records:
@@ -54,7 +54,7 @@ def show_initial(network: InitialNetwork, heading: str, findings: Sequence[Findi
 
 
 def show_compared(schemes: Sequence[SchemeGrowth], heading: str) -> None:
-    """The growth at each ReLU, a column for each scheme, over the seeds."""
+    """The growth at each ReLU over the seeds, with a column for each initialisation."""
     show_title(heading)
     remark(f"{GROWTH_REMARK}{_over_seeds(len(schemes[0].networks))}")
     out.print()
@@ -71,7 +71,7 @@ def show_compared(schemes: Sequence[SchemeGrowth], heading: str) -> None:
 
 
 def show_sweep(sweeps: Sequence[DepthSweep], heading: str) -> None:
-    """The growth at the last ReLU, a line for each depth and a column for each scheme, and the rate of each."""
+    """The growth at the last ReLU, with a row for each depth and a column for each initialisation, and its rate."""
     show_title(heading)
     remark(f"{GROWTH_REMARK}{_over_seeds(len(sweeps[0].growth[0].values))}")
     out.print()
@@ -94,7 +94,7 @@ def _growth_table(heading: str, names: Sequence[str], schemes: Sequence[Sequence
 
 
 def _spread(growth: Spread) -> Text:
-    """The mean and, of several seeds, the standard deviation as a share of it; red where bounds explode."""
+    """The mean and, for several seeds, the standard deviation as a share of it; red where bounds explode."""
     text = times(growth.mean)
     if len(growth.values) > 1:
         text += f" ±{100 * growth.std / growth.mean:.0f}%" if growth.mean > 0 else " ±0%"

@@ -1,4 +1,4 @@
-"""The layers of trained networks as tables: of one model, of several side by side, of a training as it runs."""
+"""The layers of networks as tables: of one model, of several side by side, of a network that is being trained."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from certtrain.runs.epoch import LayerState
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics.model_states import ModelStates
 
-RATIOS_REMARK = "r: how alike active and inactive ReLUs are in mean and variance, 1 at best"
+RATIOS_REMARK = "r: balance of active and inactive ReLUs, in mean and in variance (Shi et al. 2021); 1 is best"
 NUMBERS_WIDTH, LEGEND_WIDTH = 66, 27  # columns: of a live table beside the names, and of the legend above the bars
 
 
 def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> RenderableType:
-    """What `stats` shows, compact enough for the view of a running training; the worst layer's sentence.
+    """The numbers of `stats` in a compact form, for a training as it runs, and the sentence about the worst layer.
 
-    Where there is no room the bars are left out, and beside long names the ratios too.
+    Where space is short the bars are left out; if the layers' names are long, the ratios too.
     """
-    room = out.width - NUMBERS_WIDTH - max((len(layer.name) for layer in layers), default=0)
-    with_ratios, with_bar = room >= 0, room >= LEGEND_WIDTH
+    space = out.width - NUMBERS_WIDTH - max((len(layer.name) for layer in layers), default=0)
+    with_ratios, with_bar = space >= 0, space >= LEGEND_WIDTH
     table = new_table("layer", "growth", "active", "unstable", "inactive", "dead", *(("r mean", "r var") * with_ratios))
     if with_bar:
         table.add_column(legend(), justify="left")
     for layer in layers:
         ratios = ratio_cells(layer) * with_ratios
-        bar = [state_bar(layer, min(48, room - 2))] * with_bar
+        bar = [state_bar(layer, min(48, space - 2))] * with_bar
         table.add_row(layer.name, growth_cell(layer), *state_cells(layer), *ratios, *bar)
     return Group(table, *([Text(f"! {first_sentence(findings)}", style=WARNING)] if findings else []))
 
 
 def show_states(model: ModelStates, heading: str) -> None:
-    """All numbers of each ReLU layer, in two tables that fit a narrow terminal, and what is wrong."""
+    """All numbers of each ReLU layer, in two tables that fit a narrow terminal, and the findings."""
     show_title(heading)
     states = new_table("layer", "units", "active", "unstable", "inactive", "dead")
     states.add_column("", justify="left", no_wrap=True)
@@ -71,7 +71,7 @@ def show_states(model: ModelStates, heading: str) -> None:
 
 
 def show_models(models: Sequence[ModelStates], heading: str) -> None:
-    """Several models side by side: for each layer a line for each model, then the means."""
+    """Several models side by side: for each layer a row for each model, then the means."""
     show_title(heading)
     table = new_table("layer", "model", "growth", "unstable", "inactive", "dead", "r mean", "r var")
     table.columns[1].justify = "left"

@@ -1,4 +1,4 @@
-"""Bars on the error stream, if that is a terminal, while something is computed or read."""
+"""Progress bars on the error stream, if that is a terminal, while something is computed or read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from certtrain.render.console import err
 
 
 def transient_bars(*more: ProgressColumn, width: int | None = 40) -> Bars:
-    """Bars with name and count, and with `more` columns, that are gone when they are done."""
+    """Progress bars with name and count, and with `more` columns; they disappear when they are done."""
     columns = (TextColumn("{task.description}"), BarColumn(width), MofNCompleteColumn())
     return Bars(*columns, *more, console=err, transient=True, disable=not err.is_terminal)
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar; gives a function of (done, total)."""
+    """A progress bar. Yields a function of (done, total) that advances it."""
     with transient_bars(TimeRemainingColumn()) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
@@ -27,7 +27,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def loading() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each thing that is read or computed; gives a function of (what, done, total)."""
+    """A progress bar for each thing that is read or computed. Yields a function of (what, done, total)."""
     with transient_bars() as bars:
         tasks = dict[str, TaskID]()
 

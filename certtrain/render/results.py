@@ -1,4 +1,4 @@
-"""Results of a verification and of an export, as tables or JSON."""
+"""The results of a verification and of an export, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
 
 
 def show_json(value: Any, indent: int | None = 2) -> None:
-    """A value as JSON on the output stream; NaN and infinity are programming errors."""
+    """A value as JSON on the output stream. Raises ValueError for NaN and infinity."""
     sys.stdout.write(json.dumps(value, indent=indent, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
 def _attacked(report: Report) -> tuple[str, float, str]:
-    """The row of the upper limit."""
+    """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
         return "no attack", report.pgd_accuracy, "upper limit, as natural"
     words = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
@@ -35,7 +35,7 @@ def _attacked(report: Report) -> tuple[str, float, str]:
 
 
 def _bracket(report: Report) -> str:
-    """The limits between which the robust accuracy lies."""
+    """A sentence with the limits between which the robust accuracy lies."""
     low, high = percent(report.certified_accuracy), percent(report.pgd_accuracy)
     if not report.open:
         return f"robust accuracy is {low}; no example is open"
@@ -45,7 +45,7 @@ def _bracket(report: Report) -> str:
 
 
 def show_report(report: Report) -> None:
-    """Accuracies and errors of a verification, and the bracket that they leave."""
+    """The accuracies and errors of a verification, and the limits that they give for the robust accuracy."""
     show_title(f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}")
     table = new_table("", "accuracy", "error", "examples")
     bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
@@ -69,7 +69,7 @@ def show_report(report: Report) -> None:
 
 
 def show_comparisons(comparisons: Sequence[Comparison]) -> None:
-    """How far each export lies from the original."""
+    """How much the outputs of each export differ from the network's."""
     table = new_table("export", "examples", "difference", "allowed", "largest logit", "same class")
     for c in comparisons:
         numbers = (f"{c.largest_difference:.2e}", f"{c.tolerance:.2e}", f"{c.largest_logit:.3g}")

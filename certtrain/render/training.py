@@ -1,4 +1,4 @@
-"""A running training: a live view on a terminal, lines in a log, or JSON."""
+"""A training as it runs: a live view on a terminal, lines in a log, or JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from certtrain.training.events import EpochDone, Event, Finished, Listener, Note
 
 
 class JsonView:
-    """One JSON object a line for each event worth keeping."""
+    """Writes a line with a JSON object for each event, apart from those that only show progress."""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -39,7 +39,7 @@ class JsonView:
 
 
 def _epoch(record: Epoch) -> dict[str, Any]:
-    """Its line in metrics.jsonl, and the findings before the layers."""
+    """The epoch's line in metrics.jsonl, with its findings before the layers."""
     values = record.to_dict()
     layers = values.pop("layers")
     return values | {"findings": [finding.to_dict() for finding in epoch_findings(record)], "layers": layers}
@@ -47,7 +47,7 @@ def _epoch(record: Epoch) -> dict[str, Any]:
 
 @contextmanager
 def training_view(as_json: bool, *, silent: bool = False) -> Iterator[Listener]:
-    """What suits: JSON if asked for, a live view on a terminal, else lines; nothing if it is to be silent."""
+    """JSON if `as_json`, a live view on a terminal, else lines; nothing if `silent`."""
     if silent:
         yield lambda event: None
         return

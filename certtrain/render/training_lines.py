@@ -1,4 +1,4 @@
-"""A training as lines, for logs and pipes."""
+"""A training as lines of text, for logs and pipes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from certtrain.training.events import (
     Verifying,
 )
 
-SILENCE = 60.0  # seconds: a line comes at least as often
+SILENCE = 60.0  # seconds: the longest time without a line
 
 
 class Reminder:
-    """Calls `remind` whenever no line was written for so many seconds, in a thread of its own, until it is closed."""
+    """Calls `remind` in a thread of its own whenever no line was written for so many `seconds`, until it is closed."""
 
     def __init__(self, remind: Callable[[], None], seconds: float) -> None:
         self.remind, self.seconds = remind, seconds
@@ -49,7 +49,7 @@ class Reminder:
         self.thread.join()
 
     def restart(self) -> None:
-        """A line is being written: the silence begins anew."""
+        """Count the seconds from now on, since a line is being written."""
         self.last = time.monotonic()
 
     def _run(self) -> None:
@@ -59,9 +59,9 @@ class Reminder:
 
 
 class PlainView:
-    """A line for each epoch; a sentence where a layer goes wrong in a new way.
+    """Writes a line for each epoch, and a sentence for each new finding about a layer.
 
-    Within it as a context, a line says what goes on after every minute of silence.
+    It is a context: within it, after every minute without a line, one says what is being done.
     """
 
     def __init__(self, silence: float = SILENCE) -> None:
@@ -105,17 +105,17 @@ class PlainView:
         out.print(Text(text), soft_wrap=True)
 
     def _note_activity(self, event: Event) -> None:
-        """Remember what goes on, and since when."""
+        """Remember what is being done, and since when."""
         if isinstance(self.now, Compiling) and isinstance(event, StepDone):
             self._say(f"compiled in {clock(time.monotonic() - self.since)}")
-        if isinstance(self.now, Compiling) and isinstance(event, Note):  # that it cannot be compiled
+        if isinstance(self.now, Compiling) and isinstance(event, Note):  # which says that compilation failed
             self.now = None
         if isinstance(event, (Loading, Compiling, StepDone, Verifying)):
             self.since = self.since if type(event) is type(self.now) else time.monotonic()
             self.now = event
 
     def _remind(self) -> None:
-        """Say what goes on."""
+        """Write a line that says what is being done."""
         match self.now:
             case Loading(what=what, done=done, total=total):
                 self._say(f"{what}: {done:,} of {total:,}")
@@ -140,7 +140,7 @@ class PlainView:
         return f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}"
 
     def _left(self, step: int) -> float:
-        """Seconds, by what the steps took so far."""
+        """The seconds left, estimated from the steps so far."""
         return (time.monotonic() - self.start) / max(step - self.first, 1) * (self.steps - step)
 
     def _epoch(self, record: Epoch) -> str:
@@ -154,7 +154,7 @@ class PlainView:
         )
 
     def _explain(self, findings: Sequence[Finding]) -> None:
-        """The worst one, if it has no line yet; the training itself notes an explosion."""
+        """Write the worst finding, if it is new; exploding bounds have a note from the training itself."""
         new = [f for f in findings[:1] if f.kind != "exploding" and (f.layer, f.kind) not in self.explained]
         for finding in new:
             self._say(f"! {first_sentence(findings)}")

@@ -1,4 +1,4 @@
-"""A training as a live view on a terminal: its numbers, its layers and its bars, drawn over themselves."""
+"""A training as a live view on a terminal: numbers, layers and progress bars, redrawn in place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from certtrain.training.events import (
 
 
 class LiveView:
-    """The state of a running training, as its last event has it."""
+    """Shows the state of a training after its last event."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
@@ -43,7 +43,7 @@ class LiveView:
         self.started: Started | None = None
         self.step: StepDone | None = None
         self.held_out: float | None = None
-        self.natural: float | None = None  # of the last epoch, where steps do not measure it
+        self.natural: float | None = None  # of the last epoch; used where the steps do not measure it
         self.live = Live(get_renderable=self._draw, console=out, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
@@ -104,7 +104,7 @@ class LiveView:
         return Group(self._panel(self.step), self.bars) if self.step is not None else self.bars
 
     def _panel(self, step: StepDone) -> Panel:
-        assert self.started is not None  # steps come after the start
+        assert self.started is not None  # a run starts before its first step
         title = f"epoch {step.epoch}/{self.started.preset.train.epochs}"
         layers = live_layers(step.layers, findings_at(step.eps, step.layers))
         return Panel(Group(self._numbers(step), Text(), layers), title=title, title_align="left")
@@ -130,5 +130,5 @@ class LiveView:
 
 
 def _accuracy(name: str, share: float | None) -> str:
-    """A percentage in the colour of that name."""
+    """The accuracy as a percentage, in the colour of that name."""
     return "" if share is None else f"{name} [bold {PALETTE[name].terminal}]{100 * share:.1f}%[/]"

@@ -1,4 +1,4 @@
-"""What the views of a training say alike: its start, its stop, its end."""
+"""The sentences that both views of a training use, for its start, its stop and its end."""
 
 from certtrain.formats import clock
 from certtrain.spec.epsilon import format_eps
@@ -9,7 +9,7 @@ COMPILING = "compiling the step"
 
 
 def started_sentence(event: Started) -> str:
-    """What is trained on what, by which network, where."""
+    """The preset, the data, the network and where the run is."""
     preset = event.preset
     network = preset.model.title if isinstance(preset.model, Graph) else preset.model.name
     begin = f"resumed at step {event.step}" if event.step else "new run"
@@ -26,11 +26,11 @@ def stopped_sentence(event: Stopped) -> str:
     options += " --tensorboard" if (event.folder / "tensorboard").is_dir() else ""
     return (
         f"stopped ({event.reason}) at step {event.step} of {event.steps}; "
-        f"go on with: certtrain train --resume {event.folder}{options}"
+        f"resume with: certtrain train --resume {event.folder}{options}"
     )
 
 
 def finished_sentence(event: Finished) -> str:
-    """How long the training took, and what it has written."""
+    """How long the training took, and the files that it wrote."""
     page = "" if event.page is None else f"; report: {event.page}"
     return f"trained in {clock(event.seconds)}; model: {event.model}{page}"

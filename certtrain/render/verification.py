@@ -1,4 +1,4 @@
-"""A verification as it goes, step by step, and a certificate file that was checked."""
+"""The progress of a verification, its steps, and the result of checking a certificate file."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ COUNTED = ("certified", "falsified", "open", "misclassified")
 
 
 class VerifyingView:
-    """A bar for the examples of a round, and the verdicts so far."""
+    """A progress bar for the examples of a round, and the number of examples with each verdict so far."""
 
     def __init__(self, bars: Bars, examples: int, known: Iterable[ExampleResult]) -> None:
         self.bars, self.examples = bars, examples
-        self.verdicts: dict[int, str] = {point.index: point.verdict for point in known}
+        self.verdicts: dict[int, str] = {result.index: result.verdict for result in known}
         self.task: TaskID | None = None
 
-    def begin(self, names: Sequence[str], points: int) -> None:
-        """A round begins, of so many examples."""
+    def begin(self, names: Sequence[str], examples: int) -> None:
+        """Begin a round with the steps of these names on so many examples."""
         self.close()
-        self.task = self.bars.add_task(", ".join(names), total=points, counts=self._counts())
+        self.task = self.bars.add_task(", ".join(names), total=examples, counts=self._counts())
 
-    def add(self, points: Sequence[ExampleResult]) -> None:
-        """The round is over for these examples."""
-        self.verdicts |= {point.index: point.verdict for point in points}
+    def add(self, results: Sequence[ExampleResult]) -> None:
+        """Count the results of this round for some examples."""
+        self.verdicts |= {result.index: result.verdict for result in results}
         if self.task is not None:
-            self.bars.update(self.task, advance=len(points), counts=self._counts())
+            self.bars.update(self.task, advance=len(results), counts=self._counts())
 
     def close(self) -> None:
-        """The round is over."""
+        """End the round."""
         if self.task is not None:
             self.bars.remove_task(self.task)
         self.task = None
 
     def _counts(self) -> str:
-        found = list(self.verdicts.values())
-        return "  ".join(f"{verdict} {found.count(verdict):,}" for verdict in COUNTED)
+        verdicts = list(self.verdicts.values())
+        return "  ".join(f"{verdict} {verdicts.count(verdict):,}" for verdict in COUNTED)
 
 
 @contextmanager
 def verifying(examples: int, known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView]:
-    """A live count on the error stream, if that is a terminal."""
+    """A progress bar with counts on the error stream, if that is a terminal."""
     counts = TextColumn("{task.fields[counts]}", style=GREY)
     with transient_bars(TimeRemainingColumn(), counts, width=24) as bars:
         yield VerifyingView(bars, examples, known)
 
 
 def stage_table(report: Report) -> Table:
-    """A row for each step: examples that came to it, examples that it decided, seconds for each."""
+    """A row for each step: the number of examples it was tried on, how many it decided, and seconds for each."""
     table = new_table("step", "examples", "decided", "s/example")
     for stage in report.stages:
         seconds = number(stage.seconds_per_example) if stage.examples else NO_NUMBER
@@ -72,14 +72,14 @@ def stage_table(report: Report) -> Table:
 
 
 def unfinished(report: Report) -> str:
-    """A sentence on examples that are open for want of time; empty if there are none."""
+    """A sentence about examples that are open because time ran out; empty if there are none."""
     if not report.unfinished:
         return ""
-    return f"{report.unfinished:,} of the open examples were not tried by every step, for want of time"
+    return f"time ran out: {report.unfinished:,} of the open examples were not tried by every step"
 
 
 def show_checked(checked: Checked) -> None:
-    """What a certificate file says, which holds."""
+    """The contents of a certificate file that was checked and holds."""
     table = new_table("verdict", "examples")
     for verdict in COUNTED:
         table.add_row(verdict, f"{checked.counts[verdict]:,}")
@@ -88,8 +88,8 @@ def show_checked(checked: Checked) -> None:
     about += f"method {checked.method}"
     if checked.partial:
         say(
-            f"partial check: the first {checked.checked:,} of {checked.examples:,} examples hold ({about}); of the "
-            f"others nothing is known; {checked.seconds:.1f} s",
+            f"partial check: the first {checked.checked:,} of {checked.examples:,} records hold ({about}); the others "
+            f"were not checked; {checked.seconds:.1f} s",
             "bold",
         )
     else:

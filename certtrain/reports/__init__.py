@@ -1,4 +1,4 @@
-"""Documents: the page of a run as one HTML file, by templates, and pictures of layers and of growth as PNG files.
+"""Documents: the report of a run as one HTML file, and pictures of layer states and of growth as PNG files.
 
-They draw the numbers of `certtrain.diagnostics` and of `certtrain.runs`, as `certtrain.render` does in a terminal.
+They show the numbers of `certtrain.diagnostics` and `certtrain.runs`; `certtrain.render` shows them in a terminal.
 """

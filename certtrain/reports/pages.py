@@ -1,9 +1,9 @@
-"""Self-contained HTML pages from the templates beside this file, by Jinja with everything escaped.
+"""Self-contained HTML pages, made by Jinja from the templates beside this file; all text is escaped.
 
-A page loads nothing from anywhere, and forbids the browser to: styles and pictures are inside it. Colours are the
-style sheet's variables, so that pictures follow the reader's light or dark mode; print is always light.
+A page loads nothing, and forbids the browser to load anything: styles and pictures are inside it. Colours are
+variables of the style sheet, so that pictures follow the reader's light or dark mode; print is always light.
 
-`page.html` is the frame of every page, `blocks.html` has what stands in them: tables, bars, tiles, figures.
+`page.html` is the base template of every page. `blocks.html` has its parts: tables, bars, tiles, figures.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ CellValue = str | float | int | None
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of values; `align` has a letter for each column, l or r.
+    """A header and rows of values; `align` has a letter for each column, l for left or r for right.
 
-    By default the first column is to the left and the others are to the right. Raises ValueError if a row or `align`
-    is not as long as the header.
+    By default the first column is aligned to the left and the others to the right. Raises ValueError if a row or
+    `align` does not have the length of the header.
     """
 
     header: Sequence[CellValue]
@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing under its title, and what there is to say about it."""
+    """A drawing with its title and its caption."""
 
     svg: Svg
     title: str
@@ -54,7 +54,7 @@ class Picture:
 
 
 def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
-    """A page from the template of that name, in `folder` or beside this file, with `values` by name.
+    """A page from the template of that name, in `folder` or beside this file, filled with `values`.
 
     Raises jinja2.UndefinedError if the template uses a value that is not given.
     """
@@ -89,7 +89,7 @@ def shown_value(value: CellValue) -> str:
 
 
 def known_colour(name: str) -> str:
-    """The name of a colour, if the palette has it. Raises ValueError."""
+    """The name itself. Raises ValueError if the palette has no colour of that name."""
     if name not in PALETTE:
         raise ValueError(f"{name!r} is not a colour of the palette")
     return name

@@ -1,7 +1,7 @@
-"""Pictures of layer states and of growth as PNG files, by matplotlib.
+"""Pictures of layer states and of growth as PNG files, drawn by matplotlib.
 
-Every function that draws writes a file, and raises MissingExtra without
-matplotlib, StorageError if the file cannot be written.
+Every function that draws writes a file. It raises MissingExtra if matplotlib is
+not installed, and StorageError if the file cannot be written.
 """
 
 import io
@@ -21,9 +21,9 @@ from certtrain.runs.epoch import LayerState
 from certtrain.storage import write_atomic
 
 MARKERS = "osD^vPX"  # one for each colour of SERIES
-MOST_NAMES = 16  # of layers under an axis; of more, numbers
+MOST_NAMES = 16  # with more layers than this, an axis has numbers in place of names
 GRID_COLOUR = PALETTE["grid"].light
-GROWTH_COLOUR, CERTIFIED_COLOUR, EPS_COLOUR = "#30588c", SERIES[0], "#7a2f8f"  # of lines, the last two on the states
+GROWTH_COLOUR, CERTIFIED_COLOUR, EPS_COLOUR = "#30588c", SERIES[0], "#7a2f8f"  # the last two are drawn over states
 GROWTH_AXIS = "mean width of the bounds over the input's"
 
 Axes = Any
@@ -32,12 +32,12 @@ PlacedLayers = Sequence[tuple[float, Sequence[LayerState]]]
 
 
 def check_matplotlib() -> None:
-    """Raise MissingExtra unless pictures can be drawn."""
+    """Raise MissingExtra if matplotlib is not installed."""
     _figure(1, 1)
 
 
 def plot_states(path: Path, models: Sequence[ModelStates], title: str) -> None:
-    """Each layer's ReLU states as a bar, and the growth of its bounds beside it; a row of panels for each model."""
+    """Draw each layer's ReLU states as a bar, and beside it its growth; with a row of panels for each model."""
     heights = [1.0 + 0.4 * len(model.layers) for model in models]
     figure = _figure(10, 1.2 + sum(heights))
     grid = figure.subplots(len(models), 2, squeeze=False, width_ratios=(2, 1), height_ratios=heights)
@@ -54,9 +54,9 @@ def plot_states(path: Path, models: Sequence[ModelStates], title: str) -> None:
 
 
 def plot_growth(path: Path, schemes: Sequence[SchemeGrowth], title: str) -> None:
-    """The growth at each ReLU against its place in the network: a line for each scheme, a band over its seeds.
+    """Draw the growth at each ReLU of the network: a line for each initialisation, with a band over its seeds.
 
-    Two panels where there is BatchNorm: by the weights alone, and as the first training step sees it.
+    With BatchNorm there are two panels: the growth by the weights alone, and that in the first training step.
     """
     trained = {scheme.scheme: scheme.in_training for scheme in schemes}
     panels = [("by the weights", {scheme.scheme: scheme.by_weights for scheme in schemes})]
@@ -79,7 +79,7 @@ def plot_growth(path: Path, schemes: Sequence[SchemeGrowth], title: str) -> None
 
 
 def plot_sweep(path: Path, sweeps: Sequence[DepthSweep], title: str) -> None:
-    """The growth at the last ReLU against depth; on its logarithmic axis an exponential is a straight line."""
+    """Draw the growth at the last ReLU by depth. The axis is logarithmic, so an exponential is a straight line."""
     figure = _figure(7.5, 5)
     axes = figure.subplots()
     for number, sweep in enumerate(sweeps):
@@ -92,9 +92,9 @@ def plot_sweep(path: Path, sweeps: Sequence[DepthSweep], title: str) -> None:
 
 
 def plot_history(path: Path, history: History, networks: Sequence[ModelStates], titles: tuple[str, str]) -> None:
-    """ReLU states and growth over the epochs: as they were trained, and beside it the run's networks at one ε."""
+    """Draw ReLU states and growth over the epochs, as they were trained; beside it the run's networks at one ε."""
     if not history.epochs:
-        raise RunError("no epoch of the run is over yet, so there is nothing to draw; leave --plot out")
+        raise RunError("no epoch of the run is finished yet, so there is nothing to draw; leave --plot out")
     columns: list[tuple[str, PlacedLayers]] = [(titles[0], [(epoch.epoch, epoch.layers) for epoch in history.epochs])]
     if placed := [(network.epoch, network.layers) for network in networks if network.epoch is not None]:
         columns.append((titles[1], placed))
@@ -132,7 +132,7 @@ def _draw_growth(axes: Axes, layers: Sequence[LayerState], limits: tuple[float, 
 
 
 def _draw_band(axes: Axes, places: Sequence[int], growth: Sequence[Spread], label: str, number: int) -> None:
-    """The means as a line, and from the smallest to the largest seed a band; schemes that agree stay visible."""
+    """Draw the means as a line, and a band from the smallest to the largest seed; lines that coincide stay visible."""
     colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
     means = [drawable(g.mean, log=True) for g in growth]
     lowest, highest = [drawable(g.min, log=True) for g in growth], [drawable(g.max, log=True) for g in growth]
@@ -142,7 +142,7 @@ def _draw_band(axes: Axes, places: Sequence[int], growth: Sequence[Spread], labe
 
 
 def _draw_shares(axes: Axes, epochs: PlacedLayers, *, separate: bool) -> None:
-    """Means over the layers, stacked: as areas, or `separate` as bars. Dead units are some of the inactive ones."""
+    """Draw means over the layers, stacked: as areas, or as bars if `separate`. Dead units are part of the inactive."""
     places, means = [place for place, _ in epochs], [layer_means(layers) for _, layers in epochs]
     separate = separate or len(epochs) == 1  # an area needs two points
     width, below = max(0.8, 0.03 * (places[-1] - places[0])), [0.0] * len(epochs)
@@ -161,7 +161,7 @@ def _draw_shares(axes: Axes, epochs: PlacedLayers, *, separate: bool) -> None:
 
 
 def _draw_growths(axes: Axes, epochs: PlacedLayers, *, separate: bool) -> None:
-    """A line for each layer, from dark near the input to light."""
+    """Draw a line for each layer, from dark near the input to light."""
     from matplotlib import colormaps
 
     places, names = [place for place, _ in epochs], [layer.name for layer in epochs[0][1]]
@@ -184,7 +184,7 @@ def _number_epochs(axes: Axes, places: Sequence[float], margin: float) -> None:
 
 
 def _draw_progress(axes: Axes, history: History) -> None:
-    """Certified accuracy, and ε as a share of its largest, over the states."""
+    """Draw certified accuracy, and ε as a share of its largest value, over the states."""
     places, radii = [epoch.epoch for epoch in history.epochs], [epoch.eps for epoch in history.epochs]
     certified, largest = [epoch.certified_accuracy for epoch in history.epochs], max(radii)
     axes.plot(places, certified, color=CERTIFIED_COLOUR, label="certified")
@@ -202,7 +202,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _wrapped(text: str, letters: int) -> str:
-    """In lines of at most so many letters, none of which ends within an equation."""
+    """The text in lines of at most so many letters; no line ends within an equation."""
     return "\n".join(wrap(text.replace(" = ", "\u00a0=\u00a0"), letters))
 
 

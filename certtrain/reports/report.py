@@ -1,4 +1,4 @@
-"""A run as one HTML page: its result, its curves, its layers and its preset, from the files of its folder alone."""
+"""A run as one HTML page: its results, curves, layers and preset, from nothing but the files in its folder."""
 
 import math
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ LIST_COMMAND = "certtrain stats RUN --json lists them"
 
 MEANINGS_OF_VERDICTS = {
     "certified": "proved: no input in the box changes the class",
-    "open": "neither proved nor attacked",
+    "open": "neither certified nor falsified",
     "falsified": "the attack found an input in the box that changes the class",
     "misclassified": "wrong without any perturbation",
 }
@@ -38,21 +38,21 @@ LABELS |= {"validation_natural_accuracy": "held-out natural", "validation_certif
 
 
 def write_report(run_folder: Path, path: Path) -> None:
-    """Write the page of the run in `run_folder` to `path`, whole or not at all.
+    """Write the page of the run in `run_folder` to `path`, completely or not at all.
 
-    The run may be unfinished. Without matplotlib the page has tables in the
-    place of curves, and says how to get them. The same files give the same
-    bytes. Raises RunError, PresetError or StorageError.
+    The run may be unfinished. Without matplotlib the page has tables instead of
+    curves, and says how to get them. The same files give the same bytes. Raises
+    RunError, PresetError or StorageError.
     """
     write_atomic(path, run_page(read_run(run_folder)).encode())
 
 
 def run_page(run: Run) -> str:
-    """The page of a run as text."""
+    """The page of a run as HTML."""
     parts = (_results, _last_accuracies, _pictures, _layers)
     values = {name: value for part in parts for name, value in part(run).items()}
     title = f"{run.preset.name}, seed {run.preset.seed}"
-    settings = [*_settings(run), *_circumstances(run)]
+    settings = [*_settings(run), *_execution(run)]
     return render_page("run.html", title=title, run=run, settings=settings, numbers=_numbers(run), **values)
 
 
@@ -60,7 +60,7 @@ def run_page(run: Run) -> str:
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """The attack in words, each verdict's share, and the table of verdicts; none before the end."""
+    """The attack in words, the share of each verdict, and the table of verdicts; nothing for an unfinished run."""
     if run.report is None:
         return {}
     found = run.report.results
@@ -77,7 +77,7 @@ def _attack(found: Results) -> str:
 
 
 def _last_accuracies(run: Run) -> dict[str, Any]:
-    """Of an unfinished run: each accuracy of the last epoch by name, and what it is measured on."""
+    """For an unfinished run: each accuracy of the last epoch by name, and what it is measured on."""
     measured = run.epochs[-1].measured if run.epochs else {}
     known = [name for name in ACCURACIES if name in measured]
     return {"last_accuracies": [(ACCURACIES[name][0], measured[name], _measured_on(name, run)) for name in known]}
@@ -89,7 +89,7 @@ def _measured_on(name: str, run: Run) -> str:
     return f"at ε = {format_eps(run.preset.eps.max)}" if "certified" in name else "no perturbation"
 
 
-# --- what was run ----------------------------------------------------------------------------------------
+# --- the settings ----------------------------------------------------------------------------------------
 
 
 def _settings(run: Run) -> Iterator[tuple[str, CellValue]]:
@@ -115,7 +115,7 @@ def _images(run: Run) -> str:
 
 
 def _network(preset: Preset) -> str:
-    """The architecture's name and fields; of a list of layers, where it comes from and how many they are."""
+    """The architecture's name and fields; for a list of layers, its title and the number of layers."""
     if not isinstance(preset.model, Graph):
         return f"{preset.model.name}: {_fields(preset.model)}"
     origin = preset.model.origin
@@ -147,7 +147,7 @@ def _ramp(run: Run) -> str:
     return f"rises from 0{above} in " + (f"epoch {first}" if first == last else f"epochs {first} to {last}")
 
 
-def _circumstances(run: Run) -> Iterator[tuple[str, CellValue]]:
+def _execution(run: Run) -> Iterator[tuple[str, CellValue]]:
     report = run.report
     if report is None:
         if run.epochs:
@@ -167,7 +167,7 @@ def _circumstances(run: Run) -> Iterator[tuple[str, CellValue]]:
 
 
 def _pictures(run: Run) -> dict[str, Any]:
-    """Curves and pictures of layers; without matplotlib what is missing."""
+    """The curves and the pictures of layers; without matplotlib, the message about what is missing."""
     values = {"page_command": PAGE_COMMAND, "missing": "", "curves": [], "layer_pictures": []}
     if not run.epochs:
         return values
@@ -179,14 +179,14 @@ def _pictures(run: Run) -> dict[str, Any]:
 
 
 def _layers(run: Run) -> dict[str, Any]:
-    """What the table of layers needs, and the sentences that `stats` has on them."""
+    """The values that the table of layers uses, and the sentences that `stats` shows about them."""
     findings = sentences(epoch_findings(run.epochs[-1]), where=LIST_COMMAND) if run.epochs else []
-    facts = {"states": STATES, "state_shares": state_shares, "state_examples": STATE_EXAMPLES}
-    return facts | {"findings": findings}
+    values = {"states": STATES, "state_shares": state_shares, "state_examples": STATE_EXAMPLES}
+    return values | {"findings": findings}
 
 
 def state_shares(layer: LayerState) -> dict[str, float]:
-    """The shares that add up to one, by name."""
+    """The three shares that add up to one, by name."""
     return {"active": layer.active, "unstable": layer.unstable, "inactive": layer.inactive}
 
 
@@ -194,7 +194,7 @@ def state_shares(layer: LayerState) -> dict[str, float]:
 
 
 def _numbers(run: Run) -> Table:
-    """A row for each epoch, a column for each number that one of them has."""
+    """A row for each epoch, and a column for each number that at least one epoch has."""
     names = [name for name in run.measured if name != "step"]
     columns = [_column(name, run.values(name)) for name in names]
     rows = [[str(epoch.epoch), *cells] for epoch, *cells in zip(run.epochs, *columns, strict=True)]

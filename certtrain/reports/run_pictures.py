@@ -1,4 +1,4 @@
-"""The pictures of a run: its curves over the epochs, and how its layers changed."""
+"""The pictures of a run: its curves over the epochs, and the states of its layers over the epochs."""
 
 from collections.abc import Iterator
 from colorsys import hls_to_rgb
@@ -14,18 +14,18 @@ from certtrain.spec.epsilon import format_eps
 
 _T = TypeVar("_T")
 
-ACCURACIES = {  # by their names in the metrics: name, colour, whether the line is dashed
+ACCURACIES = {  # by their names in the metrics: label, colour, whether the line is dashed
     "natural_accuracy": ("natural", "natural", False),
     "certified_accuracy": ("certified", "certified", False),
     "validation_natural_accuracy": ("natural, held out", "natural", True),
     "validation_certified_accuracy": ("certified, held out", "certified", True),
 }
-LOSSES = {  # name, colour, width: when the regularisers are over, the robust loss runs along the total
+LOSSES = {  # label, colour, width: after the warm-up the robust loss coincides with the total, which is drawn wider
     "loss": ("total", "total", 4.5),
     "natural_loss": ("natural", "natural", 1.8),
     "robust_loss": ("robust", "certified", 1.8),
 }
-OTHER_COLOURS = ("falsified", "tightness", "balance", "misclassified")  # of losses that have no name here
+OTHER_COLOURS = ("falsified", "tightness", "balance", "misclassified")  # for losses that are not listed here
 REGULARISERS = {"tightness_loss": ("tightness", "tightness"), "relu_balance_loss": ("ReLU balance", "balance")}
 SINGLE = {
     "eps": "ε at the end of the epoch",
@@ -35,9 +35,9 @@ SINGLE = {
 
 
 def curve_pictures(run: Run) -> Iterator[Picture]:
-    """Accuracies, losses and regularisers, ε, learning rate and gradient norm over the epochs, of which there is one.
+    """Accuracies, losses, regularisers, ε, learning rate and gradient norm over the epochs, of which there is one.
 
-    What was not measured is left out. Raises MissingExtra without matplotlib.
+    Quantities that were not measured are left out. Raises MissingExtra without matplotlib.
     """
     axis = _axis(run)
     if accuracies := _accuracies(run):
@@ -51,7 +51,7 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
         yield Picture(
             svg,
             "Regularisers",
-            "Before they are weighted. After the warm-up they have no weight, are not measured, and stand at zero.",
+            "Without their weights. After the warm-up their weight is zero; they are not measured, and shown as zero.",
         )
     for name, title in _known(run, SINGLE):
         curve = Curve(title, run.values(name), "ink")
@@ -59,7 +59,7 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
 
 
 def layer_pictures(run: Run) -> Iterator[Picture]:
-    """How the bounds' growth changed over the epochs, and the ReLU states of each layer of the last one.
+    """The growth of the bounds over the epochs, and the ReLU states over the epochs of each layer of the last one.
 
     Raises MissingExtra without matplotlib.
     """
@@ -92,7 +92,7 @@ def _accuracies(run: Run) -> list[Curve]:
 def _remark(run: Run, accuracies: list[Curve]) -> str:
     remarks = []
     if run.preset.train.batch_norm_statistics != "clean":
-        remarks.append("Natural: of the first training images, at the end of the epoch.")
+        remarks.append("Natural: on the first training images, at the end of the epoch.")
     if any(curve.dashed for curve in accuracies):
         remarks.append(f"Held out: at ε = {format_eps(run.preset.eps.max)} in every epoch.")
     return " ".join(remarks)
@@ -109,12 +109,12 @@ def _losses(run: Run) -> list[Curve]:
 
 
 def _far_apart(curves: list[Curve]) -> bool:
-    """Whether a straight axis would hide the small values beside the large ones."""
+    """Whether small values would be invisible beside large ones on a linear axis."""
     values = [value for curve in curves for value in curve.values if value is not None and value > 0]
     return len(values) > 1 and max(values) > 100 * min(values)
 
 
 def _hues(count: int) -> list[str]:
-    """Colours from blue to red for layers from first to last, of a lightness for light and dark paper."""
+    """Colours from blue to red for the layers from first to last, readable on light and dark pages."""
     colours = [hls_to_rgb((220 - 215 * index / max(count - 1, 1)) / 360, 0.5, 0.65) for index in range(count)]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in colours]

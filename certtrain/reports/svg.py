@@ -1,7 +1,7 @@
-"""Line drawings as SVG for an HTML page, by matplotlib, which is loaded only when one is drawn.
+"""Line drawings as SVG for an HTML page, by matplotlib, which is loaded only when it is used.
 
-The same numbers give the same bytes. Text stays text, colours are the page's
-variables, and ids carry the drawing's name, so that many fit on one page.
+The same numbers give the same bytes. Text stays text, colours are variables of
+the page, and ids contain the drawing's name, so that many drawings fit on one page.
 """
 
 import functools
@@ -23,12 +23,12 @@ WIDTH, HEIGHT = 360, 210  # points, without the legend
 LEFT, RIGHT, BOTTOM, TOP = 56, 8, 38, 10  # margins, in points
 LEGEND_ROW = 16  # points
 PAPER, INK, MUTED, GRID, SHADE = (PALETTE[name].light for name in ("paper", "ink", "muted", "grid", "shade"))
-MARKED = 12  # so many epochs or fewer have a dot each
+MARKED = 12  # with at most so many epochs, each has a dot
 
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.family": "DejaVu Sans",  # it comes with matplotlib; the page's own is hardly wider
+    "font.family": "DejaVu Sans",  # it comes with matplotlib; the page's own font is hardly wider
     "font.size": 11.0,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -49,7 +49,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Svg:
-    """A drawing: what is read aloud in its place, its size in points, and the markup inside its svg element.
+    """A drawing: its label for screen readers, its size in points, and the markup inside its svg element.
 
     The markup is matplotlib's, which escapes all text in it.
     """
@@ -62,33 +62,33 @@ class Svg:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: a value for each epoch, None where there is none; the colour is one of PALETTE or #rrggbb."""
+    """One line, with a value or None for each epoch. The colour is a name in PALETTE or #rrggbb."""
 
     label: str
     values: Series
     colour: str
     dashed: bool = False
     width: float = 1.8
-    """Points."""
+    """In points."""
 
 
 @dataclass(frozen=True)
 class EpochAxis:
-    """The horizontal axis: the epochs' numbers, and the first and last of those that are shaded."""
+    """The horizontal axis: the epochs' numbers, and the first and last epoch of the shaded part."""
 
     numbers: Sequence[int]
     shaded: tuple[int, int] | None = None
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Half an epoch to either side."""
+        """The limits of the axis: half an epoch beyond the first and the last."""
         return self.numbers[0] - 0.5, self.numbers[-1] + 0.5
 
 
 def in_own_style(draw: Callable[_P, Svg]) -> Callable[_P, Svg]:
-    """Let `draw` use matplotlib in this file's style, whatever the user's own.
+    """Make `draw` use matplotlib in the style of this file, whatever the user's settings.
 
-    It then raises MissingExtra where matplotlib is not installed.
+    The result raises MissingExtra if matplotlib is not installed.
     """
 
     @functools.wraps(draw)
@@ -109,9 +109,10 @@ def in_own_style(draw: Callable[_P, Svg]) -> Callable[_P, Svg]:
 def draw_curves(
     name: str, epochs: EpochAxis, curves: Sequence[Curve], *, label: str, percent: bool = False, log: bool = False
 ) -> Svg:
-    """Lines over epochs, with a legend above them where there are several; `label` says what they are.
+    """Lines over epochs, with a legend above them if there are several; `label` says what they show.
 
-    percent: shares of one, on an axis from 0 to 100%. log: a logarithmic axis, on which only values above zero show.
+    percent: the values are shares of one, on an axis from 0 to 100%. log: the axis is logarithmic, and shows only
+    values above zero.
     """
     rows = math.ceil(len(curves) / 2) if len(curves) > 1 else 0
     figure, axes = _empty(epochs, rows, label)
@@ -132,7 +133,7 @@ def draw_curves(
 
 @in_own_style
 def draw_shares(name: str, epochs: EpochAxis, shares: Mapping[str, Series], line: Series, *, label: str) -> Svg:
-    """Shares of one that add up, as a stack for each epoch in the colours of that name, and a line above it."""
+    """Shares that add up to one, as a stack for each epoch in the colours of their names, and a line over them."""
     figure, axes = _empty(EpochAxis(epochs.numbers), 0, label)
     edges = [*(number - 0.5 for number in epochs.numbers), epochs.numbers[-1] + 0.5]
     below = [0.0] * len(epochs.numbers)
@@ -149,9 +150,9 @@ def draw_shares(name: str, epochs: EpochAxis, shares: Mapping[str, Series], line
 
 
 def drawing(figure: Any, name: str, label: str) -> Svg:
-    """A matplotlib figure for a page on which no other drawing has this `name`.
+    """A matplotlib figure as SVG, for a page on which no other drawing has this `name`.
 
-    To be called in a function that is `in_own_style`.
+    Call it within a function that is decorated with `in_own_style`.
     """
     data = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -174,7 +175,7 @@ def _shorter(found: re.Match[str]) -> str:
 
 
 def _own_ids(drawn: str, name: str) -> str:
-    """Only the ids that something refers to, each with the drawing's name before it."""
+    """Keep only the ids that something refers to, and put the drawing's name before each."""
     used = dict.fromkeys(re.findall(r'(?:href="|url\()#([\w.-]+)', drawn))
     for number, old in enumerate(used):
         new = f"{name}-{number}"
@@ -184,7 +185,7 @@ def _own_ids(drawn: str, name: str) -> str:
 
 
 def _empty(epochs: EpochAxis, legend_rows: int, label: str) -> tuple[Any, Any]:
-    """A figure and its axes, with room for the legend."""
+    """A figure and its axes, with space for the legend."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

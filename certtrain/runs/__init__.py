@@ -1,1 +1,1 @@
-"""The folder of a run: its files written, locked and read back."""
+"""The folder of a run: its files are written, locked and read here."""

@@ -1,13 +1,13 @@
-"""A run's folder, and checkpoints that hold all the state that a run has.
+"""A run's folder, and its checkpoints, which contain the whole state of the run.
 
-preset.json             the resolved preset
-metrics.jsonl           one line an epoch
+preset.json             the preset with all its fields
+metrics.jsonl           one line for each epoch
 checkpoints/*.safetensors   the last two
-epochs/*.safetensors    the network after every so many epochs, as a model file, if train.keep_every asks for it
-model.safetensors       written when the run is finished, with
-report.json             its results, and
-report.html             all of it for people
-.lock                   there while a process trains the run
+epochs/*.safetensors    the network after every so many epochs, as a model file, if train.keep_every is set
+model.safetensors       the trained network, written when the run is finished
+report.json             its results
+report.html             the report for people
+.lock                   exists while a process trains the run
 """
 
 import json
@@ -40,16 +40,17 @@ from certtrain.storage import (
 
 Networks = Mapping[str, nn.Module]  # by the names that their tensors have in a checkpoint
 PRESET, LOCK = "preset.json", ".lock"
-# What reading a damaged checkpoint raises.
+# The errors that reading a damaged checkpoint may raise.
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
-CHECKPOINTS_KEPT = 2  # so that a checkpoint that cannot be read leaves one that can
+CHECKPOINTS_KEPT = 2  # so that there is an older one if the newest cannot be read
 
 
 @contextmanager
 def locked_run(path: Path, *, new: bool) -> Iterator[None]:
-    """Keep other processes from writing into the run in the folder `path`, which is made if the run is `new`.
+    """A context in which no other process writes into the run in the folder `path`; a `new` run's folder is made.
 
-    Raises RunError if one does so now, or the folder does not suit, and StorageError.
+    Raises RunError if another process trains the run now, or if the folder is not that of a new or an unfinished run,
+    and StorageError.
     """
     if new:
         check_new_run(path)
@@ -57,7 +58,7 @@ def locked_run(path: Path, *, new: bool) -> Iterator[None]:
     else:
         check_unfinished_run(path)
     taken = RunError(
-        f"another process is training the run in {path}; wait until it ends, or stop it, and go on by --resume {path}"
+        f"another process is training the run in {path}; wait until it ends, or stop it, then use --resume {path}"
     )
     with locked(path / LOCK, taken):
         yield
@@ -65,9 +66,11 @@ def locked_run(path: Path, *, new: bool) -> Iterator[None]:
 
 @dataclass
 class RunProgress:
-    """Where a run stands: steps done, the metrics' length, seconds trained, the data's fingerprint, epoch's sums.
+    """How far a run is.
 
-    preset: all fields of the preset that the run began with; none in checkpoints of an earlier version.
+    step: number of steps done. metrics_bytes: length of the metrics. seconds: time of training so far. data: the
+    fingerprint of the images. sums: the sums of the measures in this epoch. preset: all fields of the preset that the
+    run began with; none in checkpoints of an earlier version.
     """
 
     step: int = 0
@@ -88,17 +91,17 @@ class RunFolder:
         self.report = path / "report.json"
         self.page = path / "report.html"
         self.last_good: Path | None = None
-        """The checkpoint last written or restored here."""
+        """The checkpoint that was last written or restored by this object."""
 
     def create(self, preset: Preset) -> None:
-        """Start a run by `preset` here. Raises RunError if the folder holds something already."""
+        """Start a run with `preset` in this folder. Raises RunError if the folder is not empty."""
         check_new_run(self.path)
         write_json(self.path / PRESET, preset.model_dump(mode="json"))
 
     def resumable_preset(self) -> Preset:
-        """The preset of a run to go on with.
+        """The preset of the run, which is to be resumed.
 
-        Raises RunError if there is no run, it is finished, or its preset is not the one that it began with.
+        Raises RunError if there is no run, if it is finished, or if its preset was changed.
         """
         check_unfinished_run(self.path)
         file = self.path / PRESET
@@ -108,7 +111,7 @@ class RunFolder:
         return preset
 
     def discard(self) -> None:
-        """Delete what a run has written that did not come to its first step; the folder too, if that was all."""
+        """Delete the files of a run that failed before its first step, and the folder if it is then empty."""
         (self.path / PRESET).unlink(missing_ok=True)
         for name in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -117,18 +120,18 @@ class RunFolder:
             self.path.rmdir()
 
     def _began_with(self) -> dict[str, Any]:
-        """The fields of the preset that the newest checkpoint which can be read has; none without one."""
+        """The fields of the preset in the newest checkpoint that can be read; none without such a checkpoint."""
         for path in reversed(self.checkpoints()):
             with suppress(*UNREADABLE), safe_open(path, framework="pt") as file:
                 return _progress(file).preset
         return {}
 
     def checkpoints(self) -> list[Path]:
-        """Oldest first."""
+        """The checkpoints, the oldest first."""
         return sorted((self.path / "checkpoints").glob("step-*.safetensors"))
 
     def save_checkpoint(self, networks: Networks, optimizer: torch.optim.Optimizer, progress: RunProgress) -> Path:
-        """Write a checkpoint, then delete the oldest beyond two."""
+        """Write a checkpoint, then delete all but the two newest."""
         path = self.path / "checkpoints" / f"step-{progress.step:09d}.safetensors"
         progress.metrics_bytes = self.metrics.stat().st_size if self.metrics.exists() else 0
         tensors = state_tensors(networks, optimizer)
@@ -139,11 +142,11 @@ class RunFolder:
         return path
 
     def restore(self, networks: Networks, optimizer: torch.optim.Optimizer) -> tuple[RunProgress, list[Path]]:
-        """Load the newest checkpoint that can be read, and cut the metrics back to it.
+        """Load the newest checkpoint that can be read, and remove later lines from the metrics.
 
-        Returns where the run stands, and the newer checkpoints that were
-        damaged. Without any checkpoint the run starts at step 0.
-        Raises RunError if there are checkpoints and none can be read.
+        Returns the run's progress, and the newer checkpoints, which are damaged.
+        Without any checkpoint the run starts at step 0. Raises RunError if there are
+        checkpoints and none can be read.
         """
         damaged: list[Path] = []
         for path in reversed(self.checkpoints()):
@@ -156,12 +159,12 @@ class RunFolder:
             self.last_good = path
             return progress, damaged
         if damaged:
-            raise RunError(f"no checkpoint in {self.path / 'checkpoints'} can be read; start the run anew")
+            raise RunError(f"no checkpoint in {self.path / 'checkpoints'} can be read; start a new run")
         truncate(self.metrics, 0)
         return RunProgress(), damaged
 
     def epoch(self, number: int) -> Path:
-        """Where the network after that many epochs is kept."""
+        """The model file of the network after so many epochs."""
         return self.path / "epochs" / f"epoch-{number:04d}.safetensors"
 
     def log(self, record: dict[str, Any]) -> None:
@@ -170,10 +173,10 @@ class RunFolder:
 
 
 def load_checkpoint(path: Path, metadata: Metadata) -> Classifier:
-    """The network that a checkpoint holds, in evaluation mode; `metadata` says what network it is.
+    """The network in a checkpoint, in evaluation mode; `metadata` describes it.
 
-    Where the run keeps a moving average of the weights, it is that. Raises ModelFileError if the file is no
-    checkpoint, is damaged, or holds another network.
+    If the run has a moving average of the weights, that is the network. Raises ModelFileError if the file is no
+    checkpoint, is damaged, or contains another network.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -184,11 +187,11 @@ def load_checkpoint(path: Path, metadata: Metadata) -> Classifier:
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"checkpoint {path} cannot be read: {error}") from error
     except ValueError as error:
-        raise ModelFileError(f"checkpoint {path} does not hold the network of its run: {error}") from error
+        raise ModelFileError(f"checkpoint {path} does not contain the network of its run: {error}") from error
 
 
 def state_tensors(networks: Networks, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors of a run's state by name, on the CPU."""
+    """All tensors of a run's state, by name, on the CPU."""
     tensors = {f"{key}/{name}": t for key, network in networks.items() for name, t in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
@@ -204,23 +207,23 @@ def _load(path: Path, networks: Networks, optimizer: torch.optim.Optimizer) -> R
 
 
 def _progress(file: Any) -> RunProgress:
-    """Of a checkpoint that is open. Raises one of the errors `UNREADABLE` if it holds none."""
+    """The progress in an open checkpoint. Raises one of the errors `UNREADABLE` if there is none."""
     return RunProgress(**json.loads(file.metadata()["progress"]))
 
 
 def load_state(tensors: dict[str, Tensor], networks: Networks, optimizer: torch.optim.Optimizer) -> None:
-    """Take over such tensors. Raises KeyError, ValueError or RuntimeError if the tensors are another run's."""
+    """Load the tensors of `state_tensors`. Raises KeyError, ValueError or RuntimeError if they do not fit."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
             _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], tensor)
+            state.setdefault(int(index), {})[key] = _with_strides_of(parameters[int(index)], tensor)
     for key, network in networks.items():
         network.load_state_dict({n.removeprefix(f"{key}/"): t for n, t in tensors.items() if n.startswith(f"{key}/")})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A moment with its parameter's strides: the fused Adam walks both memories side by side."""
+def _with_strides_of(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A moment of Adam with the strides of its parameter, as the fused Adam expects."""
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor

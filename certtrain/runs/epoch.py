@@ -1,6 +1,6 @@
-"""One epoch of a run, a line of metrics.jsonl, and the state of a ReLU layer in it; without torch.
+"""The records of an epoch of a run, which is a line of metrics.jsonl, and of a ReLU layer's state; without torch.
 
-A training writes these records, everything else reads them: there is one of each.
+A training writes them, and everything else reads the same records.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from pydantic import Field
 
 @dataclass(frozen=True)
 class LayerState:
-    """One ReLU layer's inputs over some data.
+    """The state of a ReLU layer over some data: statistics of the bounds of its inputs.
 
     active, inactive, unstable: shares of (example, unit) pairs whose bounds are
         above zero (lower > 0), at most zero (upper ≤ 0), or neither.
     dead: share of units that are inactive for every example.
     centre, width: means of (upper + lower)/2 and of upper − lower.
-    growth: mean width over the network input's, after normalisation; None if the input has no width.
-    mean_ratio, variance_ratio: the balance ratios r_m and r_v of Shi et al. 2021, folded to at most 1;
-        None where nothing is active and nothing inactive.
+    growth: mean width divided by that of the normalised network input; None if the input has no width.
+    mean_ratio, variance_ratio: the balance ratios r_m and r_v of Shi et al. 2021, or their inverses if these are
+        smaller; None if no ReLU is active or inactive.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Epoch:
     """One epoch as it was trained.
 
     epoch: its number, from 1. step: steps done since the run began. eps: ε at its last step.
-    measured: by its name in the file, what was measured over its steps and at its end, certified_accuracy at least.
-    layers: each ReLU layer at its end, over training data in boxes of radius eps.
+    measured: the measures of its steps and of its end, by their names in the file; certified_accuracy at least.
+    layers: the state of each ReLU layer at its end, over training data in boxes of radius eps.
 
     Raises ValueError without a certified accuracy.
     """
@@ -63,14 +63,14 @@ class Epoch:
 
     @property
     def numbers(self) -> dict[str, float | None]:
-        """Step, ε and all that was measured, by their names in the file and in its order."""
+        """Step, ε and all measures, by their names in the file and in its order."""
         return {"step": self.step, "eps": self.eps, **self.measured}
 
     @property
     def certified_accuracy(self) -> float:
-        """Of the training examples, each at the ε of its step."""
+        """The certified accuracy on the training examples, each at the ε of its step."""
         return self.measured["certified_accuracy"] or 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The line of the file."""
+        """The epoch's line in metrics.jsonl."""
         return {"epoch": self.epoch, **self.numbers, "layers": [layer.to_dict() for layer in self.layers]}

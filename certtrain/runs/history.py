@@ -1,4 +1,4 @@
-"""A run, finished or not, read from the files of its folder; without torch."""
+"""A run, finished or not, read from the files in its folder; without torch."""
 
 import json
 import math
@@ -21,13 +21,13 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "normalize.mean
 
 
 class _Record(BaseModel):
-    """What a newer certtrain writes beside the fields known here does no harm."""
+    """A part of report.json. Fields that are not known here, as of a newer certtrain, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Results(_Record):
-    """The verification at the end of a run, with the fields of `certtrain.verification.verify.Report`."""
+    """The results of the verification at the end of a run: fields of `certtrain.verification.verify.Report`."""
 
     dataset: str
     split: str
@@ -47,18 +47,18 @@ class Results(_Record):
 
 
 class Training(_Record):
-    """How the training went: its steps, their seconds, on which device."""
+    """The steps of the training, their seconds, and the device."""
 
     steps: int
     seconds: float
     device: str
     processes: int = 1
     finished: str | None = None
-    """Date and time of the end, in UTC; older runs did not note it."""
+    """Date and time of the end, in UTC; None in runs of earlier versions."""
 
 
 class RunReport(_Record):
-    """What report.json holds."""
+    """The contents of report.json."""
 
     results: Results
     training: Training
@@ -68,9 +68,9 @@ class RunReport(_Record):
 
 @dataclass(frozen=True)
 class Weights:
-    """What the newest file of weights says: the number of trained parameters; image shape and classes if it is known.
+    """The number of trained parameters in the newest file of weights, and the image shape and the classes.
 
-    A checkpoint knows the parameters alone.
+    The latter are unknown, and empty, if that file is a checkpoint.
     """
 
     parameters: int
@@ -80,7 +80,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its preset, its epochs so far, its weights if there are any that can be read, its end if it is over."""
+    """A run: its preset, its epochs so far, its weights if they can be read, its report if it is finished."""
 
     preset: Preset
     epochs: tuple[Epoch, ...]
@@ -93,33 +93,33 @@ class Run:
         return list(dict.fromkeys(name for epoch in self.epochs for name in epoch.numbers))
 
     def values(self, name: str) -> list[float | None]:
-        """A number in each epoch; None where an epoch has none of that name."""
+        """The number of that name in each epoch; None for an epoch without it."""
         return [epoch.numbers.get(name) for epoch in self.epochs]
 
     @property
     def layers(self) -> tuple[LayerState, ...]:
-        """The layers at the end of the last epoch."""
+        """The states of the layers at the end of the last epoch."""
         return self.epochs[-1].layers if self.epochs else ()
 
     def layer_values(self, layer: str, of: Callable[[LayerState], float | None]) -> list[float | None]:
-        """What `of` says of the layer of that name in each epoch; None where an epoch has no such layer."""
-        found = [[of(known) for known in epoch.layers if known.name == layer] for epoch in self.epochs]
-        return [numbers[0] if numbers else None for numbers in found]
+        """The value of `of` for the layer of that name in each epoch; None for an epoch without such a layer."""
+        values = [[of(state) for state in epoch.layers if state.name == layer] for epoch in self.epochs]
+        return [numbers[0] if numbers else None for numbers in values]
 
     @property
     def warm_up(self) -> tuple[int, int] | None:
-        """The first and the last epoch in which ε rises; None if it jumps."""
+        """The first and the last epoch of the ramp of ε; None without a ramp."""
         eps = self.preset.eps
         return (eps.start, eps.start + eps.length - 1) if eps.length else None
 
 
 def read_run(folder: Path) -> Run:
-    """The run in `folder`, which may still go on: the line that is being written to the metrics is left out.
+    """The run in `folder`, which may be unfinished: an incomplete last line of the metrics is left out.
 
-    Raises RunError if there is no run or a file of it is damaged, PresetError if its preset is.
+    Raises RunError if there is no run or one of its files is damaged, PresetError if its preset is.
     """
     if not (folder / "preset.json").is_file():
-        raise RunError(f"{folder} holds no run; `certtrain train` writes a folder with preset.json")
+        raise RunError(f"{folder} holds no run; the folder of a run has a preset.json, which `certtrain train` writes")
     preset = load_preset(str(folder / "preset.json"))
     return Run(preset, read_epochs(folder), _weights(folder), _report(folder / REPORT))
 
@@ -170,7 +170,7 @@ def _valid(adapter: TypeAdapter[_T], where: str, value: dict[str, Any]) -> _T:
 
 
 def _weights(folder: Path) -> Weights | None:
-    """From the model, or else the newest checkpoint that can be read."""
+    """The weights of the model, or else of the newest checkpoint that can be read."""
     checkpoints = sorted((folder / "checkpoints").glob("step-*.safetensors"), reverse=True)
     for path in (folder / "model.safetensors", *checkpoints):
         try:

@@ -1,4 +1,4 @@
-"""Where the networks on disk are: model files, run folders, the checkpoints in them. Nothing here loads torch."""
+"""Networks on disk: model files, run folders, and the checkpoints in them; without torch."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ MODEL, CHECKPOINTS, KEPT_EPOCHS = "model.safetensors", "checkpoints", "epochs"
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """A network on disk: a model file or, where `run` is its run's folder, a checkpoint."""
+    """A network on disk: a model file, or a checkpoint, for which `run` is the folder of its run."""
 
     path: Path
     run: Path | None = None
@@ -21,7 +21,7 @@ class NetworkFile:
 
 @dataclass(frozen=True)
 class RunNetwork:
-    """A run's network after so many steps and epochs; None where no epoch is over, so that its length is not known."""
+    """A network of a run after so many steps and epochs; one of them is None if the steps per epoch are unknown."""
 
     file: NetworkFile
     step: int | None
@@ -29,10 +29,10 @@ class RunNetwork:
 
 
 def find_networks(path: Path) -> list[NetworkFile]:
-    """The file at `path`, a model or a checkpoint; of a run's folder its model, else its checkpoints.
+    """The file at `path`, a model or a checkpoint; for the folder of a run, its model, or else its checkpoints.
 
-    Of checkpoints the newest is first, the older ones are for the case that it is damaged. Raises ModelFileError if
-    there is no such file, RunError if the run has no network yet.
+    The newest checkpoint is first; the older ones are for the case that it is damaged. Raises ModelFileError if there
+    is no such file, RunError if the run has no network yet.
     """
     if not path.is_dir():
         check_model_file(path)
@@ -50,13 +50,13 @@ def check_run(path: Path) -> None:
     """Raise RunError unless `path` is the folder of a run."""
     if not (path / "preset.json").is_file():
         what = "holds no run: it has no preset.json" if path.is_dir() else "is no folder"
-        raise RunError(f"{path} {what}; a run is the folder that `certtrain train` wrote")
+        raise RunError(f"{path} {what}; give the folder that `certtrain train` wrote")
 
 
 def find_run_networks(run: Path, steps_per_epoch: int | None, epochs: int) -> list[RunNetwork]:
-    """The networks of a run in the order of its epochs: checkpoints, those kept by train.keep_every, and the model.
+    """The networks of a run in order of time: checkpoints, those kept by train.keep_every, and the model.
 
-    `epochs` is how many the whole run has. Where two are the same network, one is left out.
+    `epochs` is the number of epochs of the whole run. If two files are the same network, one is left out.
     """
     per = steps_per_epoch
     found = []
@@ -71,9 +71,9 @@ def find_run_networks(run: Path, steps_per_epoch: int | None, epochs: int) -> li
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each: its last part without the suffix, and as many parts before it as the names need to differ.
+    """A name for each path: its last part without the suffix, and as many parts before it as make the names differ.
 
-    A run's model is named after the run.
+    The model of a run has the name of the run.
     """
     parts = [_bare(path).absolute().parts for path in paths]
     longest = max(map(len, parts))
@@ -91,7 +91,7 @@ def _bare(path: Path) -> Path:
 
 
 def _run_of(file: Path) -> Path | None:
-    """The run that a checkpoint belongs to; None for any other file."""
+    """The folder of the run to which a checkpoint belongs; None for any other file."""
     folder = file.absolute().parent
     is_checkpoint = folder.name == CHECKPOINTS and file.name.startswith("step-")
     return folder.parent if is_checkpoint and (folder.parent / "preset.json").is_file() else None
@@ -104,7 +104,7 @@ def _epoch(step: int, steps_per_epoch: int | None) -> float | None:
 
 
 def _numbered(folder: Path) -> dict[Path, int]:
-    """The files like step-000000552.safetensors or epoch-0010.safetensors by their number, the smallest first."""
+    """The files like step-000000552.safetensors or epoch-0010.safetensors with their numbers, the smallest first."""
     files = {file: re.fullmatch(r"(?:step|epoch)-(\d+)", file.stem) for file in folder.glob("*.safetensors")}
     numbers = {file: int(match[1]) for file, match in files.items() if match is not None}
     return dict(sorted(numbers.items(), key=lambda item: item[1]))

@@ -1,1 +1,1 @@
-"""What a run computes on and in: device, precision, memory, time."""
+"""Device, precision, threads, memory and time limits of a computation."""

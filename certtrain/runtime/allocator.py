@@ -1,8 +1,8 @@
-"""A setting of the C library that CPU training gains from.
+"""A setting of the C library that makes training on a CPU faster.
 
-glibc gives large freed blocks back to the system, and gets them again zeroed,
-page by page, for the next tensor. Kept instead, a training step has almost no
-page faults (`benchmarks/allocator.py` counts them and says what that is worth).
+glibc returns large freed blocks to the system, and gets them back zeroed, page by
+page, for the next tensor. If it keeps them instead, a training step has almost no
+page faults (`benchmarks/allocator.py` counts them and measures the time saved).
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _NEVER = -1  # the largest number would still give back what is free above 2 GiB
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc reuse freed memory rather than return it; False where there is no glibc."""
+    """Make glibc reuse freed memory instead of returning it; False if the C library is not glibc."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""Until when work may take: one value, handed down to all that can take long."""
+"""A time limit as one value, which is passed to all work that can take long."""
 
 import math
 import time
@@ -8,35 +8,35 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment by the clock of `time.monotonic`, in seconds; infinity never comes.
+    """The end of a time limit, in seconds on the clock of `time.monotonic`; infinite for none.
 
-    Work checks it between parts that each take well under a second, and
-    breaks off once it is over: what is not computed by then is not known.
+    Work checks it between parts that each take well under a second, and stops
+    after it: what is not computed by then stays unknown.
     """
 
     end: float = math.inf
 
     @classmethod
     def after(cls, seconds: float | None) -> Self:
-        """So many seconds from now; None for never."""
+        """The deadline so many seconds from now; none for None."""
         return cls() if seconds is None else cls(time.monotonic() + seconds)
 
     def earlier(self, other: Self) -> Self:
-        """The one of the two that comes first."""
+        """The earlier of the two."""
         return min(self, other, key=lambda deadline: deadline.end)
 
     def over(self) -> bool:
-        """Whether it has come."""
+        """Whether the time is up."""
         return self.limited and time.monotonic() >= self.end
 
     @property
     def limited(self) -> bool:
-        """Whether it ever comes."""
+        """Whether there is a limit."""
         return self.end < math.inf
 
     @property
     def left(self) -> float | None:
-        """Seconds until then, 0 once it is over; None where it never comes."""
+        """The seconds that are left, at least 0; None without a limit."""
         return max(self.end - time.monotonic(), 0.0) if self.limited else None
 
 

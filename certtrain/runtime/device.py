@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The device on which to compute."""
 
 from itertools import chain
 
@@ -9,9 +9,9 @@ from certtrain.errors import DeviceError
 
 
 def choose_device(name: str) -> str:
-    """ "cpu" or "cuda" for "auto", "cpu" or "cuda": auto takes a GPU where there is one.
+    """ "cpu" or "cuda", for "auto", "cpu" or "cuda"; "auto" takes a GPU if there is one.
 
-    Raises DeviceError if a GPU is asked for and none is there.
+    Raises DeviceError for "cuda" if there is no GPU.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,6 +21,6 @@ def choose_device(name: str) -> str:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where its parameters are, or its buffers; the CPU for a network without either."""
+    """The device of the model's parameters, or else of its buffers; the CPU for a model without either."""
     tensors = chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))

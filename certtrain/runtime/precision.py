@@ -1,4 +1,4 @@
-"""In which arithmetic a training step computes. Bounds that certify are never computed by it."""
+"""The arithmetic of a training step. The bounds for certificates never use it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from certtrain.spec.preset import Precision
 
 
 def check_precision(precision: Precision, device: str) -> None:
-    """Raise DeviceError where the device has no such arithmetic."""
+    """Raise DeviceError if the device does not have this arithmetic."""
     if precision == "tf32" and device != "cuda":
         raise DeviceError("precision tf32 is an arithmetic of NVIDIA GPUs; on a CPU choose fp32 or bf16")
 
 
 @contextmanager
 def arithmetic(precision: Precision, device: str) -> Iterator[None]:
-    """Within it, convolutions and linear layers compute in `precision`, the last layer and its margins among them.
+    """A context in which convolutions and linear layers compute in `precision`, the last layer and its margins too.
 
-    BatchNorm, ReLUs after it, the regularisers' sums and cross-entropies stay in float32.
+    BatchNorm, the ReLUs after it, the sums for the regularisers and cross-entropies are computed in float32.
     """
     with tensor_cores(precision == "tf32"), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         yield
@@ -27,12 +27,12 @@ def arithmetic(precision: Precision, device: str) -> Iterator[None]:
 
 @contextmanager
 def tensor_cores(allowed: bool) -> Iterator[None]:
-    """Whether float32 may be cut to TF32 on a GPU. By default PyTorch allows it in convolutions.
+    """A context that says whether a GPU may round float32 to TF32; by default PyTorch does so in convolutions.
 
-    Within it, products of bfloat16 are summed in float32, as certificates for
-    bf16 assume; PyTorch allows less there too. And NNPACK is off, whose
-    convolutions on a CPU transform their operands, which no arithmetic here
-    allows for.
+    In the context, products of bfloat16 are summed in float32, as certificates for
+    bf16 assume; by default PyTorch may use less precision. NNPACK is off, because
+    its convolutions on a CPU transform their operands, which the rounding bounds
+    of certificates do not cover.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction

@@ -1,9 +1,9 @@
-"""How many threads compute, and how they wait for each other.
+"""The number of threads that compute, and how they wait for each other.
 
-PyTorch computes with one thread a core, and OpenMP's threads wait for each other in a busy loop. Where another
-program needs a core, a thread that is held up holds up all others, which keep the cores busy by waiting: a training
-then takes several times as long. Threads that wait passively give their core away. That costs small operations more
-than a second thread gains, so small steps have one thread. `benchmarks/threads.py` measures both.
+PyTorch uses one thread for each core, and OpenMP's threads wait for each other in a busy loop. If another program
+needs a core, one thread is delayed, and all others wait for it and keep their cores busy: a training then takes
+several times as long. Threads that wait passively release their cores. That costs small operations more time than a
+second thread saves, so small steps use one thread. `benchmarks/threads.py` measures both.
 """
 
 import os
@@ -11,21 +11,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SMALL = 300_000_000  # multiplications that inference takes for a batch, below which a second thread gains nothing
-CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # by which a user says how threads wait
+SMALL = 300_000_000  # multiplications of inference for a batch, below which a second thread saves no time
+CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # with which users choose how threads wait
 
 
 def wait_passively() -> None:
-    """Let threads wait passively, where the user has not chosen; without effect once torch is loaded."""
+    """Make threads wait passively, unless the user chose otherwise; without effect if torch is loaded already."""
     if "torch" not in sys.modules and not any(name in os.environ for name in CHOICES):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 @contextmanager
 def threads_for(work: int, device: str) -> Iterator[None]:
-    """Within it, a CPU has one thread for training steps on batches that take inference less than `SMALL` in `work`.
+    """A context in which a CPU uses one thread if `work`, the multiplications of inference for a batch, is small.
 
-    Other steps have as many as before, and so have all where OMP_NUM_THREADS says how many.
+    Otherwise, or if OMP_NUM_THREADS is set, the number of threads stays as it is.
     """
     import torch
 

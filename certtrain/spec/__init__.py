@@ -1,1 +1,1 @@
-"""A run as data: presets, networks as layers, schedules; free of torch."""
+"""A run as data: presets, networks as layers, schedules; without torch."""

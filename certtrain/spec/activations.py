@@ -1,4 +1,4 @@
-"""The activations as data: a section for each of the records in `certtrain.bounds.activations`."""
+"""The activations as data: a section for each record in `certtrain.bounds.activations`."""
 
 from typing import Annotated, Literal, Self, get_args
 

@@ -1,4 +1,4 @@
-"""The networks that a preset names: their fields, validated, and free of torch."""
+"""The networks that a preset can name: their fields, validated; without torch."""
 
 from typing import Annotated, Literal, Self, get_args
 
@@ -7,12 +7,13 @@ from pydantic import Field, model_validator
 from certtrain.spec.layers import Graph
 from certtrain.spec.section import Positive, Section
 
-MOST_LAYERS = 256  # of one kind in a row; each is built before a file's tensors are compared with it
-Blocks = Annotated[int, Field(ge=1, le=64)]  # each is built before a file's tensors are compared with it
+# Limits, since a network is built before it is compared with the tensors of a file, which may be hostile.
+MOST_LAYERS = 256  # of one kind in a row
+Blocks = Annotated[int, Field(ge=1, le=64)]
 
 
 class CNN7(Section):
-    """The seven-layer network of the paper: five 3×3 convolutions, two linear layers."""
+    """The seven-layer network of Shi et al. 2021: five 3×3 convolutions and two linear layers."""
 
     name: Literal["cnn7"]
     width: Positive = 64
@@ -26,11 +27,11 @@ class CNN7(Section):
 
 
 class DM(Section):
-    """The small and the medium network of Gowal et al. 2018; their large one is cnn7 without BatchNorm."""
+    """The small or the medium network of Gowal et al. 2018. Their large one is cnn7 without BatchNorm."""
 
     name: Literal["dm-small", "dm-medium"]
     batch_norm: bool = True
-    """BatchNorm after every layer but the last; the paper's have none."""
+    """BatchNorm after every layer but the last; the networks of the paper have none."""
 
 
 class CNN(Section):
@@ -44,7 +45,7 @@ class CNN(Section):
     strides: tuple[Positive, ...]
     """Stride of each convolution."""
     paddings: tuple[Annotated[int, Field(ge=0, le=2**10)], ...] | None = None
-    """Pixels of zeros on each side of each convolution's input; (kernel − 1) // 2 if not given."""
+    """Zero padding of each convolution, in pixels on each side; (kernel − 1) // 2 if not given."""
     linear: tuple[Positive, ...] = Field((), max_length=MOST_LAYERS)
     """Units of each hidden linear layer."""
     batch_norm: bool = True
@@ -53,9 +54,9 @@ class CNN(Section):
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:
         if not len(self.channels) == len(self.kernels) == len(self.strides):
-            raise ValueError("channels, kernels and strides must be equally long")
+            raise ValueError("channels, kernels and strides must have the same length")
         if self.paddings is not None and len(self.paddings) != len(self.channels):
-            raise ValueError("paddings must be as long as channels, or left out")
+            raise ValueError("paddings must have the same length as channels, or be left out")
         return self
 
 
@@ -70,7 +71,7 @@ class MLP(Section):
 
 
 class Residual(Section):
-    """What residual networks share: a 3×3 convolution, stages of blocks, one hidden linear layer, and the last."""
+    """The common fields of residual networks: a 3×3 convolution, stages of blocks, and two linear layers."""
 
     stem: Positive
     """Channels of the first convolution."""
@@ -86,36 +87,36 @@ class Residual(Section):
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:
         if len(self.blocks) != len(self.strides):
-            raise ValueError("blocks and strides must be equally long: one entry a stage")
+            raise ValueError("blocks and strides must have the same length: one entry for each stage")
         return self
 
 
 class WideResNet(Residual):
-    """Blocks of two 3×3 convolutions; with its defaults the paper's Wide-ResNet for MNIST and CIFAR-10."""
+    """Blocks of two 3×3 convolutions; by default the Wide-ResNet of Shi et al. 2021 for MNIST and CIFAR-10."""
 
     name: Literal["wide-resnet"]
     stem: Positive = 16
     widen_factor: Positive = 8
-    """The first stage has so many times the stem's channels; 10 for TinyImageNet in the paper."""
+    """Channels of the first stage, as a multiple of the stem's; 10 for TinyImageNet in Shi et al. 2021."""
 
 
 class ResNeXt(Residual):
-    """Blocks of a 1×1, a grouped 3×3 and a 1×1 convolution; with its defaults the paper's for MNIST and CIFAR-10."""
+    """Blocks of a 1×1, a grouped 3×3 and a 1×1 convolution; by default that of Shi et al. for MNIST and CIFAR-10."""
 
     name: Literal["resnext"]
     stem: Positive = 64
     cardinality: Positive = 2
     """Groups of each 3×3 convolution."""
     bottleneck_width: Positive = 32
-    """Channels of a group in the first stage; a block gives twice as many as all its groups have."""
+    """Channels of a group in the first stage; a block's output has twice the channels of all its groups."""
 
 
 Named = CNN7 | DM | CNN | MLP | WideResNet | ResNeXt
 
-# What a model file may hold: all of it is data. A preset may name a Module as well, which is code.
+# A network in a model file, which is data only. A preset may also name a module, which is code.
 Architecture = Annotated[Named | Graph, Field(discriminator="name")]
 
 NETWORKS: dict[str, type[Section]] = {
     name: section for section in get_args(Named) for name in get_args(section.model_fields["name"].annotation)
 }
-"""Each named network's section by its name in a preset."""
+"""The section of each network by its name in a preset."""

@@ -1,22 +1,22 @@
-"""Names to choose from, for fields of a preset and for verifications.
+"""The names that a preset field or an option of the command line can have.
 
-The command line lists and checks them, so nothing here takes long to load. The engine's tables have these names as
-their keys; `tests/spec/test_choices.py` holds both against each other.
+This module must load fast, since the command line lists the names. They are also the keys of tables elsewhere;
+`tests/spec/test_choices.py` checks that both agree.
 """
 
 from typing import Literal
 
 Scheme = Literal["ibp", "kaiming", "xavier", "orthogonal"]
-"""How weights start."""
+"""The initialisation of the weights."""
 
 Precision = Literal["fp32", "tf32", "bf16"]
-"""In which arithmetic a network is trained."""
+"""The arithmetic of training steps."""
 
 Compile = Literal["auto", "on", "off"]
 """Whether the training step is compiled."""
 
 MethodName = Literal["auto", "ibp", "crown-ibp", "crown", "alpha-crown", "complete", "milp"]
-"""How examples are certified; "auto" is the cascade of all but "milp"."""
+"""How examples are certified; "auto" tries all methods but "milp", fast ones first."""
 
 PropertyMethodName = Literal["crown-ibp", "complete", "milp"]
 """How a property is decided."""
@@ -25,13 +25,13 @@ AttackName = Literal["pgd", "pgd-t", "apgd-ce", "apgd-dlr", "apgd-t", "none"]
 """How examples are attacked; "none" is no attack."""
 
 ArithmeticName = Literal["float32", "tf32", "bf16", "real"]
-"""In which arithmetic the network computes."""
+"""The arithmetic of the network that is certified."""
 
 NetworkName = Literal["saved", "folded"]
-"""Of which network certificates are: as it stands in its file, or with BatchNorm folded as `export` writes it."""
+"""Which network is certified: as saved in its file, or with BatchNorm folded, as `certtrain export` writes it."""
 
 SplitName = Literal["train", "validation", "test"]
 """Which part of a data set."""
 
 DeviceName = Literal["auto", "cpu", "cuda"]
-"""Where to compute; "auto" takes a GPU where there is one."""
+"""Where to compute; "auto" takes a GPU if there is one."""

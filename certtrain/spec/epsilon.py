@@ -1,4 +1,4 @@
-"""The radius ε of an L∞ box, in pixels of [0, 1], as people write it: 8/255, 0.3."""
+"""The radius ε of an L∞ box, in pixels of [0, 1], as text: 8/255, 0.3."""
 
 from certtrain.errors import EpsilonError
 
@@ -23,12 +23,12 @@ def _divide(text: str) -> float:
 
 
 def format_eps(eps: float) -> str:
-    """ε as a fraction of 255 where it is one, else as a short number."""
+    """ε as a fraction of 255 if it is one, else as a number with six significant digits."""
     levels = round(eps * 255)
     return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-9 else f"{eps:.6g}"
 
 
 def exact_eps(eps: float) -> str:
-    """ε as a text that `parse_eps` takes back to the same number: as `format_eps` where that does, else in full."""
+    """ε as a text from which `parse_eps` gives the same number: that of `format_eps` if it does, else all digits."""
     short = format_eps(eps)
     return short if parse_eps(short) == eps else repr(eps)

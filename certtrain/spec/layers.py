@@ -1,8 +1,9 @@
-"""A network as data: layers by type, with what their constructors take and where their inputs come from.
+"""A network as data: its layers, each with its type, the arguments of its constructor, and its inputs.
 
-Each section's `type` is the layer that it stands for, and it has the arguments of
-its constructor that decide what it computes, with torch's names and defaults.
-Nothing here loads torch or runs anybody's code; `graphs.py` builds the network.
+Each section's `type` is the name of a layer's class. Its fields are the arguments
+of the constructor that decide what the layer computes, with torch's names and
+defaults. Nothing here loads torch or runs a user's code; `network/graphs.py`
+builds the network.
 """
 
 import re
@@ -15,17 +16,17 @@ from certtrain.spec.activations import AnyActivation
 from certtrain.spec.layer_section import LayerName, LayerSection, NotNegative, Number, Pair, by_type, pair
 from certtrain.spec.section import LARGEST_SIZE, Positive, Section
 
-NETWORK_INPUT = "input"  # what layers call the network's own input
-MOST_LAYERS_IN_GRAPH = 1024  # more than any network that bounds are of use for; a hostile file may ask for more
+NETWORK_INPUT = "input"  # the name of the network's input among the inputs of layers
+MOST_LAYERS_IN_GRAPH = 1024  # more than in any network with useful bounds; a hostile file may have more
 
 
 def _padding(value: Any) -> Any:
-    """A pair of counts, or "same"; what torch calls "valid" is none."""
+    """A pair of numbers, or "same"; "valid" is no padding."""
     if value == "same":
         return value
     sides = pair(0 if value == "valid" else value)
     if not all(isinstance(side, int) and 0 <= side <= LARGEST_SIZE for side in sides) or len(sides) != 2:
-        raise ValueError(f'{value!r} is neither a number from 0 to {LARGEST_SIZE}, nor two, nor "same" or "valid"')
+        raise ValueError(f'{value!r} must be one or two numbers from 0 to {LARGEST_SIZE}, or "same" or "valid"')
     return tuple(sides)
 
 
@@ -149,7 +150,7 @@ class SliceSection(LayerSection):
 
 
 class SharedSection(LayerSection):
-    """An earlier layer once more, with the same weights."""
+    """An earlier layer, applied again with the same weights."""
 
     type: Literal["Shared"]
     layer: LayerName
@@ -178,51 +179,51 @@ AnyLayer = (
     | AnyActivation
 )
 SECTIONS: dict[str, type[LayerSection]] = by_type(get_args(AnyLayer))  # by the layer's name
-JOINING = (AddSection, ConcatSection)  # the layers of two inputs
+JOINING = (AddSection, ConcatSection)  # the layers with two inputs
 WEIGHTED = (
     LinearSection,
     Conv2dSection,
     BatchNorm1dSection,
     BatchNorm2dSection,
-)  # the layers that it makes a difference to share
+)  # the layers with weights or statistics, which can be shared
 
 
 class Origin(Section):
-    """Whose code the layers were read from. Nothing is run or built by it."""
+    """The code from which the layers were read. It is not run again, and nothing is built from it."""
 
     source: str
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     sha256: str | None = None
-    """Of the source file; None where the code came from no file of its own."""
+    """SHA-256 of the source file; None if the code did not come from a file of its own."""
 
 
 class Graph(Section):
-    """A network layer by layer, from normalised images to logits; the last layer gives the result."""
+    """A network as a list of layers, from normalised images to logits, which are the result of the last layer."""
 
     name: Literal["graph"]
     layers: tuple[Annotated[AnyLayer, Field(discriminator="type")], ...]
     origin: Origin | None = None
-    """Where the layers come from, if they were read from code."""
+    """The code from which the layers were read; None if there was none."""
 
     @property
     def title(self) -> str:
-        """What the network is called: as its code is, if it was read from code."""
+        """The network's name in messages: that of its code, if it was read from code."""
         return self.name if self.origin is None else self.origin.source
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _chained(cls, layers: Any) -> Any:
-        """Let a layer that names no inputs take the result of the layer before it."""
+    def _with_inputs(cls, layers: Any) -> Any:
+        """Give a layer that names no inputs the result of the layer before it."""
         if not isinstance(layers, (list, tuple)) or not 0 < len(layers) <= MOST_LAYERS_IN_GRAPH:
-            raise ValueError(f"it is a list of one to {MOST_LAYERS_IN_GRAPH} layers")
+            raise ValueError(f"it must be a list of one to {MOST_LAYERS_IN_GRAPH} layers")
         before = [NETWORK_INPUT, *(layer.get("name") if isinstance(layer, dict) else None for layer in layers[:-1])]
         pairs = zip(layers, before, strict=True)
         return [{"inputs": [name]} | layer if isinstance(layer, dict) else layer for layer, name in pairs]
 
     @model_validator(mode="after")
-    def _wired(self) -> Self:
+    def _consistent(self) -> Self:
         _check_names([layer.name for layer in self.layers])
-        _check_wires(self.layers)
+        _check_inputs(self.layers)
         return self
 
 
@@ -231,22 +232,22 @@ def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name in known:
             raise ValueError(
-                f"two layers are called {name!r}; each needs a name of its own, and none is {NETWORK_INPUT!r}"
+                f"two layers have the name {name!r}; each needs a name of its own, other than {NETWORK_INPUT!r}"
             )
         known.add(name)
     for name in names:
         groups = {name[: dot.start()] for dot in re.finditer(r"\.", name)}
         if both := groups & known:
-            raise ValueError(f"layer {name!r} is named as a part of {min(both)!r}, which is a layer itself")
+            raise ValueError(f"the name of layer {name!r} makes {min(both)!r} a group, but that is a layer")
 
 
-def _check_wires(layers: Sequence[LayerSection]) -> None:
+def _check_inputs(layers: Sequence[LayerSection]) -> None:
     known: dict[str, LayerSection | None] = {NETWORK_INPUT: None}
     used: set[str] = set()
     for layer in layers:
         for name in layer.inputs:
             if name not in known:
-                raise ValueError(f"layer {layer.name!r} takes {name!r}, which is no earlier layer")
+                raise ValueError(f"layer {layer.name!r} has the input {name!r}, which is no earlier layer")
         if len(layer.inputs) != (2 if isinstance(layer, JOINING) else 1):
             raise ValueError(
                 f"layer {layer.name!r} has {len(layer.inputs)} inputs; an Add and a Concat have two, all others one"
@@ -256,28 +257,28 @@ def _check_wires(layers: Sequence[LayerSection]) -> None:
         used.update(layer.inputs)
         known[layer.name] = layer
     if unused := [layer.name for layer in layers[:-1] if layer.name not in used]:
-        raise ValueError(f"nothing uses the result of layer {unused[0]!r}; only the last layer's is the network's")
+        raise ValueError(f"no layer uses the result of {unused[0]!r}; the network's result is that of the last layer")
 
 
 ModuleSource = Annotated[str | Callable[..., Any], Field(union_mode="left_to_right")]
 
 
 class ModuleSection(Section):
-    """A network of the user's own: a callable that returns a torch Module, which is called when a run begins.
+    """A user's own network: a callable that returns a torch Module, and that is called when a run begins.
 
-    It takes normalised images (B, C, H, W) and gives logits (B, K). Only its
-    layers count: the weights start as the preset's `init` says.
+    The module maps normalised images (B, C, H, W) to logits (B, K). Only its layers
+    are used: the weights are initialised by the preset's `init`.
     """
 
     name: Literal["module"]
     source: ModuleSource
     """A Python file and a name in it, like "mynet.py:MyNet"; in Python the class or function itself."""
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    """What the callable is given by name. Parameters called `input_shape` and `classes` get (C, H, W) and K."""
+    """Keyword arguments for the callable. Parameters named `input_shape` and `classes` also get (C, H, W) and K."""
 
     @field_validator("source", mode="before")
     @classmethod
     def _names_a_callable(cls, source: Any) -> Any:
         if callable(source) or (isinstance(source, str) and re.fullmatch(r"(?s).+\.py:[^\W\d]\w*", source)):
             return source
-        raise ValueError('it names a Python file and a class or function in it, like "mynet.py:MyNet"')
+        raise ValueError('it must name a Python file and a class or function in it, like "mynet.py:MyNet"')

@@ -1,7 +1,7 @@
-"""Presets: everything that decides a run, validated, and free of torch.
+"""Presets: everything that decides the result of a run, validated; without torch.
 
-A preset is a TOML file. Overrides name a field by its dotted path; the
-resolved preset is saved with the run and inside the model file.
+A preset is a TOML file. Overrides name a field by its dotted path. The preset
+with all its fields is saved with the run and inside the model file.
 """
 
 import difflib
@@ -36,7 +36,7 @@ def _radius(value: Any) -> float:
         raise ValueError(str(error)) from error
 
 
-Radius = Annotated[float, BeforeValidator(_radius), Field(gt=0, le=1)]
+PresetRadius = Annotated[float, BeforeValidator(_radius), Field(gt=0, le=1)]
 
 
 class DataSection(Section):
@@ -45,15 +45,15 @@ class DataSection(Section):
     name: DatasetName
     """Which data set; "folder" reads train/<class>/* and test/<class>/* under the data folder."""
     validation: int = Field(0, ge=0)
-    """How many training examples are held out to watch the training; the test set is never used for that."""
+    """Number of training examples to hold out and measure accuracy on during training; the test set is not used."""
     examples: int | None = Field(None, ge=2)
-    """Train on so many examples alone, drawn by the seed from those that are not held out; by default on all."""
+    """Number of training examples to use, drawn at random from those that are not held out; by default all."""
     verify_on: Literal["test", "validation"] = "test"
-    """What the trained network is verified on; "validation" leaves the test set alone while settings are chosen."""
+    """On which examples the trained network is verified; use "validation" while you choose settings."""
     flip: bool = False
     """Mirror each training image with probability one half."""
     crop_padding: int = Field(0, ge=0)
-    """Pad each training image by so many edge pixels and crop it at a random place."""
+    """Pad each side of a training image by so many pixels, which repeat the edge, and crop it at a random place."""
     mean: tuple[float, ...] | None = None
     """Channel means of the normalisation layer; by default the data set's own."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
@@ -63,24 +63,24 @@ class DataSection(Section):
 class EpsSection(Section):
     """The radius and its ramp."""
 
-    max: Radius
+    max: PresetRadius
     """The radius ε in pixels of [0, 1], as a fraction like "8/255" or a number."""
     start: Positive = 2
     """Epoch, counted from 1, in which the ramp starts; before it ε is zero."""
     length: int = Field(80, ge=0)
-    """Epochs the ramp takes."""
+    """Number of epochs of the ramp."""
     train_factor: float = Field(1.0, ge=1.0)
-    """The ramp ends at this multiple of ε; the network is evaluated at ε itself."""
+    """The ramp ends at this multiple of ε; the network is verified at ε itself."""
 
 
 class BoundsSection(Section):
-    """Which bounds the robust loss comes from in training."""
+    """The bounds for the robust loss in training."""
 
     method: Literal["ibp", "crown-ibp"] = "ibp"
-    """ibp: interval bounds; crown-ibp: linear bounds beside them, with weight 1 − ε/ε_max, so that they fade out with
-    the warm-up."""
+    """ibp: interval bounds. crown-ibp: linear bounds too, with weight 1 − ε/ε_max, so that they fade out with the
+    warm-up."""
     loss_fusion: bool = True
-    """With crown-ibp, bound the loss itself, by one pass back through the network, not every class's margin."""
+    """With crown-ibp, bound the loss itself by one backsubstitution, instead of the margin of every class."""
 
 
 class RegularizerSection(Section):
@@ -89,11 +89,11 @@ class RegularizerSection(Section):
     weight: float = Field(0.5, ge=0)
     """λ, the weight at ε = 0; it falls to zero as ε reaches its largest value."""
     tolerance: float = Field(0.5, gt=0, le=1)
-    """τ, the ratio from which a layer is no longer penalised."""
+    """τ, the ratio from which on a layer is not penalised."""
     tightness: bool = True
-    """Penalise bounds that grow from the input to a layer."""
+    """Penalise bounds that grow from the network's input to a layer."""
     relu_balance: bool = True
-    """Penalise layers whose ReLUs are active and inactive in unequal measure."""
+    """Penalise layers whose active and inactive ReLUs are out of balance."""
 
 
 class TrainSection(Section):
@@ -104,44 +104,45 @@ class TrainSection(Section):
     learning_rate: float = Field(5e-4, gt=0)
     """Adam's learning rate."""
     schedule: Literal["steps", "linear"] = "steps"
-    """steps: the rate falls by `decay` at each of the `milestones`; linear: it rises for `warmup` epochs, then falls
-    in a straight line to zero at the end."""
+    """steps: the rate is multiplied by `decay` at each of the `milestones`. linear: it rises for `warmup` epochs, then
+    falls linearly to zero at the end."""
     warmup: float = Field(0.0, ge=0)
-    """Epochs in which a linear rate rises; fewer than there are in all."""
+    """Number of epochs in which a linear rate rises; fewer than all epochs."""
     milestones: tuple[Positive, ...] = ()
-    """With steps, epochs after which the learning rate is multiplied by `decay`; beyond the last without effect."""
+    """With steps, the epochs after which the learning rate is multiplied by `decay`."""
     decay: float = Field(0.2, gt=0, le=1)
     average: float = Field(0.0, ge=0, lt=1)
-    """Decay a step of a moving average of the weights, which is then the network that is kept; 0 keeps none."""
+    """Decay per step of a moving average of the weights, which is then the trained network; 0 for no average."""
     clip_norm: float = Field(10.0, gt=0)
-    """Largest norm of the gradient; longer ones are cut to it."""
+    """Largest norm of the gradient; larger gradients are clipped."""
     batch_norm_statistics: Literal["clean", "centre"] = "clean"
-    """What BatchNorm's statistics are of: the clean batch, as in the paper, or the boxes' centres, which
-    saves the clean pass: a third of a step's arithmetic."""
+    """Statistics for BatchNorm: those of the clean batch, as in Shi et al. 2021, or those of the boxes' centres, which
+    save the clean pass, a third of a step's arithmetic."""
     micro_batch: Positive | None = None
-    """Examples that go through the bounds at a time, for cards with little memory; the step is still that of
-    the whole batch. With several processes, of each process's part of it."""
+    """Number of examples that are bounded at a time, for GPUs with little memory; the step is still that of the whole
+    batch. With several processes, the number in each process."""
     keep_every: Positive | None = None
-    """Keep the network of every so many epochs as a model file in the run's folder `epochs`, so that
-    `certtrain stats RUN --by-epoch` can follow it at one ε; without it a run keeps its newest checkpoints alone."""
+    """Keep the network after every so many epochs as a model file in the run's folder `epochs`, so that
+    `certtrain stats RUN --by-epoch` can compare them at one ε. Without it, a run keeps only its newest checkpoints."""
     precision: Precision = "fp32"
-    """Arithmetic of convolutions and linear layers in training; tf32 is for NVIDIA GPUs. Verification has its own."""
+    """Arithmetic of convolutions and linear layers in training; tf32 is for NVIDIA GPUs. Verification does not use
+    it."""
     compile: Compile = "auto"
-    """Compile the step with torch.compile; auto does for a run long enough to repay it."""
+    """Compile the step with torch.compile; auto does so if that saves time in all."""
 
 
 class Preset(Section):
-    """One run, whole."""
+    """Everything that decides the result of one run."""
 
     format: Literal[1] = FORMAT
-    """Of the preset's fields; `migration.py` reads earlier ones."""
+    """The format of these fields; `migration.py` reads earlier ones."""
     name: str = Field(pattern=r"^[\w.-]+$")
-    """Named by letters, digits, dots and dashes; it names the run's folder as well."""
+    """Letters, digits, dots, dashes and underscores; the name of the run's folder begins with it."""
     description: str = ""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Decides the weights, the order of the data and the augmentation."""
+    """The random seed of the weights, the order of the data and the augmentation."""
     init: Scheme = "ibp"
-    """How the weights start."""
+    """The initialisation of the weights."""
     data: DataSection
     model: Annotated[Architecture | ModuleSection, Field(discriminator="name")]
     eps: EpsSection
@@ -174,24 +175,23 @@ class Preset(Section):
 
 
 def preset_folder() -> Traversable:
-    """Where the shipped presets are: inside the installed package, or at the top of a checkout."""
+    """The folder of the shipped presets: inside the installed package, or in the root of a checkout."""
     installed = resources.files("certtrain") / "_presets"
     return installed if installed.is_dir() else resources.files("certtrain") / ".." / "presets"
 
 
 def preset_names() -> list[str]:
-    """The names of the shipped presets, in order."""
+    """The names of the shipped presets, sorted."""
     return sorted(f.name.removesuffix(".toml") for f in preset_folder().iterdir() if f.name.endswith(".toml"))
 
 
 def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
-    """The preset of that name, in that .toml or .json file, or of these fields, with some of them replaced.
+    """The preset of that name, in that .toml or .json file, or with these fields; `overrides` replace some fields.
 
     Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
-    maps dotted paths to values ({"train.epochs": 3}). Another network's name
-    brings that network's own defaults; only batch_norm, which means the same
-    in every network, stays as it was.
-    Raises PresetError that names the file and each wrong field.
+    maps dotted paths to values ({"train.epochs": 3}). If they name another network,
+    it has its own defaults; only batch_norm, which means the same in every network,
+    is kept. Raises PresetError, which names the file and each wrong field.
     """
     title = source.get("name", "given") if isinstance(source, Mapping) else str(source)
     values = _copied(source) if isinstance(source, Mapping) else _read(str(source))
@@ -210,7 +210,7 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """("train.epochs", 3) from "train.epochs=3"; the value is TOML, or else plain text.
+    """("train.epochs", 3) from "train.epochs=3"; the value is TOML, or a string if it is not valid TOML.
 
     Raises PresetError if there is no "=" or no field.
     """
@@ -253,7 +253,7 @@ def _replace(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _change_network(values: dict[str, Any], name: Any) -> None:
-    """Let go of the fields that speak of another network than `name`."""
+    """Remove the fields of the network if it is another than `name`."""
     model = values.get("model")
     if isinstance(model, dict) and model.get("name") != name:
         kept = ["batch_norm"] if str(name) in NETWORKS else []
@@ -261,7 +261,7 @@ def _change_network(values: dict[str, Any], name: Any) -> None:
 
 
 def explain(error: ValidationError) -> str:
-    """One line for each wrong field: its dotted path and what is wrong with it; fields that disagree have no path."""
+    """A line for each wrong field, with its dotted path and what is wrong; for fields that disagree, without a path."""
     lines = []
     for problem in error.errors():
         network, path = _place(problem["loc"])
@@ -272,7 +272,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
-    """The network whose own field is meant, if any, and the path; pydantic has the network's name inside the path."""
+    """The name of the network if the field is one of its own, and the path without it; pydantic puts it in the path."""
     path = [str(part) for part in location]
     if path and path[0] in ("model", "architecture") and len(path) > 1:
         return path[1] if len(path) == 3 else None, [path[0], *path[2:]]

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-RAMP_MIDPOINT = 0.25  # the share of the ramp that is quartic; the rest is linear
+QUARTIC_SHARE = 0.25  # of the ramp; the rest is linear
 
 
 def eps_at(step: int, *, steps_per_epoch: int, start: int, length: int, eps_max: float) -> float:
     """ε at the 0-based `step`: zero, then a quartic and a linear ramp, then `eps_max`.
 
     The ramp begins with epoch `start` (counted from 1) and takes `length`
-    epochs. Its first quarter is a·t⁴, the rest a straight line of the same
+    epochs. Its first quarter is a·t⁴, the rest a straight line with the same
     slope where they meet (Xu et al. 2020, the smoothed schedule of auto_LiRPA;
-    Shi et al. 2021, appendix). With `length` 0, ε jumps.
+    Shi et al. 2021, appendix). With `length` 0 there is no ramp: ε jumps to `eps_max`.
     """
     done = step - (start - 1) * steps_per_epoch
     ramp = length * steps_per_epoch
@@ -19,7 +19,7 @@ def eps_at(step: int, *, steps_per_epoch: int, start: int, length: int, eps_max:
         return 0.0
     if done >= ramp:
         return eps_max
-    middle = int(ramp * RAMP_MIDPOINT)
+    middle = int(ramp * QUARTIC_SHARE)
     if middle == 0:
         return eps_max * done / ramp
     rate = eps_max / (middle**3 * (4 * ramp - 3 * middle))
@@ -27,20 +27,20 @@ def eps_at(step: int, *, steps_per_epoch: int, start: int, length: int, eps_max:
 
 
 def learning_rate_at(epoch: int, *, base: float, milestones: Sequence[int], decay: float) -> float:
-    """Learning rate in the 0-based `epoch`: `base`, times `decay` for each milestone reached."""
+    """The learning rate in the 0-based `epoch`: `base` times `decay` for each milestone that is reached."""
     return base * decay ** sum(epoch >= milestone for milestone in milestones)
 
 
 def linear_rate_at(step: int, *, base: float, steps: int, warmup: int) -> float:
-    """Learning rate at the 0-based `step`: it rises to `base` in `warmup` steps, then falls towards zero at `steps`."""
+    """The learning rate at the 0-based `step`: it rises to `base` in `warmup` steps, then falls to zero at `steps`."""
     if step < warmup:
         return base * (step + 1) / warmup
     return base * (steps - step) / max(steps - warmup, 1)
 
 
 def warmup_weight(eps: float, *, eps_max: float) -> float:
-    """1 − ε/ε_max: of what fades out with the warm-up.
+    """1 − ε/ε_max, the weight of the terms that fade out with the warm-up.
 
-    The regularisers (Shi et al. 2021, eq. 12), and CROWN-IBP's linear bounds (Zhang et al. 2020, eq. 9).
+    These are the regularisers (Shi et al. 2021, eq. 12) and the linear bounds of CROWN-IBP (Zhang et al. 2020, eq. 9).
     """
     return 1 - eps / eps_max

@@ -1,4 +1,4 @@
-"""What each layer of a graph gives for one image, by arithmetic on its data alone: free of torch, and at no cost."""
+"""The shape of each layer's result for one image, computed from the layer's fields alone; without torch."""
 
 from collections.abc import Callable, Mapping
 from math import prod
@@ -14,13 +14,13 @@ from certtrain.spec.layers import NETWORK_INPUT, Graph, SharedSection
 Shape = tuple[int, ...]
 ImageShape = tuple[int, int, int]  # channels, height, width
 
-MOST_VALUES = 2**28  # of a layer for one image: 1 GiB in float32; a hostile file may ask for more
+MOST_VALUES = 2**28  # in the result of a layer for one image, 1 GiB in float32; a hostile file may have more
 
 
 def graph_shapes(graph: Graph, image: Shape) -> dict[str, Shape]:
-    """The shape, without the batch's dimension, of each layer's result for images of shape (C, H, W).
+    """The shape of each layer's result for images of shape (C, H, W), without the batch dimension.
 
-    Raises NetworkError that names the first layer that does not fit what it is given.
+    Raises NetworkError, which names the first layer that does not fit its inputs.
     """
     shapes: dict[str, Shape] = {NETWORK_INPUT: image}
     sections = {section.name: section for section in graph.layers}
@@ -31,12 +31,10 @@ def graph_shapes(graph: Graph, image: Shape) -> dict[str, Shape]:
             shapes[section.name] = SHAPE_RULES[type(rule_of)](rule_of, *given)
         except ValueError as error:
             what = " and ".join(map(str, given))
-            raise NetworkError(
-                f"layer {section.name!r} does not fit what it is given, of shape {what}: {error}"
-            ) from error
+            raise NetworkError(f"layer {section.name!r} does not fit its input of shape {what}: {error}") from error
         if (size := prod(shapes[section.name])) > MOST_VALUES:
             raise NetworkError(
-                f"layer {section.name!r} gives {size:,} values for one image; {MOST_VALUES:,} are the most"
+                f"layer {section.name!r} has {size:,} values for one image; at most {MOST_VALUES:,} are allowed"
             )
     return shapes
 
@@ -54,7 +52,7 @@ def _conv2d(layer: layers.Conv2dSection, given: Shape) -> Shape:
     _check_channels(given, layer.in_channels, 3)
     if layer.padding == "same":
         return (layer.out_channels, *given[1:])
-    named: Any = layer.padding  # of torch's own layers, "valid" too
+    named: Any = layer.padding  # in torch's own layers it may be "valid" too
     padding = (0, 0) if named == "valid" else named
     sides = zip(given[1:], layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
     return (layer.out_channels, *(_windows(*side) for side in sides))
@@ -88,7 +86,7 @@ def _pool(layer: layers.MaxPool2dSection | layers.AvgPool2dSection, dilation: Sh
     _check(len(given) == 3, "it takes images")
     kernel, padding = pair(layer.kernel_size), pair(layer.padding)
     stride = pair(layer.stride or layer.kernel_size)
-    halves = zip(padding, kernel, strict=True)  # with dilation, some of torch's kernels allow more
+    halves = zip(padding, kernel, strict=True)  # with dilation, torch allows more on some devices
     _check(all(2 * zeros <= size for zeros, size in halves), "its padding is more than half of its window")
     sides = zip(given[1:], kernel, stride, padding, dilation, strict=True)
     return (given[0], *(_windows(*side, ceil=layer.ceil_mode) for side in sides))
@@ -107,7 +105,7 @@ def _flatten(layer: layers.FlattenSection, given: Shape) -> Shape:
 
 
 def _add(layer: layers.AddSection, left: Shape, right: Shape) -> Shape:
-    """torch stretches sides of 1."""
+    """The shape of a sum, in which torch broadcasts sides of 1."""
     _check(
         len(left) == len(right) and all(a == b or 1 in (a, b) for a, b in zip(left, right, strict=True)),
         "their sides differ",
@@ -155,7 +153,7 @@ def _place(dim: int, given: Shape) -> int:
 
 
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
-    """How many windows there are along one side; with `ceil` the last may reach over the end, but not begin there."""
+    """The number of windows along one side; with `ceil` the last may reach beyond the end, but not begin there."""
     reach = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (-(-reach // stride) if ceil else reach // stride) + 1
     if ceil and (count - 1) * stride >= size + padding:
@@ -198,7 +196,7 @@ SHAPE_RULES: Mapping[type[LayerSection], Callable[..., Any]] = MappingProxyType(
     }
 )
 
-# The same rules by the layer's name, for torch's own layers as well: these have the fields of their sections.
+# The same rules by the layer's name. They work for torch's own layers too, which have the fields of their sections.
 SHAPE_OF: dict[str, Callable[..., Shape]] = {
     name: SHAPE_RULES[section] for name, section in by_type(SHAPE_RULES).items()
 }

@@ -1,4 +1,4 @@
-"""The calls that train a network: a new run by a preset, or one that goes on."""
+"""The functions that train a network: one starts a new run from a preset, one resumes a run."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,11 +22,12 @@ from certtrain.verification.verify import Report
 def train(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
     """Train by `preset` into the new folder `out`, verify on the test set, and write model, results and report.
 
-    The code of a network of the user's own is run here, and its layers are kept
-    with the run. The result is None if the run was stopped. Raises a CerttrainError.
+    If the preset's network is a user's own code, it is run here, and its layers are
+    saved with the run. Returns the report of the verification, or None if the run
+    was stopped. Raises a CerttrainError.
     """
     context = context.resolved()
-    images = _load_images(preset, context)  # the folder comes last, so that no error before it leaves one behind
+    images = _load_images(preset, context)  # the folder is made last, so that an earlier error leaves none behind
     preset = context.group.on_leader(lambda: resolve_module(preset, images.train))
     folder = RunFolder(Path(out))
     trainer = Trainer(preset, folder, images, context)
@@ -37,25 +38,25 @@ def train(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT
 
 @renamed_argument("surroundings", "context")
 def resume(out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
-    """Go on with the run in `out` from its last checkpoint, with the layers it began with. As `train` otherwise."""
+    """Resume the run in `out` from its last checkpoint, with the layers that it began with. Otherwise as `train`."""
     context, folder = context.resolved(), RunFolder(Path(out))
     with _locked(folder.path, context.group, new=False):
         preset = context.group.on_leader(folder.resumable_preset)
         if file := changed_source(preset):
-            context.emit(Note(f"{file} has changed; the run goes on with the network as it was when it began"))
+            context.emit(Note(f"{file} has changed; the run continues with the network that it began with"))
         return Trainer(preset, folder, _load_images(preset, context), context).run()
 
 
 @contextmanager
 def _locked(out: Path, group: Group, *, new: bool) -> Iterator[None]:
-    """The leading process keeps all others but the group's from writing into the run's folder."""
+    """Rank 0 locks the run's folder, so that no process outside the group writes into it."""
     with ExitStack() as held:
         group.on_leader(lambda: held.enter_context(locked_run(out, new=new)))
         yield
 
 
 def _run_or_discard(trainer: Trainer) -> Report | None:
-    """Run a new training; where it fails before its first step, nothing stays that is in the way of the next try."""
+    """Run a new training. If it fails before its first step, delete its files, so that it can be started again."""
     try:
         return trainer.run()
     except BaseException:
@@ -65,7 +66,7 @@ def _run_or_discard(trainer: Trainer) -> Report | None:
 
 
 def _load_images(preset: Preset, context: RunContext) -> Images:
-    """The run's images, once it is known that the machine can train in the way that is asked for."""
+    """Check that the device supports the preset's precision and compilation, then load the run's images."""
     check_precision(preset.train.precision, context.device)
     check_compile(preset.train.compile, context.device)
 

@@ -1,4 +1,4 @@
-"""When a run saves its whole state, and how several processes save and restore it together."""
+"""Checkpoints: when a run saves its whole state, and how several processes save and restore it together."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from certtrain.training.pacing import Pacing, Recurring
 
 
 class Checkpointer:
-    """The checkpoints of a run in `folder`: of its networks, its optimiser and its progress. The first rank writes."""
+    """Saves and restores a run's networks, optimiser and progress as checkpoints in `folder`. Only rank 0 writes."""
 
     def __init__(
         self, folder: RunFolder, networks: Networks, optimizer: torch.optim.Optimizer, group: Group, pacing: Pacing
@@ -22,7 +22,7 @@ class Checkpointer:
         self.saving = Recurring(pacing.epoch_checkpoint, pacing.checkpoint_share)
 
     def due(self, *, ends_epoch: bool) -> bool:
-        """Whether it is time for a checkpoint: at the ends of epochs sooner than within one."""
+        """Whether it is time for a checkpoint; at the end of an epoch that is sooner than within one."""
         return self.group.agree(self.saving.due(None if ends_epoch else self.within_epoch))
 
     def save(self, progress: RunProgress) -> None:
@@ -38,7 +38,7 @@ class Checkpointer:
         return self.folder.save_checkpoint(self.networks, self.optimizer, progress)
 
     def restore(self) -> tuple[RunProgress, list[Path]]:
-        """Put all ranks where the run stands; its progress, and the checkpoints that were damaged.
+        """Restore all ranks from the newest checkpoint; returns the progress, and the checkpoints that were damaged.
 
         Raises RunError as `RunFolder.restore`.
         """

@@ -1,4 +1,4 @@
-"""torch.compile, and when it is worth its time."""
+"""torch.compile for the training step, and the decision whether it saves time."""
 
 import logging
 import shutil
@@ -11,9 +11,9 @@ import torch
 from certtrain.errors import DeviceError
 from certtrain.spec.preset import Compile
 
-COMPILATION = 60.0  # seconds that it may take; auto compiles where a run saves more
-# Seconds that a compiled step saves for each ReLU input of its batch: it is memory traffic that it saves. That of a
-# CPU follows from benchmarks/step.py; that of a GPU is a guess until it is measured.
+COMPILATION = 60.0  # seconds that it may take; "auto" compiles if the run saves at least as much
+# Seconds that a compiled step saves for each ReLU input of its batch, since it moves less memory. The value for a CPU
+# follows from benchmarks/step.py; the value for a GPU is a guess until it is measured.
 SAVED = {"cpu": 12e-9, "cuda": 0.1e-9}
 
 TensorFunction = Callable[..., Any]
@@ -21,7 +21,7 @@ _Result = TypeVar("_Result")
 
 
 class CompileChoice(NamedTuple):
-    """Whether the steps of a run are compiled, and a few words that say why."""
+    """Whether the steps of a run are compiled, and the reason in a few words."""
 
     compiled: bool
     reason: str
@@ -30,22 +30,22 @@ class CompileChoice(NamedTuple):
 def will_compile(
     choice: Compile, *, steps: int, relu_inputs: int, device: str, in_parts: bool = False
 ) -> CompileChoice:
-    """Whether a run of so many steps is compiled; `relu_inputs` are those of a batch.
+    """Whether a run of so many steps is compiled; `relu_inputs` is the number of ReLU inputs for one batch.
 
-    A step that takes its batch in parts never is.
-    Depends on its arguments and the machine's tools alone, so that a resumed
-    run decides as the first one did.
+    A step that takes its batch in parts is never compiled. The choice depends on
+    the arguments and the machine's tools alone, so that a resumed run makes the
+    same one.
     """
     if choice == "off":
-        return CompileChoice(False, "not compiled, as asked for")
+        return CompileChoice(False, "not compiled, as chosen")
     if in_parts:
         return CompileChoice(False, "not compiled: with train.micro_batch a batch is taken in parts, eagerly")
     if not has_compiler(device):
-        return CompileChoice(False, f"not compiled: that needs {_tools(device)}, and there is none")
+        return CompileChoice(False, f"not compiled: that needs {_tools(device)}, which is missing")
     if choice == "on":
-        return CompileChoice(True, "compiled, as asked for; the first step takes up to a minute")
+        return CompileChoice(True, "compiled, as chosen; the first step takes up to a minute")
     saved = steps * relu_inputs * SAVED[device]
-    cost = f"that takes up to a minute, and saves this run about {_about(saved)}"
+    cost = f"that takes up to a minute, and saves about {_about(saved)} in this run"
     return CompileChoice(saved >= COMPILATION, f"{'not ' if saved < COMPILATION else ''}compiled: {cost}")
 
 
@@ -54,11 +54,9 @@ def _about(seconds: float) -> str:
 
 
 def check_compile(choice: Compile, device: str) -> None:
-    """Raise DeviceError where a compiled step is asked for and cannot be had."""
+    """Raise DeviceError if the step must be compiled and the tools for it are missing."""
     if choice == "on" and not has_compiler(device):
-        raise DeviceError(
-            f"compile = on needs {_tools(device)}, and there is none; install it, or choose --compile off"
-        )
+        raise DeviceError(f"compile = on needs {_tools(device)}, which is missing; install it, or choose --compile off")
 
 
 def _tools(device: str) -> str:
@@ -66,7 +64,7 @@ def _tools(device: str) -> str:
 
 
 def has_compiler(device: str) -> bool:
-    """Whether the tools that torch.compile needs for this device are there."""
+    """Whether the tools that torch.compile needs for this device are installed."""
     if device == "cpu":
         return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     return find_spec("triton") is not None and any(shutil.which(name) for name in ("gcc", "clang", "cc"))
@@ -77,20 +75,20 @@ def _is_not_about_cuda(record: logging.LogRecord) -> bool:
 
 
 class Compiled:
-    """A function as one compiled graph, made when it is first used; as it is where a graph cannot be made."""
+    """A function as one compiled graph, made at its first use; the function itself if it cannot be compiled."""
 
     def __init__(self, function: TensorFunction, on_failure: Callable[[str], None]) -> None:
         self.function, self.on_failure = function, on_failure
-        # A machine without a GPU needs no word about that between the lines of a training.
+        # On a machine without a GPU torch warns about that; the warning would stand between the lines of a training.
         logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_about_cuda)
         self.graph: TensorFunction | None = torch.compile(function, fullgraph=True, dynamic=False)
 
     def use(self, work: Callable[[TensorFunction], _Result]) -> _Result:
-        """What `work` makes of the function.
+        """The result of `work`, which is called with the compiled function.
 
-        The graph of a backward pass is made in that pass, so it belongs into
-        `work` as well. If a graph cannot be made, `on_failure` is called with the
-        reason, once, and from then on the function is used as it is: `work` begins anew.
+        The backward pass is compiled when it runs, so it must be part of `work`. If
+        compilation fails, `on_failure` is called once with the reason; then, and from
+        then on, `work` is called with the function itself.
         """
         if self.graph is not None:
             try:

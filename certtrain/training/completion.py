@@ -1,4 +1,4 @@
-"""The end of a run: the trained network is verified, and its model file, its report and its page are written."""
+"""The end of a run: verify the trained network, and write the model file, the results and the report."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,38 +21,38 @@ from certtrain.verification.verify import Report, check_fit, verify
 
 
 class VerificationStopped(Exception):
-    """The run was asked to stop while its network was verified; the reason is its text."""
+    """The run was stopped during its verification; the text is the reason."""
 
 
 class Completion:
-    """What is done with the trained `network` of a run."""
+    """Saves and verifies the trained `network` of a run."""
 
     def __init__(
         self, preset: Preset, folder: RunFolder, images: Images, context: RunContext, network: nn.Module
     ) -> None:
-        assert isinstance(network, nn.Sequential)  # as every network that a preset describes
+        assert isinstance(network, nn.Sequential)  # every network of a preset is one
         self.preset, self.folder, self.images, self.context, self.network = preset, folder, images, context, network
 
     def check_fit(self) -> None:
-        """Raise DataError, before any training, if the network could not be verified on its images."""
+        """Raise DataError, before any training, if the images of the verification do not fit the network."""
         check_fit(self._classifier(), self.images.part(self.preset.data.verify_on))
 
     def save_epoch(self, epoch: int) -> None:
-        """Save the network after `epoch` as a model file, if the preset keeps this epoch's. Raises StorageError."""
+        """Save the network after `epoch` as a model file, if train.keep_every says so. Raises StorageError."""
         settings = self.preset.train
         if settings.keep_every is not None and epoch % settings.keep_every == 0:
             described = describe(self.preset, self.images.train, note=f"after epoch {epoch} of {settings.epochs}")
             save_model(self.folder.epoch(epoch), self.network, described)
 
     def run(self, steps: int, seconds: float) -> Report:
-        """Verify the network after so many steps, which took so many seconds, and write all results.
+        """Verify the network, which was trained with so many steps in so many seconds, and write all results.
 
         Raises VerificationStopped, and StorageError.
         """
         report = self._verify()
         results = report.to_dict()
         verification_seconds = results.pop("seconds")
-        del results["stages"]  # seconds again: with them, a resumed run's model would not be the same file
+        del results["stages"]  # they contain seconds too, by which the model file of a resumed run would differ
         save_model(self.folder.model, self.network, describe(self.preset, self.images.train, results=results))
         record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results}
         record |= {"training": self._training(steps, seconds), "verification_seconds": verification_seconds}
@@ -61,10 +61,10 @@ class Completion:
         return report
 
     def _training(self, steps: int, seconds: float) -> dict[str, Any]:
-        """How the training went, for the report."""
+        """Steps, seconds, device, number of processes and date of the training, for the report."""
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        where = {"device": self.context.device, "processes": self.context.group.size}
-        return {"steps": steps, "seconds": seconds, **where, "finished": finished}
+        machine = {"device": self.context.device, "processes": self.context.group.size}
+        return {"steps": steps, "seconds": seconds, **machine, "finished": finished}
 
     def _verify(self) -> Report:
         split, eps = self.preset.data.verify_on, self.preset.eps.max
@@ -86,8 +86,8 @@ class Completion:
     def _write_page(self) -> Path | None:
         try:
             write_report(self.folder.path, self.folder.page)
-        except Exception as error:  # the results are safe by now, and no picture is worth a run that ends in an error
+        except Exception as error:  # the results are written by now, so a run must not fail because of its page
             what = str(error) if isinstance(error, CerttrainError) else f"{type(error).__name__}: {error}"
-            self.context.emit(Note(f"there is no {self.folder.page}: {what}"))
+            self.context.emit(Note(f"{self.folder.page} was not written: {what}"))
             return None
         return self.folder.page

@@ -1,4 +1,4 @@
-"""What surrounds a training: the data's place, the device, the processes, and the callbacks of whoever started it."""
+"""The context of a run: the data folder, the device, the processes, and the caller's callbacks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from certtrain.training.pacing import DEFAULT_PACING, Pacing
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run works with that does not decide its result.
+    """What a run needs that does not change its result.
 
-    data_dir: where the data are, as for `load_images`. device: "cpu", "cuda" or "auto".
-    should_stop: called before each step; a reason stops the run at a checkpoint.
+    data_dir: the data folder, as for `load_images`. device: "cpu", "cuda" or "auto".
+    should_stop: called before each step; if it returns a reason, the run stops at a checkpoint.
     emit: called with each event of the run. group: the processes that train together; `should_stop` and `emit` are
-    called in the first of them alone. pacing: how often the run reads, diagnoses and saves.
+    called on rank 0 only. pacing: how often the run reads measures, computes diagnostics and saves checkpoints.
     """
 
     data_dir: str | Path | None = None
@@ -29,7 +29,7 @@ class RunContext:
     pacing: Pacing = DEFAULT_PACING
 
     def resolved(self) -> Self:
-        """The same with a device that is there, and on all ranks but the first without callbacks.
+        """The same context with the device that "auto" stands for, and without callbacks unless this is rank 0.
 
         Raises DeviceError.
         """

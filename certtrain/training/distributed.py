@@ -1,9 +1,9 @@
 """Several processes that train one network, each with its share of every batch.
 
-torchrun starts them and gives each its rank. Sums over the ranks travel by nccl
-between GPUs and by gloo between CPUs; what the hosts agree on travels by gloo
-always, so that no process waits for a GPU's stream. Rank 0 is the leader: it
-decides what depends on the clock, emits events, writes and verifies.
+torchrun starts them and gives each its rank. Sums over the ranks use nccl
+between GPUs and gloo between CPUs. Decisions and other Python values always use
+gloo, so that no process waits for a GPU's stream. Rank 0 is the leader: it
+decides what depends on the clock, emits events, writes files and verifies.
 """
 
 import os
@@ -20,14 +20,14 @@ from torch import Tensor
 from certtrain.errors import CerttrainError, DeviceError
 
 LEADER_TIMEOUT = timedelta(days=7)
-"""How long the others wait for rank 0, which verifies alone; a rank that dies is noticed at once."""
+"""How long the other ranks wait for rank 0, which verifies alone; the death of a rank is noticed at once."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Group:
-    """One process among `size`, by its `rank`; `host` connects what the hosts agree on, None where one is alone."""
+    """One of `size` processes, by its `rank`. `host` is the gloo group for Python values; None if `size` is 1."""
 
     rank: int = 0
     size: int = 1
@@ -41,20 +41,20 @@ class Group:
     # --- sums, on the device -----------------------------------------------------------------------------
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of the ranks' tensors, of one shape everywhere; so is the gradient that flows back."""
+        """The sum of the ranks' tensors, which have one shape; its gradients are summed over the ranks too."""
         if self.size == 1:
             return tensor
         result: Tensor = _Sum.apply(tensor)
         return result
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The ranks' tensors (…) of one shape as rows (size, …), with their gradients."""
+        """The ranks' tensors, which have one shape (…), as rows (size, …); with gradients."""
         rows = [tensor if rank == self.rank else torch.zeros_like(tensor) for rank in range(self.size)]
         return self.sum(torch.stack(rows))
 
     @torch.no_grad()
     def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over the ranks in the place of each tensor, all in one message."""
+        """Replace each tensor by its sum over the ranks, all in one message."""
         if self.size == 1:
             return
         message = torch.cat([tensor.flatten() for tensor in tensors])
@@ -62,7 +62,7 @@ class Group:
         for tensor, part in zip(tensors, torch.split(message, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    # --- agreement, between the hosts --------------------------------------------------------------------
+    # --- Python values, by gloo --------------------------------------------------------------------------
 
     def agree(self, answer: bool) -> bool:
         """Rank 0's answer, on every rank."""
@@ -73,9 +73,9 @@ class Group:
         return bool(message)
 
     def on_leader(self, work: Callable[[], _Result]) -> _Result:
-        """Do `work` on rank 0 alone; its result, on every rank.
+        """Do `work` on rank 0 only, and return its result on every rank.
 
-        A CerttrainError of it is raised on every rank, so that none waits in vain.
+        If it raises a CerttrainError, every rank raises it, so that none waits for ever.
         """
         if self.size == 1:
             return work()
@@ -87,7 +87,7 @@ class Group:
         return result
 
     def leader_first(self, work: Callable[[], _Result]) -> _Result:
-        """Do `work` on every rank, on rank 0 before the others: what it downloads or caches is there for them."""
+        """Do `work` on every rank, on rank 0 first: the other ranks then find what it downloaded or cached."""
         done: list[_Result] = []
         self.on_leader(lambda: done.append(work()))
         return done[0] if done else work()
@@ -106,13 +106,13 @@ ALONE = Group()
 
 @contextmanager
 def process_group(device: str) -> Iterator[Group]:
-    """The group that torchrun has started, for as long as the context lasts; ALONE without torchrun.
+    """The group of processes that torchrun started, until the context ends; ALONE without torchrun.
 
-    On "cuda" each process takes the GPU of its place on its machine. Raises
-    DeviceError if there are fewer GPUs than processes, or the environment
-    names a part of the place alone.
+    On "cuda" each process uses the GPU of its local rank. Raises DeviceError if
+    there are fewer GPUs than processes, or if torchrun's environment variables are
+    incomplete.
     """
-    rank, local_rank, size = _place()
+    rank, local_rank, size = _ranks()
     if size == 1:
         yield ALONE
         return
@@ -121,13 +121,13 @@ def process_group(device: str) -> Iterator[Group]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         host = dist.new_group(backend="gloo", timeout=LEADER_TIMEOUT)
-        assert isinstance(host, dist.ProcessGroup)  # every rank is in it
+        assert isinstance(host, dist.ProcessGroup)  # which it is, since every rank is a member
         yield Group(rank, size, host)
     finally:
         dist.destroy_process_group()
 
 
-def _place() -> tuple[int, int, int]:
+def _ranks() -> tuple[int, int, int]:
     """Rank, rank on this machine, and number of ranks, from the environment that torchrun sets."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -144,8 +144,8 @@ def _place() -> tuple[int, int, int]:
 def _take_gpu(local_rank: int) -> None:
     if local_rank >= torch.cuda.device_count():
         raise DeviceError(
-            f"process {local_rank} of this machine has no GPU, since there are {torch.cuda.device_count()}; "
-            "give torchrun as many processes as GPUs, or --device cpu"
+            f"there is no GPU for process {local_rank} of this machine, which has {torch.cuda.device_count()}; "
+            "start at most one process for each GPU, or use --device cpu"
         )
     torch.cuda.set_device(local_rank)
 
@@ -160,8 +160,8 @@ def _attempt(work: Callable[[], _Result]) -> _Result | CerttrainError:
 class _Sum(torch.autograd.Function):
     """The sum over the ranks.
 
-    Each rank's loss depends on the sum, and the whole loss is the sum of
-    theirs; so the gradient of each summand is the sum of the ranks' gradients.
+    Each rank's loss depends on the sum, and the total loss is the sum of the
+    ranks' losses; so the gradient of each summand is the sum of the ranks' gradients.
     """
 
     @staticmethod
@@ -176,5 +176,5 @@ class _Sum(torch.autograd.Function):
 def _summed(tensor: Tensor) -> Tensor:
     result = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(result)
-    # Compiled by torch 2.11, a function that returns what it has changed in place silently loses its gradient.
+    # When torch 2.11 compiles a function that returns a tensor changed in place, the gradient is lost silently.
     return result.clone()

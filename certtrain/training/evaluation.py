@@ -1,4 +1,4 @@
-"""A network's accuracy while it trains: on training examples and on those that are held out, never on the test set."""
+"""A network's accuracy during training, on training examples and on held-out ones, never on the test set."""
 
 from collections.abc import Iterator
 
@@ -13,33 +13,33 @@ from certtrain.verdicts import Verdict, correct_points
 from certtrain.verification.certificate import Certifier
 
 SIZE = 200  # examples at a time
-NATURAL_EXAMPLES = 2000  # on which natural accuracy is measured where no step measures it
+NATURAL_EXAMPLES = 2000  # training examples on which natural accuracy is measured if the steps do not measure it
 
 
 def epoch_accuracies(network: nn.Module, images: Images, preset: Preset, device: str) -> dict[str, float]:
     """The accuracies at the end of an epoch that its steps do not measure, by name.
 
-    These are natural accuracy where the steps carry no clean batch, and both accuracies on the held-out examples.
+    These are natural accuracy if the steps have no clean batch, and both accuracies on the held-out examples.
     """
-    found, held_out = dict[str, float](), images.validation
+    accuracies, held_out = dict[str, float](), images.validation
     if preset.train.batch_norm_statistics != "clean":
-        found["natural_accuracy"] = natural_accuracy(network, images.train.take(NATURAL_EXAMPLES), device)
+        accuracies["natural_accuracy"] = natural_accuracy(network, images.train.take(NATURAL_EXAMPLES), device)
     if held_out is not None:
         natural, certified = certified_accuracy(network, held_out, preset.eps.max, device)
-        found |= {"validation_natural_accuracy": natural, "validation_certified_accuracy": certified}
-    return found
+        accuracies |= {"validation_natural_accuracy": natural, "validation_certified_accuracy": certified}
+    return accuracies
 
 
 @torch.no_grad()
 @tensor_cores(False)
 def natural_accuracy(network: nn.Module, images: ImageSet, device: str) -> float:
-    """Share of `images` that `network`, which is in evaluation mode, classifies correctly."""
+    """The share of `images` that `network`, in evaluation mode, classifies correctly."""
     return sum(int(correct_points(network(x), labels).sum()) for x, labels in _parts(images, device)) / len(images)
 
 
 @tensor_cores(False)
 def certified_accuracy(network: nn.Module, images: ImageSet, eps: float, device: str) -> tuple[float, float]:
-    """Shares of `images` that are classified correctly, and that are certified at radius `eps`."""
+    """The share of `images` that are classified correctly, and the share that is certified at radius `eps`."""
     certifier, verdicts = Certifier(network), list[Verdict]()
     for x, labels in _parts(images, device):
         verdicts += certifier.certify(x, labels, eps).verdicts

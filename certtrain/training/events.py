@@ -1,4 +1,4 @@
-"""The events of a training: plain values, with which the callback `emit` of a `RunContext` is called."""
+"""The events of a training, as plain values; the callback `emit` of a `RunContext` is called with each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # so that a view need not load torch for the events
+if TYPE_CHECKING:  # so that a view can import the events without loading torch
     from certtrain.runs.epoch import Epoch, LayerState
     from certtrain.spec.preset import Preset
     from certtrain.verification.verify import Report
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # so that a view need not load torch for the events
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins, or goes on at `step` of `steps`."""
+    """A run begins, or is resumed at `step` of `steps`."""
 
     preset: Preset
     folder: Path
@@ -29,7 +29,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Loading:
-    """Data are being read: what, how much is done, how much there is."""
+    """Data are being read: what is done, how much of it, and how much in all."""
 
     what: str
     done: int
@@ -43,7 +43,7 @@ class Compiling:
 
 @dataclass(frozen=True)
 class StepDone:
-    """`step` steps are done; the averages are over the epoch so far, the layer states of a recent batch."""
+    """`step` steps are done. The averages are over the epoch so far; the layer states were computed recently."""
 
     step: int
     epoch: int
@@ -62,7 +62,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence about the run that a person should read."""
+    """A sentence about the run for the user."""
 
     text: str
 
@@ -78,7 +78,7 @@ class Verifying:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The run stopped before its end, at a checkpoint; `data_dir` as it was given."""
+    """The run stopped before its end, at a checkpoint; `data_dir` is that of the context."""
 
     reason: str
     step: int
@@ -89,7 +89,7 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is over: its model file, its results, and its page if that could be written."""
+    """The run is finished: its model file, its results, and its page, None if that could not be written."""
 
     model: Path
     report: Report

@@ -1,4 +1,4 @@
-"""What is said of a step that fails: where it was not finite, and what helps; and what helps where memory is short."""
+"""The errors of a training step: values that are not finite, and too little memory; each says what may help."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from certtrain.spec.preset import Preset
 
 
 def not_finite(what: str, last_good: Path | None) -> NonFiniteError:
-    """The error for a run in which `what` happened, with the checkpoint to go on from."""
+    """The error for a run in which `what` happened, with the last checkpoint from before."""
     return NonFiniteError(
         f"{what}. The last good checkpoint is {last_good or 'none: the initial weights are at fault'}. "
         "A smaller train.learning_rate and a longer eps.length help, and so do "
@@ -20,21 +20,24 @@ def not_finite(what: str, last_good: Path | None) -> NonFiniteError:
 
 
 def out_of_memory(preset: Preset, device: str, examples: int) -> DeviceError:
-    """The error for a batch of so many examples that does not fit, with what would make the step smaller."""
+    """The error for a batch of so many examples that does not fit into memory, with settings that need less."""
     return DeviceError(
-        f"the memory of {device} does not hold a batch of {examples} examples. "
+        f"a batch of {examples} examples does not fit into the memory of {device}. "
         f"Try a smaller train.batch_size, {_smaller_step(preset)}, or --device cpu"
     )
 
 
 def _smaller_step(preset: Preset) -> str:
     if preset.bounds.method == "ibp":
-        return "train.micro_batch for the same step in less memory"
+        return "train.micro_batch, which takes the same step in less memory"
     return "bounds.loss_fusion = true" if not preset.bounds.loss_fusion else 'bounds.method = "ibp"'
 
 
 def first_not_finite(traces: Iterable[BoundTrace], network: nn.Module) -> str | None:
-    """The first layer whose boxes are not finite, or else the first parameter whose gradient is not; None without."""
+    """A sentence on the first layer with a box, or else the first parameter with a gradient, that is not finite.
+
+    None if all are finite.
+    """
     boxes = ((name, box) for trace in traces for name, box in [*trace.relu_boxes, ("head", trace.logits.box)])
     for name, box in boxes:
         for what, tensor in (("clean values", box.clean), ("centres", box.centre), ("widths", box.radius)):

@@ -1,4 +1,4 @@
-"""The state of the ReLU layers while a network trains, over its first training images."""
+"""The states of the ReLU layers during training, over the first training images."""
 
 from torch import nn
 
@@ -10,11 +10,11 @@ from certtrain.runs.epoch import LayerState
 from certtrain.runtime.precision import tensor_cores
 from certtrain.training.pacing import Pacing, Recurring
 
-BATCH_SIZE = 200  # at most, of the images that the states are taken over
+BATCH_SIZE = 200  # images at a time, at most, over which the states are computed
 
 
 class LayerDiagnostics:
-    """The newest state of each ReLU layer of `network`: what `stats` would say of it at the same ε."""
+    """The newest state of each ReLU layer of `network`, computed as `stats` computes it at the same ε."""
 
     def __init__(self, network: nn.Module, images: ImageSet, batch_size: int, pacing: Pacing) -> None:
         self.network, self.images, self.batch_size = network, images, min(BATCH_SIZE, batch_size)
@@ -23,17 +23,17 @@ class LayerDiagnostics:
         self.timing = Recurring(pacing.diagnostics, pacing.diagnostics_share)
 
     def due(self) -> bool:
-        """Whether the states are old, or not there yet."""
+        """Whether the states are due to be computed, for the first time or again."""
         return not self.layers or self.timing.due()
 
     def update(self, eps: float) -> None:
-        """Take the states anew, in boxes of radius `eps`. Raises NonFiniteError that names a layer."""
+        """Compute the states again, in boxes of radius `eps`. Raises NonFiniteError, which names a layer."""
         with self.timing.timed(), tensor_cores(False):
             images = self.images.take(STATE_EXAMPLES)
             self.layers = tuple(layer_states(traces_over(self.network, images, eps, self.batch_size)))
 
     def new_explosion(self) -> str | None:
-        """A sentence where the bounds explode in the newest states and did not when this was last called."""
+        """A sentence if the bounds explode in the newest states, and did not at the last call; else None."""
         before, found = self.exploding, ranked_findings(self.layers, ["exploding"])
         self.exploding = bool(found)
         return first_sentence(found) if found and not before else None

@@ -1,7 +1,7 @@
 """Sums of what steps measure, kept on the device.
 
-Which measures there are, and their names, is up to the objective: each step hands
-over its own, and from there on they are summed, saved and logged by these names.
+The objective decides which measures there are, and names them. Each step passes
+its measures on, and they are summed, saved and logged by these names.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-EXAMPLES = "examples"  # by this name the number of examples is summed beside the measures
+EXAMPLES = "examples"  # the name of the number of examples among the sums
 
 
 class MeasureSums:
@@ -26,17 +26,17 @@ class MeasureSums:
         """Add one batch: scalars by name, each a mean over these `examples`."""
         scalars = list(measured.values())
         row = torch.stack([*scalars, torch.ones_like(scalars[-1])]).detach()
-        self._take_names((*measured, EXAMPLES))
+        self._use_names((*measured, EXAMPLES))
         self.values += row.double() * examples
 
     def set(self, sums: Mapping[str, float]) -> None:
-        """Go on from these sums; those that are not given start at zero."""
+        """Continue from these sums; a measure that is not given starts at zero."""
         self.names = tuple(sums) or self.names
         values = [sums.get(name, 0.0) for name in self.names]
         self.values = torch.tensor(values, dtype=torch.float64, device=self.values.device)
 
-    def _take_names(self, names: tuple[str, ...]) -> None:
-        """Sum under `names` from now on, which differ at the first step and where another version saved the sums."""
+    def _use_names(self, names: tuple[str, ...]) -> None:
+        """Use `names` from now on. They are new at the first step, or if another version saved the sums."""
         if names == self.names:
             return
         sums = dict(zip(self.names, self.values.unbind(), strict=True))
@@ -45,5 +45,5 @@ class MeasureSums:
 
 
 def averages(sums: Mapping[str, float]) -> dict[str, float]:
-    """The mean of each measure over the examples that were summed."""
+    """The mean of each measure over the examples."""
     return {name: total / sums[EXAMPLES] for name, total in sums.items() if name != EXAMPLES}

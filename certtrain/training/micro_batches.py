@@ -1,17 +1,18 @@
-"""The passes of a whole batch, a part of it at a time: for cards with little memory.
+"""The gradient of a whole batch, computed from a part of it at a time, for GPUs with little memory.
 
-The examples of a batch meet in two places alone. BatchNorm takes the clean
-batch's statistics; so the clean batch goes through the network first, whole, but
-as one stream where a full pass carries three. And the regularisers depend on
-sums over the batch; so a sweep without gradients collects these before. With
-both known, the loss is a sum over the examples, and its gradient adds up over
-the parts. It is that of the whole batch, to rounding.
+The examples of a batch depend on each other in two places only. First, BatchNorm
+uses the statistics of the clean batch; so the whole clean batch passes through
+the network first, without its box. Second, the regularisers depend on sums over
+the batch; so a pass over all parts without gradients computes these next. With
+both known, the loss is a sum over the examples, and its gradient is the sum over
+the parts. It equals that of the whole batch up to rounding.
 
-What the bounds of some examples are is the objective's to say: whatever it
-computes of examples under given statistics can be taken a part at a time.
+The objective decides how examples are bounded: whatever it computes from
+examples and given statistics can be computed from a part at a time.
 
-Statistics of the boxes' centres cannot be had so: the centre of a box's image is
-not the image of its centre, so they need all boxes of the batch at once.
+Statistics of the boxes' centres cannot be computed this way: the centre of the
+bounds is not the output of the input box's centre, so they need all boxes of the
+batch at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,23 +34,22 @@ from certtrain.training.regularizers import regularizer_losses
 
 
 class Bounded(NamedTuple):
-    """Lower bounds (b, K) of the margins of some examples, and the trace that the regularisers are of."""
+    """Lower bounds (b, K) of the margins of some examples, and the trace for the regularisers."""
 
     margins: Tensor
     trace: BoundTrace
 
 
-# The bounds of some examples (b, …) with their labels (b,), BatchNorm normalising by what it is given.
+# Computes the bounds of some examples (b, …) with labels (b,), with the given statistics in BatchNorm.
 BoundExamples = Callable[[Tensor, Tensor, TakenStatistics], Bounded]
 
 
 @dataclass(frozen=True)
 class Accumulation:
-    """What stays the same from step to step.
+    """The settings, which stay the same from step to step.
 
-    size: examples that go through the bounds at a time.
-    statistics: where the clean batch's pass takes them from. pool: adds the other processes' sums.
-    forward: the context of every pass, which chooses its arithmetic.
+    size: number of examples in a part. statistics: the source of statistics for the pass of the clean batch.
+    pool: adds the sums of the other processes. forward: the context of every pass, which sets its arithmetic.
     """
 
     graph: LayerGraph
@@ -61,9 +61,9 @@ class Accumulation:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One step's examples (B, …) with their labels (B,), how they are bounded, and what the schedules say of them.
+    """One step's examples (B, …) with labels (B,), the function that bounds them, and the step's loss weights.
 
-    share: this process's part of the examples, by which its loss is weighted.
+    share: this process's share of the examples, by which its loss is weighted.
     """
 
     x: Tensor
@@ -75,7 +75,7 @@ class TrainingBatch:
 
 
 class Accumulated:
-    """One batch's clean logits (B, K), statistics and loss terms; its gradient is added to the parameters' own."""
+    """One batch's clean logits (B, K), statistics and loss terms. Its gradient is added to that of the parameters."""
 
     def __init__(self, settings: Accumulation, batch: TrainingBatch) -> None:
         self.settings, self.batch = settings, batch
@@ -95,7 +95,7 @@ class Accumulated:
 
     @torch.no_grad()
     def _sums(self) -> Tensor | None:
-        """What the regularisers depend on, over the whole batch; None without them, or without ReLUs."""
+        """The sums over the whole batch for the regularisers; None without regularisers or without ReLUs."""
         if self.batch.regularizers is None or not any(isinstance(c.layer, nn.ReLU) for c in self.settings.graph.calls):
             return None
         with self.settings.forward():
@@ -113,7 +113,7 @@ class Accumulated:
         return slope
 
     def _add_gradient(self, x: Tensor, labels: Tensor, slope: Tensor | None) -> Tensor:
-        """Add that of one part; its margins."""
+        """Add the gradient of one part, and return its margins."""
         weight = self.batch.share * len(labels) / len(self.batch.labels) * self.batch.certified
         with self.settings.forward():
             margins, trace = self.batch.bound(x, labels, self.leaves)
@@ -124,11 +124,11 @@ class Accumulated:
         return margins.detach()
 
     def _add_clean_gradient(self, natural: Tensor) -> None:
-        """Add what the clean batch contributes: by itself, and through the statistics of all parts."""
-        taken = zip(_tensors(self.statistics), _tensors(self.leaves), strict=True)
-        # Statistics of the inputs themselves have no gradient to pass on, nor have those of a layer that nothing reads.
-        found = [(root, leaf.grad) for root, leaf in taken if root.requires_grad and leaf.grad is not None]
-        torch.autograd.backward([natural, *(root for root, _ in found)], [None, *(slope for _, slope in found)])
+        """Add the gradient by way of the clean batch: of its own loss, and of all parts through the statistics."""
+        pairs = zip(_tensors(self.statistics), _tensors(self.leaves), strict=True)
+        # Statistics of the network's input have no gradient, nor have those of a layer that nothing depends on.
+        used = [(root, leaf.grad) for root, leaf in pairs if root.requires_grad and leaf.grad is not None]
+        torch.autograd.backward([natural, *(root for root, _ in used)], [None, *(slope for _, slope in used)])
 
     @torch.no_grad()
     def _terms(self, margins: Tensor, sums: Tensor | None) -> LossTerms:
@@ -143,10 +143,10 @@ class Accumulated:
 
 @torch.no_grad()
 def traces_in_parts(graph: LayerGraph, box: Box, size: int, *, statistics: StatisticsSource) -> Iterator[BoundTrace]:
-    """The traces of `box` (B, …), `size` examples at a time, under the statistics of all; without gradients.
+    """The traces of `box` (B, …), `size` examples at a time, with the statistics of all; without gradients.
 
-    Several parts carry no clean batch; there is one part alone where `box` holds none, as statistics of the centres
-    are those of all boxes.
+    If there are several parts, they have no clean batch. There is only one part if `box` has no clean batch, since
+    statistics of the centres depend on all boxes.
     """
     if size >= len(box.centre) or box.clean is None:
         yield trace_bounds(graph, box, statistics=statistics)

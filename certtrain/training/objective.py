@@ -1,7 +1,7 @@
 """The training loss of one batch: natural or certified cross-entropy, and the warm-up's regularisers.
 
-The objective is what maps a pass to a robust loss, margins and named measures: `robust_loss` and `measures`.
-The mix with the natural loss and the regularisers, `combined_terms`, is the same for every objective.
+An objective maps a trace to a robust loss, margins and named measures: here `robust_loss` and `measures`.
+`combined_terms` adds the natural loss and the regularisers; it is the same for every objective.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,16 @@ from certtrain.training.fusion import fused_cross_entropy
 from certtrain.training.regularizers import regularizer_losses, sums_of, width_of
 from certtrain.verdicts import certified_points, correct_points
 
-SMALLEST_EPS = 1e-6  # the regularisers' ε while the schedule's is zero
+SMALLEST_EPS = 1e-6  # the regularisers' ε while that of the schedule is zero
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Scalar tensors: `total` is what training minimises, the others what it is made of.
+    """Scalar tensors: `total` is what training minimises, the others are its terms.
 
-    `skipped_layers` counts the layers without a balance ratio. Without
+    `skipped_layers` is the number of layers without a balance ratio. Without
     regularisers the last three scalars are zero. `margins` (B, K) are the
-    lower bounds that the robust loss comes from.
+    lower bounds from which the robust loss is computed.
     """
 
     total: Tensor
@@ -48,7 +48,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class LinearShare:
-    """How linear bounds take part in the robust loss: with which weight beside the intervals, fused or by class."""
+    """The part of linear bounds in the robust loss: their weight beside interval bounds, and whether they are fused."""
 
     weight: float | Tensor
     fused: bool
@@ -56,7 +56,7 @@ class LinearShare:
 
 @dataclass(frozen=True)
 class Regularizers:
-    """Each regulariser's weight in this step, and their tolerance τ."""
+    """The weight of each regulariser in this step, and their tolerance τ."""
 
     tightness: float | Tensor
     relu_balance: float | Tensor
@@ -78,11 +78,10 @@ def objective_terms(
     """The loss terms of one training-mode pass of `x` (B, …) with `labels` (B,) at radius `eps`.
 
     total = robust + λ (1 − ε/ε_max) (tightness + balance), with λ the `weight`
-    (Shi et al. 2021, eq. 12); while ε is zero, the natural cross-entropy takes
-    the robust one's place. By `method` "crown-ibp", linear bounds take part in
-    the robust loss with weight 1 − ε/ε_max (Zhang et al. 2020, eq. 9): with
-    `loss_fusion` by a bound of the loss itself, else by the margins'. Raises as
-    `propagate`, and MethodError.
+    (Shi et al. 2021, eq. 12). While ε is zero, the natural cross-entropy replaces
+    the robust one. With `method` "crown-ibp", linear bounds have weight 1 − ε/ε_max
+    in the robust loss (Zhang et al. 2020, eq. 9): with `loss_fusion` they bound the
+    loss itself, else the margins. Raises as `propagate`, and MethodError.
     """
     check_training_method(method)
     check_input(x, PIXEL_RANGE)
@@ -110,11 +109,12 @@ def loss_terms(
     linear: LinearShare | None = None,
     pool: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> LossTerms:
-    """The loss terms from one pass; `certified` is 1 to minimise the certified cross-entropy, 0 for the natural.
+    """The loss terms from one trace; `certified` is 1 for the certified cross-entropy, 0 for the natural one.
 
-    Where no clean batch was carried, the natural cross-entropy is the centres'.
-    Where the pass was of a part of the batch, `pool` adds the other parts' sums
-    for the regularisers, which are of the whole; the rest is of the part.
+    Without a clean batch in the trace, the natural cross-entropy is that of the
+    logits' centres. If the trace is of this process's part of a batch, `pool` adds
+    the sums of the other parts for the regularisers, which depend on the whole
+    batch; all other terms are of this part.
     """
     logits = trace.logits.box.centre if trace.clean is None else trace.clean
     sums = None if regularizers is None or not trace.relu_boxes else pool(trace_sums(trace))
@@ -123,9 +123,9 @@ def loss_terms(
 
 
 def robust_loss(trace: BoundTrace, labels: Tensor, linear: LinearShare | None = None) -> tuple[Tensor, Tensor]:
-    """The certified cross-entropy, and the margins (B, K) that it comes from.
+    """The certified cross-entropy, and the margins (B, K) from which it is computed.
 
-    Fused linear bounds have no margins: then the two losses are mixed, and the margins are the intervals'.
+    Fused linear bounds have no margins: the two losses are then mixed, and the margins are those of the intervals.
     """
     margins = trace.margins(labels)
     if linear is None:
@@ -139,7 +139,7 @@ def robust_loss(trace: BoundTrace, labels: Tensor, linear: LinearShare | None = 
 
 
 def trace_sums(trace: BoundTrace) -> Tensor:
-    """What the regularisers need of a pass, (L, 9): the width of the network's input, and `sums_of` each ReLU's."""
+    """What the regularisers need from a trace, (L + 1, 9): `width_of` the network's input, `sums_of` L ReLU inputs."""
     return torch.cat([width_of(trace.input).unsqueeze(0), sums_of([box for _, box in trace.relu_boxes])])
 
 
@@ -153,7 +153,7 @@ def combined_terms(
     certified: float | Tensor,
     regularizers: Regularizers | None,
 ) -> LossTerms:
-    """The loss terms from what they depend on: logits and margins (B, K), and `trace_sums` for the regularisers."""
+    """The loss terms from the logits and the margins (B, K) and, for the regularisers, `trace_sums`."""
     natural = F.cross_entropy(logits, labels)
     total = torch.lerp(natural.to(robust), robust, certified)
     zero = torch.zeros_like(total)
@@ -165,7 +165,7 @@ def combined_terms(
 
 
 def certified_cross_entropy(margins: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the worst case in the box, bounded from above: the logits −margins (B, K) against `labels`.
+    """An upper bound of the worst-case cross-entropy in the box: that of the logits −margins (B, K) and `labels`.
 
     Wong and Kolter 2018, theorem 2; Gowal et al. 2018, eq. 11.
     """
@@ -173,9 +173,9 @@ def certified_cross_entropy(margins: Tensor, labels: Tensor) -> Tensor:
 
 
 def measures(terms: LossTerms, clean: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-    """What is logged of a batch, scalars by name, from its loss terms and clean logits (B, K), None without them.
+    """The measures of a batch, scalars by name, from its loss terms and its clean logits (B, K), None without them.
 
-    These names are given here alone: sums, metrics and every view take them from there.
+    The measures are named only here: sums, metrics and views use these names.
     """
     with torch.no_grad():
         measured = {

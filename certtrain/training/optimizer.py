@@ -1,8 +1,9 @@
-"""torch's Adam without what it does for torch.compile, which no optimiser here goes through.
+"""torch's Adam without the wrappers that are meant for torch.compile; here no optimiser is compiled.
 
-torch wraps an optimiser's methods so that a compiler leaves them alone. The
-wrappers load torch._dynamo at their first call, which makes a third of the
-time from a command to its first training step (`benchmarks/startup.py`).
+torch wraps an optimiser's methods so that torch.compile does not compile them.
+The wrappers load torch._dynamo at their first call, which takes a third of the
+time from the start of a command to its first training step
+(`benchmarks/startup.py`).
 """
 
 from inspect import unwrap
@@ -11,7 +12,7 @@ import torch
 
 
 class Adam(torch.optim.Adam):
-    """torch's Adam, the same to the last bit; its steps are for eager code alone."""
+    """torch's Adam, with the same results to the last bit; it must not be compiled."""
 
     add_param_group = unwrap(torch.optim.Adam.add_param_group)
     load_state_dict = unwrap(torch.optim.Adam.load_state_dict)

@@ -1,4 +1,4 @@
-"""How often a training does what does not decide its result: readings, layer diagnostics and checkpoints."""
+"""How often a training reads its measures, computes layer diagnostics and saves checkpoints."""
 
 import time
 from collections.abc import Iterator
@@ -8,59 +8,59 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pacing:
-    """Seconds between two readings, diagnostics and checkpoints, and shares of the time that they may take at most.
+    """Seconds between two readings, diagnostics or checkpoints, and the largest share of the time that they may take.
 
-    None of it changes what is trained.
+    None of it changes the trained network.
     """
 
     reading: float = 0.25
-    """Between two readings of what the steps have measured, each of which waits for the device."""
+    """Between two readings of the measures. A reading waits for the device."""
     diagnostics: float = 20.0
-    """Between two diagnostics of the ReLU layers; the end of an epoch has one in any case."""
+    """Between two diagnostics of the ReLU layers; they are also computed at the end of every epoch."""
     diagnostics_share: float = 0.05
-    """Where diagnostics would take more of the time than this, they come less often."""
+    """If diagnostics would take a larger share of the time than this, they are less frequent."""
     epoch_checkpoint: float = 20.0
-    """From one checkpoint to the next at the end of an epoch."""
+    """Between two checkpoints, at the end of an epoch."""
     checkpoint: float = 300.0
-    """From one checkpoint to the next within an epoch."""
+    """Between two checkpoints, within an epoch."""
     checkpoint_share: float = 0.01
-    """Where checkpoints at the ends of epochs would take more of the time than this, they come less often."""
+    """If checkpoints at the ends of epochs would take a larger share of the time than this, they are less frequent."""
 
 
 DEFAULT_PACING = Pacing()
 
 
 class Stopwatch:
-    """Measures time from its making or its last restart."""
+    """Measures time since it was made or last restarted."""
 
     def __init__(self) -> None:
         self.start = time.monotonic()
 
     def seconds(self) -> float:
-        """So far."""
+        """The seconds until now."""
         return time.monotonic() - self.start
 
     def restart(self) -> float:
-        """The seconds until now, from which it starts again."""
+        """Start again from now, and return the seconds until now."""
         seconds = self.seconds()
         self.start += seconds
         return seconds
 
 
 class Recurring:
-    """Work that is due again some seconds after it was done; later, where it takes more than `share` of the time."""
+    """When some work is due: `seconds` after it was last done, or later if it takes more than `share` of the time."""
 
     def __init__(self, seconds: float, share: float) -> None:
         self.shortest, self.share = seconds, share
         self.pause, self.watch = seconds, Stopwatch()
 
     def due(self, seconds: float | None = None) -> bool:
-        """Whether its pause is over; `seconds` may give another pause for this once."""
+        """Whether the work is due; `seconds`, if given, replaces the pause for this call."""
         return self.watch.seconds() >= (self.pause if seconds is None else seconds)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Within it the work is done."""
+        """The context in which the work is done, which measures its time."""
         self.watch.restart()
         yield
         self.pause = max(self.shortest, self.watch.restart() / self.share)

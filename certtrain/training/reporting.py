@@ -1,4 +1,4 @@
-"""What a run reports while it trains: events of its steps and epochs, and the metrics in its folder."""
+"""The reports of a run while it trains: events for its steps and epochs, and the metrics in its folder."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ from certtrain.training.step import Stepper
 
 
 class Reporter:
-    """Emits a run's events, and writes the metrics; what a progress says is of the steps that are done by then."""
+    """Emits the events of a run, and writes its metrics."""
 
     def __init__(
         self, preset: Preset, folder: RunFolder, images: Images, context: RunContext, stepper: Stepper
@@ -29,7 +29,7 @@ class Reporter:
         self.diagnostics = LayerDiagnostics(stepper.result, images.train, batch_size, context.pacing)
 
     def started(self, step: int, compilation: str) -> None:
-        """A run begins or goes on at `step`; `compilation` says whether its steps are compiled."""
+        """Report that a run begins or is resumed at `step`; `compilation` says whether its steps are compiled."""
         self.context.emit(
             Started(
                 preset=self.preset,
@@ -54,7 +54,7 @@ class Reporter:
             yield f"ε reaches {eps.max:g} in epoch {eps.start + eps.length}, after the end of this run"
 
     def step(self, progress: RunProgress) -> None:
-        """Report a step, with the state of the layers: a recent one, or at the end of an epoch the newest.
+        """Report a step, with recent states of the layers; at the end of an epoch they are computed again.
 
         Raises NonFiniteError if the bounds at a layer are not finite.
         """
@@ -66,7 +66,7 @@ class Reporter:
         self.context.emit(StepDone(done, epoch, eps, rate, numbers, self.diagnostics.layers))
 
     def _diagnose(self, step: int) -> None:
-        """Take the state of the layers after the 0-based `step`."""
+        """Compute the states of the layers after the 0-based `step`."""
         try:
             self.diagnostics.update(self.schedules.positive_eps(step))
         except NonFiniteError as error:
@@ -75,7 +75,7 @@ class Reporter:
             self.context.emit(Note(f"epoch {step // self.per_epoch + 1}: {sentence}"))
 
     def epoch(self, progress: RunProgress) -> None:
-        """Report an epoch that is done, and write its line of the metrics. Raises StorageError."""
+        """Report a finished epoch, and write its line of the metrics. Raises StorageError."""
         step = progress.step
         measured = {"learning_rate": self.schedules.learning_rate(step - 1)} | averages(progress.sums)
         measured |= epoch_accuracies(self.stepper.result, self.images, self.preset, self.context.device)
@@ -86,5 +86,5 @@ class Reporter:
         self.context.emit(EpochDone(record))
 
     def stopped(self, reason: str, step: int) -> None:
-        """The run stops after `step` steps."""
+        """Report that the run stops after `step` steps."""
         self.context.emit(Stopped(reason, step, self.steps, self.folder.path, self.context.data_dir))

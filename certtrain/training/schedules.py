@@ -1,4 +1,4 @@
-"""A preset's schedules: ε, learning rate and the weights of a step's loss, as functions of the step alone."""
+"""A preset's schedules: ε, learning rate and the weights in the loss, as functions of the step alone."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from certtrain.training.objective import SMALLEST_EPS
 
 
 class Controls(NamedTuple):
-    """What the schedules say in one step, as scalars on the device, so that one compiled graph serves all steps."""
+    """The values of the schedules in one step, as scalars on the device, so that all steps share a compiled graph."""
 
     eps: Tensor
     certified: Tensor
@@ -21,7 +21,7 @@ class Controls(NamedTuple):
 
 
 class ActiveTerms(NamedTuple):
-    """What a step computes besides interval bounds; for each other choice it is compiled anew."""
+    """What a step computes besides interval bounds; each combination needs a compiled graph of its own."""
 
     regularizers: bool
     linear: bool
@@ -56,7 +56,7 @@ class Schedules:
         )
 
     def controls(self, step: int, like: Tensor) -> Controls:
-        """All that weighs in `step`, in the type and on the device of `like`."""
+        """The values of the schedules in `step`, with the type and the device of `like`."""
         eps, settings = self.eps(step), self.preset.regularizer
         warm = warmup_weight(eps, eps_max=self.eps_max)
         weight = settings.weight * warm
@@ -65,10 +65,10 @@ class Schedules:
         return Controls(*torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True).unbind())
 
     def active_terms(self, step: int, *, compiled: bool) -> ActiveTerms:
-        """What `step` computes of what fades out with the warm-up.
+        """Which of the terms that fade out with the warm-up are computed in `step`.
 
-        In a compiled step the regularisers cost less than compiling it again;
-        linear bounds cost more.
+        A compiled step keeps computing the regularisers after the warm-up, which
+        costs less than compiling it again. Linear bounds would cost more.
         """
         settings, eps = self.preset.regularizer, self.eps(step)
         warming = eps < self.eps_max

@@ -1,7 +1,7 @@
-"""One training step: a pass, its loss, a gradient, an update; nothing is updated where something is not finite.
+"""One training step: a pass, its loss, a gradient, an update; without the update if a value is not finite.
 
-A step never waits for the device: what it measures adds up there, and is read
-when somebody wants to know.
+A step never waits for the device: its measures are summed there, and read when
+they are needed.
 """
 
 import copy
@@ -37,12 +37,12 @@ from certtrain.training.objective import LinearShare, Regularizers, loss_terms, 
 from certtrain.training.optimizer import Adam
 from certtrain.training.schedules import ActiveTerms, Controls, Schedules
 
-LARGEST_RATE = torch.finfo(torch.float32).max  # that the optimiser's own scalar holds
-GRADIENT_NORM = "gradient_norm"  # what the step itself measures, beside the objective's measures
+LARGEST_RATE = torch.finfo(torch.float32).max  # the optimiser keeps the learning rate in float32
+GRADIENT_NORM = "gradient_norm"  # the name of the step's own measure, beside the objective's measures
 
 
 class Reading(NamedTuple):
-    """Sums over examples since they were last set, by the measures' names, and the first step that was not finite."""
+    """The sum of each measure over examples, by name, and the first step with a value that was not finite."""
 
     sums: dict[str, float]
     failed: int | None
@@ -53,7 +53,11 @@ def _fail(reason: str) -> None:
 
 
 class Stepper:
-    """A network with its optimiser; each step is a function of the preset, the step's number and their state."""
+    """Trains a network by steps. Each is a function of the preset, its number, and the network's and optimiser's state.
+
+    network: changed in place. compile: whether to compile the step; if that fails, `on_failure` is called with the
+    reason. group: the processes that train together.
+    """
 
     def __init__(
         self,
@@ -74,7 +78,7 @@ class Stepper:
         self.device = next(network.parameters()).device
         self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
-        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # the fused Adam does nothing while it is 1
+        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # while it is 1, the fused Adam does nothing
         self.average = copy.deepcopy(network) if preset.train.average > 0 else None
         self.compiled = Compiled(self._loss, on_failure) if compile else None
         self.sums = MeasureSums(self.device)
@@ -83,10 +87,10 @@ class Stepper:
     # --- the step ----------------------------------------------------------------------------------------
 
     def run(self, step: int, x: Tensor, labels: Tensor, share: float = 1.0) -> None:
-        """Update the network by the pixels `x` (B, C, H, W) with `labels` (B,), this rank's `share` of the batch.
+        """Update the network with the pixels `x` (B, C, H, W) and `labels` (B,), this rank's `share` of the batch.
 
-        If the loss or the gradient is not finite, on whichever rank, neither
-        this step nor any later one changes the weights, and `read` says so.
+        If the loss or the gradient is not finite on any rank, neither this step nor
+        any later one changes the weights, and `read` reports it.
         """
         with tensor_cores(self.preset.train.precision == "tf32"):  # the backward pass as well
             measured = self._gradient(step, x, labels, share)
@@ -102,17 +106,17 @@ class Stepper:
 
     @property
     def result(self) -> nn.Module:
-        """The network that the training is for: the moving average where there is one."""
+        """The network to keep: the moving average of the weights if there is one."""
         return self.network if self.average is None else self.average
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """All that a step changes besides the optimiser, by the names that a checkpoint has for them."""
+        """The networks that a step changes, by their names in a checkpoint."""
         average = {} if self.average is None else {"average": self.average}
         return {"network": self.network, **average}
 
     def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
-        """The gradient of this rank's share of the loss; the ranks' shares add up to the whole batch's loss."""
+        """Compute the gradient of this rank's share of the loss, and return the measures."""
         x, controls = _channels_last(x), self.schedules.controls(step, next(self.network.parameters()))
         active = self.schedules.active_terms(step, compiled=self.compile)
         if self.preset.train.micro_batch is not None:
@@ -126,10 +130,10 @@ class Stepper:
             (total * share).backward()
             return dict(measured)
 
-        # A compiled graph is of one size; of an epoch's last batch, where it is smaller, none is made.
+        # A compiled graph has a fixed batch size, so a smaller batch at the end of an epoch is not compiled.
         size = self.preset.train.batch_size
-        whole = len(x) == len(range(size)[part_of(size, self.group.rank, self.group.size)])
-        return self.compiled.use(descend) if self.compiled and whole else descend(self._loss)
+        full = len(x) == len(range(size)[part_of(size, self.group.rank, self.group.size)])
+        return self.compiled.use(descend) if self.compiled and full else descend(self._loss)
 
     def _accumulate(
         self, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms, share: float
@@ -151,7 +155,7 @@ class Stepper:
         return Accumulation(self.graph, size, self.statistics, pool, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
-        """Add up the ranks' gradients, and `bad` with them, and cut the gradient to its largest norm; the norm."""
+        """Sum the gradients, and `bad`, over the ranks, and clip the gradient; returns its norm before that."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         self.group.sum_in_place([*gradients, bad])
         return nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
@@ -190,28 +194,28 @@ class Stepper:
     def _scalar(self, value: float) -> Tensor:
         return torch.tensor(value, device=self.device)
 
-    # --- what was measured -------------------------------------------------------------------------------
+    # --- the measures ------------------------------------------------------------------------------------
 
     def read(self) -> Reading:
-        """Wait for the device, and read what all steps since `set_sums` have measured, over all ranks."""
+        """Wait for the device, and read the sums of all ranks since the last `set_sums`."""
         values = self.group.sum(self.sums.values)
         *sums, failed = torch.cat([values, self.failed.double().unsqueeze(0)]).tolist()
         return Reading(dict(zip(self.sums.names, sums, strict=True)), int(failed) if failed >= 0 else None)
 
     def set_sums(self, sums: Mapping[str, float]) -> None:
-        """Go on adding to these, which are over all ranks; an empty mapping starts anew."""
+        """Continue from these sums, which are over all ranks; an empty mapping starts from zero."""
         self.sums.set(sums if self.group.is_leader else dict.fromkeys(sums, 0.0))
 
     def _traces(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
-        """The boxes of this rank's part of a batch, as the step computes them."""
+        """The traces of this rank's part of a batch, as the step computes them."""
         eps, size = self.schedules.positive_eps(step), self.preset.train.micro_batch or len(x)
         box = input_box(_channels_last(x), eps, with_clean=self._with_clean())
         return traces_in_parts(self.graph, box, size, statistics=self.statistics)
 
     def explain(self, step: int, x: Tensor, labels: Tensor) -> str:
-        """What was not finite in a step that failed: the first such value, and the layer it comes from.
+        """A sentence on what was not finite in a step that failed: the first such measure, and the first such layer.
 
-        All ranks ask together, each with its part of the batch, and all get the same answer.
+        All ranks call it together, each with its part of the batch, and all get the same sentence.
         """
         with tensor_cores(self.preset.train.precision == "tf32"):
             measured = self._gradient(step, x, labels, share=1.0)
@@ -225,9 +229,9 @@ class Stepper:
 
 @torch.no_grad()
 def _move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the average of weights and statistics towards the network's.
+    """Update the moving average of weights and statistics.
 
-    torch's AveragedModel does the same, but keeps a counter on the CPU, for which it waits for a GPU twice a step.
+    torch's AveragedModel does the same, but keeps a counter on the CPU, and so waits for a GPU twice a step.
     """
     for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if mean.is_floating_point():

@@ -1,4 +1,4 @@
-"""A run's curves and results as TensorBoard event files."""
+"""The curves and results of a run as TensorBoard event files."""
 
 import time
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ RESULTS = ("natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_e
 class TensorBoardLog:
     """A listener that writes each epoch's numbers to `tensorboard/` in the run's folder.
 
-    A resumed run writes all its epochs again, in the place of what earlier
-    sessions have left, so that the files always hold what metrics.jsonl does.
-    Raises MissingExtra where the package tensorboard is not installed,
-    StorageError if a file cannot be written.
+    A resumed run writes all its epochs again, which replace those that were
+    written before it was stopped, so that the files hold the same epochs as
+    metrics.jsonl. Raises MissingExtra if the package tensorboard is not
+    installed, StorageError if a file cannot be written.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class TensorBoardLog:
         self._epoch = 0
 
     def __call__(self, event: Event) -> None:
-        """Write what one event brings."""
+        """Write the numbers of one event."""
         match event:
             case Started():
                 with _written(event.folder / "tensorboard"):
@@ -42,7 +42,7 @@ class TensorBoardLog:
             case EpochDone() if self._writer is not None:
                 with _written(Path(self._writer.log_dir)):
                     self._add(event.record)
-                    self._writer.flush()  # so that a killed run leaves all its epochs
+                    self._writer.flush()  # so that the files of a killed run have all its epochs
             case Finished() if self._writer is not None:
                 with _written(Path(self._writer.log_dir)):
                     self._add_results(event.report.split, event.report.to_dict())
@@ -58,13 +58,13 @@ class TensorBoardLog:
         self._writer.flush()
 
     def _replay(self, epochs: tuple[Epoch, ...]) -> None:
-        """Epochs of earlier sessions, at times that are as far apart as their seconds of training."""
+        """Write the epochs from before a resumption, at times that differ by their seconds of training."""
         now, last = time.time(), _seconds(epochs[-1]) if epochs else 0.0
         for epoch in epochs:
             self._add(epoch, now - last + _seconds(epoch))
 
     def _add(self, record: Epoch, when: float | None = None) -> None:
-        assert self._writer is not None  # a run starts before its first epoch is over
+        assert self._writer is not None  # a run starts before its first epoch ends
         numbers = {_tag(name): value for name, value in record.numbers.items() if name != "step"}
         for layer in map(LayerState.to_dict, record.layers):
             numbers |= {f"{name}/{layer['name']}": layer[name] for name in LAYER_NUMBERS}
@@ -80,7 +80,7 @@ class TensorBoardLog:
 
 
 def _tag(name: str) -> str:
-    """A number's name in the group where TensorBoard shows it."""
+    """A number's name, with the group in which TensorBoard shows it."""
     if name.endswith("accuracy"):
         return f"accuracy/{name}"
     if name.endswith("loss"):

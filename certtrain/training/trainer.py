@@ -1,8 +1,8 @@
 """One loop for every method: from a preset to a verified model in a run folder.
 
-A step depends on (preset, step) and the state alone, so a run that was killed
-and resumed is the run that was not killed, on a CPU bit for bit.
-Several processes take the same steps, each with its share of every batch.
+A step depends on the preset, its number and the state alone, so a run that was
+stopped and resumed gives the same network as one that was not, on a CPU bit for
+bit. Several processes take the same steps, each with its share of every batch.
 """
 
 import torch
@@ -30,7 +30,7 @@ from certtrain.verification.verify import Report
 
 
 class Trainer:
-    """The loop over a run's steps, and what it keeps: how far the run is, and when it was last read."""
+    """The loop over a run's steps. `progress` is that of the last reading or checkpoint, with the current step."""
 
     def __init__(self, preset: Preset, folder: RunFolder, images: Images, context: RunContext) -> None:
         self.preset, self.folder, self.images, self.context, self.group = preset, folder, images, context, context.group
@@ -45,7 +45,7 @@ class Trainer:
         self.clock, self.since_reading = Stopwatch(), Stopwatch()
 
     def run(self) -> Report | None:
-        """Train from the last checkpoint to the end, verify, and write the results; None if stopped."""
+        """Train from the last checkpoint to the end, verify, and write the results; None if the run is stopped."""
         with threads_for(self._work(), self.context.device):
             return self._run()
 
@@ -61,7 +61,7 @@ class Trainer:
     # --- the loop ----------------------------------------------------------------------------------------
 
     def _stops(self) -> bool:
-        """Whether the run ends here, at a checkpoint."""
+        """Whether the run is to stop here; if so, save a checkpoint and report it."""
         reason = self.context.should_stop()
         if not self.group.agree(reason is not None):
             return False
@@ -82,7 +82,7 @@ class Trainer:
         return self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
 
     def _between_steps(self) -> None:
-        """Read and report, end the epoch and save, each where it is due."""
+        """Read and report the measures, end the epoch, and save a checkpoint, each if it is due."""
         ends_epoch = self.progress.step % self.batches.steps_per_epoch == 0
         if ends_epoch or self.group.agree(self.since_reading.seconds() >= self.context.pacing.reading):
             self._read()
@@ -105,7 +105,7 @@ class Trainer:
             return None
 
     def _read(self) -> None:
-        """Bring the progress up to date, on all ranks together.
+        """Update the progress from the measures, on all ranks together.
 
         Raises NonFiniteError if a step has failed since the last reading.
         """
@@ -125,12 +125,12 @@ class Trainer:
         self.progress.sums = sums
         self.stepper.set_sums(sums)
 
-    # --- how a run begins --------------------------------------------------------------------------------
+    # --- the start of a run ------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self.progress, damaged = self.checkpoints.restore()
         for path in damaged:
-            self.context.emit(Note(f"checkpoint {path} is damaged; going on from an older one"))
+            self.context.emit(Note(f"checkpoint {path} is damaged; continuing from an older one"))
         self._check_data()
         self.progress.preset = self.preset.model_dump(mode="json")
         self.completion.check_fit()
@@ -138,12 +138,12 @@ class Trainer:
         self._set_sums(self.progress.sums)
         self.clock.restart()
         if self.folder.last_good is None:
-            self._save()  # so that a failure in the first epoch leaves something to go on from
+            self._save()  # so that the run can be resumed after a failure in the first epoch
         if self.compilation.compiled and self.progress.step < self.steps:
             self.context.emit(Compiling())
 
     def _check_data(self) -> None:
-        """A run goes on with the data it began with, or it would not be the same run."""
+        """Raise RunError if the images are not those that the run began with."""
         sets = (self.images.train, self.images.validation, self.images.test)
         data = " ".join(images.fingerprint()[:16] for images in sets if images is not None)
         if self.progress.data not in ("", data):
@@ -154,7 +154,7 @@ class Trainer:
         self.progress.data = data
 
     def _make_stepper(self) -> tuple[Stepper, CompileChoice]:
-        """The run's step on its network, and whether it is compiled."""
+        """The stepper with the run's network, and whether its steps are compiled."""
         settings, device, group = self.preset.train, self.context.device, self.group
         network, _ = make_network(self.preset, self.images.train)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -175,8 +175,8 @@ class Trainer:
 
     def _without_compiler(self, reason: str) -> None:
         if self.preset.train.compile == "on":
-            raise DeviceError(f"{reason}; mend the compiler, or choose --compile off")
-        self.context.emit(Note(f"{reason}; training goes on without it"))
+            raise DeviceError(f"{reason}; repair the compiler, or choose --compile off")
+        self.context.emit(Note(f"{reason}; training continues without it"))
 
 
 def _batches(preset: Preset, images: Images, context: RunContext) -> Batches:

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from certtrain.bounds.box import input_box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.plain import plain_pass
-from certtrain.bounds.statistics import StatisticsSource, batch_statistics, update_running_statistics, running_statistics
+from certtrain.bounds.statistics import (
+    StatisticsSource,
+    batch_statistics,
+    running_statistics,
+    update_running_statistics,
+)
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.errors import DataError, UnsupportedLayer

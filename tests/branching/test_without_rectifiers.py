@@ -1,9 +1,11 @@
 """Complete verification of networks in which there is nothing to split."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from activation_cases import CASES
 from torch import nn
 
 from certtrain.attack import PGD
@@ -35,7 +37,15 @@ def max_pool() -> list[nn.Module]:
     return [nn.Conv2d(1, 2, 2, padding=1), nn.MaxPool2d(2, 1), nn.Flatten(), nn.Linear(8, 2)]
 
 
+def activated(name: str) -> Make:
+    def make() -> list[nn.Module]:
+        return [nn.Flatten(), nn.Linear(4, 3), copy.deepcopy(CASES[name].layer), nn.Linear(3, 2)]
+
+    return make
+
+
 AFFINE, CURVED = (linear, two_linear, convolution), (sigmoid, max_pool)
+ACTIVATED = [activated(name) for name in ("gelu", "silu", "softplus of a low threshold", "elu, steep", "hardtanh")]
 
 
 def decided(layers: list[nn.Module], functions: list[list[float]], offsets: list[float], cases: int = 1) -> Decision:
@@ -74,7 +84,7 @@ def test_two_rows_of_an_affine_network_are_decided(make: Make, seed: int) -> Non
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("make", [*AFFINE, *CURVED])
+@pytest.mark.parametrize("make", [*AFFINE, *CURVED, *ACTIVATED])
 def test_no_number_of_rows_is_decided_wrongly(make: Make, count: int) -> None:
     grid = torch.cartesian_prod(*[torch.linspace(0, 1, 7)] * 4).view(-1, *SHAPE)
     answers = []

@@ -486,7 +486,7 @@ def test_a_hostile_file_ends_in_one_clear_error(case: Case, name: str):
 
 
 def test_what_is_no_file_is_an_error(case: Case, tmp_path: Path):
-    for path, message in ((tmp_path, "is no file"), (tmp_path / "absent.jsonl", "is not there")):
+    for path, message in ((tmp_path, "is no file"), (tmp_path / "absent.jsonl", "does not exist")):
         with pytest.raises(CertificateError, match=message):
             read_certificates(path, SHAPE)
 

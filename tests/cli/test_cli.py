@@ -70,7 +70,7 @@ def test_a_folder_of_one_class_is_an_error_that_is_in_nobodys_way(
 ) -> None:
     monkeypatch.setenv("CERTTRAIN_CACHE", str(tmp_path / "cache"))
     own = ["--set", "data.name=folder", "--data-dir", str(one_class)]
-    told = "holds one class, 'cat', but a classifier tells two or more apart"
+    told = "holds one class, 'cat', but a classifier needs at least two"
     for words in ([*QUICK, *own, "--out", "mine"], ["init", "-p", "digits", *TINY, *own, "--out", "m.safetensors"]):
         refused = run(*words)
         assert refused.code == 1

@@ -39,8 +39,8 @@ def test_a_property_takes_a_method_and_limits(run: Run, properties: Path) -> Non
 
 def test_files_of_a_property_that_are_none_are_named(run: Run, model: Path, tmp_path: Path) -> None:
     folder = run("decide", model, tmp_path)
-    assert (folder.code, "is a folder; name one of its .vnnlib files" in folder.err) == (1, True)
+    assert (folder.code, "is a folder; give one of its .vnnlib files" in folder.err) == (1, True)
     missing = run("decide", model, "none.vnnlib")
-    assert (missing.code, "the property none.vnnlib is not there" in missing.err) == (1, True)
+    assert (missing.code, "the property none.vnnlib does not exist" in missing.err) == (1, True)
     no_network = run("decide", "none.onnx", "none.vnnlib")
     assert (no_network.code, "there is no model file none.onnx" in no_network.err) == (1, True)

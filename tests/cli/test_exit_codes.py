@@ -67,7 +67,7 @@ def test_an_onnx_file_that_is_verified_is_answered_with_decide(run: Run, tmp_pat
     done = run("verify", "net.onnx")
     assert done.code == 1
     assert "net.onnx is an ONNX file" in done.err
-    assert "for a property of it: certtrain decide net.onnx PROPERTY" in done.err
+    assert "For a property: certtrain decide net.onnx PROPERTY" in done.err
 
 
 BAD = {
@@ -79,16 +79,16 @@ BAD = {
     "misspelt field": (["train", "-p", "digits", "--set", "train.epoch=3"], 1, "did you mean 'epochs'"),
     "field without value": (["train", "-p", "digits", "--set", "train.epochs"], 1, "field=value"),
     "missing model": (["verify", "absent.safetensors"], 1, "no model file"),
-    "truncated model": (["verify", "truncated.safetensors"], 1, "not a whole safetensors file"),
+    "truncated model": (["verify", "truncated.safetensors"], 1, "not a complete safetensors file"),
     "foreign model": (["stats", "foreign.safetensors"], 1, "not written by certtrain"),
     "missing data folder": (["train", "-p", "mnist-70ep", "--data-dir", "absent"], 1, "absent"),
     "wrong data folder": (["train", "-p", "mnist-70ep", "--data-dir", "."], 1, "not found"),
-    "preset and resume": (["train", "-p", "digits", "--resume", "x"], 2, "as it was begun"),
+    "preset and resume": (["train", "-p", "digits", "--resume", "x"], 2, "keeps its preset"),
     "resume nothing": (["train", "--resume", "absent"], 1, "no run to resume"),
     "target cannot be made": (["verify", "MODEL", "--out", "/proc/x.jsonl"], 1, "cannot write /proc/x.jsonl"),
     "a folder for certificates": (["verify", "MODEL", "--out", "."], 1, "is no file"),
     "check of another radius": (["check", "c.jsonl", "MODEL", "--eps", "0.1"], 2, "No such option"),
-    "nothing to check": (["check", "absent.jsonl", "MODEL"], 1, "is not there; `certtrain verify MODEL"),
+    "nothing to check": (["check", "absent.jsonl", "MODEL"], 1, "does not exist; `certtrain verify MODEL"),
     "check of no certificates": (["check", "text", "MODEL"], 1, "line 1 of text is not a header of a certificate file"),
     "check against nothing": (["check", "text", "absent.safetensors"], 1, "no model file absent.safetensors"),
     "unknown method": (["verify", "MODEL", "--method", "magic"], 2, "crown-ibp"),

@@ -14,7 +14,7 @@ import pytest
 from command_line import TINY
 
 from certtrain import cli
-from certtrain.cli.output import SPELT
+from certtrain.cli.output import REPLACEMENTS
 
 TRAIN = ["train", "--preset", "digits", "--epochs", "1", *TINY, "--out", "run"]
 NAMES = ["snow-\u2603"]  # of files
@@ -145,7 +145,7 @@ def test_what_an_encoding_lacks_is_spelt(outcomes: All) -> None:
     text = outcomes("ascii")["stats"].out
     assert "m: digits, train set, 50 examples, eps = 0.02" in text
     assert "# active = unstable . inactive" in text
-    assert all(words.isascii() for words in SPELT.values())
+    assert all(words.isascii() for words in REPLACEMENTS.values())
 
 
 @needs_full

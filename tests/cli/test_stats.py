@@ -45,13 +45,13 @@ def test_the_page_of_a_run_is_written_again(run: Run, trained: Path, tmp_path: P
     outcome = run(*PAGE_COMMAND.replace("RUN", str(trained)).replace("report.html", str(page)).split()[1:])
     assert (outcome.code, outcome.out.split()) == (0, ["wrote", str(page)])
     assert page.read_bytes() == (trained / "report.html").read_bytes()
-    assert "is there already" in run("stats", trained, "--html", page).err
+    assert "exists already" in run("stats", trained, "--html", page).err
     assert run("stats", trained, "--html", page, "--force").code == 0
 
 
 def test_a_page_is_of_one_run(run: Run, trained: Path, model: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    assert "the page of one run" in run("stats", trained, "--by-epoch", "--html", page).err
+    assert "the report of one run" in run("stats", trained, "--by-epoch", "--html", page).err
     assert "holds no run" in run("stats", tmp_path, "--html", page).err
     assert not page.exists()
 

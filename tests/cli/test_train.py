@@ -57,7 +57,7 @@ def test_without_matplotlib_train_ends_well_and_the_page_says_what_is_missing(
     assert (done.code, done.err) == (0, "")
     page = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
     assert "<svg" not in page
-    assert "pip install &quot;certtrain[plot]&quot;" in page
+    assert "pip install &#34;certtrain[plot]&#34;" in page
 
 
 def test_a_time_budget_stops_at_a_checkpoint_and_resume_finishes(run: Run, tmp_path: Path) -> None:

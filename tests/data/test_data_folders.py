@@ -174,7 +174,7 @@ def test_sixteen_bits_are_refused(tmp_path, paint, name):
     paint(tmp_path / "train/b/1.png", 0)
     path.parent.mkdir(parents=True)
     path.write_bytes(DEEP[name])
-    with pytest.raises(DataError, match="has more than 8 bits a channel; convert it to 8") as caught:
+    with pytest.raises(DataError, match="has more than 8 bits per channel; convert it to 8") as caught:
         load_images("folder", "train", data_dir=tmp_path)
     assert str(path) in str(caught.value)
 
@@ -197,7 +197,7 @@ def test_images_that_an_older_cache_cut_to_eight_bits_are_not_taken_from_it(root
 def test_a_single_class_is_refused(tmp_path, paint, split):
     for each in ("train", "test"):
         paint(tmp_path / each / "cat" / "1.png", RED)
-    with pytest.raises(DataError, match="holds one class, 'cat', but a classifier tells two or more apart"):
+    with pytest.raises(DataError, match="holds one class, 'cat', but a classifier needs at least two"):
         load_images("folder", split, data_dir=tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_images_in_a_format_that_is_not_read_are_refused(root, name):
     path = root / "train/cat" / name
     path.parent.mkdir(exist_ok=True)
     Image.new("P", (3, 2)).save(path, "GIF")
-    with pytest.raises(DataError, match=rf"formats that are not read, cat/{name}; convert them.*\.webp"):
+    with pytest.raises(DataError, match=rf"formats that are not supported, cat/{name}; convert or remove them.*\.webp"):
         load_images("folder", "train", data_dir=root)
 
 
@@ -301,7 +301,7 @@ def test_a_class_without_images_is_named(root):
 def test_a_folder_must_be_named_and_be_there(tmp_path):
     with pytest.raises(DataError, match="--data-dir"):
         load_images("folder", "train")
-    with pytest.raises(DataError, match="nowhere is not there"):
+    with pytest.raises(DataError, match="nowhere does not exist"):
         load_images("folder", "train", data_dir=tmp_path / "nowhere")
     with pytest.raises(DataError, match=f"looked for train and test in {tmp_path}"):
         load_images("folder", "test", data_dir=tmp_path)

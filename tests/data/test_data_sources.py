@@ -115,7 +115,7 @@ def test_cifar10_from_torchvisions_files(cifar_batches):
 def test_a_changed_cifar10_file_is_refused(cifar_batches):
     with (cifar_batches / "test_batch").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(DataError, match="damaged or not whole"):
+    with pytest.raises(DataError, match="damaged or incomplete"):
         load_images("cifar10", "train", data_dir=cifar_batches)
 
 

@@ -144,7 +144,7 @@ def test_a_damaged_newest_checkpoint_has_a_note(unfinished: Path):
     assert model.file == checkpoint(unfinished, 3)
     (note,) = notes
     assert note.startswith(f"checkpoint {checkpoint(unfinished, 4)} cannot be read")
-    assert note.endswith("an older one is taken")
+    assert note.endswith("an older one is used")
 
 
 def test_without_a_whole_checkpoint_there_is_an_error(unfinished: Path):
@@ -156,7 +156,7 @@ def test_without_a_whole_checkpoint_there_is_an_error(unfinished: Path):
 
 def test_a_damaged_model_is_not_replaced_by_a_checkpoint(run: Path):
     cut(run / "model.safetensors")
-    with pytest.raises(ModelFileError, match="not a whole safetensors file"):
+    with pytest.raises(ModelFileError, match="not a complete safetensors file"):
         compare_models([run], FEW)
 
 
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_network_is_an_error(run: Path):
     preset = json.loads((run / "preset.json").read_text())
     preset["model"]["hidden"] = [8, 7]
     (run / "preset.json").write_text(json.dumps(preset))
-    with pytest.raises(ModelFileError, match="does not hold the network of its run: "):
+    with pytest.raises(ModelFileError, match="does not contain the network of its run: "):
         compare_models([checkpoint(run, 4)], FEW)
 
 
@@ -201,7 +201,7 @@ def test_all_are_compared_at_the_first_ones_radius_or_at_the_one_given(finished:
     other = trained(tmp_path / "other", eps__max=0.02, train__epochs=1)
     options, notes = with_notes()
     assert compare_models([other, finished], options).eps == 0.02
-    assert notes == ["trained for different ε (other 0.02, run 0.05); all are compared at ε = 0.02; --eps sets another"]
+    assert notes == ["trained for different ε (other 0.02, run 0.05); all are compared at ε = 0.02; --eps changes it"]
     options, notes = with_notes()
     assert compare_models([other, finished], replace(options, eps=0.0)).eps == 0
     assert notes == []
@@ -272,7 +272,7 @@ def test_a_line_in_writing_has_a_note(run: Path):
     options, notes = with_notes()
     history, _ = compare_epochs(run, options)
     assert len(history.epochs) == 4
-    assert notes == [f"the last line of {run / 'metrics.jsonl'} has not been written whole; it is left out"]
+    assert notes == [f"the last line of {run / 'metrics.jsonl'} is incomplete; it is left out"]
 
 
 def clear(run: Path) -> None:

@@ -8,9 +8,9 @@ from certtrain.diagnostics.findings import (
     AT_START,
     DEAD,
     EXPLODING,
+    EXPLODING_UNSTABLE,
     INACTIVE,
     KINDS,
-    MATTERS,
     UNBALANCED,
     UNSTABLE,
     Kind,
@@ -45,7 +45,7 @@ def test_a_good_layer_needs_no_sentence():
 
 
 ON_THE_EDGE: dict[Kind, dict[str, float]] = {
-    "exploding": {"growth": EXPLODING, "unstable": MATTERS},
+    "exploding": {"growth": EXPLODING, "unstable": EXPLODING_UNSTABLE},
     "dead": {"dead": DEAD},
     "inactive": {"inactive": INACTIVE},
     "unstable": {"unstable": UNSTABLE},
@@ -68,7 +68,7 @@ def test_each_kind_starts_at_its_threshold(kind: Kind):
     [
         ({"growth": 4.2e4, "unstable": 0.99}, ("4.2e+04 times as wide", 'init = "ibp"', "eps.length")),
         ({"dead": 0.625}, ("62.5% of the units", "dead", "train.learning_rate")),
-        ({"inactive": 0.97}, ("97.0% of its ReLUs are off", "regularizer.weight")),
+        ({"inactive": 0.97}, ("97.0% of the ReLUs", "regularizer.weight")),
         ({"unstable": 0.995}, ("99.5% of the ReLUs", "unstable", "a smaller ε")),
         ({"variance_ratio": 0.03}, ("ratio 0.03", "regularizer.relu_balance")),
     ],

@@ -78,6 +78,43 @@ class Drawn:
         more = {"to": 11 if self.double else 1} if kind == "Cast" else more
         return self.node(kind, [value], self.shapes[value], **more)
 
+    def smooth(self) -> str | None:
+        """An activation that is one operator, of those that ONNX Runtime has in float32 alone."""
+        if self.double:
+            return None
+        value = self.any_value()
+        kind = self.draw.choice(["Elu", "Softplus", *(["Gelu"] if self.opset >= 20 else [])])
+        more = {"alpha": self.draw.choice([0.3, 1.0, 2.0])} if kind == "Elu" else {}
+        return self.node(kind, [value], self.shapes[value], **more)
+
+    def gated(self) -> str | None:
+        """GELU, SiLU or a Softplus with its threshold, as exporters write them; now and then of another value."""
+        if self.double:
+            return None
+        value, kind = self.any_value(), self.draw.choice(["Sigmoid", "Erf", "Softplus"])
+        shape, other = self.shapes[value], value
+        if (kind == "Erf" and self.opset < 9) or (kind == "Softplus" and self.opset < 9):
+            return None
+        if self.draw.random() < 0.1:  # which cannot be read
+            other = self.node("Neg", [value], shape) if self.draw.random() < 0.5 else self.any_value()
+        if self.shapes[other] != shape:
+            return None
+        if kind == "Sigmoid":
+            gate = self.node("Sigmoid", [value], shape)
+            return self.node("Mul", self.draw.sample([other, gate], 2), shape)
+        if kind == "Softplus":
+            smooth = self.node("Softplus", [value], shape)
+            large = self.node("Greater", [other, self.constant(np.float64(self.draw.choice([0.5, 20.0])))], shape)
+            del self.shapes[large]
+            return self.node("Where", [large, value, smooth], shape)
+        names = [self.node("Div", [value, self.constant(np.float64(2**0.5))], shape)]
+        names.append(self.node("Erf", names[-1:], shape))
+        names.append(self.node("Add", [names[-1], self.constant(np.float64(1.0))], shape))
+        for name in names[1:]:
+            del self.shapes[name]
+        last = self.node("Mul", self.draw.sample([other, names[-1]], 2), shape)
+        return self.node("Mul", [last, self.constant(np.float64(0.5))], shape)
+
     def clip(self) -> str | None:
         value = self.any_value()
         low, high = sorted(self.draw.uniform(-1.5, 1.5) for _ in range(2))
@@ -360,7 +397,8 @@ class Drawn:
         return self.node("Reshape", [value, both], [shape[0], _prod(shape[1:])])
 
     STEPS = (
-        curve, curve, clip, constant_arithmetic, constant_arithmetic, two_values, two_values, mat_mul, gemm, conv, conv,
+        curve, curve, smooth, gated, clip, constant_arithmetic, constant_arithmetic,
+        two_values, two_values, mat_mul, gemm, conv, conv,
         pool, pad_and_pool, batch_norm, flatten, reshape, reshape, squeeze, transpose, pad, slice, concat, concat, mean,
         batch_size,
     )  # fmt: skip

@@ -116,7 +116,7 @@ def test_the_shapes_of_windows_are_torchs():
                     expected = tuple(layer(torch.zeros(1, 1, size, size + 1)).shape[1:])
                 except RuntimeError:
                     refused += 1
-                    with pytest.raises(NetworkError, match="layer '0' does not fit what it is given, of shape"):
+                    with pytest.raises(NetworkError, match="layer '0' does not fit its input of shape"):
                         graph_shapes(found, (1, size, size + 1))
                     continue
                 assert graph_shapes(found, (1, size, size + 1))["0"] == expected, layer
@@ -155,8 +155,8 @@ CONV = {"name": "odd", "type": "Conv2d", "in_channels": 2, "out_channels": 3, "k
 IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "groups": (CONV | {"groups": 2}, "layer 'odd' cannot be made: out_channels must be divisible by groups"),
     "same": (CONV | {"padding": "same", "stride": 2}, "layer 'odd' cannot be made: .*same"),
-    "attribute": ({"type": "ReLU", "name": "forward"}, "a layer cannot be called 'forward': torch"),
-    "own attribute": ({"type": "ReLU", "name": "_graph.a"}, "a layer cannot be called '_graph': torch"),
+    "attribute": ({"type": "ReLU", "name": "forward"}, "a layer cannot have the name 'forward', which torch"),
+    "own attribute": ({"type": "ReLU", "name": "_graph.a"}, "a layer cannot have the name '_graph', which torch"),
 }
 
 
@@ -329,7 +329,7 @@ def test_a_layer_that_data_cannot_say_is_an_error():
 def test_weights_in_common_are_an_error():
     tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     tied[2].weight = tied[0].weight
-    with pytest.raises(UnsupportedLayer, match="'0' and '2' have a weight in common; call one layer twice"):
+    with pytest.raises(UnsupportedLayer, match="'0' and '2' share a weight; call one layer twice"):
         graph_of(trace_layers(tied))
 
 
@@ -348,7 +348,7 @@ def test_batch_norm_without_statistics_is_an_error():
 
 RELU = {"name": "a", "type": "ReLU"}
 WRONG: dict[str, tuple[Any, str]] = {
-    "no layers": ([], r"model\.layers: it is a list of one to 1024 layers"),
+    "no layers": ([], r"model\.layers: it must be a list of one to 1024 layers"),
     "too many": ([RELU | {"name": f"a{i}"} for i in range(1025)], "one to 1024 layers"),
     "no list": ("ReLU", "one to 1024 layers"),
     "no layer": ([5], r"layers\.0: Input should be a valid dictionary"),
@@ -359,11 +359,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "bad name": ([RELU | {"name": "a b"}], r"layers\.0\.ReLU\.name"),
     "deep name": ([RELU | {"name": "a.b.c.d.e.f.g.h.i"}], r"layers\.0\.ReLU\.name"),
     "long name": ([RELU | {"name": "a" * 201}], r"layers\.0\.ReLU\.name.*200"),
-    "same name": ([RELU, RELU], "two layers are called 'a'"),
-    "input": ([RELU | {"name": "input"}], "two layers are called 'input'"),
-    "group": ([RELU, RELU | {"name": "a.b"}], "'a.b' is named as a part of 'a', which is a layer itself"),
-    "itself": ([RELU | {"inputs": ["a"]}], "layer 'a' takes 'a', which is no earlier layer"),
-    "later": ([RELU | {"inputs": ["b"]}, RELU | {"name": "b"}], "'a' takes 'b', which is no earlier layer"),
+    "same name": ([RELU, RELU], "two layers have the name 'a'"),
+    "input": ([RELU | {"name": "input"}], "two layers have the name 'input'"),
+    "group": ([RELU, RELU | {"name": "a.b"}], "the name of layer 'a.b' makes 'a' a group, but that is a layer"),
+    "itself": ([RELU | {"inputs": ["a"]}], "layer 'a' has the input 'a', which is no earlier layer"),
+    "later": ([RELU | {"inputs": ["b"]}, RELU | {"name": "b"}], "'a' has the input 'b', which is no earlier layer"),
     "two inputs": (
         [RELU | {"inputs": ["input", "input"]}],
         "'a' has 2 inputs; an Add and a Concat have two, all others one",
@@ -380,13 +380,13 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"Pad\.value",
     ),
     "backwards": ([{"name": "a", "type": "Slice", "dim": 1, "start": 0, "stop": 2, "step": -1}], r"Slice\.step"),
-    "unused": ([RELU, RELU | {"name": "b", "inputs": ["input"]}], "nothing uses the result of layer 'a'"),
+    "unused": ([RELU, RELU | {"name": "b", "inputs": ["input"]}], "no layer uses the result of 'a'"),
     "shares nothing": ([{"name": "a", "type": "Shared", "layer": "b"}], "'a' shares 'b', which is no earlier layer"),
     "shares a relu": ([RELU, {"name": "b", "type": "Shared", "layer": "a"}], "no earlier layer with weights"),
     "wide": ([{"name": "a", "type": "Linear", "in_features": 2**21, "out_features": 1}], r"Linear\.in_features"),
     "padding": (
         [{"name": "a", "type": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 1, "padding": "some"}],
-        r"Conv2d\.padding: 'some' is neither a number from 0 to 1048576, nor two",
+        r"Conv2d\.padding: 'some' must be one or two numbers from 0 to 1048576",
     ),
     "falling": ([{"name": "a", "type": "LeakyReLU", "negative_slope": -0.1}], r"LeakyReLU\.negative_slope"),
     "infinite": ([{"name": "a", "type": "LeakyReLU", "negative_slope": float("inf")}], "finite"),

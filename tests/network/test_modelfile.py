@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path):
 def test_a_missing_file_names_the_commands_that_write_one(tmp_path: Path):
     with pytest.raises(ModelFileError, match=r"there is no model file .*certtrain train"):
         load_model(tmp_path / "none.safetensors")
-    with pytest.raises(ModelFileError, match=r"is a folder; a run's model is .*model\.safetensors"):
+    with pytest.raises(ModelFileError, match=r"is a folder; the model of a run is .*model\.safetensors"):
         load_model(tmp_path)
 
 
@@ -120,7 +120,7 @@ CONTENTS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("name", CONTENTS)
 def test_what_is_no_safetensors_file(name: str, path: Path):
     path.write_bytes(CONTENTS[name](path.read_bytes()))
-    with pytest.raises(ModelFileError, match=r"model\.safetensors is not a whole safetensors file"):
+    with pytest.raises(ModelFileError, match=r"model\.safetensors is not a complete safetensors file"):
         load_model(path)
 
 
@@ -298,7 +298,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_tensors_that_do_not_fit_are_named(name: str, path: Path):
     change, message = CHANGES[name]
-    with pytest.raises(ModelFileError, match=rf"does not hold the network that its header describes: .*{message}"):
+    with pytest.raises(ModelFileError, match=rf"does not contain the network that its header describes: .*{message}"):
         load_model(with_tensors(path, change))
 
 
@@ -319,7 +319,7 @@ def test_tensors_that_do_not_fit_the_layers_are_named(name: str, path: Path):
     described = metadata(architecture=GRAPH)
     save_model(path, network(described), described)
     assert load_model(with_tensors(path, lambda tensors: None)).metadata == described
-    with pytest.raises(ModelFileError, match=rf"does not hold the network that its header describes: .*{message}"):
+    with pytest.raises(ModelFileError, match=rf"does not contain the network that its header describes: .*{message}"):
         load_model(with_tensors(path, change))
 
 

@@ -210,7 +210,7 @@ def test_a_run_goes_on_with_the_network_that_it_began_with(afterwards: str, run:
             (folder / "mynet.py").write_text("raise SystemExit('this code is not run')\n", encoding="utf-8")
     done = run("train", "--resume", "parts", "--data-dir", "images")
     assert done.code == 0, done.err
-    assert ("mynet.py has changed; the run goes on with the network as it was" in done.out) == (afterwards == "changed")
+    assert ("mynet.py has changed; the run continues with the network" in done.out) == (afterwards == "changed")
     models = [(folder / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert models[0] == models[1]
 
@@ -242,7 +242,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "type": (("--set", "model={name='graph', layers=[{name='a', type='Mish'}]}"), "model.layers.0: "),
     "shape": (
         ("--set", "model={name='graph', layers=[{name='a', type='Linear', in_features=5, out_features=3}]}"),
-        "layer 'a' does not fit what it is given, of shape (3, 6, 6): it takes 5 features",
+        "layer 'a' does not fit its input of shape (3, 6, 6): it takes 5 features",
     ),
 }
 

@@ -238,7 +238,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "weight in common": (
         spoilt(shares_a_weight, forward=lambda net, x: net.head((net.conv(x) + net.other(x)).flatten(1))),
         UnsupportedLayer,
-        "'conv' and 'other' have a weight in common",
+        "'conv' and 'other' share a weight",
     ),
     "no statistics": (
         spoilt(adds(bn=nn.BatchNorm2d(2, track_running_stats=False)), middle=lambda net, x: net.bn(x)),
@@ -282,7 +282,7 @@ FILES: dict[str, tuple[bytes, str, str]] = {
     "raises": (b"x = 1\nraise ValueError('boo')\n", "X", r"cannot be run: ValueError: boo \(mynet\.py, line 2\)"),
     "exits": (b"import sys\nsys.exit(3)\n", "X", "cannot be run: SystemExit: 3"),
     "name": (b"class Mine: pass\n", "Yours", r"mynet\.py has no 'Yours'; it has Mine"),
-    "empty": (b"", "X", r"mynet\.py has no 'X'; it has nothing to call"),
+    "empty": (b"", "X", r"mynet\.py has no 'X'; it has no class or function"),
     "value": (b"X = 5\n", "X", "mynet.py:X is no class or function, but 5"),
 }
 
@@ -316,7 +316,7 @@ def preset(**model: Any) -> Preset:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"source": "mynet.py"}, r'model\.source: it names a Python file .* like "mynet\.py:MyNet"'),
+        ({"source": "mynet.py"}, r'model\.source: it must name a Python file .* like "mynet\.py:MyNet"'),
         ({"source": "mynet.py:"}, r"model\.source"),
         ({"source": ":MyNet"}, r"model\.source"),
         ({"source": "mynet.toml:MyNet"}, r"model\.source"),

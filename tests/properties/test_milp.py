@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.attack import PGD
+from certtrain.bounds.activations.clamps import Clamp, limits_of
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.supported import checked_graph
@@ -247,3 +248,43 @@ def test_bounds_that_are_not_finite_claim_nothing(weight: float) -> None:
         net[2].weight[0, 0] = weight
     found = minimum(net, (2,), case(0, 2, 2))
     assert (found.proved, found.reached, found.point) == (-torch.inf, torch.inf, None)
+
+
+def shift(size: int, sign: float, number: float) -> nn.Linear:
+    """sign · x + number."""
+    layer = nn.Linear(size, size)
+    with torch.no_grad():
+        layer.weight.copy_(sign * torch.eye(size))
+        layer.bias.fill_(number)
+    return layer
+
+
+def as_relus(layer: nn.Module, size: int) -> list[nn.Module]:
+    """max(x, a) is a + relu(x − a), and min(x, b) is b − relu(b − x)."""
+    least, most = limits_of(layer)
+    lower = [] if least is None else [shift(size, 1.0, -least), nn.ReLU(), shift(size, 1.0, least)]
+    upper = [] if most is None else [shift(size, -1.0, most), nn.ReLU(), shift(size, -1.0, most)]
+    return [*lower, *upper]
+
+
+@needs_scipy
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "layer", [nn.Hardtanh(-0.2, 0.3), nn.ReLU6(), Clamp(0.1, 0.4), Clamp(min=-0.1), Clamp(max=0.2)], ids=str
+)
+def test_limits_are_as_many_relus(layer: nn.Module, seed: int) -> None:
+    torch.manual_seed(seed)
+    first, last, asked = nn.Linear(3, 4), nn.Linear(4, 2), case(seed, 3, 2, 2)
+    if isinstance(layer, nn.ReLU6):
+        first.weight.data *= 15
+    networks = [nn.Sequential(first, *layers, last) for layers in ([layer], as_relus(layer, 4))]
+    found = [minimum(net.double().eval().requires_grad_(False), (3,), asked) for net in networks]
+    assert found[0].reached == pytest.approx(found[1].reached, abs=1e-5)
+    assert found[0].proved == pytest.approx(found[1].proved, abs=1e-3)
+
+
+@pytest.mark.parametrize("layer", [nn.GELU(), nn.SiLU(), nn.Softplus(), nn.ELU(), nn.Sigmoid()], ids=str)
+def test_a_curve_is_refused_by_name(layer: nn.Module) -> None:
+    network = nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 2)).double().eval()
+    with pytest.raises(UnsupportedLayer, match=f"'1'.*{type(layer).__name__}"):
+        minimum(network, (3,), case(0, 3, 2, 2))

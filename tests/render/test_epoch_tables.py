@@ -61,10 +61,10 @@ def test_networks_in_trouble_are_named_though_every_epoch_was_fine(shown: Shown)
     ]
     assert "not yet trained for this ε" in text
     assert [line for line in text.splitlines() if line.startswith("!")] == [
-        "! network epoch-0001 (epoch 1): 99.0% of the ReLUs of 'linear1_relu' are unstable: their bounds leave open "
-        "whether they are on or off; let ε rise for longer (eps.length), or choose a smaller ε"
+        "! network epoch-0001 (epoch 1): 99.0% of the ReLUs of 'linear1_relu' are unstable: the bounds of their inputs "
+        "have different signs; try a longer ramp of ε (eps.length), or a smaller ε"
     ]
-    assert "these are the worst kinds, three at most, each where it is worst; --json lists all findings" in text
+    assert "only the three worst kinds of findings are shown, each where it is worst; --json lists all findings" in text
     assert "stand out" not in text
 
 
@@ -93,7 +93,7 @@ def test_a_good_run_is_called_good_and_an_empty_one_is_not(shown: Shown):
     assert text.endswith("in no epoch and in no network did a layer stand out\n")
     assert "not yet trained" not in text
     render.show_history(history(), [], ("as it was", ""))
-    assert shown().endswith("no epoch is over yet\n")
+    assert shown().endswith("no epoch is finished yet\n")
 
 
 @pytest.mark.parametrize(("epochs", "first", "last"), [(40, "1", "40"), (41, "2", "41"), (160, "4", "160")])
@@ -103,7 +103,7 @@ def test_a_long_run_is_thinned_out_and_says_so(shown: Shown, epochs: int, first:
     numbers = [line.split()[0] for line in text.splitlines() if "50.0%" in line]
     assert (numbers[0], numbers[-1]) == (first, last)
     assert len(numbers) <= 41
-    assert (f"of {epochs} epochs; all of them are in --csv" in text) == (epochs > 40)
+    assert (f"of {epochs} epochs; --csv, --json and --plot have all" in text) == (epochs > 40)
 
 
 def test_the_radii_of_a_run_have_one_format(shown: Shown):

@@ -102,7 +102,7 @@ def test_the_ramp_is_said(fields: dict[str, Any], said: str, tmp_path: Path):
 def test_findings_have_the_sentences_of_stats(tmp_path: Path):
     bad = [layer(f"conv{number}_relu", dead=0.5 + number / 20) for number in range(5)]
     text = page_of(write_run(tmp_path / "run", [*FOUR[:3], epoch(4, layers=bad)])).text
-    assert "70.0% of the units of 'conv4_relu' are dead: they are off for every example" in text
+    assert "70.0% of the units of 'conv4_relu' are dead: they are inactive for every example" in text
     assert "'conv1_relu' are dead" not in text
     assert "and 2 more layers; certtrain stats RUN --json lists them" in text
     assert "stands out" not in text
@@ -210,7 +210,7 @@ def test_without_matplotlib_the_page_has_its_tables_and_says_what_is_missing(nam
 
 def test_an_unfinished_run_says_so_and_gives_its_last_epoch(tmp_path: Path):
     page = page_of(write_run(tmp_path / "run", **RUNS["unfinished"]))
-    assert "This run is not finished: 2 of 4 epochs are done, and nothing is verified yet." in page.text
+    assert "This run is not finished: 2 of 4 epochs are done, and the network is not verified yet." in page.text
     assert page.headings[1] == "After epoch 2"
     assert "20.00%certified, held outat ε = 8/255" in page.text
     assert dict(page.table("preset"))["trained so far"] == "3.0 s"

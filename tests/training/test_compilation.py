@@ -196,12 +196,12 @@ def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
 @pytest.mark.parametrize(
     ("choice", "steps", "compiles", "says"),
     [
-        ("off", 10**9, False, "not compiled, as asked for"),
-        ("on", 1, True, "compiled, as asked for"),
-        ("auto", 1000, False, "not compiled: that takes up to a minute, and saves this run about 12 s"),
-        ("auto", 4999, False, "not compiled: that takes up to a minute, and saves this run about 60 s"),
-        ("auto", 5001, True, "compiled: that takes up to a minute, and saves this run about 60 s"),
-        ("auto", 10**5, True, "compiled: that takes up to a minute, and saves this run about 20 min"),
+        ("off", 10**9, False, "not compiled, as chosen"),
+        ("on", 1, True, "compiled, as chosen"),
+        ("auto", 1000, False, "not compiled: that takes up to a minute, and saves about 12 s in this run"),
+        ("auto", 4999, False, "not compiled: that takes up to a minute, and saves about 60 s in this run"),
+        ("auto", 5001, True, "compiled: that takes up to a minute, and saves about 60 s in this run"),
+        ("auto", 10**5, True, "compiled: that takes up to a minute, and saves about 20 min in this run"),
     ],
 )
 def test_the_choice_follows_from_the_length_of_the_run(

@@ -103,7 +103,7 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with (
-        pytest.raises(DeviceError, match="process 8 of this machine has no GPU, since there are 2"),
+        pytest.raises(DeviceError, match="no GPU for process 8 of this machine, which has 2"),
         process_group("cuda"),
     ):
         pass
@@ -280,7 +280,7 @@ def test_only_the_first_rank_emits_events(ranks: list[dict[str, Any]], folder: P
 
 def test_an_error_of_the_first_rank_is_everybodys(ranks: list[dict[str, Any]]):
     for found in ranks:
-        assert "is there already and not an empty folder" in found["runs"]["error"]
+        assert "exists already and is not an empty folder" in found["runs"]["error"]
 
 
 # --- whole runs ------------------------------------------------------------------------------------------

@@ -464,7 +464,7 @@ def test_without_any_readable_checkpoint_there_is_no_going_on(tmp_path: Path):
     out = halfway(tmp_path / "out")
     for path in RunFolder(out).checkpoints():
         DAMAGES["truncated"](path)
-    with pytest.raises(RunError, match=r"no checkpoint in .*checkpoints can be read; start the run anew"):
+    with pytest.raises(RunError, match=r"no checkpoint in .*checkpoints can be read; start a new run"):
         resume(out, frequent())
 
 
@@ -584,7 +584,7 @@ def test_two_processes_do_not_train_one_run(begun: bool, tmp_path: Path):
         before = contents(out)
         with pytest.raises(RunError, match=rf"another process is training the run in {out}; wait until it ends"):
             resume(out, frequent())
-        with pytest.raises(RunError, match=f"{out} is there already"):
+        with pytest.raises(RunError, match=f"{out} exists already"):
             train(small(), out, frequent())
         assert contents(out) == before
         process.kill()

@@ -36,18 +36,19 @@ class Clamp(nn.Module):
         return f"min={self.min}, max={self.max}"
 
 
-def _limits(layer: Any) -> _Limits:
+def limits_of(layer: Any) -> _Limits:
+    """The least and the largest value, None for no limit."""
     return (layer.min, layer.max) if isinstance(layer, Clamp) else (layer.min_val, layer.max_val)
 
 
 def _ends(layer: nn.Module) -> tuple[float, float]:
     """The limits, infinite for none."""
-    low, high = _limits(layer)
+    low, high = limits_of(layer)
     return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def _refusal(layer: nn.Module) -> str | None:
-    low, high = _limits(layer)
+    low, high = limits_of(layer)
     if (low is None and high is None) or not all(end is None or abs(end) <= LARGEST_FLOAT for end in (low, high)):
         return f"clamps to {low} and {high}; use finite numbers that float32 can hold, or None for one of them"
     if low is not None and high is not None and low > high:
@@ -57,11 +58,11 @@ def _refusal(layer: nn.Module) -> str | None:
 
 def _relu6_refusal(layer: nn.ReLU6) -> str | None:
     """ReLU6 takes no limits as arguments, but its attributes can be changed."""
-    return None if _limits(layer) == (0, 6) else f"is a ReLU6 with the limits {_limits(layer)}; use nn.Hardtanh"
+    return None if limits_of(layer) == (0, 6) else f"is a ReLU6 with the limits {limits_of(layer)}; use nn.Hardtanh"
 
 
 def _interval(layer: nn.Module, box: Box) -> Box:
-    return monotone_box(lambda x: torch.clamp(x, *_limits(layer)), box)
+    return monotone_box(lambda x: torch.clamp(x, *limits_of(layer)), box)
 
 
 def _lines(layer: nn.Module, box: Box) -> Lines:
@@ -90,12 +91,12 @@ def _unstable(layer: nn.Module, box: Box) -> Tensor:
 
 def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
     """The limits are rounded to the type of the values, and a result that is cut is one of the limits."""
-    largest = max(abs(end) for end in _limits(layer) if end is not None)
+    largest = max(abs(end) for end in limits_of(layer) if end is not None)
     return PointwiseError(rounding.steps(1), lambda size: 2 * (size + largest), can_overflow=True)
 
 
 def _onnx(layer: nn.Module) -> list[Operator]:
-    low, high = (None if end is None else torch.tensor(float(end)) for end in _limits(layer))
+    low, high = (None if end is None else torch.tensor(float(end)) for end in limits_of(layer))
     return [Operator("Clip", {"min": low, "max": high})]
 
 
@@ -148,3 +149,4 @@ CLAMP = _record(
     dict.fromkeys((torch.clamp, "clamp", torch.clip, "clip"), FunctionForm(_clamp))
     | dict.fromkeys((torch.clamp_, "clamp_", torch.clip_, "clip_"), FunctionForm(_clamp, inplace=True)),
 )
+CLAMPS = (nn.Hardtanh, nn.ReLU6, Clamp)
