@@ -16,7 +16,7 @@ from random_networks import RandomNetwork, Shape, describe, drawn_networks
 from torch import Generator, Tensor, nn
 
 import certtrain
-from certtrain.attack.criterion import running
+from certtrain.attack.criterion import computing_in
 from certtrain.bounds import linear
 from certtrain.bounds.box import box_ends
 from certtrain.bounds.methods import METHODS
@@ -116,7 +116,7 @@ def attack_points(network: nn.Module, x: Tensor, lower: Tensor, upper: Tensor, g
 
 def outputs_at(network: nn.Module, points: Tensor, arithmetic: str = "float32") -> Tensor:
     """Logits (P, B, K) in float64 of points (P, B, …), by inference in that arithmetic."""
-    with torch.no_grad(), running(arithmetic, "cpu"):
+    with torch.no_grad(), computing_in(arithmetic, "cpu"):
         return network(points.flatten(0, 1)).double().view(*points.shape[:2], -1)
 
 

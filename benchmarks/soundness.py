@@ -36,7 +36,7 @@ from torch import Generator, Tensor, nn
 
 from certtrain import ibp_init_, load_model, margin_bounds, objective_terms
 from certtrain.attack import APGD, PGD, attack
-from certtrain.attack.criterion import running
+from certtrain.attack.criterion import computing_in
 from certtrain.bounds.box import box_ends
 from certtrain.bounds.graph import Normalize
 from certtrain.bounds.methods import METHODS
@@ -45,7 +45,7 @@ from certtrain.data import ImageSet, derive_seed, load_images, to_unit
 from certtrain.network.assembly import load_split
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.architecture import CNN, MLP, Architecture, ResNeXt, WideResNet
-from certtrain.verification.certificate import DEPLOYED_IN, Certifier
+from certtrain.verification.certificate import DEFAULT_ARITHMETIC, Certifier
 
 SHAPE, MEAN, STD = (1, 8, 8), (0.3,), (0.35,)
 SIZES = (256, 64, 7, 1)
@@ -259,7 +259,7 @@ def inferences(network: nn.Module, points: Tensor, arithmetic: str, seed: int) -
     for size in SIZES:
         for chunk in order[:: SHARES[size]].split(size):
             for version in (network, other) if size > 1 else (network,):
-                with running(arithmetic, points.device.type):
+                with computing_in(arithmetic, points.device.type):
                     yield chunk, version(points[chunk])
 
 
@@ -355,7 +355,9 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--arithmetic", choices=list(ARITHMETICS), default=DEPLOYED_IN, help="of the deployed network")
+    parser.add_argument(
+        "--arithmetic", choices=list(ARITHMETICS), default=DEFAULT_ARITHMETIC, help="of the deployed network"
+    )
     parser.add_argument("--points", type=int, default=120_000, help="number of points in all, each for every method")
     parser.add_argument("--images", type=int, help="number of test images for each network; 60, or 12 with --quick")
     parser.add_argument("--steps", type=int, help="number of training steps; 400, or 60 with --quick")

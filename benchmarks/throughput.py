@@ -37,7 +37,7 @@ from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.preset import load_preset
 from certtrain.verdicts import certified_points
 from certtrain.verification.cascade import Cascade
-from certtrain.verification.certificate import DEPLOYED_IN, Certifier
+from certtrain.verification.certificate import DEFAULT_ARITHMETIC, Certifier
 from certtrain.verification.methods import rounds_of
 
 PLAIN, BOUNDS, CERTIFIER = "plain inference, float32", "bounds of the margins, float32", "Certifier, bounds in float64"
@@ -97,7 +97,7 @@ def real_subject(model: Path, data_dir: Path | None, device: str) -> Subject:
 def ways(subject: Subject, size: int) -> dict[str, Action]:
     """The functions that are measured: from a batch to logits, to bounds of margins, or to which are certified."""
     network = subject.network.to(subject.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, DEPLOYED_IN, VERDICTS_ALONE)
+    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, DEFAULT_ARITHMETIC, VERDICTS_ALONE)
 
     def verified(batch: Batch) -> Tensor:
         results = Cascade(network, batch.images, subject.eps, rounds).run()

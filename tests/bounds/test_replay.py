@@ -13,7 +13,7 @@ from certtrain.errors import UnsupportedLayer
 from certtrain.network.modelfile import Classifier
 
 REFUSED = (
-    "asks how many inputs there are|depends on something that cannot be followed|cannot be followed|asks for the class"
+    "asks how many inputs there are|depends on something that cannot be traced|cannot be traced|asks for the class"
 )
 
 

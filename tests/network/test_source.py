@@ -193,7 +193,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "branches": (
         spoilt(middle=lambda net, x: x if x.mean() > 9 else -x),
         UnsupportedLayer,
-        "cannot be followed: .*must not branch",
+        "cannot be traced: .*must not branch",
     ),
     "unknown layer": (
         spoilt(adds(act=nn.Mish()), middle=lambda net, x: net.act(x)),
@@ -233,7 +233,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "other layers for tensors": (
         spoilt(middle=lambda net, x: torch.relu(x) if type(x) is Tensor else x),
         UnsupportedLayer,
-        "depends on something that cannot be followed",
+        "depends on something that cannot be traced",
     ),
     "weight in common": (
         spoilt(shares_a_weight, forward=lambda net, x: net.head((net.conv(x) + net.other(x)).flatten(1))),

@@ -1,20 +1,20 @@
-"""Single lines below and above a curve that is concave, then convex, then concave again, with the least area.
+"""The lower and the upper line of least area for a curve that is concave, then convex, then concave again.
 
-The area between a line and the axis over [l, u] is the line's height at the
-middle times the width. So of all lines below a curve the best one touches its
-convex hull at the middle, and of those above its concave hull. Where the hull is
-the curve itself that is the tangent at the middle, elsewhere the chord between
-both ends, or the line through one end that touches the curve at some point.
+The area under a line over [l, u] is the line's height at the midpoint times the
+width. So the best line below a curve touches the curve's convex hull at the
+midpoint, and the best line above touches the concave hull there. Where the hull
+is the curve, this line is the tangent at the midpoint. Elsewhere it is the chord
+between both ends, or the line through one end that touches the curve at some point.
 
-That point need not be known exactly. A line of any slope k is right with the
-right offset, the least or the largest value of g(x) = f(x) − kx in the interval,
-and any point p of a convex part of the curve bounds it there:
+The point need not be known exactly. A line of any slope k is sound with the right
+offset: the least or the largest value of g(x) = f(x) − kx in the interval. Any
+point p of a convex part of the curve bounds g on that part:
 
-    g(x) ≥ g(p) + g′(p)(x − p);
+    g(x) ≥ g(p) + g′(p)(x − p).
 
-of a concave part the other way round. Where p is close to the point at which the
-line should touch, g′(p) is close to zero and the offset close to the best one,
-and it is on the right side wherever p lies.
+On a concave part the sign is ≤. Where p is close to the point at which the line
+should touch, g′(p) is close to zero and the offset is close to the best one.
+The offset is sound wherever p lies.
 """
 
 from collections.abc import Callable
@@ -27,28 +27,28 @@ from torch import Tensor
 from certtrain.bounds.box import Box, Pointwise
 from certtrain.bounds.lines import Lines
 
-NARROW_CURVE = 1e-3  # an interval no wider than this, relative to its middle and 1, has no chord: it would be rounding
-FAR = 100.0  # from zero: a line through an end behind it touches no other point, but for a share of this
+NARROW_CURVE = 1e-3  # relative to the midpoint and 1: the chord of a narrower interval would be mostly rounding error
+FAR = 100.0  # distance from zero beyond which a line through an end touches no other point, but for a share of this
 NEVER = 1e30  # the place of a point that a line touches nowhere
 BISECTIONS, ENTRIES = 40, 1024
 
 
 class Touching(NamedTuple):
-    """Where a line through an end of an interval touches the curve, of ends on the right; on the left all is mirrored.
+    """Where a line through an end of an interval touches the curve, for ends on the right; on the left it is mirrored.
 
-    below: of an end in the right concave part, the point of the convex part.
-    above: of an end in the convex part, the point of the right concave part, or `NEVER`.
+    below: for an end in the right concave part, the point of the convex part.
+    above: for an end in the convex part, the point of the right concave part, or `NEVER`.
     """
 
     below: Pointwise
     above: Pointwise
 
 
-class BentCurve(NamedTuple):
-    """A function and its derivative: convex from `left` to `right`, concave before and behind.
+class ActivationCurve(NamedTuple):
+    """A function and its derivative: convex from `left` to `right`, concave outside.
 
-    Where it bends in one point, the derivative there is that of the convex part, or between those of both sides.
-    slopes: the least and the largest derivative. touching: None of a curve that is convex everywhere.
+    At a kink, the derivative is that of the convex part, or between the derivatives of both sides.
+    slopes: the least and the largest derivative. touching: None for a curve that is convex everywhere.
     """
 
     value: Pointwise
@@ -60,7 +60,7 @@ class BentCurve(NamedTuple):
 
 
 class _Interval(NamedTuple):
-    """Intervals (B, …): their ends and middle, and which are wide enough for a chord."""
+    """Intervals (B, …): their ends and midpoints, and which of them are wide enough for a chord."""
 
     low: Tensor
     high: Tensor
@@ -68,8 +68,8 @@ class _Interval(NamedTuple):
     wide: Tensor
 
 
-def curve_lines(curve: BentCurve, box: Box) -> Lines:
-    """The lines of `curve` over `box` (B, …); they hold whatever rounds, but for what rounds in their own terms."""
+def curve_lines(curve: ActivationCurve, box: Box) -> Lines:
+    """The lines of `curve` over `box` (B, …). Rounding on the way to them is harmless, but for that of their terms."""
     low, high, middle = box.lower, box.upper, box.centre
     at = _Interval(low, high, middle, high - low > NARROW_CURVE * (1 + middle.detach().abs()))
     lower_slope, touched = _slope_below(curve, at)
@@ -82,16 +82,16 @@ def curve_lines(curve: BentCurve, box: Box) -> Lines:
 
 
 class _Chord(NamedTuple):
-    """The line through an end of the interval and a point of the curve that it touches, or the other end (B, …)."""
+    """The line through one end of the interval and a point (B, …): the other end, or where it touches the curve."""
 
     end: Tensor
     point: Tensor
 
 
-def _slope_below(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor]:
-    """The slope of the line below, and the point where it should touch the convex part.
+def _slope_below(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor]:
+    """The slope of the lower line, and the point where it should touch the convex part.
 
-    Where both ends are in concave parts, the line at the middle is the one through the nearer end, or the tangent.
+    Where both ends are in concave parts, it is the line through the nearer end, or the tangent at the midpoint.
     """
     tangent, (low, high, middle, wide) = curve.derivative(at.middle), at
     if curve.touching is None:
@@ -101,10 +101,10 @@ def _slope_below(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor]:
     return _through(curve, at, chord, tangent, wide & (from_low | (high > curve.right)))
 
 
-def _slope_above(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
-    """The slope of the line above, and the points where it should touch the left and the right concave part.
+def _slope_above(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
+    """The slope of the upper line, and the points where it should touch the left and the right concave part.
 
-    Where both ends are in concave parts it is the chord: all these curves come close to a line there.
+    Where both ends are in concave parts, it is the chord: all these curves are nearly linear there.
     """
     tangent, (low, high, _, wide) = curve.derivative(at.middle), at
     from_low, both = low >= curve.left, (low < curve.left) & (high > curve.right)
@@ -119,9 +119,9 @@ def _slope_above(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor, Tenso
 
 
 def _chord(at: _Interval, from_low: Tensor, side: int, touching: Pointwise) -> _Chord:
-    """From the lower or the upper end to the point that `touching` has, or the other end where it is not inside.
+    """From the lower or the upper end to the point that `touching` gives, or the other end where it is not inside.
 
-    `side` is −1 if `touching` is of upper ends, so that lower ones are mirrored, and 1 if it is of lower ones.
+    `side` is −1 if `touching` is for upper ends, so that lower ones are mirrored, and 1 if it is for lower ones.
     """
     end, opposite = torch.where(from_low, at.low, at.high), torch.where(from_low, at.high, at.low)
     sign = torch.where(from_low, float(side), float(-side)).to(end.dtype)
@@ -129,10 +129,12 @@ def _chord(at: _Interval, from_low: Tensor, side: int, touching: Pointwise) -> _
     return _Chord(end, torch.where((point > at.low) & (point < at.high), point, opposite))
 
 
-def _through(curve: BentCurve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """The chord's slope and its point where the middle lies on it and it is allowed, else the tangent's at the middle.
+def _through(
+    curve: ActivationCurve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Slope and point of the chord where it is allowed and spans the midpoint, else of the tangent at the midpoint.
 
-    A chord that touches the curve turns with its end as if the point stood still.
+    The gradient of a chord that touches the curve is taken as if its point were fixed.
     """
     chosen = allowed & ((at.middle - chord.end) * (at.middle - chord.point) < 0)
     run = torch.where(chosen, chord.point - chord.end, 1.0)
@@ -143,16 +145,16 @@ def _through(curve: BentCurve, at: _Interval, chord: _Chord, tangent: Tensor, al
 # --- offsets ---------------------------------------------------------------------------------------------
 
 
-def _least(curve: BentCurve, at: _Interval, slope: Tensor, touched: Tensor) -> Tensor:
-    """No more than the least f(x) − slope · x in the interval: at its ends, or in the convex part."""
+def _least(curve: ActivationCurve, at: _Interval, slope: Tensor, touched: Tensor) -> Tensor:
+    """A lower bound of f(x) − slope · x in the interval: from its ends, and from the convex part."""
     ends = torch.minimum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
     part = (at.low.clamp(curve.left, curve.right), at.high.clamp(curve.left, curve.right))
     inside = (at.low < curve.right) & (at.high > curve.left)
     return torch.where(inside, torch.minimum(ends, _by_tangent(curve, slope, touched, part, torch.minimum)), ends)
 
 
-def _largest(curve: BentCurve, at: _Interval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """No less than the largest f(x) − slope · x in the interval: at its ends, or in a concave part."""
+def _largest(curve: ActivationCurve, at: _Interval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """An upper bound of f(x) − slope · x in the interval: from its ends, and from the concave parts."""
     found = torch.maximum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
     if curve.left > -inf:
         part = at.low, at.high.clamp(max=curve.left)
@@ -166,11 +168,11 @@ def _largest(curve: BentCurve, at: _Interval, slope: Tensor, left: Tensor, right
 
 
 def _by_tangent(
-    curve: BentCurve, slope: Tensor, touched: Tensor, part: tuple[Tensor, Tensor], extreme: Callable[..., Tensor]
+    curve: ActivationCurve, slope: Tensor, touched: Tensor, part: tuple[Tensor, Tensor], extreme: Callable[..., Tensor]
 ) -> Tensor:
-    """What the tangent at `touched`, moved into the part, says of f(x) − slope · x there.
+    """A bound of f(x) − slope · x on a part, by the tangent at `touched` moved into the part.
 
-    Its gradient is that of the value there: what the tangent adds is close to zero, and none of it.
+    Its gradient is that of the value at this point: what the tangent adds is close to zero, and detached.
     """
     point = torch.minimum(torch.maximum(touched, part[0]), part[1])
     rest = curve.derivative(point) - slope
