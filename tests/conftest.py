@@ -1,4 +1,4 @@
-"""One thread for all tests: their tensors are small. This folder is on the import path for the helpers in it."""
+"""One thread for all tests: their tensors are small."""
 
 import os
 import zipfile
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.register_assert_rewrite("helpers")  # its assertions say as much as those of a test
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 torch.set_num_threads(1)
 

@@ -1,6 +1,7 @@
 """What may import what: the engine knows nothing of the terminal, and `import certtrain` is light."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -57,86 +58,99 @@ def test_the_engine_loads_neither_rich_nor_typer():
     assert not loaded & {"rich", "typer", "click", "matplotlib", "tensorboard"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "certtrain",
-        "certtrain.spec.architecture",
-        "certtrain.spec.layers",
-        "certtrain.spec.shapes",
-        "certtrain.spec.preset",
-        "certtrain.reports.report",
-        "certtrain.errors",
-        "certtrain.spec.schedule",
-        "certtrain.storage",
-        "certtrain.runs.runfiles",
-        "certtrain.runs.epoch",
-        "certtrain.diagnostics.epochs",
-        "certtrain.diagnostics.findings",
-        "certtrain.palette",
-    ],
-)
-def test_light_modules_load_no_torch(module: str):
-    loaded = loaded_after(f"import {module}")
+LIGHT = [
+    "certtrain",
+    "certtrain.spec.architecture",
+    "certtrain.spec.layers",
+    "certtrain.spec.shapes",
+    "certtrain.spec.preset",
+    "certtrain.reports.report",
+    "certtrain.errors",
+    "certtrain.spec.schedule",
+    "certtrain.storage",
+    "certtrain.runs.runfiles",
+    "certtrain.runs.epoch",
+    "certtrain.diagnostics.epochs",
+    "certtrain.diagnostics.findings",
+    "certtrain.palette",
+]
+
+
+def test_light_modules_load_no_torch():
+    loaded = loaded_after("\n".join(f"import {module}" for module in LIGHT))
     assert "certtrain" in loaded
     assert not loaded & {"torch", "torchvision", "numpy", "rich", "typer"}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--help",),
-        ("--version",),
-        ("train", "--help"),
-        ("train", "--epochs", "none"),
-        ("train",),
-        ("train", "--preset", "none"),
-        ("train", "--preset", "digits", "--set", "train.epochs=0"),
-        ("train", "--preset", "digits", "--out", "tests"),
-        ("train", "--preset", "digits", "--set", "model={name='module', source='none.py:Net'}"),
-        ("train", "--resume", "none"),
-        ("verify", "none"),
-        ("verify", "tests"),
-        ("verify", "pyproject.toml", "--check", "none"),
-        ("verify", "net.onnx", "--vnnlib", "none"),
-        ("verify", "pyproject.toml", "--method", "none"),
-        ("check", "--help"),
-        ("check", "none", "pyproject.toml"),
-        ("check", "pyproject.toml", "none"),
-        ("check", "pyproject.toml"),
-        ("check", "model.safetensors", "certificates.jsonl"),
-        ("decide", "--help"),
-        ("decide", "none", "none"),
-        ("decide", "pyproject.toml", "none"),
-        ("decide", "pyproject.toml", "pyproject.toml", "--method", "crown"),
-        ("decide", "property.vnnlib", "net.onnx"),
-        ("stats", "none", "--eps", "2"),
-        ("stats", "none"),
-        ("stats", "tests", "--by-epoch"),
-        ("stats", "one", "two", "--by-epoch"),
-        ("export", "none"),
-        ("init", "--preset", "digits", "--out", "pyproject.toml"),
-        ("init", "--preset", "digits", "--compare", "--out", "pyproject.toml"),
-        ("init", "--preset", "digits", "--sweep-depth", "4"),
-        ("train", "--preset", "mnist-cpu", "--data-dir", "none"),
-        ("init", "--preset", "mnist-cpu", "--data-dir", "none"),
-    ],
-    ids=" ".join,
-)
-def test_help_and_wrong_arguments_are_answered_without_torch(arguments: tuple[str, ...]):
-    code = f"""
-import sys
+ARGUMENTS = [
+    ("--help",),
+    ("--version",),
+    ("train", "--help"),
+    ("train", "--epochs", "none"),
+    ("train",),
+    ("train", "--preset", "none"),
+    ("train", "--preset", "digits", "--set", "train.epochs=0"),
+    ("train", "--preset", "digits", "--out", "tests"),
+    ("train", "--preset", "digits", "--set", "model={name='module', source='none.py:Net'}"),
+    ("train", "--resume", "none"),
+    ("verify", "none"),
+    ("verify", "tests"),
+    ("verify", "pyproject.toml", "--check", "none"),
+    ("verify", "net.onnx", "--vnnlib", "none"),
+    ("verify", "pyproject.toml", "--method", "none"),
+    ("check", "--help"),
+    ("check", "none", "pyproject.toml"),
+    ("check", "pyproject.toml", "none"),
+    ("check", "pyproject.toml"),
+    ("check", "model.safetensors", "certificates.jsonl"),
+    ("decide", "--help"),
+    ("decide", "none", "none"),
+    ("decide", "pyproject.toml", "none"),
+    ("decide", "pyproject.toml", "pyproject.toml", "--method", "crown"),
+    ("decide", "property.vnnlib", "net.onnx"),
+    ("stats", "none", "--eps", "2"),
+    ("stats", "none"),
+    ("stats", "tests", "--by-epoch"),
+    ("stats", "one", "two", "--by-epoch"),
+    ("export", "none"),
+    ("init", "--preset", "digits", "--out", "pyproject.toml"),
+    ("init", "--preset", "digits", "--compare", "--out", "pyproject.toml"),
+    ("init", "--preset", "digits", "--sweep-depth", "4"),
+    ("train", "--preset", "mnist-cpu", "--data-dir", "none"),
+    ("init", "--preset", "mnist-cpu", "--data-dir", "none"),
+]
+ANSWER_ALL = """
+import json, sys
 from certtrain.cli import main
-sys.argv = {["certtrain", *arguments]}
-try:
-    main()
-except SystemExit as end:
-    asked = {arguments[-1] in ("--help", "--version")}
-    assert end.code in ((0,) if asked else (1, 2)), end.code
-else:
-    raise AssertionError("it went on")
+found = []
+for words in json.loads(sys.argv[1]):
+    before, code, sys.argv = set(sys.modules), "none", ["certtrain", *words]
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    found.append((code, [name for name in ("torch", "torchvision", "numpy") if name in sys.modules.keys() - before]))
+print()
+print(json.dumps(found))
 """
-    assert not loaded_after(code) & {"torch", "torchvision", "numpy"}
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[tuple[str, ...], tuple[int | str | None, list[str]]]:
+    """The exit code for each line of arguments, and what it loads that it should not; one process takes them all."""
+    command = [sys.executable, "-c", ANSWER_ALL, json.dumps(ARGUMENTS)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(result.stdout.splitlines()[-1])
+    return {words: tuple(answer) for words, answer in zip(ARGUMENTS, found, strict=True)}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=" ".join)
+def test_help_and_wrong_arguments_are_answered_without_torch(
+    arguments: tuple[str, ...], answers: dict[tuple[str, ...], tuple[int | str | None, list[str]]]
+):
+    code, loaded = answers[arguments]
+    assert code in ((None, 0) if arguments[-1] in ("--help", "--version") else (1, 2))
+    assert not loaded
 
 
 def test_an_eager_training_step_loads_no_compiler():
@@ -200,6 +214,16 @@ def test_imports_point_one_way(file: Path):
 )
 def test_every_form_of_import_is_seen(code: str):
     assert "cli" in {room_of(name) for name in modules_of(code)}
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TEST_FILES = {name for file in TESTS if file.stem.startswith("test_") for name in (file.stem, "tests", "conftest")}
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: str(file.relative_to(ROOT / "tests")))
+def test_what_tests_share_is_in_helpers(file: Path):
+    taken = {part for name in modules_of(file.read_text(encoding="utf-8")) for part in name.split(".")}
+    assert not taken & TEST_FILES
 
 
 def test_all_public_names_are_there():

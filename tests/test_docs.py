@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from documents import DOCS, blocks, commands, run
 from PIL import Image, ImageDraw
 from typer.main import get_command
 
@@ -23,6 +22,7 @@ from certtrain.spec.layers import SECTIONS
 from certtrain.spec.preset import load_preset
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.certificate import PIXEL_INPUTS
+from helpers.documents import DOCS, blocks, commands, run
 
 OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES = (
     (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("own", "quickstart", "diagnostics", "certificates")

@@ -1,40 +1,28 @@
 """The engine reproduces, in float64, what the field's reference implementation computes."""
 
 import pytest
-import torch
-from oracles.nets import NETS
-from reference import EPS, FOLDER, below, inputs, network, schedules, tensors
 from torch import Tensor
 
 from certtrain import eps_at, margin_bounds, objective_terms, output_bounds, propagate
-
-TOLERANCE = 1e-9
-SEARCHED = "alpha-CROWN"  # a figure to reach, not to equal
-OURS = ("IBP", "CROWN-IBP", "CROWN")
-
-
-def cases(*start: str) -> list[tuple[str, str]]:
-    """Each (net, ε as the files write it) for which there are keys with such a `start`: kind, and method if any."""
-    keys = [(net, key.split("/")) for net in NETS for key in tensors(net)]
-    return sorted({(net, k[1].removeprefix("eps=")) for net, k in keys if k[0] == start[0] and start[1:] == _method(k)})
-
-
-def _method(key: list[str]) -> tuple[str, ...]:
-    return (key[2],) if key[0] == "eval" else ()
-
-
-TRAINED = cases("train")
-EVALUATED = [(net, eps, method) for method in OURS for net, eps in cases("eval", method)]
-REACHED = cases("eval", SEARCHED)
-
-
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: float | None = None) -> None:
-    """Every expected tensor is found, within the tolerance of `scale` or else of its own largest entry."""
-    assert expected
-    for name, value in expected.items():
-        allowed = TOLERANCE * (value.abs().max().item() if scale is None else scale)
-        assert found[name].shape == value.shape, name
-        assert (found[name] - value).abs().max().item() <= allowed, name
+from helpers.oracle_networks import NETS
+from helpers.oracles import (
+    EPS,
+    EVALUATED,
+    FOLDER,
+    LOSSES,
+    REACHED,
+    SEARCHED,
+    TOLERANCE,
+    TRAINED,
+    assert_close,
+    below,
+    cases,
+    inputs,
+    network,
+    schedules,
+    tensors,
+    without_own_column,
+)
 
 
 def test_all_networks_are_there():
@@ -52,11 +40,6 @@ def test_no_key_of_this_engine_is_left_unchecked(net: str):
     others = [f"eval/eps={eps}/{SEARCHED}/" for n, eps in REACHED if n == net]
     left = [key for key in tensors(net) if not key.startswith((*checked, *others, "weight/"))]
     assert sorted(left) == ["x", "y"]
-
-
-def without_own_column(margins: Tensor, labels: Tensor) -> Tensor:
-    """The files leave out the label's column, where this engine has 0."""
-    return torch.stack([torch.cat([row[:y], row[y + 1 :]]) for row, y in zip(margins, labels.tolist(), strict=True)])
 
 
 def evaluated(net: str, eps: float, method: str) -> dict[str, Tensor]:
@@ -102,10 +85,6 @@ def test_bounds_in_training_mode(net: str, eps: str):
     found = {"logits": trace.clean, "margins_lower": without_own_column(trace.margins(labels), labels)}
     expected = below(net, f"train/eps={eps}/")
     assert_close(found, {name: expected[name] for name in found})
-
-
-LOSSES = {"robust_ce": "robust", "natural_ce": "natural", "loss": "total"}
-LOSSES |= {name: name for name in ("tightness", "relu_balance")}
 
 
 @pytest.mark.parametrize(("net", "eps"), TRAINED)

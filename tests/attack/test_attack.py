@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from tiny import classifier, images
 from torch import Generator, Tensor, nn
 
 from certtrain.attack import APGD, ATTACKS, PGD, AttackResult, AttackSettings, attack, named
@@ -13,6 +12,7 @@ from certtrain.attack.criterion import computing_in
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.verdicts import correct_points
+from helpers.tiny_classifier import classifier, images
 
 EPS = 0.1
 SETTINGS: list[AttackSettings] = [named(name, steps=12) for name in ATTACKS]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import Page
+
+from helpers.html_pages import Page
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SETTINGS = [(eps, warm_up) for eps in (0.3, 0.4) for warm_up in ("short", "long")]

@@ -14,7 +14,7 @@ from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Substitution
 from certtrain.bounds.tracing import trace_layers
 
-COUNT, SEED = 200, 0
+COUNT, SEED = 150, 0
 QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
@@ -28,7 +28,7 @@ def test_nothing_that_is_claimed_of_random_networks_is_contradicted():
 
 @QUIET
 def test_every_layer_with_a_rule_is_drawn():
-    drawn = (trace_layers(network) for _, network, _ in drawn_networks(150, SEED))
+    drawn = (trace_layers(network) for _, network, _ in drawn_networks(COUNT, SEED))
     assert {type(call.layer) for graph in drawn for call in graph.calls} == set(interval.INTERVAL_RULES)
 
 
@@ -50,11 +50,14 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_compare", lambda *about: None)
 
 
-def first_false_bound(most: int) -> str:
-    """What is found against the bounds of the first network that contradicts them; crashes do not count."""
-    for number, network, shape in drawn_networks(most, SEED):
-        trial = Trial(number, network, shape)
-        x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(number))
+def first_false_bound(first: int) -> str:
+    """What is found against the bounds of the first network that contradicts them; crashes do not count.
+
+    The search begins with the network `first`, which is known to do so while networks are drawn as they are today.
+    """
+    for number in range(first, first + 400):
+        trial = Trial(number, *draw_network(number))
+        x = torch.rand(2, *trial.shape, generator=torch.Generator().manual_seed(number))
         with contextlib.suppress(Exception):
             real_bounds(trial, x, 0.1, torch.Generator().manual_seed(number))
         if found := [fault for fault in trial.faults if "its lower bound" in fault]:
@@ -68,7 +71,7 @@ def test_linear_bounds_that_forget_a_stretched_side_are_found(monkeypatch: pytes
     monkeypatch.setitem(
         linear.LINEAR_RULES, Add, lambda record, coefficients: Substitution((coefficients, coefficients))
     )
-    assert "add of" in first_false_bound(400)
+    assert "add of" in first_false_bound(269)
 
 
 @QUIET
@@ -76,7 +79,7 @@ def test_linear_bounds_that_forget_a_stretched_side_are_found(monkeypatch: pytes
 def test_a_linear_rule_without_its_constant_is_found(monkeypatch: pytest.MonkeyPatch):
     right = linear.LINEAR_RULES[nn.MaxPool2d]
     monkeypatch.setitem(linear.LINEAR_RULES, nn.MaxPool2d, lambda record, c: right(record, c)._replace(constant=None))
-    assert first_false_bound(100)
+    assert first_false_bound(47)
 
 
 @QUIET
@@ -88,4 +91,4 @@ def test_an_interval_rule_that_is_too_narrow_is_found(monkeypatch: pytest.Monkey
 
     right = interval.INTERVAL_RULES[nn.ReLU]
     monkeypatch.setitem(interval.INTERVAL_RULES, nn.ReLU, too_narrow)
-    assert first_false_bound(100)
+    assert first_false_bound(21)

@@ -4,10 +4,8 @@ import copy
 from dataclasses import fields, replace
 from typing import Any
 
-import exact
 import pytest
 import torch
-from activation_cases import CASES
 from torch import Generator, Tensor, nn
 
 from certtrain import certify
@@ -21,6 +19,8 @@ from certtrain.bounds.relaxation import relaxed
 from certtrain.bounds.rounded import LayerStep, rounded
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.errors import UnsupportedLayer
+from helpers import exact
+from helpers.activation_cases import CASES
 
 EACH = pytest.mark.parametrize("name", CASES)
 NEW = [name for name, case in CASES.items() if not isinstance(case.layer, (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh))]

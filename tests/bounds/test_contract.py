@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sampling import points_inside
 from torch import Tensor, nn
 
 import certtrain
@@ -15,6 +14,7 @@ from certtrain.bounds.graph import LayerCall
 from certtrain.bounds.linear import Substitution
 from certtrain.bounds.methods import METHODS
 from certtrain.errors import DataError, SoundnessError
+from helpers.sampling import points_inside
 
 Sum = Callable[[Tensor], Tensor]
 

@@ -5,10 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from sampling import points_inside
-from test_networks import case
-from test_rules import ALL as LAYERS
-from test_rules import ready
 from torch import Tensor, nn
 
 from certtrain import certify
@@ -27,6 +23,10 @@ from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.errors import MethodError
+from helpers.layer_cases import ALL as LAYERS
+from helpers.layer_cases import ready
+from helpers.networks import case
+from helpers.sampling import points_inside
 
 QUICK = Settings(iterations=15, neurons=50)
 EXPENSIVE = ("crown", "alpha-crown")

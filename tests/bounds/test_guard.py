@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from certtrain.properties.cases import robustness
 from certtrain.properties.decide import decide
 from certtrain.verification.certificate import Certifier, certify
 from certtrain.verification.verify import verify
+from helpers import tiny_classifier
 
 
 def too_narrow(layer: nn.ReLU, box: Box) -> Box:
@@ -71,7 +71,7 @@ def test_certify_refuses_what_inference_contradicts(method: str, arithmetic: str
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize("method", ["ibp", "alpha-crown", "auto"])
 def test_verify_refuses_it_without_an_attack(method: str):
-    model, images = tiny.classifier(), tiny.images(60)
+    model, images = tiny_classifier.classifier(), tiny_classifier.images(60)
     with pytest.raises(SoundnessError, match="This is a fault in certtrain"):
         verify(model, images, 0.5, attack=None, method=method)
 

@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from activation_cases import CASES
-from sampling import points_inside
-from test_rules import AFFINE, ALL, ready
 from torch import Generator, Tensor, nn
 
 from certtrain import margin_bounds, output_bounds
@@ -16,6 +13,9 @@ from certtrain.bounds.relaxation import relaxed
 from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.errors import DataError
+from helpers.activation_cases import CASES
+from helpers.layer_cases import AFFINE, ALL, ready
+from helpers.sampling import points_inside
 
 BATCH = 3
 CURVED = {name: case.layer for name, case in CASES.items()}

@@ -4,13 +4,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
 import certtrain
 from certtrain.errors import UnsupportedLayer
 from certtrain.network.modelfile import Classifier
+from helpers import tiny_classifier
 
 REFUSED = (
     "asks how many inputs there are|depends on something that cannot be traced|cannot be traced|asks for the class"
@@ -92,10 +92,10 @@ def test_verify_refuses_such_a_network():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.flatten(1))
 
-    described = tiny.metadata()
+    described = tiny_classifier.metadata()
     model = Classifier(nn.Sequential(OrderedDict(network=Flat(is_tensor))), described).eval()
     with pytest.raises(UnsupportedLayer, match=REFUSED):
-        certtrain.verify(model, tiny.images(), 0.1, attack=None, method="ibp")
+        certtrain.verify(model, tiny_classifier.images(), 0.1, attack=None, method="ibp")
 
 
 def single_precision(net: Net, h: Tensor) -> Tensor:

@@ -6,13 +6,9 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
-import exact
 import numpy as np
 import pytest
 import torch
-from sampling import points_inside
-from test_networks import BUILT, LABELS, case
-from test_rules import ALL, ready
 from torch import Generator, Tensor, nn
 
 from certtrain import certify
@@ -29,6 +25,10 @@ from certtrain.bounds.statistics import BatchNorm, running_statistics
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import NONLINEAR, trace_bounds
 from certtrain.errors import MethodError, UnsupportedLayer
+from helpers import exact
+from helpers.layer_cases import ALL, ready
+from helpers.networks import BUILT, LABELS, case
+from helpers.sampling import points_inside
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
 # A search of a few steps rounds as a long one does; the expensive methods take the small networks.

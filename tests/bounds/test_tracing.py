@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_graph import Net, X, assert_follows, fc
 from torch import Tensor, nn
 from torch.nn.modules import module as calling
 from torch.nn.utils import parametrizations, prune
@@ -17,6 +16,7 @@ from certtrain import certify, ibp_init_, objective_terms, output_bounds, propag
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import DataError, UnsupportedLayer
+from helpers.functional_networks import Net, X, assert_follows, fc
 
 SHAPE = (2, 4, 4)
 Forward = Callable[[Net, Tensor], Any]
@@ -530,10 +530,9 @@ def test_what_may_compute_something_else_is_refused_by_every_call(name: str):
 
 @pytest.mark.parametrize("name", ["compiled", "compiled in place", "hook", "forward of a layer"])
 def test_verify_and_properties_refuse_the_same(name: str):
-    from tiny import classifier, images
-
     from certtrain.properties.cases import Case, Property
     from certtrain.properties.decide import decide
+    from helpers.tiny_classifier import classifier, images
 
     spoil: dict[str, Callable[[Any], Any]] = {
         "compiled": torch.compile,
@@ -648,9 +647,8 @@ def test_bounds_have_gradients_where_they_are_wanted():
 
 @pytest.mark.parametrize("method", ["auto", "alpha-crown", "complete"])
 def test_verify_works_in_inference_mode(method: str):
-    from tiny import classifier, images
-
     from certtrain.attack import PGD
+    from helpers.tiny_classifier import classifier, images
 
     attack = PGD(steps=3, restarts=1)
     expected = certtrain.verify(classifier(), images(), 0.02, attack=attack, method=method)

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from enumeration import Least, least, random_network
 from torch import Tensor, nn
 
 from certtrain.bounds.box import box_between, box_ends
@@ -23,10 +22,11 @@ from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
 from certtrain.properties.cases import Case
 from certtrain.verdicts import correct_points
+from helpers.enumeration import Least, least, random_network
 
 SHAPES = [(2, (3, 3)), (2, (6,)), (3, (4,)), (3, (3, 2)), (2, (2, 2, 2))]
 MARGINS = [1.0, 1e-2, 1e-4, 1e-6, 1e-9, 0.0, -1e-9, -1e-6, -1e-4, -1e-2]
-POINTS, PARTS = 2000, 8
+POINTS, PARTS = 400, 4  # each part has every shape with every margin twice
 REAL = arithmetic_named("real")
 SETTINGS = replace(VERDICTS_ALONE, iterations=3, rounding=REAL)
 # What the enumeration, in float64, may be wrong by, and what the solver takes off.

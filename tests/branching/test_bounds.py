@@ -4,8 +4,14 @@ from fractions import Fraction
 
 import pytest
 import torch
-from sampling import points_inside
-from small import (
+from torch import Generator, Tensor
+
+from certtrain.bounds.linear import backsubstitute
+from certtrain.branching.bounds import RelaxedDomains, domain_bounds, optimised
+from certtrain.branching.domains import Domains
+from certtrain.branching.problem import Problem
+from certtrain.branching.search import BranchAndBound
+from helpers.branching_problems import (
     CLASSES,
     NETWORKS,
     domain,
@@ -16,13 +22,7 @@ from small import (
     shape_errors_as_data_errors,
     some_signs,
 )
-from torch import Generator, Tensor
-
-from certtrain.bounds.linear import backsubstitute
-from certtrain.branching.bounds import RelaxedDomains, domain_bounds, optimised
-from certtrain.branching.domains import Domains
-from certtrain.branching.problem import Problem
-from certtrain.branching.search import BranchAndBound
+from helpers.sampling import points_inside
 
 EVERY = pytest.mark.parametrize("name", NETWORKS)
 EPS, SAMPLES = 0.25, 3000

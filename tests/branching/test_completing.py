@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_verify import mostly_right
-from tiny import metadata
 from torch import nn
 
 from certtrain import certify
@@ -32,6 +30,7 @@ from certtrain.verification.methods import rounds_of
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.steps import ExampleBatch, misclassified_alone
 from certtrain.verification.verify import Report, verify
+from helpers.tiny_classifier import metadata, mostly_right
 
 EPS = 0.1  # at which trees are needed
 

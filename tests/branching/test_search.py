@@ -10,10 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from enumeration import least, random_network
-from looks import Looks
-from sampling import points_inside
-from small import NETWORKS, network, pixels, root_of, settings_of, shape_errors_as_data_errors
 from torch import Generator, Tensor, nn
 
 from certtrain.bounds.box import box_between
@@ -29,6 +25,10 @@ from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound, Outcome, branch_and_bound, reproved
 from certtrain.branching.tree import Tree, leaves_of
+from helpers.branching_problems import NETWORKS, network, pixels, root_of, settings_of, shape_errors_as_data_errors
+from helpers.deadlines import CountedDeadline
+from helpers.enumeration import least, random_network
+from helpers.sampling import points_inside
 
 REAL = arithmetic_named("real")
 SETTINGS = replace(VERDICTS_ALONE, iterations=3, rounding=REAL)
@@ -94,7 +94,7 @@ def test_time_that_is_over_leaves_it_open(seed: int):
     problem = hard(seed, CLEAR)[1]
     outcomes = []
     for asked in (0, 60, 80, 100, 10**6):
-        outcomes.append(branch_and_bound(problem, replace(SETTINGS, deadline=Looks(asked))))
+        outcomes.append(branch_and_bound(problem, replace(SETTINGS, deadline=CountedDeadline(asked))))
     assert not outcomes[0].proved
     assert outcomes[0].domains == 1
     assert [outcome.domains for outcome in outcomes] == sorted(outcome.domains for outcome in outcomes)
@@ -349,7 +349,7 @@ def test_boxes_stay_as_wide_as_they_are_once_time_is_over():
     box = box_between(torch.zeros(1, 4).double(), torch.ones(1, 4).double(), REAL)
     widths = []
     for limit in (0, 1, 2, 100):
-        prefix = tightened_prefix(checked_graph(model), box, replace(SETTINGS, deadline=Looks(limit)))
+        prefix = tightened_prefix(checked_graph(model), box, replace(SETTINGS, deadline=CountedDeadline(limit)))
         widths.append(sum(float(record.box.radius.sum()) for record in prefix.records if record.box is not None))
     assert widths[0] > widths[-1]
     assert sorted(widths, reverse=True) == widths

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from sampling import points_inside
-from test_certfile import Case, Lines, lines_of, put
-from tiny import classifier, images
 from torch import Tensor
 
 from certtrain.attack import described
@@ -25,6 +22,9 @@ from certtrain.spec.architecture import MLP
 from certtrain.verification.complete import CompleteStep
 from certtrain.verification.steps import ExampleBatch
 from certtrain.verification.verify import verify
+from helpers.certificate_files import Case, Lines, lines_of, put
+from helpers.sampling import points_inside
+from helpers.tiny_classifier import classifier, images
 
 EPS, LARGE, FALSIFIED = 0.15, 1, 2
 CHOSEN = torch.tensor([4, 12, 0])  # of the images: with a small tree, with a large one, and falsified

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from activation_cases import CASES
 from torch import nn
 
 from certtrain.attack import PGD
 from certtrain.properties.cases import Case, Property
 from certtrain.properties.decide import Decision, decide
+from helpers.activation_cases import CASES
 
 SHAPE = (1, 2, 2)
 Make = Callable[[], list[nn.Module]]

@@ -6,13 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from test_verify import mostly_right
 from torch import Tensor
 
 from certtrain.attack import PGD
@@ -21,7 +19,7 @@ from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Substitution
 from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.settings import Settings as BoundSettings
-from certtrain.certfile import Checked, Writer, check, describe_task, read_certificates
+from certtrain.certfile import Writer, describe_task, read_certificates
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CertificateError, StorageError
 from certtrain.network.modelfile import Classifier, load_model, save_model
@@ -29,25 +27,12 @@ from certtrain.spec.epsilon import exact_eps, parse_eps
 from certtrain.spec.layers import Graph
 from certtrain.verification.certificate import Certifier
 from certtrain.verification.verify import verify
+from helpers import tiny_classifier
+from helpers.certificate_files import SHAPE, Case, Lines, lines_of, put
+from helpers.tiny_classifier import mostly_right
 
 EPS, ATTACK = 0.06, PGD(steps=5)
 ROOTS_ALONE = replace(VERDICTS_ALONE, domains=1)  # complete verification splits nothing, and leaves points open
-SHAPE = (1, 2, 2)
-Lines = list[dict[str, Any]]
-
-
-class Case(NamedTuple):
-    """A model in its file, its data, and a certificate file about them."""
-
-    model_file: Path
-    model: Classifier
-    images: ImageSet
-    file: Path
-
-    def check(self, **options: Any) -> Checked:
-        return check(
-            self.file, read_certificates(self.file, SHAPE), self.model_file, self.model, self.images, **options
-        )
 
 
 def write(case: Case, **asked: Any) -> None:
@@ -77,21 +62,6 @@ def case(original: Case, tmp_path: Path) -> Case:
     """The same, in a file that may be spoilt."""
     (tmp_path / "c.jsonl").write_bytes(original.file.read_bytes())
     return original._replace(file=tmp_path / "c.jsonl")
-
-
-def lines_of(case: Case) -> Lines:
-    return [json.loads(line) for line in case.file.read_text(encoding="utf-8").splitlines()]
-
-
-def put(case: Case, lines: Lines, *, seal: bool = True) -> None:
-    """Write the lines as certtrain would, with a seal that fits: as someone who knows the format can."""
-    texts = [json.dumps(line, separators=(",", ":")) + "\n" for line in lines]
-    if seal:
-        last = {line["index"]: line["verdict"] for line in lines[1:-1]}
-        counts = {name: list(last.values()).count(name) for name in lines[-1]["counts"]}
-        digest = hashlib.sha256("".join(texts[:-1]).encode()).hexdigest()
-        texts[-1] = json.dumps({"kind": "seal", "counts": counts, "sha256": digest}, separators=(",", ":")) + "\n"
-    case.file.write_text("".join(texts), encoding="utf-8")
 
 
 def first(lines: Lines, verdict: str, **fields: Any) -> dict[str, Any]:
@@ -192,8 +162,8 @@ def stretched() -> tuple[Classifier, ImageSet]:
         {"name": "flat", "type": "Flatten"},
         {"name": "head", "type": "Linear", "in_features": 8, "out_features": 3},
     ]
-    model = tiny.classifier(architecture=Graph(name="graph", layers=layers))
-    images = tiny.images(60)
+    model = tiny_classifier.classifier(architecture=Graph(name="graph", layers=layers))
+    images = tiny_classifier.images(60)
     with torch.no_grad():
         labels = model(to_unit(images.images)).argmax(1)
     return model, replace(images, labels=labels)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import metadata, network
 
 from certtrain import cli, load_model
 from certtrain.data import load_images
@@ -22,6 +21,7 @@ from certtrain.network.assembly import describe
 from certtrain.network.modelfile import KEY, save_model
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.preset import load_preset
+from helpers.tiny_classifier import metadata, network
 
 Header = dict[str, Any]
 

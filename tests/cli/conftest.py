@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import QUICK, Outcome, Run
 
 from certtrain import cli
+from helpers.command_line import QUICK, Outcome, Run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from command_line import TINY, Run
+from helpers.command_line import TINY, Run
 
 
 def test_a_check_says_what_holds(run: Run, model: Path) -> None:

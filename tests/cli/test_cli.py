@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import QUICK, TINY, Run
 from PIL import Image
 from typer.main import get_command
 
 from certtrain import cli
+from helpers.command_line import QUICK, TINY, Run
 
 
 def test_every_command_and_option_has_help() -> None:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import Run
+
+from helpers.command_line import Run
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Run
 from safetensors.torch import save_file
 
 from certtrain.cli.exit_codes import EXPLANATIONS, ExitCode, exit_code, summary
 from certtrain.errors import CerttrainError, FailedCheck, SoundnessError
+from helpers.command_line import Run
 
 
 def test_every_error_has_one_of_the_exit_codes() -> None:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import TINY, Run
+
+from helpers.command_line import TINY, Run
 
 
 def test_init_saves_the_network_and_shows_its_growth(run: Run, tmp_path: Path) -> None:

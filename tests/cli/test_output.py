@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from command_line import TINY
 
 from certtrain import cli
 from certtrain.cli.output import REPLACEMENTS
+from helpers.command_line import TINY
 
 TRAIN = ["train", "--preset", "digits", "--epochs", "1", *TINY, "--out", "run"]
 NAMES = ["snow-\u2603"]  # of files

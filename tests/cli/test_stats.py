@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import TINY, Run
 
 from certtrain.reports.report import PAGE_COMMAND
+from helpers.command_line import TINY, Run
 
 
 def test_stats_as_table_json_csv_and_picture(run: Run, model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import QUICK, Run
+
+from helpers.command_line import QUICK, Run
 
 
 def test_train_writes_a_whole_run_and_says_where(run: Run, tmp_path: Path) -> None:

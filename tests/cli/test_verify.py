@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import Run
 
 from certtrain.bounds.methods import METHODS
+from helpers.command_line import Run
 
 
 def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Path, tmp_path: Path) -> None:

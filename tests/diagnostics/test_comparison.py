@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import metadata, network
 
 from certtrain import RunContext, load_model, resume, train
 from certtrain.diagnostics.comparison import (
@@ -26,6 +25,7 @@ from certtrain.errors import CerttrainError, DataError, ModelFileError, RunError
 from certtrain.network.modelfile import save_model
 from certtrain.spec.preset import load_preset
 from certtrain.training.pacing import Pacing
+from helpers.tiny_classifier import metadata, network
 
 PER_EPOCH = 3  # steps
 PRESET = {

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny import SHAPE, classifier
 from torch import Tensor, nn
 
 from certtrain import propagate
@@ -17,6 +16,7 @@ from certtrain.diagnostics.layer_states import layer_states
 from certtrain.errors import NonFiniteError
 from certtrain.runs.epoch import LayerState
 from certtrain.training.regularizers import Sums, balance_ratios, sums_of
+from helpers.tiny_classifier import SHAPE, classifier
 
 
 def trace(*layers: tuple[str, Box], input_radius: float = 0.25) -> BoundTrace:

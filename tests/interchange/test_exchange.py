@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sampling import points_inside
-from test_export import ARCHITECTURES, classifier, images
-from test_vnnlib import assert_package_agrees
 from torch import Tensor, nn
 
 from certtrain.attack import PGD
@@ -31,6 +28,9 @@ from certtrain.properties.exact import confirmed
 from certtrain.verification.certificate import certify
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import verify
+from helpers.exports import ARCHITECTURES, classifier, images
+from helpers.sampling import points_inside
+from helpers.vnnlib_package import assert_package_agrees
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None,

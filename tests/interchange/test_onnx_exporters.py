@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_onnxfile import agrees
 from torch import Tensor, nn
 
 from certtrain.errors import UnsupportedLayer
 from certtrain.interchange.onnxfile import read_onnx
+from helpers.onnx_files import agrees
 
 onnx = pytest.importorskip("onnx", reason='ONNX is not installed: pip install "certtrain[onnx]"')
 pytest.importorskip("onnxruntime", reason='ONNX is not installed: pip install "certtrain[onnx]"')

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_onnxfile import agrees, node, random, save
 
 from certtrain.errors import CerttrainError, ModelFileError, PropertyError, UnsupportedLayer
 from certtrain.interchange import onnxload, vnnlib
 from certtrain.interchange.onnxfile import open_network, read_onnx
 from certtrain.interchange.packed import ending, read_whole
 from certtrain.interchange.vnnlib import read_property
+from helpers.onnx_files import agrees, node, random, save
 
 onnx = pytest.importorskip("onnx", reason='ONNX is not installed: pip install "certtrain[onnx]"')
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_onnxfile import Sizes, agrees, node, random, save
 from torch import Tensor
 
 from certtrain.errors import UnsupportedLayer
 from certtrain.interchange.onnxfile import Imported, read_onnx
 from certtrain.properties.cases import Case, Property
 from certtrain.properties.decide import decide
+from helpers.onnx_files import Sizes, agrees, node, random, save
 
 LOWEST = float(torch.finfo(torch.float32).min)
 ONES = torch.ones(2, 1)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_onnxfile import agrees, close, node, random, save
 from torch import Tensor
 
 from certtrain.errors import CerttrainError, ModelFileError, UnsupportedLayer
@@ -14,6 +13,8 @@ from certtrain.interchange import onnxoperators
 from certtrain.interchange.onnxfile import read_onnx
 from certtrain.interchange.onnxoperators import READERS, checked
 from certtrain.interchange.onnxvalues import Node
+from helpers.exports import close
+from helpers.onnx_files import agrees, node, random, save
 
 onnx = pytest.importorskip("onnx", reason='ONNX is not installed: pip install "certtrain[onnx]"')
 

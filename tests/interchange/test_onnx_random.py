@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from sampling import points_inside
 
 from certtrain import output_bounds
 from certtrain.errors import UnsupportedLayer
 from certtrain.interchange.onnxfile import Imported, read_onnx
+from helpers.sampling import points_inside
 
 onnx = pytest.importorskip("onnx", reason='ONNX is not installed: pip install "certtrain[onnx]"')
 runtime = pytest.importorskip("onnxruntime", reason='ONNX is not installed: pip install "certtrain[onnx]"')
@@ -46,7 +46,7 @@ def assert_bounded(found: Imported, x: torch.Tensor, seed: int) -> None:
 
 def outcome(seed: int, folder: Path) -> str:
     """What came of the graph of that seed."""
-    from random_onnx import drawn
+    from helpers.random_onnx import drawn
 
     path, made = drawn(seed, folder)
     ran = values(path, made.draw.choice([1, 3]), seed)

@@ -12,6 +12,7 @@ from torch import Tensor
 from certtrain.errors import PropertyError
 from certtrain.interchange.vnnlib import MOST_CASES, decimal, parse_property, read_property, robustness_text
 from certtrain.properties.cases import Property, exact_box, robustness
+from helpers.vnnlib_package import assert_package_agrees
 
 HEAD = "".join(f"(declare-const {name} Real)\n" for name in ("X_0", "X_1", "Y_0", "Y_1", "Y_2"))
 BOX = "(assert (<= X_0 0.5)) (assert (>= X_0 -1e-3))\n(assert (and (<= X_1 2) (>= X_1 .25)))\n"
@@ -63,22 +64,6 @@ def test_a_file_reads_as_it_was_written(tmp_path: Path) -> None:
     text = robustness_text(pixels(3), 0, 0.05, 10, "digits")
     (tmp_path / "p.vnnlib").write_text(text)
     assert same(read_property(tmp_path / "p.vnnlib"), robustness(pixels(3), 0, 0.05, 10))
-
-
-def assert_package_agrees(text: str, expected: Property) -> None:
-    """The vnnlib package reads version 2.0 alone: declarations and indices are respelled, all else is as written."""
-    vnnlib, compat = pytest.importorskip("vnnlib"), pytest.importorskip("vnnlib.compat")
-    inputs, outputs = len(expected.cases[0].lower), expected.cases[0].functions.shape[1]
-    head = f"(vnnlib-version <2.0>)\n(declare-network f (declare-input X Real [{inputs}]) "
-    text = re.sub(r"\(declare-const .*\)\n", "", text)
-    text = head + f"(declare-output Y Real [{outputs}]))\n" + re.sub(r"([XY])_(\d+)", r"\1[\2]", text)
-    (case,) = compat.transform(vnnlib.parse_query_string(text))
-    lower, upper = zip(*case.input_box, strict=True)
-    assert list(lower) == expected.cases[0].lower.tolist()
-    assert list(upper) == expected.cases[0].upper.tolist()
-    for polytope, wanted in zip(case.output_constraints, expected.cases, strict=True):
-        assert polytope.coeff_matrix == wanted.functions.tolist()
-        assert polytope.rhs == [0.0]
 
 
 def test_the_vnnlib_package_reads_the_same() -> None:

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from activation_cases import LAYERS as ACTIVATION_LAYERS
-from sampling import assert_inside, points_inside
 from torch import Tensor, nn
 
 from certtrain import output_bounds
@@ -22,6 +20,8 @@ from certtrain.network.graphs import GraphNetwork, build_graph, graph_of
 from certtrain.spec.layers import SECTIONS, Graph, SharedSection
 from certtrain.spec.preset import load_preset
 from certtrain.spec.shapes import SHAPE_OF, graph_shapes
+from helpers.activation_cases import LAYERS as ACTIVATION_LAYERS
+from helpers.sampling import assert_inside, points_inside
 
 SHAPE = (2, 8, 8)
 

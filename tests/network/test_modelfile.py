@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import SHAPE, metadata, network
 from torch import Tensor, nn
 
 from certtrain import load_model
@@ -20,6 +19,7 @@ from certtrain.errors import ModelFileError, StorageError
 from certtrain.network.modelfile import KEY, save_model
 from certtrain.spec.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.spec.layers import Graph
+from helpers.tiny_classifier import SHAPE, metadata, network
 
 LAYERS: list[dict[str, Any]] = [
     {"name": "conv", "type": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 3, "padding": 1},

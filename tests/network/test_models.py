@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from sampling import assert_inside, ball, points_inside
 from torch import Tensor, nn
 
 from certtrain import output_bounds, propagate
@@ -15,6 +14,7 @@ from certtrain.errors import DataError
 from certtrain.network.models import BUILDERS, InputSpec, build_model
 from certtrain.spec.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
 from certtrain.spec.preset import load_preset
+from helpers.sampling import assert_inside, ball, points_inside
 
 RGB = InputSpec((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3)
 MNIST, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)

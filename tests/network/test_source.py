@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, SHAPE, images
 from torch import Tensor, nn
 
 from certtrain.errors import CerttrainError, NetworkError, PresetError, UnsupportedLayer
@@ -18,6 +17,7 @@ from certtrain.network.graphs import GraphNetwork
 from certtrain.network.source import changed_source, read_network, resolve_module
 from certtrain.spec.layers import Graph, ModuleSection, Origin
 from certtrain.spec.preset import Preset, load_preset
+from helpers.tiny_classifier import CLASSES, SHAPE, images
 
 HEAD = "import torch\nfrom torch import nn\n"
 MADE = "def make(input_shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(4, classes))\n"

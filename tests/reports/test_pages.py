@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from jinja2 import UndefinedError
-from pages import Page
 
 import certtrain.reports
 from certtrain.reports.pages import CellValue, Picture, Table, render_page, shown_value
 from certtrain.reports.svg import Svg
+from helpers.html_pages import Page
 
 HOSTILE = "<script>alert(\"x\")</script> & 'y'"
 TEMPLATES = sorted((Path(certtrain.reports.__file__).parent / "templates").iterdir())

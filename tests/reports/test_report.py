@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import Page
-from runs import RESULTS, epoch, layer, write_run, write_weights
 
 from certtrain.errors import RunError, StorageError
 from certtrain.reports.report import write_report
+from helpers.html_pages import Page
+from helpers.run_folders import RESULTS, epoch, layer, write_run, write_weights
 
 FOUR = [epoch(number) for number in (1, 2, 3, 4)]
 HELD_OUT = {"validation_natural_accuracy": 0.45, "validation_certified_accuracy": 0.2}

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import epoch, layer, write_run, write_weights
 
 from certtrain.errors import CerttrainError, PresetError, RunError
 from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.runs.history import Weights, read_epochs, read_run
+from helpers.run_folders import epoch, layer, write_run, write_weights
 
 
 def test_a_finished_run_is_read_whole(tmp_path: Path):

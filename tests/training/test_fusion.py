@@ -5,9 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles.nets import NETS
-from reference import inputs, network
-from sampling import ball, points_inside
 from torch import Tensor, nn
 
 from certtrain import objective_terms
@@ -17,6 +14,9 @@ from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.errors import MethodError
 from certtrain.training.fusion import fused_cross_entropy
+from helpers.oracle_networks import NETS
+from helpers.oracles import inputs, network
+from helpers.sampling import ball, points_inside
 
 RADII = [0.1 / 255, 2 / 255, 8 / 255, 0.1, 0.3]
 EVERY_NET = pytest.mark.parametrize("net", NETS)

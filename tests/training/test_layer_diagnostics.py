@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from tiny import classifier, images
 
 from certtrain.diagnostics.model_states import model_layer_states
 from certtrain.runs.epoch import LayerState
 from certtrain.training.layer_diagnostics import LayerDiagnostics
 from certtrain.training.pacing import Pacing
+from helpers.tiny_classifier import classifier, images
 
 EPS = 0.05
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_steps import BATCH, CLASSES, PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
 from torch import nn
 
 from certtrain.bounds.box import input_box
@@ -22,6 +21,7 @@ from certtrain.spec.architecture import CNN, MLP
 from certtrain.spec.preset import Preset
 from certtrain.training.micro_batches import traces_in_parts
 from certtrain.training.step import Reading, Stepper
+from helpers.small_steps import BATCH, CLASSES, PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
 
 STEPS = {"ε = 0": 4, "in the ramp": 15, "full ε": 25}
 

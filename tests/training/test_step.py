@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from tiny import classifier, images
 from torch import Tensor, nn
 
 from certtrain.attack import PGD
@@ -15,6 +14,7 @@ from certtrain.runtime.precision import arithmetic, check_precision, tensor_core
 from certtrain.spec.preset import load_preset
 from certtrain.training.step import Stepper
 from certtrain.verification.verify import verify
+from helpers.tiny_classifier import classifier, images
 
 PER_EPOCH = 10
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import frequent, metrics, report, small, stop_before
 
 from certtrain.errors import MissingExtra, StorageError
 from certtrain.training.api import resume, train
@@ -14,6 +13,7 @@ from certtrain.training.context import RunContext
 from certtrain.training.events import EpochDone, Event
 from certtrain.training.pacing import Pacing
 from certtrain.training.tensorboard import TensorBoardLog
+from helpers.small_runs import frequent, metrics, report, small, stop_before
 
 pytestmark = pytest.mark.usefixtures("no_page")
 

@@ -15,18 +15,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_runs import (
-    EPS,
-    PER_EPOCH,
-    STEPS,
-    assert_same_run,
-    frequent,
-    metrics,
-    report,
-    small,
-    stop_before,
-    without_seconds,
-)
 
 from certtrain import load_model
 from certtrain.diagnostics.model_states import model_layer_states
@@ -40,10 +28,22 @@ from certtrain.training import completion
 from certtrain.training.api import resume, train
 from certtrain.training.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
 from certtrain.training.trainer import Trainer
+from helpers.small_runs import (
+    EPS,
+    PER_EPOCH,
+    STEPS,
+    assert_same_run,
+    frequent,
+    metrics,
+    report,
+    small,
+    stop_before,
+    without_seconds,
+)
 
 pytestmark = pytest.mark.usefixtures("no_page")
 ROOT = Path(__file__).parents[2]
-HELPERS = [str(ROOT), str(ROOT / "tests" / "training")]  # on the path of processes that tests start
+HELPERS = [str(ROOT), str(ROOT / "tests")]  # on the path of processes that tests start
 
 
 def new_folder(path: Path, preset: Preset) -> RunFolder:
@@ -383,35 +383,6 @@ def test_a_run_stopped_while_it_is_verified_verifies_again(finished: Path, tmp_p
     assert_same_run(finished, out)
 
 
-def kill_self_at(place: str) -> str:
-    """Code that trains in folder `out`, checkpointing after each step, and is killed at `place`."""
-    return f"""
-import os, signal, sys, torch
-from dataclasses import replace
-from pathlib import Path
-sys.path[:0] = {HELPERS!r}
-torch.set_num_threads(1)
-from certtrain import RunContext, storage, train
-from certtrain.training.events import EpochDone, StepDone, Verifying
-from small_runs import FREQUENT, small
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-events, syncs, real = [], [], os.fsync
-def emit(event):
-    events.append(event)
-    if {place}:
-        die()
-def fsync(handle):
-    syncs.append(handle)
-    event = None
-    if {place}:
-        die()
-    real(handle)
-storage.os.fsync = fsync
-train(small(), Path("out"), RunContext(emit=emit, pacing=replace(FREQUENT, checkpoint=0.0)))
-"""
-
-
 MOMENTS = {
     "after a step, before its checkpoint": "isinstance(event, StepDone) and event.step == 17",
     "between an epoch's metrics and its checkpoint": "isinstance(event, EpochDone) and event.record.epoch == 2",
@@ -423,12 +394,52 @@ MOMENTS = {
 }
 
 
+# Trains in a folder for each moment, checkpointing after every step, until it kills itself there. Each is a branch of
+# one process, which has loaded torch and run nothing yet.
+KILLS = f"""
+import os, signal, sys, torch
+from dataclasses import replace
+from pathlib import Path
+sys.path[:0] = {HELPERS!r}
+torch.set_num_threads(1)
+from certtrain import RunContext, storage, train
+from certtrain.training.events import EpochDone, StepDone, Verifying
+from helpers.small_runs import FREQUENT, small
+def run_until(moment, out):
+    syncs, real = [], os.fsync
+    def look(event):
+        if moment(event, syncs):
+            os.kill(os.getpid(), signal.SIGKILL)
+    def fsync(handle):
+        syncs.append(handle)
+        look(None)
+        real(handle)
+    storage.os.fsync = fsync
+    train(small(), out, RunContext(emit=look, pacing=replace(FREQUENT, checkpoint=0.0)))
+for number, moment in enumerate({list(MOMENTS.values())!r}):
+    child = os.fork()
+    if not child:
+        try:
+            run_until(eval("lambda event, syncs: " + moment), Path(str(number)))
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of a run that was killed, for each moment."""
+    place = tmp_path_factory.mktemp("killed")
+    result = subprocess.run([sys.executable, "-c", KILLS], cwd=place, capture_output=True, text=True)
+    assert result.stdout.split() == ["-9"] * len(MOMENTS), result.stderr
+    return {moment: place / str(number) for number, moment in enumerate(MOMENTS)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(moment: str, finished: Path, tmp_path: Path):
-    result = subprocess.run([sys.executable, "-c", kill_self_at(MOMENTS[moment])], cwd=tmp_path, capture_output=True)
-    assert result.returncode == -9, result.stderr.decode()
-    out = tmp_path / "out"
+def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(moment: str, finished: Path, killed: dict[str, Path]):
+    out = killed[moment]
     assert not (out / "report.json").exists()
     assert resume(out, frequent()) is not None
     assert_same_run(finished, out)
@@ -553,7 +564,7 @@ TRAINS = """
 import sys, time
 from pathlib import Path
 from certtrain import resume, train
-from small_runs import frequent, small
+from helpers.small_runs import frequent, small
 def wait():
     print("trains", flush=True)
     time.sleep(60)
@@ -566,7 +577,7 @@ resume(out, context) if out.exists() else train(small(), out, context)
 def training(out: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that trains the run in `out`, and stands still at its first step."""
     command = [sys.executable, "-c", TRAINS, str(out)]
-    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "trains\n"
         try:
@@ -731,7 +742,7 @@ sys.path[:0] = {HELPERS!r}
 torch.set_num_threads(1)
 from certtrain import resume
 from certtrain.errors import StorageError
-from small_runs import frequent
+from helpers.small_runs import frequent
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = Path("out/checkpoints/step-000000000.safetensors").stat().st_size + 100
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_verify import mostly_right
 
 from certtrain import certify
 from certtrain.attack import PGD
@@ -22,6 +21,7 @@ from certtrain.verification.results import ExampleResult, StepSummary, step_summ
 from certtrain.verification.results import count as count_points
 from certtrain.verification.steps import ExampleBatch, Round, StepResult, VerificationStep, misclassified_alone
 from certtrain.verification.verify import Report, verify
+from helpers.tiny_classifier import mostly_right
 
 WIDE = 0.06  # at which every step of the cascade decides some points
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.utils.prune
-from tiny import classifier, images
 from torch import Tensor, nn
 
 from certtrain import certify, margin_bounds
@@ -11,6 +10,7 @@ from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError, UnsupportedLayer
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.certificate import Certifier
+from helpers.tiny_classifier import classifier, images
 
 
 def threshold() -> nn.Sequential:

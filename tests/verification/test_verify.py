@@ -6,26 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import classifier, images
 from torch import Tensor, nn
 
 from certtrain.attack import PGD
-from certtrain.data import ImageSet, to_unit
 from certtrain.errors import DataError, EpsilonError, NetworkError, SoundnessError, UnsupportedLayer
-from certtrain.network.modelfile import Classifier
 from certtrain.spec.architecture import MLP
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, check_fit, network_of, verify
+from helpers.tiny_classifier import classifier, images, mostly_right
 
 EPS = 0.04
-
-
-@torch.no_grad()
-def mostly_right(count: int = 100) -> tuple[Classifier, ImageSet]:
-    """A model, and images of which it misclassifies every fifth."""
-    model, data = classifier(seed=1), images(count)
-    labels = model(to_unit(data.images)).argmax(1)
-    return model, replace(data, labels=torch.where(torch.arange(count) % 5 == 0, (labels + 1) % 3, labels))
 
 
 def verified(eps: float = EPS, **options: Any) -> tuple[Report, list[ExampleResult]]:

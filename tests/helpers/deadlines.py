@@ -1,12 +1,12 @@
-"""A deadline that is counted in looks, so that tests do not depend on the clock."""
+"""A deadline that is over after a number of questions, so that tests do not depend on the clock."""
 
 from itertools import count
 
 from certtrain.runtime.deadline import Deadline
 
 
-class Looks(Deadline):
-    """It is over from the look with the number `most` on, counted from 0; with `limited` parts are small as well."""
+class CountedDeadline(Deadline):
+    """Over when it is asked once more than `most` times; with `limited` the parts of the work are small as well."""
 
     def __init__(self, most: int, *, limited: bool = False) -> None:
         super().__init__(1e300 if limited else float("inf"))
@@ -14,7 +14,7 @@ class Looks(Deadline):
         object.__setattr__(self, "most", most)
 
     def over(self) -> bool:
-        """Look once."""
+        """Count this question."""
         return bool(next(self.numbers) >= self.most)
 
     numbers: "count[int]"

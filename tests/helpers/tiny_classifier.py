@@ -1,11 +1,12 @@
 """Small classifiers and image sets that several tests use."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from certtrain.data import ImageSet
+from certtrain.data import ImageSet, to_unit
 from certtrain.network.modelfile import Classifier, Metadata
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.architecture import MLP
@@ -50,3 +51,11 @@ def images(count: int = 20, labels: Tensor | None = None, name: str = "folder") 
     pixels = torch.randint(0, 256, (count, *SHAPE), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, len(CLASSES), (count,), generator=generator) if labels is None else labels
     return ImageSet(name, "test", pixels, labels, CLASSES)
+
+
+@torch.no_grad()
+def mostly_right(count: int = 100) -> tuple[Classifier, ImageSet]:
+    """A model, and images of which it misclassifies every fifth."""
+    model, data = classifier(seed=1), images(count)
+    labels = model(to_unit(data.images)).argmax(1)
+    return model, replace(data, labels=torch.where(torch.arange(count) % 5 == 0, (labels + 1) % 3, labels))
