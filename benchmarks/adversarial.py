@@ -1,7 +1,7 @@
 """Train a small network on MNIST against PGD, as Madry et al. 2018 do, and save it as a model file.
 
-No bound takes part in it: a network for verifiers to work on. 2,000 training examples are held out, and `certtrain
-verify --split validation` sees only them.
+The training uses no bounds, so the network is a task for verifiers. 2,000 training examples are held out, and
+`certtrain verify --split validation` uses only these.
 
 python benchmarks/adversarial.py --data-dir data --out pgd.safetensors
 """
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _attacked(network: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
-    """Where so many steps of gradient ascent on the cross-entropy end, from a random start."""
+    """The inputs after so many steps of gradient ascent on the cross-entropy, from a random start."""
     lower, upper = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     point = lower + (upper - lower) * torch.rand_like(x)
     for _ in range(steps):
@@ -62,7 +62,7 @@ def _attacked(network: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: 
 
 
 def _weights(network: nn.Module) -> Tensor:
-    """Σ|W|: sparse weights make fewer units that ε can switch (Xiao et al. 2019)."""
+    """Σ|W|: with sparse weights fewer ReLUs are unstable (Xiao et al. 2019)."""
     return torch.stack([parameter.abs().sum() for parameter in network.parameters() if parameter.dim() > 1]).sum()
 
 
@@ -74,8 +74,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--linear", type=int, nargs="*", default=[64])
     parser.add_argument("--eps", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=7, help="of the attack in training")
-    parser.add_argument("--sparsity", type=float, default=5e-4, help="weight of the sum of all weights' sizes")
+    parser.add_argument("--steps", type=int, default=7, help="steps of the attack in training")
+    parser.add_argument(
+        "--sparsity", type=float, default=5e-4, help="weight of the sum of the weights' absolute values"
+    )
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

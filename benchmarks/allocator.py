@@ -1,7 +1,7 @@
-"""What keeping freed memory is worth: a certified training step of `mnist-cpu`'s network, with and without it.
+"""The effect of keeping freed memory: a certified training step of `mnist-cpu`'s network, with and without it.
 
-Each measurement is a fresh process, since the setting cannot be taken back;
-they alternate. Page faults are exact; seconds of a shared machine are not.
+Each measurement is a new process, since the setting cannot be undone; both kinds
+alternate. Page faults are exact; seconds on a shared machine are not.
 
 python benchmarks/allocator.py
 """
@@ -18,7 +18,7 @@ ROUNDS, STEPS, WARM_UP = 7, 20, 5
 
 
 def measure(keep: bool) -> dict[str, float]:
-    """Page faults, processor seconds and wall seconds of a step in this process."""
+    """The page faults, processor seconds and wall seconds of a step in this process."""
     import torch
 
     from certtrain.network.models import InputSpec, build_model
@@ -48,7 +48,7 @@ def measure(keep: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Alternate fresh processes and print medians and ratios."""
+    """Alternate new processes and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=["default", "keep"], nargs="?", help=argparse.SUPPRESS)
     setting = parser.parse_args().setting

@@ -1,10 +1,10 @@
-"""What each bound method certifies, what it costs, and what the deployed network's rounding costs.
+"""How many examples each bound method certifies, how long it takes, and the cost of the deployed network's rounding.
 
-Every example is classified and attacked once, in float32. Those that are neither misclassified nor falsified are
-then bounded by each method, which takes the largest of its own margins and those of all cheaper methods, as
-`certtrain verify --method` does. The arithmetics are interleaved, batch by batch. "no rounding" leaves out every
-rounding term, the verifier's own too: it proves nothing, and is what the terms are compared with. Last comes the
-cascade, `verify --method auto`, in float32, which gives each method only what the cheaper ones left open.
+Every example is classified and attacked once, in float32. Examples that are neither misclassified nor falsified are
+then bounded by each method, which takes the largest of its own margins and those of all faster methods, as
+`certtrain verify --method` does. The arithmetics alternate, batch by batch. "no rounding" leaves out every rounding
+term, the verifier's own too: it proves nothing, and is the baseline for the rounding terms. The last row is the
+cascade, `verify --method auto`, in float32, in which each method gets only the examples that faster ones left open.
 
 python benchmarks/certificates.py model.safetensors --data-dir data --limit 200
 python benchmarks/certificates.py a.safetensors b.safetensors --eps 0.3 0.02 --data-dir data --limit 200
@@ -38,13 +38,13 @@ from certtrain.verification.results import ExampleResult, StepSummary, count, st
 from certtrain.verification.steps import ATTACK, AttackStep, BoundStep, ExampleBatch, InferenceStep, Round
 
 NO_ROUNDING, DEPLOYED = "no rounding", "float32"
-COARSE = ("tf32", "bf16")  # asked of the methods in `CHEAP` alone
-CHEAP = ("ibp", "crown-ibp")
+COARSE = ("tf32", "bf16")  # only for the methods in `FAST`
+FAST = ("ibp", "crown-ibp")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network with the images that it is asked about."""
+    """A network with the images on which it is verified."""
 
     network: Classifier
     images: ImageSet
@@ -52,20 +52,21 @@ class Subject:
     batch_size: int
 
     def cascade(self, rounds: Sequence[Round], known: Sequence[ExampleResult] = ()) -> list[ExampleResult]:
-        """All points after these rounds."""
+        """The results of all examples after these rounds."""
         return Cascade(self.network, self.images, self.eps, rounds, known=known).run()
 
     def batch(self, numbers: list[int]) -> ExampleBatch:
-        """The points of these numbers."""
+        """The examples with these numbers."""
         return ExampleBatch(numbers, to_unit(self.images.images[numbers]), self.images.labels[numbers], self.eps)
 
 
 @dataclass
 class Column:
-    """What one method has done in one arithmetic: points certified, and seconds a point of each batch with its size.
+    """The results of one method in one arithmetic.
 
-    processor: seconds of this process in all, which other work on the machine lengthens less.
-    margins: lower bounds (B,) of the smallest margins, for each batch.
+    certified, misclassified: numbers of examples. times: for each batch, seconds for each example, and its size.
+    processor: processor seconds in all, which depend less on other work on the machine. margins: lower bounds (B,) of
+    the smallest margins, for each batch.
     """
 
     certified: int = 0
@@ -76,17 +77,17 @@ class Column:
 
     @property
     def seconds(self) -> float:
-        """In all."""
+        """Seconds in all."""
         return sum(seconds * size for seconds, size in self.times)
 
     @property
     def median(self) -> float:
-        """Seconds of the median point; a batch's points share its time alike."""
+        """Seconds of the median example; the examples of a batch share its time equally."""
         return statistics.median([seconds for seconds, size in self.times for _ in range(size)] or [0.0])
 
 
 def bounding(subject: Subject, method: str, arithmetic: str, first: ExampleBatch) -> BoundStep:
-    """The method in that arithmetic, its copy of the network made; it has done a batch already, with ε = 0."""
+    """The step of the method in that arithmetic, which has run on one batch with ε = 0, so that it is warmed up."""
     step = BoundStep(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic, alone=False)
     step(first._replace(eps=0.0))
     if arithmetic == NO_ROUNDING:
@@ -96,7 +97,7 @@ def bounding(subject: Subject, method: str, arithmetic: str, first: ExampleBatch
 
 
 def measure(subject: Subject, method: str, arithmetics: Sequence[str], numbers: list[int]) -> dict[str, Column]:
-    """The method on the points of these numbers, in each arithmetic in turn."""
+    """The results of the method on the examples with these numbers, in each arithmetic in turn."""
     size = examples_at_once(method, subject.batch_size)
     before = subject.batch(numbers[:size])
     columns = {arithmetic: Column() for arithmetic in arithmetics}
@@ -108,7 +109,7 @@ def measure(subject: Subject, method: str, arithmetics: Sequence[str], numbers: 
             found = steps[arithmetic](batch)
             column.processor += time.process_time() - used
             column.times.append(((time.perf_counter() - start) / len(batch.numbers), len(batch.numbers)))
-            assert found.margins is not None  # which a bound method always gives
+            assert found.margins is not None  # since a bound method always gives margins
             column.margins.append(found.margins)
             column.certified += found.verdicts.count("certified")
             column.misclassified += found.verdicts.count("misclassified")
@@ -116,19 +117,19 @@ def measure(subject: Subject, method: str, arithmetics: Sequence[str], numbers: 
 
 
 def arithmetics_of(method: str, wanted: Sequence[str]) -> list[str]:
-    """The arithmetics that a method is asked in: the coarse ones only where that is cheap."""
-    return [NO_ROUNDING, *(name for name in wanted if method in CHEAP or name not in COARSE)]
+    """The arithmetics for a method: the coarse ones only if the method is fast."""
+    return [NO_ROUNDING, *(name for name in wanted if method in FAST or name not in COARSE)]
 
 
-def show_methods(found: dict[str, dict[str, Column]], points: Sequence[ExampleResult], numbers: list[int]) -> None:
-    """What each method does alone, in float32; without `points` there was no attack."""
-    counts, attacked = count(points), bool(points)
-    print("| method | certified | falsified | open | misclassified | s a point, median | s in all | times ibp |")
+def show_methods(found: dict[str, dict[str, Column]], results: Sequence[ExampleResult], numbers: list[int]) -> None:
+    """The table of the methods in float32; `results` are those of the attack, empty if there was none."""
+    counts, attacked = count(results), bool(results)
+    print("| method | certified | falsified | open | misclassified | s/example, median | s in all | times ibp |")
     print("|---|---|---|---|---|---|---|---|")
-    cheapest = found["ibp"][DEPLOYED].seconds if "ibp" in found else None
+    fastest = found["ibp"][DEPLOYED].seconds if "ibp" in found else None
     for method, columns in found.items():
         mine = columns[DEPLOYED]
-        ratio = f"{mine.seconds / cheapest:,.1f}" if cheapest else "–"
+        ratio = f"{mine.seconds / fastest:,.1f}" if fastest else "–"
         falsified = str(counts["falsified"]) if attacked else "–"
         misclassified = counts["misclassified"] + mine.misclassified
         left = len(numbers) - mine.certified - mine.misclassified
@@ -136,12 +137,12 @@ def show_methods(found: dict[str, dict[str, Column]], points: Sequence[ExampleRe
         print(f"| {method} | {mine.certified} | {others} | {mine.median:.4f} | {mine.seconds:.1f} | {ratio} |")
 
 
-def show_cascade(points: Sequence[ExampleResult], cheapest: float | None) -> None:
-    """What the cascade did, as a line of the table of the methods, and its steps."""
-    counts, steps = count(points), step_summaries(points, names_of("auto", PGD()))
-    bounds = [sum(s for name, s in point.tried.items() if name in METHODS) for point in points]
+def show_cascade(results: Sequence[ExampleResult], fastest: float | None) -> None:
+    """The cascade as a row of the table of the methods, and its steps."""
+    counts, steps = count(results), step_summaries(results, names_of("auto", PGD()))
+    bounds = [sum(s for name, s in result.tried.items() if name in METHODS) for result in results]
     spent = [seconds for seconds in bounds if seconds > 0] or [0.0]
-    ratio = f"{sum(spent) / cheapest:,.1f}" if cheapest else "–"
+    ratio = f"{sum(spent) / fastest:,.1f}" if fastest else "–"
     verdicts = " | ".join(str(counts[name]) for name in ("certified", "falsified", "open", "misclassified"))
     print(f"| auto | {verdicts} | {statistics.median(spent):.4f} | {sum(spent):.1f} | {ratio} |")
     print("\nauto, step by step: " + "; ".join(_step(step) for step in steps))
@@ -152,8 +153,10 @@ def _step(step: StepSummary) -> str:
 
 
 def show_arithmetics(found: dict[str, dict[str, Column]], numbers: list[int]) -> None:
-    """What each arithmetic certifies, and its processor time in multiples of bounds without any rounding term."""
-    print(f"\nOf {len(numbers):,} points bounded, certified by arithmetic (processor time, times no rounding's):\n")
+    """The table of the arithmetics: examples certified, and processor time as a multiple of that without rounding."""
+    print(
+        f"\nOf {len(numbers):,} examples bounded, certified by arithmetic (times the processor time of no rounding):\n"
+    )
     names = list(dict.fromkeys(name for columns in found.values() for name in columns))
     print(f"| method | {' | '.join(names)} |")
     print("|---" * (len(names) + 1) + "|")
@@ -168,7 +171,7 @@ def _cell(column: Column, base: float) -> str:
 
 
 def show_losses(found: dict[str, dict[str, Column]]) -> None:
-    """By how much each arithmetic lowers the smallest margin of the median point."""
+    """The median loss of the smallest margin in each arithmetic."""
     print("\nloss of the smallest margin, median:")
     for method, columns in found.items():
         ideal = torch.cat(columns[NO_ROUNDING].margins)
@@ -179,18 +182,18 @@ def show_losses(found: dict[str, dict[str, Column]]) -> None:
 
 @tensor_cores(False)
 def run(subject: Subject, methods: Sequence[str], arithmetics: Sequence[str], every_point: bool, steps: int) -> None:
-    """Everything about one network, printed."""
+    """Print all tables of one network."""
     network, attack = subject.network, PGD(steps=steps)
     seen = Round((InferenceStep(network, DEPLOYED), AttackStep(network, attack, DEPLOYED)), subject.batch_size)
     known = [] if every_point else subject.cascade([seen])
     numbers = [p.index for p in known if p.verdict == "open"] if known else list(range(len(subject.images)))
     if not numbers:
-        print("\nno point is left to bound: all are misclassified or falsified")
+        print("\nno example is left to bound: all are misclassified or falsified")
         return
     found = {name: measure(subject, name, arithmetics_of(name, arithmetics), numbers) for name in methods}
     if known:
         (attacked,) = step_summaries(known, [ATTACK])
-        print(f"attack: {attacked.seconds_per_example:.4f} s a point")
+        print(f"attack: {attacked.seconds_per_example:.4f} s/example")
     print()
     show_methods(found, known, numbers)
     if known:
@@ -204,14 +207,16 @@ def main(given: list[str] | None = None) -> None:
     """Parse the arguments and print the tables of each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+", help="model files")
-    parser.add_argument("--eps", nargs="+", default=[], help="ε for each model; by default the one it was trained for")
+    parser.add_argument("--eps", nargs="+", default=[], help="ε for each model; by default that of its training")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--limit", type=int, default=200, help="the first so many test examples")
+    parser.add_argument("--limit", type=int, default=200, help="number of test examples, from the first on")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--arithmetics", nargs="*", default=list(ARITHMETICS), choices=list(ARITHMETICS))
-    parser.add_argument("--batch-size", type=int, default=200, help="a tenth of it in methods beyond ibp")
+    parser.add_argument(
+        "--batch-size", type=int, default=200, help="examples at a time; a tenth of it for methods other than ibp"
+    )
     parser.add_argument("--pgd-steps", type=int, default=20)
-    parser.add_argument("--every-point", action="store_true", help="bound wrong points too, without attack and cascade")
+    parser.add_argument("--every-point", action="store_true", help="bound all examples, without attack and cascade")
     arguments = parser.parse_args(given)
     if arguments.eps and len(arguments.eps) != len(arguments.models):
         parser.error("--eps takes one value for each model")

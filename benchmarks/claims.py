@@ -1,13 +1,13 @@
-"""The paper's claims at a scale that two CPU cores can bear: MNIST at ε = 0.3 and 0.4, a small deep network.
+"""The claims of Shi et al. 2021 at a scale for two CPU cores: MNIST at ε = 0.3 and 0.4, with a small deep network.
 
-Each method trains with a short and with a long warm-up, with several seeds: vanilla IBP, CROWN-IBP with loss fusion,
-both again with BatchNorm, the paper's method, and that without each of its improvements in turn. They train on 10,000
-examples for equally many steps, and are judged on 2,500 held-out ones; the test set is not looked at. A result is a
-file of its own in the folder, written when the run is over; what is there already is not run again, so the command can
-be stopped and started at will.
+Each method is trained with a short and with a long warm-up, with several seeds: vanilla IBP, CROWN-IBP with loss
+fusion, both again with BatchNorm, the paper's method, and that without each of its improvements in turn. All are
+trained on 10,000 examples with the same number of steps, and evaluated on 2,500 held-out ones; the test set is not
+used. Each finished run writes a file with its result into the folder, and is not run again if its file exists, so the
+command can be stopped and started again at any time.
 
-With `--preset FILE.toml` it is that preset's data, network, epochs and ε, and the same grid of methods; its ramp is
-the long warm-up, half of it the short one. `claims_report.py` makes a table and a page of what is there.
+With `--preset FILE.toml` the data, network, epochs and ε are those of that preset, with the same methods; its ramp is
+the long warm-up, half of it the short one. `claims_report.py` makes tables and a page of the results.
 
 python benchmarks/claims.py run --data-dir DATA --folder claims --jobs 2
 python benchmarks/claims.py run --preset my.toml --folder mine
@@ -31,14 +31,14 @@ STATES = ("active", "unstable", "inactive", "dead")
 
 
 def runs(plan: Plan, arguments: argparse.Namespace) -> Iterator[Run]:
-    """All runs, one seed after the other, so that a part of them is a whole table."""
+    """All runs, one seed after the other, so that the first runs make a complete table."""
     radii = arguments.eps or plan.radii
     for seed, eps, warm_up, method in product(arguments.seeds, radii, plan.warm_ups, plan.methods):
         yield Run(method, warm_up, eps, seed)
 
 
 def read(folder: Path, plan: Plan) -> dict[Run, dict[str, Any]]:
-    """The results in the folder; they must all be whole, and made with the settings that the plan has."""
+    """The results in the folder. They must be complete, and made with the plan's settings."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         if path.name == FILE:
@@ -58,7 +58,7 @@ def read(folder: Path, plan: Plan) -> dict[Run, dict[str, Any]]:
 
 
 def _check(record: dict[str, Any], epochs: int) -> None:
-    """See that what the report needs is there. Raises KeyError, TypeError or ValueError."""
+    """Check that the numbers for the report exist. Raises KeyError, TypeError or ValueError."""
     lines = record["epochs"]
     numbers = [record["results"][name] for name in ("natural_accuracy", "certified_accuracy")]
     numbers += [line["validation_certified_accuracy"] for line in lines]
@@ -68,7 +68,7 @@ def _check(record: dict[str, Any], epochs: int) -> None:
 
 
 def train_one(plan: Plan, run: Run, data_dir: Path | None, folder: Path) -> str:
-    """Train, and write the result; a line that says how it went."""
+    """Train, and write the result. Returns a line with the outcome."""
     import torch
 
     from certtrain import RunContext, train
@@ -78,13 +78,13 @@ def train_one(plan: Plan, run: Run, data_dir: Path | None, folder: Path) -> str:
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as place:
-        out, failure, results = Path(place) / "run", None, None
+    with tempfile.TemporaryDirectory() as folder_of_run:
+        out, failure, results = Path(folder_of_run) / "run", None, None
         try:
             report = train(plan.preset_of(run), out, RunContext(data_dir))
-            assert report is not None  # nothing stops it
+            assert report is not None  # since nothing stops the run
             results = report.to_dict()
-        except NonFiniteError as error:  # a result as well
+        except NonFiniteError as error:  # this is a result too
             failure = str(error)
         metrics = out / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
@@ -96,13 +96,13 @@ def train_one(plan: Plan, run: Run, data_dir: Path | None, folder: Path) -> str:
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    """Train what is missing, in so many processes."""
+    """Train the runs without a result, in several processes."""
     plan = _plan(arguments)
     check_plan(arguments.folder, plan)
-    there = read(arguments.folder, plan)
+    done = read(arguments.folder, plan)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     save_plan(arguments.folder, plan)
-    missing = [run for run in runs(plan, arguments) if run not in there]
+    missing = [run for run in runs(plan, arguments) if run not in done]
     for remark in plan.remarks if arguments.preset else []:
         print(remark)
     print(f"{len(missing)} runs to do", flush=True)
@@ -113,7 +113,7 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    """What is asked for; of a preset, each run's must be valid."""
+    """The plan that the arguments choose. With --preset, the preset of each run must be valid."""
     from certtrain.errors import CerttrainError
 
     if arguments.preset is None:
@@ -128,12 +128,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 
 def main() -> None:
-    """Parse the arguments; train, or show."""
+    """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("run", help="train what is missing")
+    command = commands.add_parser("run", help="train the runs without a result")
     command.set_defaults(do=run_all)
-    command.add_argument("--preset", help="a preset's name or file, in the place of MNIST and the small network")
+    command.add_argument("--preset", help="a preset's name or file, instead of MNIST and the small network")
     command.add_argument("--data-dir", type=Path)
     command.add_argument("--folder", type=Path, default=Path("claims"))
     command.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))

@@ -11,64 +11,64 @@ from claims_plan import MNIST, Plan, Run, setting
 Record = dict[str, Any]
 Epoch = dict[str, Any]
 COLLAPSED = "†"
-NEAR = 1.25  # times the share of the largest class: a natural accuracy that a constant guess can reach
-SAME = 0.005  # natural less certified accuracy, below this: the guess hardly depends on the image
+NEAR = 1.25  # times the share of the largest class: the natural accuracy that a constant guess can reach
+SAME = 0.005  # if natural minus certified accuracy is smaller, the guess hardly depends on the image
 STATES = {
-    "active": "ReLUs that are on in the whole box",
-    "unstable": "ReLUs that the bounds leave open",
-    "inactive": "ReLUs that are off in the whole box",
-    "dead": "units that are inactive for every example, and so a part of the inactive",
+    "active": "ReLUs with a lower bound above zero",
+    "unstable": "ReLUs whose bounds have different signs",
+    "inactive": "ReLUs with an upper bound of at most zero",
+    "dead": "units that are inactive for every example; a part of the inactive",
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method, warm-up and radius: the results of its seeds, failed ones too."""
+    """One method, warm-up and radius: the results of all seeds, including failed runs."""
 
     records: tuple[Record, ...]
     largest_class: float
 
     @property
     def whole(self) -> tuple[Record, ...]:
-        """Those that went to their end."""
+        """The finished runs."""
         return tuple(record for record in self.records if record["results"])
 
     @property
     def collapsed(self) -> tuple[Record, ...]:
-        """Those of the whole that guess one class whatever the image."""
+        """The finished runs that guess one class whatever the image."""
         return tuple(record for record in self.whole if collapsed(record, self.largest_class))
 
     @property
     def failed(self) -> int:
-        """How many ended with NaN or infinity."""
+        """The number of runs that ended with NaN or infinity."""
         return len(self.records) - len(self.whole)
 
     def missing(self, seeds: int) -> str:
-        """In words: whether there are fewer than so many seeds, and how many have failed."""
-        told = [f"{len(self.records)} of {seeds} seeds"] * (len(self.records) < seeds)
-        return ", ".join(told + [f"{self.failed} failed"] * bool(self.failed))
+        """In words: whether there are fewer than so many seeds, and how many runs failed."""
+        words = [f"{len(self.records)} of {seeds} seeds"] * (len(self.records) < seeds)
+        return ", ".join(words + [f"{self.failed} failed"] * bool(self.failed))
 
     def remark(self, seeds: int) -> str:
-        """What is missing, and how many runs have collapsed."""
-        told = [f"{COLLAPSED} {len(self.collapsed)} collapsed"] * bool(self.collapsed)
-        return ", ".join(filter(None, [self.missing(seeds), *told]))
+        """In words: what is missing, and how many runs have collapsed."""
+        words = [f"{COLLAPSED} {len(self.collapsed)} collapsed"] * bool(self.collapsed)
+        return ", ".join(filter(None, [self.missing(seeds), *words]))
 
     def errors(self, accuracy: str) -> list[float]:
-        """The error in per cent of each seed."""
+        """The error of each seed in per cent."""
         return [100 * (1 - record["results"][accuracy]) for record in self.whole]
 
     def shares(self, state: str) -> list[float]:
-        """The share of ReLUs in a state at the end of each seed's training, in per cent, mean over the layers."""
+        """The share of ReLUs in a state at the end of each seed's training, in per cent, as a mean over the layers."""
         return [100 * layer_mean(state)(record["epochs"][-1]) for record in self.whole]
 
     def by_epoch(self, value: Callable[[Epoch], float]) -> list[tuple[float, ...]]:
-        """For each epoch a value of it in each seed."""
+        """For each epoch, its value in each seed."""
         return list(zip(*([value(epoch) for epoch in record["epochs"]] for record in self.whole), strict=True))
 
 
 @dataclass(frozen=True)
 class Found:
-    """All results that are there, by run."""
+    """The results so far, by run."""
 
     records: dict[Run, Record]
     plan: Plan = MNIST
@@ -79,45 +79,45 @@ class Found:
         return Cell(tuple(self.records[run] for run in runs), self.plan.largest_class)
 
     def methods(self, eps: float) -> list[str]:
-        """Those with results at the radius, in their order."""
+        """The methods with results at this radius, in the plan's order."""
         return [
             name for name in self.plan.methods if any(run.method == name and run.eps == eps for run in self.records)
         ]
 
     def most_seeds(self, eps: float) -> int:
-        """Of the radius' cells, as many as that with the most has."""
+        """The largest number of seeds in a cell of this radius."""
         cells = (self.cell(method, warm_up, eps) for method, warm_up in product(self.plan.methods, self.plan.warm_ups))
         return max(len(cell.records) for cell in cells)
 
     @property
     def summary(self) -> str:
-        """How many runs there are, and how many of them failed."""
+        """A sentence with the number of runs, and of failed runs."""
         failed = sum(not record["results"] for record in self.records.values())
-        return f"{len(self.records)} of {self.plan.total} runs are there" + (
+        return f"{len(self.records)} of {self.plan.total} runs are done" + (
             f"; {failed} of them failed" if failed else ""
         )
 
     @property
     def collapse(self) -> str:
-        """How many and which runs guess one class whatever the image; empty if none does."""
+        """A sentence with the runs that guess one class whatever the image; empty if there are none."""
         guess = self.plan.largest_class
         runs = [run for run, record in self.records.items() if record["results"] and collapsed(record, guess)]
         if not runs:
             return ""
-        told = [
+        names = [
             f"{run.method}, {setting(run.eps, run.warm_up)}, seed {run.seed} "
             f"({100 * self.records[run]['results']['natural_accuracy']:.2f} %)"
             for run in sorted(runs, key=lambda run: (run.eps, run.method, run.warm_up, run.seed))
         ]
         return (
             f"{len(runs)} of {len(self.records)} runs {'has' if len(runs) == 1 else 'have'} collapsed to a constant "
-            "guess, natural and certified accuracy being the share of one class. They are averaged in like all others, "
-            f"and marked with a dagger ({COLLAPSED}): {'; '.join(told)}."
+            "guess, with the share of one class as natural and certified accuracy. They are part of the means like all "
+            f"others, and marked with a dagger ({COLLAPSED}): {'; '.join(names)}."
         )
 
 
 def collapsed(record: Record, largest_class: float) -> bool:
-    """Whether a run's network guesses one class whatever the image; `largest_class` is the share of the largest."""
+    """Whether a run's network guesses one class whatever the image; `largest_class` is the largest class's share."""
     natural, certified = (record["results"][name] for name in ("natural_accuracy", "certified_accuracy"))
     return bool(natural <= NEAR * largest_class and natural - certified <= SAME)
 
@@ -128,12 +128,12 @@ def layer_mean(state: str) -> Callable[[Epoch], float]:
 
 
 def listing(words: Sequence[str]) -> str:
-    """Words as a sentence lists them."""
+    """The words as a list within a sentence."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def short(method: str) -> str:
-    """For a picture: "fast − balance", "CROWN-IBP + BN"."""
+    """A short name for a picture: "fast − balance", "CROWN-IBP + BN"."""
     words = {" without ": " − ", " with ": " + ", "IBP initialisation": "IBP init", "BatchNorm": "BN"}
     for long, brief in words.items():
         method = method.replace(long, brief)

@@ -1,10 +1,10 @@
-"""Whether a claim shows in the results: differences of means, against the spread over seeds.
+"""Whether the results support a claim: differences of means, compared with the spread over seeds.
 
-Two sides are told apart if their means differ by more than twice the pooled
-standard deviation, in either direction and for every claim alike. With fewer
-than three seeds on a side nothing is said. By chance alone, two equal methods
-of three seeds each differ so much in one comparison of fourteen, in either
-direction (Student's t of 2.45 with four degrees of freedom).
+A difference is significant if it exceeds twice the pooled standard deviation, in
+either direction and for every claim alike. With fewer than three seeds on a side
+there is no verdict. By chance alone, two equal methods with three seeds each
+differ so much in one comparison of fourteen, in either direction (Student's t of
+2.45 with four degrees of freedom).
 """
 
 import statistics
@@ -22,21 +22,24 @@ from certtrain.formats import number
 FEWEST = 3  # seeds on either side
 FACTOR = 2  # times the pooled standard deviation
 RULE = (
-    f"One rule for all: two sides are told apart if their means differ by more than {FACTOR} times their pooled "
-    "standard deviation. Then the claim shows or its opposite does; else the two are not told apart, which does not "
-    "make them equal, and a claim of “no greater” shows only where the difference is told apart and below zero. With "
-    f"fewer than {FEWEST} seeds on a side nothing is said. Differences are in percentage points, of what the claim "
-    "names first less the other, and (±) is what they must exceed. "
+    f"One rule for all claims: a difference of means is significant if it exceeds {FACTOR} times the pooled standard "
+    "deviation. Then the claim shows, or its opposite does. A difference that is not significant does not mean that "
+    "both sides are equal, and a claim of “no greater” shows only if the difference is significant and below zero. "
+    f"With fewer than {FEWEST} seeds on a side there is no verdict. Differences are in percentage points, of what the "
+    "claim names first minus the other, and (±) is the limit that they must exceed. "
     f"A dagger ({COLLAPSED}): a run among them has collapsed."
 )
 
-Outcome = Literal["shows", "not told apart", "opposite", "too few runs"]
+Outcome = Literal["shows", "not significant", "opposite", "too few runs"]
 Direction = Literal["greater", "less"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Values, one a seed, that a claim says are greater, or less, than others; how many are of collapsed runs."""
+    """Values, one for each seed, that a claim says are greater, or less, than others.
+
+    collapsed: how many of them are of collapsed runs.
+    """
 
     first: Sequence[float]
     second: Sequence[float]
@@ -45,33 +48,33 @@ class Comparison:
 
     @property
     def enough(self) -> bool:
-        """Whether there are seeds enough on both sides."""
+        """Whether there are enough seeds on both sides."""
         return min(len(self.first), len(self.second)) >= FEWEST
 
     @property
     def difference(self) -> float:
-        """First less second."""
+        """The mean of the first minus that of the second."""
         return statistics.fmean(self.first) - statistics.fmean(self.second)
 
     @property
     def limit(self) -> float:
-        """What the difference must exceed."""
+        """The limit that the difference must exceed."""
         squares = [(len(side) - 1) * statistics.variance(side) for side in (self.first, self.second)]
         pooled: float = sum(squares) / (len(self.first) + len(self.second) - 2)
         return FACTOR * pooled**0.5
 
     @property
     def outcome(self) -> Outcome:
-        """What the rule says."""
+        """The outcome by the rule."""
         if not self.enough:
             return "too few runs"
         if abs(self.difference) <= self.limit:
-            return "not told apart"
+            return "not significant"
         return "shows" if (self.difference > 0) == (self.says == "greater") else "opposite"
 
     @property
     def points(self) -> str:
-        """The difference, with a dagger where a run has collapsed."""
+        """The difference in percentage points, with a dagger if a run has collapsed."""
         return signed(self.difference) + COLLAPSED * bool(self.collapsed)
 
     def __str__(self) -> str:
@@ -82,63 +85,63 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Part:
-    """A claim about one method, in each setting that it is said of."""
+    """A claim about one method, in each of its settings."""
 
     method: str
     comparisons: dict[str, Comparison]
 
     @property
     def judged(self) -> dict[str, Comparison]:
-        """Those with runs enough."""
+        """The comparisons with enough runs."""
         return {setting: comparison for setting, comparison in self.comparisons.items() if comparison.enough}
 
     @property
     def verdict(self) -> str:
-        """Over the settings."""
+        """The verdict over all settings."""
         outcomes = {comparison.outcome for comparison in self.judged.values()}
         if len(outcomes) < 2:
             return outcomes.pop() if outcomes else "too few runs"
         return "shows in part" if "shows" in outcomes else "does not show"
 
     def count(self, outcome: Outcome) -> int:
-        """In how many settings it came out so."""
+        """The number of settings with this outcome."""
         return sum(comparison.outcome == outcome for comparison in self.comparisons.values())
 
     def __str__(self) -> str:
-        """The method and its differences: each by its setting where they are few or come out differently."""
+        """The method and its differences: each with its setting if there are few or the outcomes differ."""
         if not self.judged:
             return self.method
         alike = len({comparison.outcome for comparison in self.judged.values()}) == 1
         if len(self.judged) > FEW:
-            told = [f"{self._range}", *([] if alike else self._by_outcome())]
+            words = [f"{self._range}", *([] if alike else self._by_outcome())]
         else:
-            told = [
+            words = [
                 f"{comparison.points} at {where}" + ("" if alike else f", {comparison.outcome}")
                 for where, comparison in self.judged.items()
             ]
-        return f"{self.method} ({'; '.join(told)})"
+        return f"{self.method} ({'; '.join(words)})"
 
     @property
     def _range(self) -> str:
-        """The least and the greatest difference."""
+        """The smallest and the largest difference."""
         ordered = sorted(self.judged.values(), key=lambda comparison: comparison.difference)
         dagger = COLLAPSED * any(comparison.collapsed for comparison in ordered)
         extremes = dict.fromkeys(signed(comparison.difference) for comparison in (ordered[0], ordered[-1]))
         return " to ".join(extremes) + dagger
 
     def _by_outcome(self) -> list[str]:
-        """The settings that come out otherwise than the claim says."""
-        others: dict[Outcome, list[str]] = {"not told apart": [], "opposite": []}
+        """The settings in which the claim does not show, by outcome."""
+        others: dict[Outcome, list[str]] = {"not significant": [], "opposite": []}
         for where, comparison in self.judged.items():
             if comparison.outcome in others:
                 others[comparison.outcome].append(where)
-        words = {"not told apart": "not told apart", "opposite": "the opposite"}
+        words = {"not significant": "not significant", "opposite": "the opposite"}
         return [f"{words[outcome]} at {listing(settings)}" for outcome, settings in others.items() if settings]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, what it says of each method, and what the results say of it in one sentence."""
+    """A claim about several methods, and its verdict in one sentence."""
 
     topic: str
     statement: str
@@ -146,7 +149,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Over the parts that there are runs enough for."""
+        """The verdict over the parts with enough runs."""
         verdicts = {part.verdict for part in self.parts} - {"too few runs"}
         if not verdicts:
             return "too few runs"
@@ -156,36 +159,36 @@ class Claim:
 
     @property
     def sentence(self) -> str:
-        """The claim, its verdict, the parts by their verdicts, how much is still to come, and what has collapsed."""
+        """The claim, its verdict, the parts by their verdicts, and the missing and the collapsed runs."""
         parts = {words: [str(part) for part in self.parts if part.verdict == verdict] for verdict, words in FOR.items()}
-        told = [f"{words} {listing(names)}" for words, names in parts.items() if names]
+        clauses = [f"{words} {listing(names)}" for words, names in parts.items() if names]
         comparisons = [comparison for part in self.parts for comparison in part.comparisons.values()]
         missing = sum(not comparison.enough for comparison in comparisons)
         collapsed = sum(bool(comparison.collapsed) for comparison in comparisons if comparison.enough)
-        told += [f"{missing} of {len(comparisons)} comparisons have too few runs"] * bool(missing)
-        told += [f"{collapsed} of {len(comparisons)} comparisons ({COLLAPSED}) rest on collapsed runs"] * bool(
+        clauses += [f"{missing} of {len(comparisons)} comparisons have too few runs"] * bool(missing)
+        clauses += [f"{collapsed} of {len(comparisons)} comparisons ({COLLAPSED}) rest on collapsed runs"] * bool(
             collapsed
         )
-        return "; ".join([f"{self.topic}, {self.verdict}: “{self.statement}”", *told]) + "."
+        return "; ".join([f"{self.topic}, {self.verdict}: “{self.statement}”", *clauses]) + "."
 
 
-FEW = 2  # settings, each of which a sentence names
+FEW = 2  # at most so many settings are named one by one in a sentence
 FOR = {
     "shows": "it shows for",
     "shows in part": "in part for",
-    "not told apart": "not told apart for",
+    "not significant": "not significant for",
     "opposite": "the opposite shows for",
     "does not show": "not for",
 }
 AT_THIS_SCALE = {
-    "not told apart": "not told apart at this scale",
+    "not significant": "not significant at this scale",
     "opposite": "the opposite shows",
     "does not show": "does not show at this scale",
 }
 
 
 def signed(difference: float) -> str:
-    """With its sign, which is a minus and no hyphen; a difference that rounds to zero has none."""
+    """The difference with its sign, with a minus instead of a hyphen; without a sign if it rounds to zero."""
     return f"{difference:+.1f}".replace("-", "−") if round(difference, 1) else "0.0"
 
 
@@ -236,10 +239,10 @@ def claims(found: Found) -> list[Claim]:
 
 
 def _imbalance(found: Found, topic: str, state: str, what: str) -> Claim:
-    """Vanilla IBP, and fast without what is said to mend it, against fast."""
-    unmended = ["vanilla IBP", *(method for method in _removals(found) if "initialisation" not in method)]
+    """Vanilla IBP, and fast without BatchNorm or a regulariser, compared with fast."""
+    methods = ["vanilla IBP", *(method for method in _removals(found) if "initialisation" not in method)]
     parts = []
-    for method in unmended:
+    for method in methods:
         comparisons = {}
         for eps, warm_up in product(found.plan.radii, found.plan.warm_ups):
             cells = found.cell(method, warm_up, eps), found.cell("fast", warm_up, eps)
@@ -274,7 +277,7 @@ def _removals(found: Found) -> list[str]:
 
 
 def _errors(first: Cell, second: Cell, says: Direction = "greater") -> Comparison:
-    """Of the verified errors."""
+    """The comparison of the verified errors."""
     values = (cell.errors("certified_accuracy") for cell in (first, second))
     return Comparison(*values, says, _collapsed((first, second)))
 

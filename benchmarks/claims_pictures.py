@@ -1,4 +1,4 @@
-"""The pictures of the claims' page: one small picture for each method, so that no line hides another."""
+"""The pictures on the page of the claims, with a small picture for each method, so that no line hides another."""
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -14,16 +14,16 @@ from certtrain.reports.svg import INK, MUTED, Svg, drawing, in_own_style
 
 COLOURS = {"short": PALETTE["falsified"].light, "long": PALETTE["natural"].light}
 DASHES = {"short": "-", "long": "--"}
-LINES = ("falsified", "natural", "tightness", "certified")  # of the schemes
+LINES = ("falsified", "natural", "tightness", "certified")  # colours of the initialisations
 STACK = ("active", "unstable", "inactive", "dead")
-TICKS = 6  # epochs that are named, at most
+TICKS = 6  # the most epochs with a label
 COLUMNS = 3
 WIDTH, ROW, LEGEND = 12.5, 2.3, 0.5  # inches
 
 
 @in_own_style
 def growth_picture(sweeps: Sequence[DepthSweep]) -> Svg:
-    """One line for each scheme; on the logarithmic axis an exponential is straight."""
+    """One line for each initialisation, on a logarithmic axis, where an exponential is a straight line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -44,7 +44,7 @@ def growth_picture(sweeps: Sequence[DepthSweep]) -> Svg:
 
 @in_own_style
 def error_picture(found: Found, eps: float) -> Svg:
-    """Verified error over the epochs, of both warm-ups: the mean, and a band from the least to the greatest seed."""
+    """Verified error over the epochs for both warm-ups: the mean, and a band from the smallest to the largest seed."""
     name, plan, epochs = _name("verified-error", eps), found.plan, _epochs(found.plan)
 
     def draw(axes: Any, method: str) -> dict[str, Cell]:
@@ -54,7 +54,9 @@ def error_picture(found: Found, eps: float) -> Svg:
             if method != "fast" and reference:
                 axes.plot(epochs, [fmean(v) for v in reference], DASHES[warm_up], color=MUTED, linewidth=1)
             if values := cell.by_epoch(_verified_error):
-                axes.fill_between(epochs, *_least_and_greatest(values), color=COLOURS[warm_up], alpha=0.2, linewidth=0)
+                axes.fill_between(
+                    epochs, *_smallest_and_largest(values), color=COLOURS[warm_up], alpha=0.2, linewidth=0
+                )
                 axes.plot(epochs, [fmean(v) for v in values], DASHES[warm_up], color=COLOURS[warm_up], linewidth=1.8)
                 axes.axvline(_ramp_end(plan, warm_up), color=COLOURS[warm_up], linewidth=0.8, linestyle=":")
         return cells
@@ -66,7 +68,7 @@ def error_picture(found: Found, eps: float) -> Svg:
 
 @in_own_style
 def state_picture(found: Found, eps: float, warm_up: str) -> Svg:
-    """The shares of ReLU states over the epochs, as a stack; the dead are a part of the inactive."""
+    """The shares of ReLU states over the epochs, as a stack; dead units are a part of the inactive."""
     name, plan, epochs = _name(f"states-{warm_up}", eps), found.plan, _epochs(found.plan)
 
     def draw(axes: Any, method: str) -> dict[str, Cell]:
@@ -88,7 +90,7 @@ def state_picture(found: Found, eps: float, warm_up: str) -> Svg:
 def _panels(
     name: str, label: str, found: Found, eps: float, draw: Callable[[Any, str], dict[str, Cell]], handles: Sequence[Any]
 ) -> Svg:
-    """A small picture for each method, all with the same axes; `draw` gives the cells that it has drawn, by warm-up."""
+    """A small picture for each method, all with the same axes; `draw` returns the cells that it draws, by warm-up."""
     from matplotlib.figure import Figure
 
     methods, epochs, seeds = found.plan.methods, _epochs(found.plan), found.most_seeds(eps)
@@ -118,35 +120,35 @@ def _epochs(plan: Plan) -> range:
 
 
 def _name(what: str, eps: float) -> str:
-    """A name that is a picture's own in the page."""
+    """The name of a picture, which no other picture on the page has."""
     return f"{what}-{eps:g}".replace(".", "-")
 
 
 def _remark(cells: dict[str, Cell], seeds: int) -> str:
-    """What is missing in a panel, or has collapsed."""
+    """The missing and the collapsed runs of a panel, in words."""
     daggers = {name: f"{len(cell.collapsed)}{COLLAPSED}" * bool(cell.collapsed) for name, cell in cells.items()}
     parts = {name: [cell.missing(seeds), daggers[name]] for name, cell in cells.items()}
-    told = [f"{name}: {', '.join(filter(None, words))}" for name, words in parts.items() if any(words)]
-    return f" ({'; '.join(told)})" if told else ""
+    remarks = [f"{name}: {', '.join(filter(None, words))}" for name, words in parts.items() if any(words)]
+    return f" ({'; '.join(remarks)})" if remarks else ""
 
 
 def _verified_error(epoch: dict[str, Any]) -> float:
     return float(1 - epoch["validation_certified_accuracy"])
 
 
-def _least_and_greatest(values: Sequence[tuple[float, ...]]) -> tuple[list[float], list[float]]:
+def _smallest_and_largest(values: Sequence[tuple[float, ...]]) -> tuple[list[float], list[float]]:
     return [min(seeds) for seeds in values], [max(seeds) for seeds in values]
 
 
 def _stack(cell: Cell) -> dict[str, list[float]]:
-    """Means over seeds and layers that add up to one: what is inactive and not dead, and the dead."""
+    """Means over seeds and layers that add up to one; the inactive without the dead, and the dead."""
     means = {state: [fmean(seeds) for seeds in cell.by_epoch(layer_mean(state))] for state in STACK}
     means["inactive"] = [all_ - dead for all_, dead in zip(means["inactive"], means["dead"], strict=True)]
     return means if cell.whole else {}
 
 
 def _ramp_end(plan: Plan, warm_up: str) -> float:
-    """Where on the axis the epochs at the full radius begin."""
+    """The place on the axis where the epochs with the full radius begin."""
     return float(plan.warm_ups[warm_up]["eps.start"] + plan.warm_ups[warm_up]["eps.length"] - 0.5)
 
 

@@ -1,4 +1,4 @@
-"""What `claims.py` trains: its own grid on MNIST, or the same grid on the network and the data of any preset."""
+"""The runs of `claims.py`: its own plan on MNIST, or the same methods on the network and the data of any preset."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from certtrain.storage import write_atomic
 Changes = dict[str, Any]
 
 SEEDS = (0, 1, 2)
-HELD_OUT = 5  # one of so many training examples, where a preset holds out none
+HELD_OUT = 5  # one of so many training examples is held out, if the preset holds out none
 FILE = "plan.json"  # in the folder, beside the results
 NETWORK: Changes = {
     "model.channels": [8, 8, 16, 16],
@@ -24,7 +24,7 @@ NETWORK: Changes = {
     "model.strides": [2, 1, 2, 1],
     "model.linear": [64],
 }
-# Natural in epoch 1, then the ramp, and what is left at the full radius.
+# Epoch 1 is natural training, then comes the ramp; the other epochs are at the full radius.
 WARM_UPS: dict[str, Changes] = {
     "short": {"eps.start": 2, "eps.length": 4},
     "long": {"eps.start": 2, "eps.length": 8},
@@ -73,17 +73,17 @@ class Run:
     seed: int
 
     def file(self, folder: Path) -> Path:
-        """Where its result is, or will be."""
+        """The file for its result."""
         words = f"{self.method} {self.warm_up} {self.eps} {self.seed}"
         return folder / f"{words.replace(' ', '-')}.json"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A preset, and what each run changes in it.
+    """A preset, and the changes of each run to it.
 
-    preset: a shipped one's name, or its fields. common: what all runs change. about: the data, the network and the
-    epochs in a sentence. left_out: why the grid lacks methods. largest_class: its share of the training examples.
+    preset: the name of a shipped preset, or fields. common: the changes of all runs. about: the data, the network and
+    the epochs in words. left_out: why methods are left out. largest_class: its share of the training examples.
     """
 
     preset: str | dict[str, Any]
@@ -97,7 +97,7 @@ class Plan:
     left_out: str = ""
 
     def changes(self, run: Run) -> Changes:
-        """What a run changes in the preset."""
+        """The changes of a run to the preset."""
         own = self.methods[run.method] | self.warm_ups[run.warm_up]
         return self.common | own | {"eps.max": run.eps, "seed": run.seed}
 
@@ -106,17 +106,17 @@ class Plan:
         return load_preset(self.preset, self.changes(run))
 
     def has(self, run: Run) -> bool:
-        """Whether the grid has such a method and warm-up."""
+        """Whether the plan has this method and warm-up."""
         return run.method in self.methods and run.warm_up in self.warm_ups
 
     @property
     def remarks(self) -> list[str]:
-        """The sentences that tell what was trained."""
+        """The sentences about what is trained."""
         return [text for text in (self.about, self.left_out) if text]
 
     @property
     def total(self) -> int:
-        """How many runs it has, with as many seeds as are meant."""
+        """The number of runs with all seeds."""
         return len(self.methods) * len(self.warm_ups) * len(self.radii) * len(SEEDS)
 
 
@@ -135,9 +135,9 @@ MNIST = Plan(
 
 
 def plan_for(source: str, data_dir: Path | None, radii: tuple[float, ...] = ()) -> Plan:
-    """The grid on a preset's data, network, epochs and ε: its ramp is the long one, half of it the short one.
+    """The plan for a preset's data, network, epochs and ε; its ramp is the long warm-up, half of it the short one.
 
-    Where the preset holds out no examples, a fifth of the training examples is. Raises CerttrainError.
+    If the preset holds out no examples, a fifth of the training examples is held out. Raises CerttrainError.
     """
     preset = load_preset(source)
     train = load_images(preset.data.name, "train", data_dir=data_dir)
@@ -161,7 +161,7 @@ def plan_for(source: str, data_dir: Path | None, radii: tuple[float, ...] = ()) 
 
 
 def _methods(switch: bool) -> tuple[dict[str, Changes], str]:
-    """The methods with every improvement said outright, and why some are left out: BatchNorm needs a switch."""
+    """The methods, with every improvement set explicitly; and, without a field batch_norm, why some are left out."""
     if switch:
         return {name: {**ALL_ON, "model.batch_norm": True} | own for name, own in METHODS.items()}, ""
     as_it_is = {name: own for name, own in METHODS.items() if "BatchNorm" not in name}
@@ -184,23 +184,23 @@ def _largest_class(train: ImageSet) -> float:
     return float(train.labels.bincount().max()) / len(train)
 
 
-# --- in a folder -----------------------------------------------------------------------------------------
+# --- the file --------------------------------------------------------------------------------------------
 
 
 def check_plan(folder: Path, plan: Plan) -> None:
-    """See that what is in the folder already is not of another plan."""
+    """Exit if the folder has results of another plan."""
     if (folder / FILE).exists() and read_plan(folder) != _plain(plan):
         raise SystemExit(f"{folder} holds the results of another preset, or of other radii: choose another --folder")
 
 
 def save_plan(folder: Path, plan: Plan) -> None:
-    """Put a plan beside its results; that on MNIST needs no file."""
+    """Write a plan beside its results; the plan on MNIST needs no file."""
     if plan != MNIST:
         write_atomic(folder / FILE, json.dumps(asdict(plan)).encode())
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan that the folder's results are of: the one on MNIST, if no other is there."""
+    """The plan of the results in the folder: that on MNIST if there is no file."""
     path = folder / FILE
     if not path.exists():
         return MNIST
@@ -214,11 +214,11 @@ def read_plan(folder: Path) -> Plan:
 
 
 def _plain(plan: Plan) -> Plan:
-    """As it is read back."""
+    """The plan as it is read from a file."""
     return Plan(**json.loads(json.dumps(asdict(plan))) | {"radii": plan.radii})
 
 
 def setting(eps: float, warm_up: str = "") -> str:
-    """In words: ε and, if it is given, the warm-up."""
+    """ε and, if given, the warm-up, in words."""
     decimal = f"{eps:g}"  # 0.4 stays 0.4, though it is 102/255 too
     return ", ".join(filter(None, [f"ε = {decimal if float(decimal) == eps else format_eps(eps)}", warm_up]))

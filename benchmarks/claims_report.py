@@ -1,4 +1,4 @@
-"""What `claims.py` has found, as Markdown and as one HTML page with its pictures, and whether the claims show.
+"""The results of `claims.py`, as Markdown and as one HTML page with pictures, and whether they support the claims.
 
 python benchmarks/claims_report.py --data-dir DATA --folder claims --page claims.html
 """
@@ -28,10 +28,10 @@ DEPTHS = (2, 4, 8, 16, 32)
 FIGURES = {"natural": "natural_accuracy", "verified": "certified_accuracy"}
 REMARK = "Mean ± standard deviation over the seeds."
 STATES_REMARK = (
-    "States at the end of the training, of 1,000 training images: means over the layers, and over the seeds. "
+    "States at the end of the training, over 1,000 training images: means over the layers and the seeds. "
     "Dead units are inactive for every image, and so a part of the inactive. "
     "A star: fewer seeds than the rest, or failed runs. "
-    f"A dagger ({COLLAPSED}): runs that have collapsed are among them."
+    f"A dagger ({COLLAPSED}): some of the runs have collapsed."
 )
 
 
@@ -39,7 +39,7 @@ STATES_REMARK = (
 
 
 def shown(cell: Cell, values: Sequence[float], seeds: int) -> str:
-    """Mean and standard deviation; where seeds are fewer than `seeds`, have failed or have collapsed, how many."""
+    """Mean and standard deviation, and how many of `seeds` are missing, failed or collapsed, if any."""
     words = cell.remark(seeds)
     mark = f" ({words})" if words else ""
     if not values:
@@ -49,7 +49,7 @@ def shown(cell: Cell, values: Sequence[float], seeds: int) -> str:
 
 
 def error_table(found: Found, eps: float) -> list[list[str]]:
-    """Header, then natural and verified error of each method, by warm-up."""
+    """The header, then the natural and verified errors of each method, by warm-up."""
     header = ["method", *(f"{figure} error %, {warm_up}" for warm_up in found.plan.warm_ups for figure in FIGURES)]
     seeds = found.most_seeds(eps)
     rows = [[method] for method in found.methods(eps)]
@@ -61,7 +61,7 @@ def error_table(found: Found, eps: float) -> list[list[str]]:
 
 
 def state_table(found: Found, eps: float) -> list[list[str]]:
-    """Header, then the states of each method's ReLUs, by warm-up; marked where seeds are missing or have collapsed."""
+    """The header, then the ReLU states of each method, by warm-up; marked if runs are missing or have collapsed."""
     header = ["method", *(f"{state} %, {warm_up}" for warm_up in found.plan.warm_ups for state in STATES)]
     seeds = found.most_seeds(eps)
     rows = [[method] for method in found.methods(eps)]
@@ -75,13 +75,13 @@ def state_table(found: Found, eps: float) -> list[list[str]]:
 
 
 def claim_table(claim: Claim) -> list[list[str]]:
-    """Header, then the differences of each part, by setting."""
+    """The header, then the differences of each part, by setting."""
     rows = [[part.method, *map(str, part.comparisons.values()), part.verdict] for part in claim.parts]
     return [["method", *claim.parts[0].comparisons, "verdict"], *rows]
 
 
 def growth_table(sweeps: Sequence[DepthSweep]) -> list[list[str]]:
-    """Header, then scheme, mean growth at each depth, the rate a layer."""
+    """The header, then each initialisation with its mean growth at each depth, and the rate per layer."""
     rows = [
         [sweep.scheme, *(f"{spread.mean:.3g}" for spread in sweep.growth), f"×{number(sweep.rate)}"] for sweep in sweeps
     ]
@@ -89,23 +89,23 @@ def growth_table(sweeps: Sequence[DepthSweep]) -> list[list[str]]:
 
 
 def growth(plan: Plan, data_dir: Path | None) -> list[DepthSweep]:
-    """Mean width at the last ReLU over the input's, against depth, before any training."""
+    """The growth at the last ReLU by depth, before any training."""
     preset = plan.preset_of(Run("fast", "short", plan.radii[0], SEEDS[0]))
     images = load_images(preset.data.name, "train", data_dir=data_dir)
     return sweep_depth(preset, images, SCHEMES, SEEDS, DEPTHS)
 
 
-# --- as Markdown -----------------------------------------------------------------------------------------
+# --- Markdown --------------------------------------------------------------------------------------------
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:
-    """The lines of a table; the first row is its header."""
+    """A table whose first row is the header."""
     header, *rows = [f"| {' | '.join(row)} |" for row in table]
     return "\n".join([header, "|---" * len(table[0]) + "|", *rows])
 
 
 def markdown(found: Found, sweeps: Sequence[DepthSweep]) -> str:
-    """Everything but the pictures."""
+    """Everything but the pictures, as Markdown."""
     judged = claims(found)
     sentences = [judge_growth(sweeps), *(claim.sentence for claim in judged)]
     parts = [
@@ -124,7 +124,7 @@ def markdown(found: Found, sweeps: Sequence[DepthSweep]) -> str:
     return "\n\n".join(parts)
 
 
-# --- as a page -------------------------------------------------------------------------------------------
+# --- the page --------------------------------------------------------------------------------------------
 
 
 def page(found: Found, sweeps: Sequence[DepthSweep]) -> str:
@@ -148,32 +148,32 @@ def page(found: Found, sweeps: Sequence[DepthSweep]) -> str:
 
 
 def as_table(rows: Sequence[Sequence[str]]) -> Table:
-    """Rows of which the first is the header."""
+    """A table from rows, of which the first is the header."""
     return Table(rows[0], rows[1:])
 
 
 def sentence_parts(sentence: str) -> dict[str, Any]:
-    """What a sentence says before its colon as a heading, and the rest below it."""
+    """The part of a sentence before its colon, for a heading, and the rest."""
     topic, _, words = sentence.partition(": ")
     return {"topic": topic, "words": words, "table": None}
 
 
 def claim_parts(claim: Claim) -> dict[str, Any]:
-    """A claim's sentence, and the table that it rests on."""
+    """The sentence of a claim, and its table."""
     return sentence_parts(claim.sentence) | {"table": as_table(claim_table(claim))}
 
 
 def radius_parts(found: Found, eps: float) -> dict[str, Any]:
-    """Tables and pictures of one radius."""
+    """The tables and pictures of one radius."""
     return {
         "setting": setting(eps),
         "errors": as_table(error_table(found, eps)),
         "error_picture": Picture(
             error_picture(found, eps),
             f"Verified error over the epochs, {setting(eps)}",
-            "On held-out examples at the full radius in every epoch: mean over the seeds, and a band from the least to "
-            "the greatest. The dotted lines are the ends of the warm-ups. "
-            f"By a method ({COLLAPSED}): its runs that have collapsed.",
+            "On held-out examples at the full radius in every epoch: mean over the seeds, and a band from the smallest "
+            "to the largest. The dotted lines are the ends of the warm-ups. "
+            f"With a method ({COLLAPSED}): the number of its runs that have collapsed.",
         ),
         "states": as_table(state_table(found, eps)),
         "state_pictures": [
@@ -188,7 +188,7 @@ def radius_parts(found: Found, eps: float) -> dict[str, Any]:
 
 
 def results(folder: Path) -> Found:
-    """What is in the folder; nothing there is an error."""
+    """The results in the folder; exits if there are none."""
     if not folder.is_dir():
         raise SystemExit(f"there is no folder {folder}; claims.py run --folder {folder} makes it")
     plan = read_plan(folder)

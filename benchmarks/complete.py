@@ -1,7 +1,7 @@
-"""How many points each method alone decides, and how long it takes for each.
+"""How many examples each method alone decides, and how long it takes for each.
 
-Every point is attacked; what the attack leaves is bounded by each method, or decided by complete verification within
-the timeout. benchmarks/adversarial.py trains networks for it.
+Every example is attacked. Those that the attack leaves open are bounded by each method, or decided by complete
+verification within the timeout. benchmarks/adversarial.py trains networks for this.
 
 python benchmarks/complete.py pgd.safetensors --data-dir data --limit 200 --timeout 30
 """
@@ -29,30 +29,30 @@ def main() -> None:
     model = load_model(arguments.model)
     images = load_split(model.metadata, arguments.split, arguments.data_dir).take(arguments.limit)
     eps = model.metadata.eps if arguments.eps is None else parse_eps(arguments.eps)
-    print("| method | certified | falsified | misclassified | open | decided | s a point, median | slowest |")
+    print("| method | certified | falsified | misclassified | open | decided | s/example, median | slowest |")
     print("|---|---|---|---|---|---|---|---|")
     for method in arguments.methods:
-        points: dict[int, ExampleResult] = {}
+        results: dict[int, ExampleResult] = {}
         verify(
             model, images, eps, attack=PGD(restarts=arguments.restarts), method=method,
             limits=Limits(timeout=arguments.timeout),
-            on_examples=lambda done, known=points: known.update({point.index: point for point in done}),
+            on_examples=lambda done, known=results: known.update({result.index: result for result in done}),
         )  # fmt: skip
-        print(_row(method, list(points.values())), flush=True)
+        print(_row(method, list(results.values())), flush=True)
 
 
-def _row(method: str, points: list[ExampleResult]) -> str:
-    counts = count(points)
+def _row(method: str, results: list[ExampleResult]) -> str:
+    counts = count(results)
     cells = [counts[name] for name in ("certified", "falsified", "misclassified", "open")]
-    spent = [sum(_bounding(point)) for point in points if _bounding(point)] or [0.0]
-    decided = 1 - counts["open"] / len(points)
+    spent = [sum(_bounding(result)) for result in results if _bounding(result)] or [0.0]
+    decided = 1 - counts["open"] / len(results)
     times = f"{statistics.median(spent):.3g} | {max(spent):.3g}"
     return f"| {method} | {' | '.join(map(str, cells))} | {decided:.1%} | {times} |"
 
 
-def _bounding(point: ExampleResult) -> list[float]:
-    """Seconds of the steps that are neither inference nor attack."""
-    return [seconds for name, seconds in point.tried.items() if name not in (INFERENCE, ATTACK)]
+def _bounding(result: ExampleResult) -> list[float]:
+    """The seconds of the steps that are neither inference nor attack."""
+    return [seconds for name, seconds in result.tried.items() if name not in (INFERENCE, ATTACK)]
 
 
 def _arguments() -> argparse.Namespace:
@@ -62,8 +62,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="test", choices=("test", "validation"))
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--eps")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds a point")
-    parser.add_argument("--restarts", type=int, default=1, help="of the attack")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds for each example")
+    parser.add_argument("--restarts", type=int, default=1, help="restarts of the attack")
     parser.add_argument("--methods", nargs="+", default=[*METHODS, COMPLETE], choices=[*METHODS, COMPLETE, "auto"])
     return parser.parse_args()
 

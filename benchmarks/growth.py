@@ -1,10 +1,10 @@
 """How a certified training step's time and memory grow with batch, width, depth and image size.
 
-From one network of 3×3 convolutions, one of the four is doubled at a time. Each point is a process of its own: first
-the peak of its memory over three certified steps (eager, float32, both regularisers), on a CPU of what is resident
-less what was before the network was made, on a GPU of what is allocated; then seconds of certified and standard steps
-(natural cross-entropy, clipping, fused Adam), interleaved. An exponent is the slope of a straight line through the
-logarithms: 1 is linear growth.
+The base is a network of 3×3 convolutions, and one of the four is doubled at a time. Each size is measured in a process
+of its own: first the peak memory over three certified steps (eager, float32, both regularisers), on a CPU as the
+increase of resident memory, on a GPU as allocated memory; then the seconds of certified and standard steps (natural
+cross-entropy, clipping, fused Adam), alternating. An exponent is the slope of a straight line through the logarithms:
+1 is linear growth.
 
 python benchmarks/growth.py
 """
@@ -33,12 +33,12 @@ from certtrain.spec.architecture import CNN
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.step import Stepper
 
-EPOCH = 1000  # steps; the steps that are timed lie in the middle of the ramp
+EPOCH = 1000  # steps; the measured steps are in the middle of the ramp
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a batch and the network that it passes: `depth` convolutions of `width` channels, images of `side`² pixels."""
+    """The size of a batch and its network: `depth` convolutions of `width` channels, images of `side`² pixels."""
 
     batch: int = 32
     width: int = 32
@@ -46,7 +46,7 @@ class Size:
     side: int = 16
 
     def preset(self) -> Preset:
-        """The CIFAR-10 preset's training, of this network."""
+        """The CIFAR-10 preset with this network."""
         times = (1,) * self.depth
         model = CNN(
             name="cnn",
@@ -70,7 +70,7 @@ class Size:
         return x.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
 
 
-# What is doubled, how its units are counted, and the sizes along it.
+# What is doubled, with a function for its number of units, and its sizes.
 AXES: dict[str, tuple[Callable[[Size], int], list[Size]]] = {
     "batch": (lambda size: size.batch, [Size(batch=n) for n in (16, 32, 64, 128)]),
     "width": (lambda size: size.width, [Size(width=n) for n in (16, 32, 64, 128)]),
@@ -101,8 +101,8 @@ def standard_step(size: Size, device: str) -> Callable[[], None]:
 
 @tensor_cores(False)
 def measure(size: Size, rounds: int, device: str) -> dict[str, Any]:
-    """MiB and seconds of this process: peak memory of certified steps, then both kinds of step in turn."""
-    # The first loads what torch loads at its first step.
+    """MiB and seconds of this process: the peak memory of certified steps, then the times of both kinds of steps."""
+    # One small step first, so that what torch loads at its first step does not count.
     certified_step(replace(size, batch=2, width=1, depth=1, side=2), device)()
     before = resident("VmRSS")
     certified = certified_step(size, device)
@@ -118,7 +118,7 @@ def measure(size: Size, rounds: int, device: str) -> dict[str, Any]:
 
 
 def resident(entry: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at most so far."""
+    """The resident memory of this process in MiB: VmRSS is that of now, VmHWM the peak."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(entry)) / 2**10
 
@@ -138,12 +138,12 @@ def in_a_process(size: Size, rounds: int, device: str) -> dict[str, Any]:
 
 
 def exponent(units: list[int], values: list[float]) -> float:
-    """Slope of the least-squares line through the logarithms."""
+    """The slope of the least-squares line through the logarithms."""
     return statistics.linear_regression([math.log(n) for n in units], [math.log(v) for v in values]).slope
 
 
 def show(axis: str, found: dict[Size, dict[str, Any]]) -> None:
-    """The rows of one axis, and its exponents."""
+    """Print the rows of one axis, and its exponents."""
     count, sizes = AXES[axis]
     units = [count(size) for size in sizes]
     rows = [found[size] for size in sizes]
@@ -161,7 +161,7 @@ def show(axis: str, found: dict[Size, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Parse the arguments, measure each size once, print a table."""
+    """Parse the arguments, measure each size, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="auto")

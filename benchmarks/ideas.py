@@ -1,7 +1,7 @@
-"""Ideas to make certified training faster or better, ranked on short runs of a small network, several seeds each.
+"""Ideas to make certified training faster or better, ranked on short runs of a small network with several seeds.
 
-Every run is judged on 5,000 held-out training examples; the test set is never looked at. Each result is one line of
-a file as soon as it is there, and what is in the file already is not run again.
+Every run is evaluated on 5,000 held-out training examples; the test set is not used. Each result is written to a file
+at once, as one line, and is not run again if the file has it.
 
 python benchmarks/ideas.py mnist --data-dir DATA --out ideas.jsonl      # for mnist-cpu
 python benchmarks/ideas.py cifar10 --data-dir DATA --out ideas.jsonl    # for cifar10-speedrun
@@ -24,7 +24,7 @@ Overrides = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """A preset, what makes its runs short, and what each idea changes in them."""
+    """A preset, the changes that make its runs short, and the changes of each idea."""
 
     preset: str
     short: Overrides
@@ -89,7 +89,7 @@ def known(path: Path, trial: str) -> dict[tuple[str, int], dict[str, float]]:
 
 
 def show(ideas: list[str], found: dict[tuple[str, int], dict[str, float]]) -> None:
-    """A table: mean and standard deviation of each idea over its seeds."""
+    """Print a table with mean and standard deviation of each idea over its seeds."""
     print("| idea | seeds | natural % | certified % | seconds over those as it is |\n|---|---|---|---|---|")
     for idea in ideas:
         results = {seed: result for (name, seed), result in found.items() if name == idea}
@@ -107,7 +107,7 @@ def show(ideas: list[str], found: dict[tuple[str, int], dict[str, float]]) -> No
 
 
 def main() -> None:
-    """Parse the arguments, train what is missing, print the table."""
+    """Parse the arguments, train the runs without a result, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trial", choices=list(TRIALS))
     parser.add_argument("--data-dir", type=Path)

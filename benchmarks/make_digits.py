@@ -1,6 +1,6 @@
 """Make certtrain/data/digits.safetensors from scikit-learn's copy of the UCI digits.
 
-Needs scikit-learn, which certtrain itself does not.
+This needs scikit-learn, which certtrain itself does not need.
 
 python benchmarks/make_digits.py [FILE]
 """

@@ -1,8 +1,8 @@
-"""What is claimed of one random network, and what sampling, attacks and exact minimisation say against it.
+"""Tests of bounds and certificates of random networks by sampling, attacks and exact minimisation.
 
-Each network is tried by every bound method in real arithmetic and, at its certificates, in every named arithmetic; by
-complete verification, saved and with BatchNorm folded, through `verify` itself; in training mode with the statistics
-of a batch; and, where it is piecewise linear and small, against the exact minimum by a mixed-integer programme.
+Each network is tested with every bound method in real arithmetic; with certificates in every arithmetic; with complete
+verification by `verify`, as saved or with BatchNorm folded; in training mode with the statistics of a batch; and, if it
+is piecewise linear and small, against the exact minimum from a mixed-integer program.
 """
 
 import copy
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from random_networks import Drawn, Shape, describe, drawn_networks
+from random_networks import RandomNetwork, Shape, describe, drawn_networks
 from torch import Generator, Tensor, nn
 
 import certtrain
-from certtrain.attack.criterion import running
+from certtrain.attack.criterion import computing_in
 from certtrain.bounds import linear
 from certtrain.bounds.box import box_ends
 from certtrain.bounds.methods import METHODS
@@ -39,66 +39,69 @@ from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import network_of, verify
 
 RADII = (0.002, 0.02, 0.08, 0.3)
-EXAMPLES, POINTS = 3, 24  # boxes a network; uniform points a box, and as many corners
-CLIMBS, STEPS = 2, 4  # attacks from so many starts, of so many steps
-SEARCHED = 3  # every so many-th network is bounded by alpha-crown as well, which takes longest
+EXAMPLES, POINTS = 3, 24  # boxes for each network; uniform points for each box, and as many corners
+STARTS, STEPS = 2, 4  # of each attack
+ALPHA_EVERY = 3  # only one of so many networks is bounded by alpha-crown too, which is slowest
 SMALL = Settings(domains=60, dense=0, early_stop=True)
-TINY_INPUTS, TINY_UNITS = 12, 24  # of networks that are minimised exactly
-EXACT = 1e-9  # of float64's rounding, relative to the largest value
+TINY_INPUTS, TINY_UNITS = 12, 24  # the largest networks that are minimised exactly
+EXACT = 1e-9  # tolerance for rounding in float64, relative to the largest value
 
 
 @dataclass
 class Trial:
-    """One network with what was tried and what was found against it."""
+    """One network, the number of claims that were tested, and the faults that were found."""
 
     number: int
-    network: Drawn
+    network: RandomNetwork
     shape: Shape
     claims: int = 0
     certified: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def blame(self, what: str) -> None:
-        """Something contradicts a claim."""
+    def report(self, what: str) -> None:
+        """Add a fault: something contradicts a claim."""
         self.faults.append(f"network {self.number}, {what}: {describe(self.network)}")
 
 
-def try_network(number: int, network: Drawn, shape: Shape) -> Trial:
-    """Everything that is tried with one network; a refusal or a crash counts as a fault as well."""
+def try_network(number: int, network: RandomNetwork, shape: Shape) -> Trial:
+    """All tests of one network. An error of any kind is a fault too."""
     trial, generator = Trial(number, network, shape), Generator().manual_seed(number)
     x = torch.rand(EXAMPLES, *shape, generator=generator)
     eps = RADII[number % len(RADII)]
-    for step in (real_bounds, certificates, completely, in_training, exactly):
+    for step in (real_bounds, certificates, complete_verification, in_training, exact_minima):
         try:
             step(trial, x, eps, generator)
         except SoundnessError as error:
-            trial.blame(f"{step.__name__}: SoundnessError: {error}")
+            trial.report(f"{step.__name__}: SoundnessError: {error}")
         except CerttrainError as error:
-            trial.blame(f"{step.__name__}: refused: {error}")
+            trial.report(f"{step.__name__}: refused: {error}")
         except Exception as error:  # a traceback is a fault, whatever it is
-            trial.blame(f"{step.__name__}: {type(error).__name__}: {error}")
+            trial.report(f"{step.__name__}: {type(error).__name__}: {error}")
     return trial
 
 
 # --- points ----------------------------------------------------------------------------------------------
 
 
-def thrown(network: nn.Module, x: Tensor, eps: float, generator: Generator) -> Tensor:
-    """Points (P, B, …) of the boxes around `x` (B, …): centres, uniform points, corners, and steps of attacks."""
+def sample_points(network: nn.Module, x: Tensor, eps: float, generator: Generator) -> Tensor:
+    """Points (P, B, …) in the boxes around `x` (B, …): centres, uniform points, corners, and steps of attacks."""
     lower, upper = box_ends(x, eps)
     share = torch.rand(2 * POINTS, *x.shape, generator=generator).to(x)
     share[:POINTS] = share[:POINTS].round()
     points = [x.unsqueeze(0), torch.lerp(lower, upper, share).clamp(lower, upper)]
-    return torch.cat([*points, climbed(network, x, lower, upper, generator)])
+    return torch.cat([*points, attack_points(network, x, lower, upper, generator)])
 
 
-def climbed(network: nn.Module, x: Tensor, lower: Tensor, upper: Tensor, generator: Generator) -> Tensor:
-    """Signed gradient steps up and down each output and each difference of two, from centres and random starts."""
+def attack_points(network: nn.Module, x: Tensor, lower: Tensor, upper: Tensor, generator: Generator) -> Tensor:
+    """The points of signed gradient ascent and descent on outputs and on differences of two outputs.
+
+    They start from the centres and from random points.
+    """
     outputs = network(x).shape[1]
     each = torch.eye(outputs).to(x)
     functions = torch.cat([each, -each, each[:1] - each[1:], each[1:] - each[:1]])
     found = []
-    for start in range(CLIMBS):
+    for start in range(STARTS):
         share = torch.rand(len(functions), *x.shape, generator=generator).to(x) if start else torch.tensor(0.5).to(x)
         point = torch.lerp(lower, upper, share).clamp(lower, upper).expand(len(functions), *x.shape)
         for step in range(STEPS):
@@ -113,7 +116,7 @@ def climbed(network: nn.Module, x: Tensor, lower: Tensor, upper: Tensor, generat
 
 def outputs_at(network: nn.Module, points: Tensor, arithmetic: str = "float32") -> Tensor:
     """Logits (P, B, K) in float64 of points (P, B, …), by inference in that arithmetic."""
-    with torch.no_grad(), running(arithmetic, "cpu"):
+    with torch.no_grad(), computing_in(arithmetic, "cpu"):
         return network(points.flatten(0, 1)).double().view(*points.shape[:2], -1)
 
 
@@ -123,15 +126,15 @@ def label_gaps(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(2, column) - logits
 
 
-# --- what is tried ---------------------------------------------------------------------------------------
+# --- the tests -------------------------------------------------------------------------------------------
 
 
 def real_bounds(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
-    """Every method's bounds of the logits and margins, in float64; without width they are the value."""
+    """Test every method's bounds of logits and margins in float64; for boxes without width they must be the value."""
     exact, x = copy.deepcopy(trial.network).double(), x.double()
-    seen = outputs_at(exact, thrown(exact, x, eps, generator))
+    seen = outputs_at(exact, sample_points(exact, x, eps, generator))
     labels = seen[0].argmax(1)
-    for method in METHODS if trial.number % SEARCHED == 0 else [m for m in METHODS if m != "alpha-crown"]:
+    for method in METHODS if trial.number % ALPHA_EVERY == 0 else [m for m in METHODS if m != "alpha-crown"]:
         ends = certtrain.output_bounds(exact, x, eps, method=method)
         compare(trial, f"{method}, bounds of the logits", seen, *ends)
         margins = certtrain.margin_bounds(exact, x, labels, eps, method=method)
@@ -139,22 +142,22 @@ def real_bounds(trial: Trial, x: Tensor, eps: float, generator: Generator) -> No
         points = certtrain.output_bounds(exact, x, 0.0, method=method)
         slack = 1e-7 * max(1.0, float(seen.abs().max()))
         if not all(torch.allclose(end, seen[0], rtol=0, atol=slack) for end in points):
-            trial.blame(f"{method}: bounds of a point are not the network's value")
+            trial.report(f"{method}: bounds of a box without width are not the network's value")
 
 
 def compare(trial: Trial, what: str, seen: Tensor, lower: Tensor, upper: Tensor | None, slack: float = EXACT) -> None:
-    """Blame bounds (B, K) that leave out a value (P, B, K) by more than rounding."""
+    """Report bounds (B, K) that are violated by a value (P, B, K) by more than rounding."""
     trial.claims += lower.numel()
-    room = slack * max(1.0, float(seen.abs().max()))
-    if not bool((seen >= lower - room).all()):
-        trial.blame(f"{what}: a value is {float((lower - seen).max()):g} below its lower bound")
-    if upper is not None and not bool((seen <= upper + room).all()):
-        trial.blame(f"{what}: a value is {float((seen - upper).max()):g} above its upper bound")
+    tolerance = slack * max(1.0, float(seen.abs().max()))
+    if not bool((seen >= lower - tolerance).all()):
+        trial.report(f"{what}: a value is {float((lower - seen).max()):g} below its lower bound")
+    if upper is not None and not bool((seen <= upper + tolerance).all()):
+        trial.report(f"{what}: a value is {float((seen - upper).max()):g} above its upper bound")
 
 
 def certificates(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
-    """`certify` in every arithmetic, against inference in it."""
-    points, exact = thrown(trial.network, x, eps, generator), copy.deepcopy(trial.network).double()
+    """Test `certify` in every arithmetic by inference in the same arithmetic."""
+    points, exact = sample_points(trial.network, x, eps, generator), copy.deepcopy(trial.network).double()
     labels, methods = trial.network(x).argmax(1), list(METHODS)
     for number, arithmetic in enumerate(ARITHMETICS):
         real = arithmetic == "real"
@@ -167,21 +170,21 @@ def certificates(trial: Trial, x: Tensor, eps: float, generator: Generator) -> N
 
 
 def contradict(trial: Trial, what: str, gaps: Tensor, labels: Tensor, found: Any, slack: float) -> None:
-    """Blame certificates whose margin lies above an observed one, in gaps (P, B, K)."""
+    """Report certificates whose margin is above an observed one in `gaps` (P, B, K)."""
     others = gaps.scatter(2, labels.view(1, -1, 1).expand(len(gaps), -1, 1), torch.inf)
     smallest, bound = others.amin(2).amin(0), found.margin
-    room = slack * max(1.0, float(others.isfinite().mul(others.nan_to_num(0.0)).abs().max()))
-    below = bound.isfinite() & ~(smallest >= bound - room)
+    tolerance = slack * max(1.0, float(others.isfinite().mul(others.nan_to_num(0.0)).abs().max()))
+    below = bound.isfinite() & ~(smallest >= bound - tolerance)
     broken = found.certified & ~(smallest > 0)
     trial.claims += len(bound)
     trial.certified += int(found.certified.sum())
     if bool((below | broken).any()):
         row = int((below | broken).nonzero()[0])
-        trial.blame(f"{what}: a margin of {float(smallest[row]):g} below {float(bound[row]):g}")
+        trial.report(f"{what}: a margin of {float(smallest[row]):g} below {float(bound[row]):g}")
 
 
-def completely(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
-    """`verify` from end to end on images, by one method, saved or folded, without attack."""
+def complete_verification(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
+    """Test `verify` on images by one method, with the network as saved or folded, without an attack."""
     if len(trial.shape) != 3:
         return
     model = classifier(trial)
@@ -191,9 +194,9 @@ def completely(trial: Trial, x: Tensor, eps: float, generator: Generator) -> Non
     images = ImageSet("folder", "test", pixels, labels, model.metadata.class_names)
     network: NetworkName = "folded" if trial.number % 2 else "saved"
     method = ("complete", "auto", "ibp", "complete")[trial.number // 2 % 4]
-    points = list[ExampleResult]()
-    verify(model, images, eps, attack=None, method=method, network=network, bounds=SMALL, on_examples=points.extend)
-    judge(trial, f"{method}, {network}", network_of(model, network), images, points, eps, generator)
+    results = list[ExampleResult]()
+    verify(model, images, eps, attack=None, method=method, network=network, bounds=SMALL, on_examples=results.extend)
+    judge(trial, f"{method}, {network}", network_of(model, network), images, results, eps, generator)
 
 
 def judge(
@@ -201,30 +204,30 @@ def judge(
     what: str,
     model: nn.Module,
     images: ImageSet,
-    points: list[ExampleResult],
+    results: list[ExampleResult],
     eps: float,
     generator: Generator,
 ) -> None:
-    """Blame verdicts that inference at points of the boxes contradicts; the newest of each example counts."""
+    """Report verdicts that inference in the boxes contradicts; only the last verdict of each example counts."""
     x = to_unit(images.images)
-    gaps = label_gaps(outputs_at(model, thrown(model, x, eps, generator)), images.labels)
+    gaps = label_gaps(outputs_at(model, sample_points(model, x, eps, generator)), images.labels)
     smallest = gaps.scatter(2, images.labels.view(1, -1, 1).expand(len(gaps), -1, 1), torch.inf).amin(2).amin(0)
     lower, upper = box_ends(x, eps)
-    for point in {point.index: point for point in points}.values():
+    for result in {result.index: result for result in results}.values():
         trial.claims += 1
-        trial.certified += point.verdict == "certified"
-        least = float(smallest[point.index])
-        if point.verdict == "certified" and not (least > 0 and point.margin is not None and least >= point.margin):
-            trial.blame(f"{what}: certified with margin {point.margin}, but {least:g} was seen")
-        if point.counterexample is not None:
-            found, row = point.counterexample, point.index
+        trial.certified += result.verdict == "certified"
+        least = float(smallest[result.index])
+        if result.verdict == "certified" and not (least > 0 and result.margin is not None and least >= result.margin):
+            trial.report(f"{what}: certified with margin {result.margin}, but {least:g} was observed")
+        if result.counterexample is not None:
+            found, row = result.counterexample, result.index
             inside = bool(((found >= lower[row]) & (found <= upper[row])).all())
             if not inside or bool(correct_points(model(found.unsqueeze(0)), images.labels[row : row + 1])):
-                trial.blame(f"{what}: a counterexample that is none")
+                trial.report(f"{what}: a wrong counterexample")
 
 
 def classifier(trial: Trial) -> Classifier:
-    """The network as a model file holds it: layers as data, built again."""
+    """The network as it would be loaded from a model file: built from its layers as data."""
     network = copy.deepcopy(trial.network)
     found = graph_of(trace_layers(network))
     classes = tuple(f"class {number}" for number in range(network(torch.zeros(1, *trial.shape)).shape[1]))
@@ -238,63 +241,63 @@ def classifier(trial: Trial) -> Classifier:
     result = Classifier(model, described).eval()
     x = torch.rand(4, *trial.shape, generator=Generator().manual_seed(trial.number))
     if not torch.allclose(result(x), network(x), rtol=0, atol=1e-4):
-        trial.blame("built again from its data, the network computes something else")
+        trial.report("the network that is built from its data computes something else")
     return result
 
 
 def in_training(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
-    """The pass of a training step: with a batch's statistics held, the bounds hold for every input of the boxes."""
+    """Test the bounds of a training step: with the statistics of the batch they hold for every input in the boxes."""
     network = copy.deepcopy(trial.network).double().train()
     for layer in network.modules():
         if isinstance(layer, nn.Dropout):
             layer.eval()
     calls = [call.layer for call in trace_layers(network).calls if isinstance(call.layer, BatchNorm)]
-    if not calls or len(set(calls)) < len(calls):  # one layer twice normalises by two statistics
+    if not calls or len(set(calls)) < len(calls):  # a layer that is called twice has two sets of statistics
         return
     x = x.double()
     trace = certtrain.propagate(network, x, eps)
     for layer, mean, variance, _ in trace.statistics:
         layer.running_mean, layer.running_var = mean.detach(), variance.detach()
-    seen = outputs_at(network.eval(), thrown(network, x, eps, generator))
+    seen = outputs_at(network.eval(), sample_points(network, x, eps, generator))
     labels = seen[0].argmax(1)
     compare(trial, "in training, ibp", seen, trace.lower.detach(), trace.upper.detach())
     compare(trial, "in training, crown-ibp", label_gaps(seen, labels), linear_margins(trace, labels), None)
 
 
 def linear_margins(trace: BoundTrace, labels: Tensor) -> Tensor:
-    """By linear bounds over the trace's boxes."""
+    """The margins by linear bounds over the boxes of the trace."""
     return linear.margins(trace, labels).detach()
 
 
-# What a mixed-integer programme has no rule for.
+# The layers for which the mixed-integer program has no rule.
 CURVED = tuple(layer for layer in NONLINEAR if layer not in RULES)
 
 
-def exactly(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
-    """The true minimum of each margin of one box, against every method's bound."""
+def exact_minima(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
+    """Test every method's bounds against the exact minimum of each margin in one box."""
     exact = copy.deepcopy(trial.network).double()
     calls = trace_layers(exact).calls
     if x[0].numel() > TINY_INPUTS or any(isinstance(call.layer, CURVED) for call in calls):
         return
     one = x[:1].double()
     label = exact(one).argmax(1)
-    asked = robustness(x[0], int(label), eps, exact(one).shape[1])
+    stated = robustness(x[0], int(label), eps, exact(one).shape[1])
     bounds = {method: certtrain.margin_bounds(exact, one, label, eps, method=method)[0] for method in METHODS}
-    others = [j for j in range(asked.outputs) if j != int(label)]
-    for j, case in zip(others, asked.cases, strict=True):
+    others = [j for j in range(stated.outputs) if j != int(label)]
+    for j, case in zip(others, stated.cases, strict=True):
         least = minimum(exact, trial.shape, case, deadline=Deadline.after(2.0))
-        room = 1e-5 * max(1.0, abs(least.reached))
+        tolerance = 1e-5 * max(1.0, abs(least.reached))
         for method, found in bounds.items():
             trial.claims += 1
-            if found[j].item() > least.reached + room:
-                trial.blame(f"{method}: the bound {found[j].item():g} is above the minimum {least.reached:g}")
+            if found[j].item() > least.reached + tolerance:
+                trial.report(f"{method}: the bound {found[j].item():g} is above the minimum {least.reached:g}")
         if least.unstable > TINY_UNITS:
             return
 
 
 @dataclass
 class Total:
-    """Over all networks: what was claimed, and what was found against it."""
+    """The claims and faults of all networks."""
 
     networks: int = 0
     claims: int = 0
@@ -302,7 +305,7 @@ class Total:
     faults: list[str] = field(default_factory=list)
 
     def add(self, trial: Trial) -> None:
-        """Count one network."""
+        """Add one network."""
         self.networks, self.claims = self.networks + 1, self.claims + trial.claims
         self.certified += trial.certified
         self.faults += trial.faults
@@ -310,7 +313,7 @@ class Total:
 
 @torch.enable_grad()
 def random_campaign(count: int, seed: int, progress: Callable[[Total], None] = lambda total: None) -> Total:
-    """Try `count` networks; `progress` is called after each."""
+    """Test `count` networks; `progress` is called after each."""
     total = Total()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")

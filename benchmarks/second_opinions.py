@@ -1,18 +1,18 @@
-"""Points of small trained networks, judged by certtrain and by others: no two may contradict each other.
+"""Examples of small networks, decided by certtrain and by other verifiers, which must not contradict each other.
 
-Small networks are trained on the embedded digits, exported as ONNX with a VNN-LIB property for each of the first points
-of the test set, and every property is decided by each of
+Small networks are trained on the embedded digits and exported as ONNX, with a VNN-LIB property for each of the first
+examples of the test set. Every property is decided by
 
-- certtrain's bounds of the original network (`certify`), which say "unsat" or nothing,
-- certtrain on the exported files, by every method that it has for properties,
-- Marabou (`pip install maraboupy` into an environment of its own), which reads the files by itself.
+- certtrain's bounds of the original network (`certify`), whose answer is "unsat" or "unknown",
+- certtrain on the exported files, by every method for properties,
+- Marabou (`pip install maraboupy` into an environment of its own), which reads the same files.
 
-A "sat" of certtrain's counts only if ONNX Runtime gives such outputs for its counterexample, or the run ends with an
-error. It prints a table for each network, and ends with exit code 1 if one says "sat" where another says "unsat".
+If certtrain answers "sat", ONNX Runtime must confirm the counterexample, or the run ends with an error. A table is
+printed for each network. The exit code is 1 if one verifier answers "sat" and another one "unsat".
 
-Weights below --smallest in absolute value are set to zero before anything is exported. Marabou 2.0.0 has been seen to
-take a network with weights below 1e-4 wrongly: it said "unsat" of boxes that hold an input of which it says "sat" by
-itself, and "sat" once those weights were zero. `--count 30 --smallest 0` shows it.
+Weights below --smallest in absolute value are set to zero before the export, because Marabou 2.0.0 gives wrong answers
+for networks with weights below 1e-4: it answered "unsat" for boxes that contain an input for which it answers "sat",
+and "sat" after those weights were set to zero. `--count 30 --smallest 0` shows this.
 
 python benchmarks/second_opinions.py --count 50 --marabou-python ~/marabou/bin/python --json second-opinions.json
 """
@@ -43,7 +43,7 @@ from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier, load_model
 from certtrain.properties.decide import PROPERTY_METHODS, decide
 
-# Trained at a smaller radius than they are judged at, so that all verdicts come up.
+# The networks are trained with a smaller radius than they are verified with, so that all answers occur.
 NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"model": {"name": "mlp", "hidden": [24, 16]}},
     "cnn": {"model": {"name": "cnn", "channels": [4, 6], "kernels": [3, 4], "strides": [1, 2], "linear": [16]}},
@@ -51,12 +51,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
 TRAINING = {"train.epochs": 12, "eps.max": 0.03, "eps.length": 6, "train.milestones": [9, 11]}
 MARABOU = "import sys, maraboupy.MarabouCore as core; sys.exit(core.maraboupyMain(['Marabou', *sys.argv[1:]]))"
 
-Judge = Callable[[int, Path], str]
+Verifier = Callable[[int, Path], str]
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one judge says of one point."""
+    """The answer of one verifier for one example."""
 
     network: str
     judge: str
@@ -86,15 +86,17 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--count", type=int, default=50, help="points of each network")
+    parser.add_argument("--count", type=int, default=50, help="number of examples for each network")
     parser.add_argument("--eps", type=float, default=0.05)
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds a point; the MILP's is for each class")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds for each example; for the MILP, for each class"
+    )
     parser.add_argument("--smallest", type=float, default=1e-3, help="weights below it are set to zero")
     parser.add_argument("--marabou-python", type=Path, help="a Python that has maraboupy")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict and its seconds to this file")
     arguments = parser.parse_args()
     if arguments.marabou_python is None:
-        print("without --marabou-python: Marabou is left out, and certtrain is compared with the MILP alone")
+        print("without --marabou-python, Marabou is left out, and certtrain is compared with the MILP only")
     return arguments
 
 
@@ -110,9 +112,9 @@ def _judged(name: str, folder: Path, arguments: argparse.Namespace) -> list[Opin
         judges["Marabou"] = _marabou(arguments.marabou_python, onnx, arguments.timeout)
     opinions = []
     for number in range(len(images)):
-        for judge, ask in judges.items():
+        for judge, decide_one in judges.items():
             start = time.monotonic()
-            verdict = ask(number, properties / f"point_{number:05}.vnnlib")
+            verdict = decide_one(number, properties / f"point_{number:05}.vnnlib")
             opinions.append(Opinion(name, judge, number, verdict, time.monotonic() - start))
             print(opinions[-1], file=sys.stderr, flush=True)
     return opinions
@@ -125,42 +127,42 @@ def _trained(name: str, folder: Path) -> Classifier:
 
 @torch.no_grad()
 def _without_small(model: Classifier, smallest: float) -> Classifier:
-    """The network with BatchNorm folded, its small weights zero."""
+    """The network with BatchNorm folded, and small weights set to zero."""
     folded = fold_batch_norm(model)
     for weight in folded.parameters():
         weight[weight.abs() < smallest] = 0.0
     return folded
 
 
-def _certify(model: Classifier, images: ImageSet, method: str, eps: float) -> Judge:
-    def ask(number: int, path: Path) -> str:
+def _certify(model: Classifier, images: ImageSet, method: str, eps: float) -> Verifier:
+    def decide_one(number: int, path: Path) -> str:
         x, label = to_unit(images.images[number : number + 1]), images.labels[number : number + 1]
         return "unsat" if certtrain.certify(model, x, label, eps, method=method).certified.all() else "unknown"
 
-    return ask
+    return decide_one
 
 
-def _decide(onnx: Path, method: str, timeout: float) -> Judge:
+def _decide(onnx: Path, method: str, timeout: float) -> Verifier:
     imported = read_onnx(onnx)
 
     run = onnx_runner(onnx)
 
-    def ask(number: int, path: Path) -> str:
-        asked = read_property(path)
-        found = decide(imported.network, imported.shape, asked, method=method, time_limit=timeout)
+    def decide_one(number: int, path: Path) -> str:
+        stated = read_property(path)
+        found = decide(imported.network, imported.shape, stated, method=method, time_limit=timeout)
         if found.counterexample is not None:
             outputs = run(found.counterexample.float().view(1, *imported.shape))
-            if not any(case.reached(outputs).all() for case in asked.cases):
+            if not any(case.reached(outputs).all() for case in stated.cases):
                 sys.exit(f"ONNX Runtime does not confirm the counterexample that {method} gives for {path.name}")
         return found.result
 
-    return ask
+    return decide_one
 
 
-def _marabou(python: Path, onnx: Path, timeout: float) -> Judge:
-    def ask(number: int, path: Path) -> str:
+def _marabou(python: Path, onnx: Path, timeout: float) -> Verifier:
+    def decide_one(number: int, path: Path) -> str:
         command = [str(python), "-c", MARABOU, str(onnx), str(path), "--timeout", str(int(timeout))]
-        try:  # its own time limit is not always kept
+        try:  # Marabou does not always keep its own time limit
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout + 5)
         except subprocess.TimeoutExpired:
             return "unknown"
@@ -169,7 +171,7 @@ def _marabou(python: Path, onnx: Path, timeout: float) -> Judge:
             sys.exit(f"Marabou does not answer for {path.name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         return words[-1] if words[-1] in ("sat", "unsat") else "unknown"
 
-    return ask
+    return decide_one
 
 
 def _table(name: str, opinions: list[Opinion]) -> str:
@@ -187,7 +189,7 @@ def _contradictions(opinions: list[Opinion]) -> list[str]:
     for place in dict.fromkeys((opinion.network, opinion.point) for opinion in opinions):
         said = {opinion.judge: opinion.verdict for opinion in opinions if (opinion.network, opinion.point) == place}
         if {"sat", "unsat"} <= set(said.values()):
-            found.append(f"{place[0]}, point {place[1]}: {said}")
+            found.append(f"{place[0]}, example {place[1]}: {said}")
     return found
 
 

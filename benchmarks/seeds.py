@@ -19,7 +19,7 @@ FIGURES = ("natural_accuracy", "pgd_accuracy", "certified_accuracy")
 
 
 def run(preset: str, seed: int, overrides: list[str], data_dir: Path | None, device: str) -> dict[str, float]:
-    """Results of one training, with its seconds."""
+    """The results of one training, and its seconds."""
     changes = dict(parse_override(text) for text in overrides) | {"seed": seed}
     seconds: list[float] = []
 
@@ -29,7 +29,7 @@ def run(preset: str, seed: int, overrides: list[str], data_dir: Path | None, dev
 
     with tempfile.TemporaryDirectory() as folder:
         report = train(load_preset(preset, changes), Path(folder) / "run", RunContext(data_dir, device, emit=emit))
-    assert report is not None  # nothing stops it
+    assert report is not None  # since nothing stops the run
     results = report.to_dict()
     return {name: results[name] for name in FIGURES} | {"seconds": seconds[0] + results["seconds"]}
 

@@ -1,24 +1,24 @@
-"""Throw random, corner and adversarial points at certified boxes, and count those that break what was certified.
+"""Test certified boxes with random, corner and adversarial points, and count those that violate a certificate.
 
-Small networks of every supported kind are trained on the digits that ship with certtrain, a few seconds each; or
-give model files. Some test images of each are certified by every bound method, at several radii. Then plain inference
-looks at points of the certified boxes: as many uniform ones as corners and as steps of attacks; in batches of several
-sizes, one by one, and with the sums of every layer in another order. A point counts against a method if its box is
+Small networks of every supported kind are trained on the digits that come with certtrain, for a few seconds each; or
+give model files. Some test images are certified by every bound method, at several radii. Then plain inference is run on
+points in the certified boxes, in equal numbers of uniform points, corners and steps of attacks; in batches of several
+sizes, one by one, and with the sums of every layer in another order. A point is a violation for a method if its box is
 certified and
 
-- class: its label is not the one largest logit, or the logits are not finite, or
-- smallest: a margin, the label's logit less another's, lies below the smallest that the certificate names (with
-  "real" by more than float64's rounding, else at all), or
-- each: in float64, a margin lies below the method's own bound for it in real arithmetic, by more than rounding.
+- class: the label's logit is not the largest, or the logits are not finite, or
+- smallest: a margin, the label's logit minus another, is below the smallest margin in the certificate (with "real" by
+  more than rounding in float64, else at all), or
+- each: in float64, a margin is below the method's own bound for it in real arithmetic, by more than rounding.
 
-The column "closest" is the least that an observed margin lay above the certificate's smallest.
+The column "closest" is the smallest difference between an observed margin and the certificate's smallest margin.
 
-Exit status 1 if any point does, or if there was nothing to try.
+The exit status is 1 if there is any violation, or if nothing was certified.
 
 python benchmarks/soundness.py
 python benchmarks/soundness.py --points 2000 --quick
 python benchmarks/soundness.py --models runs/mnist/model.safetensors --data-dir DATA
-python benchmarks/soundness.py --random 2000          # networks drawn at random from all supported layers
+python benchmarks/soundness.py --random 2000          # random networks with all supported layers
 """
 
 import argparse
@@ -36,7 +36,7 @@ from torch import Generator, Tensor, nn
 
 from certtrain import ibp_init_, load_model, margin_bounds, objective_terms
 from certtrain.attack import APGD, PGD, attack
-from certtrain.attack.criterion import running
+from certtrain.attack.criterion import computing_in
 from certtrain.bounds.box import box_ends
 from certtrain.bounds.graph import Normalize
 from certtrain.bounds.methods import METHODS
@@ -45,18 +45,18 @@ from certtrain.data import ImageSet, derive_seed, load_images, to_unit
 from certtrain.network.assembly import load_split
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.architecture import CNN, MLP, Architecture, ResNeXt, WideResNet
-from certtrain.verification.certificate import DEPLOYED_IN, Certifier
+from certtrain.verification.certificate import DEFAULT_ARITHMETIC, Certifier
 
 SHAPE, MEAN, STD = (1, 8, 8), (0.3,), (0.35,)
 SIZES = (256, 64, 7, 1)
 SHARES = {256: 1, 64: 1, 7: 5, 1: 20}
-"""Batches of this size look at every so many-th point: small ones are slow."""
+"""For each batch size: only one of so many points is used, since small batches are slow."""
 RADII = (0.01, 0.3, 1, 2)
-"""Of the boxes, as shares of ε: in small ones bounds are tight, of large ones the last few are certified."""
+"""The radii of the boxes as multiples of ε: in small boxes bounds are tight, of large ones few are certified."""
 
 
-class Own(nn.Module):
-    """A network as people write their own: functional calls, one layer twice, a sum."""
+class OwnNetwork(nn.Module):
+    """A network like a user's own: with functional calls, a layer that is called twice, and a sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,13 +103,13 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "tanh": lambda: _dense(nn.Tanh(), nn.Tanh()),
     "max pooling": lambda: _pooled(nn.MaxPool2d(2)),
     "average pooling": lambda: _pooled(nn.AvgPool2d(2)),
-    "own module": Own,
+    "own module": OwnNetwork,
 }
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network in evaluation mode with the images that it is tried on, pixels (N, …) and labels (N,)."""
+    """A network in evaluation mode with its test images, pixels (N, …) and labels (N,)."""
 
     name: str
     network: nn.Module
@@ -120,7 +120,7 @@ class Subject:
 
 @dataclass
 class Tally:
-    """What one method claimed for a network, and what was found against it."""
+    """The certificates of one method for a network, and the violations that were found."""
 
     network: str
     method: str
@@ -131,11 +131,11 @@ class Tally:
     below_smallest: int = 0
     below_each: int = 0
     closest: float = torch.inf
-    """The least that an observed margin lay above the certificate's smallest."""
+    """The smallest difference between an observed margin and the certificate's smallest margin."""
 
     @property
     def violations(self) -> int:
-        """All that was found, whatever kind."""
+        """The number of violations of all kinds."""
         return self.wrong_class + self.below_smallest + self.below_each
 
 
@@ -143,7 +143,7 @@ class Tally:
 
 
 def trained(network: nn.Module, images: ImageSet, eps: float, steps: int, seed: int) -> nn.Module:
-    """Certified training with interval bounds; ε grows over two thirds of the steps."""
+    """The network after certified training with interval bounds; ε rises for two thirds of the steps."""
     generator = Generator().manual_seed(seed)
     x, labels = to_unit(images.images), images.labels
     ibp_init_(network, generator)
@@ -183,7 +183,7 @@ def file_subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
 
 
 class Recorder(nn.Module):
-    """A network that keeps the whole batches (N, …) that an attack asks it about, and their smallest margins (N,)."""
+    """A network that records the full batches (N, …) of an attack, and their smallest margins (N,)."""
 
     def __init__(self, network: nn.Module, labels: Tensor) -> None:
         super().__init__()
@@ -198,8 +198,8 @@ class Recorder(nn.Module):
         return logits
 
 
-def thrown(boxes: Subject, rounds: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Points (P, …) of the boxes and each one's row (P,): `rounds` a box, in turn of attacks, uniform and corners."""
+def sample_points(boxes: Subject, rounds: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points (P, …) in the boxes and the row of each (P,): `rounds` for each box, by attacks, uniform and corners."""
     lower, upper = box_ends(boxes.x, boxes.eps)
     generator = Generator().manual_seed(derive_seed(seed, boxes.name))
     tried = attack_steps(boxes, -(-rounds // 3), seed)
@@ -216,10 +216,7 @@ def thrown(boxes: Subject, rounds: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def attack_steps(boxes: Subject, count: int, seed: int) -> Tensor:
-    """Of all points that the attacks try in each box, the `count` with the smallest margins (count, N, …).
-
-    The first are those that broke, if any did.
-    """
+    """The points of the attacks in each box with the smallest margins (count, N, …), after any counterexample."""
     settings = (PGD(10, 1, seed, targets=9), APGD("dlr", 10, 1, seed, targets=9), APGD("ce", 10, 1, seed))
     recorder = Recorder(boxes.network, boxes.labels)
     broken = attack(recorder, boxes.x, boxes.labels, boxes.eps, settings).adversarial
@@ -244,7 +241,7 @@ class Reordered(nn.Module):
 
 
 def reordered(network: nn.Module, seed: int) -> nn.Module:
-    """The same function in real arithmetic, with every sum in another order. Grouped convolutions stay as they are."""
+    """The same function in real arithmetic, with every sum in another order, but for grouped convolutions."""
     generator, result = Generator().manual_seed(seed), copy.deepcopy(network)
     for parent in list(result.modules()):
         for name, layer in list(parent.named_children()):
@@ -253,28 +250,28 @@ def reordered(network: nn.Module, seed: int) -> nn.Module:
     return result
 
 
-def answers(network: nn.Module, points: Tensor, arithmetic: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits of the points by plain inference in every way, with the points' numbers."""
-    if arithmetic == "real":  # float64 is as near as it gets
+def inferences(network: nn.Module, points: Tensor, arithmetic: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits of the points by plain inference in all batch sizes and orders, with the points' numbers."""
+    if arithmetic == "real":  # float64 stands for exact arithmetic
         network, points = copy.deepcopy(network).double(), points.double()
     other = reordered(network, seed)
     order = torch.randperm(len(points), generator=Generator().manual_seed(seed)).to(points.device)
     for size in SIZES:
         for chunk in order[:: SHARES[size]].split(size):
             for version in (network, other) if size > 1 else (network,):
-                with running(arithmetic, points.device.type):
+                with computing_in(arithmetic, points.device.type):
                     yield chunk, version(points[chunk])
 
 
 def smallest_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The least that the label's logit lies above another (B,), from logits (B, K); −∞ where these are not finite."""
+    """The smallest margin (B,) from logits (B, K); −∞ where these are not finite."""
     column = labels.unsqueeze(1)
     smallest = margins(logits, labels).scatter(1, column, torch.inf).amin(dim=1)
     return torch.where(logits.isfinite().all(dim=1), smallest, -torch.inf)
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit less each (B, K); float64 takes the difference of float32 numbers without error."""
+    """The label's logit minus each logit (B, K), in float64, whose rounding is negligible here."""
     return logits.double().gather(1, labels.unsqueeze(1)) - logits.double()
 
 
@@ -282,7 +279,7 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def campaign(subject: Subject, methods: list[str], count: int, arithmetic: str, seed: int) -> list[Tally]:
-    """Try the subject's boxes of several radii with about `count` points in all; one tally a method."""
+    """Test the subject's boxes of several radii with about `count` points in all; one tally for each method."""
     tallies = [Tally(subject.name, method) for method in methods]
     for share in RADII:
         at = replace(subject, eps=subject.eps * share)
@@ -292,7 +289,7 @@ def campaign(subject: Subject, methods: list[str], count: int, arithmetic: str, 
 
 @torch.no_grad()
 def try_radius(subject: Subject, tallies: list[Tally], count: int, arithmetic: str, seed: int) -> None:
-    """Certify the boxes by every method, throw points at those that any of them certified, and count."""
+    """Certify the boxes by every method, and count the violations by points in those that any method certified."""
     claims = [
         Certifier(subject.network, tally.method, arithmetic=arithmetic).certify(subject.x, subject.labels, subject.eps)
         for tally in tallies
@@ -304,37 +301,37 @@ def try_radius(subject: Subject, tallies: list[Tally], count: int, arithmetic: s
     if not kept.any():
         return
     boxes = replace(subject, x=subject.x[kept], labels=subject.labels[kept])
-    points, rows = thrown(boxes, -(-count // len(boxes.x)), seed)
+    points, rows = sample_points(boxes, -(-count // len(boxes.x)), seed)
     exact = copy.deepcopy(boxes.network).double()
-    seen = Seen(observed(boxes, points, rows, arithmetic, seed), margins(exact(points.double()), boxes.labels[rows]))
+    seen = Margins(observed(boxes, points, rows, arithmetic, seed), margins(exact(points.double()), boxes.labels[rows]))
     for tally, claim, mine in zip(tallies, claims, proved, strict=True):
         each = margin_bounds(exact, boxes.x.double(), boxes.labels, boxes.eps, method=tally.method)
         held = mine[kept][rows]
-        bounds = Seen(claim.margin[kept][rows], each[rows])
-        count_against(tally, seen.take(held), bounds.take(held), slack=1e-9 if arithmetic == "real" else 0.0)
+        bounds = Margins(claim.margin[kept][rows], each[rows])
+        count_violations(tally, seen.take(held), bounds.take(held), slack=1e-9 if arithmetic == "real" else 0.0)
 
 
-class Seen(NamedTuple):
-    """Of some points: the smallest margin (P,) in the deployed arithmetic, and all margins (P, K) in float64."""
+class Margins(NamedTuple):
+    """The smallest margins (P,) of some points in the deployed arithmetic, and all margins (P, K) in float64."""
 
     smallest: Tensor
     each: Tensor
 
-    def take(self, which: Tensor) -> "Seen":
-        """The points of the mask `which`."""
-        return Seen(self.smallest[which], self.each[which])
+    def take(self, which: Tensor) -> "Margins":
+        """The margins of the points in the mask `which`."""
+        return Margins(self.smallest[which], self.each[which])
 
 
 def observed(boxes: Subject, points: Tensor, rows: Tensor, arithmetic: str, seed: int) -> Tensor:
-    """The smallest margin of each point (P,) over all ways of inference."""
+    """The smallest margin of each point (P,) over all batch sizes and orders."""
     worst = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
-    for chunk, logits in answers(boxes.network, points, arithmetic, seed):
+    for chunk, logits in inferences(boxes.network, points, arithmetic, seed):
         worst[chunk] = worst[chunk].minimum(smallest_margin(logits, boxes.labels[rows[chunk]]))
     return worst
 
 
-def count_against(tally: Tally, seen: Seen, bounds: Seen, slack: float) -> None:
-    """Add what speaks against a method; margins in float64 may be off by its rounding, `slack` is for the others."""
+def count_violations(tally: Tally, seen: Margins, bounds: Margins, slack: float) -> None:
+    """Add a method's violations. `slack` is the tolerance for the smallest margin; all margins have that of float64."""
     size = seen.each.abs().amax(dim=1).clamp(min=1)
     gap = seen.smallest - bounds.smallest
     tally.points += len(gap)
@@ -354,17 +351,19 @@ def show(tallies: list[Tally]) -> None:
 
 def parsed(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, nargs="+", help="model files, in the place of networks trained here")
+    parser.add_argument("--models", type=Path, nargs="+", help="model files, instead of networks that are trained here")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--arithmetic", choices=list(ARITHMETICS), default=DEPLOYED_IN, help="of the deployed network")
-    parser.add_argument("--points", type=int, default=120_000, help="points in all, each tried against every method")
-    parser.add_argument("--images", type=int, help="test images for each network; 60, or 12 if quick")
-    parser.add_argument("--steps", type=int, help="of training; 400, or 60 if quick")
-    parser.add_argument("--eps", type=float, default=0.03, help="radius of training and boxes, without model files")
+    parser.add_argument(
+        "--arithmetic", choices=list(ARITHMETICS), default=DEFAULT_ARITHMETIC, help="of the deployed network"
+    )
+    parser.add_argument("--points", type=int, default=120_000, help="number of points in all, each for every method")
+    parser.add_argument("--images", type=int, help="number of test images for each network; 60, or 12 with --quick")
+    parser.add_argument("--steps", type=int, help="number of training steps; 400, or 60 with --quick")
+    parser.add_argument("--eps", type=float, default=0.03, help="radius of training and of boxes, without --models")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--random", type=int, metavar="N", help="try so many random networks instead")
+    parser.add_argument("--random", type=int, metavar="N", help="test so many random networks instead")
     parser.add_argument("--quick", action="store_true", help="short trainings and few images")
     arguments = parser.parse_args(words)
     arguments.images = arguments.images or (12 if arguments.quick else 60)
@@ -373,10 +372,10 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Parse the arguments, run the campaign on each network, print the table; the exit status."""
+    """Parse the arguments, test each network, print the table; returns the exit status."""
     arguments = parsed(words)
     if arguments.random:
-        return drawn(arguments.random, arguments.seed)
+        return try_random(arguments.random, arguments.seed)
     subjects = file_subjects(arguments) if arguments.models else digit_subjects(arguments)
     count = -(-arguments.points // len(arguments.models or arguments.kinds))
     start, tallies = time.monotonic(), list[Tally]()
@@ -387,8 +386,8 @@ def main(words: list[str] | None = None) -> int:
     return verdict(tallies)
 
 
-def drawn(count: int, seed: int) -> int:
-    """Try random networks and print what was found; the exit status."""
+def try_random(count: int, seed: int) -> int:
+    """Test random networks and print the faults; returns the exit status."""
     start = time.monotonic()
 
     def progress(total: Total) -> None:
@@ -405,13 +404,13 @@ def drawn(count: int, seed: int) -> int:
 
 
 def verdict(tallies: list[Tally]) -> int:
-    """Say what came out; 1 if anything speaks against a certificate or nothing was certified."""
+    """Print a summary; returns 1 if there are violations, or if nothing was certified for a network."""
     violations, tried = sum(t.violations for t in tallies), sum(t.points for t in tallies)
     networks = {t.network: max(s.points for s in tallies if s.network == t.network) for t in tallies}
     print(f"\n{sum(networks.values()):,} points, {tried:,} trials of a method, {violations} violations")
     empty = [name for name, points in networks.items() if not points]
     if empty:
-        print(f"nothing certified, so nothing tried: {', '.join(empty)}; train longer or take a smaller --eps")
+        print(f"nothing was certified: {', '.join(empty)}; train longer or use a smaller --eps")
     return 1 if violations or empty else 0
 
 

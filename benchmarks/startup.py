@@ -1,8 +1,8 @@
-"""How long a command takes to answer: help, wrong arguments, and a training to the end of its first step.
+"""How long commands take to start: help, wrong arguments, and a training up to the end of its first step.
 
 Each measurement is a process of its own, from its start to its end; the cases alternate. The training of the digits
-ends itself after its first step, so that its time is what a person waits for that step. Importing torch alone is the
-least that a command that computes can take. On a busy machine processor time says more than wall time.
+exits after its first step, so that its time is that until the end of the first step. Importing torch is a lower limit
+for every command that computes. On a busy machine processor time is more meaningful than wall time.
 
 python benchmarks/startup.py
 """
@@ -45,7 +45,7 @@ CASES = {
 
 
 def seconds(command: tuple[str, ...]) -> tuple[float, float]:
-    """Wall and processor time of one process, which works in an empty folder."""
+    """Wall and processor time of one process, which runs in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         start, spent = time.perf_counter(), processor()
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -57,7 +57,7 @@ def seconds(command: tuple[str, ...]) -> tuple[float, float]:
 
 
 def processor() -> float:
-    """Seconds that all processes that have ended here have computed."""
+    """The processor seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -1,13 +1,13 @@
-"""What a certified training step costs, in multiples of a standard one.
+"""The time of a certified training step, as a multiple of that of a standard step.
 
-In one process, the ways interleaved: the standard step (natural cross-entropy, clipping, fused Adam) and
+In one process, several kinds of steps alternate: the standard step (natural cross-entropy, clipping, fused Adam) and
 certtrain's full step (bounds, certified loss, both regularisers, clipping, fused Adam), eager and compiled, in each
 arithmetic that the device has, with BatchNorm's statistics from the clean batch and from the boxes' centres, and with
-CROWN-IBP's linear bounds in fp32. All ratios are to the standard step in fp32 of the same round. Peak memory is of a
-process of its own for each way.
+CROWN-IBP's linear bounds in fp32. All ratios are to the standard step in fp32 of the same round. Peak memory is
+measured in a process of its own for each kind.
 
 python benchmarks/step.py                     # CNN-7 at CIFAR-10 shape, batch 64
-python benchmarks/step.py --preset mnist-cpu  # another network; any preset's
+python benchmarks/step.py --preset mnist-cpu  # the network of any preset
 """
 
 import argparse
@@ -35,18 +35,18 @@ from certtrain.training.optimizer import Adam
 from certtrain.training.step import Stepper
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "tinyimagenet": (3, 64, 64)}
-EPOCH = 1000  # steps; the steps that are timed lie in the middle of the ramp
-IMAGES = 5000  # made at random, to draw batches from
+EPOCH = 1000  # steps; the measured steps are in the middle of the ramp
+IMAGES = 5000  # random images, from which batches are drawn
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to take a step."""
+    """One kind of step."""
 
     kind: str  # standard, eager or compiled
     precision: str
     centre: bool = False
-    linear: str = ""  # fused, or by class: CROWN-IBP's linear bounds besides
+    linear: str = ""  # CROWN-IBP's linear bounds too: "fused" or "by class"
 
     def __str__(self) -> str:
         linear = f", linear bounds {self.linear}" if self.linear else ""
@@ -54,7 +54,7 @@ class Way:
 
 
 def ways(device: str) -> list[Way]:
-    """All ways, the one that the others are compared with first."""
+    """All kinds of steps; the first is the baseline."""
     precisions = ["fp32", "tf32", "bf16"] if device == "cuda" else ["fp32", "bf16"]
     standard = [Way("standard", precision) for precision in precisions]
     certified = [
@@ -69,7 +69,7 @@ def ways(device: str) -> list[Way]:
 
 @dataclass
 class Bench:
-    """A preset's network on random images, to be stepped in any way."""
+    """A preset's network on random images, for any kind of step."""
 
     preset: Preset
     device: str
@@ -94,7 +94,7 @@ class Bench:
         return network.to(self.device, memory_format=torch.channels_last).train()
 
     def step(self, way: Way) -> Callable[[], None]:
-        """A function that takes one step; the first calls compile."""
+        """A function that takes one step; its first calls compile it."""
         if way.kind == "standard":
             return self._standard(way.precision)
         changes = {"precision": way.precision, "batch_norm_statistics": "centre" if way.centre else "clean"}
@@ -104,13 +104,13 @@ class Bench:
         return self.certified(Stepper(preset, self.network(), EPOCH, compile=way.kind == "compiled"))
 
     def certified(self, stepper: Stepper) -> Callable[[], None]:
-        """A function that takes one of its steps, in the middle of the ramp."""
+        """A function that takes one step of `stepper`, in the middle of the ramp."""
         middle = (self.preset.eps.start - 1) * EPOCH + self.preset.eps.length * EPOCH // 2
         return lambda: stepper.run(middle, self.x, self.labels)
 
     def _standard(self, precision: str) -> Callable[[], None]:
         network, x, settings = self.network(), self.x.contiguous(memory_format=torch.channels_last), self.preset.train
-        # The same optimiser, so that memory compares: torch's own loads its compiler.
+        # The same optimiser as certtrain's, so that memory can be compared: torch's own loads its compiler.
         optimizer = Adam(network.parameters(), settings.learning_rate, fused=True)
 
         def step() -> None:
@@ -125,7 +125,7 @@ class Bench:
         return step
 
     def seconds(self, action: Callable[[], object]) -> float:
-        """Wall time of one call, to the end of what it started on the device."""
+        """The wall time of one call, until the device has finished its work."""
         self._finish()
         start = time.perf_counter()
         action()
@@ -138,13 +138,13 @@ class Bench:
 
 
 def peak_memory(bench: Bench, way: Way) -> float:
-    """Peak memory in MiB of three steps: on a GPU what was allocated, on a CPU the process's resident memory."""
+    """The peak memory in MiB of three steps: allocated memory on a GPU, resident memory of the process on a CPU."""
     step = bench.step(way)
     for _ in range(3):
         step()
     if bench.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    with open("/proc/self/status", encoding="ascii") as status:  # unlike getrusage, not the parent's peak
+    with open("/proc/self/status", encoding="ascii") as status:  # getrusage would include the parent's peak
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
 
 
@@ -160,14 +160,14 @@ def peak_of_a_process(arguments: argparse.Namespace, way: Way) -> float:
 
 
 def at_least_two(text: str) -> int:
-    """A spread needs two values."""
+    """The number in `text`, which must be two or more, as quartiles need two values."""
     if int(text) < 2:
         raise argparse.ArgumentTypeError("two or more")
     return int(text)
 
 
 def spread(values: list[float]) -> str:
-    """Median, and the quartiles around it."""
+    """The median and the quartiles."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
@@ -179,8 +179,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=at_least_two, default=15)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--only", default="", metavar="REGEX", help="certified ways whose name it is found in")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only kinds of certified steps whose name matches")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.device = choose_device(arguments.device)

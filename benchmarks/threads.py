@@ -1,13 +1,13 @@
-"""How long a training step takes by how its threads wait, on an idle machine and beside busy programs.
+"""The time of a training step by the way its threads wait, on an idle machine and beside busy programs.
 
     python benchmarks/threads.py [--presets digits mnist-cpu cifar10-70ep] [--seconds 8] [--load 2] [--repeats 3]
 
-Each measurement is a process of its own, since OpenMP reads how threads wait when torch is loaded. The ways take turns,
-and the table has the median over the repeats of each one's median step. Beside the load, as many processes as
---load says train `mnist-cpu` in the way "PyTorch's own".
+Each measurement is a process of its own, since OpenMP reads how threads wait when torch is loaded. The ways alternate,
+and the table has the median over the repeats of the median step of each. The busy programs are --load processes that
+train `mnist-cpu` in the way "PyTorch's own".
 """
 
-import torch  # isort: skip  # before certtrain, which would choose how threads wait
+import torch  # isort: skip  # before certtrain, which would set how threads wait
 
 import argparse
 import os
@@ -26,7 +26,7 @@ from certtrain.spec.preset import load_preset
 from certtrain.training.step import Stepper
 
 SHAPES = {"digits": (1, 8, 8), "mnist-cpu": (1, 28, 28)}
-SMALLEST = 5  # steps of a measurement, besides the first two
+FEWEST_STEPS = 5  # of a measurement, after the first two
 CERTTRAIN = "certtrain"
 WAYS = {
     "PyTorch's own": {},
@@ -34,11 +34,11 @@ WAYS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
     CERTTRAIN: {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-OF_THREADS = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")
+THREAD_VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")
 
 
 def step_seconds(name: str, seconds: float, by_work: bool) -> float:
-    """The median time of a step of the preset's network on random images, over so many seconds."""
+    """The median time of a step of the preset's network on random images, measured for so many seconds."""
     preset = load_preset(name)
     shape, size = SHAPES.get(name, (3, 32, 32)), preset.train.batch_size
     network = build_model(preset.model, InputSpec(shape, 10, (0.5,) * shape[0], (0.25,) * shape[0]))
@@ -46,7 +46,7 @@ def step_seconds(name: str, seconds: float, by_work: bool) -> float:
     work = size * inference_work(checked_graph(network, shape), x[:1]) if by_work else sys.maxsize
     stepper, times = Stepper(preset, network, 100), list[float]()
     with threads_for(work, "cpu"):
-        while sum(times) < seconds or len(times) < SMALLEST + 2:
+        while sum(times) < seconds or len(times) < FEWEST_STEPS + 2:
             start = time.perf_counter()
             stepper.run(300, x, labels)
             times.append(time.perf_counter() - start)
@@ -55,17 +55,17 @@ def step_seconds(name: str, seconds: float, by_work: bool) -> float:
 
 def process(way: str, name: str, seconds: float) -> "subprocess.Popen[str]":
     """A process that measures one way."""
-    environment = {key: value for key, value in os.environ.items() if key not in OF_THREADS} | WAYS[way]
+    environment = {key: value for key, value in os.environ.items() if key not in THREAD_VARIABLES} | WAYS[way]
     command = [sys.executable, __file__, "--measure", name, "--seconds", str(seconds), "--way", way]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 @contextmanager
 def load(count: int) -> Iterator[None]:
-    """So many busy processes."""
+    """A context in which so many processes are busy."""
     busy = [process("PyTorch's own", "mnist-cpu", 1e6) for _ in range(count)]
     try:
-        time.sleep(10 if count else 0)  # until they train
+        time.sleep(10 if count else 0)  # until they have started to train
         yield
     finally:
         for one in busy:
@@ -74,17 +74,17 @@ def load(count: int) -> Iterator[None]:
 
 
 def measured(way: str, name: str, seconds: float) -> float:
-    """Seconds a step, by a process of its own."""
+    """Seconds for each step, measured in a process of its own."""
     answer, _ = process(way, name, seconds).communicate()
     return float(answer)
 
 
 def main() -> None:
-    """Measure all, or as a part of that one way."""
+    """Measure everything and print a table; with --measure, measure one way in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["digits", "mnist-cpu", "cifar10-70ep"])
-    parser.add_argument("--seconds", type=float, default=8.0, help="of one measurement")
-    parser.add_argument("--load", type=int, default=2, help="busy processes")
+    parser.add_argument("--seconds", type=float, default=8.0, help="seconds of one measurement")
+    parser.add_argument("--load", type=int, default=2, help="number of busy processes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)

@@ -1,13 +1,13 @@
-"""Images per second of plain inference, of interval bounds, and of `certtrain verify` by them.
+"""Images per second of plain inference, of interval bounds, and of `certtrain verify` with interval bounds.
 
-In one process, the ways interleaved, batch by batch and without gradients:
+In one process, the following alternate, batch by batch and without gradients:
 
 - plain inference of the network in float32;
 - the bounds of all margins in float32 (`margin_bounds`);
 - the `Certifier`: logits in float32, bounds in float64, a verdict for each image;
-- `verify`, without its attack: inference, then the same bounds of the images that it classifies correctly.
+- `verify` without an attack: inference, then the same bounds of the images that are classified correctly.
 
-All ratios are to plain inference of the same batch.
+All ratios are to plain inference on the same batch.
 
 python benchmarks/throughput.py                                       # CNN-7 at CIFAR-10 shape, random images
 python benchmarks/throughput.py --model model.safetensors --data-dir data   # a model on its whole test set
@@ -37,7 +37,7 @@ from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.preset import load_preset
 from certtrain.verdicts import certified_points
 from certtrain.verification.cascade import Cascade
-from certtrain.verification.certificate import DEPLOYED_IN, Certifier
+from certtrain.verification.certificate import DEFAULT_ARITHMETIC, Certifier
 from certtrain.verification.methods import rounds_of
 
 PLAIN, BOUNDS, CERTIFIER = "plain inference, float32", "bounds of the margins, float32", "Certifier, bounds in float64"
@@ -46,7 +46,7 @@ EPS = 8 / 255
 
 
 class Batch(NamedTuple):
-    """Pixels (B, C, H, W) in channels-last memory and labels (B,) on the device, and the images they come from."""
+    """Pixels (B, C, H, W) in channels-last memory and labels (B,) on the device, and the images themselves."""
 
     x: Tensor
     labels: Tensor
@@ -58,7 +58,7 @@ Action = Callable[[Batch], Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """A network with the images that it is asked about."""
+    """A network with the images on which it is measured."""
 
     network: nn.Module
     images: ImageSet
@@ -66,14 +66,14 @@ class Subject:
     device: str
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """The images, in batches of that size."""
+        """The images in batches of that size."""
         for pixels, labels in zip(self.images.images.split(size), self.images.labels.split(size), strict=True):
             x = to_unit(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
             yield Batch(x, labels.to(self.device), replace(self.images, images=pixels, labels=labels))
 
 
 def random_subject(rounds: int, size: int, device: str) -> Subject:
-    """An initialised CNN-7 whose BatchNorm has seen one batch, and random images of CIFAR-10's shape."""
+    """An initialised CNN-7 with the BatchNorm statistics of one batch, and random images of CIFAR-10's shape."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (rounds * size, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(10, (len(images),), generator=generator)
@@ -88,20 +88,20 @@ def random_subject(rounds: int, size: int, device: str) -> Subject:
 
 
 def real_subject(model: Path, data_dir: Path | None, device: str) -> Subject:
-    """A model file's network, on the whole test set of its data at the ε that it was trained for."""
+    """The network of a model file, on the whole test set of its data, at the ε of its training."""
     network = load_model(model)
     images = load_split(network.metadata, "test", data_dir)
     return Subject(network, images, network.metadata.eps, device)
 
 
 def ways(subject: Subject, size: int) -> dict[str, Action]:
-    """What is timed: from a batch to its logits, its margins' bounds, or which of its points are certified."""
+    """The functions that are measured: from a batch to logits, to bounds of margins, or to which are certified."""
     network = subject.network.to(subject.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, DEPLOYED_IN, VERDICTS_ALONE)
+    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, DEFAULT_ARITHMETIC, VERDICTS_ALONE)
 
     def verified(batch: Batch) -> Tensor:
-        points = Cascade(network, batch.images, subject.eps, rounds).run()
-        return torch.tensor([point.verdict == "certified" for point in points])
+        results = Cascade(network, batch.images, subject.eps, rounds).run()
+        return torch.tensor([result.verdict == "certified" for result in results])
 
     return {
         PLAIN: lambda batch: network(batch.x),
@@ -112,7 +112,7 @@ def ways(subject: Subject, size: int) -> dict[str, Action]:
 
 
 def seconds(action: Action, batch: Batch) -> tuple[float, Tensor]:
-    """Wall time of one call, to the end of what it started on the device, and its result on the CPU."""
+    """The wall time of one call, until the device has finished its work, and its result on the CPU."""
     start = time.perf_counter()
     result = action(batch).cpu()
     return time.perf_counter() - start, result
@@ -121,7 +121,7 @@ def seconds(action: Action, batch: Batch) -> tuple[float, Tensor]:
 @torch.no_grad()
 @tensor_cores(False)
 def measure(subject: Subject, size: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of every batch in every way, and how many points each way certifies."""
+    """The seconds of every batch for each function, and how many examples each certifies."""
     times: dict[str, list[float]] = {way: [] for way in (PLAIN, BOUNDS, CERTIFIER, VERIFY)}
     certified = {BOUNDS: 0, CERTIFIER: 0, VERIFY: 0, "both": 0, "correct": 0}
     actions = ways(subject, size)
@@ -142,7 +142,7 @@ def warm_up(actions: dict[str, Action], batch: Batch) -> None:
 
 
 def count(certified: dict[str, int], results: dict[str, Tensor], labels: Tensor) -> None:
-    """Add one batch: float32 bounds alone are no certificate, and are counted to see how far they agree."""
+    """Add one batch. Bounds in float32 alone are no certificates; they are counted to compare them."""
     alone, exact = certified_points(results[BOUNDS], labels), results[CERTIFIER]
     certified[BOUNDS] += int(alone.sum())
     certified[CERTIFIER] += int(exact.sum())
@@ -162,7 +162,7 @@ def show(times: dict[str, list[float]], images: int) -> None:
 
 
 def main() -> None:
-    """Parse the arguments, run all ways over all batches, print a table for each batch size."""
+    """Parse the arguments, measure all functions on all batches, print a table for each batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model file; without it, an initialised CNN-7 on random images")
     parser.add_argument("--data-dir", type=Path)

@@ -129,7 +129,7 @@ def test_every_command_argument_and_option_has_help() -> None:
 def test_the_commands_pages_name_every_option_and_its_default() -> None:
     page = GENERATE["pages"]()["verify.md"]
     assert "- `--pgd-restarts N`: Number of random starts of the attack. At least 1. Default: `1`." in page
-    assert "- `--split train|validation|test`: Which part of the data. Default: `test`." in page
+    assert "- `--split train|validation|test`: Which part of the data set. Default: `test`." in page
     assert "- `--json`: Print JSON instead of tables." in page
     assert "Environment variable: `CERTTRAIN_DATA_DIR`." in page
     assert "train/\\<class>/\\*" in page

@@ -6,22 +6,23 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from certtrain.attack.criterion import Work
+from certtrain.attack.criterion import AttackBatch
 from certtrain.attack.losses import Loss
 from certtrain.attack.state import AttackState, Probe
 
 FIRST_STEP = 2.0  # in multiples of the radius
-MOMENTUM = 0.75  # α: the share of the new step beside the last one
-RISING = 0.75  # ρ: the share of steps that must raise the loss
+MOMENTUM = 0.75  # α: the weight of the new step; the last move has weight 1 − α
+RISING = 0.75  # ρ: the share of steps that must increase the loss
 
 
 class Iterates(NamedTuple):
-    """Where the search for each example stands: one row an example.
+    """The state of the search, one row for each example.
 
-    point, gradient and loss are the last iterate's, previous is the one before;
-    best… belong to the highest loss so far. step is in multiples of the radius.
-    rises counts the steps since the last checkpoint that raised the loss; halved
-    and checked are that checkpoint's decision and its highest loss.
+    point, gradient, loss: of the last iterate. previous: the iterate before.
+    best, best_gradient, best_loss: of the iterate with the highest loss so far.
+    step: in multiples of the radius. rises: how many steps since the last
+    checkpoint increased the loss. halved, checked: whether that checkpoint halved
+    the step, and the highest loss there.
     """
 
     point: Tensor
@@ -42,7 +43,7 @@ class Iterates(NamedTuple):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps after which step sizes are decided anew: shares 0.22, then gaps that shrink by 0.03 down to 0.06."""
+    """The steps after which step sizes may change: shares of them, 0.22 first, with gaps shrinking to 0.06."""
     marks, last, share = [0], 0.0, 0.22
     while (mark := math.ceil(round(share * steps, 9))) <= steps:
         marks.append(mark)
@@ -50,19 +51,19 @@ def checkpoints(steps: int) -> list[int]:
     return sorted(set(marks))
 
 
-def run_apgd(state: AttackState, work: Work, draws: Tensor, loss: Loss, steps: int) -> None:
-    """Take `steps` from one start in each box, which `draws` (n, …) in [0, 1) place."""
+def run_apgd(state: AttackState, batch: AttackBatch, draws: Tensor, loss: Loss, steps: int) -> None:
+    """Take `steps` steps in each box, from one start that `draws` (n, …) in [0, 1) determine."""
     towards = 2 * draws - 1
-    start = work.project(work.x + work.radius * towards / _wide(towards.flatten(1).abs().amax(dim=1), towards))
-    found = state.probe(work, start, loss)
-    iterates, work = _begin(start, found).take(found.robust), work.take(found.robust)
+    start = batch.project(batch.x + batch.radius * towards / _wide(towards.flatten(1).abs().amax(dim=1), towards))
+    found = state.probe(batch, start, loss)
+    iterates, batch = _begin(start, found).take(found.robust), batch.take(found.robust)
     marks = checkpoints(steps)
     for number in range(1, steps + 1):
-        if state.over(work):
+        if state.finished(batch):
             return
-        point = _next(iterates, work, 1.0 if number == 1 else MOMENTUM)
-        found = state.probe(work, point, loss)
-        iterates, work = _moved(iterates, point, found).take(found.robust), work.take(found.robust)
+        point = _next(iterates, batch, 1.0 if number == 1 else MOMENTUM)
+        found = state.probe(batch, point, loss)
+        iterates, batch = _moved(iterates, point, found).take(found.robust), batch.take(found.robust)
         if number in marks:
             iterates = _checked(iterates, number - marks[marks.index(number) - 1])
 
@@ -73,12 +74,12 @@ def _begin(start: Tensor, found: Probe) -> Iterates:
     return Iterates(start, start, gradient, loss, start, gradient, loss, sizes, none, none > 0, loss)
 
 
-def _next(iterates: Iterates, work: Work, momentum: float) -> Tensor:
-    """A step along the signed gradient, and a share of the last move."""
-    size = _wide(iterates.step.to(iterates.point), iterates.point) * work.radius
-    ahead = work.project(iterates.point + size * iterates.gradient.sign())
+def _next(iterates: Iterates, batch: AttackBatch, momentum: float) -> Tensor:
+    """The next iterate: a step along the signed gradient, and a share of the last move."""
+    size = _wide(iterates.step.to(iterates.point), iterates.point) * batch.radius
+    ahead = batch.project(iterates.point + size * iterates.gradient.sign())
     inertia = (1 - momentum) * (iterates.point - iterates.previous)
-    return work.project(iterates.point + momentum * (ahead - iterates.point) + inertia)
+    return batch.project(iterates.point + momentum * (ahead - iterates.point) + inertia)
 
 
 def _moved(iterates: Iterates, point: Tensor, found: Probe) -> Iterates:
@@ -96,9 +97,9 @@ def _moved(iterates: Iterates, point: Tensor, found: Probe) -> Iterates:
 
 
 def _checked(iterates: Iterates, gap: int) -> Iterates:
-    """Halve the step, and go back to the best point, where the last `gap` steps rose too seldom or won nothing.
+    """Halve the step and return to the best iterate where too few of the last `gap` steps increased the loss.
 
-    The second condition holds only where the step was not halved at the checkpoint before.
+    The same happens where the step was not halved at the checkpoint before and the best loss has not increased since.
     """
     halve = (iterates.rises < RISING * gap) | (~iterates.halved & (iterates.best_loss <= iterates.checked))
     return iterates._replace(
@@ -113,7 +114,7 @@ def _checked(iterates: Iterates, gap: int) -> Iterates:
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
-    """One value an example (n,), to be multiplied with values (n, …)."""
+    """One value for each example (n,), in a shape that broadcasts with values (n, …)."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 

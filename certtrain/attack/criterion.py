@@ -1,4 +1,4 @@
-"""What an attack looks for, and what counts as found: here, inputs that plain inference misclassifies."""
+"""What an attack searches for, and what counts as a counterexample: here, inputs that inference misclassifies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ from certtrain.runtime.precision import tensor_cores
 from certtrain.verdicts import correct_points
 
 
-class Work(NamedTuple):
-    """The examples that an attack works on, n of them.
+class AttackBatch(NamedTuple):
+    """The n examples that an attack works on.
 
     x: (n, …), the centres. lower, upper: (n, …), the ends of the boxes. radius: a number or (n, …), the unit of steps.
-    labels, targets: (n,), the classes that the loss is of; rows: (n,), in the batch.
+    labels, targets: (n,), the classes in the loss. rows: (n,), the examples' rows in the whole batch.
     """
 
     x: Tensor
@@ -29,7 +29,7 @@ class Work(NamedTuple):
     rows: Tensor
 
     def take(self, which: Tensor) -> Self:
-        """The examples of the mask `which` (n,)."""
+        """The examples in the mask `which` (n,)."""
         return self if bool(which.all()) else self._part(which)
 
     def row(self, number: int) -> Self:
@@ -42,32 +42,32 @@ class Work(NamedTuple):
         return type(self)(self.x[which], self.lower[which], self.upper[which], radius, *about)
 
     def project(self, point: Tensor) -> Tensor:
-        """The nearest point of each box."""
+        """The nearest input in each box."""
         return point.clamp(self.lower, self.upper)
 
     def holds(self, point: Tensor) -> bool:
-        """Whether all of the points (n, …) lie in their boxes; NaN lies in none."""
+        """Whether all inputs (n, …) are in their boxes; NaN is in none."""
         return bool(((point >= self.lower) & (point <= self.upper)).all())
 
 
 class Criterion(Protocol):
-    """What is attacked, and what is looked for."""
+    """The network under attack, and what counts as a counterexample."""
 
     def outputs(self, x: Tensor) -> Tensor:
-        """What the network gives (n, K) for inputs (n, …); gradients pass where they are enabled."""
+        """The network's outputs (n, K) for inputs (n, …), with gradients where they are enabled."""
 
-    def robust(self, outputs: Tensor, work: Work) -> Tensor:
-        """Which (n,) of the outputs are not what is looked for."""
+    def robust(self, outputs: Tensor, batch: AttackBatch) -> Tensor:
+        """Which (n,) of the outputs are no counterexample."""
 
-    def confirmed(self, point: Tensor, example: Work) -> bool:
-        """Whether an input (1, …) of the box, which seemed to be one in a batch, counts by itself."""
+    def confirmed(self, point: Tensor, example: AttackBatch) -> bool:
+        """Whether an input (1, …) of the box that is a counterexample in a batch is also one alone."""
 
 
 class Misclassification(NamedTuple):
-    """Inputs that the network misclassifies in the named arithmetic, in their batch and alone.
+    """Inputs that the network misclassifies in the named arithmetic, both in their batch and alone.
 
-    A tie of logits is an error, and so is NaN. Sums run in another order for one example than for many, so an input
-    counts only if it is misclassified alone as well.
+    A tie of logits counts as misclassified, and so does NaN. Sums may run in another order in another batch, so an
+    input must be misclassified alone as well.
     """
 
     model: nn.Module
@@ -75,29 +75,29 @@ class Misclassification(NamedTuple):
 
     def outputs(self, x: Tensor) -> Tensor:
         """As `Criterion`."""
-        with running(self.arithmetic, x.device.type):
+        with computing_in(self.arithmetic, x.device.type):
             logits: Tensor = self.model(x)
         return logits
 
-    def robust(self, outputs: Tensor, work: Work) -> Tensor:
+    def robust(self, outputs: Tensor, batch: AttackBatch) -> Tensor:
         """As `Criterion`."""
-        return correct_points(outputs, work.labels)
+        return correct_points(outputs, batch.labels)
 
-    def confirmed(self, point: Tensor, example: Work) -> bool:
+    def confirmed(self, point: Tensor, example: AttackBatch) -> bool:
         """As `Criterion`."""
         return not bool(correct_points(self.outputs(point), example.labels))
 
 
-def batch_of(x: Tensor, labels: Tensor, eps: float) -> Work:
+def batch_of(x: Tensor, labels: Tensor, eps: float) -> AttackBatch:
     """All examples of a batch with their boxes of radius `eps`, cut to [0, 1]."""
-    return Work(x, *box_ends(x, eps), eps, labels, labels, torch.arange(len(x), device=x.device))
+    return AttackBatch(x, *box_ends(x, eps), eps, labels, labels, torch.arange(len(x), device=x.device))
 
 
 @contextmanager
-def running(arithmetic: str, device: str) -> Iterator[None]:
-    """Within it, inference on `device` computes in that arithmetic, where it has it; else in the network's own type.
+def computing_in(arithmetic: str, device: str) -> Iterator[None]:
+    """A context in which inference on `device` computes in that arithmetic, if the device has it.
 
-    "real" cannot be run, and a CPU has no TF32: float32 stands for both. Raises MethodError for an unknown name.
+    "real" cannot be run, and a CPU has no TF32: float32 replaces both. Raises MethodError for an unknown name.
     """
     arithmetic_named(arithmetic)
     with (

@@ -1,8 +1,8 @@
-"""Projected gradient descent (Madry et al. 2018): signed gradients, and steps that fall linearly from half the radius.
+"""Projected gradient descent (Madry et al. 2018): signed gradients, with steps that decrease linearly from ε/2.
 
-Written as the ascent of a loss. `run_pgd` attacks a data set or a property, and
-leaves out the examples that are falsified on the way. `ascend` takes the same
-steps within a training step: it waits for nothing, and compiles with the rest.
+It is written as ascent of a loss. Attacks on a data set or a property use `run_pgd`,
+which drops examples once they are falsified. A training step uses `ascend`, which
+takes the same steps without waiting for the device, and can be compiled.
 """
 
 from collections.abc import Callable
@@ -10,31 +10,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from certtrain.attack.criterion import Work
+from certtrain.attack.criterion import AttackBatch
 from certtrain.attack.losses import Loss
 from certtrain.attack.state import AttackState
 from certtrain.bounds.box import Box
 
 
-def run_pgd(state: AttackState, work: Work, draws: Tensor | float, loss: Loss, steps: int) -> None:
-    """Take `steps` from one start in each box, which `draws` (n, …) in [0, 1) place."""
-    point = work.project(work.lower + (work.upper - work.lower) * draws)
+def run_pgd(state: AttackState, batch: AttackBatch, draws: Tensor | float, loss: Loss, steps: int) -> None:
+    """Take `steps` steps in each box, from one start that `draws` (n, …) in [0, 1) determine."""
+    point = batch.project(batch.lower + (batch.upper - batch.lower) * draws)
     for step in range(steps):
-        if state.over(work):
+        if state.finished(batch):
             return
-        found = state.probe(work, point, loss)
-        work, point, gradient = work.take(found.robust), point[found.robust], found.gradient[found.robust]
-        point = work.project(point + _size(work.radius, step, steps) * gradient.sign())
-    if not state.over(work):
-        state.try_out(work, point)
+        found = state.probe(batch, point, loss)
+        batch, point, gradient = batch.take(found.robust), point[found.robust], found.gradient[found.robust]
+        point = batch.project(point + _size(batch.radius, step, steps) * gradient.sign())
+    if not state.finished(batch):
+        state.try_inputs(batch, point)
 
 
 def ascend(loss: Callable[[Tensor], Tensor], box: Box, draws: Tensor | float, steps: int) -> Tensor:
-    """Inputs (B, …) of the boxes where `loss` is high, `steps` after the start that `draws` (B, …) in [0, 1] place.
+    """Inputs (B, …) of the boxes where `loss` is high, after `steps` steps from starts by `draws` in [0, 1).
 
-    `loss` maps inputs (B, …) to one value for each example, (B,); it is not differentiated by anything else, and the
-    result has no gradient. For training: no counterexample is looked for, and as the ends of the boxes are those of
-    centre and radius, the result may lie outside an input's box by their rounding.
+    `loss` maps inputs (B, …) to one value for each example, (B,). The result has no gradient, neither to the boxes nor
+    to what the loss depends on. This is for training, which needs no exact ends: no counterexample is confirmed, and
+    the ends of a box are rounded as centre ± radius.
     """
     lower, upper, radius = box.lower.detach(), box.upper.detach(), box.radius.detach()
     gradient = torch.func.grad(lambda point: loss(point).sum())

@@ -1,4 +1,4 @@
-"""What an attack ascends: functions of logits (B, K), labels (B,) and target classes (B,), one value an example."""
+"""Losses for attacks: from logits (B, K), labels (B,) and target classes (B,) to one value for each example (B,)."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ _TINY = 1e-12  # keeps the ratio finite where the largest logits are equal
 
 
 def loss_of(settings: AttackSettings, classes: int) -> Loss:
-    """The loss of these settings for a network with so many classes."""
+    """The loss of these settings for a network with `classes` classes."""
     targeted = settings.targets > 0
     if isinstance(settings, APGD) and settings.loss == "ce":
         return targeted_cross_entropy if targeted else cross_entropy
@@ -50,7 +50,7 @@ def ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def targeted_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """The target's margin over the largest logit less the mean of the third and the fourth (ibid., eq. 7)."""
+    """The target's margin over the largest logit minus the mean of the third and fourth largest (ibid., eq. 7)."""
     top = logits.topk(4, dim=1).values
     return targeted_margin(logits, labels, targets) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 

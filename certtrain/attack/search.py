@@ -1,4 +1,4 @@
-"""The attack on a batch: one attack after the other, each on the examples that those before it left robust."""
+"""The attack on a batch: several attacks in order, each on the examples that are still robust."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from certtrain.bounds.checks import check_input, check_labels, shape_errors_as_d
 from certtrain.spec.epsilon import parse_eps
 
 
-class Attacked(NamedTuple):
-    """Which examples (B,) are misclassified at some input of their box, and those inputs (B, …); else the centre."""
+class AttackResult(NamedTuple):
+    """Which examples (B,) are falsified, and their counterexamples (B, …); the centre for the others."""
 
     falsified: Tensor
     adversarial: Tensor
@@ -34,20 +34,20 @@ def attack(
     *,
     arithmetic: str = "float32",
     stop: Callable[[], bool] = lambda: False,
-) -> Attacked:
+) -> AttackResult:
     """Search the boxes of radius `eps` around pixels `x` (B, …), cut to [0, 1], for misclassified inputs.
 
-    The clean inputs are tried first, so an example that is misclassified already
-    counts as falsified; a tie of logits is an error, and so is NaN. Each attack of
-    `settings` works on the examples that are still robust: one more attack never
-    falsifies fewer. What is found lies in the box of real numbers, and plain
-    inference in `arithmetic` ("float32", "tf32", "bf16"; see `running`)
-    misclassifies it both in its batch and alone.
+    The clean inputs are tried first, so a misclassified example counts as
+    falsified; a tie of logits counts as misclassified, and so does NaN. Each attack
+    of `settings` works on the examples that are still robust, so one more attack
+    never falsifies fewer. A counterexample is in the exact box, and inference in
+    `arithmetic` ("float32", "tf32", "bf16"; see `computing_in`) misclassifies it both
+    in its batch and alone.
 
-    `index` is the first example's number in its set, or every one's (B,): with
-    the seed it decides the random starts, so these do not depend on how a set
-    is cut into batches. `stop` is asked before every step; once it says True,
-    what was found so far is returned. Raises DataError, EpsilonError or MethodError.
+    `index` is the number of the first example in its set, or of every example (B,).
+    With the seed it determines the random starts, so these do not depend on how a
+    set is cut into batches. `stop` is called before every step; once it returns True,
+    the attack ends with what it has found. Raises DataError, EpsilonError or MethodError.
     """
     check_input(x, PIXEL_RANGE)
     eps, numbers = parse_eps(eps), _numbers(index, len(labels))
@@ -56,28 +56,28 @@ def attack(
         logits = criterion.outputs(x)
     check_labels(labels, logits.shape)
     state = AttackState(criterion, batch_of(x, labels, eps), numbers, stop)
-    state.note(state.batch, x, logits)
-    for one in (settings,) if not isinstance(settings, Sequence) else settings:
+    state.record(state.batch, x, logits)
+    for each in (settings,) if not isinstance(settings, Sequence) else settings:
         if eps > 0:
-            _run(state, one, logits)
-    return Attacked(state.falsified, state.adversarial)
+            _run(state, each, logits)
+    return AttackResult(state.falsified, state.adversarial)
 
 
 def _run(state: AttackState, settings: AttackSettings, logits: Tensor) -> None:
-    """Every restart against every target, or against none in particular."""
+    """All restarts of one attack, each against every target in turn if it is targeted."""
     classes = logits.shape[1]
     loss, run = loss_of(settings, classes), run_apgd if isinstance(settings, APGD) else run_pgd
     for restart in range(settings.restarts):
         for rank in range(min(settings.targets, classes - 1)) if settings.targets else (None,):
-            work = state.work(_targets(logits, state.batch.labels, rank or 0))
-            if state.over(work):
+            batch = state.remaining(_targets(logits, state.batch.labels, rank or 0))
+            if state.finished(batch):
                 return
-            draws = state.random(work, settings.seed, settings.name, restart, -1 if rank is None else rank)
-            run(state, work, draws, loss, settings.steps)
+            draws = state.random(batch, settings.seed, settings.name, restart, -1 if rank is None else rank)
+            run(state, batch, draws, loss, settings.steps)
 
 
 def _targets(logits: Tensor, labels: Tensor, rank: int) -> Tensor:
-    """The other class (B,) that is `rank`-th likeliest, from 0."""
+    """The wrong class (B,) with the `rank`-th largest logit, counted from 0."""
     others = logits.float().scatter(1, labels.unsqueeze(1), -torch.inf)
     return others.argsort(dim=1, descending=True, stable=True)[:, rank]
 

@@ -1,4 +1,4 @@
-"""What an attack does, as plain values; free of torch."""
+"""The settings of attacks, as plain values, without torch."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -7,16 +7,16 @@ from typing import Any
 from certtrain.errors import MethodError
 
 APGD_LOSSES = ("ce", "dlr")
-NONE = "none"  # instead of an attack's name
+NONE = "none"  # the name of no attack
 
 
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient descent of the margin (Madry et al. 2018): `steps` of falling size from random starts.
+    """Projected gradient descent of the margin (Madry et al. 2018): steps of decreasing size from random starts.
 
-    targets: 0 descends the smallest margin; a number descends, one after the
-    other, the margin against each of so many other classes, the likeliest
-    first (all of them where there are no more).
+    targets: 0 descends the smallest margin. A number n descends the margins
+    against n wrong classes (or all), one after the other, in the order of their
+    logits, the largest first.
     """
 
     steps: int = 20
@@ -39,12 +39,12 @@ class PGD:
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD (Croce and Hein 2020, algorithm 1): a step size that halves itself, momentum, the best point kept.
+    """Auto-PGD (Croce and Hein 2020, algorithm 1): an adaptive step size, momentum, and the best iterate.
 
     loss: "ce", cross-entropy, or "dlr", the difference of logits ratio.
     targets: 0 for the untargeted loss, else as in `PGD`; "dlr" with 9 targets
-    is AutoAttack's APGD-T. The ratio needs three classes, the targeted one
-    four: with fewer, the margin takes its place.
+    is AutoAttack's APGD-T. The ratio needs three classes, or four if targeted;
+    with fewer, the margin replaces it.
     """
 
     loss: str = "ce"
@@ -60,7 +60,7 @@ class APGD:
 
     @property
     def name(self) -> str:
-        """As in `ATTACKS`; apgd-ce-t has no entry there."""
+        """As in `ATTACKS`, which has no apgd-ce-t."""
         if not self.targets:
             return f"apgd-{self.loss}"
         return "apgd-t" if self.loss == "dlr" else f"apgd-{self.loss}-t"
@@ -74,11 +74,11 @@ AttackSettings = PGD | APGD
 
 
 def described(settings: AttackSettings | None) -> dict[str, int | str]:
-    """As in reports and certificate files; None is no attack."""
+    """The settings as in reports and certificate files; None is no attack."""
     return {"name": NONE} if settings is None else settings.to_dict()
 
 
-# By name: PGD, and the two attacks by gradients of AutoAttack (apgd-ce, apgd-t) with the untargeted ratio between.
+# By name: PGD, AutoAttack's two gradient attacks (apgd-ce, apgd-t), and APGD with the untargeted ratio.
 ATTACKS: dict[str, Callable[[], AttackSettings]] = {
     "pgd": PGD,
     "pgd-t": lambda: PGD(targets=9),

@@ -1,15 +1,16 @@
-"""α-CROWN: the slope of the lower line at each unstable rectifier, searched for each bound by itself.
+"""α-CROWN: the slopes of the lower lines of unstable rectifiers, optimised for each bound separately.
 
-Any slope between the rectifier's two is valid, and each gives another bound;
-the best are found by ascent of the bound's gradient (Xu et al. 2021). The bound
-of every step holds, and the best of them is kept.
+Any slope between the rectifier's two slopes is sound, and each gives another
+bound. Gradient ascent of the bound finds good slopes (Xu et al. 2021). The bound
+of every step is sound, and the best is kept.
 
-Bounds of the layers' inputs are searched as well, each layer once all before it
-are done, where there are few enough of them. The paper searches them together
-with the last bound; done one by one they fit any memory, and serve every margin.
+The bounds at the layers' inputs are optimised as well, layer by layer, where
+there are few enough of them. The paper optimises them together with the final
+bound. One layer at a time fits any memory, and the result serves every margin.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,44 +25,43 @@ from certtrain.bounds.lines import Slopes
 from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.settings import Settings
 
-# The search for a bound has stalled if it did not rise by this share of its size in so many steps.
+# The search for a bound has stalled if the bound rose by less than this share of its size in so many steps.
 STALLED, STALLED_STEPS = 1e-5, 10
 
 
-def by_alpha(settings: Settings, *, enough: float = torch.inf) -> LowerBounds:
-    """Lower bounds by searched slopes, in parts that fit into the memory; those above `enough` need no more search."""
+def alpha_lower_bounds(settings: Settings, *, stop_above: float = torch.inf) -> LowerBounds:
+    """Lower bounds by optimised slopes, in parts that fit the memory; the search for one ends above `stop_above`."""
 
     def lower_bounds(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
         rows = rows_at_once(prefix, size, settings, gradients=True)
-        return in_parts(
-            lambda p, f: searched(p, f, settings, enough), prefix, functions, shape, rows, settings.deadline
-        )
+        bound = partial(slope_search_bounds, settings=settings, stop_above=stop_above)
+        return in_parts(bound, prefix, functions, shape, rows, settings.deadline)
 
     return lower_bounds
 
 
 def tighten_by_alpha(boxes: Iterator[Box], settings: Settings) -> Tighten:
-    """`boxes` in the order of the layers, cut by the intervals of the pass, and by search where few are unstable."""
+    """`boxes`, in layer order, cut by the pass's intervals, and by optimised bounds where few are unstable."""
 
     def tightened(layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
         box = intersection(box, next(boxes), settings)
         if settings.deadline.over():
             return box
-        found = tighten(layer, Prefix(records, start), box, by_alpha(settings), settings, settings.neurons)
+        found = tighten(layer, Prefix(records, start), box, alpha_lower_bounds(settings), settings, settings.neurons)
         return intersection(box, found, settings)
 
     return tightened
 
 
 @torch.no_grad()
-def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: float = torch.inf) -> Tensor:
-    """Lower bounds (B, S) of `functions` (B, S, …) by the best slopes found; at least those of the boxes' own lines.
+def slope_search_bounds(prefix: Prefix, functions: Tensor, settings: Settings, stop_above: float = torch.inf) -> Tensor:
+    """Lower bounds (B, S) of `functions` (B, S, …) by the best slopes found, at least those of the initial lines.
 
-    A bound is done once it is above `enough`, or stalls, and stays as it is from then on, whatever else is searched
-    with it: into which parts the functions are cut decides nothing. After the deadline no further step is taken.
+    The search for a bound ends once the bound is above `stop_above` or stalls, whatever is searched with it: how the
+    functions are cut into parts changes no bound. After the deadline no further step is taken.
     """
     best = backsubstitute(prefix, functions, rounding=settings.rounding)
-    done = ~functions.flatten(2).any(2) | (best > enough)  # a class has no margin to itself
+    done = ~functions.flatten(2).any(2) | (best > stop_above)  # a class has no margin to itself
     left, before = torch.arange(len(best), device=best.device), best.clone()
     search = SlopeSearch(prefix, functions, settings)
     for step in range(1, settings.iterations + 1):
@@ -69,7 +69,7 @@ def searched(prefix: Prefix, functions: Tensor, settings: Settings, enough: floa
             break
         bounds = search.step()
         best[left] = torch.where((bounds > best[left]) & ~done[left], bounds, best[left])
-        done |= best > enough
+        done |= best > stop_above
         if step % STALLED_STEPS == 0:
             done |= ~(best - before > STALLED * best.abs())
             before = best.clone()
@@ -91,7 +91,7 @@ class SlopeSearch:
         self.ascent = Ascent(alphas, [settings.learning_rate] * len(alphas), settings.decay)
 
     def step(self) -> Tensor:
-        """The bounds (B, S) of the slopes as they are, which then take one step."""
+        """The bounds (B, S) by the present slopes; the slopes then take one step."""
         with torch.enable_grad():
             alphas = [alpha.detach().requires_grad_() for alpha in self.ascent.values]
             lines: LinesOf = {n: f.at(alpha) for (n, f), alpha in zip(self.free.items(), alphas, strict=True)}
@@ -103,7 +103,7 @@ class SlopeSearch:
         return bounds.detach()
 
     def keep(self, examples: Tensor) -> None:
-        """Go on with some of the examples."""
+        """Keep only some of the examples."""
         self.prefix, self.functions = self.prefix.examples(examples), self.functions[examples]
         self.ascent.keep(examples)
         self.free = {n: f.examples(examples) for n, f in self.free.items()}

@@ -1,4 +1,4 @@
-"""Bounds of any network of supported layers, with their arguments checked."""
+"""Bounds of any network of supported layers: the public functions, which check their arguments."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from certtrain.bounds.contract import check_order
 from certtrain.bounds.inference import outside_inference_mode, plain_model, plain_tensor
 from certtrain.bounds.methods import Bounds, method_named
 from certtrain.bounds.modules import check_modules
-from certtrain.bounds.statistics import remember, statistics_by_mode
+from certtrain.bounds.statistics import statistics_by_mode, update_running_statistics
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.spec.epsilon import parse_eps
@@ -26,7 +26,7 @@ def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = PIXEL_RAN
 
     In training mode BatchNorm takes the clean batch's mean and biased variance
     for both, and its running statistics are updated once. `clip` cuts the boxes
-    to the range that inputs can have; None leaves them whole.
+    to the range that inputs can have; None leaves them as they are.
 
     Raises UnsupportedLayer, EpsilonError (ε outside [0, 1]), or DataError if
     `x` lies outside `clip` or does not fit the network.
@@ -36,7 +36,7 @@ def propagate(model: nn.Module, x: Tensor, eps: float, *, clip: Clip = PIXEL_RAN
     check_dtype(model, x)
     with shape_errors_as_data_errors(x):
         trace = trace_bounds(graph, input_box(x, eps, clip, with_clean=True), statistics=statistics_by_mode)
-    remember(trace.statistics)
+    update_running_statistics(trace.statistics)
     return trace
 
 
@@ -53,11 +53,11 @@ def output_bounds(
     - "crown": linear bounds for the layers between as well (Zhang et al. 2018);
     - "alpha-crown": the same with searched slopes (Xu et al. 2021), the
       tightest of these and all of the above. It takes 50 passes and more.
-    They hold in real arithmetic; what is rounded, here or in the network, is in the bounds of `certify` alone.
+    They hold in real arithmetic; only the bounds of `certify` include rounding, here and in the network.
     On a GPU they are computed with TF32 wherever PyTorch allows it.
-    Needs evaluation mode where BatchNorm is used, so that a bound does not
-    depend on the rest of the batch. Raises as `propagate`, MethodError, and
-    SoundnessError if a lower bound comes out above its upper one by more than rounding.
+    A network with BatchNorm must be in evaluation mode, so that a bound does not
+    depend on the rest of the batch. Raises what `propagate` raises, MethodError, and
+    SoundnessError if a lower bound is above its upper bound by more than rounding.
     """
     bounds = _bounds(model, x, eps, method, clip)
     with shape_errors_as_data_errors(x):
@@ -74,9 +74,9 @@ def margin_bounds(
 
     `labels` (B,) are the classes y, `method` as for `output_bounds`. If all
     other columns are finite and above zero, no input in the box changes the
-    class in real arithmetic. That is no certificate of a network that rounds,
-    nor of what is rounded here, in the network's own precision: `certify` gives
-    those. Raises as `output_bounds`, and DataError for a label outside the classes.
+    class in real arithmetic. That is no certificate, since the network rounds and
+    these bounds are computed in its precision: `certify` gives certificates.
+    Raises what `output_bounds` raises, and DataError for a label outside the classes.
     """
     bounds = _bounds(model, x, eps, method, clip)
     check_labels(labels, bounds.shape)

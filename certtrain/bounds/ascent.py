@@ -1,4 +1,4 @@
-"""Gradient ascent by Adam of what bounds are searched by: slopes and multipliers (Kingma and Ba 2015)."""
+"""Gradient ascent by Adam (Kingma and Ba 2015), for the slopes and multipliers that bounds are optimised over."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ BETAS = (0.9, 0.999)
 
 
 class Ascent:
-    """Moves `values` (B, …) along their gradients: first by steps of `rates`, later by `decay` times the last ones.
+    """Moves `values` (B, …) along their gradients. The first steps have length `rates`; they shrink by `decay`.
 
-    torch.optim's own cannot go on with some of the rows.
+    torch.optim's Adam cannot drop some of the rows.
     """
 
     def __init__(self, values: Sequence[Tensor], rates: Sequence[float], decay: float) -> None:
@@ -31,6 +31,6 @@ class Ascent:
             value.addcdiv_(first, unbiased, value=rate * length / (1 - BETAS[0] ** self.steps))
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows."""
+        """Keep only some of the rows."""
         self.values = [value[rows] for value in self.values]
         self.moments = [(first[rows], second[rows]) for first, second in self.moments]

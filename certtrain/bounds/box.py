@@ -1,4 +1,4 @@
-"""Boxes of values, as centre and radius: what interval bounds carry, and what attacks and domains begin with."""
+"""Boxes of values, as centre and radius: interval bounds propagate them, attacks and searches start from them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ PIXEL_RANGE = (0.0, 1.0)
 
 
 class Box(NamedTuple):
-    """A batch of boxes and, where it is wanted, the clean batch inside them; (B, …) each, radius not negative."""
+    """A batch of boxes and, optionally, the clean batch inside them; (B, …) each, the radius not negative."""
 
     centre: Tensor
     radius: Tensor
@@ -31,24 +31,24 @@ class Box(NamedTuple):
 
     @property
     def values(self) -> Tensor:
-        """What the boxes are about: the clean batch, or the centres where none is carried."""
+        """The clean batch, or the centres where there is none."""
         return self.centre if self.clean is None else self.clean
 
     def examples(self, chosen: slice | Tensor) -> "Box":
         """The boxes of some of the batch."""
         return Box(self.centre[chosen], self.radius[chosen], None if self.clean is None else self.clean[chosen])
 
-    def through(self, points: Pointwise, radius: Pointwise) -> "Box":
-        """The box after a layer that maps centre and clean batch by `points`, and radius by `radius`."""
-        clean = None if self.clean is None else points(self.clean)
-        return Box(points(self.centre), radius(self.radius), clean)
+    def through(self, on_values: Pointwise, on_radius: Pointwise) -> "Box":
+        """The box after a layer that maps centre and clean batch by `on_values`, and the radius by `on_radius`."""
+        clean = None if self.clean is None else on_values(self.clean)
+        return Box(on_values(self.centre), on_radius(self.radius), clean)
 
-    def through_stacked(self, points: Pointwise, radius: Pointwise) -> "Box":
+    def through_stacked(self, on_values: Pointwise, on_radius: Pointwise) -> "Box":
         """As `through`, with centre and clean batch as one batch: for layers that read many weights."""
         if self.clean is None:
-            return self.through(points, radius)
-        both, count = points(torch.cat([self.centre, self.clean])), len(self.centre)
-        return Box(both[:count], radius(self.radius), both[count:])
+            return self.through(on_values, on_radius)
+        both, count = on_values(torch.cat([self.centre, self.clean])), len(self.centre)
+        return Box(both[:count], on_radius(self.radius), both[count:])
 
 
 def input_box(
@@ -59,9 +59,9 @@ def input_box(
     with_clean: bool = False,
     rounding: Rounding | None = None,
 ) -> Box:
-    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …); with `rounding`, one that holds the exact box.
+    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …); with `rounding`, one that contains the exact box.
 
-    with_clean: whether a pass carries `x` itself beside the boxes.
+    with_clean: whether the box also has `x` as its clean batch.
     """
     lower, upper = x - eps, x + eps
     if clip is not None:
@@ -70,10 +70,10 @@ def input_box(
 
 
 def box_between(lower: Tensor, upper: Tensor, rounding: Rounding | None = None) -> Box:
-    """The box from `lower` to `upper` (B, …); with `rounding`, one that holds the exact box, rounded ends and all."""
+    """The box from `lower` to `upper` (B, …); with `rounding`, one that contains the exact box."""
     radius = (upper - lower) / 2
     if rounding is not None:
-        # The ends, the centre and the radius round by a unit of |l| + |u| each, or less; a product may underflow.
+        # The ends, the centre and the radius each round by at most a unit of |l| + |u|; a product may underflow.
         radius = radius + (8 * UNIT64 * (lower.abs() + upper.abs()) + torch.finfo(lower.dtype).tiny)
     return Box((lower + upper) / 2, radius)
 
@@ -81,7 +81,7 @@ def box_between(lower: Tensor, upper: Tensor, rounding: Rounding | None = None) 
 def box_ends(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The least and the greatest number of `x`'s type (B, …) in [x − ε, x + ε] ∩ [0, 1], in real numbers.
 
-    A sum is rounded: x + ε as computed may lie outside the box by its last digit. These two ends do not.
+    The computed sum x + ε is rounded, and may lie outside the box by its last digit. These two ends do not.
     """
     return (-_at_most(-x, eps)).clamp(min=0), _at_most(x, eps).clamp(max=1)
 
@@ -90,7 +90,7 @@ def _at_most(x: Tensor, eps: float) -> Tensor:
     """The greatest number of `x`'s type that is at most x + ε."""
     exact = x.double()
     end = exact + eps
-    # Knuth's sum of two: `lost` is exactly what rounding took from x + ε.
+    # Knuth's two-sum: `lost` is exactly the rounding error of x + ε.
     part = end - exact
     lost = (exact - (end - part)) + (eps - part)
     end = torch.where(lost < 0, _next_below(end), end)

@@ -1,4 +1,4 @@
-"""What is asked of the arguments before bounds are computed."""
+"""Checks of the arguments before bounds are computed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from certtrain.errors import DataError, UnsupportedLayer
 
 @contextmanager
 def shape_errors_as_data_errors(x: Tensor) -> Iterator[None]:
-    """Turn torch's complaint about a shape into a DataError that names the inputs' shape."""
+    """Turn torch's error about a shape into a DataError that names the shape of the inputs."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -29,20 +29,20 @@ def check_evaluation_mode(graph: LayerGraph) -> None:
 
 
 def check_not_random(layer: nn.Dropout) -> None:
-    """Raise UnsupportedLayer for a Dropout that drops values: what it gives is not a function of its input."""
+    """Raise UnsupportedLayer for a Dropout that drops values: its result is not a function of its input."""
     if layer.training and layer.p > 0:
         raise UnsupportedLayer(f"{layer} is random in training; bounds need p = 0 or evaluation mode")
 
 
 def check_trainable(graph: LayerGraph) -> None:
-    """Raise UnsupportedLayer for a network whose layers are random in training, whatever mode they are in."""
+    """Raise UnsupportedLayer for a network with layers that are random in training, whatever their present mode."""
     for call in graph.calls:
         if isinstance(call.layer, nn.Dropout) and call.layer.p > 0:
             raise UnsupportedLayer(f"layer {call.name!r} is random in training; bounds need a Dropout of p = 0")
 
 
 def check_tensor(x: Tensor) -> None:
-    """Raise DataError unless `x` is a tensor of floating point."""
+    """Raise DataError unless `x` is a floating-point tensor."""
     if not isinstance(x, Tensor):
         raise DataError(f"inputs are {kind_of(x)}, not a tensor; write torch.as_tensor(x, dtype=torch.float32)")
     if not x.is_floating_point():
@@ -50,7 +50,7 @@ def check_tensor(x: Tensor) -> None:
 
 
 def check_input(x: Tensor, clip: tuple[float, float] | None) -> None:
-    """Raise DataError unless `x` is a tensor of floating point, every entry finite and inside `clip`."""
+    """Raise DataError unless `x` is a floating-point tensor with every entry finite and inside `clip`."""
     check_tensor(x)
     low, high = clip if clip is not None else (-float("inf"), float("inf"))
     if not bool(((x >= low) & (x <= high) & x.isfinite()).all()):
@@ -61,7 +61,7 @@ def check_input(x: Tensor, clip: tuple[float, float] | None) -> None:
 
 
 def check_dtype(model: nn.Module, x: Tensor) -> None:
-    """Raise DataError unless `x` has the type of the network's weights."""
+    """Raise DataError unless `x` has the dtype of the network's weights."""
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
     if x.dtype != own:
         instead = ", or model.float()" if own == torch.float64 else ""

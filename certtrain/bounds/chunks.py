@@ -1,4 +1,4 @@
-"""Linear bounds in parts, so that they fit into a given memory, and so that a deadline is checked in time."""
+"""Linear bounds in parts, so that they fit into a given memory and the deadline is checked often enough."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,19 +11,19 @@ from certtrain.bounds.settings import Settings
 from certtrain.bounds.shape_layers import Concat
 from certtrain.runtime.deadline import NEVER, Deadline
 
-# Functions (b, s, …) of some examples, and some of each one's functions.
+# From some of the examples and some of the functions of each to those functions (b, s, …).
 Functions = Callable[[slice, slice], Tensor]
 Bound = Callable[[Prefix, Tensor], Tensor]
 
-# Tensors of Λ's size that live at once while it is taken through a layer: both its signs' parts, their products with
-# the lines' slopes and offsets, and the sum. A residual sum's other branch holds one more.
+# Tensors of Λ's size that exist at once while Λ is taken through a layer: its positive and negative part, their
+# products with the lines' slopes and offsets, and the sum. The other branch of a residual sum holds one more.
 COPIES, COPY_OF_BRANCH = 7, 1
-# For gradients, each layer's Λ is kept, and by a nonlinear one its parts and, for each slope, its value, the best
-# step's two moments and the gradient.
+# For gradients, each layer keeps its Λ. A nonlinear layer also keeps the parts of Λ and, for each slope, its value, two
+# moments and the gradient.
 KEPT, KEPT_NONLINEAR = 2, 12
-# Multiplications of a part between two checks of a deadline: about a tenth of a second on one core. Taking a value
-# through a layer costs as much as VALUE multiplications, for it is bound by memory, and a gradient three times as much.
-WORK_BETWEEN_CHECKS, VALUE, GRADIENT = 2**28, 128, 3
+# Multiplications between two checks of a deadline: about a tenth of a second on one core. Each value of a layer costs
+# as much as VALUE_WORK multiplications, since memory is the limit, and a gradient three times as much.
+WORK_BETWEEN_CHECKS, VALUE_WORK, GRADIENT_WORK = 2**28, 128, 3
 
 
 def dense(functions: Tensor) -> Functions:
@@ -31,8 +31,8 @@ def dense(functions: Tensor) -> Functions:
     return lambda examples, columns: functions[examples, columns]
 
 
-def units(index: Tensor, sign: float, like: Tensor) -> Functions:
-    """±x_i for the values i in `index` (B, S), counted in flat memory, of values x (B, …) such as `like`."""
+def signed_coordinates(index: Tensor, sign: float, like: Tensor) -> Functions:
+    """sign · x_i for the flat indices i in `index` (B, S), as functions of values x (B, …) such as `like`."""
 
     def part(examples: slice, columns: slice) -> Tensor:
         chosen = index[examples, columns]
@@ -51,14 +51,14 @@ def in_parts(
     rows: int,
     deadline: Deadline = NEVER,
 ) -> Tensor:
-    """`bound` of B × S functions (`shape`), at most so many `rows` of them at once, or one; −∞ after the deadline."""
+    """`bound` of B × S functions (`shape`), at most `rows` of them, or one, at once; −∞ after the deadline."""
 
     def bounded(part: slice, columns: slice) -> Tensor:
         if deadline.over():
             return prefix.start.radius.new_full((_length(part), _length(columns)), -torch.inf)
         found = bound(prefix.examples(part), functions(part, columns))
         if deadline.limited and found.is_cuda:
-            torch.cuda.synchronize(found.device)  # it computes later than it is asked to, and the clock would run ahead
+            torch.cuda.synchronize(found.device)  # else the clock is read before the bounds are computed
         return found
 
     each = _parts(shape, max(rows, 1))
@@ -66,7 +66,7 @@ def in_parts(
 
 
 def _parts(shape: tuple[int, int], rows: int) -> Iterator[tuple[slice, int]]:
-    """Examples at a time, and how many functions of each."""
+    """Each part: the examples, and how many functions of each are bounded at once."""
     batch, count = shape
     examples = min(batch, rows)
     for part in _slices(batch, examples):
@@ -82,41 +82,41 @@ def _length(part: slice) -> int:
 
 
 def rows_at_once(prefix: Prefix, size: int, settings: Settings, *, gradients: bool = False) -> int:
-    """How many functions fit into the memory and, where there is a deadline, take well under a second."""
+    """How many functions fit into the memory and, with a deadline, take well under a second."""
     rows = settings.memory // row_bytes(prefix, size, gradients=gradients)
     return between_checks(rows, row_work(prefix, gradients=gradients), settings.deadline)
 
 
 def between_checks(most: int, work: int, deadline: Deadline) -> int:
-    """How many of at most so many are done between two checks of the deadline, each being `work` multiplications."""
+    """How many, up to `most`, to compute between two checks of the deadline; each takes `work` multiplications."""
     return min(most, max(1, WORK_BETWEEN_CHECKS // work)) if deadline.limited else most
 
 
 def row_work(prefix: Prefix, *, gradients: bool = False) -> int:
-    """About how many multiplications one function of one example takes on its way back."""
+    """About how many multiplications the backsubstitution of one function of one example takes."""
     work = sum(layer_work(record.call.layer, record.shape) for record in prefix.records)
-    return max(1, work) * (GRADIENT if gradients else 1)
+    return max(1, work) * (GRADIENT_WORK if gradients else 1)
 
 
 def inference_work(graph: LayerGraph, x: Tensor) -> int:
-    """About how many multiplications inference takes for one example, which `x` (1, …) is one like."""
+    """About how many multiplications inference takes for one example, like `x` (1, …)."""
     shapes = [x.shape, *(result.shape for result in graph.results(x))]
     return max(1, sum(layer_work(call.layer, shapes[call.inputs[0]]) for call in graph.calls))
 
 
 def layer_work(layer: nn.Module, shape: torch.Size) -> int:
-    """About how many multiplications a layer takes for one example, its inputs being of `shape` (B, …)."""
+    """About how many multiplications a layer takes for one example; its inputs have the shape `shape` (B, …)."""
     size = shape[1:].numel()
     if isinstance(layer, nn.Linear):
-        return size * (layer.out_features + VALUE)
+        return size * (layer.out_features + VALUE_WORK)
     if isinstance(layer, nn.Conv2d):
         places = shape[2:].numel() // (layer.stride[0] * layer.stride[1])
-        return max(1, places) * layer.weight.numel() + size * VALUE
-    return size * VALUE
+        return max(1, places) * layer.weight.numel() + size * VALUE_WORK
+    return size * VALUE_WORK
 
 
 def row_bytes(prefix: Prefix, size: int, *, gradients: bool = False) -> int:
-    """Bytes that one function of one example takes at most on its way back; it has `size` coefficients at first."""
+    """The most bytes that backsubstitution of one function of one example takes, from `size` coefficients on."""
     sizes = [max(shape[1:].numel() for shape in (*record.shapes, record.result)) for record in prefix.records]
     branches = sum(isinstance(record.call.layer, (Add, Concat)) for record in prefix.records) > 0
     copies = max([*sizes, size]) * (COPIES + COPY_OF_BRANCH * branches)

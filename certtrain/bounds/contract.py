@@ -1,9 +1,9 @@
-"""The shapes that every layer takes and gives: each rule is held to them at each call.
+"""The shapes of every layer's inputs and result. Each bound rule is checked against them at each call.
 
-A rule that relied on broadcasting, or forgot an axis, could give bounds that
-do not hold. So what a layer gives is known from its description alone
-(`certtrain.spec.shapes`), and what a rule makes must have just that shape: boxes on
-their way forward, and coefficients on their way back.
+A rule that relies on broadcasting, or forgets an axis, could give bounds that
+are not sound. So the shape of a layer's result is computed from its description
+alone (`certtrain.spec.shapes`), and a rule must give exactly that shape: for the
+boxes of the forward pass, and for the coefficients of backsubstitution.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ FAULT = "do not trust certificates of this network. This is a fault in certtrain
 
 
 def result_shape(call: LayerCall, given: Sequence[torch.Size]) -> torch.Size:
-    """The shape (B, …) of what the layer gives for inputs of shapes `given` (B, …).
+    """The shape (B, …) of the layer's result for inputs of shapes `given` (B, …).
 
-    Raises DataError if the layer does not take them, or if they are of batches of different sizes.
+    Raises DataError if the layer does not take these shapes, or if the batches have different sizes.
     """
     try:
         if not all(given) or len({shape[0] for shape in given}) != 1:
@@ -35,7 +35,7 @@ def result_shape(call: LayerCall, given: Sequence[torch.Size]) -> torch.Size:
 
 
 def check_results(call: LayerCall, expected: torch.Size, parts: Sequence[Tensor | None]) -> None:
-    """Raise SoundnessError unless all `parts` of a box have the expected shape; a clean batch may have another size."""
+    """Raise SoundnessError unless all `parts` of a box have the expected shape, whatever the size of their batch."""
     for part in parts:
         if part is not None and part.shape[1:] != expected[1:]:
             raise _fault(call, "gives", part.shape, expected)
@@ -44,16 +44,16 @@ def check_results(call: LayerCall, expected: torch.Size, parts: Sequence[Tensor 
 def check_coefficients(
     call: LayerCall, expected: Sequence[Sequence[int]], found: Sequence[Tensor], lead: Sequence[int]
 ) -> None:
-    """Raise SoundnessError unless a linear rule hands back coefficients (B, S, …) for each input, in its shape."""
+    """Raise SoundnessError unless a linear rule returns coefficients (B, S, …) for each input, in the input's shape."""
     shapes = [torch.Size((*lead, *shape[1:])) for shape in expected]
     if [tensor.shape for tensor in found] != shapes:
-        raise _fault(call, "hands back", tuple(tuple(t.shape) for t in found), tuple(tuple(s) for s in shapes))
+        raise _fault(call, "returns", tuple(tuple(t.shape) for t in found), tuple(tuple(s) for s in shapes))
 
 
 def check_order(lower: Tensor, upper: Tensor, what: str, slack: float = 0.0) -> None:
-    """Raise SoundnessError if a lower bound is above its upper one.
+    """Raise SoundnessError if a lower bound is above its upper bound.
 
-    `slack` is what rounding may make of it, as a share of the largest bound, and of 1 at least.
+    `slack` is the gap that rounding may cause, as a share of the largest bound, and of at least 1.
     """
     gap = lower - upper
     if slack:

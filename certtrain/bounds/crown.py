@@ -1,8 +1,8 @@
 """CROWN: the boxes at the nonlinear layers come from linear bounds too, layer by layer in the order of the network.
 
-Zhang et al. 2018. The input of each nonlinear layer is bounded by the relaxations
-of the layers before it, and decides the layer's own relaxation. Neurons whose
-relaxation is exact already need no bounds from here.
+Zhang et al. 2018. The relaxations of the earlier layers bound the input of each
+nonlinear layer, and these bounds determine its relaxation. Neurons whose
+relaxation is already exact need no such bounds.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
-from certtrain.bounds.chunks import Functions, in_parts, rows_at_once, units
+from certtrain.bounds.chunks import Functions, in_parts, rows_at_once, signed_coordinates
 from certtrain.bounds.contract import check_order
 from certtrain.bounds.graph import Add
 from certtrain.bounds.interval import Tighten
@@ -22,15 +22,15 @@ from certtrain.bounds.rounding import UNIT64
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.trace import NONLINEAR
-from certtrain.bounds.windows import parts
+from certtrain.bounds.windows import prefixes_by_window
 
-# Lower bounds (B, S) of functions, given by parts, of a prefix's result; B, S and the coefficients of each.
+# Lower bounds (B, S) from a prefix, functions of its result, (B, S), and the number of coefficients of each.
 LowerBounds = Callable[[Prefix, Functions, tuple[int, int], int], Tensor]
 MIXING = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
-def by_crown(settings: Settings) -> LowerBounds:
-    """Lower bounds by the relaxations of the boxes that the records hold, in parts that fit into the memory."""
+def crown_lower_bounds(settings: Settings) -> LowerBounds:
+    """Lower bounds by backsubstitution, with relaxations over the records' boxes, in parts that fit the memory."""
 
     def lower_bounds(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
         rows = rows_at_once(prefix, size, settings)
@@ -41,17 +41,19 @@ def by_crown(settings: Settings) -> LowerBounds:
 
 
 def tighten_by_crown(settings: Settings) -> Tighten:
-    """The boxes of CROWN's bounds; those of the intervals where a relaxation is exact already."""
-    return lambda layer, records, start, box: tighten(layer, Prefix(records, start), box, by_crown(settings), settings)
+    """The boxes by CROWN; interval bounds stay where the relaxation is already exact."""
+    return lambda layer, records, start, box: tighten(
+        layer, Prefix(records, start), box, crown_lower_bounds(settings), settings
+    )
 
 
 def intersected(tighten: Tighten, settings: Settings) -> Tighten:
-    """What `tighten` gives, cut by the intervals of the pass, which may be the tighter for some values."""
+    """The boxes of `tighten`, intersected with the pass's intervals, which may be tighter for some values."""
     return lambda layer, records, start, box: intersection(box, tighten(layer, records, start, box), settings)
 
 
 def intersection(box: Box, other: Box, settings: Settings) -> Box:
-    """What two boxes for the same values have in common."""
+    """The intersection of two boxes for the same values."""
     return _box(torch.maximum(box.lower, other.lower), torch.minimum(box.upper, other.upper), box, settings)
 
 
@@ -59,12 +61,12 @@ def intersection(box: Box, other: Box, settings: Settings) -> Box:
 def tighten(
     layer: nn.Module, prefix: Prefix, box: Box, lower_bounds: LowerBounds, settings: Settings, most: int | None = None
 ) -> Box:
-    """`box` at the input of `layer`, by `lower_bounds` of its unstable neurons.
+    """`box` at the input of `layer`, with the bounds of its unstable neurons replaced by `lower_bounds`.
 
-    Examples with more than `most` of them are left as they are, and so are
-    neurons that no bound was found of before the deadline. As in the authors'
-    implementation the new bounds replace the old ones, the tighter or not;
-    `intersection` has both.
+    Examples with more than `most` unstable neurons keep their bounds, and so do
+    neurons that are not bounded before the deadline. As in the authors'
+    implementation, a new bound replaces the old one even if it is less tight;
+    `intersection` takes the tighter of both.
     """
     if intervals_are_exact(prefix):
         return box
@@ -75,7 +77,7 @@ def tighten(
         few = chosen.flatten(1).sum(1) <= most
         chosen = chosen & few.view(-1, *[1] * (chosen.dim() - 1))
     lower, upper = box.lower, box.upper
-    for part, before in parts(prefix, chosen):
+    for part, before in prefixes_by_window(prefix, chosen):
         if settings.deadline.over():
             break
         _write_bounds(part(lower), part(upper), part(chosen), before, lower_bounds)
@@ -88,25 +90,25 @@ def _write_bounds(lower: Tensor, upper: Tensor, chosen: Tensor, prefix: Prefix, 
     examples = flat.any(1).nonzero().squeeze(1)
     if not len(examples):
         return
-    # The chosen come first; the examples that have fewer of them are filled up, and what is found there is left alone.
+    # The chosen come first. Examples with fewer of them are filled up with others, whose bounds are not used.
     count = int(flat.sum(1).max())
     index = flat[examples].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
     taken, prefix = flat[examples].gather(1, index), prefix.examples(examples)
     for ends, sign in ((lower, 1.0), (upper, -1.0)):
-        found = sign * lower_bounds(prefix, units(index, sign, ends), (len(index), count), flat.shape[1])
+        found = sign * lower_bounds(prefix, signed_coordinates(index, sign, ends), (len(index), count), flat.shape[1])
         before = ends[examples].flatten(1)
         new = torch.where(taken & found.isfinite(), found, before.gather(1, index))
         ends[examples] = before.scatter(1, index, new).view(-1, *ends.shape[1:])
 
 
 def unstable_neurons(layer: nn.Module, box: Box) -> Tensor:
-    """Which inputs (B, …) of `layer` have a relaxation over `box` that is not exact."""
+    """Which neurons (B, …) at the input of `layer` have a relaxation over `box` that is not exact."""
     record = ACTIVATIONS.get(type(layer))
-    return box.lower < box.upper if record is None else record.bends(layer, box)
+    return box.lower < box.upper if record is None else record.unstable(layer, box)
 
 
 def intervals_are_exact(prefix: Prefix) -> bool:
-    """Whether intervals of the result lose nothing: at most one layer mixes values, none is nonlinear or joins two."""
+    """Whether intervals of the result are exact: at most one layer mixes values, none is nonlinear or joins two."""
     layers = [record.call.layer for record in prefix.records]
     return sum(isinstance(layer, MIXING) for layer in layers) <= 1 and not any(
         isinstance(layer, (*NONLINEAR, Add, Concat)) for layer in layers
@@ -114,10 +116,10 @@ def intervals_are_exact(prefix: Prefix) -> bool:
 
 
 def _box(lower: Tensor, upper: Tensor, before: Box, settings: Settings) -> Box:
-    # Without rounding, ends that are the same but for the last digits may come out in the other order.
+    # Without rounding, ends that are equal but for the last digits may be in the wrong order.
     centre, radius = (lower + upper) / 2, ((upper - lower) / 2).clamp(min=0)
     if settings.rounding is not None:
         check_order(lower, upper, "a layer's inputs")
-        # of centre and radius, and of the ends that others make of them
+        # the rounding of centre and radius, and of the ends that are computed from them
         radius = radius + 8 * UNIT64 * (centre.abs() + radius) + torch.finfo(radius.dtype).tiny
     return Box(centre, radius, before.clean)

@@ -1,6 +1,6 @@
-"""The other forms of a layer: the functions that equal it, and the ONNX operators that it is written and read as.
+"""Other forms of a layer: the functions that equal it, and the ONNX operators that it is written and read as.
 
-Plain descriptions: `functions` looks them up when a forward pass is traced, `interchange` when a file is
+These are plain descriptions. `functions` uses them when a forward pass is traced, `interchange` when a file is
 written or read. Nothing here needs ONNX.
 """
 
@@ -14,10 +14,11 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class FunctionForm(NamedTuple):
-    """What a function equals.
+    """The layers that equal a function.
 
-    make: the layers, one after the other, from the call's arguments after the first; if `shaped`, after a Given.
-    inplace: whether it writes its result over its first argument, whatever its arguments say.
+    make: the layers, one after the other, from the arguments of the call after the first; if `shaped`, a Given comes
+        before them.
+    inplace: whether the function always overwrites its first argument.
     """
 
     make: Callable[..., list[nn.Module]]
@@ -26,7 +27,7 @@ class FunctionForm(NamedTuple):
 
 
 def number_given(value: Any) -> Any:
-    """An argument that must be a number. Raises ValueError if it is known only when the network runs."""
+    """An argument that must be a number. Raises ValueError if it is only known when the network runs."""
     if isinstance(value, fx.Node):
         raise ValueError(f"{value.name!r}, which is known only when the network runs; give a number")
     return value
@@ -35,9 +36,9 @@ def number_given(value: Any) -> Any:
 class Operator(NamedTuple):
     """One ONNX operator that a layer, or a part of it, is written as.
 
-    It takes what the operator before it gives, the first one what the layer
-    takes, and then its constants; or instead the results named in `takes`, 0
-    for the layer's input and n for the n-th operator's result.
+    Its inputs are the result of the operator before it (the layer's input for the
+    first one), and then its constants. `takes` names other results instead of the
+    one before: 0 is the layer's input, n is the result of the n-th operator.
     """
 
     type: str
@@ -49,10 +50,10 @@ class Operator(NamedTuple):
 class OnnxReading(NamedTuple):
     """An ONNX operator that is read as one layer.
 
-    newest: the last version of it that is read.
-    fields: fields of the layer's section, each with the attribute that it is and the attribute's default.
-    fixed: attributes of which no other value is read. arguments: fields of the section that are always the same.
-    consumes: whether its versions before opset 6 have the attribute consumed_inputs, which says nothing of the result.
+    newest: the last version of the operator that is read.
+    fields: fields of the layer's section, each with the operator's attribute and its default.
+    fixed: attributes that must have this value. arguments: fields of the section that always have this value.
+    consumes: whether versions before opset 6 have the attribute consumed_inputs, which does not change the result.
     """
 
     operator: str
@@ -64,9 +65,9 @@ class OnnxReading(NamedTuple):
 
 
 class OnnxForm(NamedTuple):
-    """What a layer is in ONNX: how it is written, and the operator that is read as just this layer.
+    """A layer in ONNX: how it is written, and the operator that is read as this layer alone.
 
-    reading: None where files have it as a pattern of several operators (`interchange/onnxpatterns.py`), or as
+    reading: None where files contain it as a pattern of several operators (`interchange/onnxpatterns.py`), or as
         an operator that is read as other layers.
     """
 
@@ -75,5 +76,5 @@ class OnnxForm(NamedTuple):
 
 
 def one_operator(name: str) -> Callable[[nn.Module], list[Operator]]:
-    """A layer that is one operator without attributes."""
+    """How a layer is written that is one operator without attributes."""
     return lambda layer: [Operator(name)]

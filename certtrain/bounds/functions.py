@@ -1,4 +1,4 @@
-"""Functions, operators and methods of tensors, and the layers that they equal: `torch.relu(x)` is `nn.ReLU()`."""
+"""The layers that equal functions, operators and tensor methods: `torch.relu(x)` is `nn.ReLU()`."""
 
 import inspect
 import operator
@@ -20,7 +20,7 @@ FLAT = "write x.flatten(1), which holds for inputs of any shape"
 
 
 class Given(NamedTuple):
-    """What a function is given: its first argument's shape without the batch, if it is known, and the batch's size."""
+    """A function's first argument: its shape without the batch, None where it is not known, and the batch's size."""
 
     shape: Callable[[], Shape | None]
     batch: fx.Node | None
@@ -37,23 +37,23 @@ def layers_equal_to(node: fx.Node, given: Given) -> list[nn.Module]:
 
 
 def writes_over(node: fx.Node) -> bool:
-    """Whether a call of a function writes its result over its first argument."""
+    """Whether a call of a function overwrites its first argument."""
     chosen = _bound(node, Given(lambda: None, None)).arguments.get("inplace", False)
     return bool(chosen) or _function(node).inplace
 
 
 def first_argument(node: fx.Node) -> object:
-    """What a layer or a function acts on."""
+    """The first argument of a call of a layer or a function."""
     return node.args[0] if node.args else node.kwargs.get("input")
 
 
 def title(target: object) -> str:
-    """A function's name, as a user writes it."""
+    """The name of a function, as a user writes it."""
     if isinstance(target, str):
         return f"x.{target}()"
     name, module = str(getattr(target, "__name__", target)), str(getattr(target, "__module__", None))
     if module == "_operator":
-        return SIGNS.get(name, f"operator.{name}")
+        return SYMBOLS.get(name, f"operator.{name}")
     return f"F.{name}" if module in ("torch.nn.functional", "torch._C._nn") else f"torch.{name}"
 
 
@@ -77,7 +77,7 @@ def _bound(node: fx.Node, given: Given) -> inspect.BoundArguments:
     return inspect.signature(function.make).bind(*front, *node.args[1:], **named)
 
 
-# --- what they equal -------------------------------------------------------------------------------------
+# --- the layers of each function -------------------------------------------------------------------------
 
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> list[nn.Module]:
@@ -132,7 +132,7 @@ def _flatten(start_dim: int = 0, end_dim: int = -1) -> list[nn.Module]:
 
 
 def _mean(given: Given, dim: Any = None, keepdim: bool = False) -> list[nn.Module]:
-    """Over the rows and columns of images, as global average pooling does."""
+    """The mean over the rows and columns of images, as in global average pooling."""
     dims, shape = dim if isinstance(dim, (tuple, list)) else (dim,), None
     if any(not isinstance(d, int) or d < 0 for d in dims):
         shape = given.shape()
@@ -155,7 +155,7 @@ def _reshape(given: Given, *sizes: Any, shape: Any = None) -> list[nn.Module]:
 
 
 def _check_sizes(sizes: Sequence[Any], batch: fx.Node | None) -> None:
-    """The batch stays in front: by its size, or by −1 where all other sizes are numbers."""
+    """The batch must stay first: given by its size, or by −1 where all other sizes are numbers."""
     rest = tuple(sizes[1:])
     if not all(isinstance(size, int) for size in rest) or rest.count(-1) > 1 or not rest:
         raise ValueError(f"shape {tuple(sizes)}: its sizes after the batch's must be numbers; {FLAT}")
@@ -185,8 +185,8 @@ def _flattening(known: Shape, wanted: Shape) -> nn.Module:
     raise ValueError(f"shape {known} of an example to {wanted}: only joining neighbouring dimensions is supported")
 
 
-SIGNS = {"add": "x + y", "iadd": "x += y", "sub": "x - y", "mul": "x * y", "truediv": "x / y", "neg": "-x"}
-SIGNS |= {"getitem": "x[…]", "matmul": "x @ y", "pow": "x ** y", "floordiv": "x // y", "isub": "x -= y"}
+SYMBOLS = {"add": "x + y", "iadd": "x += y", "sub": "x - y", "mul": "x * y", "truediv": "x / y", "neg": "-x"}
+SYMBOLS |= {"getitem": "x[…]", "matmul": "x @ y", "pow": "x ** y", "floordiv": "x // y", "isub": "x -= y"}
 
 FUNCTIONS: dict[object, FunctionForm] = {
     **{function: form for record in ACTIVATIONS.values() for function, form in record.functions.items()},

@@ -1,4 +1,4 @@
-"""A network as a straight list of layers, and the layers that torch does not have."""
+"""A network as a list of layer calls, and layers that torch does not have."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
-Carried = TypeVar("Carried")
+_Result = TypeVar("_Result")
 
 
 class Normalize(nn.Module):
@@ -28,7 +28,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Broadcasting would take images of one channel for images of many.
+        # Broadcasting would turn an image of one channel into one of many.
         if x.dim() != 4 or x.shape[1] != len(self.mean):
             raise DataError(f"the network takes images of shape (B, {len(self.mean)}, H, W), not {tuple(x.shape)}")
         return (x - self.mean) / self.std
@@ -53,10 +53,10 @@ class LayerCall(NamedTuple):
 class LayerGraph:
     """A network's layers in the order of its forward pass; the last call gives the output.
 
-    It refers to the network's own layers, so it stays true while their weights change.
+    It refers to the network's own layers, so it stays valid while their weights change.
 
-    shape: of one input, without the batch, where the forward pass has asked for
-        it: then the layers are those for inputs of this shape alone. Else None.
+    shape: the shape of one input, without the batch, if the forward pass reads
+        it: then the layers are for inputs of this shape only. Else None.
     """
 
     calls: tuple[LayerCall, ...]
@@ -64,7 +64,7 @@ class LayerGraph:
 
     @property
     def head(self) -> nn.Linear | None:
-        """The last layer where it is linear and nothing but the output uses it, else None."""
+        """The last layer if it is linear, so that it can be elided; else None."""
         layer = self.calls[-1].layer
         return layer if isinstance(layer, nn.Linear) else None
 
@@ -77,7 +77,7 @@ class LayerGraph:
             )
 
     def up_to(self, value: int) -> "LayerGraph":
-        """The calls that this value depends on, it being the output; the others are left out."""
+        """The network whose output is this value: the calls that it depends on."""
         wanted = {value}
         for number in range(value, 0, -1):
             if number in wanted:
@@ -88,10 +88,10 @@ class LayerGraph:
         return replace(self, calls=tuple(call._replace(inputs=tuple(places[i] for i in call.inputs)) for call in calls))
 
     def split(self, value: int) -> "tuple[LayerGraph, LayerGraph]":
-        """The part that computes this value, and the part that goes on from it; nothing else may lead into the second.
+        """The part that computes this value, and the part that takes it as its input.
 
-        Raises UnsupportedLayer where something else does, or where a part would have no layer; `cuts` has the values
-        that there are no such reasons against.
+        Raises UnsupportedLayer where the second part needs an earlier value, or a part would have no layer; `cuts`
+        gives the values at which the network can be split.
         """
         if value not in self.cuts():
             names = ", ".join(repr(self.calls[cut - 1].name) for cut in self.cuts())
@@ -100,31 +100,31 @@ class LayerGraph:
         return self.up_to(value), LayerGraph(tuple(rest))
 
     def cuts(self) -> list[int]:
-        """The values between input and output on which all calls after them depend, and on no earlier value."""
+        """The values between input and output after which no call takes an earlier value."""
         inner = range(1, len(self.calls))
         return [value for value in inner if all(min(call.inputs) >= value for call in self.calls[value:])]
 
     def value_of(self, name: str) -> int:
-        """The value that the call of that name gives. Raises UnsupportedLayer if there is none."""
+        """The value that is the result of the call of that name. Raises UnsupportedLayer if there is none."""
         for value, call in enumerate(self.calls, start=1):
             if call.name == name:
                 return value
         raise UnsupportedLayer(f"the network has no layer {name!r}; it has {', '.join(c.name for c in self.calls)}")
 
     def description(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """Each call by its name, its layer's description and its inputs: the same for networks of the same layers."""
+        """The name, layer description and inputs of each call; equal for networks of equal layers."""
         return [(call.name, repr(call.layer), call.inputs) for call in self.calls]
 
     def last_uses(self) -> list[list[int]]:
-        """For each call, the values that no later call needs."""
+        """For each call, the values that are used there for the last time."""
         last = {value: i for i, call in enumerate(self.calls) for value in call.inputs}
         done: list[list[int]] = [[] for _ in self.calls]
         for value, i in last.items():
             done[i].append(value)
         return done
 
-    def walk(self, start: Carried, through: Callable[..., Carried]) -> Iterator[Carried]:
-        """Each call's result, in order, from `through(call, *inputs)`; what no later call needs is not kept."""
+    def walk(self, start: _Result, through: Callable[..., _Result]) -> Iterator[_Result]:
+        """The result of each call, in order, by `through(call, *inputs)`. Values are dropped after their last use."""
         values = {0: start}
         for number, (call, done) in enumerate(zip(self.calls, self.last_uses(), strict=True)):
             values[number + 1] = through(call, *(values[value] for value in call.inputs))
@@ -133,5 +133,5 @@ class LayerGraph:
                 del values[value]
 
     def results(self, x: Tensor) -> Iterator[Tensor]:
-        """Each call's result for the inputs `x` (B, …), in order, as the layers themselves compute it."""
+        """The result of each call for the inputs `x` (B, …), in order, as the layers compute it."""
         return self.walk(x, lambda call, *inputs: call.layer(*inputs))

@@ -1,10 +1,10 @@
 """A check of every proof by plain inference: no observed value may lie below its proved bound.
 
-Whatever a bound rule gets wrong, a network's own output at a point of the box
-still is what it is. Each proof is held against the centre of its box, the
-corner where the gradient says that the value nearest to its bound falls
-fastest, and a random corner. That proves nothing, and costs next to nothing;
-a value below its bound is a fault in certtrain.
+A fault in a bound rule does not change the network's own output at an input of
+the box. So each proof is checked at the centre of its box, at the corner towards
+which the value nearest to its bound decreases fastest, by its gradient, and at a
+random corner. This proves nothing and costs little; a value below its bound is a
+fault in certtrain.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ ValuesOf = Callable[[Tensor], Tensor]
 
 
 class Claims(NamedTuple):
-    """What is claimed of N boxes: that no value is below its bound anywhere in them.
+    """Claims about N boxes: no value is below its bound anywhere in its box.
 
-    centre, lower, upper: (N, …), points of the boxes, of the type that the network takes.
+    centre, lower, upper: (N, …), inputs in the boxes, of the dtype that the network takes.
     values: from outputs (N, K) to the values (N, S) that were bounded.
-    bounds: (N, S); what is not finite bounds nothing.
+    bounds: (N, S); one that is not finite claims nothing.
     """
 
     centre: Tensor
@@ -37,10 +37,10 @@ class Claims(NamedTuple):
 
 
 def check_margins(infer: Infer, x: Tensor, labels: Tensor, eps: float, bounds: Tensor, *, slack: float = 0.0) -> None:
-    """Raise SoundnessError if a margin is seen below its bound in a box of radius `eps` around one of `x` (N, …).
+    """Raise SoundnessError if inference finds a margin below its bound in a box of radius `eps` around `x` (N, …).
 
-    `infer` gives logits (N, K). `bounds` are of the margins to each class (N, K), or of the smallest alone (N, 1).
-    `slack` is what rounding may take from an observed value, as a share of its size.
+    `infer` gives logits (N, K). `bounds` are for all margins (N, K), or for the smallest margin only (N, 1).
+    `slack` is the rounding error that an observed value may have, as a share of its size.
     """
     if len(x):
         values, bounds = _claimed(labels, bounds)
@@ -48,16 +48,16 @@ def check_margins(infer: Infer, x: Tensor, labels: Tensor, eps: float, bounds: T
 
 
 def check_centres(logits: Tensor, labels: Tensor, bounds: Tensor, *, slack: float = 0.0) -> None:
-    """As `check_margins`, where the logits (N, K) at the centres are known already."""
+    """As `check_margins`, only at the centres, whose logits (N, K) are given."""
     values, bounds = _claimed(labels, bounds)
     _compare(values(logits), bounds, slack, "the centre")
 
 
 def check_claims(infer: Infer, claims: Claims, *, slack: float = 0.0) -> None:
-    """Raise SoundnessError if a value is seen below its bound."""
+    """Raise SoundnessError if inference finds a value below its bound."""
     if bool(claims.bounds.isfinite().any()):
-        for place, points in _probes(infer, claims):
-            _compare(claims.values(infer(points.clone())), claims.bounds, slack, place)
+        for place, inputs in _probes(infer, claims):
+            _compare(claims.values(infer(inputs.clone())), claims.bounds, slack, place)
 
 
 def _probes(infer: Infer, claims: Claims) -> Iterator[tuple[str, Tensor]]:
@@ -68,14 +68,14 @@ def _probes(infer: Infer, claims: Claims) -> Iterator[tuple[str, Tensor]]:
 
 
 def _gradient(infer: Infer, claims: Claims) -> Tensor:
-    """At the centre, of the value that is nearest to its bound."""
-    # A network may work in place where a gradient would need what was there.
+    """The gradient at the centre of the value that is nearest to its bound."""
+    # A network may overwrite, in place, values that the gradient needs.
     with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-        points = claims.centre.detach().clone().requires_grad_()
-        gap = claims.values(infer(points.clone())) - claims.bounds
+        inputs = claims.centre.detach().clone().requires_grad_()
+        gap = claims.values(infer(inputs.clone())) - claims.bounds
         nearest = torch.where(claims.bounds.isfinite(), gap, torch.inf).amin(1)
         total = nearest.where(nearest.isfinite(), 0.0).sum()
-        (gradient,) = torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True)
+        (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
     return gradient
 
 
@@ -87,13 +87,13 @@ def _compare(values: Tensor, bounds: Tensor, slack: float, place: str) -> None:
         row, column = below.nonzero()[0].tolist()
         raise SoundnessError(
             f"inference gives {float(values[row, column]):g} at {place} of a box, where {float(bounds[row, column]):g} "
-            f"was proved to be a lower bound; a network that computes otherwise from call to call cannot be certified, "
-            f"and else {FAULT}"
+            f"was proved to be a lower bound; a network whose results change from call to call cannot be certified, "
+            f"and otherwise {FAULT}"
         )
 
 
 def _claimed(labels: Tensor, bounds: Tensor) -> tuple[ValuesOf, Tensor]:
-    """What was bounded, and the bounds: of all margins (N, K), of which a class has none to itself, or the smallest."""
+    """The bounded values and their bounds: all margins (N, K) but the label's own, or the smallest (N, 1)."""
     column = labels.unsqueeze(1)
     if bounds.shape[1] == 1:
         return lambda logits: _margins(logits, column).scatter(1, column, torch.inf).amin(1, keepdim=True), bounds
@@ -101,6 +101,6 @@ def _claimed(labels: Tensor, bounds: Tensor) -> tuple[ValuesOf, Tensor]:
 
 
 def _margins(logits: Tensor, column: Tensor) -> Tensor:
-    """logit[y] − logit[j] (N, K) for the classes y in `column` (N, 1); float64 takes it without error from float32."""
+    """logit[y] − logit[j] (N, K) for the classes y in `column` (N, 1), in float64: exact for float32 logits."""
     exact = logits.double()
     return exact.gather(1, column) - exact

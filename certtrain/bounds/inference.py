@@ -1,4 +1,4 @@
-"""Searches in inference mode: they need gradients, which inference mode and the tensors made in it do not have."""
+"""Gradients for callers in inference mode, where PyTorch records none."""
 
 import copy
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Leave inference mode, if it is on, for one without gradients in which a search may switch them on."""
+    """Leave inference mode, if it is on, for `no_grad`, in which gradients can be enabled again."""
     if not torch.is_inference_mode_enabled():
         yield
         return
@@ -23,11 +23,11 @@ def outside_inference_mode() -> Iterator[None]:
 
 
 def plain_tensor(x: Tensor) -> Tensor:
-    """`x`, or a copy of it that gradients may pass through if it was made in inference mode."""
+    """`x`; if it was made in inference mode, a copy that gradients can pass through."""
     return x.clone() if x.is_inference() else x
 
 
 def plain_model(model: Module) -> Module:
-    """`model`, or a copy of it if any of its tensors was made in inference mode."""
+    """`model`; if any of its tensors was made in inference mode, a copy."""
     made = any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers()))
     return copy.deepcopy(model) if made else model

@@ -5,9 +5,9 @@ A box is kept as centre and radius.
 Affine layer: c' = Wc + b, r' = |W| r (Gowal et al. 2018, eq. 6 to 8).
 Monotone layer: applied to both ends of the interval.
 
-With a `rounding`, the boxes hold what a network computes in that arithmetic,
-and float64's own rounding is added (rounded.py); without, they are what these
-rules give, in the precision of their input.
+With a `rounding`, the boxes contain what a network computes in that arithmetic,
+and float64's own rounding is added (rounded.py). Without, they are the results of
+these rules in the precision of the input.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ from certtrain.bounds.checks import check_not_random
 from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
 from certtrain.bounds.rounded import LayerStep, rounded
-from certtrain.bounds.rounding import LAYERS, Rounding
+from certtrain.bounds.rounding import LAYER_LIMIT, Rounding
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import (
     BatchNorm,
@@ -32,28 +32,28 @@ from certtrain.bounds.statistics import (
     StatisticsSource,
     TakenStatistics,
     running_statistics,
-    taken_by,
+    statistics_for,
 )
 from certtrain.errors import UnsupportedLayer
 
 
 class Place(NamedTuple):
-    """Rows and columns of the part that is needed of a layer's input, and those of Λ before it begins."""
+    """Rows and columns of the needed part of a layer's input, and those of Λ before this part begins."""
 
     size: tuple[int, int]
     offset: tuple[int, int]
 
 
 class LayerRecord(NamedTuple):
-    """What one layer's call was given and gave on a pass; B is the batch's size.
+    """Inputs and result of one layer call in a pass; B is the size of the batch.
 
-    shapes: (B, …) of its inputs. result: (B, …), the shape of its result.
-    box: its first input's box, if its type was watched. statistics: what it normalised by, if it is a BatchNorm.
-    slack: (B, …), of the result's shape, on a watched pass with rounding: for every x̂ in the input's box, a bound of
-        |computed − exact| result, together with what float64 rounds where linear coefficients Λ of the result are taken
-        back through the layer. Λ's bound loses |Λ| · slack.
-    places: for each input, where linear bounds put the coefficients that they bring back; none unless the record is of
-        a part of the images (`windows`).
+    shapes: (B, …), of the inputs. result: (B, …), the shape of the result.
+    box: the first input's box, if `boxes_at` named the layer's type. statistics: of a BatchNorm.
+    slack: (B, …), in the result's shape, in a pass with rounding and `boxes_at`: for every x̂ in the input's box, a
+        bound of |computed − exact| result, plus the float64 rounding of taking linear coefficients Λ of the result back
+        through the layer. Λ's bound is reduced by |Λ| · slack.
+    places: for each input, where linear bounds put its coefficients; empty unless the record is for a window of the
+        images (`windows`).
     """
 
     call: LayerCall
@@ -66,7 +66,7 @@ class LayerRecord(NamedTuple):
 
     @property
     def shape(self) -> torch.Size:
-        """Of the first input."""
+        """The shape of the first input."""
         return self.shapes[0]
 
     def examples(self, chosen: slice | Tensor) -> "LayerRecord":
@@ -76,22 +76,22 @@ class LayerRecord(NamedTuple):
         return self._replace(box=box, slack=slack)
 
 
-# A box for a watched layer's input, from the layer, the records that lead to it, the network's own input, and its box.
+# A tighter box for a layer's input, from the layer, the records before it, the network's input box, and the old box.
 Tighten = Callable[[nn.Module, list[LayerRecord], Box, Box], Box]
 
 
-class Passed(NamedTuple):
-    """What a pass leaves behind: the output's box, the head's input, and a record for each call, in order."""
+class IntervalPass(NamedTuple):
+    """The result of a pass: the output's box, the box at the last layer's input, and the calls' records in order."""
 
     output: Box
     head_input: Box
     records: list[LayerRecord]
 
 
-class Options(NamedTuple):
-    """How a pass takes each layer."""
+class PassOptions(NamedTuple):
+    """Options of a pass, as in `interval_pass`."""
 
-    watch: tuple[type[nn.Module], ...]
+    boxes_at: tuple[type[nn.Module], ...]
     statistics: StatisticsSource
     rounding: Rounding | None
 
@@ -100,33 +100,33 @@ def interval_pass(
     graph: LayerGraph,
     box: Box,
     *,
-    watch: tuple[type[nn.Module], ...] = (),
+    boxes_at: tuple[type[nn.Module], ...] = (),
     statistics: StatisticsSource = running_statistics,
     rounding: Rounding | None = None,
     tighten: Tighten | None = None,
-) -> Passed:
-    """Carry `box` through the network; `watch` names layer types whose input boxes are kept.
+) -> IntervalPass:
+    """Propagate `box` through the network. `boxes_at` names the layer types whose input boxes are kept.
 
-    `tighten` replaces each of these boxes; the pass goes on with what it returns.
+    `tighten` replaces each of these boxes, and the pass continues with its result.
 
-    With `rounding` the boxes hold what the network computes in that arithmetic
-    from any computed input in `box`; if anything is watched, each layer's
-    slack is kept as well, which costs another product with each weight.
+    With `rounding`, the boxes contain what the network computes in that arithmetic
+    from any computed input in `box`. If `boxes_at` names a type, each layer's slack
+    is kept as well, which costs another product with each weight.
 
-    `statistics` says by what BatchNorm normalises: what training does is `batch_statistics`, of the clean batch that
-    the box carries, or of the centres where it carries none; one set serves all that the box carries.
-    The modes of the network's modules decide nothing, and its running statistics are left alone.
+    `statistics` says by what BatchNorm normalises. Training uses `batch_statistics`, of the clean batch in the box, or
+    of the centres if there is none. The same statistics normalise centre, radius and clean batch. The modes of the
+    modules have no influence, and the running statistics do not change.
 
-    Raises DataError if a layer does not take what it is given.
+    Raises DataError if a layer does not take inputs of the shape that it is given.
     """
     _check_depth(graph, rounding)
     graph.check_input(box.radius.shape)
-    options = Options(watch, statistics, rounding)
+    options = PassOptions(boxes_at, statistics, rounding)
     values: dict[int, Box] = {0: box}
     inputs: tuple[Box, ...] = (box,)
     records: list[LayerRecord] = []
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
-        if tighten is not None and isinstance(call.layer, watch):
+        if tighten is not None and isinstance(call.layer, boxes_at):
             value = call.inputs[0]
             values[value] = tighten(call.layer, records[:value], box, values[value])
         inputs = tuple(values[i] for i in call.inputs)
@@ -134,34 +134,34 @@ def interval_pass(
         records.append(record)
         for value in done:
             del values[value]
-    return Passed(values[len(graph.calls)], inputs[0], records)
+    return IntervalPass(values[len(graph.calls)], inputs[0], records)
 
 
 def _check_depth(graph: LayerGraph, rounding: Rounding | None) -> None:
-    if rounding is not None and len(graph.calls) >= LAYERS:
+    if rounding is not None and len(graph.calls) >= LAYER_LIMIT:
         raise UnsupportedLayer(
-            f"rounding is bounded for networks of fewer than {LAYERS} layers, not {len(graph.calls)}"
+            f"rounding is bounded for networks of fewer than {LAYER_LIMIT} layers, not {len(graph.calls)}"
         )
 
 
-def _through(call: LayerCall, inputs: tuple[Box, ...], options: Options) -> tuple[Box, LayerRecord]:
-    """The box of one call's result, and the record of the call."""
-    layer, (watch, source, rounding) = call.layer, options
+def _through(call: LayerCall, inputs: tuple[Box, ...], options: PassOptions) -> tuple[Box, LayerRecord]:
+    """The box of the call's result, and its record."""
+    layer, (boxes_at, source, rounding) = call.layer, options
     shapes = tuple(box.radius.shape for box in inputs)
     expected = result_shape(call, shapes)
-    statistics = taken_by(call.name, layer, inputs[0].values, source) if isinstance(layer, BatchNorm) else None
+    statistics = statistics_for(call.name, layer, inputs[0].values, source) if isinstance(layer, BatchNorm) else None
     step, slack = LayerStep(layer, INTERVAL_RULES[type(layer)], inputs, statistics), None
     if rounding is None:
         result = step.apply(*inputs)
     else:
-        result, slack = rounded(rounding, step, with_slack=bool(watch))
+        result, slack = rounded(rounding, step, with_slack=bool(boxes_at))
     check_results(call, expected, (*result, slack))
-    kept = inputs[0] if isinstance(layer, watch) else None
+    kept = inputs[0] if isinstance(layer, boxes_at) else None
     return result, LayerRecord(call, shapes, expected, kept, statistics, slack)
 
 
 def taken_statistics(records: Iterable[LayerRecord]) -> TakenStatistics:
-    """What each BatchNorm normalised by, by its call's name."""
+    """The statistics by which each BatchNorm normalised, by the name of its call."""
     return {record.call.name: record.statistics for record in records if record.statistics is not None}
 
 
@@ -186,13 +186,13 @@ def _normalize(layer: Normalize, box: Box) -> Box:
 
 
 def _batch_norm(layer: BatchNorm, box: Box, statistics: Statistics) -> Box:
-    """x ↦ (x − mean) / √(var + e) · weight + bias, with the same statistics for all that the box carries."""
+    """x ↦ (x − mean) / √(var + e) · weight + bias, with the same statistics for centre, radius and clean batch."""
     scale, shift = scale_and_shift(layer, statistics, box.radius.dim())
-    return box.through(lambda points: torch.addcmul(shift, points, scale), lambda radius: radius * scale.abs())
+    return box.through(lambda values: torch.addcmul(shift, values, scale), lambda radius: radius * scale.abs())
 
 
 def scale_and_shift(layer: BatchNorm, statistics: Statistics, dim: int) -> tuple[Tensor, Tensor]:
-    """BatchNorm as x ↦ scale · x + shift, each of shape (1, C, 1, …) for an `x` of so many dimensions."""
+    """BatchNorm as x ↦ scale · x + shift, each of shape (1, C, 1, …) for an `x` of `dim` dimensions."""
     scale = torch.rsqrt(statistics.variance + layer.eps)
     if layer.affine:
         scale = scale * layer.weight
@@ -207,7 +207,7 @@ def _averaging(layer: nn.Module, box: Box) -> Box:
 
 
 def _pad(layer: Pad, box: Box) -> Box:
-    """The number around the values is certain: its radius is 0."""
+    """The number around the values is a constant, so its radius is 0."""
     return box.through(layer, lambda radius: layer.padded(radius, 0.0))
 
 

@@ -1,4 +1,4 @@
-"""What the rounding error of one layer is made of: descriptions, from which `rounded` computes boxes and slack."""
+"""Descriptions of one layer's rounding error, from which `rounded` computes boxes and slack."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,10 +9,10 @@ from certtrain.bounds.box import Box
 
 
 class AffineError(NamedTuple):
-    """What the error of an affine layer is made of.
+    """The rounding error of an affine layer.
 
-    The network is within deployed · (|W||x̂| + constant) of exact, by sums of
-    `length` terms; nothing inside the layer is larger than
+    The network's result is within deployed · (|W||x̂| + constant) of the exact one.
+    Its sums have `length` terms. No number inside the layer is larger than
     (1 + growth)(1 + max|x̂| + offset).
     """
 
@@ -24,30 +24,29 @@ class AffineError(NamedTuple):
 
 
 class PointwiseError(NamedTuple):
-    """What the error of a sum, a maximum or an activation is made of.
+    """The rounding error of a sum, a maximum or an activation.
 
-    The network is within `deployed` of exact, relative to the result, and the
-    verifier within γ of `length`. `image` maps the inputs' magnitudes to one
-    that bounds the result and, together, the terms of the lines that stand for
-    the layer. `exact` layers lose nothing; `growing` ones can overflow.
-    `absolute` bounds what is no relative error, the network's and the
-    verifier's own together, for every value of the layer's input box (B, …);
-    its second argument is the box that the rule gives.
+    deployed: the network's error, relative to the result. length: the verifier's error is within γ of it.
+    image: from the magnitudes of the inputs to one that bounds the result, and the sum of the terms of the lines that
+        replace the layer.
+    exact: whether the layer rounds nothing. can_overflow: whether its result may overflow.
+    absolute: from the layer's input box and the box of its rule to a bound (B, …) of the error, of network and verifier
+        together, that is not relative to the result.
     """
 
     deployed: float
     image: Callable[..., Tensor]
     length: int = 0
     exact: bool = False
-    growing: bool = False
+    can_overflow: bool = False
     absolute: Callable[[Box, Box], Tensor] | None = None
 
 
-def itself(size: Tensor) -> Tensor:
-    """The image of a layer whose results are no larger than its inputs."""
+def same_magnitude(size: Tensor) -> Tensor:
+    """The `image` of a layer whose results are no larger than its inputs."""
     return size
 
 
 def magnitude(box: Box) -> Tensor:
-    """The largest magnitude in the box, but for float64's rounding, for which all constants have room."""
+    """The largest magnitude in the box, up to float64's rounding, which all constants allow for."""
     return box.centre.abs() + box.radius

@@ -1,11 +1,11 @@
-"""Linear bounds: a linear function of some layer's result, followed back through the network to its input.
+"""Linear bounds: backsubstitution of a linear function of some layer's result to the network's input.
 
-Λ·f(x) is bounded from below by Λ'·x + d over the box: an affine layer takes Λ
-to its own transpose's image, a nonlinear one is replaced by a line below it
-where Λ is positive and by one above where it is negative (Zhang et al. 2018,
-CROWN, theorem 3.2). The lines come from the boxes that an earlier pass has left
-at the nonlinear layers: with an interval pass's own this is CROWN-IBP (Zhang et
-al. 2020); with boxes from linear bounds (`crown`) it is CROWN.
+The lower bound of Λ·f(x) over the box has the form Λ'·x + d. At an affine layer Λ
+is multiplied by the weights' transpose. A nonlinear layer is replaced by its lower
+line where Λ is positive, and by its upper line where Λ is negative (Zhang et al.
+2018, CROWN, theorem 3.2). The lines come from the boxes that an earlier pass kept
+at the nonlinear layers. With the boxes of an interval pass this is CROWN-IBP (Zhang
+et al. 2020); with boxes from linear bounds (`crown`) it is CROWN.
 
 Λ has shape (B, S, …): S functions for each of B examples.
 """
@@ -24,21 +24,21 @@ from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import LayerRecord, Place, scale_and_shift
 from certtrain.bounds.lines import Lines
 from certtrain.bounds.relaxation import relaxed
-from certtrain.bounds.rounding import Rounding, of_line
+from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.trace import BoundTrace
 
 
-class Back(NamedTuple):
-    """Λ (B, S, …) at each of a layer's inputs, and the constant (B, S) that the layer adds; None for none."""
+class Substitution(NamedTuple):
+    """One step of backsubstitution: Λ (B, S, …) at each input of a layer, and the added constant (B, S) or None."""
 
     coefficients: tuple[Tensor, ...]
     constant: Tensor | None = None
 
 
 class Prefix(NamedTuple):
-    """The records on the way from the network's input boxes to the result of the last of them."""
+    """The records from the network's input boxes `start` to the result of the last record."""
 
     records: list[LayerRecord]
     start: Box
@@ -52,15 +52,15 @@ class Prefix(NamedTuple):
         return [value - 1 for value in sorted(wanted, reverse=True) if value]
 
     def examples(self, chosen: slice | Tensor) -> "Prefix":
-        """The same way for some of the batch."""
+        """The same prefix for some of the batch."""
         return Prefix([record.examples(chosen) for record in self.records], self.start.examples(chosen))
 
 
-# Lines to put in the place of a record's layer, by the record's number: each of shape (B, 1 or S, …).
+# Lines that replace a record's layer, by the record's number: each of shape (B, 1 or S, …).
 LinesOf = Mapping[int, Lines]
 # What is added to Λ at the input of a record's layer, by the record's number: each of shape (B, 1 or S, …).
 AddedOf = Mapping[int, Tensor]
-# Called with each Λ on the way: whose value it is, 0 for the input and n + 1 for the result of record n, and Λ.
+# Called with each Λ and the number of its value: 0 for the input, n + 1 for the result of record n.
 OnCoefficients = Callable[[int, Tensor], None]
 
 
@@ -80,11 +80,11 @@ def backsubstitute(
 ) -> Tensor:
     """Lower bounds (B, S) of `functions` (B, S, …), linear in the last record's result, over the boxes of `prefix`.
 
-    `lines` stand for layers instead of those that their boxes give. `added` at
-    the inputs z of nonlinear layers adds its product with z to the function
-    that is bounded. Each record's slack is taken off, and with `rounding`, the
-    arithmetic that the records have it from, what this pass itself rounds off at
-    the input and where something is added.
+    lines: lines that replace layers, instead of the lines over the records' boxes.
+    added: coefficients at the inputs z of nonlinear layers; their products with z are added to the functions.
+    rounding: the arithmetic that the records' slack is for. Each slack is subtracted, and with `rounding` so is the
+        rounding of this backsubstitution at the input and at what is added.
+    on_coefficients: called with Λ at every value.
     """
     records, start = prefix
     pending = {len(records): functions}
@@ -94,36 +94,36 @@ def backsubstitute(
         check_coefficients(record.call, [record.result], [coefficients], coefficients.shape[:2])
         on_coefficients(number + 1, coefficients)
         given = None if lines is None else lines.get(number)
-        back = (
+        step = (
             LINEAR_RULES[type(record.call.layer)](record, coefficients)
             if given is None
-            else between(given, coefficients)
+            else substitute_lines(given, coefficients)
         )
-        check_coefficients(record.call, record.shapes, back.coefficients, coefficients.shape[:2])
-        constants += [] if back.constant is None else [back.constant]
+        check_coefficients(record.call, record.shapes, step.coefficients, coefficients.shape[:2])
+        constants += [] if step.constant is None else [step.constant]
         constants += [] if record.slack is None else [-_dot(coefficients.abs(), record.slack)]
         if added is not None and number in added:
-            back = Back((back.coefficients[0] + added[number],))
-            constants += [] if rounding is None else [-_dot(added[number].abs(), _unsure(record))]
-        for value, coefficients in zip(record.call.inputs, _at_inputs(record, back.coefficients), strict=True):
+            step = Substitution((step.coefficients[0] + added[number],))
+            constants += [] if rounding is None else [-_dot(added[number].abs(), _rounding_per_unit(record))]
+        for value, coefficients in zip(record.call.inputs, _at_inputs(record, step.coefficients), strict=True):
             pending[value] = pending[value] + coefficients if value in pending else coefficients
     coefficients, size = pending[0], pending[0].abs()
     check_coefficients(records[0].call, [start.radius.shape], [coefficients], coefficients.shape[:2])
     on_coefficients(0, coefficients)
     if rounding is not None:
-        own = of_line(start.radius[:1].numel())
+        own = backsubstitution_error(start.radius[:1].numel())
         constants.append(-_dot(size, own * (start.centre.abs() + start.radius)))
     return sum(constants, _dot(coefficients, start.centre) - _dot(size, start.radius))
 
 
-def _unsure(record: LayerRecord) -> Tensor:
-    """What rounds off per unit that is added to Λ at the layer's input (B, …): it joins a sum, as a reader's Λ does."""
+def _rounding_per_unit(record: LayerRecord) -> Tensor:
+    """The rounding error per unit that is added to Λ at the layer's input (B, …), where it joins a sum of Λs."""
     assert record.box is not None  # it is a nonlinear layer
-    return of_line(record.box.radius[:1].numel()) * (record.box.centre.abs() + record.box.radius)
+    return backsubstitution_error(record.box.radius[:1].numel()) * (record.box.centre.abs() + record.box.radius)
 
 
 def _at_inputs(record: LayerRecord, coefficients: tuple[Tensor, ...]) -> Sequence[Tensor]:
-    """What a layer brings back to each of its inputs, of which other layers may need larger parts."""
+    """Λ at each input of a layer, in its place in the part of the images that other layers may need as well."""
     if not record.places or isinstance(record.call.layer, nn.Conv2d):
         return coefficients
     return [placed(part, place) for part, place in zip(coefficients, record.places, strict=True)]
@@ -162,34 +162,34 @@ def _sums(products: Tensor) -> Tensor:
     return products.flatten(2).sum(2, dtype=torch.promote_types(products.dtype, torch.float32))
 
 
-def _linear(record: LayerRecord, coefficients: Tensor) -> Back:
+def _linear(record: LayerRecord, coefficients: Tensor) -> Substitution:
     layer = record.call.layer
     assert isinstance(layer, nn.Linear)
-    return Back(
+    return Substitution(
         (coefficients @ layer.weight,), None if layer.bias is None else _dot(coefficients, layer.bias.unsqueeze(0))
     )
 
 
-def _conv2d(record: LayerRecord, coefficients: Tensor) -> Back:
+def _conv2d(record: LayerRecord, coefficients: Tensor) -> Substitution:
     layer, shape = record.call.layer, record.shape
     assert isinstance(layer, nn.Conv2d)
     constant = None if layer.bias is None else _dot(coefficients, layer.bias.view(1, -1, 1, 1))
     padded = F.conv_transpose2d(
         coefficients.flatten(0, 1), layer.weight, None, layer.stride, 0, 0, layer.groups, layer.dilation
     )
-    # Cut the padding off; at the far end there may be rows and columns that no window reaches.
+    # Cut the padding off; at the end there may be rows and columns that no window reaches.
     place = record.places[0] if record.places else Place((shape[2], shape[3]), padding(layer))
-    back = placed(padded, place)
-    return Back((back.reshape(*coefficients.shape[:2], *shape[1:]),), constant)
+    at_input = placed(padded, place)
+    return Substitution((at_input.reshape(*coefficients.shape[:2], *shape[1:]),), constant)
 
 
 def placed(coefficients: Tensor, place: Place) -> Tensor:
-    """Λ (…, h, w) cut, and filled up with zeros, to its place (…, H, W)."""
+    """Λ (…, h, w), cropped and padded with zeros to its place (…, H, W)."""
     (rows, columns), (top, left), (height, width) = *place, coefficients.shape[-2:]
-    # Filled up first: where no window reaches the input there may be nothing to cut.
+    # Padded first: where no window reaches the input there may be nothing to crop.
     sides = (max(-left, 0), max(columns + left - width, 0), max(-top, 0), max(rows + top - height, 0))
-    whole = F.pad(coefficients, sides) if any(sides) else coefficients
-    return whole.narrow(-2, max(top, 0), rows).narrow(-1, max(left, 0), columns)
+    padded = F.pad(coefficients, sides) if any(sides) else coefficients
+    return padded.narrow(-2, max(top, 0), rows).narrow(-1, max(left, 0), columns)
 
 
 def padding(layer: nn.Conv2d) -> tuple[int, int]:
@@ -202,31 +202,31 @@ def padding(layer: nn.Conv2d) -> tuple[int, int]:
     return rows, columns
 
 
-def _batch_norm(record: LayerRecord, coefficients: Tensor) -> Back:
+def _batch_norm(record: LayerRecord, coefficients: Tensor) -> Substitution:
     layer = record.call.layer
     assert isinstance(layer, BatchNorm)
-    assert record.statistics is not None  # which every pass gives a BatchNorm
+    assert record.statistics is not None  # every pass keeps those of a BatchNorm
     scale, shift = scale_and_shift(layer, record.statistics, len(record.shape))
-    return Back((coefficients * scale,), _dot(coefficients, shift))
+    return Substitution((coefficients * scale,), _dot(coefficients, shift))
 
 
-def _normalize(record: LayerRecord, coefficients: Tensor) -> Back:
+def _normalize(record: LayerRecord, coefficients: Tensor) -> Substitution:
     layer = record.call.layer
     assert isinstance(layer, Normalize)
     scaled = coefficients / layer.std
-    return Back((scaled,), -_dot(scaled, layer.mean.unsqueeze(0)))
+    return Substitution((scaled,), -_dot(scaled, layer.mean.unsqueeze(0)))
 
 
-def _averaging(record: LayerRecord, coefficients: Tensor) -> Back:
-    """A layer that is linear but for a constant: its transpose is its gradient."""
+def _averaging(record: LayerRecord, coefficients: Tensor) -> Substitution:
+    """An affine layer of any kind: its transpose is its vector-Jacobian product."""
     layer, shape = record.call.layer, record.shape
-    some = coefficients.new_zeros(coefficients.shape[0] * coefficients.shape[1], *shape[1:])
-    transpose = torch.func.vjp(layer, some)[1]
-    return Back((transpose(coefficients.flatten(0, 1))[0].reshape(*coefficients.shape[:2], *shape[1:]),))
+    zeros = coefficients.new_zeros(coefficients.shape[0] * coefficients.shape[1], *shape[1:])
+    transpose = torch.func.vjp(layer, zeros)[1]
+    return Substitution((transpose(coefficients.flatten(0, 1))[0].reshape(*coefficients.shape[:2], *shape[1:]),))
 
 
-def _pad(record: LayerRecord, coefficients: Tensor) -> Back:
-    """Λ without the places that were added, and its product with the number in them."""
+def _pad(record: LayerRecord, coefficients: Tensor) -> Substitution:
+    """Λ at the original values, and its product with the constant around them."""
     layer = record.call.layer
     assert isinstance(layer, Pad)
     return _averaging(record, coefficients)._replace(
@@ -234,56 +234,56 @@ def _pad(record: LayerRecord, coefficients: Tensor) -> Back:
     )
 
 
-def _reshaped(record: LayerRecord, coefficients: Tensor) -> Back:
-    """Λ in its earlier shape; images in channels-last memory, as training has them."""
-    back = coefficients.reshape(-1, *record.shape[1:])
-    if back.dim() == 4:
-        back = back.contiguous(memory_format=torch.channels_last)
-    return Back((back.view(*coefficients.shape[:2], *record.shape[1:]),))
+def _reshaped(record: LayerRecord, coefficients: Tensor) -> Substitution:
+    """Λ in the shape of the layer's input; images in channels-last memory, as in training."""
+    at_input = coefficients.reshape(-1, *record.shape[1:])
+    if at_input.dim() == 4:
+        at_input = at_input.contiguous(memory_format=torch.channels_last)
+    return Substitution((at_input.view(*coefficients.shape[:2], *record.shape[1:]),))
 
 
-def _add(record: LayerRecord, coefficients: Tensor) -> Back:
-    return Back(tuple(_unstretched(coefficients, shape) for shape in record.shapes))
+def _add(record: LayerRecord, coefficients: Tensor) -> Substitution:
+    return Substitution(tuple(_unbroadcast(coefficients, shape) for shape in record.shapes))
 
 
-def _unstretched(coefficients: Tensor, shape: torch.Size) -> Tensor:
-    """Λ (B, S, …) at an input of `shape` (B, …): summed over the sides of 1 that the layer has stretched."""
+def _unbroadcast(coefficients: Tensor, shape: torch.Size) -> Tensor:
+    """Λ (B, S, …) at an input of `shape` (B, …): summed over the dimensions of size 1 that the layer broadcasts."""
     sides = [side + 1 for side in range(1, len(shape)) if shape[side] == 1 != coefficients.shape[side + 1]]
     return coefficients.sum(sides, keepdim=True) if sides else coefficients
 
 
-def _concat(record: LayerRecord, coefficients: Tensor) -> Back:
+def _concat(record: LayerRecord, coefficients: Tensor) -> Substitution:
     layer = record.call.layer
     assert isinstance(layer, Concat)
     left, right = record.shapes
     first, last = left[layer.dim], right[layer.dim]
-    return Back((coefficients.narrow(layer.dim + 1, 0, first), coefficients.narrow(layer.dim + 1, first, last)))
+    return Substitution((coefficients.narrow(layer.dim + 1, 0, first), coefficients.narrow(layer.dim + 1, first, last)))
 
 
-def _activation(record: LayerRecord, coefficients: Tensor) -> Back:
-    assert record.box is not None  # a trace keeps the boxes of all nonlinear layers
+def _activation(record: LayerRecord, coefficients: Tensor) -> Substitution:
+    assert record.box is not None  # a trace keeps the boxes at all nonlinear layers
     lines = relaxed(record.call.layer, record.box)
-    return between(lines.for_functions(), coefficients)
+    return substitute_lines(lines.for_functions(), coefficients)
 
 
-def between(lines: Lines, coefficients: Tensor) -> Back:
-    """Λ (B, S, …) taken through lines of shape (B, 1 or S, …): the lower where it is positive, else the upper."""
+def substitute_lines(lines: Lines, coefficients: Tensor) -> Substitution:
+    """Λ (B, S, …) times lines of shape (B, 1 or S, …): the lower line where Λ is positive, the upper where negative."""
     positive, negative = _by_sign(coefficients)
-    back = positive * lines.lower_slope + negative * lines.upper_slope
+    at_input = positive * lines.lower_slope + negative * lines.upper_slope
     constant = coefficients.new_zeros(())
     for part, offset in ((positive, lines.lower_offset), (negative, lines.upper_offset)):
         constant = constant if offset is None else constant + _sums(part * offset)
-    return Back((back,), constant)
+    return Substitution((at_input,), constant)
 
 
 def _by_sign(coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """The positive and the negative part, which add up to `coefficients`."""
+    """The positive and the negative part of `coefficients`; they sum to it."""
     positive = torch.relu(coefficients)
     return positive, coefficients - positive
 
 
-def _max_pool2d(record: LayerRecord, coefficients: Tensor) -> Back:
-    """From below, the entry of each window whose lower bound is largest; from above, its largest upper bound."""
+def _max_pool2d(record: LayerRecord, coefficients: Tensor) -> Substitution:
+    """From below, the entry of each window with the largest lower bound; from above, its largest upper bound."""
     layer, box = record.call.layer, record.box
     assert isinstance(layer, nn.MaxPool2d)
     assert box is not None
@@ -291,15 +291,15 @@ def _max_pool2d(record: LayerRecord, coefficients: Tensor) -> Back:
     _, chosen = F.max_pool2d(box.lower, *window, return_indices=True)
     positive, negative = _by_sign(coefficients)
     places = chosen.flatten(-2).unsqueeze(1).expand(-1, coefficients.shape[1], *[-1] * (chosen.dim() - 2))
-    back = coefficients.new_zeros(*coefficients.shape[:2], *record.shape[1:]).flatten(-2)
-    back = back.scatter_add(-1, places, positive.flatten(-2))
-    back = back.reshape(*coefficients.shape[:2], *record.shape[1:])
-    return Back((back,), _dot(negative, F.max_pool2d(box.upper, *window)))
+    at_input = coefficients.new_zeros(*coefficients.shape[:2], *record.shape[1:]).flatten(-2)
+    at_input = at_input.scatter_add(-1, places, positive.flatten(-2))
+    at_input = at_input.reshape(*coefficients.shape[:2], *record.shape[1:])
+    return Substitution((at_input,), _dot(negative, F.max_pool2d(box.upper, *window)))
 
 
-LinearRule = Callable[[LayerRecord, Tensor], Back]
+LinearRule = Callable[[LayerRecord, Tensor], Substitution]
 
-# Layer → rule, by exact type, for every layer that has a rule for intervals.
+# Layer → rule, by exact type, for every layer that has an interval rule.
 LINEAR_RULES: dict[type[nn.Module], LinearRule] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,

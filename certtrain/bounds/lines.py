@@ -1,4 +1,4 @@
-"""Lines above and below a function over an interval: what linear bounds put in the place of a nonlinear layer."""
+"""Lower and upper lines of a function over an interval, which replace a nonlinear layer in backsubstitution."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,11 +32,11 @@ class Lines(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """The lines of a rectifier max(x, sx) or min(x, sx) whose line through zero is free to turn.
+    """The lines of a rectifier max(x, sx) or min(x, sx), with a choice of the slope of its line through zero.
 
-    Its slope is s + (1 − s)α for any α between `least` and `most` (B, 1, …): 0
-    and 1 where the sign of x is open, else the same number. `first` is the α
-    of `lines`, which the box gives.
+    This slope is s + (1 − s)α for any α between `least` and `most` (B, 1, …): 0
+    and 1 for an unstable neuron, else the same number. `first` is the α of `lines`,
+    the initial lines over the box.
     """
 
     lines: Lines
@@ -51,9 +51,9 @@ class Slopes(NamedTuple):
         return Slopes(self.lines.examples(chosen), self.slope, *parts)
 
     def at(self, alpha: Tensor) -> Lines:
-        """The lines (B, S, …) of α (B, S, …) for each function apart; they hold for any α in [0, 1], rounding too."""
+        """The lines (B, S, …) for α (B, S, …), one for each function; sound for any α in [0, 1], rounding included."""
         ends = sorted((self.slope, 1.0))
-        turned = alpha if self.slope == 0 else (alpha + self.slope * (1 - alpha)).clamp(*ends)
+        slope = alpha if self.slope == 0 else (alpha + self.slope * (1 - alpha)).clamp(*ends)
         if self.slope <= 1:
-            return self.lines._replace(lower_slope=turned)
-        return self.lines._replace(upper_slope=turned)
+            return self.lines._replace(lower_slope=slope)
+        return self.lines._replace(upper_slope=slope)

@@ -1,4 +1,4 @@
-"""The bound methods by name; each is tighter than those before it on most networks, and slower."""
+"""The bound methods by name; each is tighter on most networks, and slower, than those before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from certtrain.bounds import linear
-from certtrain.bounds.alpha import by_alpha, tighten_by_alpha
+from certtrain.bounds.alpha import alpha_lower_bounds, tighten_by_alpha
 from certtrain.bounds.box import Box
 from certtrain.bounds.chunks import dense
-from certtrain.bounds.crown import LowerBounds, by_crown, tighten_by_crown
+from certtrain.bounds.crown import LowerBounds, crown_lower_bounds, tighten_by_crown
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.interval import Tighten
 from certtrain.bounds.settings import DEFAULT, Settings
@@ -21,7 +21,7 @@ from certtrain.errors import DataError, MethodError
 
 
 class Bounds(Protocol):
-    """What a method has found for one batch of boxes."""
+    """The bounds of one method for a batch of boxes."""
 
     @property
     def shape(self) -> torch.Size:
@@ -33,19 +33,19 @@ class Bounds(Protocol):
     def margins(self, labels: Tensor) -> Tensor:
         """Lower bounds (B, K) of logit[y] − logit[j] for the classes y in `labels` (B,); column y is 0."""
 
-    def below(self, functions: Tensor) -> Tensor:
+    def lower_bounds_of(self, functions: Tensor) -> Tensor:
         """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits."""
 
 
 class BoundMethod(Protocol):
-    """From a network, boxes (B, …) of its inputs and what the user has chosen to bounds."""
+    """From a network, boxes (B, …) of its inputs, and the user's settings, to bounds."""
 
     def __call__(self, graph: LayerGraph, box: Box, settings: Settings = ..., /) -> Bounds: ...
 
 
 @dataclass(frozen=True)
 class LinearBounds:
-    """Linear bounds from the boxes of a trace, by backsubstitution for each call."""
+    """Linear bounds by backsubstitution, with relaxations over the boxes of a trace."""
 
     trace: BoundTrace
     lower_bounds: LowerBounds
@@ -58,14 +58,14 @@ class LinearBounds:
     def ends(self) -> tuple[Tensor, Tensor]:
         """As `Bounds.ends`."""
         each = linear.logit_functions(self.trace)
-        return self.below(each), -self.below(-each)
+        return self.lower_bounds_of(each), -self.lower_bounds_of(-each)
 
     def margins(self, labels: Tensor) -> Tensor:
         """As `Bounds.margins`."""
-        return self.below(linear.margin_functions(self.trace, labels))
+        return self.lower_bounds_of(linear.margin_functions(self.trace, labels))
 
-    def below(self, functions: Tensor) -> Tensor:
-        """As `Bounds.below`."""
+    def lower_bounds_of(self, functions: Tensor) -> Tensor:
+        """As `Bounds.lower_bounds_of`."""
         batch, count, size = functions.shape
         prefix = linear.Prefix(self.trace.records, self.trace.start)
         return self.lower_bounds(prefix, dense(functions), (batch, count), size)
@@ -73,12 +73,12 @@ class LinearBounds:
 
 @dataclass(frozen=True)
 class AlphaBounds:
-    """Bounds by searched slopes, from the boxes of CROWN; each is the largest of theirs and all faster methods'."""
+    """Bounds by optimised slopes, over the boxes of CROWN, or those of a faster method where these are tighter."""
 
     graph: LayerGraph
     box: Box
     settings: Settings
-    simple: LinearBounds
+    crown_ibp: LinearBounds
     crown: LinearBounds
 
     @property
@@ -88,7 +88,7 @@ class AlphaBounds:
 
     @property
     def _faster(self) -> tuple[Bounds, ...]:
-        return self.simple.trace.logits, self.simple, self.crown
+        return self.crown_ibp.trace.logits, self.crown_ibp, self.crown
 
     @torch.no_grad()
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -96,38 +96,38 @@ class AlphaBounds:
         return self._all().ends()
 
     @torch.no_grad()
-    def below(self, functions: Tensor) -> Tensor:
-        """As `Bounds.below`."""
-        return self._all().below(functions)
+    def lower_bounds_of(self, functions: Tensor) -> Tensor:
+        """As `Bounds.lower_bounds_of`."""
+        return self._all().lower_bounds_of(functions)
 
     @torch.no_grad()
     def margins(self, labels: Tensor) -> Tensor:
-        """As `Bounds.margins`; with `early_stop`, only examples that no faster method certifies are searched.
+        """As `Bounds.margins`; slopes are optimised for all examples.
 
-        After the deadline none is.
+        With `early_stop`, only for those that no faster method certifies; after the deadline, for none.
         """
         known = Tightest(self._faster).margins(labels)
         stop = self.settings.early_stop
         certified = (known > 0).scatter(1, labels.unsqueeze(1), True).all(1)
         chosen = (~certified if stop else torch.ones_like(certified)).nonzero().squeeze(1)
         if len(chosen) and not self.settings.deadline.over():
-            searched = self._searched(chosen, 0.0 if stop else torch.inf)
-            known[chosen] = tightest([known[chosen], searched.margins(labels[chosen])])
+            optimised = self._optimised(chosen, 0.0 if stop else torch.inf)
+            known[chosen] = tightest([known[chosen], optimised.margins(labels[chosen])])
         return known
 
     def _all(self) -> "Tightest":
-        everything = torch.arange(self.shape[0], device=self.box.centre.device)
-        return Tightest((*self._faster, self._searched(everything, torch.inf)))
+        examples = torch.arange(self.shape[0], device=self.box.centre.device)
+        return Tightest((*self._faster, self._optimised(examples, torch.inf)))
 
-    def _searched(self, chosen: Tensor, enough: float) -> LinearBounds:
+    def _optimised(self, chosen: Tensor, stop_above: float) -> LinearBounds:
         boxes = (record.box.examples(chosen) for record in self.crown.trace.records if record.box is not None)
         trace = _trace(self.graph, self.box.examples(chosen), self.settings, tighten_by_alpha(boxes, self.settings))
-        return LinearBounds(trace, by_alpha(self.settings, enough=enough))
+        return LinearBounds(trace, alpha_lower_bounds(self.settings, stop_above=stop_above))
 
 
 @dataclass(frozen=True)
 class Tightest:
-    """The tighter of several methods' bounds, value by value."""
+    """The tightest of several methods' bounds, value by value."""
 
     parts: tuple[Bounds, ...]
 
@@ -145,13 +145,13 @@ class Tightest:
         """As `Bounds.margins`."""
         return tightest([part.margins(labels) for part in self.parts])
 
-    def below(self, functions: Tensor) -> Tensor:
-        """As `Bounds.below`."""
-        return tightest([part.below(functions) for part in self.parts])
+    def lower_bounds_of(self, functions: Tensor) -> Tensor:
+        """As `Bounds.lower_bounds_of`."""
+        return tightest([part.lower_bounds_of(functions) for part in self.parts])
 
 
 def tightest(bounds: Sequence[Tensor]) -> Tensor:
-    """The largest of several lower bounds of the same values; what is NaN bounds nothing, unless all are."""
+    """The largest of several lower bounds of the same values. NaN is ignored, unless all are NaN."""
     return reduce(torch.fmax, bounds)
 
 
@@ -167,51 +167,53 @@ def _ibp(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> Bounds:
 
 
 def _crown_ibp(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> LinearBounds:
-    return LinearBounds(_trace(graph, box, settings), by_crown(settings))
+    return LinearBounds(_trace(graph, box, settings), crown_lower_bounds(settings))
 
 
 def crown_ibp_and_intervals(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> "Tightest":
-    """CROWN-IBP with the interval bounds of its own trace, the tighter of the two."""
+    """The tighter of CROWN-IBP and the interval bounds of the same trace."""
     linear_bounds = _crown_ibp(graph, box, settings)
     return Tightest((linear_bounds.trace.logits, linear_bounds))
 
 
 @torch.no_grad()
 def _crown(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> LinearBounds:
-    return LinearBounds(_trace(graph, box, settings, tighten_by_crown(settings)), torch.no_grad()(by_crown(settings)))
+    return LinearBounds(
+        _trace(graph, box, settings, tighten_by_crown(settings)), torch.no_grad()(crown_lower_bounds(settings))
+    )
 
 
 def _alpha_crown(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> AlphaBounds:
     with torch.no_grad():
-        simple, crown = _crown_ibp(graph, box, settings), _crown(graph, box, settings)
-    return AlphaBounds(graph, box, settings, simple, crown)
+        crown_ibp, crown = _crown_ibp(graph, box, settings), _crown(graph, box, settings)
+    return AlphaBounds(graph, box, settings, crown_ibp, crown)
 
 
 def up_to(name: str) -> BoundMethod:
-    """The method of that name together with all before it, the tightest of their bounds. Raises MethodError.
+    """The tightest bounds of the method of that name and all before it. Raises MethodError.
 
-    Linear bounds are not always tighter than intervals: what a slower method leaves open, a faster one may prove.
+    Linear bounds are not always tighter than intervals: a faster method may prove what a slower one leaves open.
     """
     method_named(name)
     names = list(METHODS)
     chosen = [METHODS[n] for n in names[: names.index(name) + 1]]
-    if len(chosen) == 1 or name == "alpha-crown":  # which has the others in it
+    if len(chosen) == 1 or name == "alpha-crown":  # it includes the others
         return chosen[-1]
 
-    def all_of_them(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> Bounds:
+    def combined(graph: LayerGraph, box: Box, settings: Settings = DEFAULT) -> Bounds:
         return Tightest(tuple(method(graph, box, settings) for method in chosen))
 
-    return all_of_them
+    return combined
 
 
 METHODS: dict[str, BoundMethod] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown": _crown, "alpha-crown": _alpha_crown}
 
 
-# Those that search: where they end can hang on the last digit of a sum, and so on the machine.
-SEARCHED = ("alpha-crown",)
+# Those that optimise: their results can depend on the last digit of a sum, and so on the machine.
+SEARCH_METHODS = ("alpha-crown",)
 
-# Those that a loss can be made of: one pass, with gradients.
-IN_TRAINING = ("ibp", "crown-ibp")
+# Those for losses: one pass, with gradients.
+TRAINING_METHODS = ("ibp", "crown-ibp")
 
 
 def method_named(name: str) -> BoundMethod:
@@ -221,8 +223,8 @@ def method_named(name: str) -> BoundMethod:
 
 
 def check_training_method(name: str) -> None:
-    """Raise MethodError unless there is a method of that name to train with."""
-    _check_name(name, IN_TRAINING)
+    """Raise MethodError unless there is a training method of that name."""
+    _check_name(name, TRAINING_METHODS)
 
 
 def _check_name(name: str, known: tuple[str, ...]) -> None:

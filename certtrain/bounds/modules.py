@@ -1,7 +1,7 @@
-"""Whether a module computes what its class says: bounds are of the class's forward pass, and of nothing beside it.
+"""Checks that a module computes what its class says, since bounds are for the class's forward pass only.
 
-torch.fx takes a layer of torch's as one step and never looks at what was put
-around it or in its place. So whatever can do that is refused here.
+torch.fx takes a layer of torch as one step, and does not see hooks, wrappers or
+replaced methods. So all of these are refused here.
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.shape_layers import REARRANGING
 from certtrain.errors import UnsupportedLayer
 
-# Modules around a network, and where each keeps it.
+# Modules that wrap a network, and the attribute that holds it.
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
-CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")  # what runs when a module is called, before its forward
+CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")  # these run when a module is called, before its forward
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether it is one step of a forward pass, which tracing does not go into."""
+    """Whether the module is one step of a forward pass, which is not traced further."""
     return isinstance(module, (Normalize, Add, *REARRANGING, *ACTIVATIONS)) or (
         type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
     )
 
 
 def check_modules(model: nn.Module) -> None:
-    """Raise UnsupportedLayer, with its name, for the first module that may compute something else than its class."""
+    """Raise UnsupportedLayer for the first module that may compute something else than its class says."""
     _check_global_hooks()
     for name, module in model.named_modules():
         title = f"layer {name!r}" if name else type(module).__name__
@@ -42,13 +42,13 @@ def check_modules(model: nn.Module) -> None:
             _check_layer(title, module)
 
 
-class State:
-    """The attributes of a network's modules, all `values` and those of the `layers`: what a forward pass can change."""
+class ModuleState:
+    """All that a forward pass can change: the attributes of a network's modules, and those of its layers."""
 
     def __init__(self, model: nn.Module) -> None:
         self.values: dict[str, object] = {}
         self.layers: dict[str, object] = {}
-        self.kept: list[object] = []  # so that no other object takes the place of one of these in memory
+        self.kept: list[object] = []  # else a new object could get the address of one of these
         for path, module in model.named_modules():
             held = {**vars(module), **module._parameters, **module._buffers, **module._modules}
             named = {f"{path}.{name}".lstrip("."): _comparable(value) for name, value in held.items()}
@@ -56,15 +56,15 @@ class State:
             self.values |= named
             self.layers |= named if is_layer(module) else {}
 
-    def changed_since(self, before: "State") -> str:
-        """The first name whose value is another."""
+    def changed_since(self, before: "ModuleState") -> str:
+        """The first name whose value differs."""
         names = self.values.keys() | before.values.keys()
         return min(name for name in names if self.values.get(name) != before.values.get(name))
 
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Let each module have the same attributes afterwards: while a network is traced, it would keep symbols."""
+    """Restore the attributes of each module afterwards, since a network that is traced may store symbols."""
     kept = {module: dict(vars(module)) for module in model.modules()}
     try:
         yield
@@ -90,7 +90,7 @@ def _check_wrapper(title: str, module: nn.Module) -> None:
     kind = type(module).__name__
     if kind in WRAPPERS and type(module).__module__.startswith("torch."):
         inner = WRAPPERS[kind]
-        raise UnsupportedLayer(f"{title} is a {kind}, around the network itself; give the network, model.{inner}")
+        raise UnsupportedLayer(f"{title} is a {kind} around the network; give the network, model.{inner}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedLayer(
             f"{title} was compiled by torch.jit, so that its layers cannot be read; give the module that it was made of"
@@ -136,7 +136,7 @@ def _check_global_hooks() -> None:
 
 
 def _check_calls(title: str, module: nn.Module) -> None:
-    """A GraphModule's own `__call__` does no more than explain errors."""
+    """A GraphModule's own `__call__` is allowed: it only explains errors."""
     for name in CALLS:
         if getattr(type(module), name) is not getattr(nn.Module, name) and not (
             isinstance(module, fx.GraphModule) and name == "__call__"
@@ -148,7 +148,7 @@ def _check_calls(title: str, module: nn.Module) -> None:
 
 
 def _check_methods(title: str, module: nn.Module) -> None:
-    """Of a layer every method counts, of others those that torch calls: the rest is seen as the forward pass is."""
+    """No instance may replace methods: any of a layer's, and of other modules those that torch calls."""
     methods = _methods((type(module) if is_layer(module) else nn.Module).__mro__)
     for name in vars(module):
         if name == "forward" or name in methods:
@@ -174,7 +174,7 @@ def _check_layer(title: str, layer: nn.Module) -> None:
 
 
 def _is_torchs(function: Any) -> bool:
-    """Whether its code lies where torch's modules do; a decorator would lend it its name, but not its file."""
+    """Whether the function's code is in the folder of torch's modules. A decorator copies its name, not its file."""
     code = getattr(function, "__code__", None)
     return code is not None and _folder(code) == _folder(nn.Module.register_buffer.__code__)
 

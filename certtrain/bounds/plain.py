@@ -1,4 +1,4 @@
-"""A pass of plain inputs alone: what the network computes, with the BatchNorm statistics that it is given."""
+"""A pass of inputs without boxes: what the network computes, with given BatchNorm statistics."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,23 +15,23 @@ from certtrain.bounds.statistics import (
     StatisticsSource,
     TakenStatistics,
     running_statistics,
-    taken_by,
+    statistics_for,
 )
 
 
 class PlainPass(NamedTuple):
-    """The network's output (B, …), and what each BatchNorm normalised by, by its call's name."""
+    """The network's output (B, …), and the statistics of each BatchNorm, by the name of its call."""
 
     output: Tensor
     statistics: TakenStatistics
 
 
 def plain_pass(graph: LayerGraph, x: Tensor, *, statistics: StatisticsSource = running_statistics) -> PlainPass:
-    """Carry the inputs `x` (B, …) through the network, just as an interval pass carries a clean batch.
+    """Propagate the inputs `x` (B, …) through the network, as an interval pass does with a clean batch.
 
-    `statistics` says by what BatchNorm normalises: so what an attack has found can go through under the statistics of
-    the clean batch. Gradients flow through all of it, and nothing is updated. Raises DataError if the layers are not
-    those for inputs of that shape.
+    `statistics` says by what BatchNorm normalises, so that adversarial inputs can be normalised by the statistics of
+    the clean batch. Gradients flow through the whole pass, and nothing is updated. Raises DataError if the layers are
+    for inputs of another shape.
     """
     graph.check_input(x.shape)
     taken: dict[str, Statistics] = {}
@@ -44,11 +44,11 @@ def plain_pass(graph: LayerGraph, x: Tensor, *, statistics: StatisticsSource = r
 def _result(source: StatisticsSource, taken: dict[str, Statistics], call: LayerCall, *inputs: Tensor) -> Tensor:
     layer = call.layer
     if isinstance(layer, BatchNorm):
-        taken[call.name] = found = taken_by(call.name, layer, inputs[0], source)
+        taken[call.name] = found = statistics_for(call.name, layer, inputs[0], source)
         scale, shift = scale_and_shift(layer, found, inputs[0].dim())
         return torch.addcmul(shift, inputs[0], scale)
     if isinstance(layer, nn.Dropout):
         check_not_random(layer)
-    # A layer that works in place would write over what a gradient needs.
+    # A layer that works in place would overwrite values that the gradient needs.
     result: Tensor = layer(*(x.clone() for x in inputs) if vars(layer).get("inplace") else inputs)
     return result

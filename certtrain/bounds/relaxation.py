@@ -1,4 +1,4 @@
-"""What linear bounds put in the place of an activation: its record's lines, or lines whose slope is searched."""
+"""The relaxation of an activation: the lines of its record, or lines with a slope to optimise."""
 
 from torch import nn
 
@@ -8,12 +8,12 @@ from certtrain.bounds.lines import Lines, Slopes
 
 
 def relaxed(layer: nn.Module, box: Box) -> Lines:
-    """The lines for an activation over `box` (B, …)."""
+    """The lines of an activation over `box` (B, …)."""
     return ACTIVATIONS[type(layer)].lines(layer, box)
 
 
 def free_slopes(layer: nn.Module, box: Box) -> Slopes | None:
-    """The lines of a layer that have a slope to choose; None where it is no rectifier, or no sign is open."""
+    """The lines of a rectifier with a slope to choose; None for another layer, or without an unstable neuron."""
     if type(layer) not in RECTIFIERS:
         return None
     lower, upper, slope = box.lower.unsqueeze(1), box.upper.unsqueeze(1), slope_of(layer)

@@ -1,9 +1,9 @@
-"""That the layers which were read are what the network computes: both are run once, operation by operation.
+"""A check that the traced layers compute what the network computes: both are run and compared, operation by operation.
 
-What a forward pass does may depend on what tracing cannot show it, as on the
-class or the type of a value, or on arguments with defaults. So the network and
-its layers are run on the same numbers, and every operation of PyTorch's that
-computes something must be the same, in the same order, with the same result.
+A forward pass may depend on things that tracing does not show, such as the class
+or dtype of a value, or arguments with defaults. So the network and its layers are
+run on the same inputs. All of PyTorch's operations that compute something must be
+the same, in the same order, with the same results.
 """
 
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.runtime.device import device_of
 from certtrain.spec.shapes import Shape
 
-REPLAYED = 2
-# These compute nothing: they make other shapes and copies. What they give shows in the operations that take it.
-MOVING = frozenset(
+REPLAY_BATCH = 2
+# These only copy and reshape. Their results are compared where other operations take them.
+SHAPE_OPERATIONS = frozenset(
     ("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "t", "transpose", "permute", "detach", "alias",
      "clone", "contiguous", "expand", "unsqueeze", "squeeze", "_to_copy", "lift_fresh", "empty", "empty_like")
 )  # fmt: skip
 
 
 class Operation(NamedTuple):
-    """One of PyTorch's own, without the mark of those that work in place, and the tensors that it gave."""
+    """One operation of PyTorch: its name without the underscore of in-place operations, and its results."""
 
     name: str
     results: list[Tensor]
@@ -44,30 +44,30 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
-        if name not in MOVING:
+        if name not in SHAPE_OPERATIONS:
             tensors = found if isinstance(found, (tuple, list)) else [found]
             self.operations.append(Operation(name, [t.detach().clone() for t in tensors if isinstance(t, Tensor)]))
         return found
 
 
 def check_replay(model: nn.Module, graph: LayerGraph, result: int, shape: Shape) -> None:
-    """Raise UnsupportedLayer unless `model` does just what `graph` does, value `result` being its output.
+    """Raise UnsupportedLayer unless `model` computes what `graph` computes, with the value `result` as its output.
 
-    `graph` has all calls, those that nothing uses as well. `shape` is that of one input, without the batch.
-    Raises DataError if the network does not take such inputs.
+    `graph` has all calls, including those whose results are not used. `shape` is the shape of one input, without the
+    batch. Raises DataError if the network does not take such inputs.
     """
     generator = Generator().manual_seed(0)
     like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.zeros(()))
-    x = torch.rand(REPLAYED, *shape, generator=generator).to(device_of(model), like.dtype)
+    x = torch.rand(REPLAY_BATCH, *shape, generator=generator).to(device_of(model), like.dtype)
     with _unchanged(model):
-        output, theirs = _run(model, x)
+        output, of_model = _run(model, x)
     with _unchanged(model):
-        outputs, ours = _run(lambda x: list(graph.results(x)), x)
-    for mine, other in zip_longest(ours, theirs):
-        if mine is None or other is None or not _same(mine, other):
-            raise _otherwise(model, mine, other)
+        outputs, of_graph = _run(lambda x: list(graph.results(x)), x)
+    for traced, run in zip_longest(of_graph, of_model):
+        if traced is None or run is None or not _same(traced, run):
+            raise _difference(model, traced, run)
     if not isinstance(output, Tensor) or not _close(outputs[result - 1], output):
-        raise _otherwise(model, None, None)
+        raise _difference(model, None, None)
 
 
 def _run(function: Any, x: Tensor) -> tuple[Any, list[Operation]]:
@@ -80,7 +80,7 @@ def _run(function: Any, x: Tensor) -> tuple[Any, list[Operation]]:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Let attributes, running statistics and random numbers be the same afterwards, as if nothing had run."""
+    """Restore attributes, running statistics and random numbers afterwards, as if nothing had run."""
     kept = [(buffer, buffer.detach().clone()) for m in model.modules() if m.training for buffer in m.buffers(False)]
     with restored(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -90,21 +90,21 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _same(mine: Operation, other: Operation) -> bool:
-    return mine.name == other.name and all(map(_close, mine.results, other.results))
+def _same(traced: Operation, run: Operation) -> bool:
+    return traced.name == run.name and all(map(_close, traced.results, run.results))
 
 
-def _close(mine: Tensor, other: Tensor) -> bool:
-    """Equal but for what another order in memory may round otherwise."""
-    return mine.numel() == other.numel() and torch.allclose(
-        mine.flatten().double(), other.flatten().double(), rtol=1e-4, atol=1e-5, equal_nan=True
+def _close(traced: Tensor, run: Tensor) -> bool:
+    """Whether both are equal up to rounding, which may depend on the order in memory."""
+    return traced.numel() == run.numel() and torch.allclose(
+        traced.flatten().double(), run.flatten().double(), rtol=1e-4, atol=1e-5, equal_nan=True
     )
 
 
-def _otherwise(model: nn.Module, mine: Operation | None, other: Operation | None) -> UnsupportedLayer:
-    does = "gives another result" if other is None else f"computes {other.name!r}"
-    read = "" if mine is None else f", where its layers were read as {mine.name!r}"
+def _difference(model: nn.Module, traced: Operation | None, run: Operation | None) -> UnsupportedLayer:
+    does = "gives another result" if run is None else f"computes {run.name!r}"
+    read = "" if traced is None else f", where its layers were read as {traced.name!r}"
     return UnsupportedLayer(
         f"the forward pass of {type(model).__name__} {does}{read}: what it does depends on something that cannot be "
-        "followed, as on a value's class or type. Write it as layers and functions of its input alone"
+        "traced, such as the class or dtype of a value. Write it as layers and functions of its input alone"
     )

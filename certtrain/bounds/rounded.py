@@ -1,17 +1,17 @@
-"""Boxes that hold what a deployed network really computes: each layer's rule, with the room that rounding needs.
+"""Boxes that contain what a deployed network computes: the interval rules, with rounding errors added.
 
-Each layer takes the values x̂ that were computed before it and adds an error
-of its own. So its box is the rule's, of a box that holds x̂, and wider by a
-bound of that error and of what the float64 rule itself has rounded:
+Each layer takes the computed values x̂ of the layers before it, and adds its own
+rounding error. So the rule is applied to a box that contains x̂, and the radius of
+its result grows by a bound of this error and of the rule's own float64 rounding:
 
-- affine layers: κ(|W|(|c| + r) + |b|). The first part is |W| of a wider radius r + κ(|c| + r), at no further
-  product; the second one is a constant.
-- sums and activations: κ times the result's largest magnitude, and what an activation's record says beside it.
-- exact layers, ReLU and maximum: what the verifier rounds when it goes to the box's ends and back.
+- affine layers: κ(|W|(|c| + r) + |b|). The first part is |W| times the larger radius r + κ(|c| + r), so it needs no
+  further product; the second part is a constant.
+- sums and activations: κ times the result's largest magnitude, and the absolute error of an activation's record.
+- exact layers, ReLU and maximum: the verifier's rounding between centre and radius and the ends of the box.
 
-A value below the smallest normal number may be lost on its way into a layer.
-Boxes leave that out; every layer that is not exact adds it for its inputs.
-Where the network might overflow, the radius is NaN, which no later layer mends.
+A value below the smallest normal number may underflow on its way into a layer.
+The boxes do not include this; every layer that is not exact adds it for its inputs.
+Where the network might overflow, the radius is NaN, and stays NaN in later layers.
 """
 
 import math
@@ -26,16 +26,16 @@ from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.layer_errors import AffineError, PointwiseError, magnitude
-from certtrain.bounds.rounding import Rounding, enclosing, of_line
+from certtrain.bounds.rounding import Rounding, backsubstitution_error, interval_error
 from certtrain.bounds.shape_layers import REARRANGING, Pad
 from certtrain.bounds.statistics import BatchNorm, Statistics
 
-SMALLEST_VARIANCE = 2.0**-100  # below it, with its e, float32 keeps no relative accuracy in a BatchNorm's variance
-LOST = 8  # tiny numbers that go lost in one operation, its operands' among them
+SMALLEST_VARIANCE = 2.0**-100  # of a BatchNorm's variance + e: below it float32 has no relative accuracy
+UNDERFLOWS = 8  # one operation loses at most so many of the smallest normal numbers, those of its operands included
 
 
 class LayerStep(NamedTuple):
-    """One layer with its rule, its input boxes and a BatchNorm's statistics."""
+    """One layer with its interval rule, its input boxes, and the statistics of a BatchNorm."""
 
     layer: nn.Module
     rule: Callable[..., Box]
@@ -43,16 +43,16 @@ class LayerStep(NamedTuple):
     statistics: Statistics | None
 
     def apply(self, *inputs: Box) -> Box:
-        """The rule's box, without rounding."""
+        """The box of the rule, without rounding."""
         return self.rule(self.layer, *inputs, *(() if self.statistics is None else (self.statistics,)))
 
 
 def rounded(rounding: Rounding, step: LayerStep, *, with_slack: bool) -> tuple[Box, Tensor | None]:
-    """The box (B, …) of one layer's computed results, and their slack (B, …) if it is asked for.
+    """The box (B, …) of one layer's computed results, and their slack (B, …) or None.
 
-    The slack bounds |computed − exact| at every x̂ of the input boxes, together
-    with what the verifier rounds off when it takes a linear function back
-    through the layer: |Λ| · slack is to be taken off there.
+    The slack bounds |computed − exact| at every x̂ of the input boxes, plus the
+    verifier's rounding in the backsubstitution of a linear function through the
+    layer. Backsubstitution must subtract |Λ| · slack.
     """
     assert all(box.radius.dtype == torch.float64 for box in step.inputs), "rounding is bounded in float64"
     kind = type(step.layer)
@@ -64,53 +64,53 @@ def rounded(rounding: Rounding, step: LayerStep, *, with_slack: bool) -> tuple[B
 
 
 def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, logits: Box) -> Tensor:
-    """What two logits' errors (B, K) add to the radius of their difference, over what exact arithmetic gives.
+    """The error (B, K) that each logit adds to the radius of a difference of two logits in exact arithmetic.
 
-    With a linear `head`, κ(|W|(|c| + r) + |b|) for each of the two, so that the
-    difference's own |W_y − W_j| r can stand beside it. Without one the boxes of
-    `logits` hold the computed values, and only the verifier rounds.
+    With a linear `head` it is κ(|W|(|c| + r) + |b|), beside the exact radius
+    |W_y − W_j| r. Without one the boxes of `logits` contain the computed values, and
+    only the verifier rounds.
     """
     if head is None:
-        return magnitude(logits) * enclosing(0.0, 0) + LOST * rounding.tiny
+        return magnitude(logits) * interval_error(0.0, 0) + UNDERFLOWS * rounding.tiny
     size = magnitude(head_input)
     terms = _product(rounding, head)
-    whole = F.linear(size, head.weight.abs(), terms.constant)
-    return whole * enclosing(terms.deployed, terms.length) + _floor(rounding, size, terms)
+    total = F.linear(size, head.weight.abs(), terms.constant)
+    return total * interval_error(terms.deployed, terms.length) + _underflow(rounding, size, terms)
 
 
 def _affine(rounding: Rounding, step: LayerStep, terms: AffineError, with_slack: bool) -> tuple[Box, Tensor | None]:
     box, size = step.inputs[0], magnitude(step.inputs[0])
-    kappa = enclosing(terms.deployed, terms.length)
-    added = floor = _floor(rounding, size, terms)
+    kappa = interval_error(terms.deployed, terms.length)
+    added = underflow = _underflow(rounding, size, terms)
     if terms.constant is not None:
-        added = floor + kappa * terms.constant
+        added = underflow + kappa * terms.constant
     if not with_slack:
         out = step.apply(box._replace(radius=torch.add(box.radius, size, alpha=kappa)))
         return out._replace(radius=out.radius + added), None
-    out, weighed = step.apply(box), step.apply(type(box)(size[:0], size)).radius
-    radius = torch.add(out.radius, weighed, alpha=kappa) + added
-    whole = weighed if terms.constant is None else weighed + terms.constant
-    return out._replace(radius=radius), whole * _of_line(terms.deployed, out, terms.length) + floor
+    out, weighted = step.apply(box), step.apply(type(box)(size[:0], size)).radius
+    radius = torch.add(out.radius, weighted, alpha=kappa) + added
+    total = weighted if terms.constant is None else weighted + terms.constant
+    return out._replace(radius=radius), total * _slack_factor(terms.deployed, out, terms.length) + underflow
 
 
 def _pointwise(
     rounding: Rounding, step: LayerStep, terms: PointwiseError, with_slack: bool
 ) -> tuple[Box, Tensor | None]:
     out = step.apply(*step.inputs)
-    size, floor = magnitude(out), LOST * rounding.tiny
-    radius = torch.add(out.radius, size, alpha=enclosing(terms.deployed, terms.length))
+    size, underflow = magnitude(out), UNDERFLOWS * rounding.tiny
+    radius = torch.add(out.radius, size, alpha=interval_error(terms.deployed, terms.length))
     if terms.exact and not with_slack:
         return out._replace(radius=radius), None
     image = terms.image(*(magnitude(box) for box in step.inputs))
-    lost = _floor(rounding, image, AffineError(0.0, 0, None, 0.0, 0.0)) if terms.growing else floor
+    lost = _underflow(rounding, image, AffineError(0.0, 0, None, 0.0, 0.0)) if terms.can_overflow else underflow
     lost = lost if terms.absolute is None else lost + terms.absolute(step.inputs[0], out)
-    slack = torch.add(image * _of_line(0.0, out, terms.length), size, alpha=terms.deployed * 1.001) + lost
+    slack = torch.add(image * _slack_factor(0.0, out, terms.length), size, alpha=terms.deployed * 1.001) + lost
     return out._replace(radius=radius if terms.exact else radius + lost), slack if with_slack else None
 
 
 def _reshaping(rounding: Rounding, step: LayerStep, with_slack: bool) -> tuple[Box, Tensor | None]:
     out, layer = step.apply(*step.inputs), step.layer
-    slack = magnitude(out) * _of_line(0.0, out, 0) if with_slack else None
+    slack = magnitude(out) * _slack_factor(0.0, out, 0) if with_slack else None
     if isinstance(layer, Pad) and layer.value != 0:
         stored = layer.of_zeros(out.radius.new_empty(step.inputs[0].radius.shape)).abs() * _stored(rounding, layer)
         return out._replace(radius=out.radius + stored), None if slack is None else slack + stored
@@ -118,21 +118,21 @@ def _reshaping(rounding: Rounding, step: LayerStep, with_slack: bool) -> tuple[B
 
 
 def _stored(rounding: Rounding, layer: Pad) -> float:
-    """κ of the number that a Pad has: the network has it in its own type, and the verifier rounds its box's ends."""
-    if abs(layer.value) >= rounding.largest and rounding.results:  # float32 has it, but a smaller type may not
+    """κ of the constant of a Pad: the network stores it in its own dtype, and the verifier rounds the box's ends."""
+    if abs(layer.value) >= rounding.largest and rounding.results:  # float32 can hold it, but a smaller dtype may not
         return math.nan
-    return enclosing(rounding.steps(1), 0)
+    return interval_error(rounding.steps(1), 0)
 
 
-def _of_line(deployed: float, out: Box, length: int) -> float:
-    """κ of the slack; the thousandth is for what rounds off where |Λ| · slack is summed."""
-    return (deployed + of_line(out.radius[:1].numel() + length)) * 1.001
+def _slack_factor(deployed: float, out: Box, length: int) -> float:
+    """κ of the slack; the factor 1.001 covers the rounding of the sum |Λ| · slack."""
+    return (deployed + backsubstitution_error(out.radius[:1].numel() + length)) * 1.001
 
 
-def _floor(rounding: Rounding, size: Tensor, terms: AffineError) -> Tensor:
-    """What may underflow in each example's results (B, 1, …), and NaN where something might overflow."""
+def _underflow(rounding: Rounding, size: Tensor, terms: AffineError) -> Tensor:
+    """What may underflow in each example's results (B, 1, …); NaN where something might overflow."""
     total = (1 + terms.growth) * (1 + size.flatten(1).amax(1) + terms.offset)
-    lost = total * (LOST * rounding.tiny * (terms.length + 4))
+    lost = total * (UNDERFLOWS * rounding.tiny * (terms.length + 4))
     return torch.where(total < rounding.largest, lost, torch.nan).view(-1, *[1] * (size.dim() - 1))
 
 
@@ -160,10 +160,10 @@ def _normalize(rounding: Rounding, step: LayerStep) -> AffineError:
 
 
 def _batch_norm(rounding: Rounding, step: LayerStep) -> AffineError:
-    """x·α + β with α = weight/√(var + e) and β = bias − mean·α, or as written: fewer than 16 roundings either way."""
+    """x·α + β with α = weight/√(var + e) and β = bias − mean·α, or step by step: fewer than 16 roundings in both."""
     layer, statistics = step.layer, step.statistics
     assert isinstance(layer, BatchNorm)
-    assert statistics is not None  # which every pass gives a BatchNorm
+    assert statistics is not None  # every pass gives a BatchNorm its statistics
     variance, mean = statistics.variance, statistics.mean.abs()
     inverse = torch.rsqrt(variance + layer.eps)
     weight = layer.weight.abs() if layer.affine else torch.ones_like(inverse)
@@ -175,7 +175,7 @@ def _batch_norm(rounding: Rounding, step: LayerStep) -> AffineError:
 
 
 def _average(rounding: Rounding, step: LayerStep) -> AffineError:
-    """A sum of at most a window's values, then a quotient."""
+    """A sum of at most all values of a window, then a quotient."""
     layer, shape = step.layer, step.inputs[0].radius.shape
     if isinstance(layer, nn.AvgPool2d):
         size = layer.kernel_size
@@ -189,14 +189,14 @@ def _average(rounding: Rounding, step: LayerStep) -> AffineError:
 
 
 def _add(rounding: Rounding, layer: nn.Module) -> PointwiseError:
-    return PointwiseError(rounding.steps(1), torch.add, growing=True)
+    return PointwiseError(rounding.steps(1), torch.add, can_overflow=True)
 
 
 def _max_pool(rounding: Rounding, layer: nn.Module) -> PointwiseError:
     return PointwiseError(0.0, layer, exact=True)
 
 
-# Layer → what rounds in it, by exact type; with the two tables below, every layer that has a rule for intervals.
+# Layer → its rounding error, by exact type. This table and the two below have every layer with an interval rule.
 AFFINE_ERRORS: dict[type[nn.Module], Callable[[Rounding, LayerStep], AffineError]] = {
     nn.Linear: lambda rounding, step: _product(rounding, step.layer),
     nn.Conv2d: lambda rounding, step: _product(rounding, step.layer),

@@ -3,10 +3,10 @@
 With unit roundoff u and γ_n = nu/(1 − nu), n operations that each multiply a
 result by a factor in 1 ± u multiply it by one in 1 ± γ_n (Higham 2002, lemma
 3.1). A dot product of length n in any order, with or without fused
-multiply-add, is so within γ_n |w|·|x| of the exact one.
+multiply-add, is therefore within γ_n |w|·|x| of the exact one.
 
-The verifier computes in float64 and rounds as well. Its part is added to the
-network's in `Rounding.enclosing`; no arithmetic is without it.
+The verifier computes in float64 and rounds as well. `interval_error` adds its
+error to the network's, in every arithmetic.
 """
 
 import math
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from certtrain.errors import MethodError
 
 UNIT64 = 2.0**-53
-SAFE = 1 + 2.0**-40  # more than what rounds off where these constants are computed
+SAFETY_FACTOR = 1 + 2.0**-40  # larger than the rounding in the computation of these constants
 
-# More roundings than stand beside a sum's own in the float64 bounds of one layer: its bias, its magnitude's three,
-# its radius's, the BatchNorm's scale, the ends of an interval and the way back to centre and radius.
-SPARE_ROUNDINGS = 32
-# A network has fewer layers, and so each of its values fewer readers.
-LAYERS = 2**12
+# An upper limit of the roundings besides those of the sums in the float64 bounds of one layer: the bias, three of the
+# magnitude, the radius, the scale of a BatchNorm, the ends of an interval, and the conversion to centre and radius.
+EXTRA_ROUNDINGS = 32
+# A network must have fewer layers, so each of its values is used by fewer layers.
+LAYER_LIMIT = 2**12
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Rounding:
 
     unit: unit roundoff u of each operation outside matrix products.
     sums: unit roundoff of the sums in convolutions and linear layers.
-    operands: relative error of their operands, weights, inputs and bias, before they are multiplied.
-    results: relative error of any result when it is stored, on top of `unit`.
-    tiny: the smallest normal number; what is smaller may be lost.
-    largest: a magnitude that is certain not to overflow, anywhere inside a layer.
-    assumptions: what all this rests on, in sentences.
+    operands: relative error of the operands of matrix products (weights, inputs and bias) before they are multiplied.
+    results: relative error of any result when it is stored, in addition to `unit`.
+    tiny: the smallest normal number; smaller numbers may become zero.
+    largest: a magnitude that cannot overflow anywhere inside a layer.
+    assumptions: what these numbers assume, in sentences.
     """
 
     name: str
@@ -58,34 +58,34 @@ class Rounding:
         return _compound((gamma(count, self.unit), 1), (self.results, 2))
 
     def function(self, units: int) -> float:
-        """κ of a function that is within so many units in the last place of its result."""
+        """κ of a function whose error is at most `units` units in the last place of its result."""
         return _compound((2 * units * self.unit, 1), (self.results, 2))
 
     def function_of_input(self, units: int) -> float:
-        """κ of a function within so many units in the last place of another number than its result, relative to that.
+        """κ of a function whose error is at most `units` units in the last place of its input, relative to the input.
 
-        The network's error and the verifier's, which computes the function in float64, with room for what else that
-        rounds. The result is stored as well, which `stored` adds: an error in it is stored with it.
+        This includes the error of the network and of the verifier, which computes the function in float64, with its
+        other roundings. The rounding when the result is stored comes on top (`stored`).
         """
-        return (2 * units * self.unit * (1 + self.stored()) + (2 * units + SPARE_ROUNDINGS) * UNIT64) * SAFE
+        return (2 * units * self.unit * (1 + self.stored()) + (2 * units + EXTRA_ROUNDINGS) * UNIT64) * SAFETY_FACTOR
 
     def stored(self) -> float:
-        """κ of a result that is stored and not computed."""
+        """κ of storing a result."""
         return _compound((self.results, 2))
 
 
 def gamma(count: int, unit: float) -> float:
     """γ_n = nu / (1 − nu); NaN where nu reaches 1/2, so that nothing is certified."""
-    return count * unit / (1 - count * unit) * SAFE if count * unit < 0.5 else math.nan
+    return count * unit / (1 - count * unit) * SAFETY_FACTOR if count * unit < 0.5 else math.nan
 
 
 def _compound(*factors: tuple[float, int]) -> float:
     """Π (1 + κ)^n − 1, without the cancellation."""
-    return math.expm1(sum(times * math.log1p(factor) for factor, times in factors)) * SAFE
+    return math.expm1(sum(times * math.log1p(factor) for factor, times in factors)) * SAFETY_FACTOR
 
 
-def enclosing(deployed: float, length: int) -> float:
-    """κ for the float64 bounds of a layer whose sums have `length` terms, the network's own κ being `deployed`.
+def interval_error(deployed: float, length: int) -> float:
+    """κ for the float64 bounds of a layer whose sums have `length` terms, where `deployed` is the network's own κ.
 
     Let M = |W|(|c| + r) + |b|, which bounds |W||x̂| + |b| in the box, and
     R = |W|r ≤ M. The result is within R + deployed·M of the exact centre, and
@@ -93,19 +93,19 @@ def enclosing(deployed: float, length: int) -> float:
     from terms that are not negative, so it is at least (1 − g)(R + κM). Then
     (1 − g)(R + κM) ≥ R + (deployed + g)M holds if (1 − g)κ ≥ deployed + 2g.
     """
-    own = gamma(length + SPARE_ROUNDINGS, UNIT64)
-    return (deployed + 2 * own) / (1 - own) * SAFE if own < 0.5 else math.nan
+    own = gamma(length + EXTRA_ROUNDINGS, UNIT64)
+    return (deployed + 2 * own) / (1 - own) * SAFETY_FACTOR if own < 0.5 else math.nan
 
 
-def of_line(length: int) -> float:
-    """The verifier's κ for taking a linear function Λ back through a layer, relative to |Λ|(|W||x| + |b|).
+def backsubstitution_error(length: int) -> float:
+    """The verifier's κ for the backsubstitution of a linear function Λ through a layer, relative to |Λ|(|W||x| + |b|).
 
-    `length` is that of the longest sum: over the layer's inputs, over its
-    outputs, or the constant's over all elements. What several readers of a
-    value hand back is summed, and so are the layers' constants; each sum rounds
-    by no more than its length times its terms, of which each belongs to a layer.
+    `length` is the length of the longest sum: over the layer's inputs, over its
+    outputs, or of the constant over all elements. The coefficients from several
+    layers that use a value are summed, and so are the constants of the layers. Each
+    sum rounds by at most its length times its terms, and each term belongs to a layer.
     """
-    return 4 * gamma(length + SPARE_ROUNDINGS + LAYERS, UNIT64)
+    return 4 * gamma(length + EXTRA_ROUNDINGS + LAYER_LIMIT, UNIT64)
 
 
 NEAREST = "every operation rounds to nearest; reciprocal square roots are within 2 units in the last place"

@@ -1,4 +1,4 @@
-"""What a user may choose about how bounds are computed."""
+"""The settings of bound methods that a user may choose."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 class Settings:
     """How a bound method computes.
 
-    rounding: the arithmetic whose rounding the bounds must hold for, this program's own included; None for none.
-    memory: bytes that the linear bounds of one step back may take, besides the
-        network and its boxes; more functions or examples than that are taken
-        one part after the other. One function of one example is never parted.
-    dense: CROWN bounds all inputs of a nonlinear layer that has at most this
-        many, as it is written; of a larger one only the unstable ones, which is
-        much faster, and tighter where it differs.
-    iterations: steps of the search for the slopes of α-CROWN.
-    learning_rate, decay: the first step's length in α ∈ [0, 1], and its factor from step to step.
-    neurons: α-CROWN also searches slopes for the bounds of a layer's own
-        inputs, one set for each bound, where an example has at most this many
-        inputs whose sign is open there; 0 leaves it to CROWN's bounds there.
-    early_stop: α-CROWN leaves a margin once it is above zero, and an example
-        once all of them are. Verdicts stay the same, margins are less tight.
+    rounding: the arithmetic whose rounding the bounds include, besides this program's own; None for no rounding.
+    memory: bytes that one backsubstitution may take, besides the network and its
+        boxes. More functions or examples than fit are computed in parts. One
+        function of one example is never split.
+    dense: CROWN bounds all neurons of a nonlinear layer that has at most this
+        many, as in the paper. In a larger layer it bounds only those that are
+        unstable by intervals, which is much cheaper, and tighter where it differs.
+    iterations: optimisation steps for the slopes of α-CROWN.
+    learning_rate, decay: the length of the first step in α ∈ [0, 1], and its factor from step to step.
+    neurons: α-CROWN also optimises slopes for the bounds at a layer's input, one
+        set for each bound, where an example has at most this many unstable
+        neurons in the layer. With 0 it uses CROWN's bounds there.
+    early_stop: α-CROWN stops for a margin that is above zero, and for an example
+        whose margins all are. Verdicts stay the same; margins are less tight.
     domains: complete verification leaves an example open after so many domains.
-    deadline: until when all this may take. Linear bounds that are not computed by then are minus infinity, and boxes
-        stay as wide as they are.
+    deadline: when to stop. Linear bounds that are not computed by then are minus infinity, and boxes are not tightened
+        further.
     """
 
     rounding: "Rounding | None" = None
@@ -54,12 +54,12 @@ class Settings:
                 f"learning_rate {self.learning_rate:g} must be above 0, and decay {self.decay:g} in (0, 1]"
             )
 
-    def deciding(self) -> dict[str, Any]:
-        """What decides a bound that is computed: all but `rounding`, `memory`, which decides none, and `deadline`."""
+    def decisive_fields(self) -> dict[str, Any]:
+        """The settings that a computed bound depends on, besides `rounding`: all but `memory` and `deadline`."""
         values = asdict(replace(self, rounding=None))
         return {name: value for name, value in values.items() if name not in ("memory", "rounding", "deadline")}
 
 
 DEFAULT = Settings()
-# A verdict needs no more than margins above zero, nor CROWN's bounds where intervals know the sign.
+# A verdict only needs margins above zero, and no CROWN bounds of neurons that are stable by intervals.
 VERDICTS_ALONE = Settings(dense=0, early_stop=True)

@@ -1,6 +1,6 @@
-"""Layers that move values and compute nothing: into other shapes, orders, larger and smaller tensors, side by side.
+"""Layers that only move values: reshape, permute, pad, slice and concatenate them.
 
-Dimensions are counted with the batch's, which is 0 and stays as it is.
+Dimension 0 is the batch, and stays as it is.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Reshape(nn.Module):
-    """Values (B, …) in the shape (B, *shape), their order in memory kept."""
+    """Values (B, …) in the shape (B, *shape), in the same order in memory."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Permute(nn.Module):
 
 
 class Pad(nn.Module):
-    """The number `value` before and after the values along dimension `dim`; of a magnitude of `LARGEST` at most."""
+    """The constant `value`, of magnitude `LARGEST` at most, before and after the values along dimension `dim`."""
 
     LARGEST = torch.finfo(torch.float32).max
 
@@ -43,16 +43,16 @@ class Pad(nn.Module):
         return self.padded(x, self.value)
 
     def padded(self, x: Tensor, value: float) -> Tensor:
-        """`x` with another number around it."""
+        """`x` padded with another constant."""
         return F.pad(x, [0, 0] * (x.dim() - 1 - self.dim) + [self.before, self.after], value=value)
 
     def of_zeros(self, x: Tensor) -> Tensor:
-        """The result (1, …) for zeros in the place of `x` (B, …), which is the constant that the layer adds."""
+        """The result (1, …) for zeros in the shape of `x` (B, …): the constant that the layer adds."""
         return self.forward(x.new_zeros(1, *x.shape[1:]))
 
 
 class Slice(nn.Module):
-    """Of dimension `dim`, every `step`-th place from `start` to before `stop`."""
+    """Along dimension `dim`, every `step`-th value from `start` to before `stop`."""
 
     def __init__(self, dim: int, start: int, stop: int, step: int = 1) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 """The means and variances that BatchNorm normalises by.
 
-Where they come from is an argument of a pass, and those that it took are part of
-its result: nothing is updated on the way, so a pass can be repeated, and its
-caller decides what the network remembers. That argument alone makes a pass one
-of training or of evaluation; no module's mode is asked, and none is changed.
+A pass gets a source of statistics and returns the statistics that it used. It
+updates nothing, so it can be repeated, and its caller decides whether the running
+statistics are updated. The source alone decides between training and evaluation:
+no module's mode is changed.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 class Statistics(NamedTuple):
     """Mean and biased variance (C,) at a BatchNorm layer's input.
 
-    size: over how many values a channel, as a number or (C,); None for the running statistics.
+    size: the number of values per channel, as a number or (C,); None for the running statistics.
     """
 
     layer: BatchNorm
@@ -29,9 +29,9 @@ class Statistics(NamedTuple):
     size: int | Tensor | None
 
 
-# From where a pass takes a BatchNorm layer's statistics: a function of the layer and the values (B, C, …) at its input.
+# From a BatchNorm layer and the values (B, C, …) at its input to the statistics.
 StatisticsFunction = Callable[[BatchNorm, Tensor], Statistics]
-# What a pass has taken, by the calls' names; another pass, of the same network or of a part of it, can be given them.
+# The statistics of a pass, by the names of the calls. Another pass, of the network or of a part of it, can use them.
 TakenStatistics = Mapping[str, Statistics]
 StatisticsSource = StatisticsFunction | TakenStatistics
 
@@ -39,7 +39,7 @@ StatisticsSource = StatisticsFunction | TakenStatistics
 def batch_statistics(layer: BatchNorm, values: Tensor) -> Statistics:
     """The statistics of `values` (B, C, …), as in training.
 
-    Raises UnsupportedLayer where a channel has one value alone.
+    Raises UnsupportedLayer where a channel has only one value.
     """
     count, mean, variance = _moments(values)
     if count < 2:
@@ -48,9 +48,9 @@ def batch_statistics(layer: BatchNorm, values: Tensor) -> Statistics:
 
 
 def running_statistics(layer: BatchNorm, values: Tensor | None = None) -> Statistics:
-    """What the layer remembers of its training, as in evaluation.
+    """The layer's running statistics, as in evaluation.
 
-    Raises UnsupportedLayer if it remembers nothing.
+    Raises UnsupportedLayer if it keeps none.
     """
     if layer.running_mean is None or layer.running_var is None:
         raise UnsupportedLayer(f"{layer} keeps no running statistics, so its bounds would depend on the batch")
@@ -58,20 +58,20 @@ def running_statistics(layer: BatchNorm, values: Tensor | None = None) -> Statis
 
 
 def statistics_by_mode(layer: BatchNorm, values: Tensor) -> Statistics:
-    """What torch would take: by `layer.training`. For networks whose modes are their user's to choose."""
+    """The statistics that torch would use, by `layer.training`, for networks whose mode the user chooses."""
     return batch_statistics(layer, values) if layer.training else running_statistics(layer)
 
 
-def taken_by(name: str, layer: BatchNorm, values: Tensor, source: StatisticsSource) -> Statistics:
-    """What the call `name` of `layer` normalises by, with `values` (B, C, …) at its input."""
+def statistics_for(name: str, layer: BatchNorm, values: Tensor, source: StatisticsSource) -> Statistics:
+    """The statistics for the call `name` of `layer`, with `values` (B, C, …) at its input."""
     return source[name] if isinstance(source, Mapping) else source(layer, values)
 
 
 def pooled_statistics(gather: Callable[[Tensor], Tensor]) -> StatisticsFunction:
-    """The statistics of a batch that lies in parts, as several processes have it.
+    """The statistics of a batch that is distributed over several processes.
 
-    `gather` makes rows (parts, …) of the parts' tensors. There are two parts
-    or more, so there is always a variance.
+    `gather` stacks the tensors of the parts to (parts, …). There are at least two
+    parts, so there is always a variance.
     """
 
     def source(layer: BatchNorm, values: Tensor) -> Statistics:
@@ -86,10 +86,10 @@ def pooled_statistics(gather: Callable[[Tensor], Tensor]) -> StatisticsFunction:
 
 
 @torch.no_grad()
-def remember(taken: TakenStatistics) -> None:
-    """Take one step of the running statistics, as torch's own BatchNorm does: with the unbiased variance.
+def update_running_statistics(taken: TakenStatistics) -> None:
+    """Update the running statistics as torch's BatchNorm does, with the unbiased variance.
 
-    What was taken from the running statistics themselves changes nothing.
+    Statistics that are themselves running statistics change nothing.
     """
     for layer, mean, variance, size in taken.values():
         if size is None or layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
@@ -101,16 +101,16 @@ def remember(taken: TakenStatistics) -> None:
 
 
 def _moments(values: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Values a channel, and their mean and biased variance (C,)."""
+    """The number of values per channel, and their mean and biased variance (C,)."""
     mean, variance = _Moments.apply(values.float() if values.dtype == torch.bfloat16 else values)
     return values.numel() // values.shape[1], mean, variance
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and biased variance of each channel, by two plain passes.
+    """Mean and biased variance of each channel, in two passes over the values.
 
-    torch.var_mean is some ten times slower on a CPU in channels-last memory,
-    and autograd's own gradient takes several passes where one will do.
+    torch.var_mean is about ten times slower on a CPU in channels-last memory, and
+    autograd's gradient takes several passes where one is enough.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Which networks can be bounded: every layer has a rule, and what is odd about it is refused before any pass."""
+"""Which networks can be bounded: every layer needs a rule, and unsupported settings are refused before any pass."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,10 @@ from certtrain.spec.shapes import Shape
 
 
 def checked_graph(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
-    """The layers of `model`, each of them known to have a rule, for inputs of `shape` without the batch.
+    """The layers of `model` for inputs of `shape` (without the batch), after a check that each has a rule.
 
-    Where no shape is given, the forward pass must not ask for any. Raises
-    UnsupportedLayer that names the first layer without a rule, or what else is
-    in the way.
+    Without a shape, the forward pass must not read any shape. Raises
+    UnsupportedLayer that names the first layer without a rule, or another reason.
     """
     traced = trace_all(model, shape)
     graph = traced.graph.up_to(traced.result)
@@ -34,9 +33,9 @@ def checked_graph(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
 
 
 def checked_copy(copy: nn.Module, model: nn.Module, shape: Shape | None = None) -> LayerGraph:
-    """The layers of `copy`, which is `model` in float64; with a `shape`, seen to be those of `model` as well.
+    """The layers of `copy`, which is `model` in float64; with a `shape`, after a check that `model` has the same.
 
-    Raises UnsupportedLayer where they are others, and as `checked_graph`.
+    Raises UnsupportedLayer where they differ, and what `checked_graph` raises.
     """
     with torch.no_grad():  # as inference is
         graph = checked_graph(copy, shape)
@@ -46,7 +45,7 @@ def checked_copy(copy: nn.Module, model: nn.Module, shape: Shape | None = None) 
 
 
 def _takes(graph: LayerGraph, shape: Shape) -> bool:
-    """Whether each layer takes what it is given, by inputs of `shape` without the batch; if not, a pass says why."""
+    """Whether the layers take inputs of `shape` (without the batch). If not, a pass raises an error that says why."""
     found = [torch.Size((2, *shape))]
     try:
         for call in graph.calls:
@@ -66,7 +65,7 @@ def _check(call: LayerCall) -> None:
         raise UnsupportedLayer(f"layer {call.name!r} {problem}")
 
 
-# --- what a layer may not be, by type --------------------------------------------------------------------
+# --- unsupported settings, by type of layer --------------------------------------------------------------
 
 
 def _none(layer: nn.Module) -> None:
@@ -82,7 +81,7 @@ def _batch_norm(layer: BatchNorm) -> str | None:
 
 
 def _average(layer: nn.AvgPool2d) -> str | None:
-    return "has a negative divisor, so it is no average" if (layer.divisor_override or 1) < 0 else None
+    return "has a negative divisor, so it is not an average" if (layer.divisor_override or 1) < 0 else None
 
 
 def _convolution(layer: nn.Conv2d) -> str | None:

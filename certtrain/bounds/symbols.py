@@ -1,4 +1,4 @@
-"""The symbols that stand for values while a forward pass is followed, and torch.fx's tracer with what they need."""
+"""The symbols that stand for values while a forward pass is traced, and the tracer that makes them."""
 
 import builtins
 import operator
@@ -18,12 +18,12 @@ from certtrain.errors import UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
 BATCH_ASKED = "the forward pass asks how many inputs there are, as a key or as text; it must not depend on that"
-LENGTH = len  # Python's own, while another has its name
+LENGTH = len  # Python's own, while `length_of_symbols` replaces it
 
 
 @contextmanager
 def length_of_symbols() -> Iterator[None]:
-    """Let len(x) of a symbol be one too, as x.size(0) is; Python makes a plain number of all that `__len__` returns."""
+    """Let len(x) of a symbol be a symbol, as x.size(0) is. Python makes a plain number of what `__len__` returns."""
     names = vars(builtins)
     names["len"] = lambda value: value.size(0) if isinstance(value, _Proxy) else LENGTH(value)
     try:
@@ -33,23 +33,23 @@ def length_of_symbols() -> Iterator[None]:
 
 
 class _Proxy(fx.Proxy):
-    """A value of the forward pass, which knows its shape where the input's is known."""
+    """A value of the forward pass; it has a shape where the input's shape is known."""
 
     tracer: "Tracer"
 
     def __getattr__(self, k: str) -> fx.proxy.Attribute:
-        if getattr_static(Tensor, k, None) is None:  # so that hasattr(x, k) is what it will be
+        if getattr_static(Tensor, k, None) is None:  # so that hasattr(x, k) gives what it gives for a tensor
             raise AttributeError(f"'Tensor' object has no attribute {k!r}")
         return super().__getattr__(k)
 
     def __iadd__(self, other: object) -> fx.Proxy:
-        """x += y, which overwrites x; torch.fx takes it for x = x + y."""
+        """x += y, which overwrites x; torch.fx would record x = x + y."""
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """Asked by isinstance(x, Tensor), which is false for a symbol and true for what it stands for."""
-        if _is_users(sys._getframe(1)):
+        """For isinstance(x, Tensor), which is false for a symbol and true for the tensor that it stands for."""
+        if _is_user_code(sys._getframe(1)):
             raise UnsupportedLayer("the forward pass asks for the class of a value, as isinstance does; leave that out")
         return type(self)
 
@@ -70,13 +70,13 @@ class _Proxy(fx.Proxy):
         return LENGTH(self.shape)
 
 
-def _is_users(frame: FrameType) -> bool:
-    """Whether code that is running is neither torch's nor certtrain's."""
+def _is_user_code(frame: FrameType) -> bool:
+    """Whether the code of a frame is neither torch's nor certtrain's."""
     return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", "certtrain")
 
 
-class _Unknown:
-    """A shape of which nothing is known but that it begins with the batch's size."""
+class _UnknownShape:
+    """A shape of which only the first size, the batch's, is known."""
 
     def __init__(self, batch: fx.Proxy) -> None:
         self.batch = batch
@@ -98,7 +98,7 @@ class _Unknown:
         self._refuse()
         return False
 
-    __hash__ = None  # type: ignore[assignment]  # as it cannot be compared
+    __hash__ = None  # type: ignore[assignment]  # since it cannot be compared
 
     def _refuse(self) -> None:
         raise UnsupportedLayer(
@@ -108,23 +108,23 @@ class _Unknown:
 
 
 class _BatchSize(fx.Proxy):
-    """How many inputs there are: a symbol, which is no key of a set or dictionary, and has no text."""
+    """The number of inputs, as a symbol. It cannot be a key of a set or dictionary, nor become text."""
 
     def __hash__(self) -> int:
-        if _is_users(sys._getframe(1)):
+        if _is_user_code(sys._getframe(1)):
             raise UnsupportedLayer(BATCH_ASKED)
         return super().__hash__()
 
     def __repr__(self) -> str:
-        if _is_users(sys._getframe(1)):
+        if _is_user_code(sys._getframe(1)):
             raise UnsupportedLayer(BATCH_ASKED)
         return super().__repr__()
 
 
 class Tracer(fx.Tracer):
-    """Follows a forward pass; `shape_of` tells the shape of a node's value without the batch, None if it is not known.
+    """Traces a forward pass. `shape_of` gives the shape of a node's value without the batch, None if it is not known.
 
-    Weights may be asked for their shapes as well.
+    The shapes of weights can be read as well.
     """
 
     def __init__(self, shape_of: Callable[[fx.Node], Shape | None]) -> None:
@@ -134,7 +134,7 @@ class Tracer(fx.Tracer):
         self.autocast = _autocast()
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """As torch's; under the arithmetic that the forward pass began with."""
+        """As torch's; raises UnsupportedLayer where autocast has changed since the forward pass began."""
         if _autocast() != self.autocast:
             raise UnsupportedLayer(
                 "the forward pass switches autocast on or off; leave that to whoever calls the network, "
@@ -149,17 +149,17 @@ class Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def batch_size(self) -> fx.Proxy:
-        """How many inputs there are, a symbol: the same for all values."""
+        """The number of inputs: one symbol for all values."""
         if self.batch is None:
             first = next(iter(self.graph.nodes))
             self.batch = _BatchSize(self.create_node("call_method", "size", (first, 0), {}), self)
         return self.batch
 
     def sizes(self, node: fx.Node) -> Any:
-        """The shape of a value as the forward pass sees it: the batch's size and numbers."""
+        """The shape of a value in the forward pass: the symbol of the batch's size, and numbers."""
         batch = self.batch_size()
         shape = self.shape_of(node)
-        return _Unknown(batch) if shape is None else (batch, *shape)
+        return _UnknownShape(batch) if shape is None else (batch, *shape)
 
 
 def _autocast() -> list[tuple[bool, torch.dtype]]:

@@ -1,4 +1,4 @@
-"""What one interval pass found: the output's bounds, margins, and the boxes on the way there."""
+"""The trace of one interval pass: bounds of the output, margins, and the boxes at the nonlinear layers."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,12 +10,19 @@ from torch import Tensor, nn
 from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import LayerGraph, Normalize
-from certtrain.bounds.interval import INTERVAL_RULES, LayerRecord, Passed, Tighten, interval_pass, taken_statistics
+from certtrain.bounds.interval import (
+    INTERVAL_RULES,
+    IntervalPass,
+    LayerRecord,
+    Tighten,
+    interval_pass,
+    taken_statistics,
+)
 from certtrain.bounds.rounded import logit_errors
-from certtrain.bounds.rounding import Rounding, of_line
+from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.statistics import StatisticsSource, TakenStatistics, running_statistics
 
-# Layers whose input boxes a trace keeps: those that linear bounds must relax.
+# Layers whose input boxes a trace keeps, since linear bounds must relax them.
 NONLINEAR: tuple[type[nn.Module], ...] = (*ACTIVATIONS, nn.MaxPool2d)
 
 
@@ -29,10 +36,10 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Logits:
-    """The box of the logits, and the last layer with its input's box, from which margins come.
+    """The box of the logits, and the last layer with the box of its input, for the bounds of margins.
 
-    `head` is the last layer where it is linear, else None. With `rounding` the
-    boxes hold computed values, and so are the ends and margins bounds of them.
+    `head` is the last layer if it is linear, else None. With `rounding` the boxes
+    contain the computed values, and ends and margins are bounds of these.
     """
 
     box: Box
@@ -61,8 +68,8 @@ class Logits:
         radius = box.radius + (error.gather(1, column) + error)
         return (box.centre - radius).scatter(1, column, 0.0)
 
-    def below(self, functions: Tensor) -> Tensor:
-        """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits, the head elided."""
+    def lower_bounds_of(self, functions: Tensor) -> Tensor:
+        """Lower bounds (B, S) of `functions` (B, S, K), linear in the logits, with the head elided."""
         centre = torch.einsum("bsk,bk->bs", functions, self.box.centre)
         if self.head is None:
             radius = torch.einsum("bsk,bk->bs", functions.abs(), self.box.radius)
@@ -71,36 +78,38 @@ class Logits:
         return centre - radius if self.rounding is None else centre - radius - self._lost(functions)
 
     def _lost(self, functions: Tensor) -> Tensor:
-        """(B, S) what the logits' own errors, and what is summed here, may take from `functions` (B, S, K) of them."""
+        """The error (B, S) of `functions` (B, S, K) of the logits, from the logits' rounding and the sums here."""
         assert self.rounding is not None
         size, length = self.box.centre.abs() + self.box.radius, functions.shape[2]
         if self.head is not None:
-            reach = self.head_input.centre.abs() + self.head_input.radius
-            size = size + F.linear(reach, self.head.weight.abs())
+            input_size = self.head_input.centre.abs() + self.head_input.radius
+            size = size + F.linear(input_size, self.head.weight.abs())
             length += self.head.in_features
-        error = logit_errors(self.rounding, self.head, self.head_input, self.box) + of_line(length) * size
-        return torch.einsum("bsk,bk->bs", functions.abs(), error) * (1 + of_line(length))
+        error = (
+            logit_errors(self.rounding, self.head, self.head_input, self.box) + backsubstitution_error(length) * size
+        )
+        return torch.einsum("bsk,bk->bs", functions.abs(), error) * (1 + backsubstitution_error(length))
 
     def margin_box(self, labels: Tensor) -> Box:
         """The box of logit[y] − logit[j], (B, K); column y is 0.
 
         A linear last layer is elided (Gowal et al. 2018, section 3): the
-        difference of two of its rows is bounded, not each logit apart.
+        difference of two of its rows is bounded, not each logit separately.
         """
         column, (centre, radius, _) = labels.unsqueeze(1), self.box
         gap = centre.gather(1, column) - centre
         if self.head is None:
             return Box(gap, (radius.gather(1, column) + radius).scatter(1, column, 0.0))
-        spread = (self.head.weight[labels].unsqueeze(1) - self.head.weight).abs()  # (B, K, features)
-        return Box(gap, torch.einsum("bkf,bf->bk", spread, self.head_input.radius))
+        difference = (self.head.weight[labels].unsqueeze(1) - self.head.weight).abs()  # (B, K, features)
+        return Box(gap, torch.einsum("bkf,bf->bk", difference, self.head_input.radius))
 
 
 @dataclass(frozen=True)
 class BoundTrace:
     """One pass of a batch and its boxes.
 
-    start: the box of the network's own inputs. input: the one that the normalisation layer gives.
-    records: of all layers' calls, in order, with the boxes at the nonlinear ones. logits: the bounds of the output.
+    start: the box of the network's inputs. input: the box after the normalisation layer.
+    records: of all calls, in order, with the boxes at the nonlinear layers. logits: the bounds of the output.
     """
 
     start: Box
@@ -115,7 +124,7 @@ class BoundTrace:
 
     @property
     def clean(self) -> Tensor | None:
-        """The logits (B, K) of the clean batch, None where it was not carried."""
+        """The logits (B, K) of the clean batch, None without one."""
         return self.logits.box.clean
 
     @property
@@ -126,7 +135,7 @@ class BoundTrace:
 
     @property
     def statistics(self) -> TakenStatistics:
-        """What each BatchNorm normalised by, by its call's name."""
+        """The statistics of each BatchNorm, by the name of its call."""
         return taken_statistics(self.records)
 
     @property
@@ -157,12 +166,12 @@ def trace_bounds(
     rounding: Rounding | None = None,
     tighten: Tighten | None = None,
 ) -> BoundTrace:
-    """Carry the boxes (B, …), and the clean batch that they hold, through the network in one pass.
+    """Propagate the boxes (B, …), and their clean batch if there is one, through the network in one pass.
 
-    `box` comes from `input_box` around inputs, from `box_between` of its ends, or from a pass through the layers before
-    these. `statistics` and `tighten` are as in `interval_pass`; nonlinear layers are watched.
+    `box` comes from `input_box` around inputs, from `box_between` two ends, or from a pass through earlier layers.
+    `statistics` and `tighten` are as in `interval_pass`; the boxes at nonlinear layers are kept.
     """
-    passed = interval_pass(graph, box, watch=NONLINEAR, statistics=statistics, rounding=rounding, tighten=tighten)
+    passed = interval_pass(graph, box, boxes_at=NONLINEAR, statistics=statistics, rounding=rounding, tighten=tighten)
     return BoundTrace(box, _normalized(graph, box), passed.records, _logits(graph, passed, rounding))
 
 
@@ -173,11 +182,11 @@ def bound_logits(
     statistics: StatisticsSource = running_statistics,
     rounding: Rounding | None = None,
 ) -> Logits:
-    """Carry the boxes (B, …) through the network, and keep nothing on the way."""
+    """Propagate the boxes (B, …) through the network, and keep only the bounds of the logits."""
     return _logits(graph, interval_pass(graph, box, statistics=statistics, rounding=rounding), rounding)
 
 
-def _logits(graph: LayerGraph, passed: Passed, rounding: Rounding | None) -> Logits:
+def _logits(graph: LayerGraph, passed: IntervalPass, rounding: Rounding | None) -> Logits:
     return Logits(passed.output, graph.head, passed.head_input, rounding)
 
 

@@ -1,9 +1,9 @@
-"""From any `nn.Module` to a straight list of layers.
+"""From any `nn.Module` to a list of layer calls.
 
-torch.fx follows the module's forward pass. Functional calls and operators are
-replaced by the layers they equal (`functions`), so that everything after this
-file sees layers alone. Where the shape of one input is given, the forward pass
-may ask for shapes and branch on them; how many inputs there are stays open.
+torch.fx traces the module's forward pass. Functional calls and operators are
+replaced by the layers they equal (`functions`), so that all other code deals with
+layers only. Where the shape of one input is given, the forward pass may read
+shapes and branch on them. The number of inputs is never fixed.
 """
 
 from itertools import chain, count, islice
@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from certtrain.bounds.contract import result_shape
 from certtrain.bounds.functions import Given, first_argument, layers_equal_to, title, writes_over
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph
-from certtrain.bounds.modules import State, check_modules, is_layer, restored
+from certtrain.bounds.modules import ModuleState, check_modules, is_layer, restored
 from certtrain.bounds.shape_layers import REARRANGING, Concat
 from certtrain.bounds.symbols import LENGTH, Tracer, length_of_symbols
 from certtrain.errors import DataError, UnsupportedLayer
@@ -23,39 +23,38 @@ from certtrain.spec.shapes import SHAPE_OF, Shape
 
 VALUES = "It is called with one input, and must not branch on its values, nor on how many of them there are."
 INSIDE = "model."
-SHARING = (nn.Flatten, nn.Identity, nn.Dropout, *REARRANGING)  # their results share their argument's memory
+SHARING = (nn.Flatten, nn.Identity, nn.Dropout, *REARRANGING)  # their results share the memory of their argument
 
 
 def trace_layers(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
-    """The layers of `model` in order, for inputs of `shape` without the batch; without it the model may ask for none.
+    """The layers of `model` in order, for inputs of `shape` (without the batch); without it, no shape may be read.
 
-    Raises DataError if a layer does not take what it is given, and
-    UnsupportedLayer if the forward pass cannot be followed, holds
-    something other than layers, sums and flattening, or may compute something
-    else than its modules' classes say.
+    Raises DataError if a layer does not take its inputs, and UnsupportedLayer if the
+    forward pass cannot be traced, contains something other than layers, sums and
+    flattening, or may compute something else than its modules' classes say.
     """
     traced = trace_all(model, shape)
     return traced.graph.up_to(traced.result)
 
 
 class Traced(NamedTuple):
-    """All layers that a forward pass calls, in order, and the value that it returns."""
+    """All layer calls of a forward pass, in order, and the value that it returns."""
 
     graph: LayerGraph
     result: int
 
 
 def trace_all(model: nn.Module, shape: Shape | None = None) -> Traced:
-    """As `trace_layers`, with the layers whose results nothing uses."""
+    """As `trace_layers`, including layers whose results are not used."""
     check_modules(model)
     if is_layer(model):
         return Traced(LayerGraph((LayerCall(type(model).__name__.lower(), model, (0,)),)), 1)
     with restored(model):
-        return _settled(model, shape)
+        return _repeatable(model, shape)
 
 
-class _Called(nn.Module):
-    """The network as it is called, with one input: what else its forward takes has its defaults."""
+class _OneInput(nn.Module):
+    """The network called with one input; other arguments of its forward keep their defaults."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -65,13 +64,13 @@ class _Called(nn.Module):
         return self.model(x)
 
 
-def _settled(model: nn.Module, shape: Shape | None) -> Traced:
-    """The layers, if each call of the forward pass has the same: it may keep values, but not act on them."""
-    before, traced, after = State(model), _traced(model, shape), State(model)
+def _repeatable(model: nn.Module, shape: Shape | None) -> Traced:
+    """The layers, if each call of the forward pass has the same; it may store values, but not depend on them."""
+    before, traced, after = ModuleState(model), _traced(model, shape), ModuleState(model)
     if after.values == before.values:
         return traced
-    stays = after.layers == before.layers and _traced(model, shape).graph.description() == traced.graph.description()
-    if not stays or State(model).values != after.values:
+    same = after.layers == before.layers and _traced(model, shape).graph.description() == traced.graph.description()
+    if not same or ModuleState(model).values != after.values:
         raise UnsupportedLayer(
             f"the forward pass changes {after.changed_since(before)!r}, so that its next call may compute "
             "something else; let it change nothing but local variables"
@@ -83,26 +82,28 @@ def _traced(model: nn.Module, shape: Shape | None) -> Traced:
     reader = _Reader(model, shape)
     try:
         with length_of_symbols():
-            reader.tracer.trace(_Called(model))
+            reader.tracer.trace(_OneInput(model))
     except (UnsupportedLayer, DataError):
         raise
     except Exception as error:  # the user's code runs here
         raise UnsupportedLayer(
-            f"the forward pass of {type(model).__name__} cannot be followed: {type(error).__name__}: {error}. {VALUES}"
+            f"the forward pass of {type(model).__name__} cannot be traced: {type(error).__name__}: {error}. {VALUES}"
         ) from error
     return reader.finished()
 
 
 class _Reader:
-    """Reads an fx graph node by node into layer calls, while it grows."""
+    """Turns an fx graph into layer calls, node by node, while the graph is being traced."""
 
     def __init__(self, model: nn.Module, shape: Shape | None) -> None:
         self.tracer = Tracer(self.shape_so_far)
-        # All names begin with "model.", which is where it is called.
+        # All names begin with "model.", the network's name in `_OneInput`.
         self.modules = {f"{INSIDE}{name}": module for name, module in model.named_modules()}
         self.calls: list[LayerCall] = []
         self.shape = shape
-        self.shapes: list[torch.Size] = []  # (2, …) of the values that were asked for, and of all before them
+        self.shapes: list[
+            torch.Size
+        ] = []  # (2, …), of the values whose shapes were read, and of all values before them
         self.values: dict[fx.Node, int] = {}
         self.names: set[str] = set()
         self.done = 0
@@ -110,11 +111,11 @@ class _Reader:
 
     @property
     def batch(self) -> fx.Node | None:
-        """The node that gives the batch's size, if it has been asked for."""
+        """The node of the batch's size, if the forward pass reads it."""
         return None if self.tracer.batch is None else self.tracer.batch.node
 
     def read(self) -> None:
-        """Read what is new in the graph."""
+        """Read the new nodes of the graph."""
         readers = {
             "placeholder": self._placeholder,
             "get_attr": self._get_attr,
@@ -138,14 +139,16 @@ class _Reader:
         return Traced(LayerGraph(tuple(self.calls), self.shape if self.shapes else None), self.result)
 
     def shape_so_far(self, node: fx.Node) -> Shape | None:
-        """As `shape_of`, while the forward pass is being followed."""
+        """As `shape_of`, while the forward pass is being traced."""
         self.read()
         return self.shape_of(node)
 
     def shape_of(self, node: fx.Node) -> Shape | None:
-        """The shape of a value that has been read, without the batch; None where the input's is not known."""
+        """The shape of a value, without the batch; None where the input's shape is not known."""
         if node not in self.values:
-            raise UnsupportedLayer(f"the forward pass asks for the shape of {node.name!r}, which is no layer's result")
+            raise UnsupportedLayer(
+                f"the forward pass asks for the shape of {node.name!r}, which is not the result of a layer"
+            )
         if self.shape is None:
             return None
         self.shapes = self.shapes or [torch.Size((2, *self.shape))]
@@ -165,7 +168,7 @@ class _Reader:
             self.values[node] = 0
 
     def _get_attr(self, node: fx.Node) -> None:
-        """A weight, which may be asked for its shape, but nothing else: see `_call_function`."""
+        """A weight: only its shape may be read; see `_call_function`."""
 
     def _output(self, node: fx.Node) -> None:
         result = node.args[0]
@@ -211,7 +214,7 @@ class _Reader:
             raise UnsupportedLayer(f"{name!r} must take one earlier layer's result, as its first argument")
         return known
 
-    # --- what the memory of a value is used for ----------------------------------------------------------
+    # --- memory that values share ------------------------------------------------------------------------
 
     def _check_use(self, node: fx.Node) -> None:
         if self._overwrites(node) and not self._used_once(first_argument(node)):
@@ -219,7 +222,7 @@ class _Reader:
             raise UnsupportedLayer(f"{name!r} overwrites a value that is used elsewhere; use inplace=False")
 
     def _overwrites(self, node: fx.Node) -> bool:
-        """Whether the result is written over the first argument."""
+        """Whether the result overwrites the first argument."""
         if node not in self.values or node.op == "placeholder":
             return False
         if node.op == "call_module":
@@ -227,7 +230,7 @@ class _Reader:
         return writes_over(node)
 
     def _used_once(self, value: object) -> bool:
-        """Whether one node alone reads the memory behind `value`, which a view shares with its source."""
+        """Whether only one node reads the memory of `value`, which a view shares with its source."""
         if not isinstance(value, fx.Node):
             return True
         readers = [user for user in value.users if user is not self.batch]

@@ -1,7 +1,7 @@
-"""The part of a network that a window of some layer's result depends on.
+"""The receptive field of a window of some layer's result.
 
 A value after a few convolutions depends on a small part of the image. Linear
-bounds of such values need Λ on that part alone, and the rest is zero.
+bounds of such values need Λ on this part only; elsewhere it is zero.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from certtrain.bounds.linear import Prefix, padding
 
 View = Callable[[Tensor], Tensor]
 
-# A layer's windows are at most so many a side, and hold about so many values or more that are to be bounded.
+# At most so many windows along each side of a layer, and at least about so many values to bound in each.
 MOST_WINDOWS, VALUES_PER_WINDOW = 8, 32
 POINTWISE = (nn.BatchNorm2d, Normalize, nn.Identity, nn.Dropout, Add, *ACTIVATIONS)
 
@@ -33,12 +33,12 @@ class Window(NamedTuple):
     right: int
 
     def of(self, images: Tensor) -> Tensor:
-        """This part of images (…, H, W); whole where they have one row or column, which stands for all."""
+        """This part of images (…, H, W); a dimension of size 1, which is broadcast, stays as it is."""
         rows = slice(self.top, self.bottom) if images.shape[-2] > 1 else slice(None)
         return images[..., rows, slice(self.left, self.right) if images.shape[-1] > 1 else slice(None)]
 
     def of_box(self, box: Box) -> Box:
-        """This part of a box."""
+        """This part of the images of a box."""
         return Box(self.of(box.centre), self.of(box.radius))
 
     @property
@@ -47,24 +47,24 @@ class Window(NamedTuple):
         return self.bottom - self.top, self.right - self.left
 
     def union(self, other: "Window") -> "Window":
-        """The least window that holds both."""
+        """The smallest window that contains both."""
         top, left = min(self.top, other.top), min(self.left, other.left)
         return Window(top, max(self.bottom, other.bottom), left, max(self.right, other.right))
 
 
-def parts(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
-    """Views of the prefix's result, and what each depends on; together they hold all that is `chosen` (B, …) of it."""
+def prefixes_by_window(prefix: Prefix, chosen: Tensor) -> Iterator[tuple[View, Prefix]]:
+    """Windows of the prefix's result that contain all `chosen` (B, …) values, each with its receptive field."""
     if chosen.dim() != 4 or not all(_is_local(record) for record in prefix.records):
         yield _all, prefix
         return
     side = min(MOST_WINDOWS, isqrt(int(chosen.flatten(1).sum(1).max()) // VALUES_PER_WINDOW))
     for window in _windows(chosen.shape[2], chosen.shape[3], max(side, 1)):
         if bool(window.of(chosen).any()):
-            yield window.of, seen_by(window, prefix)
+            yield window.of, receptive_field(window, prefix)
 
 
 def _is_local(record: LayerRecord) -> bool:
-    """Whether a window of the result depends on one window of each input, as in a sum of equal shapes."""
+    """Whether a window of the result depends on one window of each input; inputs have equal shapes."""
     return isinstance(record.call.layer, (nn.Conv2d, *POINTWISE)) and len(set(record.shapes)) == 1
 
 
@@ -79,21 +79,21 @@ def _windows(height: int, width: int, side: int) -> Iterator[Window]:
             yield Window(top, min(top + rows, height), left, min(left + columns, width))
 
 
-def seen_by(window: Window, prefix: Prefix) -> Prefix:
-    """`prefix` cut down to what `window` of its result depends on."""
+def receptive_field(window: Window, prefix: Prefix) -> Prefix:
+    """The part of `prefix` that `window` of its result depends on."""
     needed = {len(prefix.records): window}
     for number in reversed(range(len(prefix.records))):
         record = prefix.records[number]
         if (after := needed.get(number + 1)) is not None:
-            before = _before(record, after)
+            before = _receptive_window(record, after)
             for value in record.call.inputs:
                 needed[value] = needed[value].union(before) if value in needed else before
     records = [_cut(record, needed, number) for number, record in enumerate(prefix.records)]
     return Prefix(records, needed[0].of_box(prefix.start))
 
 
-def _before(record: LayerRecord, after: Window) -> Window:
-    """What the window `after` of a layer's result depends on in its input."""
+def _receptive_window(record: LayerRecord, after: Window) -> Window:
+    """The window of a layer's input that the window `after` of its result depends on."""
     layer = record.call.layer
     if not isinstance(layer, nn.Conv2d):
         return after
@@ -108,7 +108,7 @@ def _before(record: LayerRecord, after: Window) -> Window:
 
 
 def _cut(record: LayerRecord, needed: dict[int, Window], number: int) -> LayerRecord:
-    """The record of the part of the layer's input that is needed; as it is where the result is not used."""
+    """The record for the needed windows of a layer's inputs and result; unchanged where the result is not needed."""
     after = needed.get(number + 1)
     if after is None:
         return record

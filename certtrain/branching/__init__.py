@@ -1,1 +1,1 @@
-"""Complete verification: branch and bound over the signs of rectifiers' inputs."""
+"""Complete verification: branch and bound over the signs of rectifier inputs."""

@@ -1,14 +1,14 @@
-"""Bounds of domains: linear relaxations with searched slopes, and the splits as Lagrange multipliers (β-CROWN).
+"""Bounds of domains: linear relaxations with optimised slopes, and a Lagrange multiplier for each split (β-CROWN).
 
-Where a split says s·z ≥ 0 of a unit's input z, f ≥ f − β s z for any β ≥ 0: a
-linear bound of the right side holds in the domain, and the best β close the gap
-that the box of z alone leaves (Wang et al. 2021, theorem 3.1). Slopes α and
-multipliers β are moved together along the gradient of the bound; the bound of
-every step holds, and the best of them is kept.
+If a split demands s·z ≥ 0 of a neuron's input z, then f ≥ f − β s z for any β ≥ 0.
+So a lower bound of the right side holds in the domain, and the best β make it
+tighter than the box of z alone does (Wang et al. 2021, theorem 3.1). Gradient ascent
+of the bound optimises slopes α and multipliers β together. The bound of every step
+is sound, and the best is kept.
 
-z is what the network computes there, rounded as it may be, and a rectifier's
-sign is that of its computed input: the splits leave no number out, in whatever
-arithmetic, and the term needs no more than what this program itself rounds.
+z is the value that the network computes, rounding included, and the split is on
+the sign of this computed value. So the two sides of a split cover all values in any
+arithmetic, and the added term needs only this program's own rounding.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
 
 ALPHA_RATE, BETA_RATE, DECAY = 0.1, 1.0, 0.98
-PART = 4  # when one of so many domains is closed, the search goes on without the closed ones
+COMPACT_SHARE = 4  # closed domains leave the ascent once they are at least one in so many
 
 
 @dataclass(frozen=True)
-class Relaxed:
-    """Domains with their boxes and the lines of their relaxations, but for slopes and multipliers."""
+class RelaxedDomains:
+    """Domains with their boxes and relaxations; slopes and multipliers are still to be chosen."""
 
     problem: Problem
     signs: Tensor
@@ -39,24 +39,24 @@ class Relaxed:
     free: dict[int, Slopes]
 
     @classmethod
-    def of(cls, problem: Problem, domains: Domains) -> "Relaxed":
+    def of(cls, problem: Problem, domains: Domains) -> "RelaxedDomains":
         prefix = problem.restricted(domains.signs)
         return cls(problem, domains.signs.to(prefix.start.radius.dtype), prefix, problem.slopes(prefix))
 
-    def examples(self, chosen: Tensor) -> "Relaxed":
+    def examples(self, chosen: Tensor) -> "RelaxedDomains":
         """Some of the domains."""
         free = {number: slopes.examples(chosen) for number, slopes in self.free.items()}
-        return Relaxed(self.problem, self.signs[chosen], self.prefix.examples(chosen), free)
+        return RelaxedDomains(self.problem, self.signs[chosen], self.prefix.examples(chosen), free)
 
     def bounds(
         self, alphas: Tensor, betas: Tensor, *, on_coefficients: OnCoefficients = lambda value, coefficients: None
     ) -> Tensor:
-        """Lower bounds (D, S) of the functions, offsets and all; `on_coefficients` is called on the way back."""
+        """Lower bounds (D, S) of the functions, offsets included; `on_coefficients` as in `backsubstitute`."""
         part, problem = self.problem.part, self.problem
         lines: LinesOf = {number: slopes.at(part(alphas, number)) for number, slopes in self.free.items()}
-        forces = -betas * self.signs * problem.scale
-        added = {number: part(forces, number) for number in problem.numbers}
-        functions = problem.functions.expand(len(forces), -1, -1)
+        multipliers = -betas * self.signs * problem.scale
+        added = {number: part(multipliers, number) for number in problem.numbers}
+        functions = problem.functions.expand(len(multipliers), -1, -1)
         found = backsubstitute(
             self.prefix,
             functions,
@@ -66,12 +66,12 @@ class Relaxed:
             on_coefficients=on_coefficients,
         )
         bounds = found + problem.offsets
-        if problem.rounding is not None:  # of this sum
+        if problem.rounding is not None:  # the rounding of this sum
             bounds = bounds - 4 * UNIT64 * (found.abs() + problem.offsets.abs())
         return bounds
 
     def project(self, alphas: Tensor, betas: Tensor) -> None:
-        """Move slopes and multipliers to where they may be, in place."""
+        """Project slopes and multipliers onto their sound values, in place."""
         for number, slopes in self.free.items():
             part = self.problem.part(alphas, number)
             torch.clamp(part, slopes.least, slopes.most, out=part)
@@ -79,16 +79,16 @@ class Relaxed:
 
 
 @torch.no_grad()
-def improved(problem: Problem, domains: Domains, steps: int, deadline: Deadline = NEVER) -> Domains:
-    """The domains with the best bounds of so many steps of ascent, or fewer where the deadline comes before.
+def optimised(problem: Problem, domains: Domains, steps: int, deadline: Deadline = NEVER) -> Domains:
+    """The domains with the best bounds of `steps` steps of ascent, or of fewer if the deadline comes first.
 
-    One that is closed is searched no more.
+    A closed domain is not optimised further.
     """
-    relaxed = Relaxed.of(problem, domains)
+    relaxed = RelaxedDomains.of(problem, domains)
     variables = [domains.alphas.clone(), domains.betas.clone()]
     relaxed.project(*variables)
-    nothing = variables[0].new_full((domains.total,), -torch.inf)
-    best = domains._replace(alphas=variables[0].clone(), betas=variables[1].clone(), bounds=nothing)
+    no_bounds = variables[0].new_full((domains.total,), -torch.inf)
+    best = domains._replace(alphas=variables[0].clone(), betas=variables[1].clone(), bounds=no_bounds)
     ascent = Ascent(variables, [ALPHA_RATE, BETA_RATE], DECAY)
     left = torch.arange(domains.total, device=best.nodes.device)
     for _ in range(steps):
@@ -97,40 +97,40 @@ def improved(problem: Problem, domains: Domains, steps: int, deadline: Deadline 
         before = [value.clone() for value in ascent.values]
         bounds, gradients = _gradients(relaxed, *before)
         _keep_better(best, left, bounds, before)
-        going = ~(best.bounds[left] > 0)
-        if not bool(going.any()):
+        unproved = ~(best.bounds[left] > 0)
+        if not bool(unproved.any()):
             return best
         ascent.step(gradients)
-        if int((~going).sum()) * PART >= len(left):
-            relaxed, left = relaxed.examples(going), left[going]
-            ascent.keep(going)
+        if int((~unproved).sum()) * COMPACT_SHARE >= len(left):
+            relaxed, left = relaxed.examples(unproved), left[unproved]
+            ascent.keep(unproved)
         relaxed.project(*ascent.values)
     _keep_better(best, left, relaxed.bounds(*ascent.values).amax(1), ascent.values)
     return best
 
 
 @torch.no_grad()
-def bounded(problem: Problem, domains: Domains) -> Tensor:
-    """The bounds (D,) with the slopes and multipliers as they are, in the precision of the problem."""
-    relaxed, like = Relaxed.of(problem, domains), problem.prefix.start.radius
+def domain_bounds(problem: Problem, domains: Domains) -> Tensor:
+    """The bounds (D,) with the present slopes and multipliers, in the precision of the problem."""
+    relaxed, like = RelaxedDomains.of(problem, domains), problem.prefix.start.radius
     values = [value.to(like.dtype, copy=True) for value in (domains.alphas, domains.betas)]
     relaxed.project(*values)
     return relaxed.bounds(*values).amax(1)
 
 
-def _gradients(relaxed: Relaxed, *values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The bounds (D,), each of the best of its functions, and how they rise with slopes and multipliers."""
+def _gradients(relaxed: RelaxedDomains, *values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The bounds (D,), each the largest of its functions' bounds, and their gradients in slopes and multipliers."""
     with torch.enable_grad():
         variables = [value.detach().requires_grad_() for value in values]
         bounds = relaxed.bounds(*variables).amax(1)
-        if not bounds.requires_grad:  # no slope is free to choose, as without ReLU
+        if not bounds.requires_grad:  # there is no slope to choose, as in a network without ReLU
             return bounds, tuple(map(torch.zeros_like, values))
         gradients = torch.autograd.grad(bounds.sum(), variables, materialize_grads=True)
     return bounds.detach(), gradients
 
 
 def _keep_better(best: Domains, rows: Tensor, bounds: Tensor, values: Sequence[Tensor]) -> None:
-    """Keep what is better than the best so far, in place; the bound that closed a domain is not replaced by another."""
+    """Keep bounds that are better than the best so far, in place. The bound that closed a domain is not replaced."""
     before = best.bounds[rows]
     better = (bounds > before) & ~(before > 0)
     chosen = rows[better]

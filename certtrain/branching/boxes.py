@@ -1,4 +1,4 @@
-"""The boxes that a tree starts from: by intervals, by CROWN and by α-CROWN, each cut by those before."""
+"""The boxes that a tree starts from: intersections of interval, CROWN and α-CROWN bounds."""
 
 from dataclasses import replace
 
@@ -13,19 +13,19 @@ from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
 
-# Every domain of a tree rests on these boxes: a few steps for many neurons serve it better than many for a few.
+# All domains of a tree use these boxes: few steps for many neurons are better than many steps for few.
 ITERATIONS, NEURONS = 10, 1024
 
 
 @torch.no_grad()
-def tight_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
-    """The records of a pass of `box` (B, …), the nonlinear layers' boxes as tight as a short α-CROWN has them.
+def tightened_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
+    """The records of a pass of `box` (B, …), with the boxes at nonlinear layers tightened by a few steps of α-CROWN.
 
-    Those that are left at the settings' deadline stay as wide as they are.
+    Boxes that are not tightened by the settings' deadline stay as they are.
     """
 
     def records(tighten: Tighten) -> list[LayerRecord]:
-        return interval_pass(graph, box, watch=NONLINEAR, rounding=settings.rounding, tighten=tighten).records
+        return interval_pass(graph, box, boxes_at=NONLINEAR, rounding=settings.rounding, tighten=tighten).records
 
     crown = records(tighten_by_crown(settings))
     if settings.deadline.over():

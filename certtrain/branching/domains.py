@@ -1,4 +1,4 @@
-"""Domains: parts of a box in which the signs of some units' inputs are fixed, and what is known of each."""
+"""Domains: parts of a box in which the signs of some neurons' inputs are fixed, with their bounds."""
 
 from typing import NamedTuple, Self
 
@@ -9,11 +9,11 @@ from torch import Tensor
 class Domains(NamedTuple):
     """D domains of one problem.
 
-    signs: (D, T) of int8: 1 or −1 where a unit's input is not below or not above zero, 0 where it is not split.
+    signs: (D, T) of int8: 1 where a neuron's input is ≥ 0, −1 where it is ≤ 0, and 0 where it is not split.
     alphas, betas: (D, T), the best slopes and multipliers found.
-    bounds: (D,), the largest of the functions' lower bounds: above zero it closes the domain, for one of them is
-        above zero all over it.
-    nodes: (D,), their numbers in the tree.
+    bounds: (D,), the largest of the functions' lower bounds. One above zero closes the domain, since one of the
+        functions is above zero in all of it.
+    nodes: (D,), the domains' numbers in the tree.
     """
 
     signs: Tensor
@@ -24,16 +24,16 @@ class Domains(NamedTuple):
 
     @property
     def total(self) -> int:
-        """D."""
+        """The number of domains, D."""
         return len(self.nodes)
 
     def take(self, chosen: Tensor | slice) -> Self:
-        """Some of them."""
+        """Some of the domains."""
         return type(self)(*(part[chosen] for part in self))
 
     @property
     def bytes(self) -> int:
-        """Of memory."""
+        """The memory that the domains take."""
         return sum(part.numel() * part.element_size() for part in self)
 
 

@@ -1,4 +1,4 @@
-"""Complete verification of one example: a tree for each class that bounds alone leave open."""
+"""Complete verification of one example: one tree for each other class."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from certtrain.bounds.box import input_box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
-from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound, reproved
 from certtrain.branching.tree import leaves_of
@@ -20,11 +20,11 @@ from certtrain.branching.tree import leaves_of
 
 @dataclass(frozen=True)
 class CompleteResult:
-    """What complete verification has found of one example.
+    """The result of complete verification for one example.
 
-    margin: if the example is proved robust, the least of the leaves' lower
-        bounds of logit[y] − logit[j], which is above zero; else None. trees: as
-        text, by class j. counterexample: (1, …), or None.
+    margin: if the example is certified, the least of the leaves' lower bounds of
+        logit[y] − logit[j], which is above zero; else None. trees: as text, by class
+        j. counterexample: (1, …), or None.
     """
 
     margin: float | None
@@ -33,13 +33,13 @@ class CompleteResult:
 
     @property
     def proved(self) -> bool:
-        """Whether the trees prove it."""
+        """Whether the trees certify the example."""
         return self.margin is not None
 
 
 @dataclass(frozen=True)
 class BoxedExample:
-    """One example (1, …) with its label (1,) and the radius of its box; `graph` is the network's in float64."""
+    """One example (1, …) with its label (1,) and the radius of its box; `graph` is the network in float64."""
 
     model: nn.Module
     graph: LayerGraph
@@ -49,20 +49,20 @@ class BoxedExample:
     arithmetic: str
 
     def prefix(self, settings: Settings) -> Prefix:
-        """The records of all layers, with the boxes that trees start from."""
+        """The records of all layers, with the boxes that the trees start from."""
         box = input_box(self.x.double(), self.eps, rounding=settings.rounding)
-        return tight_prefix(self.graph, box, settings)
+        return tightened_prefix(self.graph, box, settings)
 
     def others(self, classes: int) -> list[int]:
-        """The classes that the label has a margin to."""
+        """All classes but the label."""
         return [j for j in range(classes) if j != int(self.label)]
 
     def counterexample(self, inputs: Tensor) -> Tensor | None:
-        """One of the inputs (D, …), rounded into the box, if plain inference misclassifies it, in a batch and alone."""
+        """One of `inputs` (D, …), rounded into the box, that inference misclassifies in a batch and alone, or None."""
         copies = batch_of(self.x.expand(len(inputs), *self.x.shape[1:]), self.label.expand(len(inputs)), self.eps)
         criterion = Misclassification(self.model, self.arithmetic)
         state = AttackState(criterion, copies, torch.zeros_like(copies.rows), lambda: False)
-        state.try_out(copies, copies.project(inputs.to(self.x.dtype)))
+        state.try_inputs(copies, copies.project(inputs.to(self.x.dtype)))
         found = state.falsified.nonzero().flatten()
         return state.adversarial[found[:1]] if len(found) else None
 
@@ -77,13 +77,13 @@ def margin_problem(
 
 
 def decide_example(example: BoxedExample, classes: int, settings: Settings) -> CompleteResult:
-    """Prove the example robust or find a counterexample; neither, where the settings' deadline or domains end it."""
-    prefix, trees, margins, hits = example.prefix(settings), dict[int, str](), list[float](), list[Tensor]()
+    """Certify the example or find a counterexample; neither, if the settings' deadline or `domains` ends the search."""
+    prefix, trees, margins, found = example.prefix(settings), dict[int, str](), list[float](), list[Tensor]()
 
     def falsifies(inputs: Tensor) -> bool:
-        found = example.counterexample(inputs)
-        hits.extend([] if found is None else [found])
-        return found is not None
+        counterexample = example.counterexample(inputs)
+        found.extend([] if counterexample is None else [counterexample])
+        return counterexample is not None
 
     left = settings
     for other in example.others(classes):
@@ -92,19 +92,19 @@ def decide_example(example: BoxedExample, classes: int, settings: Settings) -> C
         problem = margin_problem(prefix, int(example.label), other, classes, settings)
         outcome = branch_and_bound(problem, left, falsifies=falsifies)
         if not outcome.proved:
-            return CompleteResult(None, {}, hits[0] if hits else None)
+            return CompleteResult(None, {}, found[0] if found else None)
         margins.append(outcome.bound)
         trees[other] = str(outcome.tree)
         left = replace(left, domains=max(1, left.domains - outcome.domains))
-    return CompleteResult(min(margins, default=None), trees)  # of one class alone nothing is claimed
+    return CompleteResult(min(margins, default=None), trees)  # a network with one class has no margin
 
 
 def check_trees(
     example: BoxedExample, classes: int, trees: Mapping[int, str], least: float, settings: Settings
 ) -> str | None:
-    """What is wrong with trees that should prove the margins to be `least`; None if every leaf is proved again.
+    """The reason why the trees do not prove that all margins are at least `least`; None if every leaf is proved again.
 
-    Raises ValueError for a text that is no tree.
+    Raises ValueError for a text that is not a tree.
     """
     if sorted(trees) != example.others(classes):
         return "its trees are not those of all other classes"

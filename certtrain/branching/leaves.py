@@ -1,8 +1,8 @@
-"""Domains with nothing left to split: there the network is affine, and a linear programme has the best multipliers.
+"""Domains without unstable neurons: the network is affine there, and a linear programme finds the best multipliers.
 
-No proof rests on the solver: its multipliers go through the same bound as all
-others, and its input through inference. Without SciPy there are none, and what
-ascent leaves open there stays open.
+No proof depends on the solver: its multipliers are used in the same sound bound as
+all others, and its input is checked by inference. Without SciPy, a domain that
+ascent leaves open stays open.
 """
 
 import importlib
@@ -14,16 +14,16 @@ from torch import Tensor
 from certtrain.bounds.activations import RECTIFIERS
 from certtrain.bounds.chunks import between_checks, row_work
 from certtrain.bounds.trace import NONLINEAR
-from certtrain.branching.bounds import bounded
+from certtrain.branching.bounds import domain_bounds
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
 
-ELASTIC = 1e4  # the most that all multipliers are together, in multiples of Λ's size: for domains that are empty
+ELASTIC = 1e4  # limit of the multipliers' sum, in multiples of Λ's size: without it an empty domain has no solution
 
 
 class LeafSolution(NamedTuple):
-    """The bound that the best multipliers prove, and the input (1, …) where the solver has found the least value."""
+    """The bound by the best multipliers, and the input (1, …) at which the solver found the least value."""
 
     bound: float
     inputs: Tensor
@@ -37,7 +37,7 @@ def affine(problem: Problem) -> bool:
 
 @torch.no_grad()
 def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER) -> LeafSolution | None:
-    """The solution for one domain that has no unstable unit; None without SciPy, or if it finds none in time."""
+    """The solution for one domain without unstable neurons; None without SciPy, or if none is found in time."""
     optimize = _scipy()
     if optimize is None or not affine(problem):
         return None
@@ -49,7 +49,7 @@ def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER)
     count, start = len(problem.functions), problem.prefix.start
     lower, upper = start.lower.flatten().tolist(), start.upper.flatten().tolist()
     scale = max(problem.scale.tolist(), default=1.0)
-    # Variables are the inputs, t above all functions, and e by which the signs may be missed.
+    # The variables are the inputs, t above all functions, and e, by which the signs may be violated.
     slack = torch.zeros(len(matrix), 2, dtype=matrix.dtype)
     slack[:count, 0], slack[count:, 1] = -1.0, -1.0
     found = optimize.linprog(
@@ -65,17 +65,17 @@ def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER)
     inputs = torch.tensor(found.x[: len(lower)], dtype=matrix.dtype).view_as(start.centre).to(start.centre)
     duals = duals.clamp(min=0).to(start.centre)
     weights = duals[:count] / duals[:count].sum()
-    return LeafSolution(_bound(problem.weighed(weights), domain, split, duals[count:]), inputs)
+    return LeafSolution(_bound(problem.weighted(weights), domain, split, duals[count:]), inputs)
 
 
-def _bound(problem: Problem, domain: Domains, split: Tensor, forces: Tensor) -> float:
-    betas = torch.zeros_like(domain.betas, dtype=forces.dtype)
-    betas[0, split] = forces / problem.scale[split]
-    return float(bounded(problem, domain._replace(betas=betas)))
+def _bound(problem: Problem, domain: Domains, split: Tensor, multipliers: Tensor) -> float:
+    betas = torch.zeros_like(domain.betas, dtype=multipliers.dtype)
+    betas[0, split] = multipliers / problem.scale[split]
+    return float(domain_bounds(problem, domain._replace(betas=betas)))
 
 
 def _affine_parts(problem: Problem, domain: Domains, split: Tensor, deadline: Deadline) -> tuple[Tensor, Tensor] | None:
-    """A and b of A x + b: the functions, and then −s·z of each split unit, which is not above zero in the domain.
+    """A and b of A x + b: the functions, and then −s·z of each split neuron, which is at most zero in the domain.
 
     None if the deadline comes before they are computed.
     """

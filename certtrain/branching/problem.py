@@ -1,4 +1,4 @@
-"""A verification problem: one box, the bounds of the network over it, and the rectifiers by whose signs it is split."""
+"""A verification problem: one box, the network's bounds over it, and the rectifiers whose signs can be split."""
 
 import copy
 from itertools import accumulate
@@ -13,26 +13,26 @@ from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix, backsubstitute
 from certtrain.bounds.lines import Slopes
 from certtrain.bounds.relaxation import free_slopes
-from certtrain.bounds.rounding import Rounding, of_line
+from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.statistics import BatchNorm, running_statistics
 
 
-class Unit(NamedTuple):
-    """A unit of a rectifier, by the number of its record and its place in flat memory."""
+class Neuron(NamedTuple):
+    """A neuron of a rectifier: the number of its record, and its flat index there."""
 
     record: int
     place: int
 
 
 class Problem:
-    """To show that over one box, (1, …), the largest of some linear functions of the logits is above zero.
+    """To prove: over one box, (1, …), the largest of some linear functions of the logits is above zero.
 
-    prefix: the records of all layers over the box. functions: (S, K), linear in the logits, and offsets: (S,), which
-        are added to them. rounding: that of the prefix; a problem without it, and in whatever precision, is enough to
-        search with.
-    The units of all rectifiers stand one after the other, T of them: a tensor (D, T) has a value for each unit in each
-    of D domains. unstable: (T,), the units whose input may have either sign in the box. stable: (T,), the other units'
-    signs. scale: (T,), the size of Λ at each unit, by which its multiplier is measured.
+    prefix: the records of all layers over the box. functions: (S, K), linear in the logits. offsets: (S,), added to the
+        functions. rounding: that of the prefix. A problem without rounding, in any precision, is enough for the search.
+
+    The T neurons of all rectifiers are numbered in order: a tensor (D, T) has a value for each neuron in each of D
+    domains. unstable: (T,), which neurons are unstable in the box. stable: (T,), the signs of the others.
+    scale: (T,), the size of Λ at each neuron, the unit of its multiplier.
     """
 
     def __init__(self, prefix: Prefix, functions: Tensor, offsets: Tensor, rounding: Rounding | None = None) -> None:
@@ -41,32 +41,34 @@ class Problem:
         sizes = [prefix.records[number].shape[1:].numel() for number in self.numbers]
         ends = [0, *accumulate(sizes)]
         self.parts = {n: slice(a, b) for n, a, b in zip(self.numbers, ends[:-1], ends[1:], strict=True)}
-        self.units = ends[-1]
+        self.neurons = ends[-1]
         boxes = self._boxes()
         self.unstable = self.flat({number: (box.lower < 0) & (box.upper > 0) for number, box in boxes.items()})[0]
         self.stable = self.flat({number: (box.lower >= 0) * 2 - 1 for number, box in boxes.items()})[0]
         self.scale = self._scale()
 
     def in_float32(self) -> "Problem":
-        """The same in float32 and without any rounding: to search with, not to prove."""
-        records = [_single(record) for record in self.prefix.records]
-        return Problem(Prefix(records, _float(self.prefix.start)), self.functions.float(), self.offsets.float())
+        """The same in float32 and without rounding: for the search, not for proofs."""
+        records = [_float_record(record) for record in self.prefix.records]
+        return Problem(Prefix(records, _float_box(self.prefix.start)), self.functions.float(), self.offsets.float())
 
-    def weighed(self, weights: Tensor) -> "Problem":
-        """With one function, the sum of all by weights (S,) that are not negative: where it is above zero one is."""
+    def weighted(self, weights: Tensor) -> "Problem":
+        """With one function: the sum of all with nonnegative weights (S,). Where it is above zero, one of them is."""
         functions, offsets = (weights @ self.functions)[None], (weights @ self.offsets)[None]
         slack = self.prefix.records[-1].slack
         if slack is not None:
-            # The last layer's slack is more than what rounds off of its results' products, in sums of many terms.
-            lost = (weights @ self.functions.abs()) @ slack[0] + of_line(len(weights)) * (weights @ self.offsets.abs())
+            # The last layer's slack bounds the rounding of its results, and of their products and sums.
+            lost = (weights @ self.functions.abs()) @ slack[0] + backsubstitution_error(len(weights)) * (
+                weights @ self.offsets.abs()
+            )
             offsets = offsets - lost
         return Problem(self.prefix, functions, offsets, self.rounding)
 
     @torch.no_grad()
     def _scale(self) -> Tensor:
-        """(T,) the mean |Λ| of each unit's rectifier, which its multipliers are to outweigh.
+        """(T,) the mean |Λ| at each neuron's rectifier, which its multipliers must be able to outweigh.
 
-        Where it is 0 the largest of the others, or 1, takes its place: in parts of the box multipliers may count there.
+        Where it is 0, it is replaced by the largest of the others, or by 1, since Λ may not be 0 in every domain.
         """
         sizes: dict[int, Tensor] = {}
 
@@ -76,56 +78,56 @@ class Problem:
 
         functions = self.functions.unsqueeze(0)
         backsubstitute(self.prefix, functions, rounding=self.rounding, on_coefficients=on_coefficients)
-        # Of a rectifier that nothing reads there is no Λ.
+        # A rectifier whose result is not used has no Λ.
         none = self.prefix.start.radius.new_zeros(1, 1)
         scale = self.flat({n: sizes.get(n, none.expand(1, p.stop - p.start)) for n, p in self.parts.items()})[0]
         largest = max(scale.tolist(), default=0.0) or 1.0
         return scale.where(scale != 0, largest)
 
     def run(self, x: Tensor, signs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The logits (D, K) of inputs (D, …), and the units' inputs (D, T).
+        """The logits (D, K) of inputs (D, …), and the neurons' inputs (D, T).
 
-        With `signs` (D, T), none of them 0, each unit is the line that it is on that side, wherever its input is.
+        With `signs` (D, T), none of them 0, each neuron is replaced by its line on that side of zero.
         """
-        values, met = {0: x}, {}
+        values, layer_inputs = {0: x}, {}
         for number, record in enumerate(self.prefix.records):
             layer, inputs = record.call.layer, [values[value] for value in record.call.inputs]
-            met[number] = inputs[0]
+            layer_inputs[number] = inputs[0]
             if signs is None or number not in self.parts:
                 values[number + 1] = layer(*inputs)
             else:
                 rising = self.part(signs, number).squeeze(1) > 0
                 values[number + 1] = inputs[0] * torch.where(rising, 1.0, slope_of(layer))
-        return values[len(self.prefix.records)], self.flat(met, len(x))
+        return values[len(self.prefix.records)], self.flat(layer_inputs, len(x))
 
     def _boxes(self) -> dict[int, Box]:
         found = {number: self.prefix.records[number].box for number in self.numbers}
         return {number: box for number, box in found.items() if box is not None}
 
     def flat(self, parts: dict[int, Tensor], rows: int = 1) -> Tensor:
-        """(D, T) of tensors (D, …), one for each rectifier; D is `rows`, which a network without rectifiers has too."""
+        """(D, T) from tensors (D, …), one for each rectifier. D is `rows` for a network without rectifiers."""
         flat = [parts[number].flatten(1) for number in self.numbers]
         return torch.cat(flat, 1) if flat else self.prefix.start.radius.new_zeros(rows, 0)
 
     def part(self, values: Tensor, number: int) -> Tensor:
-        """Of values (D, T), those (D, 1, …) of one rectifier, for all functions."""
+        """The values (D, 1, …) of one rectifier, out of (D, T), for all functions."""
         shape = self.prefix.records[number].shape[1:]
         return values[:, self.parts[number]].view(len(values), 1, *shape)
 
-    def unit(self, index: int) -> Unit:
-        """The unit with that number among the T."""
+    def neuron(self, index: int) -> Neuron:
+        """The neuron with this number among the T."""
         number = max(n for n in self.numbers if self.parts[n].start <= index)
-        return Unit(number, index - self.parts[number].start)
+        return Neuron(number, index - self.parts[number].start)
 
-    def index(self, unit: Unit) -> int:
-        """Its number among the T. Raises ValueError for one that is not there."""
-        part = self.parts.get(unit.record)
-        if part is None or not 0 <= unit.place < part.stop - part.start:
-            raise ValueError(f"the network has no unit {unit.record}:{unit.place}")
-        return int(part.start) + unit.place
+    def index(self, neuron: Neuron) -> int:
+        """The neuron's number among the T. Raises ValueError if there is no such neuron."""
+        part = self.parts.get(neuron.record)
+        if part is None or not 0 <= neuron.place < part.stop - part.start:
+            raise ValueError(f"the network has no neuron {neuron.record}:{neuron.place}")
+        return int(part.start) + neuron.place
 
     def restricted(self, signs: Tensor) -> Prefix:
-        """The prefix over D domains, in each of which the units' inputs have these `signs` (D, T); 0 is either."""
+        """The prefix over D domains, in which the neurons' inputs have these `signs` (D, T); 0 allows both."""
         prefix = self.prefix.examples(torch.zeros(len(signs), dtype=torch.long, device=signs.device))
         records = list(prefix.records)
         for number in self.numbers:
@@ -135,25 +137,25 @@ class Problem:
         return prefix._replace(records=records)
 
     def slopes(self, prefix: Prefix) -> dict[int, Slopes]:
-        """The rectifiers that have a slope to choose."""
+        """The slopes of the rectifiers that have one to choose, by record."""
         records = {number: prefix.records[number] for number in self.numbers}
         found = {n: free_slopes(v.call.layer, v.box) for n, v in records.items() if v.box is not None}
         return {number: slopes for number, slopes in found.items() if slopes is not None}
 
 
 def _halved(box: Box, signs: Tensor) -> Box:
-    """The part of `box` (D, …) on the side of zero that a sign names; all of it, as it was, where the sign is 0."""
+    """The part of `box` (D, …) on the sign's side of zero; the unchanged box where the sign is 0."""
     ends = torch.where(signs > 0, box.upper, box.lower).where(signs != 0, 0.0) / 2
-    whole = signs == 0
-    return Box(torch.where(whole, box.centre, ends), torch.where(whole, box.radius, ends.abs()))
+    unsplit = signs == 0
+    return Box(torch.where(unsplit, box.centre, ends), torch.where(unsplit, box.radius, ends.abs()))
 
 
-def _single(record: LayerRecord) -> LayerRecord:
+def _float_record(record: LayerRecord) -> LayerRecord:
     layer = copy.deepcopy(record.call.layer).float()
-    box = None if record.box is None else _float(record.box)
+    box = None if record.box is None else _float_box(record.box)
     statistics = running_statistics(layer) if isinstance(layer, BatchNorm) else None
     return record._replace(call=record.call._replace(layer=layer), statistics=statistics, box=box, slack=None)
 
 
-def _float(box: Box) -> Box:
+def _float_box(box: Box) -> Box:
     return Box(box.centre.float(), box.radius.float())

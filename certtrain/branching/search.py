@@ -1,4 +1,4 @@
-"""Branch and bound: domains are split and bounded until all are closed, or time, memory or domains are used up."""
+"""Branch and bound: domains are split and bounded until all are closed, or until a limit is reached."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from certtrain.bounds.chunks import between_checks, row_bytes, row_work
 from certtrain.bounds.settings import Settings
-from certtrain.branching.bounds import bounded, improved
+from certtrain.branching.bounds import domain_bounds, optimised
 from certtrain.branching.domains import Domains, concatenated
 from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
-from certtrain.branching.selection import BranchingScores, branching_scores, chosen_units, sides
+from certtrain.branching.selection import BranchingScores, branching_scores, chosen_neurons, sides
 from certtrain.branching.tree import Path, Tree
 
-FIRST_STEPS, STEPS = 50, 5  # of ascent, for the whole box and for each later domain
-MOST_DOMAINS = 512  # at once
-RETRY_DOMAINS, RETRY_STEPS = 200, 200  # domains and steps of ascent that a leaf may take when it is proved once more
-RESERVE = 1.25  # times what rounding takes from the bound of the whole box is kept for what it takes in its parts
+FIRST_STEPS, STEPS = 50, 5  # steps of ascent for the whole box, and for each later domain
+MOST_DOMAINS = 512  # in a batch
+RETRY_DOMAINS, RETRY_STEPS = 200, 200  # limits for proving a leaf again: domains, and steps of ascent
+RESERVE = 1.25  # the float32 search aims above zero by so many times the rounding in the bound of the whole box
 
 # Whether one of the inputs (D, …) is a counterexample.
 Falsifies = Callable[[Tensor], bool]
@@ -27,11 +27,11 @@ Falsifies = Callable[[Tensor], bool]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a problem.
+    """The result of a search.
 
-    bound: the least lower bound of the leaves that are closed; infinity if there are none.
+    bound: the least lower bound of the closed leaves; infinity if there are none.
     open: how many leaves are not closed. domains: how many were bounded.
-    falsified: a counterexample ended the search.
+    falsified: whether a counterexample ended the search.
     """
 
     bound: float
@@ -47,24 +47,24 @@ class Outcome:
 
 
 def branch_and_bound(problem: Problem, settings: Settings, *, falsifies: Falsifies = lambda inputs: False) -> Outcome:
-    """Split the box of `problem` until one of its functions is above zero in every part.
+    """Split the box of `problem` until, in every domain, one of its functions is proved to be above zero.
 
-    `falsifies` is called with the inputs (D, …) where the bounds of some domains have their least; if it returns True,
-    the search ends. What is open at the settings' deadline, or after their number of domains, or when those that wait
-    take more than their memory, stays open, and so does a domain that has nothing to split and no bound above zero.
+    `falsifies` is called with the inputs (D, …) that minimise the bounds of some domains; if it returns True, the
+    search ends. Domains stay open at the settings' deadline, after `domains` domains, or when the open domains take
+    more than `memory`. A domain without unstable neurons stays open if its bound is not above zero.
     """
     search = BranchAndBound(problem, settings, falsifies)
-    search.begin(search.first(torch.zeros(1, problem.units)))
+    search.begin(search.first(torch.zeros(1, problem.neurons)))
     return search.run()
 
 
 def reproved(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:
-    """How many of the leaves are not proved, each from its splits alone. Raises ValueError for a unit unknown here.
+    """How many of the leaves cannot be proved, each from its splits alone. Raises ValueError for an unknown neuron.
 
-    Where the bounds do not reach zero at once, a leaf may be split further.
+    A leaf whose bound is not above zero at first may be split further.
     """
-    search, missing = BranchAndBound(problem, settings), 0
-    # Read one by one, since a file may hold long paths of units that do not exist; as many at once as memory takes.
+    search, unproved = BranchAndBound(problem, settings), 0
+    # Read one by one, since a file may contain long paths of unknown neurons; bounded in batches that fit the memory.
     rows = (_signs(problem, path) for path in leaves)
     while part := list(islice(rows, search.most)):
         left = torch.stack(part).to(problem.prefix.start.radius.device)
@@ -73,74 +73,74 @@ def reproved(problem: Problem, leaves: Iterable[Path], settings: Settings) -> in
         if len(left):
             again = BranchAndBound(problem, replace(settings, domains=RETRY_DOMAINS * len(left)))
             again.begin(again.first(left))
-            missing += 0 if again.run().proved else len(left)
-    return missing
+            unproved += 0 if again.run().proved else len(left)
+    return unproved
 
 
 def is_closed(domains: Domains) -> Tensor:
-    """Which domains (D,) are proved; NaN and infinity prove nothing."""
+    """Which domains (D,) are closed; NaN and infinity close none."""
     return (domains.bounds > 0) & domains.bounds.isfinite()
 
 
 def _signs(problem: Problem, path: Path) -> Tensor:
-    """(T,) of one leaf."""
-    signs = torch.zeros(problem.units, dtype=torch.int8)
-    for unit, sign in path:
-        signs[problem.index(unit)] = sign
+    """The signs (T,) of one leaf."""
+    signs = torch.zeros(problem.neurons, dtype=torch.int8)
+    for neuron, sign in path:
+        signs[problem.index(neuron)] = sign
     return signs
 
 
 class BranchAndBound:
-    """The search for one problem: the domains that wait, and the tree that they are leaves of.
+    """The search for one problem: the open domains `waiting`, and the tree whose leaves they are.
 
-    It searches in float32 by `fast`, and closes a domain only by the bound of `problem`, with all its rounding.
+    The search uses `fast`, in float32. Only a bound of `problem`, with all rounding, closes a domain.
     """
 
     def __init__(self, problem: Problem, settings: Settings, falsifies: Falsifies = lambda inputs: False) -> None:
         self.problem, self.settings, self.falsifies = problem, settings, falsifies
         self.fast = problem.in_float32()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
-        self.domains, self.falsified, self.stuck = 0, False, False
+        self.domains, self.falsified, self.unprovable = 0, False, False
         self.most = self._most()
-        self.reserve = RESERVE * self._cost()
+        self.reserve = RESERVE * self._rounding_cost()
         self.fast.offsets = self.fast.offsets - self.reserve
 
     def _most(self) -> int:
-        """How many domains at once: those that memory holds and, with a deadline, a step takes well under a second."""
+        """Domains per batch: as many as fit the memory and, with a deadline, take well under a second for one step."""
         work = row_work(self.fast.prefix, gradients=True) * len(self.problem.functions)
         held = self.settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))
         return max(1, between_checks(min(MOST_DOMAINS, held), work, self.settings.deadline))
 
-    def _cost(self) -> float:
-        """What rounding takes from the bound of the whole box: the search aims at that much more than zero."""
-        first = self.first(torch.zeros(1, self.problem.units))
-        cost = bounded(self.fast, first).double() - bounded(self.problem, first)
+    def _rounding_cost(self) -> float:
+        """How much rounding reduces the bound of the whole box; the search aims above zero by a multiple of this."""
+        first = self.first(torch.zeros(1, self.problem.neurons))
+        cost = domain_bounds(self.fast, first).double() - domain_bounds(self.problem, first)
         return float(cost.clamp(min=0).nan_to_num(0.0))
 
     def first(self, signs: Tensor) -> Domains:
-        """Domains of these signs (D, T), with the slopes that their boxes give."""
+        """Domains with these signs (D, T) and the initial slopes of the box."""
         like = self.fast.prefix.start.radius
-        alphas = like.new_zeros(self.problem.units)
+        alphas = like.new_zeros(self.problem.neurons)
         for number, slopes in self.fast.slopes(self.fast.prefix).items():
             alphas[self.fast.parts[number]] = slopes.first.flatten()
-        nothing = like.new_zeros(signs.shape)
+        zeros = like.new_zeros(signs.shape)
         return Domains(
             signs=signs.to(like.device, torch.int8),
-            alphas=alphas.expand_as(nothing).clone(),
-            betas=nothing,
+            alphas=alphas.expand_as(zeros).clone(),
+            betas=zeros,
             bounds=like.new_full((len(signs),), -torch.inf),
             nodes=torch.zeros(len(signs), dtype=torch.long, device=like.device),
         )
 
     def bound(self, domains: Domains, steps: int) -> Domains:
-        """The domains after a search for slopes and multipliers; those that may be closed have bounds that are proved.
+        """The domains with optimised slopes and multipliers, and proved bounds where they may be closed.
 
-        A bound of a domain holds in its parts. NaN and infinity are no bounds.
+        A bound of a domain holds in the domains that it is split into. NaN and infinity are no bounds.
         """
-        found = improved(self.fast, domains, steps, self.settings.deadline)
-        bounds, hopeful = found.bounds.to(self.problem.prefix.start.radius), found.bounds > -self.reserve
-        if bool(hopeful.any()):
-            bounds[hopeful] = bounded(self.problem, found.take(hopeful))
+        found = optimised(self.fast, domains, steps, self.settings.deadline)
+        bounds, candidates = found.bounds.to(self.problem.prefix.start.radius), found.bounds > -self.reserve
+        if bool(candidates.any()):
+            bounds[candidates] = domain_bounds(self.problem, found.take(candidates))
         bounds = bounds.where(bounds < torch.inf, -torch.inf)
         return found._replace(bounds=torch.maximum(bounds, domains.bounds.to(bounds)))
 
@@ -149,13 +149,13 @@ class BranchAndBound:
         self._sort(self.bound(domains, FIRST_STEPS))
 
     def run(self) -> Outcome:
-        """Split the domains that wait until none does, or something ends the search."""
-        while self.waiting and not (self.falsified or self.stuck or self._enough()):
+        """Split open domains until there are none, or a limit or counterexample ends the search."""
+        while self.waiting and not (self.falsified or self.unprovable or self._limit_reached()):
             self._step(self._take())
         left = sum(part.total for part in self.waiting)
         return Outcome(self.least, self.tree, left, self.domains, self.falsified)
 
-    def _enough(self) -> bool:
+    def _limit_reached(self) -> bool:
         held = sum(part.bytes for part in self.waiting)
         return self.domains >= self.settings.domains or held > self.settings.memory or self.settings.deadline.over()
 
@@ -170,30 +170,30 @@ class BranchAndBound:
             self._split(batch.take(splittable), scores.take(splittable))
 
     def _close(self, domains: Domains) -> bool:
-        """Whether all of these, in which nothing is left to split, could be closed."""
+        """Close these domains, which have no unstable neurons; whether all could be closed."""
         for row in range(domains.total):
             if self.settings.deadline.over():
                 return False
             leaf = leaf_solution(self.problem, domains.take(slice(row, row + 1)), self.settings.deadline)
             self.falsified = leaf is not None and self.falsifies(leaf.inputs)
-            self.stuck = not self.falsified and (leaf is None or not 0 < leaf.bound < torch.inf)
-            if self.falsified or self.stuck or leaf is None:
+            self.unprovable = not self.falsified and (leaf is None or not 0 < leaf.bound < torch.inf)
+            if self.falsified or self.unprovable or leaf is None:
                 return False
             self.least = min(self.least, leaf.bound)
         return True
 
     def _split(self, domains: Domains, scores: BranchingScores) -> None:
-        units = chosen_units(self.fast, domains, scores)
+        neurons = chosen_neurons(self.fast, domains, scores)
         if self.settings.deadline.over():
             self.waiting.append(domains)
             return
-        each = zip(domains.nodes.tolist(), units.tolist(), strict=True)
-        nodes = torch.tensor([self.tree.split(node, self.problem.unit(unit)) for node, unit in each]).to(units)
-        halves = [sides(domains, units, sign)._replace(nodes=own) for sign, own in zip((1, -1), nodes.T, strict=True)]
+        each = zip(domains.nodes.tolist(), neurons.tolist(), strict=True)
+        nodes = torch.tensor([self.tree.split(node, self.problem.neuron(neuron)) for node, neuron in each]).to(neurons)
+        halves = [sides(domains, neurons, sign)._replace(nodes=own) for sign, own in zip((1, -1), nodes.T, strict=True)]
         self._sort(self.bound(concatenated(halves), STEPS))
 
     def _sort(self, domains: Domains) -> None:
-        """Let those that are open wait, the least bounds last."""
+        """Append the open domains to `waiting`, the least bounds last."""
         self.domains += domains.total
         closed = is_closed(domains)
         self.least = min([self.least, *domains.bounds[closed].tolist()])
@@ -202,15 +202,15 @@ class BranchAndBound:
             self.waiting.append(left.take(left.bounds.argsort(descending=True)))
 
     def _take(self) -> Domains:
-        """The newest domains, those with the least bounds first, which wait no more; no more than may be split."""
+        """Take the newest domains off `waiting`, those with the least bounds first, as many as may be split."""
         return concatenated(list(self._newest()))
 
     def _newest(self) -> Iterator[Domains]:
-        room = max(1, min(self.most, (self.settings.domains - self.domains) // 2))
-        while self.waiting and room:
+        most = max(1, min(self.most, (self.settings.domains - self.domains) // 2))
+        while self.waiting and most:
             part = self.waiting.pop()
-            kept = max(0, part.total - room)
+            kept = max(0, part.total - most)
             if kept:
                 self.waiting.append(part.take(slice(0, kept)))
             yield part.take(slice(kept, None))
-            room -= part.total - kept
+            most -= part.total - kept

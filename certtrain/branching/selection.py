@@ -1,10 +1,10 @@
-"""Which unit to split a domain by: filtered smart branching (De Palma et al. 2021).
+"""Which neuron to split a domain by: filtered smart branching (De Palma et al. 2021).
 
-The few units of the highest scores are tried: the bounds of both sides, with
-slopes and multipliers as they are, say what the split is worth. The score is
-what a unit's relaxation takes from the bound at most: the chord's offset times
-Λ (Bunel et al. 2020). What it takes at the input where the domain's bound has
-its least was tried as well, and led to more domains.
+The few neurons with the highest scores are tried: the gain of a split is measured
+by the bounds of both sides, with the present slopes and multipliers. The score is
+the most that a neuron's relaxation can reduce the bound: the chord's offset times Λ
+(Bunel et al. 2020). The reduction at the input that minimises the domain's bound was
+tried as a score as well, and led to more domains.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from certtrain.bounds.box import Box
 from certtrain.bounds.linear import Prefix
-from certtrain.branching.bounds import Relaxed, bounded
+from certtrain.branching.bounds import RelaxedDomains, domain_bounds
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 
@@ -23,11 +23,11 @@ CANDIDATES = 4
 
 @dataclass(frozen=True)
 class BranchingScores:
-    """Of each unit of D domains, by one backsubstitution.
+    """The scores of all neurons of D domains, from one backsubstitution.
 
-    minimisers: (D, …), the inputs where the linear bounds have their least.
-    scores: (D, T), what each unstable unit's relaxation takes from the bound at most; 0 for others.
-    unstable: (D, T), the units that can be split.
+    minimisers: (D, …), the inputs that minimise the linear bounds.
+    scores: (D, T), the most that each unstable neuron's relaxation can reduce the bound; 0 for others.
+    unstable: (D, T), the neurons that can be split.
     """
 
     minimisers: Tensor
@@ -35,14 +35,14 @@ class BranchingScores:
     unstable: Tensor
 
     def take(self, chosen: Tensor) -> "BranchingScores":
-        """Of some of the domains."""
+        """The scores of some of the domains."""
         return BranchingScores(self.minimisers[chosen], self.scores[chosen], self.unstable[chosen])
 
 
 @torch.no_grad()
 def branching_scores(problem: Problem, domains: Domains) -> BranchingScores:
     """The minimisers of the domains' bounds, and the scores."""
-    relaxed, found = Relaxed.of(problem, domains), dict[int, Tensor]()
+    relaxed, found = RelaxedDomains.of(problem, domains), dict[int, Tensor]()
     best = relaxed.bounds(domains.alphas, domains.betas, on_coefficients=found.__setitem__).argmax(1)
     rows = torch.arange(domains.total, device=best.device)
     start = relaxed.prefix.start
@@ -56,9 +56,9 @@ def branching_scores(problem: Problem, domains: Domains) -> BranchingScores:
 
 
 @torch.no_grad()
-def chosen_units(problem: Problem, domains: Domains, scores: BranchingScores) -> Tensor:
-    """For each domain (D,) the number of the unit to split by. Each must have an unstable one."""
-    tried = scores.scores.topk(min(CANDIDATES, problem.units), 1).indices  # (D, C)
+def chosen_neurons(problem: Problem, domains: Domains, scores: BranchingScores) -> Tensor:
+    """For each domain (D,), the number of the neuron to split. Each domain must have an unstable one."""
+    tried = scores.scores.topk(min(CANDIDATES, problem.neurons), 1).indices  # (D, C)
     usable = scores.unstable.gather(1, tried)
     gains = [_gains(problem, domains, tried[:, column]) for column in range(tried.shape[1])]
     worth = torch.stack(gains, 1).where(usable, -torch.inf)
@@ -66,31 +66,31 @@ def chosen_units(problem: Problem, domains: Domains, scores: BranchingScores) ->
     return torch.where(usable.any(1), chosen, scores.unstable.to(torch.uint8).argmax(1))
 
 
-def sides(domains: Domains, units: Tensor, sign: int) -> Domains:
-    """One side of the domains, each split by its own unit of `units` (D,)."""
-    return domains._replace(signs=domains.signs.scatter(1, units.unsqueeze(1), sign))
+def sides(domains: Domains, neurons: Tensor, sign: int) -> Domains:
+    """One side of each domain after a split of its neuron in `neurons` (D,)."""
+    return domains._replace(signs=domains.signs.scatter(1, neurons.unsqueeze(1), sign))
 
 
-def _gains(problem: Problem, domains: Domains, units: Tensor) -> Tensor:
-    """What a split is worth (D,): what its two sides gain together, each up to what closes it.
+def _gains(problem: Problem, domains: Domains, neurons: Tensor) -> Tensor:
+    """The gain of a split (D,): the sum of the improvements on both sides, each at most what closes the side.
 
-    That made smaller trees than their product, or the lesser of the two: a side that is closed at once counts much.
+    The sum gave smaller trees than the product or the minimum, since a side that is closed at once counts a lot.
     """
     worth = torch.zeros_like(domains.bounds)
     for sign in (1, -1):
-        gain = bounded(problem, sides(domains, units, sign)) - domains.bounds
+        gain = domain_bounds(problem, sides(domains, neurons, sign)) - domains.bounds
         worth = worth + torch.minimum(gain, -domains.bounds).nan_to_num(0.0)
     return worth
 
 
 def _offset(lower: Tensor, upper: Tensor) -> Tensor:
-    """Of the chord of max(x, 0) over [lower, upper]: how far it is above at zero, which is the farthest."""
+    """The height at zero of the chord of max(x, 0) over [lower, upper], its largest distance from the function."""
     above, below = upper.relu(), (-lower).relu()
     return above * below / (above + below).clamp(min=torch.finfo(above.dtype).tiny)
 
 
 def _ends(problem: Problem, prefix: Prefix) -> tuple[Tensor, Tensor]:
-    """Of all units' inputs (D, T)."""
+    """Lower and upper bounds of all neurons' inputs (D, T)."""
     boxes: dict[int, Box] = {n: box for n in problem.numbers if (box := prefix.records[n].box) is not None}
     lower, upper = {n: box.lower for n, box in boxes.items()}, {n: box.upper for n, box in boxes.items()}
     rows = len(prefix.start.radius)
@@ -98,7 +98,7 @@ def _ends(problem: Problem, prefix: Prefix) -> tuple[Tensor, Tensor]:
 
 
 def _or_zero(coefficients: Tensor | None, rows: Tensor, best: Tensor, prefix: Prefix, number: int) -> Tensor:
-    """Λ (D, …) of the function with the largest bound; zero where nothing reads the layer."""
+    """Λ (D, …) of the function with the largest bound; zero if the layer's result is not used."""
     if coefficients is not None:
         return coefficients[rows, best]
     return prefix.start.radius.new_zeros(len(rows), *prefix.records[number].shape[1:])

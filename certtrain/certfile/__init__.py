@@ -1,4 +1,4 @@
-"""Certificates as a file: written point by point, read with suspicion, checked by computing them again."""
+"""Certificate files: written batch by batch, read strictly, and checked by recomputing them."""
 
 from certtrain.certfile.checking import Checked, check, check_model
 from certtrain.certfile.lines import Header, Record, Seal, differences

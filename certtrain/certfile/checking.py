@@ -1,4 +1,4 @@
-"""Certificates computed again: nothing in the file is taken on trust."""
+"""Checks of certificate files: everything in a file is computed once more."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from certtrain.bounds.box import PIXEL_RANGE, box_ends
-from certtrain.bounds.methods import SEARCHED
+from certtrain.bounds.methods import SEARCH_METHODS
 from certtrain.bounds.settings import DEFAULT
 from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
@@ -22,22 +22,22 @@ from certtrain.runtime.precision import tensor_cores
 from certtrain.verification.complete import COMPLETE, CompleteStep
 from certtrain.verification.methods import assumptions_of, examples_at_once, methods_of, step_named
 from certtrain.verification.results import count
-from certtrain.verification.steps import ExampleBatch, classified, fooled
+from certtrain.verification.steps import ExampleBatch, correctly_classified, misclassified_alone
 from certtrain.verification.verify import check_fit, network_of
 
-# Two machines sum the same float64 terms in different orders. The sum of 10⁴ terms up to 10³ is then uncertain by
-# 10³ · 10⁴ · 2⁻⁵³ ≈ 10⁻⁹; a greater margin comes from greater terms.
+# Two machines may sum the same float64 terms in different orders. A sum of 10⁴ terms up to 10³ is then uncertain by
+# 10³ · 10⁴ · 2⁻⁵³ ≈ 10⁻⁹; larger margins are sums of larger terms.
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
-# A search stops at a margin above zero and steps by signs of gradients: where it ends hangs on the last digit of a sum.
-# Not stopped, it passes where it stopped elsewhere, but for slopes that other roundings led to, which cost less than
-# this share of the margin: the search itself gives up where ten steps gain a hundredth of it.
+# An optimisation stops at a margin above zero, and its steps depend on the last digits of sums. Without an early
+# stop it reaches the margin at which it stopped on another machine, up to differences in the slopes. These cost less
+# than this share of the margin: the optimisation itself stops where ten steps gain a hundredth of the share.
 SEARCHED_RELATIVE = 1e-3
-NAMED = 5  # disagreements that an error spells out
+MOST_SHOWN = 5  # disagreements that an error message lists
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A certificate file that holds: `examples` in it, `checked` of them, and the verdicts of those."""
+    """The result for a valid file: the `examples` in it, how many were `checked`, and counts of their verdicts."""
 
     file: str
     examples: int
@@ -53,7 +53,7 @@ class Checked:
 
     @property
     def partial(self) -> bool:
-        """Whether some points were not looked at."""
+        """Whether some examples were not checked."""
         return self.checked < self.examples
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,17 +73,17 @@ def check(
     memory: int = DEFAULT.memory,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Checked:
-    """Compute the certificates of `contents`, read from `path`, again, of the first `limit` examples or of all.
+    """Recompute the certificates of `contents`, read from `path`, for the first `limit` examples or all.
 
-    `images` are as many of the named split as the header says. A certified
-    point must be certified again by the same method, its margin as recorded, or
-    for a method that searches at most what the search finds; a
-    counterexample must lie in the box of real numbers, and plain inference must
-    misclassify it; what is recorded as misclassified must be, and nothing else.
+    `images` are as many examples of the named split as the header says. A certified
+    example must be certified again by the same method, with the recorded margin; for
+    a method that optimises, the margin may be at most what the optimisation reaches.
+    A counterexample must be in the exact box, and inference must misclassify it.
+    Exactly the examples that are recorded as misclassified must be misclassified.
     `memory` is for linear bounds, in bytes.
 
-    Raises CertificateError if the model or the data are others, and FailedCheck
-    if a record is of another example or its claim does not hold.
+    Raises CertificateError if the model or the data differ, and FailedCheck if a
+    record is about another example or its claim does not hold.
     """
     start = time.monotonic()
     check_fit(model, images)
@@ -91,14 +91,14 @@ def check(
         raise CertificateError(f"{path} is not finished; the command that wrote it goes on with it")
     _check_header(path, contents.header, model_file, model, images)
     records = [contents.records[index] for index in range(len(images))]
-    wrong = list(_foreign(records, images))
+    wrong = list(_other_examples(records, images))
     if not wrong:
         records = records[:limit]
-        again = _Again(contents.header, network_of(model, contents.header.network), images, memory)
-        wrong = list(again.disagreements(records, on_progress))
+        recheck = _Recheck(contents.header, network_of(model, contents.header.network), images, memory)
+        wrong = list(recheck.disagreements(records, on_progress))
     if wrong:
-        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        raise FailedCheck(f"{path} does not hold: {'; '.join(wrong[:NAMED])}{more}")
+        more = f"; and {len(wrong) - MOST_SHOWN} more" if len(wrong) > MOST_SHOWN else ""
+        raise FailedCheck(f"{path} does not hold: {'; '.join(wrong[:MOST_SHOWN])}{more}")
     return _outcome(path, contents, records, time.monotonic() - start)
 
 
@@ -120,7 +120,7 @@ def _outcome(path: Path, contents: Contents, records: list[Record], seconds: flo
 
 
 def _check_header(path: Path, header: Header, model_file: Path, model: Classifier, images: ImageSet) -> None:
-    """Raise CertificateError if the header speaks of something else, or of something that cannot be computed here."""
+    """Raise CertificateError if the header describes other data, another model, or a task that is not supported."""
     check_model(path, header, model_file, model)
     if header.data.model_dump() != data_of(images):
         raise CertificateError(
@@ -136,7 +136,7 @@ def _check_header(path: Path, header: Header, model_file: Path, model: Classifie
 
 
 def check_model(path: Path, header: Header, model_file: Path, model: Classifier) -> None:
-    """Raise CertificateError if the header speaks of another model."""
+    """Raise CertificateError if the header describes another model."""
     here = hash_model(model_file, model)
     if header.model != here:
         raise CertificateError(f"{path} is about another model than {model_file}: {_which(header, here)}")
@@ -150,8 +150,8 @@ def _which(header: Header, here: Any) -> str:
     return "the weights and the architecture are the same, but the rest of the file is not"
 
 
-def _foreign(records: Sequence[Record], images: ImageSet) -> Iterator[str]:
-    """Records that are about other examples than those of their numbers."""
+def _other_examples(records: Sequence[Record], images: ImageSet) -> Iterator[str]:
+    """Errors for records whose label or image differs from the example of their number."""
     for record, label in zip(records, images.labels.tolist(), strict=True):
         if record.label != label:
             yield f"example {record.index} has label {label}, not {record.label}"
@@ -159,85 +159,89 @@ def _foreign(records: Sequence[Record], images: ImageSet) -> Iterator[str]:
             yield f"example {record.index} is another image"
 
 
-Judge = Callable[[Sequence[Record]], Iterator[str]]
+RecordCheck = Callable[[Sequence[Record]], Iterator[str]]
 
 
 @dataclass(frozen=True)
-class _Again:
+class _Recheck:
+    """The recomputation of the records of one file."""
+
     header: Header
     model: Classifier
     images: ImageSet
     memory: int
 
     def disagreements(self, records: Sequence[Record], on_progress: Callable[[int, int], None]) -> Iterator[str]:
-        """A part of a sentence for each claim that does not hold."""
+        """A message for each claim that does not hold."""
         size, done = self.header.batch_size, 0
-        jobs: list[tuple[Judge, list[Record], int]] = [(self._inference, list(records), size)]
+        jobs: list[tuple[RecordCheck, list[Record], int]] = [(self._inference, list(records), size)]
         certified = [record for record in records if record.verdict == "certified"]
         for method in dict.fromkeys(str(record.method) for record in certified):
             group = [record for record in certified if record.method == method]
-            judge = self._trees() if method == COMPLETE else self._bounds(method)
+            check_records = self._trees() if method == COMPLETE else self._bounds(method)
             jobs.append(
                 (
-                    judge if method in methods_of(self.header.method) else _unasked(method),
+                    check_records if method in methods_of(self.header.method) else _other_method(method),
                     group,
                     examples_at_once(method, size),
                 )
             )
-        for judge, group, at_once in jobs:
+        for check_records, group, at_once in jobs:
             for first in range(0, len(group), at_once):
                 batch = group[first : first + at_once]
-                yield from judge(batch)
+                yield from check_records(batch)
                 done += len(batch)
                 on_progress(done, len(records) + len(certified))
 
     def _inference(self, records: Sequence[Record]) -> Iterator[str]:
         batch = self._batch(records)
-        correct = classified(self.model, batch.x, batch.labels, self.header.arithmetic).tolist()
-        for record, x, label, right in zip(records, batch.x, batch.labels, correct, strict=True):
+        correct = correctly_classified(self.model, batch.x, batch.labels, self.header.arithmetic).tolist()
+        for record, x, label, is_correct in zip(records, batch.x, batch.labels, correct, strict=True):
             wrong = record.verdict == "misclassified"
-            # Sums in another order may round the other way: what is so alone is so as well.
-            if right == wrong and fooled(self.model, x, label, self.header.arithmetic) != wrong:
-                yield f"example {record.index} is {record.verdict} there, but is {_rightly(right)} classified here"
+            # In another order, sums may round differently, so an example also passes if it does so alone.
+            if is_correct == wrong and misclassified_alone(self.model, x, label, self.header.arithmetic) != wrong:
+                yield f"example {record.index} is {record.verdict} there, but is {_classification(is_correct)} here"
             elif record.counterexample is not None:
-                yield from self._attacked(record, record.counterexample, x, label)
+                yield from self._counterexample(record, record.counterexample, x, label)
 
-    def _attacked(self, record: Record, counterexample: str, x: Tensor, label: Tensor) -> Iterator[str]:
+    def _counterexample(self, record: Record, counterexample: str, x: Tensor, label: Tensor) -> Iterator[str]:
         found, (low, high) = decode(counterexample, tuple(x.shape)).to(x), box_ends(x, self.header.eps.value)
         if not bool(((found >= low) & (found <= high)).all()):
             yield f"example {record.index} has a counterexample outside its box"
-        elif not fooled(self.model, found, label, self.header.arithmetic):
-            yield f"example {record.index} has a counterexample that is rightly classified"
+        elif not misclassified_alone(self.model, found, label, self.header.arithmetic):
+            yield f"example {record.index} has a counterexample that is correctly classified"
 
-    def _bounds(self, method: str) -> Judge:
-        def judge(records: Sequence[Record]) -> Iterator[str]:
+    def _bounds(self, method: str) -> RecordCheck:
+        def check_records(records: Sequence[Record]) -> Iterator[str]:
             found = bound(self._batch(records))
             assert found.margins is not None
             for record, verdict, margin in zip(records, found.verdicts, found.margins.tolist(), strict=True):
                 if verdict != "certified":
                     yield f"example {record.index} is certified there, but {verdict} by {method} here"
-                elif not (_agree(record.margin, margin) or (method in SEARCHED and self._reached(record, margin))):
+                elif not (
+                    _agree(record.margin, margin) or (method in SEARCH_METHODS and self._search_reaches(record, margin))
+                ):
                     yield f"example {record.index} has the margin {record.margin!r} there, but {margin!r} here"
 
         settings = self.header.bounds.settings(self.memory)
         bound = step_named(self.model, self.header.method, method, self.header.arithmetic, settings)
-        return judge
+        return check_records
 
-    def _trees(self) -> Judge:
-        """Each leaf of each tree is bounded again, from its splits alone."""
+    def _trees(self) -> RecordCheck:
+        """The check of trees: each leaf of each tree is bounded again, from its splits alone."""
         step = CompleteStep(self.model, self.header.arithmetic, self.header.bounds.settings(self.memory))
 
-        def judge(records: Sequence[Record]) -> Iterator[str]:
+        def check_records(records: Sequence[Record]) -> Iterator[str]:
             batch = self._batch(records)
             for row, record in enumerate(records):
                 wrong = step.recheck(batch, row, record.trees, record.margin or 0.0)
                 if wrong is not None:
                     yield f"example {record.index} is certified by {COMPLETE}, but {wrong}"
 
-        return judge
+        return check_records
 
-    def _reached(self, record: Record, margin: float) -> bool:
-        """Whether a searched margin is at most that found here, `margin`, or by the search that does not stop early."""
+    def _search_reaches(self, record: Record, margin: float) -> bool:
+        """Whether a recorded margin is at most the one found here, `margin`, or the one found without an early stop."""
         assert record.margin is not None
         if record.margin <= margin:
             return True
@@ -252,7 +256,7 @@ class _Again:
         return ExampleBatch(rows, x, self.images.labels[rows].to(device), self.header.eps.value)
 
 
-def _unasked(method: str) -> Judge:
+def _other_method(method: str) -> RecordCheck:
     return lambda records: (
         f"example {record.index} is certified by {method!r}, which is not of its method" for record in records
     )
@@ -262,5 +266,5 @@ def _agree(recorded: float | None, margin: float) -> bool:
     return recorded is not None and abs(recorded - margin) <= RELATIVE * max(abs(recorded), abs(margin)) + ABSOLUTE
 
 
-def _rightly(correct: bool) -> str:
-    return "rightly" if correct else "wrongly"
+def _classification(correct: bool) -> str:
+    return "correctly classified" if correct else "misclassified"

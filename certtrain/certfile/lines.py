@@ -1,10 +1,10 @@
-"""The certificate file: a header line, a line for each point as it is decided, and a seal. Format 1.
+"""The lines of a certificate file: a header, a record for each example, and a seal. Format 1.
 
-Every line is a JSON object. The header says of what the file speaks. A record
-says what is known of one point; a later one of the same point takes the place
-of an earlier one, which must be open. The last line, the seal, counts the
-verdicts and holds the hash of all lines before it. A file without it is not
-finished: `verify` goes on with it.
+Every line is a JSON object. The header describes the task. A record has the result
+for one example; a later record of the same example replaces an earlier one, which
+must be open. The last line, the seal, has the counts of the verdicts and the hash
+of all lines before it. A file without a seal is not finished, and `verify` can
+continue it.
 """
 
 import base64
@@ -26,19 +26,19 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(max_length=1000)]
-LONGEST = 100_000
-LARGEST = 2**31 - 1
-Size = Annotated[int, Field(ge=0, le=LARGEST)]
+MOST_STEPS = 100_000
+MOST_INT32 = 2**31 - 1
+Size = Annotated[int, Field(ge=0, le=MOST_INT32)]
 
 
 class Line(BaseModel):
-    """What all have in common: no field may be unknown, missing, of another kind, NaN or infinite."""
+    """The base of all lines: no field may be unknown, missing, of another type, NaN or infinite."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelHashes(Line):
-    """SHA-256 of the model's file, of its tensors, and of what its header says of the network that they make."""
+    """SHA-256 of the model's file, of its tensors, and of the architecture in its header."""
 
     file: Digest
     tensors: Digest
@@ -46,7 +46,7 @@ class ModelHashes(Line):
 
 
 class Data(Line):
-    """The examples: the data set's name, its split, how many from its beginning, and their `fingerprint`."""
+    """The examples: the data set's name, its split, how many of its first examples, and their `fingerprint`."""
 
     name: Name
     split: SplitName
@@ -54,8 +54,8 @@ class Data(Line):
     sha256: Digest
 
 
-class Radius(Line):
-    """ε as people write it, and as the number that was computed with."""
+class EpsRecord(Line):
+    """ε as text, such as 8/255, and as the number used in computations."""
 
     text: Name
     value: float
@@ -71,34 +71,34 @@ class Radius(Line):
         return self
 
 
-class HowBounded(Line):
-    """The settings of the bounds that decide a margin; a search of more than `LONGEST` steps is no one's."""
+class BoundSettings(Line):
+    """The settings that a margin depends on; `iterations` is at most `MOST_STEPS`, so that a check ends."""
 
     dense: Size
-    iterations: int = Field(ge=0, le=LONGEST)
+    iterations: int = Field(ge=0, le=MOST_STEPS)
     learning_rate: float = Field(gt=0)
     decay: float = Field(gt=0, le=1)
     neurons: Size
     early_stop: bool
-    domains: int = Field(ge=1, le=LARGEST)
+    domains: int = Field(ge=1, le=MOST_INT32)
 
     def settings(self, memory: int = DEFAULT.memory) -> Settings:
-        """To compute with, in so many bytes."""
+        """The settings for recomputation, with `memory` bytes."""
         return Settings(**self.model_dump(), memory=memory)
 
 
 class Header(Line):
-    """Of what the records speak: all that decides what can be said of a point."""
+    """The task of the file: everything that the results depend on."""
 
     kind: Literal["header"] = "header"
     format: Literal[1] = 1
     model: ModelHashes
     network: NetworkName
     data: Data
-    eps: Radius
+    eps: EpsRecord
     inputs: tuple[float, float]
     method: Name
-    bounds: HowBounded
+    bounds: BoundSettings
     arithmetic: Name
     assumptions: tuple[Name, ...]
     attack: dict[Name, int | float | Name]
@@ -107,7 +107,7 @@ class Header(Line):
 
 
 class Record(Line):
-    """What is known of one point: an `ExampleResult`, with the hash of its example."""
+    """The result for one example: an `ExampleResult`, with the hash of the example."""
 
     kind: Literal["point"] = "point"
     index: Count
@@ -123,22 +123,22 @@ class Record(Line):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.method is None) != (self.verdict == "open"):
-            raise ValueError("a point has a method if it is decided, and none while it is open")
+            raise ValueError("an example has a method if it is decided, and none while it is open")
         if self.method not in (None, *self.tried):
-            raise ValueError(f"{self.method!r} is not among what was tried")
+            raise ValueError(f"{self.method!r} is not among the methods that were tried")
         if (self.verdict == "misclassified") != (self.method == INFERENCE):
             raise ValueError("inference decides what is misclassified, and nothing else")
         if (self.counterexample is not None) != (self.verdict == "falsified"):
-            raise ValueError("a falsified point has a counterexample, and no other")
+            raise ValueError("a falsified example has a counterexample, and no other")
         if bool(self.trees) != (self.verdict == "certified" and self.method == COMPLETE):
-            raise ValueError(f"a point that {COMPLETE!r} certified has trees, and no other")
+            raise ValueError(f"an example that {COMPLETE!r} certified has trees, and no other")
         if self.verdict == "certified" and not (self.margin or 0) > 0:
-            raise ValueError("a certified point has a margin above zero")
+            raise ValueError("a certified example has a margin above zero")
         return self
 
 
 class Seal(Line):
-    """How many points have each verdict, and the SHA-256 of all lines before, with their ends."""
+    """How many examples have each verdict, and the SHA-256 of all lines before, including line ends."""
 
     kind: Literal["seal"] = "seal"
     counts: dict[Verdict, Count]
@@ -146,7 +146,7 @@ class Seal(Line):
 
 
 def encode(pixels: Tensor) -> str:
-    """Pixels (C, H, W) as Base64 of their float32 numbers, four bytes each, the lowest byte first."""
+    """Pixels (C, H, W) as Base64 of their float32 numbers, in little-endian order."""
     return base64.b64encode(pixels.float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
 
 
@@ -159,7 +159,7 @@ def decode(text: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def differences(recorded: Header, wanted: Header) -> list[str]:
-    """In what two headers differ, as sentences' parts."""
+    """The differences of two headers, as phrases."""
     names = {
         "model": "the model",
         "network": "the network (saved or folded)",
@@ -179,7 +179,7 @@ def differences(recorded: Header, wanted: Header) -> list[str]:
 
 
 def _difference(words: str, before: Any, now: Any) -> str:
-    """With the values themselves, but for sentences."""
+    """One difference, with both values; without them for the assumptions."""
     if isinstance(before, dict) and isinstance(now, dict):
         fields = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         pairs = [f"{name} {before.get(name)} there, {now.get(name)} here" for name in fields]

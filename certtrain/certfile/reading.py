@@ -1,4 +1,4 @@
-"""Certificate files as they are read: whatever is in them, the outcome is certificates or one clear error."""
+"""Reading of certificate files: the result is valid certificates or one clear error, whatever the file contains."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -16,42 +16,44 @@ from certtrain.storage import check_certificate_file
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.results import ExampleResult
 
-MOST = 1 << 22  # bytes that a line has room for, its counterexample apart; trees take most of them
+MOST_LINE_BYTES = 1 << 22  # of one line, without its counterexample; trees take most of them
 L = TypeVar("L", bound=Line)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: its last record of each point; `whole` and `digest` are the length in bytes
-    and the running SHA-256 of header and records."""
+    """The contents of a file: its header, and the last record of each example.
+
+    length, digest: of header and records, in bytes, and their SHA-256 so far.
+    """
 
     header: Header
     records: Mapping[int, Record]
     sealed: bool
-    whole: int
+    length: int
     digest: "hashlib._Hash"
 
-    def points(self, shape: tuple[int, ...]) -> list[ExampleResult]:
-        """The records as points, their counterexamples of that shape (C, H, W)."""
-        return [_point(record, shape) for record in self.records.values()]
+    def results(self, shape: tuple[int, ...]) -> list[ExampleResult]:
+        """The results in the records, with counterexamples of that shape (C, H, W)."""
+        return [_result(record, shape) for record in self.records.values()]
 
 
-def _point(record: Record, shape: tuple[int, ...]) -> ExampleResult:
+def _result(record: Record, shape: tuple[int, ...]) -> ExampleResult:
     pixels = None if record.counterexample is None else decode(record.counterexample, shape)
     about = (record.index, record.label, record.verdict, record.margin, record.method, dict(record.tried))
     return ExampleResult(*about, pixels, dict(record.trees))
 
 
 def read_certificates(path: Path, shape: tuple[int, ...]) -> Contents:
-    """What the file holds that is about images of that shape (C, H, W).
+    """The contents of the file `path`, for images of that shape (C, H, W).
 
-    Raises CertificateError, naming the line, if it is not what `Writer` wrote: a
-    field is missing, unknown or of the wrong kind, a number is NaN or
-    infinite, a line is too long, or the seal does not fit the lines before it.
-    A last line without its end is as if it were not there: writing was broken off.
+    Raises CertificateError, naming the line, for a file that `Writer` cannot have
+    written: a field is missing, unknown or of the wrong type, a number is NaN or
+    infinite, a line is too long, or the seal does not match the lines before it.
+    A last line without a line end is ignored, since writing was interrupted there.
     """
     check_certificate_file(path)
-    longest = MOST + 6 * torch.Size(shape).numel()
+    longest = MOST_LINE_BYTES + 6 * torch.Size(shape).numel()
     with path.open("rb") as file:
         return _Reader(path, shape).read(iter(lambda: file.readline(longest + 1), b""), longest)
 
@@ -59,7 +61,7 @@ def read_certificates(path: Path, shape: tuple[int, ...]) -> Contents:
 class _Reader:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape, self.number = path, shape, 0
-        self.digest, self.whole = hashlib.sha256(), 0
+        self.digest, self.length = hashlib.sha256(), 0
         self.header: Header | None = None
         self.records: dict[int, Record] = {}
         self.seal: Seal | None = None
@@ -68,11 +70,11 @@ class _Reader:
         for self.number, line in enumerate(lines, start=1):
             if len(line) > longest:
                 raise self._error(f"is longer than {longest:,} bytes, which no line of a certificate file is")
-            if line.endswith(b"\n"):  # else writing was broken off: nothing comes after it
+            if line.endswith(b"\n"):  # else writing was interrupted, and this is the last line
                 self._take(line)
         if self.header is None:
             raise CertificateError(f"{self.path} holds no certificates: it has no header")
-        return Contents(self.header, self.records, self.seal is not None, self.whole, self.digest)
+        return Contents(self.header, self.records, self.seal is not None, self.length, self.digest)
 
     def _take(self, line: bytes) -> None:
         if self.seal is not None:
@@ -85,7 +87,7 @@ class _Reader:
         else:
             self._keep(self._valid(Record, line))
         self.digest.update(line)
-        self.whole += len(line)
+        self.length += len(line)
 
     def _keep(self, record: Record) -> None:
         assert self.header is not None
@@ -122,14 +124,14 @@ class _Reader:
         try:
             return kind.model_validate_json(line)
         except ValidationError as error:
-            raise self._error(f"is no {kind.__name__.lower()} of a certificate file: {_first(error)}") from error
+            raise self._error(f"is not a {kind.__name__.lower()} of a certificate file: {_first(error)}") from error
 
     def _error(self, what: str) -> CertificateError:
         return CertificateError(f"line {self.number} of {self.path} {what}")
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing wrong, and where; its value may be of any length, and is left out."""
+    """The first error and its place, without the value, which may be of any length."""
     problem = error.errors(include_input=False, include_url=False)[0]
     where = ".".join(map(str, problem["loc"]))[:100]
     return (f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, ")[:300]

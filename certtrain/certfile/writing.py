@@ -1,4 +1,4 @@
-"""Certificate files as they are written: the header at once, then each batch of points, then the seal."""
+"""Writing of certificate files: the header first, then each batch of results, then the seal."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ import torch
 from certtrain.bounds.box import PIXEL_RANGE
 from certtrain.bounds.settings import VERDICTS_ALONE, Settings
 from certtrain.certfile.lines import (
+    BoundSettings,
     Data,
+    EpsRecord,
     Header,
-    HowBounded,
     Line,
     ModelHashes,
-    Radius,
     Record,
     Seal,
     differences,
@@ -54,10 +54,10 @@ def describe_task(
         model=hash_model(path, model),
         network=network,
         data=Data.model_validate(data_of(images)),
-        eps=Radius(text=exact_eps(eps), value=eps),
+        eps=EpsRecord(text=exact_eps(eps), value=eps),
         inputs=PIXEL_RANGE,
         method=method,
-        bounds=HowBounded(**bounds.deciding()),
+        bounds=BoundSettings(**bounds.decisive_fields()),
         arithmetic=arithmetic,
         assumptions=assumptions_of(network_of(model, network), method, arithmetic),
         attack=dict(attack),
@@ -79,21 +79,21 @@ def data_of(images: ImageSet) -> dict[str, Any]:
 def hash_model(path: Path, model: Classifier) -> ModelHashes:
     """The hashes of a model and of the file that it comes from."""
     with path.open("rb") as file:
-        whole = hashlib.file_digest(file, "sha256").hexdigest()
+        of_file = hashlib.file_digest(file, "sha256").hexdigest()
     tensors = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         tensors.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         tensors.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     said = model.metadata.model_dump(mode="json", include={"architecture", "input_shape", "class_names"})
     architecture = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return ModelHashes(file=whole, tensors=tensors.hexdigest(), architecture=architecture)
+    return ModelHashes(file=of_file, tensors=tensors.hexdigest(), architecture=architecture)
 
 
 @contextmanager
 def locked_certificates(path: Path) -> Iterator[None]:
-    """Keep other processes from writing the certificate file `path`, in a folder that is made if need be.
+    """Keep other processes from writing the certificate file `path`; makes its folder if necessary.
 
-    Raises CertificateError if one does so now, and StorageError.
+    Raises CertificateError if another process is writing it, and StorageError.
     """
     make_folder(path.absolute().parent)
     taken = CertificateError(
@@ -105,18 +105,18 @@ def locked_certificates(path: Path) -> Iterator[None]:
 
 
 class Writer:
-    """Writes a certificate file, each batch of points as it is decided; `points` is what the file knows, by number."""
+    """Writes a certificate file, batch by batch. `results` are those in the file, by number."""
 
     def __init__(self, path: Path, header: Header, images: ImageSet) -> None:
-        """Start a new file, in the place of one that is there. Raises StorageError."""
+        """Start a new file, which replaces an existing one. Raises StorageError."""
         line = _line(header)
         write_atomic(path, line)
         self.path, self.images, self.digest = path, images, hashlib.sha256(line)
-        self.points: dict[int, ExampleResult] = {}
+        self.results: dict[int, ExampleResult] = {}
 
     @classmethod
     def resume(cls, path: Path, header: Header, images: ImageSet) -> Self:
-        """Go on with a file: its seal, and a last line that was broken off, are cut off.
+        """Continue a file, after removing its seal and an incomplete last line.
 
         Raises CertificateError if it is damaged or has another header, and StorageError.
         """
@@ -128,21 +128,21 @@ class Writer:
             )
         self = cls.__new__(cls)
         self.path, self.images, self.digest = path, images, contents.digest.copy()
-        self.points = {point.index: point for point in contents.points(images.input_shape)}
+        self.results = {result.index: result for result in contents.results(images.input_shape)}
         self._check_examples(contents)
-        truncate(path, contents.whole)
+        truncate(path, contents.length)
         return self
 
-    def add(self, points: Sequence[ExampleResult]) -> None:
+    def add(self, results: Sequence[ExampleResult]) -> None:
         """Write a record for each. Raises StorageError."""
-        lines = b"".join(_line(_record(point, self.images)) for point in points)
+        lines = b"".join(_line(_record(result, self.images)) for result in results)
         append(self.path, lines)
         self.digest.update(lines)
-        self.points |= {point.index: point for point in points}
+        self.results |= {result.index: result for result in results}
 
     def seal(self) -> None:
-        """Write the last line, once every point has a record. Raises StorageError."""
-        append(self.path, _line(Seal(counts=count(self.points.values()), sha256=self.digest.hexdigest())))
+        """Write the last line, once every example has a record. Raises StorageError."""
+        append(self.path, _line(Seal(counts=count(self.results.values()), sha256=self.digest.hexdigest())))
 
     def _check_examples(self, contents: Contents) -> None:
         for record in contents.records.values():
@@ -154,15 +154,15 @@ def _line(value: Line) -> bytes:
     return (value.model_dump_json() + "\n").encode()
 
 
-def _record(point: ExampleResult, images: ImageSet) -> Record:
+def _record(result: ExampleResult, images: ImageSet) -> Record:
     return Record(
-        index=point.index,
-        label=point.label,
-        verdict=point.verdict,
-        margin=point.margin,
-        method=point.method,
-        tried=dict(point.tried),
-        sha256=images.example_fingerprint(point.index),
-        counterexample=None if point.counterexample is None else encode(point.counterexample),
-        trees=dict(point.trees),
+        index=result.index,
+        label=result.label,
+        verdict=result.verdict,
+        margin=result.margin,
+        method=result.method,
+        tried=dict(result.tried),
+        sha256=images.example_fingerprint(result.index),
+        counterexample=None if result.counterexample is None else encode(result.counterexample),
+        trees=dict(result.trees),
     )

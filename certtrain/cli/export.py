@@ -98,9 +98,9 @@ def export_command(model: ModelFile, network: NetworkOptions, properties: Proper
     opened = open_model(model, "cpu")
     images = open_split(opened, data.split, data.data_dir, None)
     from certtrain import render
-    from certtrain.interchange.exchange import check_points
+    from certtrain.interchange.exchange import check_examples
 
-    check_points(images, properties.first or 0, properties.count)
+    check_examples(images, properties.first or 0, properties.count)
     written = _export_network(opened, images, targets, network)
     if properties.vnnlib is not None and targets.onnx is not None:
         written.append(_export_properties(opened, images, targets.onnx, properties, network.as_json))

@@ -265,7 +265,7 @@ def _verified(task: _Task, limits: LimitOptions) -> "Report":
 
     stop = Stopper(None)
     with task.writer() as writer:
-        known = () if writer is None else tuple(writer.points.values())
+        known = () if writer is None else tuple(writer.results.values())
         with render.verifying(len(task.images), known) as view:
             try:
                 report = _report(task, limits, known, _Batches(writer, view, stop))
@@ -300,7 +300,7 @@ def _say_stopped(writer: "Writer | None", examples: int) -> None:
     if writer is None:
         render.note("stopped; without --out FILE no results are kept")
         return
-    decided = sum(result.verdict != "open" for result in writer.points.values())
+    decided = sum(result.verdict != "open" for result in writer.results.values())
     again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
     render.note(f"stopped with {decided:,} of {examples:,} examples decided; continue with: {again}")
 

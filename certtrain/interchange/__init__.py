@@ -1,1 +1,1 @@
-"""Networks and properties from and for others: ONNX and VNN-LIB."""
+"""Exchange with other programs: networks as ONNX, properties as VNN-LIB."""

@@ -1,9 +1,9 @@
-"""A folder of properties for other verifiers: one VNN-LIB file a point, the competition's list, and an index.
+"""A folder of properties for other verifiers: one VNN-LIB file for each example, the competition's list, and an index.
 
 The network is the one that is exported to ONNX, and the boxes are those that
-certtrain bounds. Points come in the order of the data set, right or wrong, so
-that counts are those of `verify --limit`; the index says which are
-misclassified, and their properties are broken by the point itself.
+certtrain bounds. Examples come in the order of the data set, misclassified ones
+included, so that counts agree with `verify --limit`. The index says which are
+misclassified; the property of such an example is violated by the image itself.
 """
 
 import csv
@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +31,31 @@ from certtrain.verdicts import correct_points
 from certtrain.verification.verify import check_fit
 
 INSTANCES, INDEX = "instances.csv", "index.json"
-BATCH = 200
-USUAL = 100  # points
+EXPORT_BATCH = 200
+DEFAULT_COUNT = 100  # examples
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a folder of properties holds."""
+class ExportedProperties:
+    """What was written to a folder of properties.
+
+    misclassified: how many of the examples.
+    """
 
     folder: Path
-    points: int
+    examples: int
     misclassified: int
-    """Of these points."""
     eps: float
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, the folder as text."""
-        return asdict(self) | {"folder": str(self.folder)}
+        """All fields as plain values; examples are called points in JSON."""
+        counts = {"points": self.examples, "misclassified": self.misclassified}
+        return {"folder": str(self.folder), **counts, "eps": self.eps}
 
     def sentence(self) -> str:
-        """What was written, in words."""
+        """What was written, as a sentence."""
         wrong = f", {self.misclassified} of them misclassified" if self.misclassified else ""
-        return f"wrote {self.points} properties for ε = {format_eps(self.eps)}{wrong}: {self.folder / INSTANCES}"
+        return f"wrote {self.examples} properties for ε = {format_eps(self.eps)}{wrong}: {self.folder / INSTANCES}"
 
 
 def export_properties(
@@ -65,40 +68,40 @@ def export_properties(
     first: int = 0,
     count: int | None = None,
     timeout: float = 300.0,
-) -> Written:
-    """Write the properties of `count` points from number `first` on, for the network in the file `onnx`.
+) -> ExportedProperties:
+    """Write the properties of `count` examples from number `first` on, for the network in the file `onnx`.
 
-    Without a `count` these are 100, or all that there are.
+    Without a `count`, of 100 or as many as there are.
 
-    `instances.csv` has a line "network,property,seconds" for each, its paths
-    relative to the folder; `index.json` has examples, labels, ε and SHA-256 of
-    every file. Both are written last, and those of an earlier export are taken
-    away first: a folder that has them is whole. Raises DataError if the images
-    do not fit or there are not so many points, and StorageError.
+    `instances.csv` has a line "network,property,seconds" for each, with paths
+    relative to the folder. `index.json` has examples, labels, ε and the SHA-256 of
+    every file. Both are written last, and those of an earlier export are removed
+    first, so a folder that has them is complete. Raises DataError if the images do
+    not fit or there are too few examples, and StorageError.
     """
     check_fit(model, images)
     if not 0 < timeout < math.inf:
         raise DataError(f"a time limit of {timeout:g} seconds is none; give a number above 0")
-    check_points(images, first, count)
-    numbers = range(first, min(first + (USUAL if count is None else count), len(images)))
+    check_examples(images, first, count)
+    numbers = range(first, min(first + (DEFAULT_COUNT if count is None else count), len(images)))
     entries = []
-    with ExitStack() as made:
+    with ExitStack() as undo:
         _clear(folder)
-        for entry, text in _points(model, images, numbers, eps):
+        for entry, text in _entries(model, images, numbers, eps):
             path = folder / entry["file"]
-            made.callback(path.unlink, missing_ok=True)
+            undo.callback(path.unlink, missing_ok=True)
             write_atomic(path, text.encode())
             entries.append(entry | {"sha256": _sha256(path)})
         about = _about(model, images, eps, timeout) | {"onnx": _onnx(folder, onnx), "properties": entries}
         network = about["onnx"]["file"]
         write_atomic(folder / INDEX, (json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-        made.callback((folder / INDEX).unlink, missing_ok=True)
+        undo.callback((folder / INDEX).unlink, missing_ok=True)
         write_atomic(folder / INSTANCES, _table([network, entry["file"], f"{timeout:g}"] for entry in entries))
-        made.pop_all()  # all is written: nothing is taken back
-    return Written(folder, len(entries), sum(not entry["correct"] for entry in entries), eps)
+        undo.pop_all()  # all files are written, so none is removed
+    return ExportedProperties(folder, len(entries), sum(not entry["correct"] for entry in entries), eps)
 
 
-def check_points(images: ImageSet, first: int, count: int | None) -> None:
+def check_examples(images: ImageSet, first: int, count: int | None) -> None:
     """Raise DataError unless there are `count` examples from that number on, counted from 0; without it, one."""
     if first >= len(images):
         raise DataError(f"{images.name} ({images.split}) has {len(images)} examples; there is none with number {first}")
@@ -108,7 +111,7 @@ def check_points(images: ImageSet, first: int, count: int | None) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Take an earlier export's files away, the lists first."""
+    """Remove the files of an earlier export, the lists first."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in (folder / INSTANCES, folder / INDEX, *folder.glob("point_*.vnnlib")):
@@ -118,12 +121,12 @@ def _clear(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _points(model: Classifier, images: ImageSet, numbers: range, eps: float) -> Iterator[tuple[dict[str, Any], str]]:
-    """The index's entry and the property of each point."""
+def _entries(model: Classifier, images: ImageSet, numbers: range, eps: float) -> Iterator[tuple[dict[str, Any], str]]:
+    """The index entry and the property of each example."""
     device = device_of(model)
     classes = len(model.metadata.class_names)
-    for begin in range(numbers.start, numbers.stop, BATCH):
-        part = slice(begin, min(begin + BATCH, numbers.stop))
+    for begin in range(numbers.start, numbers.stop, EXPORT_BATCH):
+        part = slice(begin, min(begin + EXPORT_BATCH, numbers.stop))
         x = to_unit(images.images[part].to(device))
         labels, logits = images.labels[part].to(device), model(x)
         right = correct_points(logits, labels).tolist()
@@ -160,7 +163,7 @@ def _about(model: Classifier, images: ImageSet, eps: float, timeout: float) -> d
 
 
 def _onnx(folder: Path, onnx: Path) -> dict[str, str]:
-    """The network's file, as seen from the folder, and its hash."""
+    """The network's file, relative to the folder, and its hash."""
     return {"file": Path(os.path.relpath(onnx, folder)).as_posix(), "sha256": _sha256(onnx)}
 
 

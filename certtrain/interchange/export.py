@@ -1,11 +1,10 @@
-"""A trained network to take away: weights with BatchNorm folded, and ONNX, each checked against the original.
+"""Export of trained networks: weights with BatchNorm folded, and ONNX, each compared with the original.
 
 The ONNX graph is written node by node from the layer graph, not by
-torch.onnx.export: what that gives for one network (a Flatten as one Reshape,
-or as Shape, Gather, Concat and Reshape), what it prints, and the operator
-sets it can write change from release to release, and every node carries the
-stack trace, with the folders, of the machine it was made on. Verifiers want
-few, old and plain operators.
+torch.onnx.export. That function's operators for a network (a Flatten as one Reshape,
+or as Shape, Gather, Concat and Reshape), its output, and the operator sets it can
+write change from release to release. Its nodes also contain stack traces with
+folder names. Verifiers support few, old and plain operators.
 """
 
 import copy
@@ -34,11 +33,13 @@ from certtrain.storage import write_atomic
 from certtrain.verification.verify import check_fit
 
 INPUT, OUTPUT = "pixels", "logits"
-OPSET = 13  # all that is written here has meant the same since then, and old readers know it
-IR_VERSION = 7  # the file format that came with it
-SLACK = 20.0  # over many random networks the ratio reaches 7 on a single image, 4 on twenty
-MEASURED = 64  # float64 is slow, and so many examples show how large the rounding is
-BATCH = 32  # float64 convolutions on the CPU unfold a whole batch: 0.6 GB for the widest layer at 64×64 pixels
+OPSET = 13  # the meaning of these operators has not changed since, and old tools support it
+IR_VERSION = 7  # the file format of that time
+TOLERANCE_FACTOR = (
+    20.0  # times the measured rounding; for random networks the ratio reaches 7 on one image, 4 on twenty
+)
+MEASURED_EXAMPLES = 64  # enough to measure the rounding, since float64 is slow
+COMPARISON_BATCH = 32  # float64 convolutions unfold the batch: 0.6 GB for the widest layer at 64×64 pixels
 
 Network = Callable[[Tensor], Tensor]
 
@@ -55,9 +56,9 @@ class Comparison:
     largest_logit: float
     """The original's largest logit in absolute value."""
     tolerance: float
-    """What rounding explains."""
+    """The difference that rounding can explain."""
     same_classes: int
-    """Examples that both put into the same class."""
+    """How many examples both assign to the same class."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields."""
@@ -77,7 +78,7 @@ def export(
     if weights is not None and weights == onnx:
         raise StorageError(f"the weights and the ONNX network cannot both be written to {weights}; name two files")
     for package in ("onnx", "onnxruntime") if onnx is not None else ():
-        _extra(package)  # what is missing is said before the work starts
+        _extra(package)  # raise before the work starts
     reference, comparisons = _reference(model, images), []
     with ExitStack() as drafts:
         if weights is not None:
@@ -91,7 +92,7 @@ def export(
 
 
 def export_weights(model: Classifier, path: Path) -> Classifier:
-    """Write `model` with BatchNorm folded as a model file; gives back what the file holds.
+    """Write `model` with BatchNorm folded as a model file; returns the model in the file.
 
     Raises UnsupportedLayer, StorageError, or ModelFileError if a folded weight is too large for float32.
     """
@@ -132,15 +133,15 @@ def onnx_runner(path: Path) -> Network:
 
 
 def compare(original: Classifier, candidate: Network, images: ImageSet, what: str) -> Comparison:
-    """Run both on all `images`, on the CPU in float32, and see that rounding alone sets them apart.
+    """Run both on all `images`, on the CPU in float32, and check that their logits differ by no more than rounding.
 
-    How much that is depends on the network: on its depth, on the lengths of its
-    sums, and on how much cancels in them. Bounds that hold for every order of
-    summation multiply up over the layers and would let a wrong weight pass, so
-    the rounding is measured: it is the largest difference between the original
-    in float32 and in float64, and at least the spacing of floats at the largest
-    logit. The export makes as many roundings, in another order, and one more
-    for each weight; twenty times the measured value is its tolerance.
+    The rounding depends on the network: on its depth, on the lengths of its sums,
+    and on cancellation in them. Bounds for every order of summation grow with each
+    layer and would not detect a wrong weight, so the rounding is measured: it is the
+    largest difference between the original in float32 and in float64, and at least
+    the spacing of floats at the largest logit. The export has as many roundings, in
+    another order, and one more for each weight. Its tolerance is twenty times the
+    measured value.
 
     Raises SoundnessError if the difference is larger or a logit is not finite,
     and DataError if the images do not fit.
@@ -149,7 +150,7 @@ def compare(original: Classifier, candidate: Network, images: ImageSet, what: st
 
 
 class _Reference(NamedTuple):
-    """What the original network gives: logits (N, K), and how far rounding has moved them."""
+    """The original network's logits (N, K), and their measured rounding error."""
 
     logits: Tensor
     rounding: float
@@ -158,9 +159,9 @@ class _Reference(NamedTuple):
 def _reference(original: Classifier, images: ImageSet) -> _Reference:
     check_fit(original, images)
     network = copy.deepcopy(original).cpu().eval()
-    logits, few = _logits(network, images), images.take(MEASURED)
+    logits, few = _logits(network, images), images.take(MEASURED_EXAMPLES)
     _check_finite("the model itself gives", logits)
-    measured = _distance(logits[:MEASURED], _logits(network.double(), few, torch.float64))
+    measured = _distance(logits[:MEASURED_EXAMPLES], _logits(network.double(), few, torch.float64))
     return _Reference(logits, max(measured, torch.finfo(torch.float32).eps * float(logits.abs().max())))
 
 
@@ -171,7 +172,7 @@ def _compare(reference: _Reference, candidate: Network, images: ImageSet, what: 
             f"the exported {what} give logits of shape {tuple(found.shape)}, not {tuple(expected.shape)}"
         )
     _check_finite(f"the exported {what} give", found)
-    difference, tolerance = _distance(found, expected), SLACK * reference.rounding
+    difference, tolerance = _distance(found, expected), TOLERANCE_FACTOR * reference.rounding
     if not difference <= tolerance:
         raise SoundnessError(
             f"the logits of the exported {what} differ from the original's by up to {difference:.3g}, but rounding "
@@ -189,7 +190,7 @@ def _check_finite(title: str, logits: Tensor) -> None:
 @torch.no_grad()
 def _logits(network: Network, images: ImageSet, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, K), computed batch by batch."""
-    chunks = (images.images[first : first + BATCH] for first in range(0, len(images), BATCH))
+    chunks = (images.images[first : first + COMPARISON_BATCH] for first in range(0, len(images), COMPARISON_BATCH))
     return torch.cat([network(to_unit(chunk.cpu()).to(dtype)) for chunk in chunks])
 
 
@@ -199,7 +200,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """A file name on the same disk as `path`; that file is moved to `path` if no error comes up."""
+    """A file name on the same disk as `path`. The file is moved to `path` if no error occurs."""
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
@@ -258,13 +259,13 @@ def _properties(metadata: Metadata) -> dict[str, str]:
 
 
 def _translate(graph: LayerGraph, input_shape: tuple[int, int, int]) -> tuple[list[Any], list[Any]]:
-    """Nodes in order and the constants they read, each named after its layer."""
+    """The nodes in order, and their constants, all named after their layers."""
     shapes = _shapes(graph, input_shape)
     values = [INPUT, *(call.name for call in graph.calls[:-1]), OUTPUT]
     nodes: list[Any] = []
     constants: list[Any] = []
     for call, output in zip(graph.calls, values[1:], strict=True):
-        results = [[values[i] for i in call.inputs]]  # the layer's inputs, and then what each of its operators gives
+        results = [[values[i] for i in call.inputs]]  # the layer's inputs, then the result of each of its operators
         for operator, result in _steps(call, shapes[call.inputs[0]], output):
             takes = results[-1] if operator.takes is None else [results[number][0] for number in operator.takes]
             nodes.append(_node(operator, takes + _names(call.name, operator), result))
@@ -275,12 +276,12 @@ def _translate(graph: LayerGraph, input_shape: tuple[int, int, int]) -> tuple[li
 
 @torch.no_grad()
 def _shapes(graph: LayerGraph, input_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    """What each value is for one image, without the batch's dimension."""
+    """The shape of each value for one image, without the batch's dimension."""
     return [input_shape, *(tuple(result.shape[1:]) for result in graph.results(torch.zeros(1, *input_shape)))]
 
 
 def _steps(call: LayerCall, given: tuple[int, ...], output: str) -> Iterator[tuple[Operator, str]]:
-    """The operators that a layer is, each with the name of its result; the last gives `output`."""
+    """The operators of a layer, each with the name of its result; that of the last is `output`."""
     try:
         operators = operators_of(call.layer, given)
     except UnsupportedLayer as error:
@@ -290,7 +291,7 @@ def _steps(call: LayerCall, given: tuple[int, ...], output: str) -> Iterator[tup
 
 
 def _names(name: str, operator: Operator) -> list[str]:
-    """Of the constants; one that is left out before another one has an empty name."""
+    """The names of the constants; an omitted one before another has an empty name."""
     names = [f"{name}.{key}" if tensor is not None else "" for key, tensor in operator.constants.items()]
     while names and not names[-1]:
         del names[-1]

@@ -1,4 +1,4 @@
-"""ONNX's sums, differences, products and quotients, with constants and between values, and what is made of them."""
+"""Readers of ONNX's sums, differences, products, quotients and activations."""
 
 from collections.abc import Callable
 from math import isnan
@@ -10,139 +10,143 @@ from certtrain.bounds.forms import OnnxReading
 from certtrain.interchange.onnxbuilder import Builder
 from certtrain.interchange.onnxpatterns import ONE, ZERO, add_activation, product
 from certtrain.interchange.onnxshaping import (
+    batch_included,
+    batch_split_off,
     full_shape,
-    lifted,
     materialized,
     of_full_shape,
-    settled,
-    shown,
-    whole,
+    shape_text,
+    with_dimensions,
 )
 from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, OnnxValue
 from certtrain.spec.shapes import Shape
 
-MOST_ADDED = 1000.0  # the most that is added to values and taken away again: float32 keeps four decimals beside it
-NUMPYS_RULE = 7  # the opset from which on shapes are stretched by numpy's rule
+MOST_ADDED = (
+    1000.0  # the largest constant that may be added and subtracted again: float32 keeps four decimals beside it
+)
+NUMPY_BROADCASTING = 7  # the first opset with numpy's broadcasting
 
 
-def add(reader: Builder, node: Node) -> OnnxValue:
-    return _sum(reader, node, ONE)
+def add(builder: Builder, node: Node) -> OnnxValue:
+    return _sum(builder, node, ONE)
 
 
-def subtract(reader: Builder, node: Node) -> OnnxValue:
-    return _sum(reader, node, -ONE)
+def subtract(builder: Builder, node: Node) -> OnnxValue:
+    return _sum(builder, node, -ONE)
 
 
-def _sum(reader: Builder, node: Node, sign: Tensor) -> OnnxValue:
+def _sum(builder: Builder, node: Node, sign: Tensor) -> OnnxValue:
     """left + sign · right."""
-    match _operands(reader, node):
+    match _operands(builder, node):
         case OnnxValue() as left, OnnxValue() as right:
-            return _sum_of_values(reader, node, left, right.affine(sign, ZERO))
+            return _sum_of_values(builder, node, left, right.affine(sign, ZERO))
         case OnnxValue() as left, Constant(number):
-            value, shift = constant_for(reader, left, node, number)
-            return plus(reader, value, node, shift * sign, node.names[0])
+            value, shift = constant_for(builder, left, node, number)
+            return add_constant(builder, value, node, shift * sign, node.names[0])
         case Constant(number), OnnxValue() as right:
-            value, shift = constant_for(reader, right, node, number)
-            return plus(reader, value.affine(sign, ZERO), node, shift, node.names[1])
-    raise node.error("it is given constants alone")
+            value, shift = constant_for(builder, right, node, number)
+            return add_constant(builder, value.affine(sign, ZERO), node, shift, node.names[1])
+    raise node.error("it is given only constants")
 
 
-def plus(reader: Builder, value: OnnxValue, node: Node, shift: Tensor, name: str) -> OnnxValue:
-    """A value, called `name`, and a constant of its shape; a linear layer without bias gets it as its own."""
-    if reader.takes_bias(value, name):
-        reader.set_bias(value, shift, node)
+def add_constant(builder: Builder, value: OnnxValue, node: Node, shift: Tensor, name: str) -> OnnxValue:
+    """The value `name` plus a constant of its shape, which becomes the bias of a linear layer without one."""
+    if builder.takes_bias(value, name):
+        builder.set_bias(value, shift, node)
         return value
-    return settled(_gathered(reader, node, value, ONE, shift))
+    return batch_split_off(_combined(builder, node, value, ONE, shift))
 
 
-def _sum_of_values(reader: Builder, node: Node, left: OnnxValue, right: OnnxValue) -> OnnxValue:
-    count = max(len(full_shape(reader, left)), len(full_shape(reader, right)))
-    left, right = (lifted(reader, value, node, count) for value in (left, right))
-    if left.alone != right.alone:
-        left, right = (whole(reader, value, node) for value in (left, right))
-    return settled(reader.add(node, "Add", [materialized(reader, value, node) for value in (left, right)], {}))
+def _sum_of_values(builder: Builder, node: Node, left: OnnxValue, right: OnnxValue) -> OnnxValue:
+    count = max(len(full_shape(builder, left)), len(full_shape(builder, right)))
+    left, right = (with_dimensions(builder, value, node, count) for value in (left, right))
+    if left.unbatched != right.unbatched:
+        left, right = (batch_included(builder, value, node) for value in (left, right))
+    return batch_split_off(
+        builder.add(node, "Add", [materialized(builder, value, node) for value in (left, right)], {})
+    )
 
 
-def multiply(reader: Builder, node: Node) -> OnnxValue:
-    match _operands(reader, node):
+def multiply(builder: Builder, node: Node) -> OnnxValue:
+    match _operands(builder, node):
         case (OnnxValue() as value, Constant(number)) | (Constant(number), OnnxValue() as value):
-            return _scaled(reader, node, value, number)
+            return _scaled(builder, node, value, number)
         case OnnxValue() as left, OnnxValue() as right:
-            return product(reader, node, left, right)
-    raise node.error("it is given constants alone")
+            return product(builder, node, left, right)
+    raise node.error("it is given only constants")
 
 
-def divide(reader: Builder, node: Node) -> OnnxValue:
-    match _operands(reader, node):
+def divide(builder: Builder, node: Node) -> OnnxValue:
+    match _operands(builder, node):
         case OnnxValue() as value, Constant(number):
             if not bool(number.all()):
                 raise node.error("it divides by zero")
-            return _scaled(reader, node, value, 1 / number.double())
+            return _scaled(builder, node, value, 1 / number.double())
     raise node.error("its input 2 must be a constant")
 
 
-def _scaled(reader: Builder, node: Node, value: OnnxValue, number: Tensor) -> OnnxValue:
-    value, scale = constant_for(reader, value, node, number)
-    return settled(_gathered(reader, node, value, scale, ZERO))
+def _scaled(builder: Builder, node: Node, value: OnnxValue, number: Tensor) -> OnnxValue:
+    value, scale = constant_for(builder, value, node, number)
+    return batch_split_off(_combined(builder, node, value, scale, ZERO))
 
 
-def _gathered(reader: Builder, node: Node, value: OnnxValue, scale: Tensor, shift: Tensor) -> OnnxValue:
-    """scale · value + shift as one affine function, if the file's steps one by one lose no more than it does."""
+def _combined(builder: Builder, node: Node, value: OnnxValue, scale: Tensor, shift: Tensor) -> OnnxValue:
+    """scale · value + shift as one affine function. Raises where the file's separate steps would lose more digits."""
     found, before = value.affine(scale, shift), ZERO if value.shift is None else value.shift * scale
     factor = ONE if found.scale is None else torch.where(found.scale == 0, ONE, found.scale.abs())
     left = ZERO if found.shift is None else found.shift.abs()
-    _check_range(reader, node, factor, before, left)
+    _check_range(builder, node, factor, before, left)
     added = torch.maximum(before.abs(), shift.abs())
     if bool((added > MOST_ADDED * torch.maximum(factor, left)).any()):
         raise node.error(f"it takes away again what was added, up to {float(added.max()):g}, in which values are lost")
     return found
 
 
-def _check_range(reader: Builder, node: Node, factor: Tensor, *shifts: Tensor) -> None:
-    """Raise where the file's own steps would overflow or underflow, and one affine function would not."""
-    limits = torch.finfo(reader.dtype)
+def _check_range(builder: Builder, node: Node, factor: Tensor, *shifts: Tensor) -> None:
+    """Raise where the file's separate steps would overflow or underflow, and one affine function would not."""
+    limits = torch.finfo(builder.dtype)
     if not all(bool((part.abs() <= limits.max).all()) for part in (factor, *shifts)):
         raise node.error("its numbers, with those that it is combined with, are NaN, infinite or too large")
     if bool((factor < limits.tiny).any()):
         raise node.error("its factors, with those that they are combined with, are too small")
 
 
-def negate(reader: Builder, node: Node) -> OnnxValue:
+def negate(builder: Builder, node: Node) -> OnnxValue:
     return node.value().affine(-ONE, ZERO)
 
 
-# --- shapes that are stretched ---------------------------------------------------------------------------
+# --- broadcasting ----------------------------------------------------------------------------------------
 
 
-def constant_for(reader: Builder, value: OnnxValue, node: Node, tensor: Tensor) -> tuple[OnnxValue, Tensor]:
-    """The value, with as many dimensions as the constant, and the constant in its shape and float64.
+def constant_for(builder: Builder, value: OnnxValue, node: Node, tensor: Tensor) -> tuple[OnnxValue, Tensor]:
+    """The value, with at least as many dimensions as the constant, and the constant in its shape, in float64.
 
-    Constants are stretched by numpy's rule, values are not.
+    The constant is broadcast by numpy's rule; the value is not.
     """
     misfit = f"a constant of shape {tuple(tensor.shape)} does not fit values of shape {value.shape}"
-    if tensor.dim() > len(full_shape(reader, value)) and not reader.single:
+    if tensor.dim() > len(full_shape(builder, value)) and not builder.single_input:
         raise node.error(misfit)
-    value = lifted(reader, value, node, tensor.dim())
-    missing = len(full_shape(reader, value)) - tensor.dim()
+    value = with_dimensions(builder, value, node, tensor.dim())
+    missing = len(full_shape(builder, value)) - tensor.dim()
     tensor = tensor.double().reshape((1,) * missing + tuple(tensor.shape))
-    if not value.alone and tensor.shape[0] != 1:
+    if not value.unbatched and tensor.shape[0] != 1:
         raise node.error(misfit)
     try:
-        return value, (tensor if value.alone else tensor[0]).expand(value.shape)
+        return value, (tensor if value.unbatched else tensor[0]).expand(value.shape)
     except RuntimeError as error:
         raise node.error(misfit) from error
 
 
-def _operands(reader: Builder, node: Node) -> tuple[OnnxValue | Constant, OnnxValue | Constant]:
-    """Both that it is given, such that numpy's rule says how they are stretched."""
+def _operands(builder: Builder, node: Node) -> tuple[OnnxValue | Constant, OnnxValue | Constant]:
+    """Both operands, in shapes for numpy's broadcasting."""
     left, right = (_operand(node, place) for place in (0, 1))
-    if node.opset < NUMPYS_RULE:
-        shapes = [_shape(reader, found) for found in (left, right)]
+    if node.opset < NUMPY_BROADCASTING:
+        shapes = [_shape(builder, found) for found in (left, right)]
         aligned = old_shape(node, *shapes)
         if isinstance(right, Constant):
             right = Constant(right.tensor.reshape(aligned))
         else:
-            right = right if aligned == shapes[1] else of_full_shape(reader, right, node, aligned)
+            right = right if aligned == shapes[1] else of_full_shape(builder, right, node, aligned)
     return left, right
 
 
@@ -151,29 +155,31 @@ def _operand(node: Node, place: int) -> OnnxValue | Constant:
     return found if isinstance(found, OnnxValue) else Constant(node.weights(place))
 
 
-def _shape(reader: Builder, found: OnnxValue | Constant) -> Shape:
-    return full_shape(reader, found) if isinstance(found, OnnxValue) else tuple(found.tensor.shape)
+def _shape(builder: Builder, found: OnnxValue | Constant) -> Shape:
+    return full_shape(builder, found) if isinstance(found, OnnxValue) else tuple(found.tensor.shape)
 
 
 def old_shape(node: Node, left: Shape, right: Shape) -> Shape:
-    """The right operand's shape, with sides of 1 behind it so that numpy's rule does what opsets before 7 say.
+    """The right operand's shape, extended by sizes of 1 so that numpy's rule gives the meaning of opsets before 7.
 
-    They stretch nothing, or with broadcast = 1 the right operand alone, whose
-    sides are those of the left one from `axis` on, by default its last.
+    These broadcast nothing, or with broadcast = 1 only the right operand: its shape
+    is the part of the left one's from `axis` on, by default the last part.
     """
     axis = node.attributes.get("axis", len(left) - len(right)) if node.attributes.get("broadcast", 0) else 0
     behind = len(left) - len(right) - axis
     several = any(side != 1 for side in right)
     sides = left[axis : axis + len(right)]
-    stretched = node.attributes.get("broadcast", 0) or not behind
-    if axis < 0 or behind < 0 or not stretched or (several and not all(map(_same, sides, right))):
+    broadcasts = node.attributes.get("broadcast", 0) or not behind
+    if axis < 0 or behind < 0 or not broadcasts or (several and not all(map(_same, sides, right))):
         rule = "with broadcast = 1 the second's shape must be a part of the first's, and without the same"
-        raise node.error(f"it combines shapes {shown(left)} and {shown(right)}: in opset {node.opset}, {rule}")
+        raise node.error(
+            f"it combines shapes {shape_text(left)} and {shape_text(right)}: in opset {node.opset}, {rule}"
+        )
     return (*right, *[1] * behind)
 
 
 def _same(left: int, right: int) -> bool:
-    """A batch of free size takes constants of one row, as what the file was written for is one input."""
+    """Whether two sizes agree. A free batch size agrees with 1, since such a file was written for one input."""
     return left == right or {left, right} == {FREE_BATCH, 1}
 
 
@@ -181,29 +187,29 @@ def _same(left: int, right: int) -> bool:
 
 
 def activation(kind: str, reading: OnnxReading) -> Callable[[Builder, Node], OnnxValue]:
-    """An operator that is one layer, as the layer's record describes it."""
+    """The reader of an operator that is one layer, as the layer's record describes it."""
 
-    def read(reader: Builder, node: Node) -> OnnxValue:
+    def read(builder: Builder, node: Node) -> OnnxValue:
         node.expect(**reading.fixed)
         fields = {field: node.attributes.get(name, default) for field, (name, default) in reading.fields.items()}
-        return add_activation(reader, node, kind, node.value(), **fields, **reading.arguments)
+        return add_activation(builder, node, kind, node.value(), **fields, **reading.arguments)
 
     return read
 
 
-def clip(reader: Builder, node: Node) -> OnnxValue:
+def clip(builder: Builder, node: Node) -> OnnxValue:
     """min(max(x, a), b)."""
     if node.opset < 11:
         given = [node.attributes.get(name) for name in ("min", "max")]
     else:
         given = [_number(node, place) for place in (1, 2)]
-    return _clipped(reader, node, node.value(), *_limits(reader, node, *given))
+    return _clipped(builder, node, node.value(), *_limits(builder, node, *given))
 
 
 def extreme(largest: bool) -> Callable[[Builder, Node], OnnxValue]:
-    """Max or Min of values and one number: a Clip at one end."""
+    """The reader of Max or Min of a value and one number: a Clip with one limit."""
 
-    def read(reader: Builder, node: Node) -> OnnxValue:
+    def read(builder: Builder, node: Node) -> OnnxValue:
         places = [place for place in range(len(node.names)) if isinstance(node.given(place), Constant)]
         if len(node.names) != 2 or len(places) != 1:
             raise node.error("it must be given one value and one constant")
@@ -211,44 +217,44 @@ def extreme(largest: bool) -> Callable[[Builder, Node], OnnxValue]:
         if node.weights(places[0]).dim() > len(value.shape):
             raise node.error("its constant has more dimensions than its value")
         limits = (number, None) if largest else (None, number)
-        return _clipped(reader, node, value, *_limits(reader, node, *limits))
+        return _clipped(builder, node, value, *_limits(builder, node, *limits))
 
     return read
 
 
-def _clipped(reader: Builder, node: Node, value: OnnxValue, least: Tensor | None, most: Tensor | None) -> OnnxValue:
-    """min(max(x, a), b) as b − relu((b − a) − relu(x − a)), whose intervals are exact."""
+def _clipped(builder: Builder, node: Node, value: OnnxValue, least: Tensor | None, most: Tensor | None) -> OnnxValue:
+    """min(max(x, a), b) as b − relu((b − a) − relu(x − a)), whose interval bounds are exact."""
     if least is not None:
-        value = _relu(reader, node, value.affine(ONE, -least))
+        value = _relu(builder, node, value.affine(ONE, -least))
         if most is None:
             return value.affine(ONE, least)
     if most is not None:
         rest = most if least is None else most - least
-        return _relu(reader, node, value.affine(-ONE, rest)).affine(-ONE, most)
+        return _relu(builder, node, value.affine(-ONE, rest)).affine(-ONE, most)
     return value
 
 
-def _relu(reader: Builder, node: Node, value: OnnxValue) -> OnnxValue:
-    return reader.add(node, "ReLU", [materialized(reader, value, node)], {})
+def _relu(builder: Builder, node: Node, value: OnnxValue) -> OnnxValue:
+    return builder.add(node, "ReLU", [materialized(builder, value, node)], {})
 
 
-def _limits(reader: Builder, node: Node, *given: float | None) -> tuple[Tensor | None, Tensor | None]:
-    """The least and the largest value of a Clip; None for none."""
+def _limits(builder: Builder, node: Node, *given: float | None) -> tuple[Tensor | None, Tensor | None]:
+    """The lower and the upper limit of a Clip, each None for no limit."""
     least, most = (None if end is None else float(end) for end in given)
-    largest = torch.finfo(reader.dtype).max
-    lacking = any(end is not None and isnan(end) for end in (least, most))
-    if lacking or (least or 0) >= largest or (most or 0) <= -largest:
+    largest = torch.finfo(builder.dtype).max
+    has_nan = any(end is not None and isnan(end) for end in (least, most))
+    if has_nan or (least or 0) >= largest or (most or 0) <= -largest:
         raise node.error(f"limits of {least} and {most} are not read")
     return _end(node, least, largest), _end(node, most, largest)
 
 
 def _end(node: Node, end: float | None, largest: float) -> Tensor | None:
-    """One limit; None where it limits nothing."""
+    """One limit, or None if no finite number is beyond it."""
     if end is None or abs(end) >= largest:
         return None
     if abs(end) > MOST_ADDED:
         raise node.error(
-            f"a limit of {end:g} is not read: it is added to values and taken away again, so it must be between "
+            f"a limit of {end:g} is not read: it is added to values and subtracted again, so it must be between "
             f"{-MOST_ADDED:g} and {MOST_ADDED:g}, or infinite; leave out a limit that values do not reach"
         )
     return torch.tensor(end, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What the readers of ONNX's operators build with: layers as data, one after the other."""
+"""The interface by which the readers of ONNX operators append layers, as data, to a network."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -10,37 +10,37 @@ from certtrain.interchange.onnxvalues import Node, OnnxValue
 from certtrain.spec.shapes import Shape
 
 
-class Activated(NamedTuple):
-    """A layer that is an activation: its kind, and the value that it was made for, with what is gathered on it."""
+class ActivationLayer(NamedTuple):
+    """An activation layer: its kind, and the value that it is applied to, with its affine function."""
 
     kind: str
     given: OnnxValue
 
 
 class Builder(Protocol):
-    """Layers that grow node by node, with their tensors.
+    """Layers with their tensors, appended node by node.
 
-    batch: the size of the batch's dimension, None where it is free.
-    single: whether all is one input, so that nothing needs to keep apart.
-    dtype: of the network. shapes: by layer, its result's. activated: the layers that are activations.
+    batch: the size of the batch's dimension, None if it is free.
+    single_input: whether the batch is one input, so that its dimension may be mixed with others.
+    dtype: of the network. shapes: of the results, by layer. activated: the activation layers.
     """
 
     batch: int | None
-    single: bool
+    single_input: bool
     dtype: torch.dtype
     shapes: dict[str, Shape]
-    activated: dict[str, Activated]
+    activated: dict[str, ActivationLayer]
 
     def add(
         self, node: Node, kind: str, inputs: Sequence[OnnxValue], state: dict[str, Tensor], **arguments: Any
     ) -> OnnxValue:
-        """Append a layer of that kind, which takes the results of earlier ones; gives back its own result."""
+        """Append a layer of that kind, applied to earlier results; returns its result."""
 
     def set_bias(self, value: OnnxValue, bias: Tensor, node: Node) -> None:
-        """Give the linear layer that `value` is the result of the bias that it does not have."""
+        """Set the bias of the linear layer without one whose result is `value`."""
 
     def takes_bias(self, value: OnnxValue, name: str) -> bool:
-        """Whether the result `name` is just that of a linear layer without bias, and nothing else uses it."""
+        """Whether the result `name` is that of a linear layer without bias, unchanged and used only once."""
 
     def takes_input_as(self, shape: Shape) -> bool:
-        """Whether inputs come in that shape; the first that asks has a flat one so from the start."""
+        """Whether the network's inputs have that shape. The first call turns flat inputs into this shape."""

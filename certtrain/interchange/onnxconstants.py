@@ -1,4 +1,4 @@
-"""What ONNX operators make of constants alone: tensors, computed by the standard's own reference."""
+"""Operators that are given only constants: their results are computed by ONNX's reference implementation."""
 
 from collections.abc import Callable
 from math import prod
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, array, extra
+from certtrain.interchange.onnxvalues import FREE_BATCH, Constant, Node, array, optional_module
 from certtrain.spec.shapes import MOST_VALUES
 
-Sizes = Callable[[list[Tensor]], int]  # the most values that the result can have
+Sizes = Callable[[list[Tensor]], int]  # the largest number of values that the result can have
 
 
 def _most(given: list[Tensor]) -> int:
@@ -33,7 +33,7 @@ def _expanded(given: list[Tensor]) -> int:
     return given[0].numel() * prod(max(int(side), 1) for side in given[-1].flatten().tolist())
 
 
-# Those that move values and compute nothing, and those that compute or make values.
+# Operators that only move values, and then those that also compute or create values.
 MOVING_OPERATORS: dict[str, Sizes] = {
     "Concat": _sum,
     "Gather": _product,
@@ -56,11 +56,11 @@ COMPUTING_OPERATORS = ("Add", "Sub", "Mul", "Div")
 
 
 def computed(node: Node) -> Constant:
-    """The result of an operator that is given constants alone. Raises UnsupportedLayer."""
+    """The result of an operator that is given only constants. Raises UnsupportedLayer."""
     given = {name: node.constant(place) for place, name in enumerate(node.names) if name}
     tensors = [tensor for tensor in given.values() if tensor is not None]
     if node.kind not in FOLDED or (node.kind in COMPUTING_OPERATORS and node.opset < 7):
-        raise node.error("it is given constants alone, and is not computed")
+        raise node.error("it is given only constants, and is not computed")
     if (size := FOLDED[node.kind](tensors)) > MOST_VALUES:
         raise node.error(f"it makes up to {size:,} values of constants; {MOST_VALUES:,} are the most")
     _check_batch(node)
@@ -68,7 +68,7 @@ def computed(node: Node) -> Constant:
 
 
 def _check_batch(node: Node) -> None:
-    """The number of inputs, where it is free, may be moved from one tensor to another, and no more."""
+    """Raise UnsupportedLayer if a free number of inputs is used for more than moving it to another tensor."""
     for place in range(len(node.names)):
         tensor = node.constant(place)
         free = tensor is not None and tensor.dtype == torch.int64 and bool((tensor == FREE_BATCH).any())
@@ -77,7 +77,7 @@ def _check_batch(node: Node) -> None:
 
 
 def _run(node: Node, given: dict[str, Tensor | None]) -> Tensor:
-    helper, numpy_helper = extra("onnx.helper"), extra("onnx.numpy_helper")
+    helper, numpy_helper = optional_module("onnx.helper"), optional_module("onnx.numpy_helper")
     arrays = {name: tensor.numpy() for name, tensor in given.items() if tensor is not None}
     inputs = [_info(name, arrays[name]) for name in arrays]
     output = helper.make_tensor_value_info(node.outputs[0], 0, None)
@@ -85,19 +85,19 @@ def _run(node: Node, given: dict[str, Tensor | None]) -> Tensor:
         own = helper.make_node(node.kind, node.names, node.outputs[:1], **node.attributes)
         graph = helper.make_graph([own], "constant", inputs, [output])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.opset)])
-        (result,) = extra("onnx.reference").ReferenceEvaluator(model).run(None, arrays)
+        (result,) = optional_module("onnx.reference").ReferenceEvaluator(model).run(None, arrays)
     except Exception as error:  # numpy's and onnx's own, which have no common base
         raise node.error(f"it cannot be computed of constants: {str(error).partition(chr(10))[0]}") from error
     return array(numpy_helper.from_array(result, node.outputs[0]))
 
 
 def _info(name: str, values: Any) -> Any:
-    helper = extra("onnx.helper")
+    helper = optional_module("onnx.helper")
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
 
 
-def constant(reader: object, node: Node) -> Constant:
-    """Constant: a tensor, or numbers by themselves."""
+def constant(builder: object, node: Node) -> Constant:
+    """Constant: a tensor, or numbers."""
     if len(node.attributes) != 1:
         raise node.error("a constant is one tensor, or numbers of one kind")
     ((name, value),) = node.attributes.items()

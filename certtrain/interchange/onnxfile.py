@@ -1,9 +1,9 @@
-"""An ONNX file of others read into layers: node by node, nothing run and nothing guessed.
+"""ONNX files of other programs, read node by node into layers, without running anything.
 
-What has no counterpart among the layers with a bound rule is an error that
-names the node. Sums and products with constants are gathered to one affine
-function and become a BatchNorm of fixed statistics, its numbers rounded once to
-the network's own type; a bias after a MatMul becomes the linear layer's own.
+A node without a counterpart among the layers with a bound rule is an error that
+names it. Sums and products with constants are combined into one affine function,
+which becomes a BatchNorm with fixed statistics, rounded once to the network's dtype.
+A bias after a MatMul becomes the bias of the linear layer.
 """
 
 from collections import Counter
@@ -18,12 +18,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from certtrain.errors import CerttrainError, NetworkError, UnsupportedLayer
-from certtrain.interchange.onnxbuilder import Activated
+from certtrain.interchange.onnxbuilder import ActivationLayer
 from certtrain.interchange.onnxconstants import FOLDED, computed
 from certtrain.interchange.onnxload import load_proto
 from certtrain.interchange.onnxoperators import READERS, checked
 from certtrain.interchange.onnxshaping import materialized
-from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, OnnxValue, array, extra
+from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, OnnxValue, array, optional_module
 from certtrain.interchange.packed import ending
 from certtrain.network.graphs import GraphNetwork, build_graph
 from certtrain.network.modelfile import load_model
@@ -39,8 +39,8 @@ DOMAINS = ("", "ai.onnx")  # two names of the standard's own operators
 class Imported:
     """A network in evaluation mode that takes inputs (B, *shape), channels first, and gives outputs (B, K).
 
-    Inputs and weights have the file's own type, float32 or float64. A file for
-    a fixed batch of several inputs is read as the network of each of them.
+    Inputs and weights have the file's dtype, float32 or float64. A file for a fixed
+    batch of several inputs is read as the network for each of them.
     """
 
     network: GraphNetwork
@@ -52,9 +52,9 @@ class Imported:
 def read_onnx(path: Path) -> Imported:
     """The network in that ONNX file, which may be gzipped and keep its weights in files in the same folder.
 
-    Raises MissingExtra, ModelFileError if it is missing, damaged, no ONNX or
-    lacks a part of its weights, and UnsupportedLayer for a node that has no
-    counterpart here.
+    Raises MissingExtra, ModelFileError if the file is missing, damaged, not ONNX or
+    lacks some of its weights, and UnsupportedLayer for a node without a counterpart
+    here.
     """
     proto = load_proto(path)
     try:
@@ -64,9 +64,9 @@ def read_onnx(path: Path) -> Imported:
 
 
 def open_network(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network in a file that ends in .onnx or .onnx.gz, or else in a model file of certtrain; its input's shape.
+    """The network in an .onnx or .onnx.gz file, or in a model file of certtrain, and the shape of its input.
 
-    Raises as `read_onnx` and `load_model`.
+    Raises what `read_onnx` and `load_model` raise.
     """
     if ending(path) == ".onnx":
         found = read_onnx(path)
@@ -76,25 +76,25 @@ def open_network(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def _read(proto: Any) -> Imported:
-    """Of a fixed shape whose first side is no batch, as of a column W is multiplied with, all is one input."""
+    """The network. If it cannot be read with the first dimension as its batch of 1, the whole shape is one input."""
     opset = _opset(proto)
     reader = Reader(proto.graph, opset)
     try:
         return reader.read()
     except UnsupportedLayer:
-        if reader.single or reader.batch is None:
+        if reader.single_input or reader.batch is None:
             raise
-        again = Reader(proto.graph, opset, whole=True)
+        again = Reader(proto.graph, opset, unbatched=True)
         try:
             return again.read()
         except UnsupportedLayer:
-            pass  # what is wrong with it is better said of inputs in a batch
+            pass  # the first error is the more helpful one
         raise
 
 
 def _opset(proto: Any) -> int:
     """The version of the standard's operators that the file declares."""
-    newest = extra("onnx.defs").onnx_opset_version()
+    newest = optional_module("onnx.defs").onnx_opset_version()
     declared = {entry.version for entry in proto.opset_import if entry.domain in DOMAINS} or {1}
     if len(declared) > 1 or not 1 <= max(declared) <= newest:
         raise UnsupportedLayer(
@@ -109,12 +109,11 @@ def _opset(proto: Any) -> int:
 class Reader:
     """Builds layers as data, with their tensors, from a GraphProto.
 
-    `batch` is the size of the batch's dimension, None where it is free.
-    `single` files hold one input, so that nothing needs to keep apart; with
-    `whole` that is all of a tensor of fixed shape, its first side included.
+    `batch` and `single_input` are as in `Builder`. With `unbatched`, the whole tensor
+    of fixed shape is one input, its first dimension included.
     """
 
-    def __init__(self, graph: Any, opset: int, *, whole: bool = False) -> None:
+    def __init__(self, graph: Any, opset: int, *, unbatched: bool = False) -> None:
         self.graph, self.opset = graph, opset
         self.values: dict[str, OnnxValue | Constant] = {}
         self.sections: list[LayerSection] = []
@@ -122,10 +121,10 @@ class Reader:
         self.names: Counter[str] = Counter()
         self.uses = Counter(name for node in graph.node for name in node.input)
         self.uses.update(value.name for value in graph.output)
-        self.origins: dict[str, str] = {}  # by layer, the node's result that it was made for
-        self.shapes: dict[str, Shape] = {}  # by layer, its result's
-        self.activated: dict[str, Activated] = {}
-        self.single, self.whole = whole, whole
+        self.origins: dict[str, str] = {}  # by layer, the result of its node
+        self.shapes: dict[str, Shape] = {}  # by layer, of its result
+        self.activated: dict[str, ActivationLayer] = {}
+        self.single_input, self.unbatched = unbatched, unbatched
         self.batch: int | None = None
         self.input_asked, self.dtype = False, torch.float32
 
@@ -138,12 +137,12 @@ class Reader:
             self._read_node(Node.of(proto, self.values, self.opset))
         return self._finish()
 
-    # --- what the readers of nodes use ---
+    # --- the interface `Builder` ---
 
     def add(
         self, node: Node, kind: str, inputs: Sequence[OnnxValue], state: dict[str, Tensor], **arguments: Any
     ) -> OnnxValue:
-        """Append a layer of that kind, which takes the results of earlier ones; gives back its own result."""
+        """As `Builder.add`."""
         self.names[kind] += 1
         name = f"{kind.lower()}{self.names[kind]}"
         wires = tuple(value.layer for value in inputs)
@@ -159,26 +158,23 @@ class Reader:
         self.origins[name], self.shapes[name] = node.outputs[0], shape
         for key, tensor in state.items():
             self.state[f"{name}.{key}"] = self._rounded(tensor, node)
-        return OnnxValue(name, shape, alone=inputs[0].alone)
+        return OnnxValue(name, shape, unbatched=inputs[0].unbatched)
 
     def set_bias(self, value: OnnxValue, bias: Tensor, node: Node) -> None:
-        """Give the linear layer that `value` is the result of the bias that it does not have."""
+        """As `Builder.set_bias`."""
         place = next(i for i, section in enumerate(self.sections) if section.name == value.layer)
         self.sections[place] = self.sections[place].model_copy(update={"bias": True})
         self.state[f"{value.layer}.bias"] = self._rounded(bias, node)
 
     def takes_bias(self, value: OnnxValue, name: str) -> bool:
-        """Whether the result `name` is just that of a linear layer without bias, and nothing else uses it."""
+        """As `Builder.takes_bias`."""
         linear = any(section.name == value.layer and section.type == "Linear" for section in self.sections)
-        just = value.scale is None and len(value.shape) == 1 and value.shape == self.shapes[value.layer]
-        bare = f"{value.layer}.bias" not in self.state
-        return linear and just and bare and self.origins[value.layer] == name and self.uses[name] == 1
+        unchanged = value.scale is None and len(value.shape) == 1 and value.shape == self.shapes[value.layer]
+        has_no_bias = f"{value.layer}.bias" not in self.state
+        return linear and unchanged and has_no_bias and self.origins[value.layer] == name and self.uses[name] == 1
 
     def takes_input_as(self, shape: Shape) -> bool:
-        """Whether inputs come in that shape; the first that asks has a flat one so from the start.
-
-        Their order in memory is the same.
-        """
+        """As `Builder.takes_input_as`; the order in memory is the same."""
         if not self.input_asked and len(shape) > 1 and prod(shape) == max(self.shapes[NETWORK_INPUT]):
             self.shapes[NETWORK_INPUT] = shape
         self.input_asked = True
@@ -200,8 +196,8 @@ class Reader:
         if kind.elem_type not in DTYPES or not kind.HasField("shape"):
             raise UnsupportedLayer(f"its input {given.name!r} must be a float32 or float64 tensor of known shape")
         sizes = tuple(size.dim_value if size.HasField("dim_value") else 0 for size in kind.shape.dim)
-        alone = self.whole or len(sizes) == 1
-        batch, *shape = (1, *sizes) if alone else sizes or (0,)
+        unbatched = self.unbatched or len(sizes) == 1
+        batch, *shape = (1, *sizes) if unbatched else sizes or (0,)
         if batch < 0 or not shape or min(shape) < 1:
             raise UnsupportedLayer(
                 f"its input {given.name!r} has shape {sizes}; one batch dimension and then fixed sizes are read"
@@ -209,8 +205,8 @@ class Reader:
         if prod(shape) > MOST_VALUES:
             raise UnsupportedLayer(f"its input has {prod(shape):,} values; {MOST_VALUES:,} are the most")
         self.shapes[NETWORK_INPUT], self.dtype = tuple(shape), DTYPES[kind.elem_type]
-        self.batch, self.single = batch or None, batch == 1
-        self.values[given.name] = OnnxValue(NETWORK_INPUT, tuple(shape), alone=alone)
+        self.batch, self.single_input = batch or None, batch == 1
+        self.values[given.name] = OnnxValue(NETWORK_INPUT, tuple(shape), unbatched=unbatched)
 
     def _read_node(self, node: Node) -> None:
         if node.domain not in DOMAINS or node.kind not in READERS.keys() | FOLDED.keys():
@@ -236,8 +232,8 @@ class Reader:
         if prod(end.shape) != max(end.shape):
             raise UnsupportedLayer(f"its output {name!r} has shape {end.shape} for one input; logits (K,) are read")
         node = Node("the output", "", "", (name,), (name,), {}, {}, self.opset)
-        end = materialized(self, end.reshaped((prod(end.shape),), alone=end.alone), node)
-        if end.layer == NETWORK_INPUT:  # it only moves values
+        end = materialized(self, end.reshaped((prod(end.shape),), unbatched=end.unbatched), node)
+        if end.layer == NETWORK_INPUT:  # the network only moves values
             end = self.add(node, "Identity", [end], {})
         self._drop_unused(end)
         try:
@@ -249,7 +245,7 @@ class Reader:
         return Imported(network.eval(), self.shapes[NETWORK_INPUT], end.shape[0], graph)
 
     def _drop_unused(self, end: OnnxValue) -> None:
-        """Leave out the layers that the output does not depend on, and let the last be the one that gives it."""
+        """Remove layers that the output does not depend on, so that the last layer gives the output."""
         wanted = {end.layer}
         for section in reversed(self.sections):
             if section.name in wanted:

@@ -1,4 +1,4 @@
-"""An ONNX file, and what it keeps in files beside it, as one ModelProto that has passed ONNX's own checks."""
+"""Loading of an ONNX file, with tensors from other files in its folder, as a ModelProto that passes ONNX's checks."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from certtrain.errors import ModelFileError
-from certtrain.interchange.onnxvalues import extra
+from certtrain.interchange.onnxvalues import optional_module
 from certtrain.interchange.packed import is_packed, read_whole
 from certtrain.spec.shapes import MOST_VALUES
 
-MOST_FILE_BYTES = 2**31 - 1  # protobuf takes no more
+MOST_FILE_BYTES = 2**31 - 1  # the limit of protobuf
 MOST_UNPACKED = 2**30
 EXTERNAL = 1  # TensorProto.EXTERNAL
 
@@ -19,19 +19,19 @@ EXTERNAL = 1  # TensorProto.EXTERNAL
 def load_proto(path: Path) -> Any:
     """The ModelProto in that file, with all of its tensors.
 
-    Raises MissingExtra, and ModelFileError if the file is missing, damaged or
-    no ONNX, or a tensor cannot be had from a file in the same folder.
+    Raises MissingExtra, and ModelFileError if the file is missing, damaged or not
+    ONNX, or if a tensor cannot be read from a file in the same folder.
     """
-    onnx = extra("onnx")
+    onnx = optional_module("onnx")
     data = _bytes(path)
     try:
         proto = onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf's own, which has no base but this
+    except Exception as error:  # protobuf's errors have no other base class
         raise _damaged(path, error) from error
     outside = _attach(proto.graph, path)
     try:
-        extra("onnx.checker").check_model(proto if outside else data)
-    except Exception as error:  # onnx's own, which have no common base
+        optional_module("onnx.checker").check_model(proto if outside else data)
+    except Exception as error:  # onnx's errors have no common base class
         raise _damaged(path, error) from error
     return proto
 
@@ -47,14 +47,14 @@ def _bytes(path: Path) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> ModelFileError:
     first = str(error).strip().partition("\n")[0]
-    return ModelFileError(f"{path} is not a whole ONNX file: {first}")
+    return ModelFileError(f"{path} is not a complete ONNX file: {first}")
 
 
 # --- tensors in other files ------------------------------------------------------------------------------
 
 
 def _attach(graph: Any, path: Path) -> int:
-    """Put the tensors that are kept in other files into the graph; gives back how many these are."""
+    """Put the tensors of other files into the graph; returns how many there are."""
     tensors = [tensor for tensor in _tensors(graph) if tensor.data_location == EXTERNAL]
     left = MOST_FILE_BYTES
     for tensor in tensors:
@@ -77,10 +77,10 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _external(tensor: Any, folder: Path, most: int) -> bytes:
-    """A tensor's bytes. Raises OSError, or ValueError for a file or a part of it that is not to be read."""
+    """A tensor's bytes. Raises OSError, or ValueError for a file or a part of it that must not be read."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    if any(isinstance(text, bytes) for text in entries.values()):  # protobuf's, of what is no UTF-8
-        raise ValueError(f"the file says {entries}, which is no text")
+    if any(isinstance(text, bytes) for text in entries.values()):  # protobuf gives bytes for text that is not UTF-8
+        raise ValueError(f"the file says {entries}, which is not text")
     size, offset = _size(tensor), int(entries.get("offset") or 0)
     if int(entries.get("length") or size) != size or offset < 0:
         raise ValueError(f"the file says {entries}, but a tensor of shape {tuple(tensor.dims)} has {size} bytes")
@@ -91,8 +91,8 @@ def _external(tensor: Any, folder: Path, most: int) -> bytes:
         data = file.read(size)
     if len(data) < size:
         raise ValueError(
-            f"{entries['location']!r} ends too early: {size:,} bytes are to stand from byte {offset:,} on. "
-            "Copy both files together, and whole"
+            f"{entries['location']!r} ends too early: {size:,} bytes are expected from byte {offset:,} on. "
+            "Copy both files completely"
         )
     return data
 
@@ -103,7 +103,7 @@ def _size(tensor: Any) -> int:
     if any(side < 0 for side in tensor.dims) or count > MOST_VALUES:
         raise ValueError(f"its shape is {tuple(tensor.dims)}; {MOST_VALUES:,} values are the most")
     try:
-        return int(count * extra("onnx.helper").tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+        return int(count * optional_module("onnx.helper").tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except KeyError as error:
         raise ValueError(f"its type {tensor.data_type} is not known") from error
 

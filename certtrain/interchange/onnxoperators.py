@@ -1,7 +1,7 @@
-"""Which ONNX operators are read, up to which of their versions, and by which attributes.
+"""Which ONNX operators are read, up to which version, and with which attributes.
 
-An operator means what the opset says that its file declares. What is not in
-this table, a later version or an attribute, is an error that names it.
+An operator has the meaning of the opset that its file declares. An operator, version
+or attribute that is not in this table is an error that names it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,14 +17,14 @@ from certtrain.interchange import onnxproducts as products
 from certtrain.interchange import onnxshaping as shaping
 from certtrain.interchange.onnxbuilder import Builder
 from certtrain.interchange.onnxconstants import constant
-from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, OnnxValue, extra
+from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, OnnxValue, optional_module
 
 LATER = 10**6
 Opsets = tuple[int, int]  # first and last
 ALWAYS: Opsets = (1, LATER)
-OLD: Opsets = (1, 5)  # consumed_inputs: which inputs might be written over, and no more
+OLD: Opsets = (1, 5)  # for consumed_inputs, which only says which inputs may be overwritten
 CURVE = {"consumed_inputs": OLD}
-STRETCHED = {"broadcast": (1, 6), "axis": (1, 6), "consumed_inputs": OLD}
+BROADCAST = {"broadcast": (1, 6), "axis": (1, 6), "consumed_inputs": OLD}
 WINDOW = dict.fromkeys(("auto_pad", "kernel_shape", "pads", "strides"), ALWAYS)
 
 
@@ -33,7 +33,7 @@ def since(opset: int) -> Opsets:
 
 
 class Known(NamedTuple):
-    """How an operator is read: by which function, up to which version of it, by attributes of which opsets."""
+    """How an operator is read: the function, the newest version, and the opsets of each attribute."""
 
     read: Callable[[Builder, Node], OnnxValue | Constant]
     newest: int
@@ -41,11 +41,11 @@ class Known(NamedTuple):
 
 
 def checked(node: Node) -> Known:
-    """What is known of the node's operator. Raises UnsupportedLayer if its version or an attribute is not."""
+    """The table's entry for the node's operator. Raises UnsupportedLayer for another version or attribute."""
     if node.kind not in READERS:
-        raise node.error("it is read only where it is given constants alone")
+        raise node.error("it is read only where it is given only constants")
     known = READERS[node.kind]
-    version = extra("onnx.defs").get_schema(node.kind, node.opset, "").since_version
+    version = optional_module("onnx.defs").get_schema(node.kind, node.opset, "").since_version
     if version > known.newest:
         raise node.error(f"version {version} of this operator is newer than {known.newest}, the last one that is read")
     for name in node.attributes:
@@ -55,29 +55,29 @@ def checked(node: Node) -> Known:
     return known
 
 
-def _same(reader: Builder, node: Node) -> OnnxValue:
+def _same(builder: Builder, node: Node) -> OnnxValue:
     return node.value()
 
 
-def _cast(reader: Builder, node: Node) -> OnnxValue:
+def _cast(builder: Builder, node: Node) -> OnnxValue:
     wanted = node.attributes["to"]
     names = {1: (1, b"FLOAT"), 11: (11, b"DOUBLE")}
-    if not any(wanted in names[number] and dtype == reader.dtype for number, dtype in DTYPES.items()):
+    if not any(wanted in names[number] and dtype == builder.dtype for number, dtype in DTYPES.items()):
         raise node.error(f"to = {wanted!r} changes the type of values, which is not read")
     return node.value()
 
 
-def _cast_like(reader: Builder, node: Node) -> OnnxValue | Constant:
-    """Values and constants of the network's own type."""
+def _cast_like(builder: Builder, node: Node) -> OnnxValue | Constant:
+    """CastLike, for values and constants of the network's dtype only."""
     given, like = node.given(0), node.given(1)
     for part in (given, like):
-        if part is None or (isinstance(part, Constant) and part.tensor.dtype != reader.dtype):
+        if part is None or (isinstance(part, Constant) and part.tensor.dtype != builder.dtype):
             raise node.error("it changes the type of values, which is not read")
     assert given is not None
     return given
 
 
-def _dropout(reader: Builder, node: Node) -> OnnxValue:
+def _dropout(builder: Builder, node: Node) -> OnnxValue:
     training = node.constant(2)
     drops = node.opset < 7 and not node.attributes.get("is_test", 0)
     if drops or (training is not None and bool(training.any())):
@@ -114,10 +114,10 @@ READERS: Mapping[str, Known] = {
             "training_mode": since(14),
         },
     ),
-    "Add": Known(arithmetic.add, 14, STRETCHED),
-    "Sub": Known(arithmetic.subtract, 14, STRETCHED),
-    "Mul": Known(arithmetic.multiply, 14, STRETCHED),
-    "Div": Known(arithmetic.divide, 14, STRETCHED),
+    "Add": Known(arithmetic.add, 14, BROADCAST),
+    "Sub": Known(arithmetic.subtract, 14, BROADCAST),
+    "Mul": Known(arithmetic.multiply, 14, BROADCAST),
+    "Div": Known(arithmetic.divide, 14, BROADCAST),
     "Neg": Known(arithmetic.negate, 13, CURVE),
     **ACTIVATION_READERS,
     "Erf": Known(patterns.erf, 13),
@@ -132,7 +132,7 @@ READERS: Mapping[str, Known] = {
     "Unsqueeze": Known(shaping.unsqueeze, 25, {"axes": (1, 12)}),
     "Transpose": Known(shaping.transpose, 25, {"perm": ALWAYS}),
     "Pad": Known(shaping.pad, 25, {"mode": ALWAYS, "paddings": (1, 1), "pads": (2, 10), "value": (1, 10)}),
-    "Slice": Known(shaping.part, 13, dict.fromkeys(("axes", "starts", "ends"), (1, 9))),
+    "Slice": Known(shaping.slice_values, 13, dict.fromkeys(("axes", "starts", "ends"), (1, 9))),
     "Concat": Known(shaping.concat, 13, {"axis": ALWAYS}),
     "Shape": Known(shaping.shape_of, 25, {"start": since(15), "end": since(15)}),
     "MaxPool": Known(
@@ -148,7 +148,7 @@ READERS: Mapping[str, Known] = {
         pools.reduce_mean, 18, {"axes": (1, 17), "keepdims": ALWAYS, "noop_with_empty_axes": since(18)}
     ),
     "Identity": Known(_same, 25),
-    # Values keep their type, so that how others would be rounded makes no difference.
+    # Values keep their dtype, so the attributes about rounding have no effect.
     "Cast": Known(_cast, 28, {"to": ALWAYS, "saturate": since(19), "round_mode": since(24)}),
     "CastLike": Known(_cast_like, 28, {"saturate": since(19), "round_mode": since(24)}),
     "Dropout": Known(

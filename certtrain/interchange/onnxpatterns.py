@@ -1,11 +1,11 @@
-"""Activations that files have as several operators, as exporters write them.
+"""Activations that exporters write as several operators.
 
 - GELU: x · (1 + erf(x/√2)) / 2, its factors in any order.
 - SiLU: x · sigmoid(x).
 - Softplus with its threshold: x where βx is above it, else softplus(βx) / β.
 
-An Erf or a Greater stands for no layer. What it makes of a value is a value that
-is pending until the pattern is complete; any other use of it is an error.
+An Erf or a Greater is no layer by itself. Its result is a value that is pending until
+the pattern is complete; any other use of it is an error.
 """
 
 from math import sqrt
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from certtrain.interchange.onnxbuilder import Activated, Builder
+from certtrain.interchange.onnxbuilder import ActivationLayer, Builder
 from certtrain.interchange.onnxshaping import materialized
 from certtrain.interchange.onnxvalues import Node, OnnxValue, Pending
 
@@ -37,11 +37,11 @@ def greater(builder: Builder, node: Node) -> OnnxValue:
 def _pending(node: Node, pending: Pending) -> OnnxValue:
     if pending.given.pending is not None:
         raise node.error(f"it is given the result of {pending.given.pending.kind} itself, which is not read")
-    return pending.given.bare()._replace(pending=pending)
+    return pending.given.layer_result()._replace(pending=pending)
 
 
 def product(builder: Builder, node: Node, left: OnnxValue, right: OnnxValue) -> OnnxValue:
-    """The product of two values, where it is a GELU or a SiLU."""
+    """The product of two values, if it is a GELU or a SiLU. Raises UnsupportedLayer otherwise."""
     for value, factor in ((left, right), (right, left)):
         found = _gelu(builder, node, value, factor) or _silu(builder, node, value, factor)
         if found is not None:
@@ -50,23 +50,23 @@ def product(builder: Builder, node: Node, left: OnnxValue, right: OnnxValue) -> 
 
 
 def _gelu(builder: Builder, node: Node, value: OnnxValue, factor: OnnxValue) -> OnnxValue | None:
-    """m·z · s(1 + erf(z/√2)) as 2ms · GELU(z)."""
+    """m·z · s(1 + erf(z/√2)) as 2ms · GELU(z); None if the factor is no erf."""
     if factor.pending is None or factor.pending.kind != "Erf" or value.pending is not None:
         return None
-    scale, close = _scale(factor), _Close.of(builder)
-    z = close.simplest(_times(factor.pending.given, sqrt(2)), value)
-    multiple = close.multiple(value, z)
-    if multiple is None or not close.equal(scale, _shift(factor)):
+    scale, tolerance = _scale(factor), _Tolerance.of(builder)
+    z = tolerance.simplest(_times(factor.pending.given, sqrt(2)), value)
+    multiple = tolerance.multiple(value, z)
+    if multiple is None or not tolerance.equal(scale, _shift(factor)):
         raise node.error("an erf is read only as a part of x · (1 + erf(x/√2)), which this is not")
     return add_activation(builder, node, "GELU", z).affine(2 * multiple * scale, ZERO)
 
 
 def _silu(builder: Builder, node: Node, value: OnnxValue, factor: OnnxValue) -> OnnxValue | None:
-    """m·z · s·sigmoid(z) as ms · SiLU(z)."""
+    """m·z · s·sigmoid(z) as ms · SiLU(z); None if it is no such product."""
     made = builder.activated.get(factor.layer)
     if made is None or made.kind != "Sigmoid" or factor.pending is not None or value.pending is not None:
         return None
-    multiple = _Close.of(builder).multiple(value, made.given)
+    multiple = _Tolerance.of(builder).multiple(value, made.given)
     if multiple is None or not _alike(factor, value) or bool(_shift(factor).any()):
         return None
     return add_activation(builder, node, "SiLU", made.given).affine(multiple * _scale(factor), ZERO)
@@ -78,9 +78,9 @@ def where(builder: Builder, node: Node) -> OnnxValue:
     made = builder.activated.get(smooth.layer)
     if condition.pending is None or condition.pending.kind != "Greater" or made is None or made.kind != "Softplus":
         raise node.error("it is read only as torch writes Softplus with its threshold")
-    close, (_, compared, limit) = _Close.of(builder), condition.pending
-    beta, same = close.multiple(made.given, value), close.multiple(compared, made.given)
-    if beta is None or same is None or same < 0 or not _is_part(smooth, value, 1 / beta, close):
+    tolerance, (_, compared, limit) = _Tolerance.of(builder), condition.pending
+    beta, same = tolerance.multiple(made.given, value), tolerance.multiple(compared, made.given)
+    if beta is None or same is None or same < 0 or not _is_part(smooth, value, 1 / beta, tolerance):
         raise node.error("it is read only as torch writes Softplus, x where βx is above a limit, else softplus(βx) / β")
     return add_activation(builder, node, "Softplus", value, beta=beta, threshold=limit / same)
 
@@ -88,7 +88,7 @@ def where(builder: Builder, node: Node) -> OnnxValue:
 def add_activation(builder: Builder, node: Node, kind: str, value: OnnxValue, **arguments: float) -> OnnxValue:
     """Append an activation of that kind."""
     made = builder.add(node, kind, [materialized(builder, value, node)], {}, **arguments)
-    builder.activated[made.layer] = Activated(kind, value)
+    builder.activated[made.layer] = ActivationLayer(kind, value)
     return made
 
 
@@ -103,35 +103,35 @@ def _shift(value: OnnxValue) -> Tensor:
     return torch.zeros(value.shape, dtype=torch.float64) if value.shift is None else value.shift
 
 
-def _is_part(factor: OnnxValue, value: OnnxValue, scale: float, close: "_Close") -> bool:
-    """Whether the factor of a pattern is just so many times its layer's result, in the shape of the value."""
-    exactly = close.equal(_scale(factor), torch.tensor(scale)) and not bool(_shift(factor).any())
+def _is_part(factor: OnnxValue, value: OnnxValue, scale: float, tolerance: "_Tolerance") -> bool:
+    """Whether the factor of a pattern is `scale` times its layer's result, in the shape of the value."""
+    exactly = tolerance.equal(_scale(factor), torch.tensor(scale)) and not bool(_shift(factor).any())
     return exactly and _alike(factor, value)
 
 
 def _alike(value: OnnxValue, other: OnnxValue) -> bool:
-    return (value.shape, value.alone) == (other.shape, other.alone)
+    return (value.shape, value.unbatched) == (other.shape, other.unbatched)
 
 
 def _times(value: OnnxValue, number: float) -> OnnxValue:
     return value.affine(torch.tensor(number, dtype=torch.float64), ZERO)
 
 
-class _Close(NamedTuple):
-    """Numbers and values that are equal but for the rounding of a few constants, relative to their size."""
+class _Tolerance(NamedTuple):
+    """A relative tolerance for comparisons, for the rounding of a few constants."""
 
     share: float
 
     @classmethod
-    def of(cls, builder: Builder) -> "_Close":
+    def of(cls, builder: Builder) -> "_Tolerance":
         return cls(4 * torch.finfo(builder.dtype).eps)
 
     def equal(self, left: Tensor, right: Tensor) -> bool:
-        """NaN equals nothing."""
+        """Whether all numbers are equal within the tolerance; NaN never is."""
         return bool(((left - right).abs() <= self.share * torch.maximum(left.abs(), right.abs())).all())
 
     def multiple(self, value: OnnxValue, other: OnnxValue) -> float | None:
-        """The number m for which the value is m · other, if there is one."""
+        """The number m with value = m · other, if there is one."""
         if value.layer != other.layer or not _alike(value, other):
             return None
         ratio = (_scale(value) / _scale(other)).flatten()
@@ -140,5 +140,5 @@ class _Close(NamedTuple):
         return multiple if fits and multiple else None
 
     def simplest(self, value: OnnxValue, *others: OnnxValue) -> OnnxValue:
-        """The layer's own result, or one of the others, where the value is equal to it; else the value."""
-        return next((other for other in (value.bare(), *others) if self.multiple(value, other) == 1), value)
+        """The layer's result or the first of `others` that equals the value; else the value itself."""
+        return next((other for other in (value.layer_result(), *others) if self.multiple(value, other) == 1), value)

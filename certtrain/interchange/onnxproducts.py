@@ -1,25 +1,25 @@
-"""ONNX's operators with weights: convolutions, products with a matrix, and BatchNormalization."""
+"""Readers of ONNX's operators with weights: convolutions, matrix products, and BatchNormalization."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from certtrain.interchange.onnxarithmetic import constant_for, old_shape, plus
+from certtrain.interchange.onnxarithmetic import add_constant, constant_for, old_shape
 from certtrain.interchange.onnxbuilder import Builder
-from certtrain.interchange.onnxshaping import full_shape, materialized, settled, swapped, whole
+from certtrain.interchange.onnxshaping import batch_included, batch_split_off, full_shape, materialized, swapped
 from certtrain.interchange.onnxvalues import Constant, Node, OnnxValue
 from certtrain.spec.shapes import Shape
 
-MOST_GROWTH = 64  # rows and columns of zeros that a kernel may get
+MOST_GROWTH = 64  # rows and columns of zeros that may be added to a kernel
 
 
 # --- convolutions ----------------------------------------------------------------------------------------
 
 
-def conv(reader: Builder, node: Node) -> OnnxValue:
-    value, weight, bias = materialized(reader, node.value(), node), node.weights(1), node.bias(2)
-    if weight.dim() != 4 or len(value.shape) != 3 or value.alone:
+def conv(builder: Builder, node: Node) -> OnnxValue:
+    value, weight, bias = materialized(builder, node.value(), node), node.weights(1), node.bias(2)
+    if weight.dim() != 4 or len(value.shape) != 3 or value.unbatched:
         raise node.error("only convolutions over two dimensions are read")
     kernel = list(weight.shape[2:])
     node.expect(kernel_shape=kernel)
@@ -28,10 +28,10 @@ def conv(reader: Builder, node: Node) -> OnnxValue:
     if _grows(pads, dilations):
         weight, even = _even_pads(node, weight, pads, dilations)
     else:
-        value, even = _padded(reader, node, value, pads)
+        value, even = _padded(builder, node, value, pads)
     groups = node.attributes.get("group", 1)
     state = {"weight": weight} | ({} if bias is None else {"bias": bias})
-    return reader.add(
+    return builder.add(
         node,
         "Conv2d",
         [value],
@@ -48,12 +48,12 @@ def conv(reader: Builder, node: Node) -> OnnxValue:
 
 
 def _grows(pads: Shape, dilations: Shape) -> bool:
-    """Whether a kernel can make up for padding that differs at both ends: it grows in steps of its dilation."""
+    """Whether zeros in the kernel can replace uneven padding: the kernel grows in steps of its dilation."""
     return all((pads[place] - pads[place + 2]) % dilation == 0 for place, dilation in enumerate(dilations))
 
 
 def _even_pads(node: Node, weight: Tensor, pads: Shape, dilations: Shape) -> tuple[Tensor, Shape]:
-    """The same convolution with equal padding at both ends: where there was less, the kernel grows by zeros."""
+    """The same convolution with equal padding at both ends: zeros are added to the kernel where there was less."""
     missing = [0, 0, 0, 0]  # left and right of the last dimension, then of the one before, as F.pad has them
     even = []
     for place, dilation in enumerate(dilations):
@@ -66,13 +66,13 @@ def _even_pads(node: Node, weight: Tensor, pads: Shape, dilations: Shape) -> tup
     return torch.nn.functional.pad(weight, missing), tuple(even)
 
 
-def _padded(reader: Builder, node: Node, value: OnnxValue, pads: Shape) -> tuple[OnnxValue, Shape]:
-    """The value with what one end has more than the other put on by layers, and the padding that is left for both."""
+def _padded(builder: Builder, node: Node, value: OnnxValue, pads: Shape) -> tuple[OnnxValue, Shape]:
+    """The value with the excess padding of one end added by Pad layers, and the remaining even padding."""
     even = tuple(min(pads[place], pads[place + 2]) for place in (0, 1))
     for place, least in enumerate(even):
         before, after = pads[place] - least, pads[place + 2] - least
         if before or after:
-            value = reader.add(node, "Pad", [value], {}, dim=place + 2, before=before, after=after)
+            value = builder.add(node, "Pad", [value], {}, dim=place + 2, before=before, after=after)
     return value, even
 
 
@@ -85,7 +85,7 @@ def two_of(node: Node, name: str) -> Shape:
 
 
 def pads_of(node: Node, given: Shape, kernel: Sequence[int], strides: Shape, dilations: Shape) -> Shape:
-    """Rows above, columns at the left, rows below, columns at the right."""
+    """The padding: rows above, columns at the left, rows below, columns at the right."""
     automatic = node.attributes.get("auto_pad", b"NOTSET").decode()
     if automatic in ("NOTSET", "VALID"):
         pads = tuple(node.attributes.get("pads", (0, 0, 0, 0))) if automatic == "NOTSET" else (0, 0, 0, 0)
@@ -103,28 +103,28 @@ def pads_of(node: Node, given: Shape, kernel: Sequence[int], strides: Shape, dil
 # --- products with a matrix ------------------------------------------------------------------------------
 
 
-def mat_mul(reader: Builder, node: Node) -> OnnxValue:
+def mat_mul(builder: Builder, node: Node) -> OnnxValue:
     left = node.given(0)
     weight = _matrix(node, 0 if isinstance(left, Constant) else 1)
     if isinstance(left, Constant):
-        return _product_from_left(reader, node, weight, node.value(1))
-    return _product(reader, node, node.value(), weight.T)
+        return _product_from_left(builder, node, weight, node.value(1))
+    return _product(builder, node, node.value(), weight.T)
 
 
-def gemm(reader: Builder, node: Node) -> OnnxValue:
-    """alpha · A′B′ + beta · C, of which A or B is a constant, and C, if there is one."""
+def gemm(builder: Builder, node: Node) -> OnnxValue:
+    """alpha · A′B′ + beta · C, where A or B is a constant, and so is C, which may be missing."""
     if isinstance(node.given(0), Constant):
-        value, weight, turned, bare = node.value(1), _matrix(node, 0).double(), "transB", "transA"
+        value, weight, of_value, of_weight = node.value(1), _matrix(node, 0).double(), "transB", "transA"
     else:
-        value, weight, turned, bare = node.value(0), _matrix(node, 1).double(), "transA", "transB"
-    weight = (weight.T if node.attributes.get(bare, 0) else weight) * node.attributes.get("alpha", 1.0)
-    if len(full_shape(reader, value)) != 2:
+        value, weight, of_value, of_weight = node.value(0), _matrix(node, 1).double(), "transA", "transB"
+    weight = (weight.T if node.attributes.get(of_weight, 0) else weight) * node.attributes.get("alpha", 1.0)
+    if len(full_shape(builder, value)) != 2:
         raise node.error(f"it multiplies matrices, not values of shape {value.shape} for one input")
-    if node.attributes.get(turned, 0):
-        value = settled(swapped(reader, whole(reader, value, node), node))
-    if turned == "transB":
-        return _with_bias(reader, node, _product_from_left(reader, node, weight, value))
-    return _with_bias(reader, node, _product(reader, node, value, weight.T))
+    if node.attributes.get(of_value, 0):
+        value = batch_split_off(swapped(builder, batch_included(builder, value, node), node))
+    if of_value == "transB":
+        return _with_bias(builder, node, _product_from_left(builder, node, weight, value))
+    return _with_bias(builder, node, _product(builder, node, value, weight.T))
 
 
 def _matrix(node: Node, place: int) -> Tensor:
@@ -134,52 +134,52 @@ def _matrix(node: Node, place: int) -> Tensor:
     return weight
 
 
-def _with_bias(reader: Builder, node: Node, value: OnnxValue) -> OnnxValue:
+def _with_bias(builder: Builder, node: Node, value: OnnxValue) -> OnnxValue:
     bias = node.bias(2)
     if bias is None:
         return value
     if node.opset < 7:
-        bias = bias.reshape(old_shape(node, full_shape(reader, value), tuple(bias.shape)))
-    value, shift = constant_for(reader, value, node, bias * node.attributes.get("beta", 1.0))
-    if len(value.shape) == 1 and value.shape == reader.shapes[value.layer] and value.scale is None:
-        reader.set_bias(value, shift, node)  # nothing else has seen this layer yet
+        bias = bias.reshape(old_shape(node, full_shape(builder, value), tuple(bias.shape)))
+    value, shift = constant_for(builder, value, node, bias * node.attributes.get("beta", 1.0))
+    if len(value.shape) == 1 and value.shape == builder.shapes[value.layer] and value.scale is None:
+        builder.set_bias(value, shift, node)  # the layer is new, so nothing else uses it
         return value
-    return plus(reader, value, node, shift, node.outputs[0])
+    return add_constant(builder, value, node, shift, node.outputs[0])
 
 
-def _product(reader: Builder, node: Node, value: OnnxValue, weight: Tensor) -> OnnxValue:
-    """Every vector along the value's last dimension, taken through the matrix (out, in)."""
-    value = materialized(reader, value, node)
+def _product(builder: Builder, node: Node, value: OnnxValue, weight: Tensor) -> OnnxValue:
+    """The matrix (out, in) times every vector along the value's last dimension."""
+    value = materialized(builder, value, node)
     sizes = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
-    return reader.add(node, "Linear", [value], {"weight": weight}, **sizes, bias=False)
+    return builder.add(node, "Linear", [value], {"weight": weight}, **sizes, bias=False)
 
 
-def _product_from_left(reader: Builder, node: Node, weight: Tensor, value: OnnxValue) -> OnnxValue:
+def _product_from_left(builder: Builder, node: Node, weight: Tensor, value: OnnxValue) -> OnnxValue:
     """weight · value, the matrix product over the last two dimensions, or over the only one."""
-    if len(full_shape(reader, value)) == 1:
-        return _product(reader, node, value, weight)
+    if len(full_shape(builder, value)) == 1:
+        return _product(builder, node, value, weight)
     if len(value.shape) == 1:
-        value = whole(reader, value, node)
-    columns = _product(reader, node, swapped(reader, value, node), weight)
-    return settled(swapped(reader, columns, node))
+        value = batch_included(builder, value, node)
+    columns = _product(builder, node, swapped(builder, value, node), weight)
+    return batch_split_off(swapped(builder, columns, node))
 
 
 # --- BatchNormalization ----------------------------------------------------------------------------------
 
 
-def batch_norm(reader: Builder, node: Node) -> OnnxValue:
+def batch_norm(builder: Builder, node: Node) -> OnnxValue:
     node.expect(training_mode=0, spatial=1)
     # Before opset 7 an attribute says whether it normalises by the batch, then the number of results, and from 14 on
     # an attribute again.
     trains = node.opset < 7 and not node.attributes.get("is_test", 0)
     if trains or any(node.outputs[1:]):
         raise node.error("it is in training mode: it normalises by the batch. Export the network in evaluation mode")
-    value = materialized(reader, node.value(), node)
+    value = materialized(builder, node.value(), node)
     weight, bias, mean, variance = (node.weights(place) for place in (1, 2, 3, 4))
-    if bool((variance < 0).any()) or value.alone:
-        raise node.error("its variance is negative" if not value.alone else "its values have no batch dimension")
+    if bool((variance < 0).any()) or value.unbatched:
+        raise node.error("its variance is negative" if not value.unbatched else "its values have no batch dimension")
     state = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
     state["num_batches_tracked"] = torch.tensor(0)
     kind = "BatchNorm1d" if len(value.shape) in (1, 2) else "BatchNorm2d"
     eps = node.attributes.get("epsilon", 1e-5)
-    return reader.add(node, kind, [value], state, num_features=weight.numel(), eps=eps)
+    return builder.add(node, kind, [value], state, num_features=weight.numel(), eps=eps)

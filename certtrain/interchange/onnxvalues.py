@@ -1,4 +1,4 @@
-"""What an ONNX file is read by: nodes, constants, and values with what has been gathered on them."""
+"""Nodes, constants and values of an ONNX file while it is read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from certtrain.errors import MissingExtra, ModelFileError, UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
-FREE_BATCH = -(2**62)  # what stands in a tensor of sizes for the number of inputs, where that is free
+FREE_BATCH = -(2**62)  # represents a free number of inputs in a tensor of sizes
 DTYPES = {1: torch.float32, 11: torch.float64}  # TensorProto's FLOAT and DOUBLE
 
 
-def extra(module: str) -> ModuleType:
-    """A module of the packages for ONNX. Raises MissingExtra."""
+def optional_module(module: str) -> ModuleType:
+    """A module of the optional packages for ONNX. Raises MissingExtra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -26,8 +26,8 @@ def extra(module: str) -> ModuleType:
 
 
 def array(tensor: Any) -> Tensor:
-    """A TensorProto's values. Raises ModelFileError."""
-    helper = extra("onnx.numpy_helper")
+    """The values of a TensorProto. Raises ModelFileError."""
+    helper = optional_module("onnx.numpy_helper")
     try:
         return torch.from_numpy(helper.to_array(tensor).copy())
     except (ValueError, TypeError, OverflowError, KeyError, MemoryError) as error:
@@ -35,13 +35,13 @@ def array(tensor: Any) -> Tensor:
 
 
 class Constant(NamedTuple):
-    """A tensor that does not depend on the input; `FREE_BATCH` may stand in a tensor of sizes."""
+    """A tensor that does not depend on the input; a tensor of sizes may contain `FREE_BATCH`."""
 
     tensor: Tensor
 
 
 class Pending(NamedTuple):
-    """What an operator of that kind makes of a value, where no layer does: a part of a pattern.
+    """The result of an operator that is no layer, but part of a pattern, for the value `given`.
 
     limit: the number that a Greater compares with.
     """
@@ -52,20 +52,20 @@ class Pending(NamedTuple):
 
 
 class OnnxValue(NamedTuple):
-    """scale · v + shift in shape `shape`, v being the result of a layer, or "input".
+    """scale · v + shift, where v is the result of the layer `layer`, or of "input".
 
-    `shape` is without the batch, and may differ from that of v if their values
-    have the same order in memory. Scale and shift have that shape and float64,
-    or are None for 1 and 0. ONNX's tensor has the batch's dimension before
-    `shape`, unless the value is `alone`: then `shape` is all of it. If something
-    is `pending`, v is the result of that instead, made of a value of the same shape.
+    `shape` is without the batch. It may differ from the shape of v, in the same order
+    in memory. Scale and shift have this shape and are float64, or None for 1 and 0.
+    ONNX's tensor has the batch's dimension before `shape`, unless the value is
+    `unbatched`: then `shape` is the whole shape. If the value is `pending`, v is the
+    result of the pending operator, for a value of the same shape.
     """
 
     layer: str
     shape: Shape
     scale: Tensor | None = None
     shift: Tensor | None = None
-    alone: bool = False
+    unbatched: bool = False
     pending: Pending | None = None
 
     def affine(self, scale: Tensor, shift: Tensor) -> OnnxValue:
@@ -77,26 +77,26 @@ class OnnxValue(NamedTuple):
             return self._replace(scale=None, shift=None)
         return self._replace(scale=scale.expand(self.shape), shift=shift.expand(self.shape))
 
-    def bare(self) -> OnnxValue:
-        """The value without what has been gathered on it."""
+    def layer_result(self) -> OnnxValue:
+        """The value without scale and shift."""
         return self._replace(scale=None, shift=None)
 
-    def reshaped(self, shape: Shape, *, alone: bool) -> OnnxValue:
+    def reshaped(self, shape: Shape, *, unbatched: bool) -> OnnxValue:
         """The same values in another shape."""
         pending = self.pending
         if pending is not None:
-            pending = pending._replace(given=pending.given.reshaped(shape, alone=alone))
+            pending = pending._replace(given=pending.given.reshaped(shape, unbatched=unbatched))
         found = self.mapped(lambda part: part.reshape(shape))
-        return found._replace(shape=shape, alone=alone, pending=pending)
+        return found._replace(shape=shape, unbatched=unbatched, pending=pending)
 
     def mapped(self, move: Callable[[Tensor], Tensor]) -> OnnxValue:
-        """What has been gathered on the value, moved as its values are."""
+        """The value with scale and shift changed by `move`."""
         scale, shift = (None if part is None else move(part) for part in (self.scale, self.shift))
         return self._replace(scale=scale, shift=shift)
 
 
 class Node(NamedTuple):
-    """A NodeProto, its attributes as plain values, and the version of the operators that its file declares."""
+    """A NodeProto, with its attributes as plain values, the known results, and the file's opset."""
 
     title: str
     kind: str
@@ -109,7 +109,7 @@ class Node(NamedTuple):
 
     @classmethod
     def of(cls, proto: Any, known: Mapping[str, OnnxValue | Constant], opset: int) -> Node:
-        get_attribute_value = extra("onnx.helper").get_attribute_value
+        get_attribute_value = optional_module("onnx.helper").get_attribute_value
         title = proto.name or (proto.output[0] if proto.output else "")
         attributes = {entry.name: get_attribute_value(entry) for entry in proto.attribute}
         return cls(
@@ -120,12 +120,12 @@ class Node(NamedTuple):
         return UnsupportedLayer(f"node {self.title!r} ({self.kind}): {message}")
 
     def given(self, place: int) -> OnnxValue | Constant | None:
-        """What it is given there, None where it is left out."""
+        """The input at that place, None if it is omitted."""
         if place >= len(self.names) or not self.names[place]:
             return None
         name = self.names[place]
         if name not in self.known:
-            raise self.error(f"{name!r} is no earlier result")
+            raise self.error(f"{name!r} is not an earlier result")
         return self.known[name]
 
     def value(self, place: int = 0) -> OnnxValue:
@@ -150,29 +150,29 @@ class Node(NamedTuple):
         return None if self.given(place) is None else self.weights(place)
 
     def sizes(self, place: int, name: str) -> list[int] | None:
-        """Whole numbers, `FREE_BATCH` among them, given there as its `name`; None where they are left out."""
+        """The integers at that input, called `name`, which may include `FREE_BATCH`; None if it is omitted."""
         found = self.constant(place)
         if found is None:
             return None
         if found.dtype not in (torch.int64, torch.int32) or found.dim() > 1:
-            raise self.error(f"its {name} must be a constant list of whole numbers")
+            raise self.error(f"its {name} must be a constant list of integers")
         return [int(number) for number in found.reshape(-1).tolist()]
 
     def numbers(self, place: int, name: str) -> list[int] | None:
-        """As `sizes`, where the number of inputs cannot be among them."""
+        """As `sizes`, without `FREE_BATCH`."""
         found = self.sizes(place, name)
         if found is not None and FREE_BATCH in found:
             raise self.error(f"its {name} must not depend on the number of inputs")
         return found
 
     def listed(self, name: str, place: int, since: int) -> list[int] | None:
-        """Whole numbers that are an attribute before opset `since`, and an input from then on; None if left out."""
+        """Integers that are an attribute before opset `since`, and an input from then on; None if omitted."""
         if self.opset >= since:
             return self.numbers(place, name)
         return list(self.attributes[name]) if name in self.attributes else None
 
     def expect(self, **wanted: Any) -> None:
-        """Raise unless each of these attributes is left out or has that value."""
+        """Raise UnsupportedLayer unless each of these attributes has that value or is omitted."""
         for name, value in wanted.items():
             found = self.attributes.get(name, value)
             if (list(found) if isinstance(found, Sequence) and not isinstance(found, bytes) else found) != value:

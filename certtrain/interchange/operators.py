@@ -1,4 +1,4 @@
-"""What each layer is in ONNX: few, old and plain operators, whose meaning does not depend on the reader."""
+"""How each layer is written in ONNX: by few, old and plain operators, which all tools read alike."""
 
 from collections.abc import Callable
 from math import prod
@@ -16,7 +16,7 @@ from certtrain.spec.shapes import Shape
 
 
 def operators_of(layer: nn.Module, given: Shape) -> list[Operator]:
-    """The operators, one after the other, that compute what `layer` does for an input of shape (B, *given).
+    """The operators, one after the other, that compute the result of `layer` for an input of shape (B, *given).
 
     Raises UnsupportedLayer, without the layer's name, if there are none.
     """
@@ -29,10 +29,10 @@ def operators_of(layer: nn.Module, given: Shape) -> list[Operator]:
 def _normalize(layer: Normalize, given: Shape) -> list[Operator]:
     """A difference and a 1×1 convolution.
 
-    Some readers know no Div, some take a Sub only of equal shapes, and some no
-    convolution with groups: so the mean is written out for every pixel, and
-    the convolution's matrix is full, with 1/std on its diagonal. It cannot go
-    into the next layer, which pads with zeros after the normalisation.
+    Some tools do not support Div, some support Sub only for equal shapes, and some no
+    convolution with groups. So the mean is written for every pixel, and the
+    convolution's matrix is full, with 1/std on its diagonal. It cannot be merged into
+    the next layer, which pads with zeros after the normalisation.
     """
     mean = layer.mean.expand(given).unsqueeze(0).contiguous()
     scale = layer.std.double().reciprocal().to(layer.std.dtype).flatten()
@@ -52,7 +52,7 @@ def _conv_attributes(kernel: Shape, strides: Shape, pads: Shape, dilations: Shap
 
 
 def _conv_pads(layer: nn.Conv2d) -> Shape:
-    """Rows above, columns at the left, rows below, columns at the right."""
+    """The padding: rows above, columns at the left, rows below, columns at the right."""
     if not isinstance(layer.padding, str):
         return (*layer.padding, *layer.padding)
     wanted = [
@@ -71,7 +71,7 @@ def _flatten(layer: nn.Flatten, given: Shape) -> list[Operator]:
     start, end = layer.start_dim, layer.end_dim if layer.end_dim >= 0 else len(given) + 1 + layer.end_dim
     if (start, end) == (1, len(given)):
         return [Operator("Flatten", {}, {"axis": 1})]
-    sizes = (0, *given[: start - 1], prod(given[start - 1 : end]), *given[end:])  # 0 stands for the batch as it is
+    sizes = (0, *given[: start - 1], prod(given[start - 1 : end]), *given[end:])  # 0 keeps the batch's size
     return [Operator("Reshape", {"shape": torch.tensor(sizes)})]
 
 
@@ -89,10 +89,10 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, given: Shape) -> list[Op
 
 
 class _Window(NamedTuple):
-    """A pooling's window: height and width of each of its measures, and what it needs beyond the padding at the end.
+    """The window of a pooling layer, height and width each; `extra` is padding at the end only.
 
-    torch's `ceil_mode` lets a window reach over the end. Readers of ONNX
-    differ in what they make of that, so the missing rows and columns are padded.
+    With torch's `ceil_mode` a window may reach beyond the end. ONNX tools differ in
+    this case, so the missing rows and columns are added as padding.
     """
 
     kernel: Shape
@@ -113,7 +113,7 @@ def _window(layer: nn.MaxPool2d | nn.AvgPool2d, given: Shape, dilation: Shape = 
         sides = zip(given[-2:], kernel, stride, padding, dilation, strict=True)
         extra = tuple(beyond(*side) for side in sides)
     if any(p + e >= k for p, e, k in zip(padding, extra, kernel, strict=True)):
-        raise UnsupportedLayer(f"{layer}: its windows reach so far over the end that one can lie in the padding alone")
+        raise UnsupportedLayer(f"{layer}: its windows reach so far beyond the end that one can contain only padding")
     return _Window(kernel, stride, padding, extra)
 
 
@@ -142,7 +142,7 @@ def _avg_pool(layer: nn.AvgPool2d, given: Shape) -> list[Operator]:
         factor = window.kernel[0] * window.kernel[1] / layer.divisor_override
         return [mean, Operator("Mul", {"factor": torch.tensor(factor)})]
     counted = layer.count_include_pad and any(window.padding)
-    if counted and any(window.extra):  # torch counts the padding, but not what lies beyond it
+    if counted and any(window.extra):  # torch counts the padding, but nothing beyond it
         pads = torch.tensor([0, 0, *window.padding] * 2)
         rest = window._replace(padding=(0, 0))
         return [Operator("Pad", {"pads": pads}), Operator("AveragePool", {}, rest.attributes)]
@@ -154,7 +154,7 @@ def _adaptive_avg_pool(layer: nn.AdaptiveAvgPool2d, given: Shape) -> list[Operat
         size if size is not None else side for size, side in zip(_both(layer.output_size), given[-2:], strict=True)
     ]
     if any(side % size for side, size in zip(given[-2:], wanted, strict=True)):
-        raise UnsupportedLayer(f"{layer}: {given[-2]}×{given[-1]} values are no multiple of its output's")
+        raise UnsupportedLayer(f"{layer}: {given[-2]}×{given[-1]} values are not a multiple of its output's")
     kernel = tuple(side // size for side, size in zip(given[-2:], wanted, strict=True))
     return [Operator("AveragePool", {}, {"kernel_shape": kernel, "strides": kernel})]
 

@@ -1,10 +1,10 @@
-"""VNN-LIB 1.0, the competition's form of a property: written exactly, and read strictly.
+"""VNN-LIB 1.0, the competition's format for properties: written exactly, and read strictly.
 
-The package `vnnlib` reads version 2.0 of the format alone from its own version
-1.0 on, so the small part of SMT-LIB that version 1.0 uses is read here.
-A file holds `declare-const` of X_0 … and Y_0 …, and `assert` of conjunctions
-and disjunctions of linear inequalities: of one input against a number, or of
-outputs. They describe what must *not* be possible.
+From version 1.0 on, the package `vnnlib` only reads version 2.0 of the format. So
+the small part of SMT-LIB that VNN-LIB 1.0 uses is read here. A file has
+`declare-const` for X_0 … and Y_0 …, and `assert` for conjunctions and disjunctions
+of linear inequalities: between one input and a number, or between outputs. They
+describe what must *not* be possible.
 """
 
 import re
@@ -22,8 +22,8 @@ from certtrain.interchange.packed import read_whole
 from certtrain.properties.cases import Case, Property, exact_box
 
 MOST_CASES = 10_000  # of the disjunctive normal form
-MOST_BYTES = 2**27
-DEEPEST = 100  # brackets within brackets
+MOST_PROPERTY_BYTES = 2**27
+DEEPEST = 100  # nested brackets
 TOKEN = re.compile(r";[^\n]*|([()])|([^\s();]+)|(\n)")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 VARIABLE = re.compile(r"[XY]_(0|[1-9]\d{0,7})")
@@ -35,9 +35,9 @@ VARIABLE = re.compile(r"[XY]_(0|[1-9]\d{0,7})")
 def robustness_text(x: Tensor, label: int, eps: float, classes: int, comment: str) -> str:
     """The property that pixels `x` (C, H, W) keep the class `label` within `eps`, as VNN-LIB 1.0.
 
-    The ends of the box are exact decimals: a reader of real numbers has
-    [x − ε, x + ε] ∩ [0, 1] itself, and one that rounds to float64 has the box
-    that certtrain bounds. `comment` is put first, as comment lines.
+    The ends of the box are exact decimals: a tool with exact numbers reads
+    [x − ε, x + ε] ∩ [0, 1], and one that rounds to float64 reads the box that
+    certtrain bounds. `comment` comes first, as comment lines.
     """
     box = exact_box(x, eps)
     lines = [f"; {line}" for line in comment.splitlines()]
@@ -50,7 +50,7 @@ def robustness_text(x: Tensor, label: int, eps: float, classes: int, comment: st
 
 
 def decimal(value: Fraction) -> str:
-    """A fraction, whose denominator must be a power of two, as a decimal number without rounding."""
+    """A fraction, whose denominator must be a power of two, as an exact decimal number."""
     places = value.denominator.bit_length() - 1
     digits = str(abs(value.numerator) * 5**places).rjust(places + 1, "0")
     cut = len(digits) - places
@@ -63,10 +63,10 @@ def decimal(value: Fraction) -> str:
 def read_property(path: Path) -> Property:
     """The property in that file, which may be gzipped.
 
-    Raises PropertyError, with the line, for what is not VNN-LIB 1.0 of this kind.
+    Raises PropertyError, naming the line, for anything but VNN-LIB 1.0 of this kind.
     """
     try:
-        text = read_whole(path, MOST_BYTES).decode("utf-8-sig")
+        text = read_whole(path, MOST_PROPERTY_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise PropertyError(f"the property {path} cannot be read: {error}") from error
     try:
@@ -111,7 +111,7 @@ class _List(NamedTuple):
 
 
 def _lists(text: str) -> Iterator[_List]:
-    """The lists that stand by themselves."""
+    """The lists at the top level."""
     open_lists: list[_List] = []
     for word in _words(text):
         if word.text == "(":
@@ -166,14 +166,14 @@ class _Linear(NamedTuple):
 
 
 class _Bound(NamedTuple):
-    """An end of an input's interval."""
+    """A lower or upper bound of one input."""
 
     number: int
     upper: bool
     value: float
 
 
-Clause = list[_Bound | _Linear]  # all must be so; a linear function of the outputs must be at most zero
+Clause = list[_Bound | _Linear]  # a conjunction: of bounds, and of linear functions of the outputs that are ≤ 0
 
 
 class _Reader:
@@ -200,7 +200,7 @@ class _Reader:
             yield self._case(*ends, [*rows, *(part for part in clause if isinstance(part, _Linear))])
 
     def _clauses(self, formula: "_Word | _List") -> list[Clause]:
-        """The disjunctive normal form."""
+        """The disjunctive normal form of a formula."""
         match formula:
             case _List(items=[_Word(text="and"), _, *_] as items):
                 return _product([self._clauses(item) for item in items[1:]], formula)
@@ -212,7 +212,7 @@ class _Reader:
         raise formula.error("a formula is (and …), (or …), (<= a b) or (>= a b)")
 
     def _atom(self, below: _Linear, formula: _List) -> _Bound | _Linear:
-        """What `below` ≤ 0 says."""
+        """`below` ≤ 0 as a bound of an input, or as a linear function of the outputs."""
         factors = {name: factor for name, factor in below.factors.items() if factor}
         kinds = {name[0] for name in factors}
         if kinds == {"Y"}:
@@ -264,7 +264,7 @@ class _Reader:
 
 
 class _Box(NamedTuple):
-    """Both ends of each input's interval."""
+    """The lower and upper bound of each input."""
 
     lower: list[float]
     upper: list[float]

@@ -1,1 +1,1 @@
-"""Properties of networks: what is asked, and whether it holds."""
+"""Properties of networks, and methods that decide whether they hold."""

@@ -1,4 +1,4 @@
-"""What is asked of a network: whether an input of a box can have outputs that it must not have."""
+"""Properties: whether any input in a box has outputs that it must not have."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from certtrain.bounds.rounding import arithmetic_named
 
-REAL = arithmetic_named("real")  # in which a property is asked of a network
+REAL = arithmetic_named("real")  # the arithmetic of properties
 EXACT_PIXEL_RANGE = (Fraction(0), Fraction(1))
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One way to break a property: an input of the box at which no entry of functions · y + offsets is above zero.
+    """One way to violate a property: an input in the box where no entry of functions · y + offsets is above zero.
 
-    lower, upper: (N,) float64, the ends of the box, inputs counted in the
-        order of memory, channels first. functions: (S, K), offsets: (S,),
-        float64, of the outputs y (K,).
+    lower, upper: (N,) float64, the ends of the box, in the order of memory,
+        channels first. functions: (S, K), offsets: (S,), float64, of the outputs
+        y (K,).
     """
 
     lower: Tensor
@@ -34,12 +34,12 @@ class Case:
         return outputs.double() @ self.functions.T + self.offsets
 
     def reached(self, outputs: Tensor) -> Tensor:
-        """Which of the outputs (B, K) break the property in this way; NaN never does."""
+        """Which of the outputs (B, K) violate the property in this way; NaN never does."""
         return (self.values(outputs) <= 0).all(dim=1)
 
 
 class StackedCases(NamedTuple):
-    """Many cases as one: functions (N, S, K), offsets (N, S) and which of the S functions a case has, (N, S)."""
+    """N cases, padded: functions (N, S, K), offsets (N, S), and which of the S functions each case has (N, S)."""
 
     functions: Tensor
     offsets: Tensor
@@ -52,7 +52,7 @@ class StackedCases(NamedTuple):
 
 
 def stacked(cases: Sequence[Case]) -> StackedCases:
-    """The cases, in their order."""
+    """The cases stacked, in their order."""
     functions, offsets = [case.functions for case in cases], [case.offsets for case in cases]
     present = [torch.ones_like(each, dtype=torch.bool) for each in offsets]
     return StackedCases(*(pad_sequence(part, batch_first=True) for part in (functions, offsets, present)))
@@ -60,7 +60,7 @@ def stacked(cases: Sequence[Case]) -> StackedCases:
 
 @dataclass(frozen=True, eq=False)
 class Property:
-    """It is broken ("sat") if any of its cases can be reached, and holds ("unsat") if none can."""
+    """A property of a network. It is violated ("sat") if any case can be reached, and holds ("unsat") if none can."""
 
     inputs: int
     outputs: int
@@ -75,7 +75,7 @@ def exact_box(x: Tensor, eps: float) -> list[tuple[Fraction, Fraction]]:
 
 
 def robustness(x: Tensor, label: int, eps: float, classes: int) -> Property:
-    """That no input within `eps` of the pixels `x` (C, H, W) has another class than `label`, or a tie.
+    """The property that no input within `eps` of the pixels `x` (C, H, W) has another class than `label`, or a tie.
 
     The box is the one that `certify` bounds: x − ε and x + ε in float64, cut to [0, 1].
     """

@@ -1,7 +1,7 @@
-"""Whether a property of a network holds: by linear bounds, by a search for a counterexample, and by exact methods.
+"""Whether a property of a network holds: by linear bounds, an attack, and exact methods.
 
-The words are the competition's: "unsat" if no input of the box violates the
-property, "sat" with an input that does, "unknown" if neither was found.
+The results are named as in the competition: "unsat" if no input in the box violates
+the property, "sat" with an input that does, "unknown" if neither was found.
 """
 
 import copy
@@ -25,7 +25,7 @@ from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.supported import checked_copy
 from certtrain.errors import MethodError, PropertyError
 from certtrain.properties.cases import REAL, Case, Property, stacked
-from certtrain.properties.exact import EXACT_METHODS, Subject, dtype_of, run_at
+from certtrain.properties.exact import EXACT_METHODS, PreparedNetwork, dtype_of, run_at
 from certtrain.properties.milp import TOLERANCE as MILP_TOLERANCE
 from certtrain.properties.violations import cases_at_a_time, search
 from certtrain.runtime.deadline import NEVER, Deadline
@@ -34,8 +34,8 @@ from certtrain.spec.choices import PropertyMethodName
 
 Result = Literal["unsat", "sat", "unknown"]
 PROPERTY_METHODS: tuple[PropertyMethodName, ...] = get_args(PropertyMethodName)
-OBSERVED = 1e-7  # share of an observed value that float64's rounding may take from it
-TOLERANCES = {"milp": MILP_TOLERANCE}  # the same for methods that compute less exactly
+OBSERVED_ROUNDING = 1e-7  # the float64 rounding error that an observed value may have, as a share of its size
+TOLERANCES = {"milp": MILP_TOLERANCE}  # the same for less exact methods
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
     "unsat": ("real arithmetic: the bounds are computed in float64, and its own rounding is added to them",),
@@ -47,13 +47,13 @@ BY_SOLVER = ("where the bounds alone did not do, a solver in float64 with tolera
 
 @dataclass(frozen=True)
 class Decision:
-    """What was found of one property.
+    """The result for one property.
 
     by: what decided it: "crown-ibp", "attack", "complete" or "milp"; None if nothing did.
-    bound: over the cases, the smallest of the best lower bounds found; above
-        zero it proves the property. counterexample: (N,) float64, inside its
-        case's box, and outputs: (K,) float64, what the network gives for it;
-        None unless the result is "sat".
+    bound: the smallest over the cases of the best lower bounds found; above zero it
+        proves the property. counterexample: (N,) float64, inside its case's box, and
+        outputs: (K,) float64, the network's outputs for it; both None unless the
+        result is "sat".
     """
 
     result: Result
@@ -66,7 +66,7 @@ class Decision:
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """What the result rests on."""
+        """The assumptions of the result."""
         return ASSUMPTIONS[self.result] + (BY_SOLVER if self.result == "unsat" and self.by == "milp" else ())
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,140 +88,140 @@ class Decision:
 def decide(
     network: nn.Module,
     shape: Sequence[int],
-    asked: Property,
+    question: Property,
     *,
     method: str = "crown-ibp",
     attack: PGD | None = None,
     time_limit: float | None = None,
     memory: int = VERDICTS_ALONE.memory,
 ) -> Decision:
-    """Bound each case of `asked`, and search those that stay open for inputs that reach them.
+    """Bound each case of `question`, and attack those that stay open.
 
-    `network` takes inputs (B, *shape) and is in evaluation mode. With the
-    methods "complete" and "milp" what is still open goes to branch and bound,
-    or to an exact solver. All this takes at most `time_limit` seconds, to within one, after which what is open stays
-    so. Linear bounds may take so many bytes of `memory`, and so may the open domains of "complete". Raises
-    PropertyError if the property is of another number of inputs or outputs,
-    MethodError, UnsupportedLayer, MissingExtra.
+    `network` takes inputs (B, *shape) and is in evaluation mode. With method
+    "complete" or "milp", cases that are still open go to branch and bound, or to an
+    exact solver. All this takes at most `time_limit` seconds, to within one; then open
+    cases stay open. Linear bounds may take `memory` bytes, and so may the open domains
+    of "complete". Raises PropertyError if the property has another number of inputs or
+    outputs than the network, MethodError, UnsupportedLayer, MissingExtra.
     """
     if method not in PROPERTY_METHODS:
         raise MethodError(f"method {method!r} is not known for a property; choose from: {', '.join(PROPERTY_METHODS)}")
     start, deadline = time.monotonic(), Deadline.after(time_limit)
-    subject = _subject(network, shape, memory)
-    _check_sizes(subject, asked)
-    bounds = case_bounds(subject, asked.cases, deadline)
-    guard(subject, asked.cases, bounds, deadline=deadline)
-    left = {number: asked.cases[number] for number, bound in enumerate(bounds) if not _proves(bound)}
-    by, found = "attack" if left else "crown-ibp", search(subject, list(left.values()), attack or PGD(), deadline)
+    prepared = _prepared(network, shape, memory)
+    _check_sizes(prepared, question)
+    bounds = case_bounds(prepared, question.cases, deadline)
+    guard(prepared, question.cases, bounds, deadline=deadline)
+    left = {number: question.cases[number] for number, bound in enumerate(bounds) if not _proves(bound)}
+    by, found = "attack" if left else "crown-ibp", search(prepared, list(left.values()), attack or PGD(), deadline)
     if found is None and left and method in EXACT_METHODS:
-        by, found = method, _by_exact_method(method, subject, left, bounds, deadline)
+        by, found = method, _by_exact_method(method, prepared, left, bounds, deadline)
     result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
-    outputs = None if found is None else run_at(subject.exact, shape, found)
+    outputs = None if found is None else run_at(prepared.exact, shape, found)
     seconds = time.monotonic() - start
     return Decision(result, method, None if result == "unknown" else by, _smallest(bounds), found, outputs, seconds)
 
 
-def _subject(network: nn.Module, shape: Sequence[int], memory: int) -> Subject:
+def _prepared(network: nn.Module, shape: Sequence[int], memory: int) -> PreparedNetwork:
     """The network with its float64 copy. Raises UnsupportedLayer."""
-    check_modules(network)  # a copy does not have all that can be put around a network
+    check_modules(network)  # before it is copied, since a copy loses hooks and wrappers
     network = plain_model(network)
     exact = copy.deepcopy(network).double()
     graph = checked_copy(exact, network, tuple(shape))
     check_evaluation_mode(graph)
-    return Subject(network, exact, graph, shape, memory)
+    return PreparedNetwork(network, exact, graph, shape, memory)
 
 
 @torch.no_grad()
 def guard(
-    subject: Subject,
+    prepared: PreparedNetwork,
     cases: Sequence[Case],
     bounds: list[float],
     *,
-    slack: float = OBSERVED,
+    slack: float = OBSERVED_ROUNDING,
     deadline: Deadline = NEVER,
 ) -> None:
     """Raise SoundnessError if inference in float64 finds the largest function of a case below its bound.
 
-    A bound that could not be held against inference by the deadline becomes −∞: it is not claimed.
+    A bound that is not checked by the deadline becomes −∞, so it is not claimed.
     """
-    size = cases_at_a_time(subject, deadline)
+    size = cases_at_a_time(prepared, deadline)
     for first in range(0, len(cases), size):
         if deadline.over():
             bounds[first:] = [-torch.inf] * (len(cases) - first)
             return
-        _guard(subject, cases[first : first + size], bounds[first : first + size], slack)
+        _guard(prepared, cases[first : first + size], bounds[first : first + size], slack)
 
 
-def _guard(subject: Subject, cases: Sequence[Case], bounds: Sequence[float], slack: float) -> None:
-    lower = torch.stack([case.lower for case in cases]).view(-1, *subject.shape)
-    upper = torch.stack([case.upper for case in cases]).view(-1, *subject.shape)
-    together, numbers = stacked(cases), torch.arange(len(cases))
+def _guard(prepared: PreparedNetwork, cases: Sequence[Case], bounds: Sequence[float], slack: float) -> None:
+    lower = torch.stack([case.lower for case in cases]).view(-1, *prepared.shape)
+    upper = torch.stack([case.upper for case in cases]).view(-1, *prepared.shape)
+    all_cases, numbers = stacked(cases), torch.arange(len(cases))
     proved = torch.tensor(bounds, dtype=torch.float64).unsqueeze(1)
     centre = ((lower + upper) / 2).clamp(lower, upper)
-    claims = Claims(centre, lower, upper, lambda outputs: together.largest(outputs, numbers).unsqueeze(1), proved)
-    check_claims(subject.exact, claims, slack=slack)
+    claims = Claims(centre, lower, upper, lambda outputs: all_cases.largest(outputs, numbers).unsqueeze(1), proved)
+    check_claims(prepared.exact, claims, slack=slack)
 
 
 def _proves(bound: float) -> bool:
-    """Whether a lower bound closes its case; NaN and infinity do not."""
+    """Whether a lower bound proves that its case cannot be reached; NaN and infinity do not."""
     return 0 < bound < torch.inf
 
 
 @torch.no_grad()
-def case_bounds(subject: Subject, cases: Sequence[Case], deadline: Deadline = NEVER) -> list[float]:
-    """For each case, a lower bound of its largest function over its box: above zero, it cannot be reached.
+def case_bounds(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Deadline = NEVER) -> list[float]:
+    """For each case, a lower bound of its largest function over its box; above zero, no input reaches the case.
 
-    By intervals and CROWN-IBP, the larger, for the network in real arithmetic; float64's own rounding is taken off.
-    −∞ after the deadline.
+    The larger of the interval and CROWN-IBP bounds, for the network in real arithmetic, with float64's own rounding
+    subtracted; −∞ after the deadline.
     """
-    settings = replace(VERDICTS_ALONE, rounding=REAL, memory=subject.memory, deadline=deadline)
+    settings = replace(VERDICTS_ALONE, rounding=REAL, memory=prepared.memory, deadline=deadline)
     found: list[float] = []
     for group in _by_box(cases):
         if deadline.over():
             found += [-torch.inf] * len(group)
             continue
-        lower, upper = (end.view(1, *subject.shape) for end in (group[0].lower, group[0].upper))
-        bounds = crown_ibp_and_intervals(subject.graph, box_between(lower, upper, REAL), settings)
+        lower, upper = (end.view(1, *prepared.shape) for end in (group[0].lower, group[0].upper))
+        bounds = crown_ibp_and_intervals(prepared.graph, box_between(lower, upper, REAL), settings)
         functions = torch.cat([case.functions for case in group])
         offsets = torch.cat([case.offsets for case in group])
-        best = bounds.below(functions.unsqueeze(0))[0]
-        least = best + offsets - 4 * UNIT64 * (best.abs() + offsets.abs())  # of this sum
+        best = bounds.lower_bounds_of(functions.unsqueeze(0))[0]
+        least = best + offsets - 4 * UNIT64 * (best.abs() + offsets.abs())  # the rounding of this sum
         found += [float(part.max()) for part in torch.split(least, [len(case.offsets) for case in group])]
     return found
 
 
 def _by_exact_method(
-    method: str, subject: Subject, cases: Mapping[int, Case], bounds: list[float], deadline: Deadline
+    method: str, prepared: PreparedNetwork, cases: Mapping[int, Case], bounds: list[float], deadline: Deadline
 ) -> Tensor | None:
-    """Decide the open cases one by one, raise their bounds in place, and stop at a counterexample.
+    """Decide the open cases one by one, increase their bounds in place, and stop at a counterexample.
 
-    What raises a bound is held against inference, whatever time is left.
+    Every increased bound is checked against inference, even after the deadline.
     """
     for number, case in cases.items():
         if deadline.over():
             return None
-        answer = EXACT_METHODS[method](subject, case, deadline)
+        answer = EXACT_METHODS[method](prepared, case, deadline)
         if answer.bound > bounds[number]:
             bounds[number] = answer.bound
-            guard(subject, [case], [answer.bound], slack=TOLERANCES.get(method, OBSERVED))
+            guard(prepared, [case], [answer.bound], slack=TOLERANCES.get(method, OBSERVED_ROUNDING))
         if answer.point is not None:
             return answer.point
     return None
 
 
-def _check_sizes(subject: Subject, asked: Property) -> None:
-    x = torch.zeros(1, *subject.shape, dtype=dtype_of(subject.network))
+def _check_sizes(prepared: PreparedNetwork, question: Property) -> None:
+    x = torch.zeros(1, *prepared.shape, dtype=dtype_of(prepared.network))
     with shape_errors_as_data_errors(x), torch.no_grad():
-        outputs = subject.network(x)
-    if (x.numel(), *outputs.shape) != (asked.inputs, 1, asked.outputs):
+        outputs = prepared.network(x)
+    if (x.numel(), *outputs.shape) != (question.inputs, 1, question.outputs):
         raise PropertyError(
-            f"the property has {asked.inputs} inputs and {asked.outputs} outputs, "
+            f"the property has {question.inputs} inputs and {question.outputs} outputs, "
             f"but the network takes {x.numel()} and gives {outputs[0].numel()}"
         )
 
 
 def _by_box(cases: Sequence[Case]) -> Iterator[list[Case]]:
-    """The cases in order, those in a row together that have one box."""
+    """The cases in order; neighbours with the same box form a group."""
     group: list[Case] = []
     for case in cases:
         if group and not (torch.equal(case.lower, group[0].lower) and torch.equal(case.upper, group[0].upper)):
@@ -233,5 +233,5 @@ def _by_box(cases: Sequence[Case]) -> Iterator[list[Case]]:
 
 
 def _smallest(bounds: Sequence[float]) -> float:
-    """NaN, where a bound is NaN."""
+    """The smallest bound; NaN if any is NaN."""
     return float(torch.tensor(bounds, dtype=torch.float64).min())

@@ -1,9 +1,8 @@
 """SciPy's HiGHS on one mixed-integer programme, given as plain arrays.
 
-HiGHS looks at its time limit now and then; on a large programme it has taken
-three times as long. So this file runs as a program as well, on a programme in
-a file, which whoever waits for it can end at any moment. It imports nothing of
-certtrain, and starts fast.
+HiGHS checks its time limit rarely: a large programme has taken three times as long.
+So this file can also run as a script, in a process of its own that can be ended at
+any time. It imports nothing from certtrain, so that it starts fast.
 """
 
 import importlib
@@ -15,10 +14,11 @@ from typing import Any
 
 
 def solved(programme: Mapping[str, Any], time_limit: float | None) -> dict[str, Any]:
-    """What the solver says: its status, the variables `x`, their value `fun`, and what no value is below, `bound`.
+    """The solver's answer: its `status`, the variables `x`, their value `fun`, and a lower `bound` of all values.
 
-    `programme` is to minimise cost · x for lower ≤ x ≤ upper and rows · x ≤ most, x whole where `integrality` is 1;
-    the rows are in compressed sparse form: `values`, `columns` and where each row `starts`. What there is not is None.
+    The programme is: minimise cost · x for lower ≤ x ≤ upper and rows · x ≤ most, with x integer where `integrality`
+    is 1. The rows are in compressed sparse form: `values`, `columns` and where each row `starts`. Parts of the answer
+    that the solver does not give are None.
     """
     optimize, sparse = importlib.import_module("scipy.optimize"), importlib.import_module("scipy.sparse")
     shape = len(programme["most"]), len(programme["cost"])
@@ -35,7 +35,7 @@ def solved(programme: Mapping[str, Any], time_limit: float | None) -> dict[str, 
 
 
 def solve_file(source: str, target: str, seconds: str) -> None:
-    """Solve the programme in the file `source`, an .npz, within so many seconds, and write JSON to `target`."""
+    """Solve the programme in the .npz file `source` within `seconds`, and write the answer as JSON to `target`."""
     with importlib.import_module("numpy").load(source, allow_pickle=False) as programme:
         answer = solved(dict(programme), float(seconds))
     Path(target).write_text(json.dumps(answer), encoding="utf-8")

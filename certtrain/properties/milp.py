@@ -1,16 +1,15 @@
-"""Small networks exactly, as mixed-integer linear programs (Tjeng et al. 2019), solved by SciPy's HiGHS.
+"""Exact verification of small networks as mixed-integer linear programmes (Tjeng et al. 2019), by SciPy's HiGHS.
 
-Each value of the network is kept as a linear function of the inputs and of
-r = relu(p) for every unstable unit, p being the unit's input and l < 0 < u its
-bounds. With a binary z for each of them, r is fixed by r ≥ 0, r ≥ p,
-r ≤ p − l(1 − z) and r ≤ uz. A stable unit needs neither.
+Each value of the network is a linear function of the inputs and of r = relu(p) for
+every unstable neuron, where p is the neuron's input and l < 0 < u are its bounds.
+With a binary variable z for each of them, r is determined by r ≥ 0, r ≥ p,
+r ≤ p − l(1 − z) and r ≤ uz. A stable neuron needs neither variable.
 
-What an answer means: HiGHS computes in float64 and takes a constraint for
-fulfilled within about 1e-6, a binary for whole within as much; nothing here
-checks its arithmetic. A minimum may be off by that much, times what the
-weights make of it. `proved` is therefore taken down by `TOLERANCE` of the
-function's own size, and is still a second opinion, no proof. `reached` is the
-network's own value at an input, and owes nothing to the solver.
+HiGHS computes in float64. It accepts constraints that are violated by about 1e-6,
+and binaries that are as far from an integer; nothing here checks its arithmetic. So
+a minimum may be wrong by that much, multiplied by the weights. `proved` is therefore
+reduced by `TOLERANCE` times the function's size, and is still a second opinion and
+no proof. `reached` is the network's value at an input, independent of the solver.
 """
 
 import importlib
@@ -46,21 +45,20 @@ from certtrain.properties import highs
 from certtrain.properties.cases import REAL, Case
 from certtrain.runtime.deadline import NEVER, Deadline
 
-MOST_UNSTABLE = 2000  # units; far fewer take hours already
-MOST_ENTRIES = 2**26  # of a layer's linear functions: 0.5 GiB
-TOLERANCE = 1e-5  # of the largest value that the function can have, and of 1 at least
-LARGE = 2**14  # coefficients of a programme that HiGHS may not solve in time: with a deadline it gets its own process
+MOST_UNSTABLE = 2000  # neurons; far fewer already take hours
+MOST_ENTRIES = 2**26  # coefficients of one layer's linear functions: 0.5 GiB
+TOLERANCE = 1e-5  # as a share of the largest magnitude that the function can have, and of at least 1
+LARGE = 2**14  # coefficients; with a deadline, larger programmes are solved in a process of their own
 GRACE = 0.5  # seconds that this process may take beyond the deadline
 
 
 @dataclass(frozen=True)
 class Minimum:
-    """The least value over a case's box of its largest function.
+    """The minimum of a case's largest function over its box.
 
-    proved: a lower bound, less the tolerance; −inf if there was no time to
-        find any, or the bounds on the way are not finite. reached: an upper
-        bound, the network's own value in float64 at `point` (N,); inf and
-        None if there is none.
+    proved: a lower bound, minus the tolerance; −inf if none was found in time, or
+        if a layer's bounds are not finite. reached: an upper bound, the network's
+        value in float64 at the input `point` (N,); inf and None if there is none.
     """
 
     proved: float
@@ -78,7 +76,7 @@ def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, deadline: D
     Raises UnsupportedLayer if it has a layer that is not piecewise linear, or
     is too large, and MissingExtra without SciPy.
     """
-    _extra("scipy.optimize")  # what is missing is said before the work starts
+    _extra("scipy.optimize")  # raise before the work starts
     start = time.monotonic()
     graph = checked_graph(network, tuple(shape))
     for call in graph.calls:
@@ -89,39 +87,39 @@ def minimum(network: nn.Module, shape: Sequence[int], case: Case, *, deadline: D
     program = _Program(lower, upper, deadline)
     try:
         bound, point = _solved(graph, case, program)
-    except _Unknown:
+    except _NoAnswer:
         bound, point = -torch.inf, None
     reached = torch.inf
     if point is not None:
         point = point.clamp(case.lower, case.upper)
         reached = float(case.values(network(point.view(1, *shape))).max())
-    return Minimum(bound, reached, point, len(program.units), time.monotonic() - start)
+    return Minimum(bound, reached, point, len(program.neurons), time.monotonic() - start)
 
 
-class _Unknown(Exception):
-    """Nothing is known of the minimum: the time is over, or the bounds on the way are not finite."""
+class _NoAnswer(Exception):
+    """There is no bound of the minimum: the time is over, or a layer's bounds are not finite."""
 
 
 def _solved(graph: LayerGraph, case: Case, program: "_Program") -> tuple[float, Tensor | None]:
-    """A lower bound, less the tolerance, and the inputs (N,) where the solver has found the least value."""
-    outputs = _encode(graph, tight_records(graph, *program.ends, program.deadline), program)
+    """A lower bound, minus the tolerance, and the input (N,) where the solver found the least value."""
+    outputs = _encode(graph, tightened_records(graph, *program.ends, program.deadline), program)
     functions = _Values(outputs.factors @ case.functions.T, outputs.constant @ case.functions.T + case.offsets)
     scale = max(1.0, float(program.largest(functions).abs().max()))
     bound, point = program.minimize(functions)
     return bound - TOLERANCE * scale, point
 
 
-def tight_records(graph: LayerGraph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> list[LayerRecord]:
+def tightened_records(graph: LayerGraph, lower: Tensor, upper: Tensor, deadline: Deadline = NEVER) -> list[LayerRecord]:
     """The record of each layer over one box (1, …), the boxes of nonlinear layers by CROWN and by intervals.
 
-    The network must be in float64, whose rounding the boxes hold. Boxes stay as they are after the deadline.
+    The network must be in float64, and the boxes include its rounding. After the deadline, boxes are not tightened.
     """
     settings = Settings(rounding=REAL, deadline=deadline)
     tighten = intersected(tighten_by_crown(settings), settings)
     return trace_bounds(graph, box_between(lower, upper, REAL), rounding=REAL, tighten=tighten).records
 
 
-# --- the program -----------------------------------------------------------------------------------------
+# --- the programme ---------------------------------------------------------------------------------------
 
 
 class _Values(NamedTuple):
@@ -131,8 +129,8 @@ class _Values(NamedTuple):
     constant: Tensor
 
 
-class _Unit(NamedTuple):
-    """An unstable unit: its input p as factors (V,) and a constant, and p's bounds."""
+class _Neuron(NamedTuple):
+    """An unstable neuron: its input p as factors (V,) and a constant, and p's bounds."""
 
     factors: Tensor
     constant: float
@@ -141,24 +139,24 @@ class _Unit(NamedTuple):
 
 
 class _Program:
-    """The variables, which are the inputs and then one r for each unstable unit, and what holds of them."""
+    """The variables (the inputs, then one r for each unstable neuron) and their constraints."""
 
     def __init__(self, lower: Tensor, upper: Tensor, deadline: Deadline) -> None:
         self.ends, self.inputs, self.deadline = (lower, upper), lower.numel(), deadline
         self.lower, self.upper = lower.flatten().tolist(), upper.flatten().tolist()
-        self.units: list[_Unit] = []
+        self.neurons: list[_Neuron] = []
 
     def check_time(self) -> None:
-        """Raise _Unknown after the deadline."""
+        """Raise _NoAnswer after the deadline."""
         if self.deadline.over():
-            raise _Unknown
+            raise _NoAnswer
 
-    def add(self, unit: _Unit) -> None:
+    def add(self, neuron: _Neuron) -> None:
         self.check_time()
-        self.units.append(unit)
+        self.neurons.append(neuron)
         self.lower.append(0.0)
-        self.upper.append(unit.upper)
-        if len(self.units) > MOST_UNSTABLE:
+        self.upper.append(neuron.upper)
+        if len(self.neurons) > MOST_UNSTABLE:
             raise UnsupportedLayer(
                 f"more than {MOST_UNSTABLE:,} ReLUs are unstable in this box; milp is for small networks and small ε"
             )
@@ -169,10 +167,10 @@ class _Program:
         return (functions.factors.abs() * ends[:, None]).sum(0) + functions.constant[0].abs()
 
     def minimize(self, functions: _Values) -> tuple[float, Tensor | None]:
-        """A lower bound of the largest of the functions, and the inputs (N,) where the solver has found its least."""
-        if not self.units and functions.constant.shape[1] == 1:
+        """A lower bound of the largest function, and the input (N,) where the solver found the least value."""
+        if not self.neurons and functions.constant.shape[1] == 1:
             return self._corner(functions)
-        binaries = len(self.units)
+        binaries = len(self.neurons)
         variables = {
             "lower": [*self.lower, *[0.0] * binaries, -torch.inf],
             "upper": [*self.upper, *[1.0] * binaries, torch.inf],
@@ -191,21 +189,21 @@ class _Program:
         return float(factors @ point + functions.constant[0, 0]), point
 
     def _rows(self, functions: _Values) -> dict[str, Any]:
-        """Variables are the inputs, r of each unit, z of each unit, and t, which no function is above."""
-        rows = _Rows(len(self.lower) + len(self.units) + 1)
-        for number, unit in enumerate(self.units):
+        """The constraints. Variables: the inputs, all r, all z, and t, which is at least every function."""
+        rows = _Rows(len(self.lower) + len(self.neurons) + 1)
+        for number, neuron in enumerate(self.neurons):
             self.check_time()
             r, z = self.inputs + number, len(self.lower) + number
-            rows.add(unit.factors, {r: -1.0}, -unit.constant)  # p ≤ r
-            rows.add(-unit.factors, {r: 1.0, z: -unit.lower}, unit.constant - unit.lower)  # r ≤ p − l(1 − z)
-            rows.add(None, {r: 1.0, z: -unit.upper}, 0.0)  # r ≤ uz
+            rows.add(neuron.factors, {r: -1.0}, -neuron.constant)  # p ≤ r
+            rows.add(-neuron.factors, {r: 1.0, z: -neuron.lower}, neuron.constant - neuron.lower)  # r ≤ p − l(1 − z)
+            rows.add(None, {r: 1.0, z: -neuron.upper}, 0.0)  # r ≤ uz
         for factors, constant in zip(functions.factors.T, functions.constant[0].tolist(), strict=True):
             rows.add(factors, {rows.width - 1: -1.0}, -constant)
         return rows.arrays()
 
 
 class _Rows:
-    """Sparse rows of "at most"."""
+    """The sparse rows of the constraints rows · x ≤ most."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -214,7 +212,7 @@ class _Rows:
         self.most: list[float] = []
 
     def add(self, factors: Tensor | None, others: dict[int, float], most: float) -> None:
-        """Values of the variables before any unit's own by `factors`, and of `others`, which come after them."""
+        """Add a row: `factors` of the first variables, and factors of `others`, which come after them."""
         used = torch.arange(0) if factors is None else factors.nonzero().flatten()
         values = torch.tensor(list(others.values()), dtype=torch.float64)
         self.columns.append(torch.cat([torch.tensor(list(others)), used]))
@@ -233,20 +231,20 @@ class _Rows:
 
 
 def _answer(programme: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
-    """What HiGHS says of a programme. Raises _Unknown if that takes longer than there is time."""
+    """The answer of HiGHS for a programme. Raises _NoAnswer if it comes too late."""
     left = deadline.left
     if deadline.over():
-        raise _Unknown
+        raise _NoAnswer
     if left is not None and len(programme["values"]) > LARGE:
-        return _answer_elsewhere(programme, left)
+        return _answer_in_subprocess(programme, left)
     with _quiet():
         return highs.solved(programme, left)
 
 
-def _answer_elsewhere(programme: dict[str, Any], left: float) -> dict[str, Any]:
-    """The same from a process of its own, which is ended soon after the time is over.
+def _answer_in_subprocess(programme: dict[str, Any], left: float) -> dict[str, Any]:
+    """The same from a process of its own, which is ended soon after the deadline.
 
-    The process needs some of the time to start.
+    The solver gets less time, since the process must start first.
     """
     limit = max(left - GRACE, left / 2)
     with TemporaryDirectory() as folder:
@@ -256,7 +254,7 @@ def _answer_elsewhere(programme: dict[str, Any], left: float) -> dict[str, Any]:
         try:
             done = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=left + GRACE, check=False)
         except subprocess.TimeoutExpired:
-            raise _Unknown from None
+            raise _NoAnswer from None
         if done.returncode:
             raise MethodError(f"HiGHS ended with code {done.returncode}; there may be too little memory for milp")
         answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
@@ -264,7 +262,7 @@ def _answer_elsewhere(programme: dict[str, Any], left: float) -> dict[str, Any]:
 
 
 def _lower_bound(found: dict[str, Any], binaries: int) -> float:
-    """What the solver says that no solution is below; −inf if it says nothing."""
+    """The solver's lower bound of all solutions; −inf if it gives none."""
     if binaries == 0:
         return float(found["fun"]) if found["status"] == 0 else -torch.inf
     bounds = [value for value in (found["bound"], found["fun"]) if value is not None]
@@ -280,7 +278,7 @@ def _point(found: dict[str, Any], inputs: int) -> Tensor | None:
 
 
 def _encode(graph: LayerGraph, records: list[LayerRecord], program: _Program) -> _Values:
-    """The network's outputs in the variables of `program`, to which its units are added."""
+    """The network's outputs in the variables of `program`; adds the network's unstable neurons to it."""
     lower, _ = program.ends
     size = lower.numel()
     each = torch.eye(size, dtype=lower.dtype).view(size, *lower.shape[1:])
@@ -291,7 +289,7 @@ def _encode(graph: LayerGraph, records: list[LayerRecord], program: _Program) ->
         _check_size(record.call, values[number + 1])
         for value in done:
             del values[value]
-    return _wider(values[len(records)], len(program.lower))
+    return _extended(values[len(records)], len(program.lower))
 
 
 def _check_size(call: LayerCall, values: _Values) -> None:
@@ -303,14 +301,14 @@ def _check_size(call: LayerCall, values: _Values) -> None:
 
 
 def _affine(record: LayerRecord, program: _Program, given: _Values) -> _Values:
-    """A layer that is affine: the variables' factors are a batch that it maps, but for its own constant."""
+    """An affine layer: it maps the factors of the variables as a batch, minus its constant."""
     layer = record.call.layer
     own = layer(torch.zeros_like(given.constant))
     return _Values(_mapped(layer, given.factors, program) - own, layer(given.constant))
 
 
 def _mapped(layer: nn.Module, factors: Tensor, program: _Program) -> Tensor:
-    """The layer's results of a batch, in parts between which the deadline is checked."""
+    """The layer's results for a batch, in parts, so that the deadline is checked in between."""
     found = []
     for part in torch.split(factors, between_checks(len(factors), layer_work(layer, factors.shape), program.deadline)):
         program.check_time()
@@ -320,58 +318,58 @@ def _mapped(layer: nn.Module, factors: Tensor, program: _Program) -> Tensor:
 
 def _add(record: LayerRecord, program: _Program, left: _Values, right: _Values) -> _Values:
     count = max(len(left.factors), len(right.factors))
-    left, right = _wider(left, count), _wider(right, count)
+    left, right = _extended(left, count), _extended(right, count)
     return _Values(left.factors + right.factors, left.constant + right.constant)
 
 
 def _concat(record: LayerRecord, program: _Program, left: _Values, right: _Values) -> _Values:
     count = max(len(left.factors), len(right.factors))
-    left, right = _wider(left, count), _wider(right, count)
+    left, right = _extended(left, count), _extended(right, count)
     layer = record.call.layer
     return _Values(layer(left.factors, right.factors), layer(left.constant, right.constant))
 
 
 def _rectifier(record: LayerRecord, program: _Program, given: _Values) -> _Values:
-    assert record.box is not None  # the boxes of all nonlinear layers are kept
+    assert record.box is not None  # the boxes at all nonlinear layers are kept
     return _rectified(program, given, record.box.lower, record.box.upper, slope_of(record.call.layer))
 
 
 def _rectified(program: _Program, given: _Values, lower: Tensor, upper: Tensor, slope: float) -> _Values:
-    """max(p, sp) = sp + (1 − s) relu(p): each unit by its bounds."""
+    """max(p, sp) = sp + (1 − s) relu(p), for each neuron by its bounds."""
     lower, upper = lower.flatten(), upper.flatten()
     factors, constant = given.factors.flatten(1), given.constant.flatten()
     if not bool((lower.isfinite() & upper.isfinite()).all()):
-        raise _Unknown  # NaN is not below zero, and would make an unstable unit a stable one
+        raise _NoAnswer  # a neuron with NaN as a bound would count as stable
     unstable = ((lower < 0) & (upper > 0)).nonzero().flatten().tolist()
     first = len(program.lower)
     for i in unstable:
-        program.add(_Unit(factors[:, i].clone(), float(constant[i]), float(lower[i]), float(upper[i])))
+        program.add(_Neuron(factors[:, i].clone(), float(constant[i]), float(lower[i]), float(upper[i])))
     scale = torch.where(lower >= 0, torch.ones_like(lower), torch.full_like(lower, slope))
-    after = _wider(_Values(factors * scale, (constant * scale).unsqueeze(0)), len(program.lower))
+    after = _extended(_Values(factors * scale, (constant * scale).unsqueeze(0)), len(program.lower))
     after.factors[range(first, len(program.lower)), unstable] = 1.0 - slope
     shape = given.constant.shape[1:]
     return _Values(after.factors.view(-1, *shape), after.constant.view(1, *shape))
 
 
 def _clamped(record: LayerRecord, program: _Program, given: _Values) -> _Values:
-    """max(p, a) = a + relu(p − a), and of that min(p, b) = b − relu(b − p)."""
-    assert record.box is not None  # the boxes of all nonlinear layers are kept
+    """max(p, a) = a + relu(p − a), and then min(p, b) = b − relu(b − p) of the result."""
+    assert record.box is not None  # the boxes at all nonlinear layers are kept
     (least, most), lower, upper = limits_of(record.call.layer), record.box.lower, record.box.upper
     if least is not None:
-        above = _rectified(program, _turned(given, 1.0, -least), lower - least, upper - least, 0.0)
-        given, lower, upper = _turned(above, 1.0, least), lower.clamp(min=least), upper.clamp(min=least)
+        above = _rectified(program, _shifted(given, 1.0, -least), lower - least, upper - least, 0.0)
+        given, lower, upper = _shifted(above, 1.0, least), lower.clamp(min=least), upper.clamp(min=least)
     if most is not None:
-        given = _turned(_rectified(program, _turned(given, -1.0, most), most - upper, most - lower, 0.0), -1.0, most)
+        given = _shifted(_rectified(program, _shifted(given, -1.0, most), most - upper, most - lower, 0.0), -1.0, most)
     return given
 
 
-def _turned(values: _Values, sign: float, number: float) -> _Values:
+def _shifted(values: _Values, sign: float, number: float) -> _Values:
     """sign · values + number."""
     return _Values(sign * values.factors, sign * values.constant + number)
 
 
-def _wider(values: _Values, count: int) -> _Values:
-    """The same functions, of so many variables."""
+def _extended(values: _Values, count: int) -> _Values:
+    """The same functions, of `count` variables."""
     missing = count - len(values.factors)
     zeros = values.factors.new_zeros(missing, *values.factors.shape[1:])
     return values._replace(factors=torch.cat([values.factors, zeros]))
@@ -379,12 +377,12 @@ def _wider(values: _Values, count: int) -> _Values:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it the process's standard output goes nowhere: HiGHS prints to it, in C++, whatever it is told."""
+    """Discard the process's standard output within: HiGHS prints to it from C++, whatever its options."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 1)
         yield
     finally:
         os.dup2(kept, 1)

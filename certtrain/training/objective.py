@@ -15,7 +15,7 @@ from certtrain.bounds.box import PIXEL_RANGE, input_box
 from certtrain.bounds.checks import check_dtype, check_input, check_labels, shape_errors_as_data_errors
 from certtrain.bounds.linear import margins as linear_margins
 from certtrain.bounds.methods import check_training_method
-from certtrain.bounds.statistics import remember, statistics_by_mode
+from certtrain.bounds.statistics import statistics_by_mode, update_running_statistics
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.errors import EpsilonError
@@ -93,7 +93,7 @@ def objective_terms(
         box = input_box(x, max(eps, SMALLEST_EPS), with_clean=True)
         trace = trace_bounds(graph, box, statistics=statistics_by_mode)
     check_labels(labels, trace.logits.box.centre.shape)
-    remember(trace.statistics)
+    update_running_statistics(trace.statistics)
     warm = warmup_weight(eps, eps_max=eps_max)
     regularizers = Regularizers(weight * warm, weight * warm, tolerance)
     linear = LinearShare(warm, loss_fusion) if method == "crown-ibp" and warm > 0 else None

@@ -20,7 +20,7 @@ from certtrain.bounds.statistics import (
     StatisticsSource,
     batch_statistics,
     pooled_statistics,
-    remember,
+    update_running_statistics,
 )
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
@@ -147,7 +147,7 @@ class Stepper:
         weights = self._weights(controls, active)
         batch = TrainingBatch(x, labels, bound, controls.certified, weights, share)
         passed = Accumulated(self._in_parts(), batch)
-        remember(passed.statistics)
+        update_running_statistics(passed.statistics)
         return measures(passed.terms, passed.logits, labels)
 
     def _in_parts(self) -> Accumulation:
@@ -165,7 +165,7 @@ class Stepper:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         box = input_box(x, controls.eps, with_clean=self._with_clean())
         trace = trace_bounds(self.graph, box, statistics=self.statistics)
-        remember(trace.statistics)
+        update_running_statistics(trace.statistics)
         terms = loss_terms(
             trace,
             labels,

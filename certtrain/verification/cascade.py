@@ -1,4 +1,4 @@
-"""The cascade: fast steps on every example, each tighter and slower one on those still open, while there is time."""
+"""The cascade: fast steps on every example, then tighter and slower steps on those that are open, within limits."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from certtrain.verdicts import Verdict
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.steps import INFERENCE, ExampleBatch, Round, StepResult, VerificationStep
 
-BATCH_SECONDS = 0.5  # that a batch is expected to take, at most, where time is limited
+BATCH_SECONDS = 0.5  # the most that a batch is expected to take, where time is limited
 
 OnExamples = Callable[[list[ExampleResult]], None]
 OnRound = Callable[[tuple[str, ...], int], None]
@@ -26,13 +26,13 @@ OnRound = Callable[[tuple[str, ...], int], None]
 class Limits:
     """Time that may be spent, in seconds; None for no limit.
 
-    timeout: by one example in the rounds after the first; examples that go through a step together share their time.
-        An example does not enter a round that, by what an example took there so far, would take it longer, unless the
-        round's steps decide one example after the other.
-    budget: in all, but for inference, which every example goes through first, whatever it takes.
+    timeout: for one example in the rounds after the first. Examples in one batch share their time. An example does not
+        enter a round that is expected to take longer than its time, unless the round is `timed`. The expectation is the
+        mean time of the examples that went through the round.
+    budget: for everything but inference, which every example goes through first.
 
-    A step that bounds or searches breaks off at either. Of others, and of what one that broke off still has to do, a
-    batch is small enough to take less than a second, by what an example took there so far.
+    Bound methods, attacks and searches stop at either limit. Batches are small enough that everything else takes less
+    than a second, by the mean time so far.
     """
 
     timeout: float | None = None
@@ -44,10 +44,10 @@ UNLIMITED = Limits()
 
 @dataclass
 class Cascade:
-    """Goes through `rounds` with the examples of `images`; `known` is what was found of some of them before.
+    """Takes the examples of `images` through `rounds`. `known` are earlier results for some of them.
 
-    The first step of the first round is inference. on_round: called at the start of each round. on_examples: called
-    with the new results of each batch.
+    The first step of the first round is inference. on_round: called at the start of each round, with its steps' names
+    and the number of examples. on_examples: called with the new results of each batch.
     """
 
     model: nn.Module
@@ -66,7 +66,7 @@ class Cascade:
         self.budget = Deadline.after(self.limits.budget)
         self.results = {result.index: result for result in self.known}
         first, *others = self.rounds
-        if self.budget.limited:  # the natural accuracy is that of all examples, whatever else there is time for
+        if self.budget.limited:  # the natural accuracy needs all examples, however little time there is
             first = self._classify(first)
         for each in [first] if first.steps else []:
             self._round(each, slow=False)
@@ -75,7 +75,7 @@ class Cascade:
         return [self.results[index] for index in range(len(self.images))]
 
     def _classify(self, first: Round) -> Round:
-        """Take every example through inference; the first round without it."""
+        """Take every example through inference; gives the first round without it."""
         inference = replace(first, steps=first.steps[:1])
         new = [index for index in range(len(self.images)) if index not in self.results]
         self.on_round(inference.names, len(new))
@@ -84,29 +84,29 @@ class Cascade:
         return replace(first, steps=first.steps[1:])
 
     def _round(self, each: Round, *, slow: bool) -> None:
-        """Take each batch through the steps; the first round takes every example, the slow ones those that are open."""
+        """Take every batch through the steps: in the first round all examples, in slow rounds the open ones."""
         entering = [index for index in range(len(self.images)) if self._needs(index, each)]
         entering = [index for index in entering if not slow or self._has_time(index, 0.0)]
         self.on_round(each.names, len(entering))
-        # What an example takes is known after the first, and better after more: with limits few go in at once before.
+        # The time per example is only known after the first one. So with limits, batches start small and double.
         most = 1 if self._limited(slow) else each.size
-        spent, worked = 0.0, 0
+        spent, finished = 0.0, 0
         while entering and not self.budget.over():
-            expected = spent / worked if worked else 0.0
+            expected = spent / finished if finished else 0.0
             count = self._affordable(most, expected, slow=slow)
             chunk, entering, most = entering[:count], entering[count:], min(2 * most, each.size)
             known = 0.0 if each.timed else expected
             if numbers := [index for index in chunk if not slow or self._has_time(index, known)]:
                 done = self._work(each.steps, numbers)
                 spent += sum(result.tried.get(name, 0.0) for result in done for name in each.names)
-                worked += len(done)
+                finished += len(done)
                 self._keep(done)
 
     def _limited(self, slow: bool) -> bool:
         return self.limits.budget is not None or (slow and self.limits.timeout is not None)
 
     def _affordable(self, most: int, expected: float, *, slow: bool) -> int:
-        """How many examples, of at most so many, one batch and the budget have time for; at least one."""
+        """How many examples, up to `most`, one batch and the budget have time for; at least one."""
         if not self._limited(slow) or expected == 0:
             return most
         left = self.budget.left
@@ -127,12 +127,12 @@ class Cascade:
         return sum(seconds for name, seconds in self.results[index].tried.items() if name not in fast)
 
     def _work(self, steps: Sequence[VerificationStep], numbers: list[int]) -> list[ExampleResult]:
-        """The results of these examples after the steps; what all of them have tried is not tried again."""
+        """The results of these examples after the steps. A step that all of them have been through is skipped."""
         labels = self.images.labels[numbers].tolist()
         known = (self.results.get(n) or ExampleResult(n, y, "open", None) for n, y in zip(numbers, labels, strict=True))
         results, seconds = list(known), self._left(numbers)
         for step in steps:
-            # Of a misclassified example there is nothing left to know.
+            # A misclassified example needs no further step.
             rows = [row for row, result in enumerate(results) if result.verdict != "misclassified"]
             if all(step.name in results[row].tried for row in rows):
                 continue
@@ -143,7 +143,7 @@ class Cascade:
     def _step(
         self, step: VerificationStep, results: Sequence[ExampleResult], seconds: float
     ) -> Iterator[ExampleResult]:
-        """The results after one step, which each example may take so many seconds."""
+        """The results after one step, in which each example may take `seconds` seconds."""
         start = time.monotonic()
         found = step(self._batch([result.index for result in results], seconds))
         rows = list(_rows(found, len(results)))
@@ -152,7 +152,7 @@ class Cascade:
             yield _resolved(result, step.name, took, row) if found.complete or row.verdict != "open" else result
 
     def _left(self, numbers: Sequence[int]) -> float:
-        """Seconds that each of the examples may still take; those without a result are in the first round."""
+        """The seconds that each of the examples may still take. Examples without a result are in the first round."""
         if self.limits.timeout is None:
             return math.inf
         return min(self.limits.timeout - (self._spent(n) if n in self.results else 0.0) for n in numbers)
@@ -163,7 +163,7 @@ class Cascade:
         return ExampleBatch(rows, x, self.images.labels[rows].to(device), self.eps, self.budget, seconds)
 
     def _keep(self, results: list[ExampleResult]) -> None:
-        """Keep and report the results that are new; where a step broke off, some are not."""
+        """Keep and report the new results. After a step that stopped early, some are unchanged."""
         new = [result for result in results if result != self.results.get(result.index)]
         self.results |= {result.index: result for result in new}
         if new:
@@ -175,7 +175,7 @@ def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
 
 
 class Row(NamedTuple):
-    """What a step has found about one example."""
+    """The result of a step for one example."""
 
     verdict: Verdict
     margin: float | None
@@ -188,13 +188,13 @@ def _rows(found: StepResult, count: int) -> Iterator[Row]:
     finite = [None] * count if found.margins is None else found.margins.isfinite().tolist()
     for n in range(count):
         verdict = found.verdicts[n]
-        hit = found.counterexamples if verdict == "falsified" else None
+        inputs = found.counterexamples if verdict == "falsified" else None
         trees = {} if found.trees is None else found.trees[n]
-        yield Row(verdict, margins[n] if finite[n] else None, None if hit is None else hit[n].cpu(), trees)
+        yield Row(verdict, margins[n] if finite[n] else None, None if inputs is None else inputs[n].cpu(), trees)
 
 
 def _resolved(result: ExampleResult, name: str, seconds: float, row: Row) -> ExampleResult:
-    """The result after a step; a verdict that it has stays, and one that contradicts it is an error."""
+    """The result after a step. An earlier verdict stays; a contradiction raises SoundnessError."""
     verdict, margin, counterexample, trees = row
     if result.verdict == "falsified" and verdict == "certified":
         raise SoundnessError(
@@ -205,7 +205,7 @@ def _resolved(result: ExampleResult, name: str, seconds: float, row: Row) -> Exa
     result = replace(result, tried=tried, margin=_greater(result.margin, margin))
     if result.verdict != "open" or verdict == "open":
         return result
-    # A step of another batch size may round otherwise, and then it was inference that saw the error.
+    # A step with another batch size may round differently, and only then find the example misclassified by inference.
     method = INFERENCE if verdict == "misclassified" else name
     return replace(result, verdict=verdict, method=method, counterexample=counterexample, trees=trees)
 

@@ -1,4 +1,4 @@
-"""Certificates: what is proved about each example, by which method, under which assumptions."""
+"""Certificates: what is proved for each example, by which method, under which assumptions."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -32,28 +32,26 @@ from certtrain.spec.preset import Precision
 from certtrain.spec.shapes import Shape
 from certtrain.verdicts import Verdict, certified_points, correct_points
 
-DEPLOYED_IN = "float32"
+DEFAULT_ARITHMETIC = "float32"
 FASTEST = "ibp"
 PIXEL_INPUTS = "inputs are pixels in [0, 1]: each box is cut to that range"
-# By intervals, which cost little more than inference, so many of a batch are held against inference; else all are.
-GUARDED = 4
-OBSERVED_IN_FLOAT64 = (
-    1e-9  # share of an observed value that float64's rounding may take, of a network that never rounds
-)
+# For intervals, which cost little more than inference, the guard checks this many of a batch; for other methods all.
+MOST_GUARDED = 4
+OBSERVED_IN_FLOAT64 = 1e-9  # the float64 rounding error that an observed value may have, as a share; for "real"
 
 AS_GIVEN = "the network computes layer by layer, as given: folding BatchNorm into other layers changes its rounding"
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """One batch's certificates.
+    """The certificates of one batch.
 
     verdicts: for each example, "certified" (correct, and every margin's lower
         bound finite and above zero), "misclassified", or "open".
     margin: (B,) float64, the smallest lower bound of logit[y] − logit[j].
-    method: the bound method behind them; assumptions: what they rest on.
-    arithmetic: what the network is taken to compute in; every certificate
-        is for the logits that it gives there.
+    method: the bound method; assumptions: what the certificates assume.
+    arithmetic: what the network computes in; every certificate is for the logits
+        in this arithmetic.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -76,7 +74,7 @@ def certify(
     eps: float,
     *,
     method: str = "auto",
-    arithmetic: str = DEPLOYED_IN,
+    arithmetic: str = DEFAULT_ARITHMETIC,
     memory: int = VERDICTS_ALONE.memory,
 ) -> Certificates:
     """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
@@ -91,7 +89,7 @@ def certify(
     Raises UnsupportedLayer, MethodError, EpsilonError or DataError, and
     SoundnessError where inference contradicts a bound.
     """
-    check_tensor(x)  # whose shape the network may ask for
+    check_tensor(x)  # before its shape is used
     settings = replace(VERDICTS_ALONE, memory=memory)
     shape = tuple(x.shape[1:])
     return Certifier(model, method, arithmetic=arithmetic, settings=settings, shape=shape).certify(x, labels, eps)
@@ -100,9 +98,9 @@ def certify(
 class Certifier:
     """`certify` for many batches of one model, whose float64 copy it makes once.
 
-    settings: how bounds are computed; their rounding is that of `arithmetic`.
-    alone: without the methods before `method`, for examples that those left open.
-    shape: of one input, without the batch, for a network whose forward pass asks for shapes.
+    settings: of the bound methods; the rounding is replaced by that of `arithmetic`.
+    alone: without the faster methods before `method`, for examples that these leave open.
+    shape: of one input, without the batch, for a network whose forward pass reads shapes.
     """
 
     @outside_inference_mode()
@@ -111,7 +109,7 @@ class Certifier:
         model: nn.Module,
         method: str = "auto",
         *,
-        arithmetic: str = DEPLOYED_IN,
+        arithmetic: str = DEFAULT_ARITHMETIC,
         settings: Settings = VERDICTS_ALONE,
         alone: bool = False,
         shape: Shape | None = None,
@@ -120,9 +118,9 @@ class Certifier:
         self.settings = replace(settings, rounding=self.rounding)
         self.method = FASTEST if method == "auto" else method
         self.bound = (method_named if alone else up_to)(self.method)
-        check_modules(model)  # a copy does not have all that can be put around a network
+        check_modules(model)  # before it is copied, since a copy loses hooks and wrappers
         self.model = plain_model(model)
-        # Convolutions in float64 lose a tenth of their speed in channels-last memory.
+        # Float64 convolutions are a tenth slower in channels-last memory.
         self.exact = _copied(model).double().to(memory_format=torch.contiguous_format)
         self.graph = checked_copy(self.exact, self.model, shape)
         check_evaluation_mode(self.graph)
@@ -134,7 +132,7 @@ class Certifier:
     def certify(self, x: Tensor, labels: Tensor, eps: float) -> Certificates:
         """As the function `certify`."""
         check_input(x, PIXEL_RANGE)
-        if not (self.rounding.name == "bf16" and x.dtype == torch.bfloat16):  # which autocast takes as they are
+        if not (self.rounding.name == "bf16" and x.dtype == torch.bfloat16):  # autocast takes bfloat16 inputs
             check_dtype(self.model, x)
         eps = parse_eps(eps)
         with shape_errors_as_data_errors(x):
@@ -152,32 +150,32 @@ class Certifier:
     @outside_inference_mode()
     @torch.no_grad()
     def proved(self, x: Tensor, labels: Tensor, eps: float, deadline: Deadline = NEVER) -> tuple[Tensor, Tensor]:
-        """Which examples (B,) have every margin's lower bound above zero, and the smallest bounds (B,); no inference.
+        """Which examples (B,) have lower bounds above zero for all margins, and the smallest bounds (B,).
 
-        What is not proved by the deadline is not proved; a bound that was not computed is −∞.
+        Examples whose bounds are not computed by the deadline are not proved; their bound is −∞.
         """
         margins = self._margins(x, labels, eps, deadline)
         return certified_points(margins, labels), _smallest(margins, labels)
 
     def guard(self, x: Tensor, labels: Tensor, eps: float, bounds: Tensor) -> None:
-        """Raise SoundnessError if inference finds a margin below its bound (B, K), or the smallest below its (B, 1)."""
+        """Raise SoundnessError if inference finds a margin below its bound (B, K), or the smallest margin (B, 1)."""
         if self.rounding.name == "real":
             check_margins(self.exact, x.double(), labels, eps, bounds, slack=OBSERVED_IN_FLOAT64)
         else:
             check_margins(self.infer, x, labels, eps, bounds)
 
     def _margins(self, x: Tensor, labels: Tensor, eps: float, deadline: Deadline = NEVER) -> Tensor:
-        """Lower bounds (B, K), some of them or all held against inference."""
+        """Lower bounds (B, K) of the margins, after the guard has checked some or all of them."""
         x, settings = plain_tensor(x), replace(self.settings, deadline=deadline)
         with shape_errors_as_data_errors(x):
             box = input_box(x.double().contiguous(), eps, rounding=self.rounding)
             margins = self.bound(self.graph, box, settings).margins(labels)
-        rows = _spread(certified_points(margins, labels), GUARDED if self.method == FASTEST else len(x))
+        rows = _spread(certified_points(margins, labels), MOST_GUARDED if self.method == FASTEST else len(x))
         self.guard(x[rows], labels[rows], eps, margins[rows])
         return margins
 
     def infer(self, x: Tensor) -> Tensor:
-        """The network's logits (B, K), in the named arithmetic where it is one of this device; else in float32."""
+        """The network's logits (B, K), in the named arithmetic if this device has it, else in float32."""
         name = self.rounding.name
         precision: Precision = "bf16" if name == "bf16" else "tf32" if name == "tf32" and x.is_cuda else "fp32"
         with run_in(precision, x.device.type):
@@ -186,12 +184,12 @@ class Certifier:
 
 
 def _smallest(margins: Tensor, labels: Tensor) -> Tensor:
-    """Of margins (B, K), the smallest with another class (B,)."""
+    """The smallest margin (B,) with another class, of margins (B, K)."""
     return margins.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
 
 
 def _spread(proved: Tensor, most: int) -> Tensor:
-    """The numbers of at most so many of the rows (B,), evenly spread, those that are proved first."""
+    """At most `most` row numbers out of (B,), evenly spread; rows that are proved come first."""
     order = proved.to(torch.uint8).argsort(descending=True, stable=True)
     first = int(proved.sum()) or len(proved)
     if most >= len(proved):
@@ -203,14 +201,14 @@ def _spread(proved: Tensor, most: int) -> Tensor:
 def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except RuntimeError as error:  # as of a tensor that was computed and is kept with its gradient
+    except RuntimeError as error:  # as for a stored tensor that has a gradient history
         raise UnsupportedLayer(
             f"the network cannot be copied: {error}; let its modules keep plain parameters and detached tensors"
         ) from error
 
 
 def _check_precision(model: nn.Module) -> None:
-    """Raise UnsupportedLayer if a weight is in a precision that no arithmetic speaks of."""
+    """Raise UnsupportedLayer if a weight has a precision that no arithmetic covers."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
             raise UnsupportedLayer(

@@ -1,4 +1,4 @@
-"""Complete verification as a step of a cascade."""
+"""Complete verification as a step of the cascade."""
 
 import math
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from certtrain.bounds.settings import VERDICTS_ALONE, Settings
 from certtrain.branching.examples import BoxedExample, CompleteResult, check_trees, decide_example
 from certtrain.verdicts import Verdict
 from certtrain.verification.certificate import Certifier
-from certtrain.verification.steps import ExampleBatch, StepResult, classified
+from certtrain.verification.steps import ExampleBatch, StepResult, correctly_classified
 
 COMPLETE = "complete"
-UNREACHED = 1e-3  # share of a margin that a tree proved, which another machine's search may not reach
+UNREACHED = 1e-3  # share of a tree's margin that a search on another machine may miss
 
 
 class CompleteStep:
@@ -29,25 +29,25 @@ class CompleteStep:
 
     def __call__(self, batch: ExampleBatch) -> StepResult:
         """As `VerificationStep`."""
-        correct = classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
-        found = [self._decided(batch, row) if right else None for row, right in enumerate(correct)]
-        hits = [None if result is None else result.counterexample for result in found]
+        correct = correctly_classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
+        found = [self._decided(batch, row) if is_correct else None for row, is_correct in enumerate(correct)]
+        inputs = [None if result is None else result.counterexample for result in found]
         return StepResult(
             [_verdict(result) for result in found],
             torch.tensor([_margin(result) for result in found], dtype=torch.float64),
-            torch.cat([x if hit is None else hit for hit, x in zip(hits, torch.split(batch.x, 1), strict=True)]),
+            torch.cat([x if c is None else c for c, x in zip(inputs, torch.split(batch.x, 1), strict=True)]),
             [{} if result is None else result.trees for result in found],
             complete=not batch.budget.over(),
         )
 
     def recheck(self, batch: ExampleBatch, row: int, trees: Mapping[int, str], margin: float) -> str | None:
-        """What is wrong with the trees of an example that should prove `margin`; None if they prove it again."""
+        """The reason why the trees of an example do not prove `margin`; None if they prove it again."""
         least = margin * (1 - UNREACHED)
         try:
             classes, settings = self._classes(batch, row), self.prepared().settings
             wrong = check_trees(self.example(batch, row), classes, trees, least, settings)
         except ValueError as error:
-            return f"one of its trees is none: {error}"
+            return f"one of its trees is not a tree: {error}"
         if wrong is None:
             self._guard(batch, row, least)
         return wrong

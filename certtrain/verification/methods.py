@@ -1,4 +1,4 @@
-"""Methods by name, and the rounds of steps that they stand for."""
+"""Verification methods by name, and their rounds of steps."""
 
 from torch import nn
 
@@ -19,12 +19,12 @@ from certtrain.verification.steps import (
 )
 
 AUTO = "auto"
-FEWER = 10  # a method beyond intervals gets so many times fewer examples at once: time is checked in between
+SLOW_DIVISOR = 10  # batches of methods other than intervals are this much smaller, so that time is checked more often
 ONE_BY_ONE = (COMPLETE, MILP)
 
 
 def methods_of(method: str) -> tuple[str, ...]:
-    """The methods that a name stands for: "auto" is all of certtrain's own, the fastest first. Raises MethodError."""
+    """The methods that a name means: "auto" is all of certtrain's own, the fastest first. Raises MethodError."""
     if method == AUTO:
         return (*METHODS, COMPLETE)
     if method not in ONE_BY_ONE:
@@ -33,16 +33,16 @@ def methods_of(method: str) -> tuple[str, ...]:
 
 
 def names_of(method: str, attack: AttackSettings | None) -> tuple[str, ...]:
-    """The names of all steps that `method` stands for, in their order, and of the attack. Raises MethodError."""
+    """The names of the steps of `method`, in order, with inference and the attack. Raises MethodError."""
     return (INFERENCE, *([ATTACK] if attack else []), *methods_of(method))
 
 
 def rounds_of(
     model: nn.Module, method: str, attack: AttackSettings | None, size: int, arithmetic: str, settings: BoundSettings
 ) -> list[Round]:
-    """What `method` stands for: all that is fast together, on `size` examples at once, then one slow step at a time.
+    """The rounds of `method`: all fast steps, in batches of `size` examples, then one round for each slow step.
 
-    `attack` None is no attack.
+    `attack` may be None, for no attack.
     """
     steps = {name: step_named(model, method, name, arithmetic, settings) for name in methods_of(method)}
     fast = [steps.pop(FASTEST)] if FASTEST in steps else []
@@ -53,9 +53,9 @@ def rounds_of(
 
 
 def step_named(model: nn.Module, method: str, name: str, arithmetic: str, settings: BoundSettings) -> VerificationStep:
-    """The method `name`, as one of those that `method` stands for. Raises MethodError.
+    """The step for the method `name`, one of the methods of `method`. Raises MethodError.
 
-    In the cascade a bound method comes to examples that the faster ones left open, and does not repeat those.
+    In the cascade, a bound method gets the examples that faster methods leave open, and does not repeat those methods.
     """
     if name == COMPLETE:
         return CompleteStep(model, arithmetic, settings)
@@ -65,14 +65,14 @@ def step_named(model: nn.Module, method: str, name: str, arithmetic: str, settin
 
 
 def examples_at_once(method: str, size: int) -> int:
-    """How many examples a method gets at once where the fast steps get `size`."""
+    """The batch size of a method, where `size` is that of the fast steps."""
     if method in ONE_BY_ONE:
         return 1
-    return size if method == FASTEST else max(1, size // FEWER)
+    return size if method == FASTEST else max(1, size // SLOW_DIVISOR)
 
 
 def assumptions_of(model: nn.Module, method: str, arithmetic: str) -> tuple[str, ...]:
-    """What certificates of a network by that method, in that arithmetic, rest on. Raises MethodError."""
+    """What certificates of a network by that method, in that arithmetic, assume. Raises MethodError."""
     methods_of(method)
     found = Certifier(model, FASTEST, arithmetic=arithmetic).assumptions
     return (*MilpStep(model, arithmetic).assumptions, *found) if method == MILP else found

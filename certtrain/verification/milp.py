@@ -1,4 +1,4 @@
-"""The mixed-integer programme as a step of a cascade: a second opinion about networks without rounding."""
+"""Mixed-integer programming as a step of the cascade: a second opinion about networks without rounding."""
 
 import copy
 import math
@@ -12,16 +12,16 @@ from certtrain.errors import MethodError
 from certtrain.properties.cases import robustness
 from certtrain.properties.milp import TOLERANCE, minimum
 from certtrain.verdicts import Verdict
-from certtrain.verification.steps import ExampleBatch, StepResult, classified, fooled
+from certtrain.verification.steps import ExampleBatch, StepResult, correctly_classified, misclassified_alone
 
 MILP = "milp"
-OPINION = "a solver in float64 with tolerances, 1e-5 of which are taken off: a second opinion and no proof"
+SECOND_OPINION = "a solver in float64 with tolerances, 1e-5 of which are taken off: a second opinion and no proof"
 
 
 class MilpStep:
     """SciPy's HiGHS, one example and one class after the other."""
 
-    name, assumptions = MILP, (OPINION,)
+    name, assumptions = MILP, (SECOND_OPINION,)
 
     def __init__(self, model: nn.Module, arithmetic: str) -> None:
         """Raises MethodError for an arithmetic that rounds."""
@@ -43,7 +43,7 @@ class MilpStep:
 
     def _solved(self, batch: ExampleBatch, row: int) -> tuple[Verdict, float, Tensor]:
         x, label, deadline = batch.x[row : row + 1], batch.labels[row : row + 1], batch.deadline()
-        if not bool(classified(self.model, x, label, self.arithmetic)):
+        if not bool(correctly_classified(self.model, x, label, self.arithmetic)):
             return "misclassified", math.nan, x
         exact, margins = self._exact(), list[float]()
         cases = robustness(x[0].cpu(), int(label), batch.eps, exact(x.cpu().double()).shape[1]).cases
@@ -52,8 +52,11 @@ class MilpStep:
                 return "open", math.nan, x
             found = minimum(exact, x.shape[1:], case, deadline=deadline)
             margins.append(found.proved)
-            if found.point is not None and (hit := self._counterexample(found.point, x, label, batch.eps)) is not None:
-                return "falsified", math.nan, hit
+            if (
+                found.point is not None
+                and (input_ := self._counterexample(found.point, x, label, batch.eps)) is not None
+            ):
+                return "falsified", math.nan, input_
             if not 0 < found.proved < math.inf:
                 return "open", math.nan, x
         proved = torch.tensor([[min(margins)]], dtype=torch.float64)
@@ -62,10 +65,10 @@ class MilpStep:
         return "certified", min(margins), x
 
     def _counterexample(self, point: Tensor, x: Tensor, label: Tensor, eps: float) -> Tensor | None:
-        """The solver's input (N,), rounded into the box of `x` (1, …), if plain inference misclassifies it."""
+        """The solver's input (N,), rounded into the box of `x` (1, …), if inference misclassifies it; else None."""
         lower, upper = box_ends(x, eps)
         near = point.to(x).view_as(x).clamp(lower, upper)
-        return near if fooled(self.model, near[0], label[0], self.arithmetic) else None
+        return near if misclassified_alone(self.model, near[0], label[0], self.arithmetic) else None
 
     def _exact(self) -> nn.Module:
         if self.exact is None:

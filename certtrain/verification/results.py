@@ -1,4 +1,4 @@
-"""What is known about each example of a set, and the counts over them."""
+"""The results for the examples of a set, and counts over them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ from certtrain.verdicts import VERDICTS, Verdict
 
 @dataclass(frozen=True)
 class ExampleResult:
-    """What is known about one example.
+    """The result for one example.
 
-    margin: the greatest of the lower bounds of its smallest margin that the
-        methods found; None where none is finite.
+    margin: the largest lower bound of its smallest margin that a method found; None
+        if none is finite.
     method: the step that decided it; None while it is open.
-    tried: all that was tried, in its order, with the seconds that each took.
-    counterexample: (C, H, W) float32 on the CPU, where it is falsified.
-    trees: by class j, the splits under which logit[label] − logit[j] is proved
-        to be above zero, as text; where complete verification certified it.
+    tried: the steps it went through, in order, with the seconds that each took.
+    counterexample: (C, H, W) float32 on the CPU, if it is falsified.
+    trees: by class j, the tree that proves logit[label] − logit[j] to be above zero,
+        as text, if complete verification certified it.
     """
 
     index: int
@@ -34,7 +34,7 @@ class ExampleResult:
 
 @dataclass(frozen=True)
 class StepSummary:
-    """One step of a cascade: how many examples came to it, how many of them it decided, and its seconds in all."""
+    """One step of the cascade: how many examples went through it, how many it decided, and its total seconds."""
 
     name: str
     examples: int
@@ -43,11 +43,11 @@ class StepSummary:
 
     @property
     def seconds_per_example(self) -> float:
-        """0 where none came to it."""
+        """The mean; 0 without examples."""
         return self.seconds / self.examples if self.examples else 0.0
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """As in reports, which call the examples points."""
+        """The fields of reports, in which examples are called points."""
         return {"name": self.name, "points": self.examples, "decided": self.decided, "seconds": self.seconds}
 
 

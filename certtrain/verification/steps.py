@@ -1,4 +1,4 @@
-"""The steps of a cascade: each takes examples that are open, and returns what it has found about them."""
+"""The steps of the cascade: each takes a batch of open examples, and returns verdicts, margins and counterexamples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from certtrain.attack import AttackSettings
 from certtrain.attack import attack as search
-from certtrain.attack.criterion import running
+from certtrain.attack.criterion import computing_in
 from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.runtime.deadline import NEVER, Deadline
@@ -23,7 +23,7 @@ INFERENCE, ATTACK = "inference", "attack"
 class ExampleBatch(NamedTuple):
     """Examples of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes.
 
-    budget: the end of the whole verification. seconds: that each example may take in a step beyond the first ones.
+    budget: the deadline of the whole verification. seconds: the time of each example in a slow step.
     """
 
     numbers: Sequence[int]
@@ -34,17 +34,17 @@ class ExampleBatch(NamedTuple):
     seconds: float = math.inf
 
     def deadline(self, examples: int = 1) -> Deadline:
-        """Of a step that begins now, and works on so many of the examples together."""
+        """The deadline of a step that starts now with `examples` examples together."""
         return self.budget.earlier(Deadline.after(self.seconds * examples))
 
 
 class StepResult(NamedTuple):
-    """What a step has found about each example of a batch.
+    """The results of a step for the examples of a batch.
 
     margins: (B,) lower bounds of the smallest margins, if the step has any.
-    counterexamples: (B, C, H, W), of use where the verdict is "falsified".
-    trees: of each example, where the method has trees, as in `ExampleResult`.
-    complete: False if the step broke off for want of time: what it leaves open was not tried.
+    counterexamples: (B, C, H, W), valid where the verdict is "falsified".
+    trees: of each example, if the method has trees, as in `ExampleResult`.
+    complete: False if the step ran out of time: then open examples do not count as tried.
     """
 
     verdicts: Sequence[Verdict]
@@ -55,22 +55,22 @@ class StepResult(NamedTuple):
 
 
 class VerificationStep(Protocol):
-    """One way to decide examples. One that it cannot decide stays "open"."""
+    """A way to decide examples. An example that it cannot decide stays "open"."""
 
     @property
     def name(self) -> str:
-        """As it stands in records."""
+        """The name in records."""
 
     def __call__(self, batch: ExampleBatch) -> StepResult:
-        """What it finds."""
+        """The results for a batch."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """Steps that a batch goes through together, and how many examples a batch has.
+    """Steps that a batch goes through one after the other, and the batch size.
 
-    timed: whether they decide one example after the other in whatever time it has left; others are not begun where, by
-        what the examples before took, that time will not do. All break off at the end of that time.
+    timed: whether the steps decide one example at a time and use all of its remaining time. Other rounds are skipped
+        for an example whose remaining time is shorter than the mean so far. All stop when the time is over.
     """
 
     steps: tuple[VerificationStep, ...]
@@ -79,7 +79,7 @@ class Round:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the steps."""
+        """The names of the steps."""
         return tuple(step.name for step in self.steps)
 
 
@@ -93,8 +93,8 @@ class InferenceStep:
 
     def __call__(self, batch: ExampleBatch) -> StepResult:
         """As `VerificationStep`."""
-        correct = classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
-        return StepResult(["open" if right else "misclassified" for right in correct])
+        correct = correctly_classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
+        return StepResult(["open" if is_correct else "misclassified" for is_correct in correct])
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class AttackStep:
 
 
 class BoundStep:
-    """A bound method, on examples that are classified correctly; they share the time that they may take."""
+    """A bound method, on examples that are classified correctly and share their time."""
 
     def __init__(
         self, model: nn.Module, method: str, arithmetic: str, settings: BoundSettings = VERDICTS_ALONE, *, alone: bool
@@ -143,15 +143,15 @@ class BoundStep:
 
 
 @torch.no_grad()
-def classified(model: nn.Module, x: Tensor, labels: Tensor, arithmetic: str) -> Tensor:
+def correctly_classified(model: nn.Module, x: Tensor, labels: Tensor, arithmetic: str) -> Tensor:
     """Which examples (B,) plain inference in that arithmetic classifies correctly."""
-    with running(arithmetic, x.device.type):
+    with computing_in(arithmetic, x.device.type):
         return correct_points(model(x), labels)
 
 
-def fooled(model: nn.Module, x: Tensor, label: Tensor, arithmetic: str) -> bool:
+def misclassified_alone(model: nn.Module, x: Tensor, label: Tensor, arithmetic: str) -> bool:
     """Whether plain inference misclassifies the one input `x` (C, H, W), alone in its batch.
 
-    Sums may be rounded otherwise in a batch of another size.
+    In a batch of another size, sums may be rounded differently.
     """
-    return not bool(classified(model, x.unsqueeze(0), label.view(1), arithmetic))
+    return not bool(correctly_classified(model, x.unsqueeze(0), label.view(1), arithmetic))

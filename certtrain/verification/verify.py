@@ -1,4 +1,4 @@
-"""Verification of a model on a set: bounds from below, attack from above, and their record."""
+"""Verification of a model on a set of images, with its report."""
 
 import time
 import warnings
@@ -25,19 +25,19 @@ from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnExamples, OnRound
-from certtrain.verification.certificate import DEPLOYED_IN
+from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, count, step_summaries
 
 
 @dataclass(frozen=True)
 class Report:
-    """Counts over a set, and the accuracies and errors that they give, as shares of all examples.
+    """Counts over a set, with accuracies and errors as shares of all examples.
 
-    method: as it was asked for; stages: what was tried, in that order, over all
-        sessions that the results come from. seconds: of this one.
-    network: "saved", as it stands in its file, or "folded", as `export` writes it.
-    unfinished: how many of the open examples some step has not been tried on, for want of time.
+    method: as requested. stages: a summary of each step, over all runs that the
+        results come from. seconds: of this run.
+    network: "saved", as in the model's file, or "folded", as `export` writes it.
+    unfinished: how many open examples have not been through all steps, for lack of time.
     """
 
     dataset: str
@@ -54,22 +54,22 @@ class Report:
     seconds: float
     stages: tuple[StepSummary, ...] = ()
     network: NetworkName = "saved"
-    arithmetic: str = DEPLOYED_IN
+    arithmetic: str = DEFAULT_ARITHMETIC
     unfinished: int = 0
 
     @property
     def natural_accuracy(self) -> float:
-        """Share classified correctly."""
+        """The share that is classified correctly."""
         return 1 - self.misclassified / self.examples
 
     @property
     def pgd_accuracy(self) -> float:
-        """Share that no attack falsified: an upper limit on robust accuracy; without an attack the natural accuracy."""
+        """The share that no attack falsified, an upper limit on robust accuracy; without one, the natural accuracy."""
         return (self.certified + self.open) / self.examples
 
     @property
     def certified_accuracy(self) -> float:
-        """Share proved robust: a lower limit on robust accuracy."""
+        """The share that is certified: a lower limit on robust accuracy."""
         return self.certified / self.examples
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def verify(
     attack: AttackSettings | None,
     method: str = "auto",
     network: NetworkName = "saved",
-    arithmetic: str = DEPLOYED_IN,
+    arithmetic: str = DEFAULT_ARITHMETIC,
     bounds: BoundSettings = VERDICTS_ALONE,
     limits: Limits = UNLIMITED,
     batch_size: int = 200,
@@ -105,28 +105,28 @@ def verify(
 ) -> Report:
     """Classify, attack and certify each example.
 
-    `method` "auto" is the cascade: attack and interval bounds first, each
-    tighter method on the examples that are open after that, within `limits`. A
-    method's name is that method alone. Examples that are `known` are not tried
-    again, but by methods that have not been tried on those that are open.
-    Without an `attack` (None) no example is falsified. `bounds` says how bounds are computed.
+    `method` "auto" is the cascade: attack and interval bounds first, then each
+    tighter method on the examples that are still open, within `limits`. Any other
+    name is that method alone. `known` are earlier results: decided examples are not
+    tried again, open ones only by methods that were not tried on them. Without an
+    `attack` (None) no example is falsified. `bounds` are the settings of the bounds.
 
-    `on_round` is called at the start of each round, with its steps' names and the
-    number of examples that come to it; `on_examples` with the results of each
-    batch, so for an open example once a round. An exception that they raise ends
-    the verification. `on_points` is the old name of `on_examples`.
+    `on_round` is called at the start of each round, with its steps' names and its
+    number of examples; `on_examples` with the results of each batch, so once a round
+    for an open example. An exception that they raise ends the verification.
+    `on_points` is the old name of `on_examples`.
 
-    Certificates are for the network that computes in `arithmetic`, as for
-    `certify`; inference and attack run in it. Raises DataError if the images do not fit the model, MethodError,
-    EpsilonError, UnsupportedLayer, and SoundnessError if a counterexample to a
-    certificate was found: then a bound is wrong.
+    Certificates are for the network in `arithmetic`, as for `certify`; inference and
+    attack compute in it. Raises DataError if the images do not fit the model,
+    MethodError, EpsilonError, UnsupportedLayer, and SoundnessError if a counterexample
+    to a certificate was found, which means that a bound is wrong.
     """
     if on_points is not None:
         warnings.warn("the argument on_points of verify is now called on_examples", DeprecationWarning, stacklevel=4)
         on_examples = on_points
     _check_kinds(model, images)
     check_fit(model, images)
-    with torch.no_grad():  # what is read of it is replayed before anything is claimed
+    with torch.no_grad():  # the replay in `checked_graph` needs no gradients
         check_evaluation_mode(checked_graph(model, model.metadata.input_shape))
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
@@ -178,7 +178,7 @@ def _other_classes(images: ImageSet, model: Sequence[str]) -> str:
     if len(own) != len(model):
         return (
             f"{images.name} has {len(own)} classes ({', '.join(own[:3])}, …), "
-            f"but the model tells apart {len(model)} ({', '.join(model[:3])}, …)"
+            f"but the model has {len(model)} ({', '.join(model[:3])}, …)"
         )
     number = next(n for n, (there, here) in enumerate(zip(own, model, strict=True)) if there != here)
     return (
@@ -190,16 +190,16 @@ def _other_classes(images: ImageSet, model: Sequence[str]) -> str:
 def _check_kinds(model: Classifier, images: ImageSet) -> None:
     """Raise NetworkError or DataError that says what to give instead of something else."""
     if isinstance(model, nn.Module):
-        check_modules(model)  # says more of one that is compiled or scripted
+        check_modules(model)  # has a more helpful error for a compiled or scripted model
     if not isinstance(model, Classifier):
         raise NetworkError(
             f"the model is {kind_of(model)}; verify takes a Classifier, as load_model gives it. "
-            "Of any other network certify says what holds for a batch"
+            "For any other network, certify certifies a batch"
         )
     if not isinstance(images, ImageSet):
         raise DataError(
             f"the images are {kind_of(images)}; verify takes a certtrain.data.ImageSet, which holds "
-            "uint8 images (N, C, H, W) and int64 labels (N,). Of tensors certify says what holds"
+            "uint8 images (N, C, H, W) and int64 labels (N,). For tensors, use certify"
         )
     if any(tensor.dtype == torch.float64 for tensor in model.parameters()):
         raise NetworkError("the model's weights are torch.float64, but pixels come in float32; call model.float()")

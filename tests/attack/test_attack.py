@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from certtrain.attack import APGD, ATTACKS, PGD, Attacked, AttackSettings, attack, named
-from certtrain.attack.criterion import running
+from certtrain.attack import APGD, ATTACKS, PGD, AttackResult, AttackSettings, attack, named
+from certtrain.attack.criterion import computing_in
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.verdicts import correct_points
@@ -65,7 +65,7 @@ def test_on_a_linear_model_it_finds_an_adversarial_input_exactly_where_there_is_
     assert 20 < broken.sum() < 180
 
 
-def attacked() -> tuple[nn.Module, Tensor, Tensor, Attacked]:
+def attacked() -> tuple[nn.Module, Tensor, Tensor, AttackResult]:
     model, data = classifier(seed=1), images(60)
     x = to_unit(data.images)
     with torch.no_grad():
@@ -298,7 +298,7 @@ def test_inference_runs_without_convolutions_that_transform_their_operands():
 
     before = torch.backends.nnpack.set_flags(True)
     try:
-        with running("float32", "cpu"):
+        with computing_in("float32", "cpu"):
             Network()(torch.rand(1, 1, 2, 2))
     finally:
         torch.backends.nnpack.set_flags(*before)

@@ -88,7 +88,7 @@ def test_every_point_is_bounded_if_asked_for(certificates, model: Path, capsys: 
     certified, falsified, left, misclassified = methods["crown"][:4]
     assert falsified == "–"
     assert int(certified) + int(left) + int(misclassified) == 8
-    assert "Of 8 points bounded" in text
+    assert "Of 8 examples bounded" in text
 
 
 def test_as_many_radii_as_models(certificates, model: Path, capsys: pytest.CaptureFixture[str]):

@@ -81,12 +81,12 @@ def sweeps(**rates: float) -> list[Any]:
     ("first", "second", "greater", "less"),
     [
         ((5, 6, 7), (1, 2, 3), "shows", "opposite"),
-        ((3, 4, 5), (1, 2, 3), "not told apart", "not told apart"),  # two standard deviations are not more than two
-        ((1, 2, 3), (3, 4, 5), "not told apart", "not told apart"),
+        ((3, 4, 5), (1, 2, 3), "not significant", "not significant"),  # two standard deviations are not more than two
+        ((1, 2, 3), (3, 4, 5), "not significant", "not significant"),
         ((1, 2, 3), (5, 6, 7), "opposite", "shows"),
         ((5, 6), (1, 2, 3), "too few runs", "too few runs"),
         ((), (1, 2, 3), "too few runs", "too few runs"),
-        ((0, 0, 0), (0, 0, 0), "not told apart", "not told apart"),
+        ((0, 0, 0), (0, 0, 0), "not significant", "not significant"),
     ],
 )
 def test_one_rule_holds_a_difference_against_the_pooled_spread_both_ways(
@@ -125,15 +125,15 @@ def test_dead_units_are_judged_method_by_method():
     found = made_up({}, {"vanilla IBP": 0.5, "fast without BatchNorm": 0.3, "fast without balance": 0.05})
     assert sentence(found, 0) == (
         "Dead units, shows in part: “by vanilla IBP, and without BatchNorm or a regulariser, more units are dead than "
-        "by the whole method (fast)”; it shows for vanilla IBP (+40.0) and fast without BatchNorm (+20.0); not told "
-        "apart for fast without tightness (0.0); the opposite shows for fast without balance (−5.0)."
+        "by the whole method (fast)”; it shows for vanilla IBP (+40.0) and fast without BatchNorm (+20.0); not "
+        "significant for fast without tightness (0.0); the opposite shows for fast without balance (−5.0)."
     )
 
 
 @pytest.mark.parametrize(
     ("short", "verdict", "told"),
     [
-        (0.21, "not told apart at this scale", "not told apart for fast (+1.0 at ε = 0.3; +1.0 at ε = 0.4)."),
+        (0.21, "not significant at this scale", "not significant for fast (+1.0 at ε = 0.3; +1.0 at ε = 0.4)."),
         (0.3, "the opposite shows", "the opposite shows for fast (+10.0 at ε = 0.3; +10.0 at ε = 0.4)."),
         (0.1, "shows", "it shows for fast (−10.0 at ε = 0.3; −10.0 at ε = 0.4)."),
     ],
@@ -148,14 +148,14 @@ def test_the_baselines_need_the_long_one():
     found = made_up({"vanilla IBP, short": 0.6, "CROWN-IBP, short": 0.6, "CROWN-IBP with BatchNorm, short": 0.1})
     assert sentence(found, 4).endswith(
         "it shows for vanilla IBP (+40.0 at ε = 0.3; +40.0 at ε = 0.4) and CROWN-IBP (+40.0 at ε = 0.3; +40.0 at "
-        "ε = 0.4); not told apart for vanilla IBP with BatchNorm (0.0 at ε = 0.3; 0.0 at ε = 0.4); the opposite shows "
+        "ε = 0.4); not significant for vanilla IBP with BatchNorm (0.0 at ε = 0.3; 0.0 at ε = 0.4); the opposite shows "
         "for CROWN-IBP with BatchNorm (−10.0 at ε = 0.3; −10.0 at ε = 0.4)."
     )
 
 
 def test_a_claim_may_show_in_some_settings_only():
     assert (
-        "in part for fast without balance (0.0 to +10.0; not told apart at ε = 0.3, short and ε = 0.4, short)"
+        "in part for fast without balance (0.0 to +10.0; not significant at ε = 0.3, short and ε = 0.4, short)"
         in sentence(made_up({"fast without balance, long": 0.3}), 2)
     )
 
@@ -166,8 +166,8 @@ def test_what_a_claim_says_of_no_setting_does_not_show():
     equal, less = Comparison((1, 2, 3), (1, 2, 3)), Comparison((1, 2, 3), (7, 8, 9))
     claim = Claim("Topic", "so it is", (Part("a", {"here": equal, "there": less}), Part("b", {"here": equal})))
     assert claim.sentence == (
-        "Topic, does not show at this scale: “so it is”; not told apart for b (0.0 at here); "
-        "not for a (0.0 at here, not told apart; −6.0 at there, opposite)."
+        "Topic, does not show at this scale: “so it is”; not significant for b (0.0 at here); "
+        "not for a (0.0 at here, not significant; −6.0 at there, opposite)."
     )
 
 
@@ -256,7 +256,7 @@ def test_markdown_has_the_sentences_and_tables_that_fit(incomplete: Any):
     from claims_report import markdown
 
     text = markdown(incomplete, sweeps(ibp=1.0))
-    assert text.startswith("107 of 108 runs are there; 1 of them failed.\n\n1. Explosion, shows:")
+    assert text.startswith("107 of 108 runs are done; 1 of them failed.\n\n1. Explosion, shows:")
     tables = re.findall(r"(?:^\|.*\n?)+", text, flags=re.MULTILINE)
     assert len(tables) == 6 + 1 + 4
     for table in tables:
@@ -272,7 +272,7 @@ def test_the_page_has_sentences_tables_and_a_panel_for_each_method(incomplete: A
     page = Page(claims_page(incomplete, sweeps(ibp=1.0)))
     assert len(page.ids) == len(set(page.ids))
     assert page.tags.count("svg") == 1 + 2 * 3
-    assert "107 of 108 runs are there; 1 of them failed." in page.text
+    assert "107 of 108 runs are done; 1 of them failed." in page.text
     for method in METHODS:
         assert short(method) in page.text
     assert "fast (short: 2 of 3 seeds)" in page.text
@@ -399,7 +399,7 @@ def test_a_network_without_a_switch_has_no_cells_of_batch_norm_and_the_page_says
     text = markdown(Found({run: record(run, 0.5)}, plan), sweeps(ibp=1.0))
     assert "has no batch_norm switch" in text
     assert "ε = 8/255. Mean" in text
-    assert "1 of 36 runs are there." in text
+    assert "1 of 36 runs are done." in text
 
 
 def test_a_folder_keeps_its_plan_and_refuses_another(tmp_path: Path):

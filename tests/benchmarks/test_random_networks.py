@@ -11,7 +11,7 @@ from torch import nn
 from certtrain.bounds import guard, interval, linear
 from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.graph import Add
-from certtrain.bounds.linear import Back
+from certtrain.bounds.linear import Substitution
 from certtrain.bounds.tracing import trace_layers
 
 COUNT, SEED = 150, 0
@@ -68,7 +68,9 @@ def first_false_bound(first: int) -> str:
 @QUIET
 @pytest.mark.usefixtures("unguarded")
 def test_linear_bounds_that_forget_a_stretched_side_are_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(linear.LINEAR_RULES, Add, lambda record, coefficients: Back((coefficients, coefficients)))
+    monkeypatch.setitem(
+        linear.LINEAR_RULES, Add, lambda record, coefficients: Substitution((coefficients, coefficients))
+    )
     assert "add of" in first_false_bound(269)
 
 

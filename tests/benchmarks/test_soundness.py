@@ -113,7 +113,7 @@ def test_a_network_without_a_certified_point_is_a_failure(soundness, capsys: pyt
     tried, empty = soundness.Tally("mlp", "ibp", points=5), soundness.Tally("cnn", "ibp")
     assert soundness.verdict([tried]) == 0
     assert soundness.verdict([tried, empty]) == 1
-    assert "nothing certified, so nothing tried: cnn;" in capsys.readouterr().out
+    assert "nothing was certified: cnn;" in capsys.readouterr().out
 
 
 def test_reordered_sums_are_other_sums_of_the_same_terms(soundness):
@@ -132,7 +132,7 @@ def test_reordered_sums_are_other_sums_of_the_same_terms(soundness):
 def test_the_points_lie_in_their_boxes_and_half_of_them_at_corners_or_attacked(soundness):
     x, labels = torch.rand(5, 3), torch.zeros(5, dtype=torch.long)
     boxes = soundness.Subject("linear", nn.Linear(3, 10), x, labels, 0.1)
-    points, rows = soundness.thrown(boxes, 7, 0)
+    points, rows = soundness.sample_points(boxes, 7, 0)
     assert points.shape == (35, 3)
     assert rows.bincount().tolist() == [7] * 5
     lower, upper = soundness.box_ends(x, 0.1)
@@ -155,11 +155,11 @@ def test_a_model_file_is_tried_on_its_own_data(soundness, tmp_path: Path, capsys
 
 def test_the_campaign_is_in_float32_without_slack_unless_told(soundness):
     assert soundness.parsed([]).arithmetic == "float32"
-    below = soundness.Seen(torch.tensor([0.5 - 1e-12], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
-    bounds = soundness.Seen(torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))
+    below = soundness.Margins(torch.tensor([0.5 - 1e-12], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    bounds = soundness.Margins(torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))
     for slack, found in ((0.0, 1), (1e-9, 0)):
         tally = soundness.Tally("mlp", "ibp")
-        soundness.count_against(tally, below, bounds, slack)
+        soundness.count_violations(tally, below, bounds, slack)
         assert tally.below_smallest == found
 
 

@@ -14,6 +14,7 @@ from certtrain.bounds.activations.clamps import Clamp
 from certtrain.bounds.activations.record import BASIC, Accuracy, Activation
 from certtrain.bounds.box import Box
 from certtrain.bounds.interval import INTERVAL_RULES
+from certtrain.bounds.methods import METHODS
 from certtrain.bounds.relaxation import relaxed
 from certtrain.bounds.rounded import LayerStep, rounded
 from certtrain.bounds.rounding import ARITHMETICS
@@ -141,13 +142,13 @@ def heights(layer: nn.Module, ends: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "softplus", "elu", "elu, steep", "elu, flat", "clamp from above"])
 def test_boxes_and_lines_have_the_gradients_of_their_ends(name: str):
-    """As differences have them; the touching point of a line stands still, as its height has no slope in it."""
+    """As differences have them, but for the errors of tables: a line that touches the curve turns about that point."""
     layer, ends = layer_of(name).double(), torch.tensor(INTERVALS, dtype=torch.float64)
     steps = 1e-5 * torch.eye(2, dtype=torch.float64)
     expected = torch.stack([heights(layer, ends + step) - heights(layer, ends - step) for step in steps], 2) / 2e-5
     leaf = ends.clone().requires_grad_()
     found = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in heights(layer, leaf).unbind(1)]
-    torch.testing.assert_close(torch.stack(found, 1), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.stack(found, 1), expected, rtol=0, atol=1e-3)
 
 
 # --- in each arithmetic ----------------------------------------------------------------------------------
@@ -199,6 +200,25 @@ def test_a_box_of_huge_numbers_is_bounded_or_is_not_a_number(name: str):
     values, held = layer(points.clone()).double(), found.radius[0].isfinite()
     assert bool(((values >= found.lower[0]) & (values <= found.upper[0]))[:, held].all())
     assert not isinstance(layer, (nn.GELU, nn.SiLU, nn.ELU, nn.Softplus)) or not bool(held.any())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tail_in_which_float32_errs_is_certified_for_real_arithmetic_alone(method: str):
+    """Where 1 + erf cancels GELU comes in steps: what is left is multiplied until the class hangs on it."""
+    first, last = nn.Linear(1, 1), nn.Linear(1, 2)
+    with torch.no_grad():
+        for tensor, values in zip((*first.parameters(), *last.parameters()), TAIL, strict=True):
+            tensor.copy_(torch.tensor(values).view_as(tensor))
+    model = nn.Sequential(first, nn.GELU(), last).eval()
+    x, label = torch.tensor([[0.516]]), torch.tensor([0])
+    verdicts = [certify(model, x, label, 0.0155, method=method, arithmetic=a).verdicts[0] for a in ARITHMETICS]
+    assert verdicts[0] == "certified"
+    assert set(verdicts[1:]) <= {"open", "misclassified"}
+    with torch.no_grad():
+        assert bool((model(torch.linspace(0.501, 0.531, 601).view(-1, 1)).argmax(1) != 0).any())
+
+
+TAIL = ([1.0], [-5.7], [-1e7, 0.0], [0.0, 5.0])  # weight and bias of both linear layers
 
 
 # --- what has no rule ------------------------------------------------------------------------------------

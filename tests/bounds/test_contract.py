@@ -11,7 +11,7 @@ from certtrain.bounds import interval, linear
 from certtrain.bounds.box import Box
 from certtrain.bounds.contract import check_order, result_shape
 from certtrain.bounds.graph import LayerCall
-from certtrain.bounds.linear import Back
+from certtrain.bounds.linear import Substitution
 from certtrain.bounds.methods import METHODS
 from certtrain.errors import DataError, SoundnessError
 from helpers.sampling import points_inside
@@ -118,12 +118,12 @@ def test_an_interval_rule_that_gives_another_shape_is_a_fault(monkeypatch: pytes
 
 @pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
 def test_a_linear_rule_that_hands_back_another_shape_is_a_fault(method: str, monkeypatch: pytest.MonkeyPatch):
-    def narrow(record: interval.LayerRecord, coefficients: Tensor) -> Back:
-        return Back((coefficients.mean(2, keepdim=True),))
+    def narrow(record: interval.LayerRecord, coefficients: Tensor) -> Substitution:
+        return Substitution((coefficients.mean(2, keepdim=True),))
 
     monkeypatch.setitem(linear.LINEAR_RULES, nn.Identity, narrow)
     model = nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 2)).eval()
-    with pytest.raises(SoundnessError, match=r"layer '1' \(Identity\) hands back values of shape"):
+    with pytest.raises(SoundnessError, match=r"layer '1' \(Identity\) returns values of shape"):
         certtrain.output_bounds(model, torch.rand(2, 4), 0.1, method=method)
 
 

@@ -188,9 +188,9 @@ def test_no_part_has_more_rows_than_asked_for(rows: int, largest: int):
 def test_windows_give_the_bounds_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch):
     model, x, _ = case(name)
     graph, settings, counts = checked_graph(model), Settings(dense=0), []
-    seen_by = windows.seen_by
+    receptive_field = windows.receptive_field
     monkeypatch.setattr(windows, "VALUES_PER_WINDOW", 1)
-    monkeypatch.setattr(windows, "seen_by", lambda *given: counts.append(1) or seen_by(*given))
+    monkeypatch.setattr(windows, "receptive_field", lambda *given: counts.append(1) or receptive_field(*given))
     apart = trace_bounds(graph, input_box(x[:2], 0.1, None), tighten=tighten_by_crown(settings))
     assert len(counts) > 3
     monkeypatch.setattr(windows, "MOST_WINDOWS", 1)

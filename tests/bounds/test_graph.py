@@ -277,8 +277,8 @@ UNSUPPORTED: dict[str, tuple[nn.Module, str]] = {
         r"'exp' calls torch\.exp.*can be bounded: .*F\.relu",
     ),
     "unknown method": (Net(lambda net, x: net.conv(x).exp()), r"node 'exp' calls x\.exp\(\), .*can be bounded: .*relu"),
-    "branch": (Net(lambda net, x: net.conv(x) if x.sum() > 0 else x), r"Net cannot be followed.*must not branch"),
-    "length": (Net(lambda net, x: net.conv(x) if len(x) > 0 else x), r"Net cannot be followed.*how many of them"),
+    "branch": (Net(lambda net, x: net.conv(x) if x.sum() > 0 else x), r"Net cannot be traced.*must not branch"),
+    "length": (Net(lambda net, x: net.conv(x) if len(x) > 0 else x), r"Net cannot be traced.*how many of them"),
     "two inputs": (
         TwoInputs(lambda net, x: x),
         r"missing 1 .*argument: 'y'. It is called with one input",

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from certtrain.bounds.box import input_box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.plain import plain_pass
-from certtrain.bounds.statistics import StatisticsSource, batch_statistics, remember, running_statistics
+from certtrain.bounds.statistics import (
+    StatisticsSource,
+    batch_statistics,
+    running_statistics,
+    update_running_statistics,
+)
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.errors import DataError, UnsupportedLayer
@@ -69,7 +74,7 @@ def test_by_running_statistics_it_is_inference_and_by_the_batchs_it_is_a_trainin
     before = copy.deepcopy(model.norm.state_dict())
     passed = plain_pass(graph, x, statistics=batch_statistics)
     assert all(torch.equal(value, before[name]) for name, value in model.norm.state_dict().items())
-    remember(passed.statistics)
+    update_running_statistics(passed.statistics)
     mine = copy.deepcopy(model.norm.state_dict())
     model.norm.load_state_dict(before)
     torch.testing.assert_close(passed.output, model(x.clone()))
@@ -91,7 +96,7 @@ def test_the_mode_of_a_module_decides_nothing(source: StatisticsSource):
 def test_running_statistics_are_never_remembered_again():
     model, graph, x = case()
     before = copy.deepcopy(model.norm.state_dict())
-    remember(plain_pass(graph, x).statistics)
+    update_running_statistics(plain_pass(graph, x).statistics)
     assert all(torch.equal(value, before[name]) for name, value in model.norm.state_dict().items())
 
 

@@ -13,7 +13,7 @@ from certtrain.network.modelfile import Classifier
 from helpers import tiny_classifier
 
 REFUSED = (
-    "asks how many inputs there are|depends on something that cannot be followed|cannot be followed|asks for the class"
+    "asks how many inputs there are|depends on something that cannot be traced|cannot be traced|asks for the class"
 )
 
 

@@ -19,7 +19,7 @@ from certtrain.bounds.graph import Add, LayerGraph
 from certtrain.bounds.interval import INTERVAL_RULES, interval_pass
 from certtrain.bounds.methods import METHODS, Bounds, Settings, method_named
 from certtrain.bounds.rounded import LayerStep
-from certtrain.bounds.rounding import ARITHMETICS, LAYERS, UNIT64, arithmetic_named, enclosing, gamma
+from certtrain.bounds.rounding import ARITHMETICS, LAYER_LIMIT, UNIT64, arithmetic_named, gamma, interval_error
 from certtrain.bounds.shape_layers import Concat
 from certtrain.bounds.statistics import BatchNorm, running_statistics
 from certtrain.bounds.supported import checked_graph
@@ -86,8 +86,8 @@ def test_gamma_is_no_less_than_the_formula(length: int, unit: float):
 @pytest.mark.parametrize("deployed", [0.0, 1e-7, 1e-2, 1.0])
 @pytest.mark.parametrize("length", [0, 100, 10**6])
 def test_the_float64_bounds_have_room_for_their_own_rounding(deployed: float, length: int):
-    kappa, own = Fraction(enclosing(deployed, length)), Fraction(gamma(length + 8, UNIT64))
-    assert (1 - own) * kappa >= Fraction(deployed) + 2 * own  # see `enclosing`
+    kappa, own = Fraction(interval_error(deployed, length)), Fraction(gamma(length + 8, UNIT64))
+    assert (1 - own) * kappa >= Fraction(deployed) + 2 * own  # see `interval_error`
     assert kappa <= Fraction(deployed) * Fraction(1000001, 1000000) + 4 * Fraction(gamma(length + 64, UNIT64))
 
 
@@ -252,8 +252,8 @@ def test_the_real_boxes_hold_the_exact_ones(offset: float, eps: float, with_slac
     plain, found = (
         [*(record.box for record in passed.records if record.box is not None), passed.output]
         for passed in (
-            interval_pass(graph, start, watch=NONLINEAR),
-            interval_pass(graph, start, watch=watch, rounding=ARITHMETICS["real"]),
+            interval_pass(graph, start, boxes_at=NONLINEAR),
+            interval_pass(graph, start, boxes_at=watch, rounding=ARITHMETICS["real"]),
         )
     )
     kept = [call.inputs[0] for call in graph.calls if isinstance(call.layer, watch)] + [len(graph.calls)]
@@ -578,7 +578,7 @@ def test_without_rounding_every_bit_is_the_plain_rules(name: str):
         given = [values[i] for i in call.inputs]
         extra = [running_statistics(call.layer)] if isinstance(call.layer, BatchNorm) else []
         values.append(INTERVAL_RULES[type(call.layer)](call.layer, *given, *extra))
-    passed = interval_pass(graph, box, watch=NONLINEAR)
+    passed = interval_pass(graph, box, boxes_at=NONLINEAR)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(passed.output, values[-1], strict=True))
     assert all(record.slack is None for record in passed.records)
 
@@ -602,6 +602,6 @@ def test_weights_of_another_precision_are_refused():
 
 
 def test_a_network_of_too_many_layers_is_refused():
-    many = nn.Sequential(*[nn.Identity() for _ in range(LAYERS)], nn.Linear(1, 2))
+    many = nn.Sequential(*[nn.Identity() for _ in range(LAYER_LIMIT)], nn.Linear(1, 2))
     with pytest.raises(UnsupportedLayer, match="fewer than 4096 layers, not 4097"):
         bounds(many, torch.tensor([[0.5]]), 0.1, "real")

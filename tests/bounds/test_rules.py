@@ -8,7 +8,7 @@ from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import INTERVAL_RULES
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
-from certtrain.bounds.statistics import BatchNorm, remember, statistics_by_mode
+from certtrain.bounds.statistics import BatchNorm, statistics_by_mode, update_running_statistics
 from certtrain.errors import UnsupportedLayer
 from helpers.activation_cases import CASES
 from helpers.layer_cases import AFFINE, ALL, MONOTONE, ready
@@ -192,7 +192,7 @@ def test_batch_norm_in_training_takes_mean_and_biased_variance_of_the_clean_batc
     assert found.clean.flatten().tolist() == [-1.0, 1.0]
     assert (found.lower.flatten().tolist(), found.upper.flatten().tolist()) == ([-1.0, 2.0], [1.0, 2.0])
     assert (layer.running_mean.item(), layer.running_var.item()) == (0, 1)  # a pass changes nothing
-    remember({"norm": statistics_by_mode(layer, box.values)})
+    update_running_statistics({"norm": statistics_by_mode(layer, box.values)})
     assert (layer.running_mean.item(), layer.running_var.item()) == (1.5, 4.5)
     assert layer.num_batches_tracked.item() == 1
 

@@ -16,7 +16,7 @@ from certtrain.bounds.box import box_between, box_ends
 from certtrain.bounds.rounding import arithmetic_named
 from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.supported import checked_graph
-from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.examples import BoxedExample, decide_example
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
@@ -55,7 +55,7 @@ def completed(network: nn.Sequential, case: Case) -> str:
         inside = inputs.double().clamp(lower, upper)
         return bool(case.reached(network(inside)).any())
 
-    prefix = tight_prefix(checked_graph(network), box_between(lower, upper, REAL), SETTINGS)
+    prefix = tightened_prefix(checked_graph(network), box_between(lower, upper, REAL), SETTINGS)
     outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), SETTINGS, falsifies=attack)
     return "unsat" if outcome.proved else "sat" if outcome.falsified else "unknown"
 

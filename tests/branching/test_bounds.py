@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from certtrain.bounds.linear import backsubstitute
-from certtrain.branching.bounds import Relaxed, bounded, improved
+from certtrain.branching.bounds import RelaxedDomains, domain_bounds, optimised
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound
@@ -45,13 +45,13 @@ def climbing(found: Domains) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def assert_below(problem: Problem, found: Domains, values: Tensor, inputs: Tensor) -> int:
     """The bounds of one domain of each function are below its `values` (N, S) wherever signs fit; how many do."""
-    relaxed, (alphas, betas) = Relaxed.of(problem, found), climbing(found)
+    relaxed, (alphas, betas) = RelaxedDomains.of(problem, found), climbing(found)
     relaxed.project(alphas, betas)
     bounds = relaxed.bounds(alphas, betas)[0]
     assert bool(bounds.isfinite().all())
     fits = shape_errors_as_data_errors(inputs, found.signs)
     assert bool((values[fits] >= bounds).all()), f"by {float((bounds - values[fits]).max()):g}"
-    assert bounded(problem, found).item() == bounds.max().item()
+    assert domain_bounds(problem, found).item() == bounds.max().item()
     return int(fits.sum())
 
 
@@ -63,7 +63,7 @@ def tried(problem: Problem, inputs: Tensor, values: Tensor, seed: int) -> int:
         for strength in (0.1, 3.0):
             count += assert_below(problem, domain(problem, signs, generator, strength), values, inputs)
         search = BranchAndBound(problem, settings_of(problem))
-        count += assert_below(problem, improved(search.fast, search.first(signs), 25), values, inputs)
+        count += assert_below(problem, optimised(search.fast, search.first(signs), 25), values, inputs)
     return count
 
 
@@ -98,9 +98,9 @@ def test_what_float32_computes_goes_below_the_real_bounds(name: str):
         x = pixels(seed)
         problem = root_of(network(name, seed, 1e6), x, 1e-6, "real", TWO)
         logits, _ = problem.in_float32().run(samples(problem, x, 1e-6, 300))
-        signs = torch.zeros(1, problem.units, dtype=torch.int8)
+        signs = torch.zeros(1, problem.neurons, dtype=torch.int8)
         found = domain(problem, signs, Generator().manual_seed(seed), 0.0)
-        wrong += int((logits.double() @ TWO.T < Relaxed.of(problem, found).bounds(*climbing(found))).sum())
+        wrong += int((logits.double() @ TWO.T < RelaxedDomains.of(problem, found).bounds(*climbing(found))).sum())
     assert wrong > 0
 
 
@@ -128,7 +128,7 @@ def test_a_multiplier_by_hand(sign: int, beta: float, expected: float):
     betas = found.betas.clone()
     betas[0, 0] = beta / float(problem.scale[0])
     found = found._replace(signs=torch.tensor([[sign, 0]], dtype=torch.int8), betas=betas)
-    assert bounded(problem, found).item() == pytest.approx(expected, abs=1e-9)
+    assert domain_bounds(problem, found).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_what_rounds_where_a_multiplier_is_added_is_taken_off():
@@ -166,7 +166,7 @@ def test_more_steps_never_give_a_worse_bound(name: str):
     search, inputs = searching(name, 5)
     signs = some_signs(search.problem, inputs[0], 3, Generator().manual_seed(5))
     first = search.first(signs)
-    bounds = [improved(search.fast, first, steps).bounds.item() for steps in (0, 1, 2, 5, 10, 20, 40)]
+    bounds = [optimised(search.fast, first, steps).bounds.item() for steps in (0, 1, 2, 5, 10, 20, 40)]
     assert bounds == sorted(bounds)
     assert bounds[-1] > bounds[0] or bounds[0] > 0 or name == "max pool"  # which has hardly an open unit there
 
@@ -179,9 +179,9 @@ def test_a_domain_gets_the_bound_that_it_gets_alone(name: str):
     signs = torch.cat([some_signs(search.problem, inputs[row], row % 7, generator) for row in range(12)])
     shifted = search.fast
     shifted.offsets = shifted.offsets - 10  # none of them closes
-    shifted.offsets = shifted.offsets - improved(shifted, search.first(signs), 10).bounds.median() - 1e-5  # half do
-    together = improved(shifted, search.first(signs), 10)
-    alone = [improved(shifted, search.first(signs[row : row + 1]), 10).bounds.item() for row in range(12)]
+    shifted.offsets = shifted.offsets - optimised(shifted, search.first(signs), 10).bounds.median() - 1e-5  # half do
+    together = optimised(shifted, search.first(signs), 10)
+    alone = [optimised(shifted, search.first(signs[row : row + 1]), 10).bounds.item() for row in range(12)]
     torch.testing.assert_close(together.bounds, torch.tensor(alone), rtol=1e-3, atol=1e-4)
     assert 0 < int((together.bounds > 0).sum()) < 12
 

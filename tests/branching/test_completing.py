@@ -28,7 +28,7 @@ from certtrain.verification.cascade import Limits
 from certtrain.verification.complete import CompleteStep
 from certtrain.verification.methods import rounds_of
 from certtrain.verification.results import ExampleResult
-from certtrain.verification.steps import ExampleBatch, fooled
+from certtrain.verification.steps import ExampleBatch, misclassified_alone
 from certtrain.verification.verify import Report, verify
 from helpers.tiny_classifier import metadata, mostly_right
 
@@ -155,7 +155,7 @@ def test_counterexamples_found_without_an_attack_are_in_the_box_and_misclassifie
             assert found.dtype == torch.float32
             assert bool(((found.double() - x).abs() <= eps).all())
             assert bool(((found >= 0) & (found <= 1)).all())
-            assert fooled(model, found, data.labels[index], arithmetic)
+            assert misclassified_alone(model, found, data.labels[index], arithmetic)
             assert (point.method, point.trees) == ("complete", {})
             number += 1
     assert number > 4

@@ -18,7 +18,7 @@ from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.supported import checked_graph
 from certtrain.branching import examples as points
 from certtrain.branching import search
-from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.examples import BoxedExample, CompleteResult, decide_example
 from certtrain.branching.leaves import leaf_solution
@@ -47,7 +47,7 @@ def tiny(seed: int, margin: float, hidden: tuple[int, ...] = (3, 3)) -> tuple[nn
 
 
 def root_between(model: nn.Module, lower: Tensor, upper: Tensor, functions: Tensor, offsets: list[float]) -> Problem:
-    prefix = tight_prefix(checked_graph(model), box_between(lower[None], upper[None], REAL), SETTINGS)
+    prefix = tightened_prefix(checked_graph(model), box_between(lower[None], upper[None], REAL), SETTINGS)
     return Problem(prefix, functions, torch.tensor(offsets, dtype=torch.float64), REAL)
 
 
@@ -147,16 +147,16 @@ def test_an_attack_that_succeeds_ends_the_search(seed: int):
 @pytest.mark.parametrize("which", [0, 1, -1])
 def test_a_domain_whose_bound_is_no_number_is_open(value: float, which: int, monkeypatch: pytest.MonkeyPatch):
     """Also where all others are closed."""
-    problem, bounded = hard(HARD[0], CLEAR)[1], search.bounded
+    problem, actual = hard(HARD[0], CLEAR)[1], search.domain_bounds
     calls = itertools.count()
 
     def spoilt(given: Problem, domains: Domains) -> Tensor:
-        found = bounded(given, domains)
+        found = actual(given, domains)
         if given.rounding is not None and next(calls) > 0 and len(found) > 1:
             found[which] = value
         return found
 
-    monkeypatch.setattr(search, "bounded", spoilt)
+    monkeypatch.setattr(search, "domain_bounds", spoilt)
     outcome = branch_and_bound(problem, replace(SETTINGS, domains=12))
     assert next(calls) > 2
     assert not outcome.proved
@@ -349,7 +349,7 @@ def test_boxes_stay_as_wide_as_they_are_once_time_is_over():
     box = box_between(torch.zeros(1, 4).double(), torch.ones(1, 4).double(), REAL)
     widths = []
     for limit in (0, 1, 2, 100):
-        prefix = tight_prefix(checked_graph(model), box, replace(SETTINGS, deadline=CountedDeadline(limit)))
+        prefix = tightened_prefix(checked_graph(model), box, replace(SETTINGS, deadline=CountedDeadline(limit)))
         widths.append(sum(float(record.box.radius.sum()) for record in prefix.records if record.box is not None))
     assert widths[0] > widths[-1]
     assert sorted(widths, reverse=True) == widths

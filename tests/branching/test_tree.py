@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from certtrain.branching.problem import Unit
+from certtrain.branching.problem import Neuron
 from certtrain.branching.tree import LEAF, Path, Tree, leaves_of
 
 WORDS = 100_000  # far more than any way has, and less than a line of a certificate file has room for
@@ -14,11 +14,11 @@ WORDS = 100_000  # far more than any way has, and less than a line of a certific
 
 def random_tree(seed: int, splits: int) -> Tree:
     """Any leaf may be split, by a unit that is not on the way to it."""
-    chance, tree, ways = random.Random(seed), Tree(), {0: frozenset[Unit]()}
+    chance, tree, ways = random.Random(seed), Tree(), {0: frozenset[Neuron]()}
     for _ in range(splits):
         node = chance.choice(sorted(ways))
         above = ways.pop(node)
-        unit = chance.choice([u for u in (Unit(v, p) for v in (1, 4) for p in range(30)) if u not in above])
+        unit = chance.choice([u for u in (Neuron(v, p) for v in (1, 4) for p in range(30)) if u not in above])
         ways |= dict.fromkeys(tree.split(node, unit), above | {unit})
     return tree
 
@@ -37,10 +37,10 @@ def test_by_hand():
     tree = Tree()
     assert str(tree) == LEAF
     assert list(leaves_of(LEAF)) == [()]
-    above, below = tree.split(0, Unit(1, 5))
-    tree.split(below, Unit(3, 0))
+    above, below = tree.split(0, Neuron(1, 5))
+    tree.split(below, Neuron(3, 0))
     assert str(tree) == "1:5 . 3:0 . ."
-    first, second = Unit(1, 5), Unit(3, 0)
+    first, second = Neuron(1, 5), Neuron(3, 0)
     expected = [((first, 1),), ((first, -1), (second, 1)), ((first, -1), (second, -1))]
     assert list(leaves_of(str(tree))) == expected
     assert (tree.leaves, above) == (3, 1)
@@ -59,44 +59,44 @@ def test_the_leaves_hold_every_choice_of_signs_once(seed: int):
     """So that together they are the whole box."""
     leaves, chance = list(leaves_of(str(random_tree(seed, splits=15)))), random.Random(seed)
     for _ in range(50):
-        signs = {Unit(v, p): chance.choice((1, -1)) for v in (1, 4) for p in range(30)}
+        signs = {Neuron(v, p): chance.choice((1, -1)) for v in (1, 4) for p in range(30)}
         assert sum(all(signs[unit] == sign for unit, sign in leaf) for leaf in leaves) == 1
 
 
 MALFORMED = {
-    "": "is no unit",
-    " ": "is no unit",
+    "": "is neither a neuron",
+    " ": "is neither a neuron",
     ". ": "goes on after",
-    " .": "is no unit",
+    " .": "is neither a neuron",
     ". .": "goes on after",
-    ".\n": "is no unit",
+    ".\n": "is neither a neuron",
     "4:17": "ends before",
     "4:17 .": "ends before",
     "4:17 . . .": "goes on after",
     "4:17 . 4:18 .": "ends before",
-    "4:17  . .": "is no unit",
-    "4:17\t. .": "is no unit",
+    "4:17  . .": "is neither a neuron",
+    "4:17\t. .": "is neither a neuron",
     "4:17 4:17 . . .": "split twice",
     "4:17 . 1:2 4:17 . . .": "split twice",
-    "4 . .": "is no unit",
-    "4: . .": "is no unit",
-    ":4 . .": "is no unit",
-    "4:1:7 . .": "is no unit",
-    "-4:17 . .": "is no unit",
-    "4:-17 . .": "is no unit",
-    "+4:17 . .": "is no unit",
-    "4:1_7 . .": "is no unit",
-    "4:1.0 . .": "is no unit",
-    "4:1e3 . .": "is no unit",
-    "04:17 . .": "is no unit",
-    "4:017 . .": "is no unit",
-    "٤:١٧ . .": "is no unit",
-    "4:² . .": "is no unit",
-    "x . .": "is no unit",
-    "..": "is no unit",
-    f"4:{10**40} . .": "is no unit",
-    f"{'9' * 6000}:1 . .": "is no unit",
-    "\0 . .": "is no unit",
+    "4 . .": "is neither a neuron",
+    "4: . .": "is neither a neuron",
+    ":4 . .": "is neither a neuron",
+    "4:1:7 . .": "is neither a neuron",
+    "-4:17 . .": "is neither a neuron",
+    "4:-17 . .": "is neither a neuron",
+    "+4:17 . .": "is neither a neuron",
+    "4:1_7 . .": "is neither a neuron",
+    "4:1.0 . .": "is neither a neuron",
+    "4:1e3 . .": "is neither a neuron",
+    "04:17 . .": "is neither a neuron",
+    "4:017 . .": "is neither a neuron",
+    "٤:١٧ . .": "is neither a neuron",
+    "4:² . .": "is neither a neuron",
+    "x . .": "is neither a neuron",
+    "..": "is neither a neuron",
+    f"4:{10**40} . .": "is neither a neuron",
+    f"{'9' * 6000}:1 . .": "is neither a neuron",
+    "\0 . .": "is neither a neuron",
 }
 
 

@@ -105,17 +105,17 @@ TEXTS: dict[str, tuple[Callable[[str], str], str]] = {
     "a leaf is lost at the end": (lambda text: text[:-2], "it ends before the tree does"),
     "a leaf is lost inside": (lambda text: text.replace(" . .", " .", 1), "it"),
     "a leaf too many": (lambda text: text + " .", "it goes on after the tree's end"),
-    "nothing": (lambda text: "", "'' is no unit, like '4:17', and no leaf"),
-    "no text of a tree": (lambda text: "certified", "'certified' is no unit"),
-    "a unit of another layer": (lambda text: "4:0 . .", "the network has no unit 4:0"),
-    "a unit of no layer": (lambda text: "77:0 . .", "the network has no unit 77:0"),
-    "a unit too many": (lambda text: "3:12 . .", "the network has no unit 3:12"),
-    "a unit far away": (lambda text: "3:999999999 . .", "the network has no unit 3:999999999"),
-    "an astronomic unit": (lambda text: f"3:{10**40} . .", "is no unit"),
-    "a unit of many digits": (lambda text: f"3:{'9' * 10_000} . .", "is no unit"),
-    "a unit twice on one way": (lambda text: "3:1 3:1 . . .", "unit '3:1' is split twice on one path"),
+    "nothing": (lambda text: "", "'' is neither a neuron, like '4:17', nor a leaf"),
+    "no text of a tree": (lambda text: "certified", "'certified' is neither a neuron"),
+    "a unit of another layer": (lambda text: "4:0 . .", "the network has no neuron 4:0"),
+    "a unit of no layer": (lambda text: "77:0 . .", "the network has no neuron 77:0"),
+    "a unit too many": (lambda text: "3:12 . .", "the network has no neuron 3:12"),
+    "a unit far away": (lambda text: "3:999999999 . .", "the network has no neuron 3:999999999"),
+    "an astronomic unit": (lambda text: f"3:{10**40} . .", "is neither a neuron"),
+    "a unit of many digits": (lambda text: f"3:{'9' * 10_000} . .", "is neither a neuron"),
+    "a unit twice on one way": (lambda text: "3:1 3:1 . . .", "neuron '3:1' is split twice on one path"),
     "a deep way of units": (lambda text: " ".join(f"9:{n}" for n in range(200_000)), "it ends before"),
-    "a deep tree": (lambda text: " ".join(f"9:{n} ." for n in range(200_000)) + " .", "the network has no unit 9:0"),
+    "a deep tree": (lambda text: " ".join(f"9:{n} ." for n in range(200_000)) + " .", "the network has no neuron 9:0"),
 }
 
 
@@ -201,25 +201,25 @@ def opened(case: Case) -> list[bool]:
 
 
 LINES: dict[str, tuple[int, dict[str, Any], str]] = {
-    "no trees": (LARGE, {"trees": {}}, "a point that 'complete' certified has trees, and no other"),
+    "no trees": (LARGE, {"trees": {}}, "an example that 'complete' certified has trees, and no other"),
     "trees that are none": (LARGE, {"trees": None}, "trees: Input should be an object"),
     "a list of trees": (LARGE, {"trees": [".", "."]}, "trees: Input should be an object"),
     "a class that is none": (LARGE, {"trees": {"x": "."}}, "trees.x"),
     "a tree that is a number": (LARGE, {"trees": {"0": 1}}, "trees.0: Input should be a valid string"),
-    "trees of a falsified point": (FALSIFIED, {"trees": {"0": "."}}, "has trees, and no other"),
+    "trees of a falsified example": (FALSIFIED, {"trees": {"0": "."}}, "has trees, and no other"),
     "trees of an open point": (
         LARGE,
         {"verdict": "open", "method": None, "margin": None},
-        "a point that 'complete' certified has trees, and no other",
+        "an example that 'complete' certified has trees, and no other",
     ),
     "trees of another method": (
         LARGE,
         {"method": "ibp", "tried": {"inference": 0.1, "ibp": 0.1, "complete": 0.1}},
-        "a point that 'complete' certified has trees, and no other",
+        "an example that 'complete' certified has trees, and no other",
     ),
     "a huge tree": (LARGE, {"trees": {"0": "." * 5_000_000}}, "is longer than"),
-    "no margin": (LARGE, {"margin": None}, "a certified point has a margin above zero"),
-    "a margin of nothing": (LARGE, {"margin": 0.0}, "a certified point has a margin above zero"),
+    "no margin": (LARGE, {"margin": None}, "a certified example has a margin above zero"),
+    "a margin of nothing": (LARGE, {"margin": 0.0}, "a certified example has a margin above zero"),
 }
 
 

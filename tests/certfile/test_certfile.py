@@ -16,7 +16,7 @@ from torch import Tensor
 from certtrain.attack import PGD
 from certtrain.bounds import guard, linear
 from certtrain.bounds.graph import Add
-from certtrain.bounds.linear import Back
+from certtrain.bounds.linear import Substitution
 from certtrain.bounds.settings import VERDICTS_ALONE
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certfile import Writer, describe_task, read_certificates
@@ -41,7 +41,7 @@ def write(case: Case, **asked: Any) -> None:
     header = describe_task(case.model_file, case.model, case.images, eps=EPS, attack=ATTACK.to_dict(), **options)
     writer = Writer.resume if case.file.exists() else Writer
     to = writer(case.file, header, case.images)
-    known = list(to.points.values())
+    known = list(to.results.values())
     verify(case.model, case.images, EPS, attack=ATTACK, known=known, on_examples=to.add, **options)
     to.seal()
 
@@ -180,7 +180,7 @@ def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
         tmp_path / "model.safetensors", load_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
     )
     with monkeypatch.context() as patch:
-        patch.setitem(linear.LINEAR_RULES, Add, lambda visit, coefficients: Back((coefficients, coefficients)))
+        patch.setitem(linear.LINEAR_RULES, Add, lambda visit, coefficients: Substitution((coefficients, coefficients)))
         patch.setattr(linear, "check_coefficients", lambda *about: None)
         patch.setattr(guard, "_compare", lambda *about: None)
         write(case, method=method)
@@ -330,16 +330,16 @@ def greater_radius(lines: Lines) -> None:
 
 FORGED: dict[Callable[[Lines], None], str] = {
     open_as_certified: r"example \d+ is certified there, but open by crown-ibp here",
-    misclassified_as_open: "is open there, but is wrongly classified here",
-    misclassified_as_certified: "is certified there, but is wrongly classified here",
-    certified_as_misclassified: "is misclassified there, but is rightly classified here",
+    misclassified_as_open: "is open there, but is misclassified here",
+    misclassified_as_certified: "is certified there, but is misclassified here",
+    certified_as_misclassified: "is misclassified there, but is correctly classified here",
     greater_margin: "has the margin",
     smaller_margin: "has the margin",
     cheaper_method: "is certified there, but open by ibp here",
     another_method: "certified by 'attack', which is not of its method",
     outside_the_box: "a counterexample outside its box",
     outside_the_pixels: "a counterexample outside its box",
-    rightly_classified: "a counterexample that is rightly classified",
+    rightly_classified: "a counterexample that is correctly classified",
     another_label: r"example 0 has label \d, not \d",
     another_example: "example 0 is another image",
     weaker_assumptions: "assumptions that are not those of its certificates",
@@ -382,12 +382,12 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "zeros": (lambda text: bytes(1000), "holds no certificates"),
     "one huge line": (lambda text: b"x" * 5_000_000, "line 1 .* is longer than"),
     "a huge record": (lambda text: spoilt(text, '"ibp":', f'"{"i" * 5_000_000}":'), "is longer than"),
-    "not UTF-8": (lambda text: b"\xff\xfe" + text.encode(), "line 1 .* is no header"),
-    "not JSON": (lambda text: b"hello\n" + text.encode(), "line 1 .* is no header"),
-    "nested without end": (lambda text: b"[" * 60_000 + b"\n", "line 1 .* is no header"),
-    "a list": (lambda text: b"[1, 2]\n", "line 1 .* is no header"),
-    "no header": (lambda text: text.partition("\n")[2].encode(), "line 1 .* is no header"),
-    "two headers": (lambda text: text.partition("\n")[0].encode() + b"\n" + text.encode(), "line 2 .* is no record"),
+    "not UTF-8": (lambda text: b"\xff\xfe" + text.encode(), "line 1 .* is not a header"),
+    "not JSON": (lambda text: b"hello\n" + text.encode(), "line 1 .* is not a header"),
+    "nested without end": (lambda text: b"[" * 60_000 + b"\n", "line 1 .* is not a header"),
+    "a list": (lambda text: b"[1, 2]\n", "line 1 .* is not a header"),
+    "no header": (lambda text: text.partition("\n")[2].encode(), "line 1 .* is not a header"),
+    "two headers": (lambda text: text.partition("\n")[0].encode() + b"\n" + text.encode(), "line 2 .* is not a record"),
     "settings beyond bounds": (
         lambda text: spoilt(text, '"neurons":256', f'"neurons":{10**30}'),
         "neurons: Input should",
@@ -415,7 +415,10 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "an example is missing": (lambda text: _without(text, 5), "is the seal, but 1 examples have no record"),
     "a line comes twice": (lambda text: _again(text), "again, and does not go on from the earlier line"),
     "more after the seal": (lambda text: text.encode() + b"{}\n", "comes after the seal"),
-    "a point without a method": (lambda text: spoilt(text, '"method":"ibp"', '"method":null'), "a point has a method"),
+    "a point without a method": (
+        lambda text: spoilt(text, '"method":"ibp"', '"method":null'),
+        "an example has a method",
+    ),
     "cut in a line": (lambda text: text.encode()[:-200], "is not finished"),
     "cut between lines": (lambda text: text.encode()[: text.rindex('{"kind":"seal"')], "is not finished"),
     "pixels too few": (lambda text: _pixels(text, "AAAA"), "counterexample that cannot be read: it holds 3 bytes"),
@@ -517,8 +520,8 @@ def test_another_radius_attack_or_model_is_named(case: Case):
 
 
 def test_what_decides_a_margin_is_in_the_header_and_is_computed_with_again(case: Case):
-    assert lines_of(case)[0]["bounds"] == ROOTS_ALONE.deciding()
-    assert "memory" not in VERDICTS_ALONE.deciding()
+    assert lines_of(case)[0]["bounds"] == ROOTS_ALONE.decisive_fields()
+    assert "memory" not in VERDICTS_ALONE.decisive_fields()
     asked = {"method": "crown", "network": "saved", "arithmetic": "float32", "batch_size": 40}
     about = (case.model_file, case.model, case.images)
     header = describe_task(*about, eps=EPS, attack=ATTACK.to_dict(), **asked, bounds=BoundSettings(iterations=7))
@@ -586,7 +589,7 @@ def test_settings_of_bounds_that_none_has_are_refused(case: Case, name: str, val
     lines = lines_of(case)
     lines[0]["bounds"][name] = value
     put(case, lines)
-    with pytest.raises(CertificateError, match=f"line 1 of .* is no header of a certificate file: bounds.{name}"):
+    with pytest.raises(CertificateError, match=f"line 1 of .* is not a header of a certificate file: bounds.{name}"):
         case.check()
 
 

@@ -89,7 +89,7 @@ BAD = {
     "a folder for certificates": (["verify", "MODEL", "--out", "."], 1, "is no file"),
     "check of another radius": (["check", "c.jsonl", "MODEL", "--eps", "0.1"], 2, "No such option"),
     "nothing to check": (["check", "absent.jsonl", "MODEL"], 1, "does not exist; `certtrain verify MODEL"),
-    "check of no certificates": (["check", "text", "MODEL"], 1, "line 1 of text is no header of a certificate file"),
+    "check of no certificates": (["check", "text", "MODEL"], 1, "line 1 of text is not a header of a certificate file"),
     "check against nothing": (["check", "text", "absent.safetensors"], 1, "no model file absent.safetensors"),
     "unknown method": (["verify", "MODEL", "--method", "magic"], 2, "crown-ibp"),
     "no time for a point": (["verify", "MODEL", "--timeout", "0s"], 2, "not a time above zero"),

@@ -10,7 +10,7 @@ from certtrain.bounds.box import input_box
 from certtrain.bounds.rounding import arithmetic_named
 from certtrain.bounds.settings import VERDICTS_ALONE, Settings
 from certtrain.bounds.supported import checked_graph
-from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 
@@ -92,7 +92,7 @@ def root_of(
     """For `functions` (S, K) in the box around x (1, …); by itself logit[0] − logit[1]."""
     settings = replace(SETTINGS, rounding=arithmetic_named(arithmetic))
     box = input_box(x.double(), eps, (0.0, 1.0), with_clean=False, rounding=settings.rounding)
-    prefix = tight_prefix(checked_graph(copy.deepcopy(model).double()), box, settings)
+    prefix = tightened_prefix(checked_graph(copy.deepcopy(model).double()), box, settings)
     wanted = torch.eye(CLASSES).double()[:1] - torch.eye(CLASSES).double()[1:2] if functions is None else functions
     return Problem(prefix, wanted, wanted.new_zeros(len(wanted)), settings.rounding)
 
@@ -113,9 +113,9 @@ def domain(problem: Problem, signs: Tensor, generator: Generator, strength: floa
 
 def some_signs(problem: Problem, inputs: Tensor, count: int, generator: Generator) -> Tensor:
     """Signs (1, T) of `count` open units, or of all if there are fewer, as they are at units' `inputs` (T,)."""
-    order = torch.rand(problem.units, generator=generator).where(problem.unstable, 2.0).argsort()
+    order = torch.rand(problem.neurons, generator=generator).where(problem.unstable, 2.0).argsort()
     chosen = order[: min(count, int(problem.unstable.sum()))]
-    signs = torch.zeros(1, problem.units, dtype=torch.int8)
+    signs = torch.zeros(1, problem.neurons, dtype=torch.int8)
     signs[0, chosen] = torch.where(inputs[chosen] >= 0, 1, -1).to(torch.int8)
     return signs
 

@@ -119,7 +119,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 def test_a_short_file_is_refused(tmp_path: Path) -> None:
     path = split(tmp_path)
     (tmp_path / "net.onnx.data").write_bytes((tmp_path / "net.onnx.data").read_bytes()[:20])
-    with pytest.raises(ModelFileError, match=r"ends too early: 48 bytes are to stand from byte 0 on"):
+    with pytest.raises(ModelFileError, match=r"ends too early: 48 bytes are expected from byte 0 on"):
         read_onnx(path)
 
 
@@ -168,7 +168,7 @@ def test_a_packed_network_has_its_weights_beside_it(tmp_path: Path) -> None:
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxload, "MOST_UNPACKED", 2**20)
-    monkeypatch.setattr(vnnlib, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(vnnlib, "MOST_PROPERTY_BYTES", 2**20)
     for name in ("net.onnx.gz", "p.vnnlib.gz"):
         (tmp_path / name).write_bytes(gzip.compress(bytes(2**25)))
     message = "is larger than 1 MiB once it is unpacked, which is the most that is read"

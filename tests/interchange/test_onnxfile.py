@@ -255,7 +255,7 @@ def test_a_free_batch_is_never_mixed(free: int | str, tmp_path: Path) -> None:
     if free == 1:
         agrees(path)
         return
-    with pytest.raises(UnsupportedLayer, match=r"\(ReduceMean\): it does not keep the batch's dimension apart"):
+    with pytest.raises(UnsupportedLayer, match=r"\(ReduceMean\): it mixes the batch's dimension with others"):
         read_onnx(path)
 
 
@@ -399,7 +399,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "text.onnx").write_bytes(b"this is no network")
     for name in ("half", "empty", "text"):
-        with pytest.raises(ModelFileError, match=rf"{name}\.onnx is not a whole ONNX file"):
+        with pytest.raises(ModelFileError, match=rf"{name}\.onnx is not a complete ONNX file"):
             read_onnx(tmp_path / f"{name}.onnx")
     with pytest.raises(ModelFileError, match=r"none\.onnx cannot be read"):
         read_onnx(tmp_path / "none.onnx")

@@ -178,7 +178,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "frozen": (spoilt(lambda net: net.head.requires_grad_(False)), NetworkError, r"'head\.weight' is frozen"),
     "shape": (spoilt(forward=lambda net, x: net.conv(x)), NetworkError, r"\(2, 2, 2, 2\) .* have shape \(2, 3\)"),
     "classes": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), NetworkError, r"shape \(2, 2\) .* \(2, 3\)"),
-    "tuple": (spoilt(forward=lambda net, x: (x, x)), NetworkError, "gives tuple, not a tensor of logits"),
+    "tuple": (spoilt(forward=lambda net, x: (x, x)), NetworkError, "returns tuple, not a tensor of logits"),
     "misfit": (
         spoilt(forward=lambda net, x: net.head(x)),
         NetworkError,
@@ -188,12 +188,12 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "fails later": (
         spoilt(middle=fails_when_followed),
         UnsupportedLayer,
-        "cannot be traced: AttributeError: no pixels",
+        "cannot be followed: AttributeError: no pixels",
     ),
     "branches": (
         spoilt(middle=lambda net, x: x if x.mean() > 9 else -x),
         UnsupportedLayer,
-        "cannot be followed: .*must not branch",
+        "cannot be traced: .*must not branch",
     ),
     "unknown layer": (
         spoilt(adds(act=nn.Mish()), middle=lambda net, x: net.act(x)),
@@ -233,7 +233,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "other layers for tensors": (
         spoilt(middle=lambda net, x: torch.relu(x) if type(x) is Tensor else x),
         UnsupportedLayer,
-        "depends on something that cannot be followed",
+        "depends on something that cannot be traced",
     ),
     "weight in common": (
         spoilt(shares_a_weight, forward=lambda net, x: net.head((net.conv(x) + net.other(x)).flatten(1))),

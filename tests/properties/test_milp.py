@@ -19,7 +19,7 @@ from certtrain.errors import MissingExtra, UnsupportedLayer
 from certtrain.properties import milp
 from certtrain.properties.cases import Case, Property, robustness
 from certtrain.properties.decide import case_bounds, decide
-from certtrain.properties.exact import Subject
+from certtrain.properties.exact import PreparedNetwork
 from certtrain.properties.milp import TOLERANCE, minimum
 from certtrain.runtime.deadline import Deadline
 
@@ -88,7 +88,7 @@ def check(seed: int, sizes: tuple[int, ...], slope: float, rows: int) -> None:
     assert least.reached >= true - 1e-9
     assert least.point is not None
     assert bool(((least.point >= asked.lower) & (least.point <= asked.upper)).all())
-    (bound,) = case_bounds(Subject(net, net, checked_graph(net), sizes[:1]), [asked])
+    (bound,) = case_bounds(PreparedNetwork(net, net, checked_graph(net), sizes[:1]), [asked])
     assert bound <= true + 1e-9
     inside = asked.lower + (asked.upper - asked.lower) * torch.rand(200, sizes[0], dtype=torch.float64)
     assert float(asked.values(net(inside)).amax(1).min()) >= true - 1e-9

@@ -7,7 +7,7 @@ from torch import Generator, nn
 from certtrain.attack import PGD
 from certtrain.bounds.supported import checked_graph
 from certtrain.properties.cases import Case, stacked
-from certtrain.properties.exact import Subject
+from certtrain.properties.exact import PreparedNetwork
 from certtrain.properties.violations import Violation, search
 from certtrain.runtime.deadline import NEVER, Deadline
 
@@ -20,13 +20,13 @@ def case(seed: int, functions: int) -> Case:
     return Case(lower, lower + width, rows, torch.randn(functions, generator=generator, dtype=torch.float64))
 
 
-def subject(seed: int = 0) -> Subject:
+def subject(seed: int = 0) -> PreparedNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval().requires_grad_(False)
         exact = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval().double().requires_grad_(False)
     exact.load_state_dict(network.state_dict())
-    return Subject(network, exact, checked_graph(exact), (4,))
+    return PreparedNetwork(network, exact, checked_graph(exact), (4,))
 
 
 def outside() -> Case:
@@ -65,7 +65,7 @@ def test_boxes_below_the_resolution_of_float32_are_searched_in_float64():
     network.load_state_dict(weights)
     exact.load_state_dict(weights)
     end, one = torch.tensor([1 / 3], dtype=torch.float64), torch.eye(2, dtype=torch.float64)[:1]
-    about = Subject(network, exact, checked_graph(exact), (1,))
+    about = PreparedNetwork(network, exact, checked_graph(exact), (1,))
     reached = Case(end, end + 1e-12, one, -end - 1e-6)
     found = search(about, [reached], PGD(steps=2))
     assert found is not None
@@ -78,6 +78,6 @@ def test_after_the_first_violation_or_the_deadline_none_is_confirmed(deadline: D
     one = torch.ones(4, dtype=torch.float64)
     wanted = Case(0 * one, one, 0 * one[None, :3], -one[:1])  # reached everywhere
     criterion = Violation(subject(), [wanted] * 3, deadline)
-    work = criterion.work()
+    work = criterion.boxes()
     each = [criterion.confirmed(work.x[row : row + 1], work.row(row)) for row in range(3)]
     assert each == [deadline is NEVER, False, False]

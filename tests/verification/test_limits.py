@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from certtrain.attack import PGD
 from certtrain.bounds import chunks
-from certtrain.bounds.alpha import searched
+from certtrain.bounds.alpha import slope_search_bounds
 from certtrain.bounds.box import box_between, input_box
 from certtrain.bounds.chunks import dense, in_parts, inference_work, row_work
 from certtrain.bounds.crown import tighten_by_crown
@@ -22,7 +22,7 @@ from certtrain.bounds.settings import VERDICTS_ALONE, Settings
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.branching import leaves
-from certtrain.branching.boxes import tight_prefix
+from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound
@@ -32,7 +32,7 @@ from certtrain.network.modelfile import Classifier
 from certtrain.properties import milp
 from certtrain.properties.cases import Property, robustness
 from certtrain.properties.decide import case_bounds, decide
-from certtrain.properties.exact import Subject
+from certtrain.properties.exact import PreparedNetwork
 from certtrain.properties.milp import minimum
 from certtrain.properties.violations import search
 from certtrain.runtime.deadline import Deadline
@@ -120,12 +120,13 @@ def test_the_search_for_slopes_takes_no_step_after_the_deadline():
     found = trace(Settings())
     prefix, functions = Prefix(found.records, found.start), logit_functions(found).contiguous()
     bounds = [
-        searched(prefix, functions, Settings(iterations=20, deadline=CountedDeadline(most))) for most in (0, 1, 5, 100)
+        slope_search_bounds(prefix, functions, Settings(iterations=20, deadline=CountedDeadline(most)))
+        for most in (0, 1, 5, 100)
     ]
     assert torch.equal(bounds[0], backsubstitute(prefix, functions))
     assert all((after >= before).all() for before, after in pairwise(bounds))
     assert float(bounds[2].sum()) > float(bounds[1].sum())
-    assert torch.equal(bounds[3], searched(prefix, functions, Settings(iterations=20)))
+    assert torch.equal(bounds[3], slope_search_bounds(prefix, functions, Settings(iterations=20)))
 
 
 def test_a_deadline_changes_no_bound_that_is_computed():
@@ -140,7 +141,7 @@ def test_a_deadline_changes_no_bound_that_is_computed():
 def test_work_is_counted_in_multiplications():
     graph = checked_graph(nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(48, 5)))
     x = torch.zeros(1, 2, 8, 8)
-    values = chunks.VALUE * (128 + 48 + 48)
+    values = chunks.VALUE_WORK * (128 + 48 + 48)
     assert inference_work(graph, x) == 16 * (3 * 2 * 9) + 48 * 5 + values
     passed = trace_bounds(graph, input_box(x, EPS, None))
     assert row_work(Prefix(passed.records, passed.start)) == inference_work(graph, x)
@@ -153,7 +154,7 @@ def test_work_is_counted_in_multiplications():
 def problem(settings: Settings) -> Problem:
     box = box_between((inputs(1) - EPS).clamp(0, 1), (inputs(1) + EPS).clamp(0, 1))
     function = torch.tensor([[1.0, -1.0, 0.0, 0.0]]).double()
-    return Problem(tight_prefix(checked_graph(small()), box, settings), function, torch.zeros(1).double())
+    return Problem(tightened_prefix(checked_graph(small()), box, settings), function, torch.zeros(1).double())
 
 
 def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeypatch: pytest.MonkeyPatch):
@@ -168,7 +169,7 @@ def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeyp
 @pytest.mark.usefixtures("one_by_one")
 def test_a_leafs_linear_programme_is_not_written_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
     given = problem(Settings(iterations=3))
-    units, asked = given.units, list[dict[str, Any]]()
+    units, asked = given.neurons, list[dict[str, Any]]()
     signs = torch.where(given.unstable, 1, 0).to(torch.int8)[None]
     nothing = torch.zeros(1, units).double()
     leaf = Domains(signs, nothing, nothing, torch.zeros(1).double(), torch.zeros(1, dtype=torch.long))
@@ -186,8 +187,8 @@ def test_a_leafs_linear_programme_is_not_written_after_the_deadline(monkeypatch:
 # --- properties ------------------------------------------------------------------------------------------
 
 
-def subject(model: nn.Module) -> Subject:
-    return Subject(model, model, checked_graph(model), (1, 8, 8))
+def subject(model: nn.Module) -> PreparedNetwork:
+    return PreparedNetwork(model, model, checked_graph(model), (1, 8, 8))
 
 
 def asked_of(network: nn.Module, shape: tuple[int, ...], eps: float, seed: int = 2) -> Property:
@@ -356,7 +357,7 @@ def test_cheaper_bounds_certify_where_dearer_ones_had_no_time():
 def test_a_deadline_is_not_among_what_decides_a_bound():
     settings = replace(VERDICTS_ALONE, deadline=Deadline(5.0))
     assert settings.deadline.end == 5.0
-    assert settings.deciding() == VERDICTS_ALONE.deciding()
+    assert settings.decisive_fields() == VERDICTS_ALONE.decisive_fields()
 
 
 # --- large layers, by the clock --------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_a_network_that_is_not_finite_has_no_accuracy():
             {"images": torch.zeros(4, 3, 2, 2, dtype=torch.uint8), "labels": torch.zeros(4, dtype=torch.long)},
             r"images of shape \(3, 2, 2\) .* but the model takes \(1, 2, 2\)",
         ),
-        ({"class_names": ("cat", "dog", "owl", "ape")}, "has 4 classes .* but the model tells apart 3"),
+        ({"class_names": ("cat", "dog", "owl", "ape")}, "has 4 classes .* but the model has 3"),
         ({"class_names": ("dog", "cat", "owl")}, "other classes .* number 0 is 'dog' there, and 'cat' in"),
         ({"class_names": ("cat", "dog", "ape")}, "number 2 is 'ape' there, and 'owl' in the model; both need the same"),
     ],

@@ -1,6 +1,6 @@
-"""The activations: one record each, from which all tables about them are made.
+"""The activations: one record each, from which all tables about activations are made.
 
-What is missing of a record, or does not agree with its section, is an error when this package is loaded.
+A record that lacks a part, or does not agree with its section, is an error when this package is loaded.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from certtrain.bounds.activations.softplus import SOFTPLUS
 from certtrain.spec.activations import ACTIVATION_SECTIONS
 from certtrain.spec.layer_section import LayerSection
 
-NO_FIELDS = {"inplace", "min_value", "max_value"}  # arguments that say nothing of the result, or are torch's old names
+NO_FIELDS = {"inplace", "min_value", "max_value"}  # arguments that do not change the result, and old names of torch
 
 
 def by_layer(records: Sequence[Activation]) -> Mapping[type[nn.Module], Activation]:
@@ -50,7 +50,7 @@ def _check(record: Activation) -> None:
 
 
 ACTIVATIONS = by_layer((RELU, LEAKY_RELU, SIGMOID, TANH, GELU, SILU, SOFTPLUS, ELU, HARDTANH, RELU6, CLAMP))
-# Those of one bend at zero, on each side of which they are lines through it.
+# Those that are a line through zero on each side of zero.
 RECTIFIERS = tuple(layer for layer, record in ACTIVATIONS.items() if record.rectifier is not None)
 
 
@@ -62,7 +62,7 @@ def slope_of(layer: nn.Module) -> float:
 
 
 def statements_of(layers: Sequence[nn.Module]) -> tuple[str, ...]:
-    """What bounds of these layers assume of what torch computes for them, each statement once."""
+    """What bounds of these layers assume about the accuracy of torch's functions, each statement once."""
     kinds = {type(layer) for layer in layers}
     found = [record.accuracy.statement for layer, record in ACTIVATIONS.items() if layer in kinds]
     return tuple(dict.fromkeys(statement for statement in found if statement is not None))

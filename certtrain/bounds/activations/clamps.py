@@ -1,4 +1,4 @@
-"""Hardtanh, ReLU6 and torch.clamp: min(max(x, a), b), of which either limit may be missing."""
+"""Hardtanh, ReLU6 and torch.clamp: min(max(x, a), b). Either limit may be missing."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ class Clamp(nn.Module):
         return torch.clamp(x, self.min, self.max)
 
     def extra_repr(self) -> str:
-        """The limits: layers are compared by it."""
+        """The limits; layers are compared by this text."""
         return f"min={self.min}, max={self.max}"
 
 
@@ -57,7 +57,7 @@ def _refusal(layer: nn.Module) -> str | None:
 
 
 def _relu6_refusal(layer: nn.ReLU6) -> str | None:
-    """Its limits are not among its arguments, but can be changed."""
+    """ReLU6 takes no limits as arguments, but its attributes can be changed."""
     return None if limits_of(layer) == (0, 6) else f"is a ReLU6 with the limits {limits_of(layer)}; use nn.Hardtanh"
 
 
@@ -66,9 +66,10 @@ def _interval(layer: nn.Module, box: Box) -> Box:
 
 
 def _lines(layer: nn.Module, box: Box) -> Lines:
-    """From below: the chord from where the function leaves its least value in the box, or that value.
+    """The lower line is constant or a chord; the upper one is the same, mirrored.
 
-    Of the two the one that is higher at the middle; from above the same, mirrored.
+    The constant is the function's least value in the box. The chord starts where the function leaves that value.
+    Of the two, the line is taken that is higher at the centre of the box.
     """
     (first, last), low, high = _ends(layer), box.lower, box.upper
     leaves, reaches = low.clamp(min=first), high.clamp(max=last)
@@ -79,19 +80,19 @@ def _lines(layer: nn.Module, box: Box) -> Lines:
 
 
 def _share(rise: Tensor, run: Tensor) -> Tensor:
-    """A slope between 0 and 1; any where nothing is passed."""
+    """rise / run, a slope between 0 and 1; any finite number where both are zero."""
     return rise / run.clamp(min=torch.finfo(run.dtype).tiny)
 
 
-def _bends(layer: nn.Module, box: Box) -> Tensor:
+def _unstable(layer: nn.Module, box: Box) -> Tensor:
     first, last = _ends(layer)
     return ((box.lower < first) & (box.upper > first)) | ((box.lower < last) & (box.upper > last))
 
 
 def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
-    """The limits are rounded to the values' own type, and a result that is cut is one of them."""
+    """The limits are rounded to the type of the values, and a result that is cut is one of the limits."""
     largest = max(abs(end) for end in limits_of(layer) if end is not None)
-    return PointwiseError(rounding.steps(1), lambda size: 2 * (size + largest), growing=True)
+    return PointwiseError(rounding.steps(1), lambda size: 4 * (size + largest), can_overflow=True)
 
 
 def _onnx(layer: nn.Module) -> list[Operator]:
@@ -105,7 +106,7 @@ def _record(
     functions: Mapping[object, FunctionForm],
     refusal: Callable[[Any], str | None] = _refusal,
 ) -> Activation:
-    """Each is read from ONNX's Clip, as two ReLUs: complete verification splits these."""
+    """One of the three. ONNX's Clip is read as two ReLUs instead, since complete verification can split these."""
     return Activation(
         layer=layer,
         section=section,
@@ -113,7 +114,7 @@ def _record(
         monotone=True,
         interval=_interval,
         lines=_lines,
-        bends=_bends,
+        unstable=_unstable,
         rectifier=None,
         accuracy=BASIC,
         error=_error,

@@ -1,20 +1,20 @@
-"""Single lines below and above a curve that is concave, then convex, then concave again, with the least area.
+"""The lower and the upper line of least area for a curve that is concave, then convex, then concave again.
 
-The area between a line and the axis over [l, u] is the line's height at the
-middle times the width. So of all lines below a curve the best one touches its
-convex hull at the middle, and of those above its concave hull. Where the hull is
-the curve itself that is the tangent at the middle, elsewhere the chord between
-both ends, or the line through one end that touches the curve at some point.
+The area under a line over [l, u] is the line's height at the midpoint times the
+width. So the best line below a curve touches the curve's convex hull at the
+midpoint, and the best line above touches the concave hull there. Where the hull
+is the curve, this line is the tangent at the midpoint. Elsewhere it is the chord
+between both ends, or the line through one end that touches the curve at some point.
 
-That point is found by bisection, and so not exactly. But a line of any slope k
-is right with the right offset, the least or the largest value of g(x) = f(x) − kx
-in the interval, and any point p of a convex part of the curve bounds it there:
+The point need not be known exactly. A line of any slope k is sound with the right
+offset: the least or the largest value of g(x) = f(x) − kx in the interval. Any
+point p of a convex part of the curve bounds g on that part:
 
-    g(x) ≥ g(p) + g′(p)(x − p);
+    g(x) ≥ g(p) + g′(p)(x − p).
 
-of a concave part the other way round. Where p is close to the point at which the
-line should touch, g′(p) is close to zero and the offset close to the best one,
-and it is on the right side wherever p lies.
+On a concave part the sign is ≤. Where p is close to the point at which the line
+should touch, g′(p) is close to zero and the offset is close to the best one.
+The offset is sound wherever p lies.
 """
 
 from collections.abc import Callable
@@ -27,16 +27,28 @@ from torch import Tensor
 from certtrain.bounds.box import Box, Pointwise
 from certtrain.bounds.lines import Lines
 
-NARROW_CURVE = 1e-3  # an interval no wider than this, relative to its middle and 1, has no chord: it would be rounding
-FAR = 40.0  # from zero: behind it each of these curves is a line, in float64
-BISECTIONS = 30
+NARROW_CURVE = 1e-3  # relative to the midpoint and 1: the chord of a narrower interval would be mostly rounding error
+FAR = 100.0  # distance from zero beyond which a line through an end touches no other point, but for a share of this
+NEVER = 1e30  # the place of a point that a line touches nowhere
+BISECTIONS, ENTRIES = 40, 1024
 
 
-class BentCurve(NamedTuple):
-    """A function and its derivative: convex from `left` to `right`, concave before and behind.
+class Touching(NamedTuple):
+    """Where a line through an end of an interval touches the curve, for ends on the right; on the left it is mirrored.
 
-    Where it bends in one point, the derivative there is that of the convex part, or between those of both sides.
-    `slopes` are the least and the largest derivative.
+    below: for an end in the right concave part, the point of the convex part.
+    above: for an end in the convex part, the point of the right concave part, or `NEVER`.
+    """
+
+    below: Pointwise
+    above: Pointwise
+
+
+class ActivationCurve(NamedTuple):
+    """A function and its derivative: convex from `left` to `right`, concave outside.
+
+    At a kink, the derivative is that of the convex part, or between the derivatives of both sides.
+    slopes: the least and the largest derivative. touching: None for a curve that is convex everywhere.
     """
 
     value: Pointwise
@@ -44,10 +56,11 @@ class BentCurve(NamedTuple):
     left: float
     right: float
     slopes: tuple[float, float]
+    touching: Touching | None
 
 
 class _Interval(NamedTuple):
-    """Intervals (B, …): their ends and middle, and which are wide enough for a chord."""
+    """Intervals (B, …): their ends and midpoints, and which of them are wide enough for a chord."""
 
     low: Tensor
     high: Tensor
@@ -55,8 +68,8 @@ class _Interval(NamedTuple):
     wide: Tensor
 
 
-def curve_lines(curve: BentCurve, box: Box) -> Lines:
-    """The lines of `curve` over `box` (B, …); they hold whatever rounds, but for what rounds in their own terms."""
+def curve_lines(curve: ActivationCurve, box: Box) -> Lines:
+    """The lines of `curve` over `box` (B, …). Rounding on the way to them is harmless, but for that of their terms."""
     low, high, middle = box.lower, box.upper, box.centre
     at = _Interval(low, high, middle, high - low > NARROW_CURVE * (1 + middle.detach().abs()))
     lower_slope, touched = _slope_below(curve, at)
@@ -69,71 +82,59 @@ def curve_lines(curve: BentCurve, box: Box) -> Lines:
 
 
 class _Chord(NamedTuple):
-    """The line through an end of the interval and a point of the curve that it touches, or the other end (B, …)."""
+    """The line through one end of the interval and a point (B, …): the other end, or where it touches the curve."""
 
     end: Tensor
     point: Tensor
 
 
-class _Search(NamedTuple):
-    """For the point that a line through `end` touches: the first from `near` to `far`, and if none the other end."""
+def _slope_below(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor]:
+    """The slope of the lower line, and the point where it should touch the convex part.
 
-    end: Tensor
-    opposite: Tensor
-    near: Tensor
-    far: Tensor
-
-    def touching(self, curve: BentCurve, sign: int) -> _Chord:
-        """The point from which on the tangent passes the end on the other side; before it, above for a sign of 1."""
-        end, near, far = (part.detach().double() for part in (self.end, self.near, self.far))
-        with torch.no_grad():
-            last, height = far, curve.value(end)
-            for _ in range(BISECTIONS):
-                middle = (near + far) / 2
-                tangent = curve.value(middle) + curve.derivative(middle) * (end - middle)
-                before = sign * (tangent - height) > 0
-                near, far = torch.where(before, middle, near), torch.where(before, far, middle)
-        found = far.to(self.end.dtype)
-        return _Chord(self.end, torch.where(far == last, self.opposite, found))
-
-
-def _slope_below(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor]:
-    """The slope of the line below, and the point where it should touch the convex part.
-
-    Where both ends are in concave parts, the line at the middle is the one through the nearer end, or the tangent.
+    Where both ends are in concave parts, it is the line through the nearer end, or the tangent at the midpoint.
     """
     tangent, (low, high, middle, wide) = curve.derivative(at.middle), at
-    if _convex(curve):
+    if curve.touching is None:
         return tangent, middle
     from_low = (low < curve.left) & ((middle <= (curve.left + curve.right) / 2) | (high <= curve.right))
-    first, last = low.clamp(curve.left, curve.right), high.clamp(curve.left, curve.right)
-    search = _Search(*_ordered(from_low, low, high), *_ordered(from_low, first, last))
-    return _through(curve, at, search.touching(curve, 1), tangent, wide & (from_low | (high > curve.right)))
+    chord = _chord(at, from_low, -1, curve.touching.below)
+    return _through(curve, at, chord, tangent, wide & (from_low | (high > curve.right)))
 
 
-def _slope_above(curve: BentCurve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
-    """The slope of the line above, and the points where it should touch the left and the right concave part.
+def _slope_above(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
+    """The slope of the upper line, and the points where it should touch the left and the right concave part.
 
-    Where both ends are in concave parts it is the chord: all these curves come close to a line there.
+    Where both ends are in concave parts, it is the chord: all these curves are nearly linear there.
     """
     tangent, (low, high, _, wide) = curve.derivative(at.middle), at
     from_low, both = low >= curve.left, (low < curve.left) & (high > curve.right)
-    end, opposite = _ordered(from_low, low, high)
-    point = opposite
-    if not _convex(curve):
-        near = torch.where(from_low, low.clamp(min=curve.right), high.clamp(max=curve.left))
-        far = torch.where(from_low, high.clamp(max=FAR), low.clamp(min=-FAR))
-        found = _Search(end, opposite, near, far).touching(curve, -1).point
-        point = torch.where(torch.where(from_low, high > curve.right, low < curve.left) & ~both, found, point)
-        point = torch.where(torch.where(from_low, low >= curve.right, high <= curve.left), end, point)
-    slope, touched = _through(curve, at, _Chord(end, point), tangent, wide)
+    chord = _Chord(low, high)
+    if curve.touching is not None:
+        chord = _chord(at, from_low, 1, curve.touching.above)
+        starts_concave = torch.where(from_low, low >= curve.right, high <= curve.left)
+        point = torch.where(starts_concave, chord.end, chord.point)
+        chord = chord._replace(point=torch.where(both, low, point))
+    slope, touched = _through(curve, at, chord, tangent, wide)
     return slope, torch.where(both, low, touched), torch.where(both, high, touched)
 
 
-def _through(curve: BentCurve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """The chord's slope and its point where the middle lies on it and it is allowed, else the tangent's at the middle.
+def _chord(at: _Interval, from_low: Tensor, side: int, touching: Pointwise) -> _Chord:
+    """From the lower or the upper end to the point that `touching` gives, or the other end where it is not inside.
 
-    A chord that touches the curve turns with its end as if the point stood still.
+    `side` is −1 if `touching` is for upper ends, so that lower ones are mirrored, and 1 if it is for lower ones.
+    """
+    end, opposite = torch.where(from_low, at.low, at.high), torch.where(from_low, at.high, at.low)
+    sign = torch.where(from_low, float(side), float(-side)).to(end.dtype)
+    point = sign * touching(sign * end.detach())
+    return _Chord(end, torch.where((point > at.low) & (point < at.high), point, opposite))
+
+
+def _through(
+    curve: ActivationCurve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Slope and point of the chord where it is allowed and spans the midpoint, else of the tangent at the midpoint.
+
+    The gradient of a chord that touches the curve is taken as if its point were fixed.
     """
     chosen = allowed & ((at.middle - chord.end) * (at.middle - chord.point) < 0)
     run = torch.where(chosen, chord.point - chord.end, 1.0)
@@ -141,28 +142,19 @@ def _through(curve: BentCurve, at: _Interval, chord: _Chord, tangent: Tensor, al
     return slope.clamp(*curve.slopes), torch.where(chosen, chord.point, at.middle)
 
 
-def _ordered(first: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, and in the other order where `first` is false."""
-    return torch.where(first, one, other), torch.where(first, other, one)
-
-
-def _convex(curve: BentCurve) -> bool:
-    return (curve.left, curve.right) == (-inf, inf)
-
-
 # --- offsets ---------------------------------------------------------------------------------------------
 
 
-def _least(curve: BentCurve, at: _Interval, slope: Tensor, touched: Tensor) -> Tensor:
-    """No more than the least f(x) − slope · x in the interval: at its ends, or in the convex part."""
+def _least(curve: ActivationCurve, at: _Interval, slope: Tensor, touched: Tensor) -> Tensor:
+    """A lower bound of f(x) − slope · x in the interval: from its ends, and from the convex part."""
     ends = torch.minimum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
     part = (at.low.clamp(curve.left, curve.right), at.high.clamp(curve.left, curve.right))
     inside = (at.low < curve.right) & (at.high > curve.left)
     return torch.where(inside, torch.minimum(ends, _by_tangent(curve, slope, touched, part, torch.minimum)), ends)
 
 
-def _largest(curve: BentCurve, at: _Interval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """No less than the largest f(x) − slope · x in the interval: at its ends, or in a concave part."""
+def _largest(curve: ActivationCurve, at: _Interval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """An upper bound of f(x) − slope · x in the interval: from its ends, and from the concave parts."""
     found = torch.maximum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
     if curve.left > -inf:
         part = at.low, at.high.clamp(max=curve.left)
@@ -176,13 +168,51 @@ def _largest(curve: BentCurve, at: _Interval, slope: Tensor, left: Tensor, right
 
 
 def _by_tangent(
-    curve: BentCurve, slope: Tensor, touched: Tensor, part: tuple[Tensor, Tensor], extreme: Callable[..., Tensor]
+    curve: ActivationCurve, slope: Tensor, touched: Tensor, part: tuple[Tensor, Tensor], extreme: Callable[..., Tensor]
 ) -> Tensor:
-    """What the tangent at `touched`, moved into the part, says of f(x) − slope · x there.
+    """A bound of f(x) − slope · x on a part, by the tangent at `touched` moved into the part.
 
-    Its gradient is that of the value there: what the tangent adds is close to zero, and none of it.
+    Its gradient is that of the value at this point: what the tangent adds is close to zero, and detached.
     """
     point = torch.minimum(torch.maximum(touched, part[0]), part[1])
     rest = curve.derivative(point) - slope
     added = extreme(*(rest * (end - point) for end in part))
     return curve.value(point) - slope * point + added.detach()
+
+
+# --- points that lines touch -----------------------------------------------------------------------------
+
+
+def touching_of(value: Pointwise, derivative: Pointwise, right: float) -> Touching:
+    """By tables, for a curve that is convex from −right to right and x/2 plus an even function.
+
+    An error of the table makes the line a little worse, and no less right.
+    """
+    shares = torch.linspace(0, 1, ENTRIES, dtype=torch.float64)
+    outer, inner = right + (FAR - right) * shares.square(), right * (2 * shares - 1)
+    below = _bisected(value, derivative, outer, (torch.full_like(shares, right), torch.full_like(shares, -right)), 1)
+    above = _bisected(value, derivative, inner, (torch.full_like(shares, right), torch.full_like(shares, FAR)), -1)
+    return Touching(
+        lambda end: _looked_up(below, ((end - right) / (FAR - right)).clamp(min=0).sqrt()),
+        lambda end: _looked_up(above.where(above < FAR, NEVER), (end / right + 1) / 2),
+    )
+
+
+def _bisected(value: Pointwise, derivative: Pointwise, ends: Tensor, way: tuple[Tensor, Tensor], sign: int) -> Tensor:
+    """The first point on the way at which the tangent passes the end on the other side, the last one if none does.
+
+    Before it, with a sign of 1, the tangent passes above.
+    """
+    (near, far), heights = way, value(ends)
+    for _ in range(BISECTIONS):
+        middle = (near + far) / 2
+        before = sign * (value(middle) + derivative(middle) * (ends - middle) - heights) > 0
+        near, far = torch.where(before, middle, near), torch.where(before, far, middle)
+    return far
+
+
+def _looked_up(table: Tensor, share: Tensor) -> Tensor:
+    """The table's entry at that share of its length, from 0 to 1, between two of them by a line."""
+    place = share.nan_to_num(0.0).clamp(0, 1) * (len(table) - 1)
+    first, table = place.long().clamp(max=len(table) - 2), table.to(share)
+    return torch.lerp(table[first], table[first + 1], place - first)

@@ -1,7 +1,7 @@
 """ELU: x above zero, α(exp(x) − 1) below, for α > 0.
 
-It rises everywhere. Its slope jumps at zero from α to 1: up for α below 1, so that
-it is convex; down for α above 1, so that it is convex below zero and then a line.
+It increases everywhere. Its slope changes from α to 1 at zero. For α up to 1 it is
+convex; for α above 1 it is convex below zero and a line above.
 """
 
 import math
@@ -10,18 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.curves import BentCurve, curve_lines
+from certtrain.bounds.activations.curves import NEVER, ActivationCurve, Touching, curve_lines
 from certtrain.bounds.activations.intervals import monotone_box
-from certtrain.bounds.activations.record import Accuracy, Activation, everywhere
+from certtrain.bounds.activations.record import Accuracy, Activation, nonzero_width
 from certtrain.bounds.box import Box
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator, number_given
 from certtrain.bounds.layer_errors import PointwiseError, magnitude
 from certtrain.bounds.lines import Lines
-from certtrain.bounds.rounding import SPARE_ROUNDINGS, UNIT64, Rounding
+from certtrain.bounds.rounding import EXTRA_ROUNDINGS, UNIT64, Rounding
 from certtrain.spec.activations import ELUSection
 from certtrain.spec.layer_section import LARGEST_FLOAT
 
 _ACCURACY = Accuracy(8, "ELU is within 8 units in the last place of alpha below zero, and exact above")
+
+NEWTON_STEPS = 4
 
 
 def _refusal(layer: nn.ELU) -> str | None:
@@ -37,32 +39,52 @@ def _interval(layer: nn.ELU, box: Box) -> Box:
 def _lines(layer: nn.ELU, box: Box) -> Lines:
     alpha = float(layer.alpha)
 
+    def value(x: Tensor) -> Tensor:
+        return F.elu(x, alpha)
+
     def derivative(x: Tensor) -> Tensor:
         return torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp())
 
-    bend = 0.0 if alpha > 1 else math.inf
-    return curve_lines(BentCurve(lambda x: F.elu(x, alpha), derivative, -math.inf, bend, (0.0, max(1.0, alpha))), box)
+    if alpha <= 1:
+        return curve_lines(ActivationCurve(value, derivative, -math.inf, math.inf, (0.0, 1.0), None), box)
+    touching = Touching(
+        lambda end: _touched_below(alpha, end), lambda end: torch.where(value(end) <= end, 0.0, NEVER).to(end)
+    )
+    return curve_lines(ActivationCurve(value, derivative, -math.inf, 0.0, (0.0, alpha), touching), box)
 
 
-def _bends(layer: nn.ELU, box: Box) -> Tensor:
-    return everywhere(layer, box) & (box.lower < 0)
+def _touched_below(alpha: float, end: Tensor) -> Tensor:
+    """The point q below zero at which a line through (e, e) touches α(exp(x) − 1), for e above zero.
+
+    With s = 1 + e − q that is s − log s = 1 + e − log(1 + e/α), which is convex in s: Newton's method.
+    """
+    end = end.clamp(min=0)
+    constant = 1 + end - torch.log1p(end / alpha)
+    s = constant + torch.sqrt(2 * (constant - 1).clamp(min=0))
+    for _ in range(NEWTON_STEPS):
+        s = s - (s - s.log() - constant) * s / (s - 1).clamp(min=1e-6)
+    return 1 + end - s
+
+
+def _unstable(layer: nn.ELU, box: Box) -> Tensor:
+    return nonzero_width(layer, box) & (box.lower < 0)
 
 
 def _error(rounding: Rounding, layer: nn.ELU, units: int) -> PointwiseError:
-    """Some of torch's kernels compute exp(x) − 1, which cancels next to zero: the error is one of α, not of the result.
+    """Some of torch's kernels compute exp(x) − 1, which cancels near zero, so the error is relative to α.
 
-    An end's own rounding moves the result by a unit of x times the slope, 1 or α · exp(x): at most |x| + α/2 units.
-    Its lines' slopes are at most 1 or α.
+    The rounding of an end of the box changes the result by a unit of x times the slope, 1 or α · exp(x): at most
+    |x| + α/2 units. The slopes of the lines are at most 1 or α.
     """
     alpha = float(layer.alpha)
     share, steepest = rounding.function_of_input(units), max(1.0, alpha)
 
     def absolute(given: Box, result: Box) -> Tensor:
-        own = 2 * SPARE_ROUNDINGS * UNIT64 * (magnitude(given) + alpha)
+        own = 2 * EXTRA_ROUNDINGS * UNIT64 * (magnitude(given) + alpha)
         return torch.where(given.lower <= 0, share * alpha, 0.0) + own
 
     return PointwiseError(
-        rounding.stored(), lambda size: 4 * steepest * size + 2 * alpha, growing=True, absolute=absolute
+        rounding.stored(), lambda size: 4 * steepest * size + 2 * alpha, can_overflow=True, absolute=absolute
     )
 
 
@@ -81,7 +103,7 @@ ELU = Activation(
     monotone=True,
     interval=_interval,
     lines=_lines,
-    bends=_bends,
+    unstable=_unstable,
     rectifier=None,
     accuracy=_ACCURACY,
     error=_error,

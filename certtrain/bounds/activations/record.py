@@ -1,4 +1,4 @@
-"""What is known of an activation: a layer that acts on each value by itself and is not linear."""
+"""The record of an activation: a nonlinear layer that acts on each value separately."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,37 +15,37 @@ from certtrain.spec.layer_section import ElementwiseSection
 
 
 class Accuracy(NamedTuple):
-    """How near the exact function what torch computes is, on every device and in float32 as in float64.
+    """How accurately torch computes the function, on every device, in float32 and in float64.
 
-    units: so many units in the last place, of what `statement` names.
-    statement: the assumption, as every certificate of a network with this layer has it.
+    units: the largest error, in units in the last place of what `statement` names.
+    statement: the assumption, as it stands in every certificate of a network with this layer.
     """
 
     units: int
     statement: str | None
 
 
-# Nothing but comparisons, sums and products, of which each arithmetic says itself how they round.
+# For functions made of comparisons, sums and products, whose rounding each arithmetic states.
 BASIC = Accuracy(0, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
-    """The record of one activation. Every part must be given: none has a default.
+    """The record of one activation. No part has a default.
 
-    layer: its class; rules are by exact type, as a subclass may compute something else.
+    layer: the class. Rules go by exact type, since a subclass may compute something else.
     section: the layer as data, in `certtrain.spec.activations`.
-    refusal: why a layer of this class has no rule, to follow its name; None if it has one.
-    monotone: whether it never falls when its input rises.
-    interval: the box of its results from the box of its inputs.
-    lines: lines below and above it over a box of inputs.
-    bends: where in a box (B, …) these lines are not exact, so that a tighter box would help.
-    rectifier: the slope s of max(x, sx), whose sign complete verification may split and whose line α-CROWN turns;
-        None if it is no rectifier.
+    refusal: why a layer of this class has no rule, as a phrase that follows its name; None if it has one.
+    monotone: whether the function is nondecreasing.
+    interval: the box of the results from the box of the inputs.
+    lines: the lower and upper line over a box of inputs.
+    unstable: which neurons (B, …) have lines that are not exact over the box, so that a tighter box would help.
+    rectifier: the slope s of max(x, sx). Complete verification may split its sign, and α-CROWN chooses the slope of
+        its line. None if the activation is no rectifier.
     accuracy: the assumption about what torch computes.
-    error: what rounds in it, with the units of the accuracy.
-    functions: the functions and methods of tensors that equal it.
-    onnx: how it is written in ONNX, and read.
+    error: the rounding error of the layer, from the units of the accuracy.
+    functions: the functions and tensor methods that equal the layer.
+    onnx: how the layer is written in ONNX, and read.
     """
 
     layer: type[nn.Module]
@@ -54,7 +54,7 @@ class Activation:
     monotone: bool
     interval: Callable[[Any, Box], Box]
     lines: Callable[[Any, Box], Lines]
-    bends: Callable[[Any, Box], Tensor]
+    unstable: Callable[[Any, Box], Tensor]
     rectifier: Callable[[Any], float] | None
     accuracy: Accuracy
     error: Callable[[Rounding, Any, int], PointwiseError]
@@ -62,15 +62,15 @@ class Activation:
     onnx: OnnxForm
 
     def rounding(self, arithmetic: Rounding, layer: nn.Module) -> PointwiseError:
-        """What rounds in the layer in that arithmetic, by the accuracy that is stated and no other."""
+        """The rounding error of the layer in that arithmetic, by the accuracy that the record states."""
         return self.error(arithmetic, layer, self.accuracy.units)
 
 
-def never(layer: object) -> None:
-    """The refusal of an activation that has a rule whatever its arguments are."""
+def no_refusal(layer: object) -> None:
+    """The refusal of an activation that has a rule for all arguments."""
     return
 
 
-def everywhere(layer: object, box: Box) -> Tensor:
-    """The bends of a curve: its lines are exact only where the box has no width."""
+def nonzero_width(layer: object, box: Box) -> Tensor:
+    """Which neurons of a curved function are unstable: lines are exact only where the box has no width."""
     return box.lower < box.upper

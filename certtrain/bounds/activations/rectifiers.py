@@ -5,30 +5,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certtrain.bounds.activations.intervals import monotone_box
-from certtrain.bounds.activations.record import BASIC, Activation, never
+from certtrain.bounds.activations.record import BASIC, Activation, no_refusal
 from certtrain.bounds.box import Box
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator, number_given, one_operator
-from certtrain.bounds.layer_errors import PointwiseError, itself
+from certtrain.bounds.layer_errors import PointwiseError, same_magnitude
 from certtrain.bounds.lines import Lines
 from certtrain.bounds.rounding import Rounding
 from certtrain.spec.activations import LeakyReLUSection, ReLUSection
 
 
 def rectifier_lines(slope: float, box: Box) -> Lines:
-    """The chord on one side, and on the other a line through zero of slope 1 where u > −l, else `slope`.
+    """The chord on one side; on the other a line through zero, of slope 1 where u > −l, else of slope `slope`.
 
-    Zhang et al. 2018 (CROWN), section 3.2: of the two lines the one that leaves the smaller area.
+    This is the line that leaves the smaller area (Zhang et al. 2018, CROWN, section 3.2).
     """
     lower, upper = box.lower, box.upper
-    # A sign is much cheaper than a mask of bool.
+    # A sign is much cheaper to compute than a mask of bool.
     rising = (lower + upper).detach().sign().relu()
-    bent = rising + slope * (1 - rising)  # not rising · (1 − s) + s, in which a steep slope cancels
-    # max(x, sx) is sx and (1 − s) relu(x). Written by u⁺ and l⁻, the chord of a stable unit has no gradient, however
-    # narrow its interval is; by (f(u) − f(l)) / (u − l) it would have one as large as the width is small.
+    through_zero = rising + slope * (1 - rising)  # not rising · (1 − s) + s, which cancels for a steep slope
+    # max(x, sx) is sx + (1 − s) relu(x). In terms of u⁺ and l⁻, the chord of a stable neuron has no gradient. In terms
+    # of (f(u) − f(l)) / (u − l) it would have one that grows without limit as the interval gets narrow.
     above, below = torch.relu(upper), torch.relu(-lower)
     share = above / (above + below).clamp(min=torch.finfo(above.dtype).tiny)
-    through, offset = (bent, None), (share + slope * (1 - share), share * (1 - slope) * below)
-    return Lines(*through, *offset) if slope <= 1 else Lines(*offset, *through)  # concave above slope 1
+    line, chord = (through_zero, None), (share + slope * (1 - share), share * (1 - slope) * below)
+    return Lines(*line, *chord) if slope <= 1 else Lines(*chord, *line)  # concave above slope 1
 
 
 def _unstable(layer: nn.Module, box: Box) -> Tensor:
@@ -39,12 +39,12 @@ def _unstable(layer: nn.Module, box: Box) -> Tensor:
 
 
 def _relu_interval(layer: nn.ReLU, box: Box) -> Box:
-    # In place only on the ends, which are new: the box itself is kept for the regularisers.
+    # In place only on the ends, which are new tensors: the box is kept for the regularisers.
     return monotone_box(torch.relu, box, torch.relu if torch.is_grad_enabled() else torch.relu_)
 
 
 def _relu_error(rounding: Rounding, layer: nn.ReLU, units: int) -> PointwiseError:
-    return PointwiseError(0.0, itself, exact=True)
+    return PointwiseError(0.0, same_magnitude, exact=True)
 
 
 def _relu(inplace: bool = False) -> list[nn.Module]:
@@ -54,11 +54,11 @@ def _relu(inplace: bool = False) -> list[nn.Module]:
 RELU = Activation(
     layer=nn.ReLU,
     section=ReLUSection,
-    refusal=never,
+    refusal=no_refusal,
     monotone=True,
     interval=_relu_interval,
     lines=lambda layer, box: rectifier_lines(0.0, box),
-    bends=_unstable,
+    unstable=_unstable,
     rectifier=lambda layer: 0.0,
     accuracy=BASIC,
     error=_relu_error,
@@ -82,7 +82,7 @@ def _leaky_interval(layer: nn.LeakyReLU, box: Box) -> Box:
 def _leaky_error(rounding: Rounding, layer: nn.LeakyReLU, units: int) -> PointwiseError:
     """The slope is rounded, and the product."""
     steepest = max(1.0, layer.negative_slope)
-    return PointwiseError(rounding.steps(2), lambda size: size * steepest, growing=True)
+    return PointwiseError(rounding.steps(2), lambda size: size * steepest, can_overflow=True)
 
 
 def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> list[nn.Module]:
@@ -100,7 +100,7 @@ LEAKY_RELU = Activation(
     monotone=True,
     interval=_leaky_interval,
     lines=lambda layer, box: rectifier_lines(layer.negative_slope, box),
-    bends=_unstable,
+    unstable=_unstable,
     rectifier=lambda layer: float(layer.negative_slope),
     accuracy=BASIC,
     error=_leaky_error,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.activations.intervals import monotone_box
-from certtrain.bounds.activations.record import Accuracy, Activation, everywhere, never
+from certtrain.bounds.activations.record import Accuracy, Activation, no_refusal, nonzero_width
 from certtrain.bounds.box import Box, Pointwise
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, one_operator
 from certtrain.bounds.layer_errors import PointwiseError
@@ -12,22 +12,22 @@ from certtrain.bounds.lines import Lines
 from certtrain.bounds.rounding import Rounding
 from certtrain.spec.activations import SigmoidSection, TanhSection
 
-# An interval of an S-shaped function that is no wider than this has no chord.
+# The chord is not used for an interval of at most this width.
 NARROW = 1e-3
 _ACCURACY = Accuracy(8, "sigmoid and tanh are within 8 units in the last place")
 
 
 def _s_shaped(function: Pointwise, derivative: Pointwise, box: Box) -> Lines:
-    """On one side of zero the curve's chord and the tangent at the middle, else two lines of the least slope k.
+    """A box on one side of zero gets the chord and the tangent at its centre, others two lines of the least slope k.
 
-    The least slope in the interval is at one of its ends, so f(x) − kx never
-    falls in between, and its ends bound it (Singh et al. 2019, DeepPoly).
+    The least slope in the interval is at one of its ends. So f(x) − kx never
+    decreases, and its values at the ends bound it (Singh et al. 2019, DeepPoly).
     """
     low, high = function(box.lower), function(box.upper)
     slope = torch.minimum(derivative(low), derivative(high))
     middle = function(box.centre)
     tangent, width = derivative(middle), box.upper - box.lower
-    wide = width > NARROW  # where it is not, the difference of the ends is lost in rounding, and its gradient with it
+    wide = width > NARROW  # elsewhere rounding dominates the difference of the ends, and its gradient
     chord = torch.where(wide, (high - low) / torch.where(wide, width, 1.0), slope)
     convex, concave = (box.upper <= 0) & wide, (box.lower >= 0) & wide
     below = torch.where(convex, tangent, torch.where(concave, chord, slope))
@@ -38,12 +38,12 @@ def _s_shaped(function: Pointwise, derivative: Pointwise, box: Box) -> Lines:
 
 
 def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
-    """The verifier's are as well within so many units in the last place.
+    """The verifier's own results are within as many units in the last place.
 
-    An end's own rounding by a unit of x moves the result by x·f′(x) of them. For
-    tanh that is at most |f|, for sigmoid at most |x|·f, where x is above −709 or f
-    below float64's smallest normal number: fewer than 4096 of the result's units.
-    A line's terms, k·x and f − k·x, are at most |x| and 1 + |x|.
+    Rounding an end of the box by a unit of x changes the result by x·f′(x) units.
+    For tanh this is at most |f|. For sigmoid it is at most |x|·f, where x is above
+    −709 or f is below float64's smallest normal number: fewer than 4096 units of the
+    result. A line's terms, k·x and f − k·x, are at most |x| and 1 + |x|.
     """
     return PointwiseError(rounding.function(units), lambda size: size + 1, length=4096)
 
@@ -67,11 +67,11 @@ def _of_tanh(y: Tensor) -> Tensor:
 SIGMOID = Activation(
     layer=nn.Sigmoid,
     section=SigmoidSection,
-    refusal=never,
+    refusal=no_refusal,
     monotone=True,
     interval=monotone_box,
     lines=lambda layer, box: _s_shaped(torch.sigmoid, _of_sigmoid, box),
-    bends=everywhere,
+    unstable=nonzero_width,
     rectifier=None,
     accuracy=_ACCURACY,
     error=_error,
@@ -81,11 +81,11 @@ SIGMOID = Activation(
 TANH = Activation(
     layer=nn.Tanh,
     section=TanhSection,
-    refusal=never,
+    refusal=no_refusal,
     monotone=True,
     interval=monotone_box,
     lines=lambda layer, box: _s_shaped(torch.tanh, _of_tanh, box),
-    bends=everywhere,
+    unstable=nonzero_width,
     rectifier=None,
     accuracy=_ACCURACY,
     error=_error,

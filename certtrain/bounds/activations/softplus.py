@@ -1,8 +1,8 @@
-"""Softplus, log(1 + exp(βx)) / β, which torch takes for x itself where βx is above a threshold t.
+"""Softplus, log(1 + exp(βx)) / β, which torch replaces by x where βx is above a threshold t.
 
-So what torch defines jumps there, down by log(1 + e^−t) / β: 2·10⁻⁹ / β with its
-own t = 20. Which branch is taken is decided by a rounded product. Rules count
-both wherever the box comes close to the threshold, and hold for any t.
+So torch's function jumps down by log(1 + e^−t) / β at the threshold: by 2·10⁻⁹ / β
+for the default t = 20. A rounded product decides which branch is taken. The rules
+bound both branches wherever the box comes close to the threshold, and hold for any t.
 """
 
 import math
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.curves import BentCurve, curve_lines
+from certtrain.bounds.activations.curves import ActivationCurve, curve_lines
 from certtrain.bounds.activations.intervals import box_of_ends
-from certtrain.bounds.activations.record import Accuracy, Activation, everywhere
+from certtrain.bounds.activations.record import Accuracy, Activation, nonzero_width
 from certtrain.bounds.box import Box
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator, number_given
 from certtrain.bounds.layer_errors import PointwiseError, magnitude
@@ -24,25 +24,27 @@ from certtrain.spec.activations import SoftplusSection
 
 _ACCURACY = Accuracy(8, "softplus is within 8 units in the last place of its input and its result together")
 LARGEST_THRESHOLD = 80.0  # at larger ones float32's exponential overflows
-STRAIGHT = 60.0  # log(1 + exp(y)) is y in float64, and float32's exp(60) is finite
-SURE = 2.0**-6  # relative to the threshold and 1: farther from it no rounding decides which branch is taken
-READ_THRESHOLD = 40.0  # of ONNX's, which has none: in float64 it makes no difference
-EXPORTED_FROM = 15.0  # ONNX's has no threshold; from here on float32 rounds more than the jump
+LINEAR_FROM = 60.0  # log(1 + exp(y)) is y in float64, and float32's exp(60) is finite
+BRANCH_MARGIN = (
+    2.0**-6
+)  # relative to the threshold and 1: farther from the threshold, rounding cannot change the branch
+READ_THRESHOLD = 40.0  # given to ONNX's Softplus, which has none: in float64 it makes no difference
+EXPORTED_FROM = 15.0  # ONNX's Softplus has no threshold; from here on the jump is below float32's rounding
 
 
-class _Ends:
-    """Where the threshold lies, in x, with what rounding leaves open, and how far the function may jump there."""
+class _Threshold:
+    """The interval of x in which rounding may decide the branch, and how far the function may jump there."""
 
     def __init__(self, layer: nn.Softplus) -> None:
         beta, threshold = float(layer.beta), float(layer.threshold)
-        margin = SURE * max(1.0, abs(threshold))
+        margin = BRANCH_MARGIN * max(1.0, abs(threshold))
         self.first, self.last = (threshold - margin) / beta, (threshold + margin) / beta
-        self.jump = float(torch.tensor(margin - threshold, dtype=torch.float64).exp().log1p()) / beta * (1 + 2.0**-40)
+        self.jump = math.log1p(math.exp(margin - threshold)) / beta * (1 + 2.0**-40)
 
 
 def _smooth(layer: nn.Softplus, x: Tensor) -> Tensor:
     """The function without the threshold."""
-    return F.softplus(x, layer.beta, STRAIGHT)
+    return F.softplus(x, layer.beta, LINEAR_FROM)
 
 
 def _refusal(layer: nn.Softplus) -> str | None:
@@ -57,10 +59,10 @@ def _refusal(layer: nn.Softplus) -> str | None:
 
 
 def _interval(layer: nn.Softplus, box: Box) -> Box:
-    """Below the threshold it rises, and so it does above. Close to it each branch may be least, or largest."""
-    at, low, high = _Ends(layer), box.lower, box.upper
-    smooth_low, straight = _smooth(layer, low), low.clamp(min=at.first)
-    least = torch.where(high < at.first, smooth_low, torch.minimum(smooth_low, straight))
+    """The function increases below the threshold and above it. Close to it, either branch may give an extreme."""
+    at, low, high = _Threshold(layer), box.lower, box.upper
+    smooth_low, linear = _smooth(layer, low), low.clamp(min=at.first)
+    least = torch.where(high < at.first, smooth_low, torch.minimum(smooth_low, linear))
     most = torch.where(
         high < at.first, _smooth(layer, high), torch.maximum(high, _smooth(layer, high.clamp(max=at.last)))
     )
@@ -70,31 +72,31 @@ def _interval(layer: nn.Softplus, box: Box) -> Box:
 
 
 def _lines(layer: nn.Softplus, box: Box) -> Lines:
-    """Those of the smooth curve, lower by the jump where the threshold may lie in the box; behind it x itself."""
-    at = _Ends(layer)
-    curve = BentCurve(
-        lambda x: _smooth(layer, x), lambda x: torch.sigmoid(layer.beta * x), -math.inf, math.inf, (0.0, 1.0)
+    """The lines of the smooth curve, the lower one reduced by the jump near the threshold; above the threshold, x."""
+    at = _Threshold(layer)
+    curve = ActivationCurve(
+        lambda x: _smooth(layer, x), lambda x: torch.sigmoid(layer.beta * x), -math.inf, math.inf, (0.0, 1.0), None
     )
     below, lower, above, upper = curve_lines(curve, box)
     assert lower is not None
     assert upper is not None
-    straight, close = box.lower > at.last, box.upper >= at.first
+    linear, close = box.lower > at.last, box.upper >= at.first
     lower = torch.where(close, lower - at.jump, lower)
     parts = ((1.0, below), (0.0, lower), (1.0, above), (0.0, upper))
-    return Lines(*(torch.where(straight, exact, part) for exact, part in parts))
+    return Lines(*(torch.where(linear, exact, part) for exact, part in parts))
 
 
 def _error(rounding: Rounding, layer: nn.Softplus, units: int) -> PointwiseError:
-    """An end's own rounding moves the result by no more than a unit of x.
+    """Rounding an end of the box changes the result by at most a unit of x.
 
-    The lines' terms are at most |x| and 2|x| + f(0), which is below 1/β.
-    What goes lost of a small exponential is divided by β.
+    The lines' terms are at most |x| and 2|x| + f(0), where f(0) is below 1/β, and
+    the jump. What underflows in a small exponential is divided by β.
     """
-    share, most = rounding.function_of_input(units), 1 / layer.beta
+    share, most = rounding.function_of_input(units), 1 / layer.beta + _Threshold(layer).jump
     return PointwiseError(
         rounding.stored(),
         lambda size: 4 * size + most,
-        growing=True,
+        can_overflow=True,
         absolute=lambda given, result: share * (magnitude(given) + magnitude(result)),
     )
 
@@ -119,7 +121,7 @@ SOFTPLUS = Activation(
     monotone=False,
     interval=_interval,
     lines=_lines,
-    bends=everywhere,
+    unstable=nonzero_width,
     rectifier=None,
     accuracy=_ACCURACY,
     error=_error,
