@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_onnxfile import agrees, exported, node, save
 from torch import Tensor, nn
 
 from certtrain.bounds.activations import ACTIVATIONS
@@ -17,6 +16,7 @@ from certtrain.interchange.onnxfile import Imported, read_onnx
 from certtrain.interchange.onnxoperators import READERS
 from helpers.activation_cases import LAYERS
 from helpers.exports import NOT_IN_ONNX
+from helpers.onnx_files import agrees, exported, node, save
 
 onnx = pytest.importorskip("onnx", reason='ONNX is not installed: pip install "certtrain[onnx]"')
 pytest.importorskip("onnxruntime", reason='ONNX is not installed: pip install "certtrain[onnx]"')
