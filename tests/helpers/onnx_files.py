@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from certtrain.bounds.supported import checked_graph
+from certtrain.bounds.tracing import trace_layers
+from certtrain.interchange import export as exporting
 from certtrain.interchange.onnxfile import Imported, read_onnx
 from helpers.exports import close
 
@@ -25,6 +27,17 @@ def save(
     ends = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in (("x", given), ("y", made))]
     graph = onnx.helper.make_graph(nodes, "net", ends[:1], ends[1:], initializers)
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+    (folder / "net.onnx").write_bytes(proto.SerializeToString())
+    return folder / "net.onnx"
+
+
+def exported(layers: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
+    """Layers as certtrain writes them, for inputs (batch, *shape)."""
+    nodes, constants = exporting._translate(trace_layers(layers), shape)
+    ends = [onnx.helper.make_tensor_value_info("pixels", 1, ["batch", *shape])]
+    made = [onnx.helper.make_tensor_value_info("logits", 1, ["batch", "values"])]
+    graph = onnx.helper.make_graph(nodes, "net", ends, made, constants)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
     (folder / "net.onnx").write_bytes(proto.SerializeToString())
     return folder / "net.onnx"
 
