@@ -51,17 +51,6 @@ def run(path: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
-def exported(layers: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
-    """Layers as certtrain writes them, for inputs (batch, *shape)."""
-    nodes, constants = exporting._translate(trace_layers(layers), shape)
-    ends = [onnx.helper.make_tensor_value_info("pixels", 1, ["batch", *shape])]
-    made = [onnx.helper.make_tensor_value_info("logits", 1, ["batch", "values"])]
-    graph = onnx.helper.make_graph(nodes, "net", ends, made, constants)
-    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
-    (folder / "net.onnx").write_bytes(proto.SerializeToString())
-    return folder / "net.onnx"
-
-
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
