@@ -31,15 +31,6 @@ def save(
     return folder / "net.onnx"
 
 
-def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
-    return onnx.helper.make_node(kind, inputs.split(), output.split(), name=f"the {kind} {output}", **attributes)
-
-
-def run(path: Path, x: Tensor) -> Tensor:
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-
-
 def exported(layers: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
     """Layers as certtrain writes them, for inputs (batch, *shape)."""
     nodes, constants = exporting._translate(trace_layers(layers), shape)
@@ -49,6 +40,15 @@ def exported(layers: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7)
     (folder / "net.onnx").write_bytes(proto.SerializeToString())
     return folder / "net.onnx"
+
+
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return onnx.helper.make_node(kind, inputs.split(), output.split(), name=f"the {kind} {output}", **attributes)
+
+
+def run(path: Path, x: Tensor) -> Tensor:
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -29,7 +29,7 @@ from certtrain.bounds.lines import Lines
 
 NARROW_CURVE = 1e-3  # relative to the midpoint and 1: the chord of a narrower interval would be mostly rounding error
 FAR = 100.0  # distance from zero beyond which a line through an end touches no other point, but for a share of this
-NEVER = 1e30  # the place of a point that a line touches nowhere
+NO_POINT = 1e30  # the place of a point that a line touches nowhere
 BISECTIONS, ENTRIES = 40, 1024
 
 
@@ -37,7 +37,7 @@ class Touching(NamedTuple):
     """Where a line through an end of an interval touches the curve, for ends on the right; on the left it is mirrored.
 
     below: for an end in the right concave part, the point of the convex part.
-    above: for an end in the convex part, the point of the right concave part, or `NEVER`.
+    above: for an end in the convex part, the point of the right concave part, or `NO_POINT`.
     """
 
     below: Pointwise
@@ -194,7 +194,7 @@ def touching_of(value: Pointwise, derivative: Pointwise, right: float) -> Touchi
     above = _bisected(value, derivative, inner, (torch.full_like(shares, right), torch.full_like(shares, FAR)), -1)
     return Touching(
         lambda end: _looked_up(below, ((end - right) / (FAR - right)).clamp(min=0).sqrt()),
-        lambda end: _looked_up(above.where(above < FAR, NEVER), (end / right + 1) / 2),
+        lambda end: _looked_up(above.where(above < FAR, NO_POINT), (end / right + 1) / 2),
     )
 
 

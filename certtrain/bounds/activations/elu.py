@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.curves import NEVER, ActivationCurve, Touching, curve_lines
+from certtrain.bounds.activations.curves import NO_POINT, ActivationCurve, Touching, curve_lines
 from certtrain.bounds.activations.intervals import monotone_box
 from certtrain.bounds.activations.record import Accuracy, Activation, nonzero_width
 from certtrain.bounds.box import Box
@@ -48,7 +48,7 @@ def _lines(layer: nn.ELU, box: Box) -> Lines:
     if alpha <= 1:
         return curve_lines(ActivationCurve(value, derivative, -math.inf, math.inf, (0.0, 1.0), None), box)
     touching = Touching(
-        lambda end: _touched_below(alpha, end), lambda end: torch.where(value(end) <= end, 0.0, NEVER).to(end)
+        lambda end: _touched_below(alpha, end), lambda end: torch.where(value(end) <= end, 0.0, NO_POINT).to(end)
     )
     return curve_lines(ActivationCurve(value, derivative, -math.inf, 0.0, (0.0, alpha), touching), box)
 
