@@ -122,14 +122,15 @@ ARGUMENTS = [
 ANSWER_ALL = """
 import json, sys
 from certtrain.cli import main
-found = []
+found, heavy = [], {"torch", "torchvision", "numpy"}
 for words in json.loads(sys.argv[1]):
-    before, code, sys.argv = set(sys.modules), "none", ["certtrain", *words]
+    code, sys.argv = "none", ["certtrain", *words]
     try:
         main()
     except SystemExit as end:
         code = end.code
-    found.append((code, [name for name in ("torch", "torchvision", "numpy") if name in sys.modules.keys() - before]))
+    found.append((code, sorted(heavy & sys.modules.keys())))
+    heavy -= sys.modules.keys()  # that of the first line is enough
 print()
 print(json.dumps(found))
 """
