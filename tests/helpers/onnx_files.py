@@ -1,4 +1,4 @@
-"""ONNX files made by hand, and whether they are read as what they compute."""
+"""ONNX files made by hand and of layers, and whether they are read as what they compute."""
 
 from pathlib import Path
 from typing import Any
