@@ -15,7 +15,7 @@ def test_a_check_says_what_holds(run: Run, model: Path) -> None:
     assert whole.code == 0, whole.err
     assert "all 30 records hold (ε = 0.02, the network as folded, float32, method ibp)" in whole.out
     part = run("check", "c.jsonl", str(model), "--limit", "10").out
-    assert "partial check: the first 10 of 30 examples hold" in part
+    assert "partial check: the first 10 of 30 records hold" in part
 
 
 def test_a_check_of_another_model_or_a_changed_record_fails(run: Run, model: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_many_images_in_such_a_format_are_counted(root):
 
 def test_an_image_in_no_class_folder_is_refused(root, paint):
     paint(root / "train/lost.png", RED)
-    with pytest.raises(DataError, match=r"in no class folder, lost\.png; put each into the folder of its class"):
+    with pytest.raises(DataError, match=r"in no class folder, lost\.png; move each into the folder of its class"):
         load_images("folder", "train", data_dir=root)
 
 

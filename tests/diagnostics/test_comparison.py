@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_network_is_an_error(run: Path):
 
 def test_a_checkpoint_away_from_its_run_says_where_it_belongs(finished: Path, tmp_path: Path):
     moved = Path(shutil.copy(checkpoint(finished, 4), tmp_path))
-    with pytest.raises(ModelFileError, match=r"is a checkpoint.*beside the run's preset\.json"):
+    with pytest.raises(ModelFileError, match=r"is a checkpoint.*in the folder of its run, which has a preset\.json"):
         compare_models([moved], FEW)
 
 

@@ -332,7 +332,7 @@ NOT_EXPORTED: list[tuple[nn.Module, str]] = [
     (CASES["softplus of a low threshold"].layer, "its threshold is 1, and ONNX's Softplus has none"),
     (nn.Linear(8, 3), r"needs flat inputs, and these have shape \(2, 8, 8\)"),
     (nn.AdaptiveAvgPool2d(3), "8×8 values are not a multiple of its output's"),
-    (nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True), "reach so far over the end"),
+    (nn.MaxPool2d(2, 2, 1, dilation=2, ceil_mode=True), "reach so far beyond the end"),
     (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "pads by 'circular'"),
     (nn.BatchNorm2d(2, track_running_stats=False), "keeps no running statistics"),
 ]

@@ -66,7 +66,7 @@ def test_a_model_file_s_preset_that_cannot_be_read_is_one_error():
 
 def test_a_network_is_not_made_from_code():
     preset = load_preset("digits", {"model": {"name": "module", "source": "mynet.py:MyNet"}})
-    with pytest.raises(NetworkError, match="code, which runs only when a run begins"):
+    with pytest.raises(NetworkError, match="code, which is run only when a run begins"):
         make_network(preset, images().train)
 
 

@@ -139,7 +139,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "padded dimension": ({"type": "Pad", "dim": 4, "before": 1, "after": 0}, "no dimension 4 from 1 on"),
     "places": ({"type": "Slice", "dim": 1, "start": 0, "stop": 3}, "it takes places 0 to 2"),
     "dimension": ({"type": "Flatten", "end_dim": 5}, "no dimension 5"),
-    "many values": ({"type": "AdaptiveAvgPool2d", "output_size": 2**19}, "gives 549,755,813,888 values for one image"),
+    "many values": ({"type": "AdaptiveAvgPool2d", "output_size": 2**19}, "has 549,755,813,888 values for one image"),
 }
 
 

@@ -188,7 +188,7 @@ BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
     "fails later": (
         spoilt(middle=fails_when_followed),
         UnsupportedLayer,
-        "cannot be followed: AttributeError: no pixels",
+        "cannot be traced: AttributeError: no pixels",
     ),
     "branches": (
         spoilt(middle=lambda net, x: x if x.mean() > 9 else -x),
