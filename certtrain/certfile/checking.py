@@ -1,4 +1,4 @@
-"""Checks of certificate files: everything in a file is computed once more."""
+"""Checks of certificate files: every claim in a file is computed again."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

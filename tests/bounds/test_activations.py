@@ -86,7 +86,7 @@ def test_difficult_lines_lie_on_their_sides(name: str):
 def test_bends_are_all_places_at_which_lines_are_not_exact(name: str):
     layer, box = layer_of(name).double(), difficult_boxes()
     lines, points = relaxed(layer, box), inside(box)
-    straight = ~ACTIVATIONS[type(layer)].bends(layer, box) & (box.radius <= 1e5)
+    straight = ~ACTIVATIONS[type(layer)].unstable(layer, box) & (box.radius <= 1e5)
     values, room = layer(points.clone()), 1e-6 * (1 + points.abs())
     for slope, offset in ((lines.lower_slope, lines.lower_offset), (lines.upper_slope, lines.upper_offset)):
         line = slope * points + (0.0 if offset is None else offset)
