@@ -97,11 +97,11 @@ def test_linear_functions_of_sampled_logits_stay_above_their_bounds(name: str, m
     model, x, labels = case(name)
     bounds = METHODS[method](checked_graph(model), input_box(x, 0.03), QUICK_SEARCH)
     functions = torch.randn(3, 5, bounds.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    lower = bounds.below(functions)
+    lower = bounds.lower_bounds_of(functions)
     seen = torch.einsum("bsk,nbk->nbs", functions, sampled_logits(model, x, 0.03, (0.0, 1.0)))
     assert bool((seen >= lower - 1e-12 * (1 + lower.abs().max())).all())
     each = torch.eye(bounds.shape[1], dtype=torch.float64)
-    margins = bounds.below(each[labels].unsqueeze(1) - each)
+    margins = bounds.lower_bounds_of(each[labels].unsqueeze(1) - each)
     torch.testing.assert_close(margins, bounds.margins(labels), rtol=0, atol=1e-9)
 
 
