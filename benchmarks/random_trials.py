@@ -256,7 +256,7 @@ def in_training(trial: Trial, x: Tensor, eps: float, generator: Generator) -> No
         return
     x = x.double()
     trace = certtrain.propagate(network, x, eps)
-    for layer, mean, variance, _ in trace.statistics:
+    for layer, mean, variance, _ in trace.statistics.values():
         layer.running_mean, layer.running_var = mean.detach(), variance.detach()
     seen = outputs_at(network.eval(), sample_points(network, x, eps, generator))
     labels = seen[0].argmax(1)
