@@ -130,8 +130,9 @@ def label_gaps(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def jumps(network: nn.Module) -> bool:
-    """Whether a Softplus jumps at its threshold: close to it the bounds hold both branches, whatever the box's width."""
-    return any(isinstance(layer, nn.Softplus) and layer.threshold < 15 for layer in network.modules())
+    """Whether a Softplus jumps at its threshold: close to it the bounds hold both branches, however narrow the box."""
+    layers = [call.layer for call in trace_layers(network).calls]
+    return any(isinstance(layer, nn.Softplus) and layer.threshold < 15 for layer in layers)
 
 
 def real_bounds(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
