@@ -43,7 +43,7 @@ class Iterates(NamedTuple):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps after which step sizes may change: shares of them, 0.22 first, with gaps shrinking to 0.06."""
+    """The checkpoints, after which step sizes may change: first at 0.22 of all steps, with gaps that shrink to 0.06 of them."""
     marks, last, share = [0], 0.0, 0.22
     while (mark := math.ceil(round(share * steps, 9))) <= steps:
         marks.append(mark)
@@ -99,7 +99,7 @@ def _moved(iterates: Iterates, point: Tensor, found: Probe) -> Iterates:
 def _checked(iterates: Iterates, gap: int) -> Iterates:
     """Halve the step and return to the best iterate where too few of the last `gap` steps increased the loss.
 
-    The same happens where the step was not halved at the checkpoint before and the best loss has not increased since.
+    The same happens where the step was not halved at the previous checkpoint and the best loss has not increased since.
     """
     halve = (iterates.rises < RISING * gap) | (~iterates.halved & (iterates.best_loss <= iterates.checked))
     return iterates._replace(

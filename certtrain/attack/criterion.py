@@ -57,17 +57,17 @@ class Criterion(Protocol):
         """The network's outputs (n, K) for inputs (n, …), with gradients where they are enabled."""
 
     def robust(self, outputs: Tensor, batch: AttackBatch) -> Tensor:
-        """Which (n,) of the outputs are no counterexample."""
+        """Which of the outputs (n, K) are not of counterexamples, (n,)."""
 
     def confirmed(self, point: Tensor, example: AttackBatch) -> bool:
-        """Whether an input (1, …) of the box that is a counterexample in a batch is also one alone."""
+        """Whether an input (1, …) of the box that is a counterexample in its batch is also one in a batch of one."""
 
 
 class Misclassification(NamedTuple):
-    """Inputs that the network misclassifies in the named arithmetic, both in their batch and alone.
+    """Inputs that the network misclassifies in the named arithmetic, both in their batch and in a batch of one.
 
-    A tie of logits counts as misclassified, and so does NaN. Sums may run in another order in another batch, so an
-    input must be misclassified alone as well.
+    A tie of logits counts as misclassified, and so does NaN. Sums may run in another order in a batch of another size, so
+    an input must be misclassified in a batch of one as well.
     """
 
     model: nn.Module

@@ -30,7 +30,7 @@ def run_pgd(state: AttackState, batch: AttackBatch, draws: Tensor | float, loss:
 
 
 def ascend(loss: Callable[[Tensor], Tensor], box: Box, draws: Tensor | float, steps: int) -> Tensor:
-    """Inputs (B, …) of the boxes where `loss` is high, after `steps` steps from starts by `draws` in [0, 1).
+    """Inputs (B, …) in the boxes where `loss` is high, after `steps` steps from starts by `draws` in [0, 1).
 
     `loss` maps inputs (B, …) to one value for each example, (B,). The result has no gradient, neither to the boxes nor
     to what the loss depends on. This is for training, which needs no exact ends: no counterexample is confirmed, and

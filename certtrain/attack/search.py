@@ -42,7 +42,7 @@ def attack(
     of `settings` works on the examples that are still robust, so one more attack
     never falsifies fewer. A counterexample is in the exact box, and inference in
     `arithmetic` ("float32", "tf32", "bf16"; see `computing_in`) misclassifies it both
-    in its batch and alone.
+    in its batch and in a batch of one.
 
     `index` is the number of the first example in its set, or of every example (B,).
     With the seed it determines the random starts, so these do not depend on how a

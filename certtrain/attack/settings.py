@@ -74,7 +74,7 @@ AttackSettings = PGD | APGD
 
 
 def described(settings: AttackSettings | None) -> dict[str, int | str]:
-    """The settings as in reports and certificate files; None is no attack."""
+    """The settings as in reports and certificate files; None for no attack."""
     return {"name": NONE} if settings is None else settings.to_dict()
 
 

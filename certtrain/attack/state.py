@@ -41,7 +41,7 @@ class AttackState:
         return len(batch.rows) == 0 or self.stop()
 
     def random(self, batch: AttackBatch, *names: int | str) -> Tensor:
-        """Random numbers in [0, 1) for each example (n, …), which depend on `names` and its number in the set alone."""
+        """Random numbers in [0, 1) for each example (n, …), which depend only on `names` and its number in the set."""
         shape, rows = batch.x.shape[1:], self.numbers[batch.rows.cpu()].tolist()
         draws = [
             torch.rand(shape, generator=Generator().manual_seed(derive_seed("attack", *names, row))) for row in rows
@@ -66,7 +66,7 @@ class AttackState:
 
     @torch.no_grad()
     def record(self, batch: AttackBatch, point: Tensor, outputs: Tensor) -> Tensor:
-        """Record the inputs (n, …) that are counterexamples by their outputs (n, K); returns which are not (n,)."""
+        """Record the inputs (n, …) whose outputs (n, K) make them counterexamples; returns which are none (n,)."""
         robust = self.criterion.robust(outputs, batch)
         for number in (~robust).nonzero().flatten().tolist():
             alone, example = point[number : number + 1], batch.row(number)

@@ -25,7 +25,7 @@ from certtrain.bounds.lines import Slopes
 from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.settings import Settings
 
-# The search for a bound has stalled if the bound rose by less than this share of its size in so many steps.
+# The search for a bound has stalled if the bound rose by less than this share of its size in this many steps.
 STALLED, STALLED_STEPS = 1e-5, 10
 
 
@@ -41,7 +41,7 @@ def alpha_lower_bounds(settings: Settings, *, stop_above: float = torch.inf) -> 
 
 
 def tighten_by_alpha(boxes: Iterator[Box], settings: Settings) -> Tighten:
-    """`boxes`, in layer order, cut by the pass's intervals, and by optimised bounds where few are unstable."""
+    """`boxes`, in layer order, each intersected with the pass's intervals, and with optimised bounds where few neurons are unstable."""
 
     def tightened(layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
         box = intersection(box, next(boxes), settings)
@@ -57,8 +57,8 @@ def tighten_by_alpha(boxes: Iterator[Box], settings: Settings) -> Tighten:
 def slope_search_bounds(prefix: Prefix, functions: Tensor, settings: Settings, stop_above: float = torch.inf) -> Tensor:
     """Lower bounds (B, S) of `functions` (B, S, …) by the best slopes found, at least those of the initial lines.
 
-    The search for a bound ends once the bound is above `stop_above` or stalls, whatever is searched with it: how the
-    functions are cut into parts changes no bound. After the deadline no further step is taken.
+    The search for a bound ends once this bound is above `stop_above` or stalls. It does not depend on the other bounds
+    of the batch, so no bound changes if the functions are split into parts. After the deadline no further step is taken.
     """
     best = backsubstitute(prefix, functions, rounding=settings.rounding)
     done = ~functions.flatten(2).any(2) | (best > stop_above)  # a class has no margin to itself
@@ -91,7 +91,7 @@ class SlopeSearch:
         self.ascent = Ascent(alphas, [settings.learning_rate] * len(alphas), settings.decay)
 
     def step(self) -> Tensor:
-        """The bounds (B, S) by the present slopes; the slopes then take one step."""
+        """The bounds (B, S) by the current slopes; the slopes then take one step."""
         with torch.enable_grad():
             alphas = [alpha.detach().requires_grad_() for alpha in self.ascent.values]
             lines: LinesOf = {n: f.at(alpha) for (n, f), alpha in zip(self.free.items(), alphas, strict=True)}

@@ -52,7 +52,7 @@ def output_bounds(
       interval bounds for the layers between (Zhang et al. 2020);
     - "crown": linear bounds for the layers between as well (Zhang et al. 2018);
     - "alpha-crown": the same with searched slopes (Xu et al. 2021), the
-      tightest of these and all of the above. It takes 50 passes and more.
+      tightest of these and all of the above. It takes 50 passes or more.
     They hold in real arithmetic; only the bounds of `certify` include rounding, here and in the network.
     On a GPU they are computed with TF32 wherever PyTorch allows it.
     A network with BatchNorm must be in evaluation mode, so that a bound does not

@@ -35,7 +35,7 @@ def check_not_random(layer: nn.Dropout) -> None:
 
 
 def check_trainable(graph: LayerGraph) -> None:
-    """Raise UnsupportedLayer for a network with layers that are random in training, whatever their present mode."""
+    """Raise UnsupportedLayer for a network with layers that are random in training, whatever their current mode."""
     for call in graph.calls:
         if isinstance(call.layer, nn.Dropout) and call.layer.p > 0:
             raise UnsupportedLayer(f"layer {call.name!r} is random in training; bounds need a Dropout of p = 0")
@@ -46,7 +46,7 @@ def check_tensor(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise DataError(f"inputs are {kind_of(x)}, not a tensor; write torch.as_tensor(x, dtype=torch.float32)")
     if not x.is_floating_point():
-        raise DataError(f"inputs are {x.dtype}, not pixels in [0, 1]; of levels from 0 to 255 write x.float() / 255")
+        raise DataError(f"inputs are {x.dtype}, not pixels in [0, 1]; for levels from 0 to 255 write x.float() / 255")
 
 
 def check_input(x: Tensor, clip: tuple[float, float] | None) -> None:
@@ -71,14 +71,14 @@ def check_dtype(model: nn.Module, x: Tensor) -> None:
 def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
     """Raise DataError unless `labels` holds one class in 0 … K−1 for each of B logits (B, K)."""
     if len(logits_shape) != 2:
-        raise DataError(f"the network's logits have shape {tuple(logits_shape)}; labels need one row (K,) an input")
+        raise DataError(f"the network's logits have shape {tuple(logits_shape)}; labels need one row (K,) for each input")
     batch, classes = logits_shape
     if classes < 2:
         raise DataError("the network has one logit; a margin needs two classes or more")
     if not isinstance(labels, Tensor):
         raise DataError(f"labels are {kind_of(labels)}, not a tensor; write torch.as_tensor(labels)")
     if labels.dtype != torch.int64:
-        raise DataError(f"labels are {labels.dtype}; classes are counted in torch.int64")
+        raise DataError(f"labels are {labels.dtype}; classes must be torch.int64")
     if labels.shape != (batch,):
         raise DataError(f"labels have shape {tuple(labels.shape)}; {batch} inputs need shape ({batch},)")
     if bool(((labels < 0) | (labels >= classes)).any()):

@@ -11,7 +11,7 @@ from certtrain.bounds.settings import Settings
 from certtrain.bounds.shape_layers import Concat
 from certtrain.runtime.deadline import NEVER, Deadline
 
-# From some of the examples and some of the functions of each to those functions (b, s, …).
+# From some of the examples, and some of the functions of each, to these functions (b, s, …).
 Functions = Callable[[slice, slice], Tensor]
 Bound = Callable[[Prefix, Tensor], Tensor]
 
@@ -32,7 +32,7 @@ def dense(functions: Tensor) -> Functions:
 
 
 def signed_coordinates(index: Tensor, sign: float, like: Tensor) -> Functions:
-    """sign · x_i for the flat indices i in `index` (B, S), as functions of values x (B, …) such as `like`."""
+    """sign · x_i for the flat indices i in `index` (B, S), as functions of values x (B, …) of the shape of `like`."""
 
     def part(examples: slice, columns: slice) -> Tensor:
         chosen = index[examples, columns]
@@ -58,7 +58,7 @@ def in_parts(
             return prefix.start.radius.new_full((_length(part), _length(columns)), -torch.inf)
         found = bound(prefix.examples(part), functions(part, columns))
         if deadline.limited and found.is_cuda:
-            torch.cuda.synchronize(found.device)  # else the clock is read before the bounds are computed
+            torch.cuda.synchronize(found.device)  # otherwise the clock would be read before a GPU has computed the bounds
         return found
 
     each = _parts(shape, max(rows, 1))
@@ -116,7 +116,7 @@ def layer_work(layer: nn.Module, shape: torch.Size) -> int:
 
 
 def row_bytes(prefix: Prefix, size: int, *, gradients: bool = False) -> int:
-    """The most bytes that backsubstitution of one function of one example takes, from `size` coefficients on."""
+    """The most bytes that backsubstitution of one function of one example takes, if it starts from `size` coefficients."""
     sizes = [max(shape[1:].numel() for shape in (*record.shapes, record.result)) for record in prefix.records]
     branches = sum(isinstance(record.call.layer, (Add, Concat)) for record in prefix.records) > 0
     copies = max([*sizes, size]) * (COPIES + COPY_OF_BRANCH * branches)

@@ -90,7 +90,7 @@ def _write_bounds(lower: Tensor, upper: Tensor, chosen: Tensor, prefix: Prefix, 
     examples = flat.any(1).nonzero().squeeze(1)
     if not len(examples):
         return
-    # The chosen come first. Examples with fewer of them are filled up with others, whose bounds are not used.
+    # The chosen values come first. Examples with fewer of them are padded with others, whose bounds are not used.
     count = int(flat.sum(1).max())
     index = flat[examples].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
     taken, prefix = flat[examples].gather(1, index), prefix.examples(examples)

@@ -76,5 +76,5 @@ class OnnxForm(NamedTuple):
 
 
 def one_operator(name: str) -> Callable[[nn.Module], list[Operator]]:
-    """How a layer is written that is one operator without attributes."""
+    """The form of a layer that is one operator without attributes."""
     return lambda layer: [Operator(name)]

@@ -150,7 +150,7 @@ def _reshape(given: Given, *sizes: Any, shape: Any = None) -> list[nn.Module]:
     _check_sizes(sizes, given.batch)
     known = given.shape()
     if known is None:
-        raise ValueError(f"shape {sizes}, for which the input's shape must be known, and here it is not; {FLAT}")
+        raise ValueError(f"shape {sizes}, which needs the input's shape, and that is not known here; {FLAT}")
     return [_flattening(known, _wanted(sizes, known))]
 
 

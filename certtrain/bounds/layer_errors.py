@@ -27,8 +27,8 @@ class PointwiseError(NamedTuple):
     """The rounding error of a sum, a maximum or an activation.
 
     network_error: relative to the result. length: the verifier's error is within γ_length of the result.
-    image: from the magnitudes of the inputs to one that bounds the result, and the sum of the terms of the lines that
-        replace the layer.
+    image: from the magnitudes of the inputs to a magnitude that bounds the result, and also the sum of the terms of the
+        lines that replace the layer.
     exact: whether the layer rounds nothing. can_overflow: whether its result may overflow.
     absolute: from the layer's input box and the box of its rule to a bound (B, …) of the error, of network and verifier
         together, that is not relative to the result.

@@ -52,7 +52,7 @@ class Prefix(NamedTuple):
         return [value - 1 for value in sorted(wanted, reverse=True) if value]
 
     def examples(self, chosen: slice | Tensor) -> "Prefix":
-        """The same prefix for some of the batch."""
+        """The same prefix for some examples of the batch."""
         return Prefix([record.examples(chosen) for record in self.records], self.start.examples(chosen))
 
 
@@ -123,7 +123,7 @@ def _rounding_per_unit(record: LayerRecord) -> Tensor:
 
 
 def _at_inputs(record: LayerRecord, coefficients: tuple[Tensor, ...]) -> Sequence[Tensor]:
-    """Λ at each input of a layer, in its place in the part of the images that other layers may need as well."""
+    """Λ at each input of a layer, padded or cropped to the part of the images that all layers need together."""
     if not record.places or isinstance(record.call.layer, nn.Conv2d):
         return coefficients
     return [placed(part, place) for part, place in zip(coefficients, record.places, strict=True)]
@@ -154,7 +154,7 @@ def _identity(trace: BoundTrace) -> Tensor:
 
 
 def _dot(coefficients: Tensor, values: Tensor) -> Tensor:
-    """Λ·v (B, S), of Λ (B, S, …) and values (B, …) or fewer, summed in float32 at least."""
+    """Λ·v (B, S), of Λ (B, S, …) and values v that broadcast to (B, …), summed in float32 at least."""
     return _sums(coefficients * values.unsqueeze(1))
 
 

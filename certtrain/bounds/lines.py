@@ -18,7 +18,7 @@ class Lines(NamedTuple):
     upper_offset: Tensor | None
 
     def examples(self, chosen: Tensor) -> "Lines":
-        """The lines of some of the batch."""
+        """The lines of some examples of the batch."""
         return self._each(lambda part: part[chosen])
 
     def for_functions(self) -> "Lines":
@@ -46,7 +46,7 @@ class Slopes(NamedTuple):
     first: Tensor
 
     def examples(self, chosen: Tensor) -> "Slopes":
-        """The slopes of some of the batch."""
+        """The slopes of some examples of the batch."""
         parts = (part[chosen] for part in (self.least, self.most, self.first))
         return Slopes(self.lines.examples(chosen), self.slope, *parts)
 

@@ -209,10 +209,10 @@ def up_to(name: str) -> BoundMethod:
 METHODS: dict[str, BoundMethod] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown": _crown, "alpha-crown": _alpha_crown}
 
 
-# Those that optimise: their results can depend on the last digit of a sum, and so on the machine.
+# Methods that optimise: their results can depend on the last digit of a sum, and so on the machine.
 SEARCH_METHODS = ("alpha-crown",)
 
-# Those for losses: one pass, with gradients.
+# Methods for training losses: one pass, with gradients.
 TRAINING_METHODS = ("ibp", "crown-ibp")
 
 

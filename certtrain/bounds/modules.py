@@ -32,7 +32,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def check_modules(model: nn.Module) -> None:
-    """Raise UnsupportedLayer for the first module that may compute something else than its class says."""
+    """Raise UnsupportedLayer for the first module that may compute something other than its class says."""
     _check_global_hooks()
     for name, module in model.named_modules():
         title = f"layer {name!r}" if name else type(module).__name__
@@ -93,11 +93,11 @@ def _check_wrapper(title: str, module: nn.Module) -> None:
         raise UnsupportedLayer(f"{title} is a {kind} around the network; give the network, model.{inner}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedLayer(
-            f"{title} was compiled by torch.jit, so that its layers cannot be read; give the module that it was made of"
+            f"{title} was compiled by torch.jit, so that its layers cannot be read; give the module that it was made from"
         )
     if module._compiled_call_impl is not None:
         raise UnsupportedLayer(
-            f"{title} was compiled in place by compile(); give a network that was not, with the same weights"
+            f"{title} was compiled in place by compile(); give an uncompiled network with the same weights"
         )
 
 
@@ -130,7 +130,7 @@ def _place(hook: Any) -> str:
 def _check_global_hooks() -> None:
     if calling._global_forward_pre_hooks or calling._global_forward_hooks:
         raise UnsupportedLayer(
-            "a global forward hook is there (torch.nn.modules.module.register_module_forward_hook or "
+            "a global forward hook is registered (torch.nn.modules.module.register_module_forward_hook or "
             "register_module_forward_pre_hook), which bounds cannot follow; remove it"
         )
 
@@ -143,12 +143,12 @@ def _check_calls(title: str, module: nn.Module) -> None:
         ):
             raise UnsupportedLayer(
                 f"{title} is a {type(module).__name__}, whose class overrides {name}; "
-                "put what that does into its forward"
+                "move that code into its forward"
             )
 
 
 def _check_methods(title: str, module: nn.Module) -> None:
-    """No instance may replace methods: any of a layer's, and of other modules those that torch calls."""
+    """An instance of a layer may not replace any method, and any other module none of those that torch calls."""
     methods = _methods((type(module) if is_layer(module) else nn.Module).__mro__)
     for name in vars(module):
         if name == "forward" or name in methods:
@@ -170,7 +170,7 @@ def _check_layer(title: str, layer: nn.Module) -> None:
     if type(layer).__module__.startswith("torch.nn.modules.") and not _is_torchs(type(layer).forward):
         raise UnsupportedLayer(f"{title} is a {type(layer).__name__}, whose forward was replaced in torch's own class")
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine != (layer.weight is not None):
-        raise UnsupportedLayer(f"{title} has affine = {layer.affine}, but its weight says otherwise; make it anew")
+        raise UnsupportedLayer(f"{title} has affine = {layer.affine}, but its weight says otherwise; create the layer again")
 
 
 def _is_torchs(function: Any) -> bool:

@@ -106,5 +106,5 @@ def _difference(model: nn.Module, traced: Operation | None, run: Operation | Non
     read = "" if traced is None else f", where its layers were read as {traced.name!r}"
     return UnsupportedLayer(
         f"the forward pass of {type(model).__name__} {does}{read}: what it does depends on something that cannot be "
-        "traced, such as the class or dtype of a value. Write it as layers and functions of its input alone"
+        "traced, such as the class or dtype of a value. Write it as layers and functions of its input only"
     )

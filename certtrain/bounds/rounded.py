@@ -31,7 +31,7 @@ from certtrain.bounds.shape_layers import REARRANGING, Pad
 from certtrain.bounds.statistics import BatchNorm, Statistics
 
 SMALLEST_VARIANCE = 2.0**-100  # of a BatchNorm's variance + e: below it float32 has no relative accuracy
-UNDERFLOWS = 8  # one operation loses at most so many of the smallest normal numbers, those of its operands included
+UNDERFLOWS = 8  # one operation loses at most this many times the smallest normal number, its operands included
 
 
 class LayerStep(NamedTuple):

@@ -121,7 +121,7 @@ ARITHMETICS: dict[str, Rounding] = {
     for found in (
         Rounding(
             "real", 0.0, 0.0, 0.0, 0.0, 2.0**-1022, 2.0**1000,
-            ("arithmetic real: the network without any rounding, which none that runs is", VERIFIER),
+            ("arithmetic real: the network without any rounding; every network that runs does round", VERIFIER),
         ),
         Rounding(
             "float32", 2.0**-24, 2.0**-24, 0.0, 0.0, 2.0**-126, 2.0**126,

@@ -28,7 +28,7 @@ class Settings:
         neurons in the layer. With 0 it uses CROWN's bounds there.
     early_stop: α-CROWN stops for a margin that is above zero, and for an example
         whose margins all are. Verdicts stay the same; margins are less tight.
-    domains: complete verification leaves an example open after so many domains.
+    domains: complete verification leaves an example open after this many domains.
     deadline: when to stop. Linear bounds that are not computed by then are minus infinity, and boxes are not tightened
         further.
     """

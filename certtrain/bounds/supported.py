@@ -40,7 +40,7 @@ def checked_copy(copy: nn.Module, model: nn.Module, shape: Shape | None = None) 
     with torch.no_grad():  # as inference is
         graph = checked_graph(copy, shape)
         if shape is not None and checked_graph(model, shape).description() != graph.description():
-            raise UnsupportedLayer("the network computes something else in float64 than in its own precision")
+            raise UnsupportedLayer("the network computes something different in float64 than in its own precision")
     return graph
 
 
@@ -74,9 +74,9 @@ def _none(layer: nn.Module) -> None:
 
 def _batch_norm(layer: BatchNorm) -> str | None:
     if layer.affine and layer.bias is None:
-        return "has a weight and no bias; give it both, or neither by affine=False"
+        return "has a weight and no bias; give it both, or neither (affine=False)"
     if (layer.running_mean is None) != (layer.running_var is None):
-        return "keeps one of its running statistics alone; let it keep both, or none"
+        return "keeps only one of its running statistics; it must keep both or none"
     return None
 
 
@@ -97,7 +97,7 @@ def _max_pool(layer: nn.MaxPool2d) -> str | None:
 def _flatten(layer: nn.Flatten) -> str | None:
     if layer.start_dim >= 1:
         return None
-    return f"flattens from dimension {layer.start_dim} on, and so perhaps the batch; use start_dim=1 or more"
+    return f"flattens from dimension {layer.start_dim} on, which may include the batch; use start_dim=1 or more"
 
 
 def _pad(layer: Pad) -> str | None:

@@ -17,7 +17,7 @@ from certtrain.bounds.modules import is_layer
 from certtrain.errors import UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
-BATCH_ASKED = "the forward pass asks how many inputs there are, as a key or as text; it must not depend on that"
+BATCH_ASKED = "the forward pass uses the number of inputs as a key or as text; it must not depend on it"
 LENGTH = len  # Python's own, while `length_of_symbols` replaces it
 
 
@@ -50,7 +50,7 @@ class _Proxy(fx.Proxy):
     def __class__(self) -> type:
         """For isinstance(x, Tensor), which is false for a symbol and true for the tensor that it stands for."""
         if _is_user_code(sys._getframe(1)):
-            raise UnsupportedLayer("the forward pass asks for the class of a value, as isinstance does; leave that out")
+            raise UnsupportedLayer("the forward pass asks for the class of a value, as by isinstance; remove that")
         return type(self)
 
     @property
@@ -102,13 +102,12 @@ class _UnknownShape:
 
     def _refuse(self) -> None:
         raise UnsupportedLayer(
-            "the forward pass asks for the shape of a value, and here the input's is not known. "
-            f"Give it, as in ibp_init_(model, shape=(3, 32, 32)). To flatten, {FLAT}"
+            "the forward pass asks for the shape of a value, but the input's shape is not known here. Give it, as in ibp_init_(model, shape=(3, 32, 32)). To flatten, {FLAT}"
         )
 
 
 class _BatchSize(fx.Proxy):
-    """The number of inputs, as a symbol. It cannot be a key of a set or dictionary, nor become text."""
+    """The number of inputs, as a symbol. It cannot be a key of a set or dictionary, nor be converted to text."""
 
     def __hash__(self) -> int:
         if _is_user_code(sys._getframe(1)):
@@ -137,8 +136,7 @@ class Tracer(fx.Tracer):
         """As torch's; raises UnsupportedLayer where autocast has changed since the forward pass began."""
         if _autocast() != self.autocast:
             raise UnsupportedLayer(
-                "the forward pass switches autocast on or off; leave that to whoever calls the network, "
-                "and name the arithmetic when it is certified"
+                "the forward pass switches autocast on or off; remove that, and name the arithmetic when you certify the network"
             )
         return super().create_node(*args, **kwargs)
 

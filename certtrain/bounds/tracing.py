@@ -31,7 +31,7 @@ def trace_layers(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
 
     Raises DataError if a layer does not take its inputs, and UnsupportedLayer if the
     forward pass cannot be traced, contains something other than layers, sums and
-    flattening, or may compute something else than its modules' classes say.
+    flattening, or may compute something other than its modules' classes say.
     """
     traced = trace_all(model, shape)
     return traced.graph.up_to(traced.result)
@@ -72,8 +72,7 @@ def _repeatable(model: nn.Module, shape: Shape | None) -> Traced:
     same = after.layers == before.layers and _traced(model, shape).graph.description() == traced.graph.description()
     if not same or ModuleState(model).values != after.values:
         raise UnsupportedLayer(
-            f"the forward pass changes {after.changed_since(before)!r}, so that its next call may compute "
-            "something else; let it change nothing but local variables"
+            f"the forward pass changes {after.changed_since(before)!r}, so that its next call may compute something different; let it change nothing but local variables"
         )
     return traced
 
@@ -184,7 +183,7 @@ class _Reader:
             if used.op == "get_attr":
                 raise UnsupportedLayer(
                     f"{str(used.target).removeprefix(INSIDE)!r} is used outside a layer, by {title(node.target)}; "
-                    "let a layer have it, as nn.Linear or nn.Conv2d"
+                    "put it into a layer such as nn.Linear or nn.Conv2d"
                 )
         source = first_argument(node)
         given = Given(lambda: self.shape_of(source) if isinstance(source, fx.Node) else None, self.batch)

@@ -19,7 +19,7 @@ from certtrain.bounds.linear import Prefix, padding
 
 View = Callable[[Tensor], Tensor]
 
-# At most so many windows along each side of a layer, and at least about so many values to bound in each.
+# At most this many windows along each side of a layer, and at least about this many values to bound in each.
 MOST_WINDOWS, VALUES_PER_WINDOW = 8, 32
 POINTWISE = (nn.BatchNorm2d, Normalize, nn.Identity, nn.Dropout, Add, *ACTIVATIONS)
 

@@ -1,14 +1,14 @@
 """Bounds of domains: linear relaxations with optimised slopes, and a Lagrange multiplier for each split (β-CROWN).
 
-If a split demands s·z ≥ 0 of a neuron's input z, then f ≥ f − β s z for any β ≥ 0.
-So a lower bound of the right side holds in the domain, and the best β make it
-tighter than the box of z alone does (Wang et al. 2021, theorem 3.1). Gradient ascent
+If a split requires s·z ≥ 0 for a neuron's input z, then f ≥ f − β s z for any β ≥ 0.
+So a lower bound of the right-hand side holds in the domain, and the best β make it
+tighter than the box of z alone would (Wang et al. 2021, theorem 3.1). Gradient ascent
 of the bound optimises slopes α and multipliers β together. The bound of every step
 is sound, and the best is kept.
 
 z is the value that the network computes, rounding included, and the split is on
 the sign of this computed value. So the two sides of a split cover all values in any
-arithmetic, and the added term needs only this program's own rounding.
+arithmetic, and the added term needs only the verifier's own rounding.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
 
 ALPHA_RATE, BETA_RATE, DECAY = 0.1, 1.0, 0.98
-COMPACT_SHARE = 4  # closed domains leave the ascent once they are at least one in so many
+COMPACT_SHARE = 4  # closed domains are removed from the ascent once at least one in this many is closed
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def optimised(problem: Problem, domains: Domains, steps: int, deadline: Deadline
 
 @torch.no_grad()
 def domain_bounds(problem: Problem, domains: Domains) -> Tensor:
-    """The bounds (D,) with the present slopes and multipliers, in the precision of the problem."""
+    """The bounds (D,) with the current slopes and multipliers, in the precision of the problem."""
     relaxed, like = RelaxedDomains.of(problem, domains), problem.prefix.start.radius
     values = [value.to(like.dtype, copy=True) for value in (domains.alphas, domains.betas)]
     relaxed.project(*values)

@@ -58,7 +58,7 @@ class BoxedExample:
         return [j for j in range(classes) if j != int(self.label)]
 
     def counterexample(self, inputs: Tensor) -> Tensor | None:
-        """One of `inputs` (D, …), rounded into the box, that inference misclassifies in a batch and alone, or None."""
+        """One of `inputs` (D, …), rounded into the box, that inference misclassifies in its batch and in a batch of one, or None."""
         copies = batch_of(self.x.expand(len(inputs), *self.x.shape[1:]), self.label.expand(len(inputs)), self.eps)
         criterion = Misclassification(self.model, self.arithmetic)
         state = AttackState(criterion, copies, torch.zeros_like(copies.rows), lambda: False)
@@ -107,7 +107,7 @@ def check_trees(
     Raises ValueError for a text that is not a tree.
     """
     if sorted(trees) != example.others(classes):
-        return "its trees are not those of all other classes"
+        return "it does not have one tree for each other class"
     prefix = example.prefix(settings)
     for other, text in sorted(trees.items()):
         problem = margin_problem(prefix, int(example.label), other, classes, settings, least)

@@ -1,4 +1,4 @@
-"""Domains without unstable neurons: the network is affine there, and a linear programme finds the best multipliers.
+"""Domains without unstable neurons: the network is affine there, and a linear program finds the best multipliers.
 
 No proof depends on the solver: its multipliers are used in the same sound bound as
 all others, and its input is checked by inference. Without SciPy, a domain that

@@ -19,7 +19,7 @@ from certtrain.branching.tree import Path, Tree
 FIRST_STEPS, STEPS = 50, 5  # steps of ascent for the whole box, and for each later domain
 MOST_DOMAINS = 512  # in a batch
 RETRY_DOMAINS, RETRY_STEPS = 200, 200  # limits for proving a leaf again: domains, and steps of ascent
-RESERVE = 1.25  # the float32 search aims above zero by so many times the rounding in the bound of the whole box
+RESERVE = 1.25  # the float32 search aims above zero by this many times what rounding costs the bound of the whole box
 
 # Whether one of the inputs (D, …) is a counterexample.
 Falsifies = Callable[[Tensor], bool]
@@ -59,7 +59,7 @@ def branch_and_bound(problem: Problem, settings: Settings, *, falsifies: Falsifi
 
 
 def reproved(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:
-    """How many of the leaves cannot be proved, each from its splits alone. Raises ValueError for an unknown neuron.
+    """How many leaves cannot be proved, each from its splits alone. Raises ValueError for an unknown neuron.
 
     A leaf whose bound is not above zero at first may be split further.
     """
@@ -170,7 +170,7 @@ class BranchAndBound:
             self._split(batch.take(splittable), scores.take(splittable))
 
     def _close(self, domains: Domains) -> bool:
-        """Close these domains, which have no unstable neurons; whether all could be closed."""
+        """Close these domains, which have no unstable neurons; returns whether all could be closed."""
         for row in range(domains.total):
             if self.settings.deadline.over():
                 return False
@@ -193,7 +193,7 @@ class BranchAndBound:
         self._sort(self.bound(concatenated(halves), STEPS))
 
     def _sort(self, domains: Domains) -> None:
-        """Append the open domains to `waiting`, the least bounds last."""
+        """Append the open domains to `waiting`, the lowest bounds last."""
         self.domains += domains.total
         closed = is_closed(domains)
         self.least = min([self.least, *domains.bounds[closed].tolist()])
@@ -202,7 +202,7 @@ class BranchAndBound:
             self.waiting.append(left.take(left.bounds.argsort(descending=True)))
 
     def _take(self) -> Domains:
-        """Take the newest domains off `waiting`, those with the least bounds first, as many as may be split."""
+        """Take the newest domains off `waiting`, those with the lowest bounds first, as many as may be split."""
         return concatenated(list(self._newest()))
 
     def _newest(self) -> Iterator[Domains]:

@@ -1,7 +1,7 @@
 """Which neuron to split a domain by: filtered smart branching (De Palma et al. 2021).
 
 The few neurons with the highest scores are tried: the gain of a split is measured
-by the bounds of both sides, with the present slopes and multipliers. The score is
+by the bounds of both sides, with the current slopes and multipliers. The score is
 the most that a neuron's relaxation can reduce the bound: the chord's offset times Λ
 (Bunel et al. 2020). The reduction at the input that minimises the domain's bound was
 tried as a score as well, and led to more domains.

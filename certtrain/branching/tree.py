@@ -60,7 +60,7 @@ def leaves_of(text: str) -> Iterator[Path]:
     )  # the splits above the next word; a tree may be as deep as its text is long
     for word in text.split(" "):
         if ended:
-            raise ValueError("it goes on after the tree's end")
+            raise ValueError("it continues after the tree's end")
         if word == LEAF:
             yield tuple(path.items())
             ended = not _to_next_side(path)
@@ -70,7 +70,7 @@ def leaves_of(text: str) -> Iterator[Path]:
             raise ValueError(f"neuron {word!r} is split twice on one path")
         path[neuron] = SIDES[0]
     if not ended:
-        raise ValueError("it ends before the tree does")
+        raise ValueError("it ends before the tree is complete")
 
 
 def _to_next_side(path: dict[Neuron, int]) -> bool:

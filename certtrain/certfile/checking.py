@@ -88,7 +88,7 @@ def check(
     start = time.monotonic()
     check_fit(model, images)
     if not contents.sealed:
-        raise CertificateError(f"{path} is not finished; the command that wrote it goes on with it")
+        raise CertificateError(f"{path} is not finished; run the command that wrote it again, which continues it")
     _check_header(path, contents.header, model_file, model, images)
     records = [contents.records[index] for index in range(len(images))]
     wrong = list(_other_examples(records, images))
@@ -198,12 +198,12 @@ class _Recheck:
         correct = correctly_classified(self.model, batch.x, batch.labels, self.header.arithmetic).tolist()
         for record, x, label, is_correct in zip(records, batch.x, batch.labels, correct, strict=True):
             wrong = record.verdict == "misclassified"
-            # In another order, sums may round differently, so an example also passes if it does so alone.
+            # Sums may be rounded differently in a batch of another size, so one that agrees in a batch of one passes too.
             if (
                 is_correct == wrong
                 and misclassified_in_batch_of_one(self.model, x, label, self.header.arithmetic) != wrong
             ):
-                yield f"example {record.index} is {record.verdict} there, but is {_classification(is_correct)} here"
+                yield f"example {record.index} is recorded as {record.verdict}, but is {_classification(is_correct)} here"
             elif record.counterexample is not None:
                 yield from self._counterexample(record, record.counterexample, x, label)
 
@@ -220,11 +220,11 @@ class _Recheck:
             assert found.margins is not None
             for record, verdict, margin in zip(records, found.verdicts, found.margins.tolist(), strict=True):
                 if verdict != "certified":
-                    yield f"example {record.index} is certified there, but {verdict} by {method} here"
+                    yield f"example {record.index} is recorded as certified, but is {verdict} by {method} here"
                 elif not (
                     _agree(record.margin, margin) or (method in SEARCH_METHODS and self._search_reaches(record, margin))
                 ):
-                    yield f"example {record.index} has the margin {record.margin!r} there, but {margin!r} here"
+                    yield f"example {record.index} has the recorded margin {record.margin!r}, but {margin!r} here"
 
         settings = self.header.bounds.settings(self.memory)
         bound = step_named(self.model, self.header.method, method, self.header.arithmetic, settings)
@@ -261,7 +261,7 @@ class _Recheck:
 
 def _other_method(method: str) -> RecordCheck:
     return lambda records: (
-        f"example {record.index} is certified by {method!r}, which is not of its method" for record in records
+        f"example {record.index} is certified by {method!r}, which is not part of the file's method" for record in records
     )
 
 

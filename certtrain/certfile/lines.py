@@ -127,9 +127,9 @@ class Record(Line):
         if self.method not in (None, *self.tried):
             raise ValueError(f"{self.method!r} is not among the methods that were tried")
         if (self.verdict == "misclassified") != (self.method == INFERENCE):
-            raise ValueError("inference decides what is misclassified, and nothing else")
+            raise ValueError("only inference decides that an example is misclassified")
         if (self.counterexample is not None) != (self.verdict == "falsified"):
-            raise ValueError("a falsified example has a counterexample, and no other")
+            raise ValueError("falsified examples have a counterexample, and no others do")
         if bool(self.trees) != (self.verdict == "certified" and self.method == COMPLETE):
             raise ValueError(f"an example that {COMPLETE!r} certified has trees, and no other")
         if self.verdict == "certified" and not (self.margin or 0) > 0:

@@ -69,7 +69,7 @@ class _Reader:
     def read(self, lines: Iterator[bytes], longest: int) -> Contents:
         for self.number, line in enumerate(lines, start=1):
             if len(line) > longest:
-                raise self._error(f"is longer than {longest:,} bytes, which no line of a certificate file is")
+                raise self._error(f"is longer than {longest:,} bytes, the limit for a line of a certificate file")
             if line.endswith(b"\n"):  # else writing was interrupted, and this is the last line
                 self._take(line)
         if self.header is None:
@@ -95,7 +95,7 @@ class _Reader:
             raise self._error(f"is about example {record.index}, but there are {self.header.data.examples}")
         earlier = self.records.get(record.index)
         if earlier is not None and (earlier.verdict != "open" or not earlier.tried.items() < record.tried.items()):
-            raise self._error(f"is about example {record.index} again, and does not go on from the earlier line")
+            raise self._error(f"is about example {record.index} again, but does not continue its earlier line")
         if record.counterexample is not None:
             self._check_pixels(record.counterexample)
         self.records[record.index] = record
@@ -112,12 +112,12 @@ class _Reader:
         assert self.header is not None
         if missing := self.header.data.examples - len(self.records):
             first = next(index for index in count() if index not in self.records)
-            raise self._error(f"is the seal, but {missing:,} examples have no record, as example {first}")
+            raise self._error(f"is the seal, but {missing:,} examples have no record, such as example {first}")
         if seal.sha256 != self.digest.hexdigest():
-            raise self._error("is the seal, and does not fit the lines before it: one of them was changed")
+            raise self._error("is the seal, but does not match the lines before it: one of them was changed")
         verdicts = [record.verdict for record in self.records.values()]
         if dict(seal.counts) != {verdict: verdicts.count(verdict) for verdict in VERDICTS}:
-            raise self._error("is the seal, and its counts are not those of the records")
+            raise self._error("is the seal, but its counts are not those of the records")
         self.seal = seal
 
     def _valid(self, kind: type[L], line: bytes) -> L:

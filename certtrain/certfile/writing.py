@@ -97,8 +97,7 @@ def locked_certificates(path: Path) -> Iterator[None]:
     """
     make_folder(path.absolute().parent)
     taken = CertificateError(
-        f"another process is writing {path}; wait until it ends, or stop it, and give the command again; "
-        "or write into another file"
+        f"another process is writing {path}; wait until it ends, or stop it, and run the command again; or write to another file"
     )
     with locked(path.parent / f".{path.name}.lock", taken):
         yield
@@ -123,8 +122,7 @@ class Writer:
         contents = read_certificates(path, images.input_shape)
         if other := differences(contents.header, header):
             raise CertificateError(
-                f"{path} is about something else: {'; '.join(other)}. To go on with it, ask for what it is about; "
-                "else give another name, or --force to replace it"
+                f"{path} was written for another task: {'; '.join(other)}. To continue it, give the options that it was written with; otherwise give another name, or --force to replace it"
             )
         self = cls.__new__(cls)
         self.path, self.images, self.digest = path, images, contents.digest.copy()
@@ -147,7 +145,7 @@ class Writer:
     def _check_examples(self, contents: Contents) -> None:
         for record in contents.records.values():
             if record.label != int(self.images.labels[record.index]):
-                raise CertificateError(f"{self.path} says another label of example {record.index} than the data")
+                raise CertificateError(f"{self.path} has another label for example {record.index} than the data")
 
 
 def _line(value: Line) -> bytes:

@@ -50,7 +50,7 @@ def _check(record: Activation) -> None:
 
 
 ACTIVATIONS = by_layer((RELU, LEAKY_RELU, SIGMOID, TANH, GELU, SILU, SOFTPLUS, ELU, HARDTANH, RELU6, CLAMP))
-# Those that are a line through zero on each side of zero.
+# Activations that are a line through zero on each side of zero.
 RECTIFIERS = tuple(layer for layer, record in ACTIVATIONS.items() if record.rectifier is not None)
 
 

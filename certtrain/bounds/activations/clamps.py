@@ -42,7 +42,7 @@ def limits_of(layer: Any) -> _Limits:
 
 
 def _ends(layer: nn.Module) -> tuple[float, float]:
-    """The limits, infinite for none."""
+    """The limits; infinite where there is none."""
     low, high = limits_of(layer)
     return -math.inf if low is None else low, math.inf if high is None else high
 
@@ -69,7 +69,7 @@ def _lines(layer: nn.Module, box: Box) -> Lines:
     """The lower line is constant or a chord; the upper one is the same, mirrored.
 
     The constant is the function's least value in the box. The chord starts where the function leaves that value.
-    Of the two, the line is taken that is higher at the centre of the box.
+    The lower line is the higher of these two at the centre of the box.
     """
     (first, last), low, high = _ends(layer), box.lower, box.upper
     leaves, reaches = low.clamp(min=first), high.clamp(max=last)

@@ -28,13 +28,13 @@ from certtrain.bounds.box import Box, Pointwise
 from certtrain.bounds.lines import Lines
 
 NARROW_CURVE = 1e-3  # relative to the midpoint and 1: the chord of a narrower interval would be mostly rounding error
-FAR = 100.0  # distance from zero beyond which a line through an end touches no other point, but for a share of this
+FAR = 100.0  # the touching points are tabulated up to this distance from zero; farther out they hardly change the lines
 NO_POINT = 1e30  # the place of a point that a line touches nowhere
 BISECTIONS, ENTRIES = 40, 1024
 
 
 class Touching(NamedTuple):
-    """Where a line through an end of an interval touches the curve, for ends on the right; on the left it is mirrored.
+    """Where a line through an end of an interval touches the curve, for upper ends; lower ends are the mirror image.
 
     below: for an end in the right concave part, the point of the convex part.
     above: for an end in the convex part, the point of the right concave part, or `NO_POINT`.
@@ -69,7 +69,11 @@ class _Interval(NamedTuple):
 
 
 def curve_lines(curve: ActivationCurve, box: Box) -> Lines:
-    """The lines of `curve` over `box` (B, …). Rounding on the way to them is harmless, but for that of their terms."""
+    """The lines of `curve` over `box` (B, …).
+
+    Rounding of the slopes and touching points does no harm, since each offset is sound for the slope as computed. The
+    rounding of the offsets themselves is part of the error in the activation's record.
+    """
     low, high, middle = box.lower, box.upper, box.centre
     at = _Interval(low, high, middle, high - low > NARROW_CURVE * (1 + middle.detach().abs()))
     lower_slope, touched = _slope_below(curve, at)
@@ -184,9 +188,9 @@ def _by_tangent(
 
 
 def touching_of(value: Pointwise, derivative: Pointwise, right: float) -> Touching:
-    """By tables, for a curve that is convex from −right to right and x/2 plus an even function.
+    """Tables of touching points, for a curve that is x/2 plus an even function, and convex from −right to right.
 
-    An error of the table makes the line a little worse, and no less right.
+    An error in a table makes a line slightly less tight, but it stays sound.
     """
     shares = torch.linspace(0, 1, ENTRIES, dtype=torch.float64)
     outer, inner = right + (FAR - right) * shares.square(), right * (2 * shares - 1)
@@ -199,9 +203,9 @@ def touching_of(value: Pointwise, derivative: Pointwise, right: float) -> Touchi
 
 
 def _bisected(value: Pointwise, derivative: Pointwise, ends: Tensor, way: tuple[Tensor, Tensor], sign: int) -> Tensor:
-    """The first point on the way at which the tangent passes the end on the other side, the last one if none does.
+    """The point between both of `way` whose tangent passes through the end, by bisection; the last one if there is none.
 
-    Before it, with a sign of 1, the tangent passes above.
+    At points before it the tangent passes above the end if `sign` is 1, and below it if `sign` is −1.
     """
     (near, far), heights = way, value(ends)
     for _ in range(BISECTIONS):
@@ -212,7 +216,7 @@ def _bisected(value: Pointwise, derivative: Pointwise, ends: Tensor, way: tuple[
 
 
 def _looked_up(table: Tensor, share: Tensor) -> Tensor:
-    """The table's entry at that share of its length, from 0 to 1, between two of them by a line."""
+    """The table's value at that share of its length, from 0 to 1, by linear interpolation."""
     place = share.nan_to_num(0.0).clamp(0, 1) * (len(table) - 1)
     first, table = place.long().clamp(max=len(table) - 2), table.to(share)
     return torch.lerp(table[first], table[first + 1], place - first)

@@ -33,7 +33,7 @@ from certtrain.bounds.rounding import Rounding
 from certtrain.spec.activations import GELUSection, SiLUSection
 
 _GELU_ACCURACY = Accuracy(
-    16, "GELU, as x·Φ(x), is within 16 units in the last place of x, its input: below zero that is no relative error"
+    16, "GELU, as x·Φ(x), is within 16 units in the last place of its input x, which is not a relative error below zero"
 )
 _SILU_ACCURACY = Accuracy(8, "SiLU is within 8 units in the last place of its input")
 

@@ -33,4 +33,4 @@ def unimodal_box(function: Pointwise, minimiser: float, least: float, box: Box) 
     return box_of_ends(lower, torch.maximum(at_low, at_high), None if box.clean is None else function(box.clean))
 
 
-CLOSE = 1e-7  # more than float32 rounds a minimiser of about 1 by; so near, the function is within 1e-14 of its minimum
+CLOSE = 1e-7  # above float32's rounding of a minimiser near 1; this close, the function is within 1e-14 of its minimum

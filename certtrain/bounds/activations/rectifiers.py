@@ -80,7 +80,7 @@ def _leaky_interval(layer: nn.LeakyReLU, box: Box) -> Box:
 
 
 def _leaky_error(rounding: Rounding, layer: nn.LeakyReLU, units: int) -> PointwiseError:
-    """The slope is rounded, and the product."""
+    """Both the slope and the product are rounded."""
     steepest = max(1.0, layer.negative_slope)
     return PointwiseError(rounding.steps(2), lambda size: size * steepest, can_overflow=True)
 

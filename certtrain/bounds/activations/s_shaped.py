@@ -38,7 +38,7 @@ def _s_shaped(function: Pointwise, derivative: Pointwise, box: Box) -> Lines:
 
 
 def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
-    """The verifier's own results are within as many units in the last place.
+    """The verifier's own results are within the same number of units in the last place.
 
     Rounding an end of the box by a unit of x changes the result by x·f′(x) units.
     For tanh this is at most |f|. For sigmoid it is at most |x|·f, where x is above
