@@ -7,12 +7,12 @@ NO_NUMBER = "–"
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share of one as a percentage with so many decimal places."""
+    """A share of one as a percentage with `digits` decimal places."""
     return NO_NUMBER if share is None or math.isnan(share) else f"{100 * share:.{digits}f}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits."""
+    """A number to `digits` significant digits."""
     return NO_NUMBER if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 

@@ -114,7 +114,7 @@ def check_model_file(path: Path) -> None:
 def check_certificate_file(path: Path) -> None:
     """Raise CertificateError unless `path` is a file."""
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise CertificateError(f"the certificate file {path} {what}; `certtrain verify MODEL --out FILE` writes one")
 
 
@@ -128,7 +128,7 @@ def check_property_file(path: Path) -> None:
 def check_data_folder(dataset: str, folder: Path | None) -> None:
     """Raise DataError if `dataset` is to be read from a folder that does not exist."""
     if folder is not None and dataset != "digits" and not folder.expanduser().is_dir():
-        raise DataError(f"{dataset} not found: the data folder {folder} does not exist, or is no folder.")
+        raise DataError(f"{dataset} not found: the data folder {folder} does not exist, or is not a folder.")
 
 
 def check_source(path: Path) -> None:

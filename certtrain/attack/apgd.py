@@ -43,7 +43,7 @@ class Iterates(NamedTuple):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The checkpoints, after which step sizes may change: first at 0.22 of all steps, with gaps that shrink to 0.06 of them."""
+    """The checkpoints, after which step sizes may change: at 0.22 of all steps, then with gaps that shrink to 0.06."""
     marks, last, share = [0], 0.0, 0.22
     while (mark := math.ceil(round(share * steps, 9))) <= steps:
         marks.append(mark)

@@ -66,8 +66,8 @@ class Criterion(Protocol):
 class Misclassification(NamedTuple):
     """Inputs that the network misclassifies in the named arithmetic, both in their batch and in a batch of one.
 
-    A tie of logits counts as misclassified, and so does NaN. Sums may run in another order in a batch of another size, so
-    an input must be misclassified in a batch of one as well.
+    A tie of logits counts as misclassified, and so does NaN. Sums may run in another order in a batch of another size,
+    so an input must be misclassified in a batch of one as well.
     """
 
     model: nn.Module

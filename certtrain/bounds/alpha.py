@@ -41,7 +41,7 @@ def alpha_lower_bounds(settings: Settings, *, stop_above: float = torch.inf) -> 
 
 
 def tighten_by_alpha(boxes: Iterator[Box], settings: Settings) -> Tighten:
-    """`boxes`, in layer order, each intersected with the pass's intervals, and with optimised bounds where few neurons are unstable."""
+    """`boxes`, in layer order, intersected with the pass's and with optimised bounds where few neurons are unstable."""
 
     def tightened(layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
         box = intersection(box, next(boxes), settings)
@@ -58,7 +58,8 @@ def slope_search_bounds(prefix: Prefix, functions: Tensor, settings: Settings, s
     """Lower bounds (B, S) of `functions` (B, S, …) by the best slopes found, at least those of the initial lines.
 
     The search for a bound ends once this bound is above `stop_above` or stalls. It does not depend on the other bounds
-    of the batch, so no bound changes if the functions are split into parts. After the deadline no further step is taken.
+    of the batch, so no bound changes if the functions are split into parts. After the deadline no further step is
+    taken.
     """
     best = backsubstitute(prefix, functions, rounding=settings.rounding)
     done = ~functions.flatten(2).any(2) | (best > stop_above)  # a class has no margin to itself

@@ -74,7 +74,7 @@ def margin_bounds(
 
     `labels` (B,) are the classes y, `method` as for `output_bounds`. If all
     other columns are finite and above zero, no input in the box changes the
-    class in real arithmetic. That is no certificate, since the network rounds and
+    class in real arithmetic. That is not a certificate, since the network rounds and
     these bounds are computed in its precision: `certify` gives certificates.
     Raises what `output_bounds` raises, and DataError for a label outside the classes.
     """

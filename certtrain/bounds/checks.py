@@ -71,7 +71,9 @@ def check_dtype(model: nn.Module, x: Tensor) -> None:
 def check_labels(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
     """Raise DataError unless `labels` holds one class in 0 … K−1 for each of B logits (B, K)."""
     if len(logits_shape) != 2:
-        raise DataError(f"the network's logits have shape {tuple(logits_shape)}; labels need one row (K,) for each input")
+        raise DataError(
+            f"the network's logits have shape {tuple(logits_shape)}; labels need one row (K,) for each input"
+        )
     batch, classes = logits_shape
     if classes < 2:
         raise DataError("the network has one logit; a margin needs two classes or more")

@@ -58,7 +58,8 @@ def in_parts(
             return prefix.start.radius.new_full((_length(part), _length(columns)), -torch.inf)
         found = bound(prefix.examples(part), functions(part, columns))
         if deadline.limited and found.is_cuda:
-            torch.cuda.synchronize(found.device)  # otherwise the clock would be read before a GPU has computed the bounds
+            # Otherwise the clock would be read before the GPU has computed the bounds.
+            torch.cuda.synchronize(found.device)
         return found
 
     each = _parts(shape, max(rows, 1))
@@ -116,7 +117,7 @@ def layer_work(layer: nn.Module, shape: torch.Size) -> int:
 
 
 def row_bytes(prefix: Prefix, size: int, *, gradients: bool = False) -> int:
-    """The most bytes that backsubstitution of one function of one example takes, if it starts from `size` coefficients."""
+    """The most bytes that backsubstitution of one function of one example takes, starting from `size` coefficients."""
     sizes = [max(shape[1:].numel() for shape in (*record.shapes, record.result)) for record in prefix.records]
     branches = sum(isinstance(record.call.layer, (Add, Concat)) for record in prefix.records) > 0
     copies = max([*sizes, size]) * (COPIES + COPY_OF_BRANCH * branches)

@@ -72,7 +72,8 @@ class LayerGraph:
         """Raise DataError if these are not the layers for inputs of shape (B, …)."""
         if self.shape not in (None, shape[1:]):
             raise DataError(
-                f"the network was read for inputs of shape (B, {', '.join(map(str, self.shape))}), on which its forward pass depends, but these have shape {tuple(shape)}; read it again for them"
+                f"the network was read for inputs of shape (B, {', '.join(map(str, self.shape))}), on which its "
+                f"forward pass depends, but these have shape {tuple(shape)}; read it again for them"
             )
 
     def up_to(self, value: int) -> "LayerGraph":
@@ -94,7 +95,9 @@ class LayerGraph:
         """
         if value not in self.cuts():
             names = ", ".join(repr(self.calls[cut - 1].name) for cut in self.cuts())
-            raise UnsupportedLayer(f"the network cannot be split at value {value}; it can be split after {names or 'no layer'}")
+            raise UnsupportedLayer(
+                f"the network cannot be split at value {value}; it can be split after {names or 'no layer'}"
+            )
         rest = (call._replace(inputs=tuple(i - value for i in call.inputs)) for call in self.calls[value:])
         return self.up_to(value), LayerGraph(tuple(rest))
 

@@ -93,7 +93,7 @@ def _check_wrapper(title: str, module: nn.Module) -> None:
         raise UnsupportedLayer(f"{title} is a {kind} around the network; give the network, model.{inner}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedLayer(
-            f"{title} was compiled by torch.jit, so that its layers cannot be read; give the module that it was made from"
+            f"{title} was compiled by torch.jit, so its layers cannot be read; give the module that it was made from"
         )
     if module._compiled_call_impl is not None:
         raise UnsupportedLayer(
@@ -142,8 +142,7 @@ def _check_calls(title: str, module: nn.Module) -> None:
             isinstance(module, fx.GraphModule) and name == "__call__"
         ):
             raise UnsupportedLayer(
-                f"{title} is a {type(module).__name__}, whose class overrides {name}; "
-                "move that code into its forward"
+                f"{title} is a {type(module).__name__}, whose class overrides {name}; move that code into its forward"
             )
 
 
@@ -170,7 +169,9 @@ def _check_layer(title: str, layer: nn.Module) -> None:
     if type(layer).__module__.startswith("torch.nn.modules.") and not _is_torchs(type(layer).forward):
         raise UnsupportedLayer(f"{title} is a {type(layer).__name__}, whose forward was replaced in torch's own class")
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine != (layer.weight is not None):
-        raise UnsupportedLayer(f"{title} has affine = {layer.affine}, but its weight says otherwise; create the layer again")
+        raise UnsupportedLayer(
+            f"{title} has affine = {layer.affine}, but its weight says otherwise; create the layer again"
+        )
 
 
 def _is_torchs(function: Any) -> bool:

@@ -108,6 +108,7 @@ def backsubstitution_error(length: int) -> float:
     return 4 * gamma(length + EXTRA_ROUNDINGS + LAYER_LIMIT, UNIT64)
 
 
+EXACT_NETWORK = "arithmetic real: the network without any rounding; every network that runs does round"
 NEAREST = "every operation rounds to nearest; reciprocal square roots are within 2 units in the last place"
 NO_TF32 = (
     "no TF32 and no bfloat16 inside: torch.backends.cudnn.allow_tf32 off, torch.set_float32_matmul_precision highest"
@@ -121,7 +122,7 @@ ARITHMETICS: dict[str, Rounding] = {
     for found in (
         Rounding(
             "real", 0.0, 0.0, 0.0, 0.0, 2.0**-1022, 2.0**1000,
-            ("arithmetic real: the network without any rounding; every network that runs does round", VERIFIER),
+            (EXACT_NETWORK, VERIFIER),
         ),
         Rounding(
             "float32", 2.0**-24, 2.0**-24, 0.0, 0.0, 2.0**-126, 2.0**126,

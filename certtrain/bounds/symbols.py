@@ -102,7 +102,8 @@ class _UnknownShape:
 
     def _refuse(self) -> None:
         raise UnsupportedLayer(
-            "the forward pass asks for the shape of a value, but the input's shape is not known here. Give it, as in ibp_init_(model, shape=(3, 32, 32)). To flatten, {FLAT}"
+            "the forward pass asks for the shape of a value, but the input's shape is not known here. Give it, as in "
+            f"ibp_init_(model, shape=(3, 32, 32)). To flatten, {FLAT}"
         )
 
 
@@ -136,7 +137,8 @@ class Tracer(fx.Tracer):
         """As torch's; raises UnsupportedLayer where autocast has changed since the forward pass began."""
         if _autocast() != self.autocast:
             raise UnsupportedLayer(
-                "the forward pass switches autocast on or off; remove that, and name the arithmetic when you certify the network"
+                "the forward pass switches autocast on or off; remove that, and name the arithmetic when you certify "
+                "the network"
             )
         return super().create_node(*args, **kwargs)
 

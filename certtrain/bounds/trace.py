@@ -21,6 +21,7 @@ from certtrain.bounds.interval import (
 from certtrain.bounds.rounded import logit_errors
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.statistics import StatisticsByCall, StatisticsSource, running_statistics
+from certtrain.deprecation import warn_renamed
 
 # Layers whose input boxes a trace keeps, since linear bounds must relax them.
 NONLINEAR: tuple[type[nn.Module], ...] = (*ACTIVATIONS, nn.MaxPool2d)
@@ -152,6 +153,12 @@ class BoundTrace:
     def relu_inputs(self) -> list[Interval]:
         """Bounds (B, …) at each ReLU's input, in the order of the forward pass."""
         return [Interval(name, box.lower, box.upper) for name, box in self.relu_boxes]
+
+    @property
+    def visits(self) -> list[LayerRecord]:
+        """The old name of `records`."""
+        warn_renamed("BoundTrace.visits", "BoundTrace.records")
+        return self.records
 
     def margins(self, labels: Tensor) -> Tensor:
         """Lower bounds (B, K) of logit[y] − logit[j]; column y is 0."""

@@ -72,7 +72,8 @@ def _repeatable(model: nn.Module, shape: Shape | None) -> Traced:
     same = after.layers == before.layers and _traced(model, shape).graph.description() == traced.graph.description()
     if not same or ModuleState(model).values != after.values:
         raise UnsupportedLayer(
-            f"the forward pass changes {after.changed_since(before)!r}, so that its next call may compute something different; let it change nothing but local variables"
+            f"the forward pass changes {after.changed_since(before)!r}, so that its next call may compute something "
+            "different; let it change nothing but local variables"
         )
     return traced
 

@@ -14,7 +14,7 @@ from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import branch_and_bound, reproved
+from certtrain.branching.search import branch_and_bound, unproved_leaves
 from certtrain.branching.tree import leaves_of
 
 
@@ -58,7 +58,10 @@ class BoxedExample:
         return [j for j in range(classes) if j != int(self.label)]
 
     def counterexample(self, inputs: Tensor) -> Tensor | None:
-        """One of `inputs` (D, …), rounded into the box, that inference misclassifies in its batch and in a batch of one, or None."""
+        """One of `inputs` (D, …), rounded into the box, that inference misclassifies, or None.
+
+        It must be misclassified in its batch and in a batch of one.
+        """
         copies = batch_of(self.x.expand(len(inputs), *self.x.shape[1:]), self.label.expand(len(inputs)), self.eps)
         criterion = Misclassification(self.model, self.arithmetic)
         state = AttackState(criterion, copies, torch.zeros_like(copies.rows), lambda: False)
@@ -111,7 +114,7 @@ def check_trees(
     prefix = example.prefix(settings)
     for other, text in sorted(trees.items()):
         problem = margin_problem(prefix, int(example.label), other, classes, settings, least)
-        unproved = reproved(problem, leaves_of(text), settings)
+        unproved = unproved_leaves(problem, leaves_of(text), settings)
         if unproved:
             return f"{unproved:,} of the leaves against class {other} could not be proved here"
     return None

@@ -53,7 +53,7 @@ class Problem:
         return Problem(Prefix(records, _float_box(self.prefix.start)), self.functions.float(), self.offsets.float())
 
     def weighted(self, weights: Tensor) -> "Problem":
-        """The problem with one function, the sum of all with nonnegative weights (S,): where it is above zero, so is one of them."""
+        """With one function, the sum of all with nonnegative weights (S,). Where it is above zero, one function is."""
         functions, offsets = (weights @ self.functions)[None], (weights @ self.offsets)[None]
         error = self.prefix.records[-1].rounding_error
         if error is not None:

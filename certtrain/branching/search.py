@@ -58,7 +58,7 @@ def branch_and_bound(problem: Problem, settings: Settings, *, falsifies: Falsifi
     return search.run()
 
 
-def reproved(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:
+def unproved_leaves(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:
     """How many leaves cannot be proved, each from its splits alone. Raises ValueError for an unknown neuron.
 
     A leaf whose bound is not above zero at first may be split further.
@@ -135,7 +135,7 @@ class BranchAndBound:
     def bound(self, domains: Domains, steps: int) -> Domains:
         """The domains with optimised slopes and multipliers, and proved bounds where they may be closed.
 
-        A bound of a domain holds in the domains that it is split into. NaN and infinity are no bounds.
+        A bound of a domain holds in the domains that it is split into. NaN and infinity are not bounds.
         """
         found = optimised(self.fast, domains, steps, self.settings.deadline)
         bounds, candidates = found.bounds.to(self.problem.prefix.start.radius), found.bounds > -self.reserve

@@ -198,12 +198,13 @@ class _Recheck:
         correct = correctly_classified(self.model, batch.x, batch.labels, self.header.arithmetic).tolist()
         for record, x, label, is_correct in zip(records, batch.x, batch.labels, correct, strict=True):
             wrong = record.verdict == "misclassified"
-            # Sums may be rounded differently in a batch of another size, so one that agrees in a batch of one passes too.
+            # A batch of another size may round sums differently, so agreement in a batch of one is enough.
             if (
                 is_correct == wrong
                 and misclassified_in_batch_of_one(self.model, x, label, self.header.arithmetic) != wrong
             ):
-                yield f"example {record.index} is recorded as {record.verdict}, but is {_classification(is_correct)} here"
+                here = _classification(is_correct)
+                yield f"example {record.index} is recorded as {record.verdict}, but is {here} here"
             elif record.counterexample is not None:
                 yield from self._counterexample(record, record.counterexample, x, label)
 
@@ -261,7 +262,8 @@ class _Recheck:
 
 def _other_method(method: str) -> RecordCheck:
     return lambda records: (
-        f"example {record.index} is certified by {method!r}, which is not part of the file's method" for record in records
+        f"example {record.index} is certified by {method!r}, which is not part of the file's method"
+        for record in records
     )
 
 

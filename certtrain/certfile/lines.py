@@ -11,21 +11,34 @@ import base64
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from certtrain.bounds.activations.gated import GELU_STATEMENT
+from certtrain.bounds.rounding import EXACT_NETWORK
 from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.errors import EpsilonError
 from certtrain.spec.choices import NetworkName, SplitName
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verdicts import Verdict
 from certtrain.verification.complete import COMPLETE
+from certtrain.verification.milp import SECOND_OPINION
 from certtrain.verification.steps import INFERENCE
+
+# Assumptions in the words of earlier versions, which say the same as those of this version.
+REWORDED = {
+    "arithmetic real: the network without any rounding, which none that runs is": EXACT_NETWORK,
+    "GELU, as x·Φ(x), is within 16 units in the last place of x, its input: below zero that is no relative error": (
+        GELU_STATEMENT
+    ),
+    "a solver in float64 with tolerances, 1e-5 of which are taken off: a second opinion and no proof": SECOND_OPINION,
+}
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(max_length=1000)]
+Assumption = Annotated[Name, AfterValidator(lambda text: REWORDED.get(text, text))]
 MOST_STEPS = 100_000
 MOST_INT32 = 2**31 - 1
 Size = Annotated[int, Field(ge=0, le=MOST_INT32)]
@@ -100,7 +113,7 @@ class Header(Line):
     method: Name
     bounds: BoundSettings
     arithmetic: Name
-    assumptions: tuple[Name, ...]
+    assumptions: tuple[Assumption, ...]
     attack: dict[Name, int | float | Name]
     batch_size: int = Field(ge=1)
     versions: dict[Name, Name]
@@ -131,7 +144,7 @@ class Record(Line):
         if (self.counterexample is not None) != (self.verdict == "falsified"):
             raise ValueError("falsified examples have a counterexample, and no others do")
         if bool(self.trees) != (self.verdict == "certified" and self.method == COMPLETE):
-            raise ValueError(f"an example that {COMPLETE!r} certified has trees, and no other")
+            raise ValueError(f"examples certified by {COMPLETE!r} have trees, and no others do")
         if self.verdict == "certified" and not (self.margin or 0) > 0:
             raise ValueError("a certified example has a margin above zero")
         return self
@@ -182,6 +195,6 @@ def _difference(words: str, before: Any, now: Any) -> str:
     """One difference, with both values; without them for the assumptions."""
     if isinstance(before, dict) and isinstance(now, dict):
         fields = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        pairs = [f"{name} {before.get(name)} there, {now.get(name)} here" for name in fields]
+        pairs = [f"{name} {before.get(name)} in the file, {now.get(name)} here" for name in fields]
         return f"{words} ({'; '.join(pairs)})"
-    return words if isinstance(before, tuple) else f"{words} ({before} there, {now} here)"
+    return words if isinstance(before, tuple) else f"{words} ({before} in the file, {now} here)"

@@ -97,7 +97,8 @@ def locked_certificates(path: Path) -> Iterator[None]:
     """
     make_folder(path.absolute().parent)
     taken = CertificateError(
-        f"another process is writing {path}; wait until it ends, or stop it, and run the command again; or write to another file"
+        f"another process is writing {path}; wait until it ends, or stop it, and run the command again; "
+        "or write to another file"
     )
     with locked(path.parent / f".{path.name}.lock", taken):
         yield
@@ -122,7 +123,8 @@ class Writer:
         contents = read_certificates(path, images.input_shape)
         if other := differences(contents.header, header):
             raise CertificateError(
-                f"{path} was written for another task: {'; '.join(other)}. To continue it, give the options that it was written with; otherwise give another name, or --force to replace it"
+                f"{path} was written for another task: {'; '.join(other)}. To continue it, give the options that it "
+                "was written with; otherwise give another name, or --force to replace it"
             )
         self = cls.__new__(cls)
         self.path, self.images, self.digest = path, images, contents.digest.copy()

@@ -24,7 +24,7 @@ CertificateFile = Annotated[
 ]
 CheckedModel = Annotated[Path, typer.Argument(metavar="MODEL", help="The model file that the certificates are about.")]
 PartialLimit = Annotated[
-    int | None, typer.Option(min=1, help="Check only this many examples, from the first on: a partial check.")
+    int | None, typer.Option(min=1, help="Check only this many examples, starting with the first: a partial check.")
 ]
 
 

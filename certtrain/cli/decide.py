@@ -19,7 +19,7 @@ PropertyFile = Annotated[Path, typer.Argument(metavar="PROPERTY", help="A VNN-LI
 PropertyMethod = Annotated[
     PropertyMethodName,
     typer.Option(
-        help="What follows the bounds and the attack. crown-ibp: nothing. complete: branch and bound, until the "
+        help="What is tried after the bounds and the attack. crown-ibp: nothing. complete: branch and bound, until the "
         "property is decided. milp: a mixed-integer program, as a second opinion; for networks with few ReLUs."
     ),
 ]
@@ -49,7 +49,7 @@ def decide_command(
     seed: AttackSeed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Decide a property of a network, with the result as the verification competition (VNN-COMP) names it.
+    """Decide whether a network has a property. The result is named as in the verification competition (VNN-COMP).
 
     unsat: no input in the box violates the property. sat: one does, and it is shown. unknown: neither was found.
     """

@@ -27,8 +27,8 @@ class Explanation(NamedTuple):
 EXPLANATIONS = {
     ExitCode.DONE: Explanation(
         "done",
-        "The command did what it was asked to do. It is no error if a time budget ends it, or whatever `decide` "
-        "answers: sat, unsat or unknown.",
+        "The command did what it was asked to do. A time budget that runs out is not an error, nor is any answer of "
+        "`decide`: sat, unsat or unknown.",
     ),
     ExitCode.ERROR: Explanation(
         "wrong files, data or settings",
@@ -45,7 +45,7 @@ EXPLANATIONS = {
     ),
     ExitCode.FAULT: Explanation(
         "fault in certtrain",
-        "A certified example was falsified, or an export computes something else than its network. The fault is in "
+        "A certified example was falsified, or an export computes something other than its network. The fault is in "
         "certtrain, or in the program that ran the network. No result is reported.",
     ),
     ExitCode.INTERRUPTED: Explanation(

@@ -36,9 +36,9 @@ class NetworkOptions:
         ),
     ] = None
     onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX file.")] = None
-    limit: Annotated[int, typer.Option(min=1, help="Check the exports on this many examples, from the first on.")] = (
-        1000
-    )
+    limit: Annotated[
+        int, typer.Option(min=1, help="Check the exports on this many examples, starting with the first.")
+    ] = 1000
     force: Force = False
     as_json: AsJson = False
 

@@ -86,7 +86,7 @@ class SchemeComparison:
     ] = None
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Number of seeds in a comparison, from --seed on; {FEW_SEEDS} if not given."),
+        typer.Option(min=1, help=f"Number of seeds in a comparison, starting with --seed; {FEW_SEEDS} if not given."),
     ] = None
 
     @property
@@ -112,7 +112,7 @@ class InitData:
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Number of examples, from the first on; {MANY} if not given, {FEW} in a depth sweep."
+            min=1, help=f"Number of examples, starting with the first; {MANY} if not given, {FEW} in a depth sweep."
         ),
     ] = None
     device: DeviceOption = "auto"

@@ -78,7 +78,9 @@ Overrides = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Random seed; the preset's if not given.")]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data set.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Number of examples, from the first on; all if not given.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Number of examples, starting with the first; all if not given.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Number of examples at a time.")]
 PgdRestarts = Annotated[int, typer.Option(min=1, help="Number of random starts of the attack.")]
 AttackSeed = Annotated[int, typer.Option(min=0, help="Seed of the attack's random starts.")]

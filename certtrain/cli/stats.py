@@ -31,7 +31,7 @@ Models = Annotated[
     list[Path],
     typer.Argument(
         metavar="MODEL",
-        help="Model files, checkpoints, or run folders, which stand for their model or else their newest checkpoint. "
+        help="Model files, checkpoints, or run folders, for their model or, without one, their newest checkpoint. "
         "Several are shown side by side.",
     ),
 ]
@@ -74,7 +74,7 @@ class StatsOutput:
     as_json: AsJson = False
 
     def check(self, models: int) -> None:
-        """Raise BadParameter if an option for one run has several, or --html is combined with other output."""
+        """Raise BadParameter if an option for one run is given several, or --html is combined with other output."""
         if self.by_epoch and models > 1:
             raise typer.BadParameter("it shows one run; give one folder", param_hint="--by-epoch")
         if self.html is not None and (models > 1 or self.by_epoch or self.csv_file or self.plot or self.as_json):

@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class Stopper:
-    """Says whether to stop: after so many `seconds`, or on SIGINT or SIGTERM. A second signal ends the process."""
+    """Says whether to stop: after this many `seconds`, or on SIGINT or SIGTERM. A second signal ends the process."""
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds, self.start, self.interrupted = seconds, time.monotonic(), False
@@ -18,7 +18,7 @@ class Stopper:
         signal.signal(number, signal.SIG_DFL)
 
     def reason(self) -> str | None:
-        """Why to stop; None to go on."""
+        """The reason to stop; None to continue."""
         if self.interrupted:
             return "interrupted"
         over = self.seconds is not None and time.monotonic() - self.start >= self.seconds

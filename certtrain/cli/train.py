@@ -52,7 +52,7 @@ class ChangeOptions:
     ] = None
     compile_: Annotated[
         Compile | None,
-        typer.Option("--compile", help="Compile the training step; auto does so if it saves time in all."),
+        typer.Option("--compile", help="Compile the training step; auto does so if it saves time overall."),
     ] = None
     overrides: Overrides = None
 

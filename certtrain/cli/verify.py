@@ -129,7 +129,9 @@ class LimitOptions:
     time_budget: Annotated[
         float | None,
         typer.Option(
-            parser=seconds, metavar="TIME", help="Time limit in all, like 9m; what is not decided by then stays open."
+            parser=seconds,
+            metavar="TIME",
+            help="Time limit for the whole verification, like 9m; what is not decided by then stays open.",
         ),
     ] = None
     batch_size: Annotated[
@@ -266,7 +268,7 @@ def _verified(task: _Task, limits: LimitOptions) -> "Report":
     stop = Stopper(None)
     with task.writer() as writer:
         known = () if writer is None else tuple(writer.results.values())
-        with render.verifying(len(task.images), known) as view:
+        with render.verifying(known) as view:
             try:
                 report = _report(task, limits, known, _Batches(writer, view, stop))
             except _Interrupted:

@@ -47,7 +47,7 @@ def load_fashion_mnist(request: Request) -> ImageSet:
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """The uint8 tensor in an idx file, which must have so many `dimensions`.
+    """The uint8 tensor in an idx file, which must have this many `dimensions`.
 
     Raises:
         DataError: the file cannot be read, is not such an idx file, or is damaged.

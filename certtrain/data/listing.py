@@ -17,7 +17,7 @@ _SYSTEM_FILES = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"
 
 
 class LeftOutWarning(UserWarning):
-    """A class folder contains files that are no images; they are left out."""
+    """A class folder contains files that are not images; they are left out."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def list_folder(folder: Path, *, beside: Collection[str] = ()) -> Listing:
     """The images under <class>/ in `folder`, with the classes sorted by name.
 
     The files are in a fixed shuffled order, so that the first ones are of several classes. Hidden
-    files are not part of the data. A LeftOutWarning counts other files that are no images, apart
+    files are not part of the data. A LeftOutWarning counts other files that are not images, apart
     from those whose names end with one of `beside`, which are expected.
 
     Raises:
@@ -120,7 +120,7 @@ def _check_left_out(folder: Path, others: Sequence[str]) -> None:
         )
     if others:
         warnings.warn(
-            f"{folder} holds files that are no images and are left out, {_some(others)}", LeftOutWarning, stacklevel=3
+            f"{folder} holds files that are not images and are left out, {_some(others)}", LeftOutWarning, stacklevel=3
         )
 
 

@@ -50,7 +50,7 @@ def load_images(
         split: "train" or "test".
         data_dir: folder with the data, which is only read; ignored for digits, which come with certtrain.
             None: download into the cache folder (mnist, fashion-mnist, cifar10).
-        channels: 1 or 3; images of a "folder" are converted, any other set must have so many.
+        channels: 1 or 3; images of a "folder" are converted, any other set must have that many.
             None: as in the images.
         on_progress: called with what is being done, how much is done and how much there is.
 

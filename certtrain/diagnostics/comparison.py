@@ -22,7 +22,7 @@ from certtrain.spec.preset import load_preset
 class ComparisonOptions:
     """The data, the radius and the device with which states are computed, and the callbacks.
 
-    eps: None for the radius that the first network was trained for. limit: number of examples, from the first on;
+    eps: None for the radius that the first network was trained for. limit: number of examples, starting with the first;
     None for all. on_progress: called with what is being done, how much is done and how much there is. on_note: called
     with a sentence about something that is left out.
     """
@@ -123,7 +123,7 @@ def compare_epochs(
 ) -> tuple[History, ModelComparison | None]:
     """A run's epochs as they were trained, and the networks that it kept, all at one ε; None if there are none.
 
-    A damaged network is left out, with a note. Raises RunError if `run` is no run or holds nothing yet, DataError if
+    A damaged network is left out, with a note. Raises RunError if `run` is not a run or holds nothing yet, DataError if
     its data are missing.
     """
     check_run(run)

@@ -18,7 +18,9 @@ UNBALANCED = 0.1  # the smaller of the balance ratios; the regulariser's toleran
 
 _T = TypeVar("_T")
 Kind = Literal["exploding", "dead", "inactive", "unstable", "unbalanced"]
-STATE_EXAMPLES = 1000  # training images, from the first on, over which a training and `stats` compute layer states
+STATE_EXAMPLES = (
+    1000  # training images, starting with the first, over which a training and `stats` compute layer states
+)
 MOST_SENTENCES = 3  # layers for which a view shows a sentence; it says how many more there are
 KINDS: tuple[Kind, ...] = get_args(Kind)  # the worst first
 AT_START: tuple[Kind, ...] = ("exploding", "dead", "inactive")  # before training; the ramp of ε removes the others
@@ -49,13 +51,13 @@ class LayerMeans:
 class Finding:
     """What is wrong with one layer.
 
-    badness: the number divided by the threshold of its kind, so 1 at the threshold and more beyond it. sentence: what
+    severity: the number divided by the threshold of its kind, so 1 at the threshold and more beyond it. sentence: what
     the numbers mean and what helps.
     """
 
     layer: str
     kind: Kind
-    badness: float
+    severity: float
     sentence: str
 
     def to_dict(self) -> dict[str, str]:
@@ -87,9 +89,9 @@ def layer_finding(layer: LayerState, kinds: Collection[Kind] = KINDS) -> Finding
 
 
 def ranked_findings(layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
-    """The worst finding about each layer that has one, ordered by kind, then by badness; the worst first."""
+    """The worst finding about each layer that has one, ordered by kind, then by severity; the worst first."""
     found = [finding for layer in layers if (finding := layer_finding(layer, kinds)) is not None]
-    return sorted(found, key=lambda finding: (KINDS.index(finding.kind), -finding.badness))
+    return sorted(found, key=lambda finding: (KINDS.index(finding.kind), -finding.severity))
 
 
 def findings_at(eps: float, layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
@@ -119,7 +121,7 @@ def worst_of_kinds(found: Iterable[tuple[_T, Finding]]) -> list[tuple[_T, Findin
     """The worst finding of each kind, with what it was found in; the worst kind first."""
     found = list(found)
     of_kind = [[item for item in found if item[1].kind == kind] for kind in KINDS]
-    return [max(items, key=lambda item: item[1].badness) for items in of_kind if items]
+    return [max(items, key=lambda item: item[1].severity) for items in of_kind if items]
 
 
 def _exploding(layer: LayerState) -> Finding | None:
@@ -127,7 +129,7 @@ def _exploding(layer: LayerState) -> Finding | None:
         return None
     sentence = (
         f"bounds explode: at {layer.name!r} they are {layer.growth:.3g} times as wide as the input, so "
-        'hardly an example can be certified; init = "ibp", BatchNorm in every layer, the regularisers and a longer '
+        'hardly any example can be certified; init = "ibp", BatchNorm in every layer, the regularisers and a longer '
         "ramp of ε (eps.length) help"
     )
     return Finding(layer.name, "exploding", layer.growth / EXPLODING, sentence)
@@ -137,8 +139,8 @@ def _dead(layer: LayerState) -> Finding | None:
     if layer.dead < DEAD:
         return None
     sentence = (
-        f"{percent(layer.dead, 1)} of the units of {layer.name!r} are dead: they are inactive for every example and "
-        "learn no more; try a smaller train.learning_rate or a larger regularizer.weight"
+        f"{percent(layer.dead, 1)} of the units of {layer.name!r} are dead: they are inactive for every example and no "
+        "longer learn; try a smaller train.learning_rate or a larger regularizer.weight"
     )
     return Finding(layer.name, "dead", layer.dead / DEAD, sentence)
 

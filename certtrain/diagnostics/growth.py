@@ -189,7 +189,7 @@ def describe_plain(preset: Preset) -> str:
             return f"3×3 convolutions of {channels[0]} channels"
         case MLP(hidden=hidden):
             return f"linear layers of {hidden[0]} units"
-    raise ValueError(f"{preset.model.name} is no plain network")
+    raise ValueError(f"{preset.model.name} is not a plain network")
 
 
 def plain_preset(preset: Preset, train: ImageSet, depth: int) -> Preset:

@@ -113,8 +113,8 @@ def initial_network(
 ) -> InitialNetwork:
     """A preset's network initialised by `scheme` with the preset's seed, and its layers over training images.
 
-    `examples`: number of images, from the first on. The boxes have the preset's largest ε. Raises NonFiniteError if
-    bounds are not finite, even in float64, and EpsilonError if boxes have no width because ε is lost to rounding.
+    `examples`: number of images, starting with the first. The boxes have the preset's largest ε. Raises NonFiniteError
+    if bounds are not finite, even in float64, and EpsilonError if boxes have no width because ε is lost to rounding.
     """
     network, records = make_network(preset, train, scheme)
     network = network.to(device)

@@ -71,7 +71,7 @@ def export_properties(
 ) -> ExportedProperties:
     """Write the properties of `count` examples from number `first` on, for the network in the file `onnx`.
 
-    Without a `count`, of 100 or as many as there are.
+    Without a `count`: of 100, or as many as there are.
 
     `instances.csv` has a line "network,property,seconds" for each, with paths
     relative to the folder. `index.json` has examples, labels, ε and the SHA-256 of
@@ -81,7 +81,7 @@ def export_properties(
     """
     check_fit(model, images)
     if not 0 < timeout < math.inf:
-        raise DataError(f"a time limit of {timeout:g} seconds is none; give a number above 0")
+        raise DataError(f"the time limit must be above 0 seconds, not {timeout:g}")
     check_examples(images, first, count)
     numbers = range(first, min(first + (DEFAULT_COUNT if count is None else count), len(images)))
     entries = []

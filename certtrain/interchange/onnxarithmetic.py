@@ -98,7 +98,9 @@ def _combined(builder: Builder, node: Node, value: OnnxValue, scale: Tensor, shi
     _check_range(builder, node, factor, before, left)
     added = torch.maximum(before.abs(), shift.abs())
     if bool((added > MOST_ADDED * torch.maximum(factor, left)).any()):
-        raise node.error(f"it takes away again what was added, up to {float(added.max()):g}, in which values are lost")
+        raise node.error(
+            f"it adds and then subtracts up to {float(added.max()):g}: beside that, float32 would lose the values"
+        )
     return found
 
 
@@ -106,9 +108,9 @@ def _check_range(builder: Builder, node: Node, factor: Tensor, *shifts: Tensor) 
     """Raise where the file's separate steps would overflow or underflow, and one affine function would not."""
     limits = torch.finfo(builder.dtype)
     if not all(bool((part.abs() <= limits.max).all()) for part in (factor, *shifts)):
-        raise node.error("its numbers, with those that it is combined with, are NaN, infinite or too large")
+        raise node.error("its numbers, combined with those of the steps before it, are NaN, infinite or too large")
     if bool((factor < limits.tiny).any()):
-        raise node.error("its factors, with those that they are combined with, are too small")
+        raise node.error("its factors, combined with those of the steps before it, are too small")
 
 
 def negate(builder: Builder, node: Node) -> OnnxValue:
@@ -171,7 +173,7 @@ def old_shape(node: Node, left: Shape, right: Shape) -> Shape:
     sides = left[axis : axis + len(right)]
     broadcasts = node.attributes.get("broadcast", 0) or not behind
     if axis < 0 or behind < 0 or not broadcasts or (several and not all(map(_same, sides, right))):
-        rule = "with broadcast = 1 the second's shape must be a part of the first's, and without the same"
+        rule = "with broadcast = 1 the second shape must be a part of the first, and without it the same"
         raise node.error(
             f"it combines shapes {shape_text(left)} and {shape_text(right)}: in opset {node.opset}, {rule}"
         )

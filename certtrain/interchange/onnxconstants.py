@@ -60,9 +60,9 @@ def computed(node: Node) -> Constant:
     given = {name: node.constant(place) for place, name in enumerate(node.names) if name}
     tensors = [tensor for tensor in given.values() if tensor is not None]
     if node.kind not in FOLDED or (node.kind in COMPUTING_OPERATORS and node.opset < 7):
-        raise node.error("it is given only constants, and is not computed")
+        raise node.error("it has only constant inputs, with which it is not supported")
     if (size := FOLDED[node.kind](tensors)) > MOST_VALUES:
-        raise node.error(f"it makes up to {size:,} values of constants; {MOST_VALUES:,} are the most")
+        raise node.error(f"it makes up to {size:,} values from constants; at most {MOST_VALUES:,} are allowed")
     _check_batch(node)
     return Constant(_run(node, given))
 
@@ -73,7 +73,7 @@ def _check_batch(node: Node) -> None:
         tensor = node.constant(place)
         free = tensor is not None and tensor.dtype == torch.int64 and bool((tensor == FREE_BATCH).any())
         if free and not (node.kind == "Concat" or (node.kind in MOVING_OPERATORS and place == 0)):
-            raise node.error("it computes with the number of inputs, which is free")
+            raise node.error("it computes with the number of inputs, which is not fixed")
 
 
 def _run(node: Node, given: dict[str, Tensor | None]) -> Tensor:
@@ -87,7 +87,7 @@ def _run(node: Node, given: dict[str, Tensor | None]) -> Tensor:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.opset)])
         (result,) = optional_module("onnx.reference").ReferenceEvaluator(model).run(None, arrays)
     except Exception as error:  # numpy's and onnx's own, which have no common base
-        raise node.error(f"it cannot be computed of constants: {str(error).partition(chr(10))[0]}") from error
+        raise node.error(f"it cannot be computed from constants: {str(error).partition(chr(10))[0]}") from error
     return array(numpy_helper.from_array(result, node.outputs[0]))
 
 

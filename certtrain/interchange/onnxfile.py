@@ -102,7 +102,7 @@ def _opset(proto: Any) -> int:
             "package onnx knows, is read"
         )
     if own := [function.name for function in proto.functions if function.domain in DOMAINS]:
-        raise UnsupportedLayer(f"it gives the operator {own[0]!r} a meaning of its own")
+        raise UnsupportedLayer(f"it redefines the operator {own[0]!r}")
     return int(max(declared))
 
 
@@ -151,9 +151,9 @@ class Reader:
             shape = SHAPE_RULES[type(section)](section, *(value.shape for value in inputs))
         except (ValidationError, ValueError) as error:
             what = explain(error) if isinstance(error, ValidationError) else str(error)
-            raise node.error(f"it cannot be a {kind} of what it is given, {inputs[0].shape}: {what}") from error
+            raise node.error(f"it cannot be read as a {kind} of values of shape {inputs[0].shape}: {what}") from error
         if prod(shape) > MOST_VALUES:
-            raise node.error(f"it gives {prod(shape):,} values for one input; {MOST_VALUES:,} are the most")
+            raise node.error(f"it gives {prod(shape):,} values for one input; at most {MOST_VALUES:,} are allowed")
         self.sections.append(section)
         self.origins[name], self.shapes[name] = node.outputs[0], shape
         for key, tensor in state.items():
@@ -190,7 +190,7 @@ class Reader:
     def _read_input(self) -> None:
         inputs = [value for value in self.graph.input if value.name not in self.values]
         if len(inputs) != 1:
-            raise UnsupportedLayer(f"it takes {len(inputs)} inputs; networks of one input are read")
+            raise UnsupportedLayer(f"it takes {len(inputs)} inputs; only networks with one input are read")
         (given,) = inputs
         kind = given.type.tensor_type
         if kind.elem_type not in DTYPES or not kind.HasField("shape"):
@@ -200,7 +200,7 @@ class Reader:
         batch, *shape = (1, *sizes) if unbatched else sizes or (0,)
         if batch < 0 or not shape or min(shape) < 1:
             raise UnsupportedLayer(
-                f"its input {given.name!r} has shape {sizes}; one batch dimension and then fixed sizes are read"
+                f"its input {given.name!r} has shape {sizes}; only one batch dimension followed by fixed sizes is read"
             )
         if prod(shape) > MOST_VALUES:
             raise UnsupportedLayer(f"its input has {prod(shape):,} values; {MOST_VALUES:,} are the most")
@@ -211,7 +211,7 @@ class Reader:
     def _read_node(self, node: Node) -> None:
         if node.domain not in DOMAINS or node.kind not in READERS.keys() | FOLDED.keys():
             name = f"{node.domain}.{node.kind}" if node.domain not in DOMAINS else node.kind
-            raise node.error(f"operator {name!r} is not read; those that are: {', '.join(sorted(READERS))}")
+            raise node.error(f"operator {name!r} is not supported; supported are: {', '.join(sorted(READERS))}")
         given = [node.given(place) for place in range(len(node.names))]
         if given and not any(isinstance(found, OnnxValue) for found in given):
             results: OnnxValue | Constant = computed(node)
@@ -224,13 +224,15 @@ class Reader:
 
     def _finish(self) -> Imported:
         if len(self.graph.output) != 1:
-            raise UnsupportedLayer(f"it gives {len(self.graph.output)} outputs; networks of one output are read")
+            raise UnsupportedLayer(f"it gives {len(self.graph.output)} outputs; only networks with one output are read")
         name = self.graph.output[0].name
         end = self.values.get(name)
         if not isinstance(end, OnnxValue):
             raise UnsupportedLayer(f"its output {name!r} does not depend on its input")
         if prod(end.shape) != max(end.shape):
-            raise UnsupportedLayer(f"its output {name!r} has shape {end.shape} for one input; logits (K,) are read")
+            raise UnsupportedLayer(
+                f"its output {name!r} has shape {end.shape} for one input; only logits (K,) are read"
+            )
         node = Node("the output", "", "", (name,), (name,), {}, {}, self.opset)
         end = materialized(self, end.reshaped((prod(end.shape),), unbatched=end.unbatched), node)
         if end.layer == NETWORK_INPUT:  # the network only moves values

@@ -85,7 +85,7 @@ def _external(tensor: Any, folder: Path, most: int) -> bytes:
     if int(entries.get("length") or size) != size or offset < 0:
         raise ValueError(f"the file says {entries}, but a tensor of shape {tuple(tensor.dims)} has {size} bytes")
     if size > most:
-        raise ValueError(f"its tensors have more than {MOST_FILE_BYTES >> 20:,} MiB, which is the most that is read")
+        raise ValueError(f"its tensors have more than {MOST_FILE_BYTES >> 20:,} MiB, the limit")
     with _inside(folder, entries.get("location", "")).open("rb") as file:
         file.seek(offset)
         data = file.read(size)
@@ -101,7 +101,7 @@ def _size(tensor: Any) -> int:
     """How many bytes a tensor has. Raises ValueError."""
     count = prod(tensor.dims)
     if any(side < 0 for side in tensor.dims) or count > MOST_VALUES:
-        raise ValueError(f"its shape is {tuple(tensor.dims)}; {MOST_VALUES:,} values are the most")
+        raise ValueError(f"its shape is {tuple(tensor.dims)}; {MOST_VALUES:,} values are the limit")
     try:
         return int(count * optional_module("onnx.helper").tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except KeyError as error:

@@ -43,11 +43,13 @@ class Known(NamedTuple):
 def checked(node: Node) -> Known:
     """The table's entry for the node's operator. Raises UnsupportedLayer for another version or attribute."""
     if node.kind not in READERS:
-        raise node.error("it is read only where it is given only constants")
+        raise node.error("it is supported only with constant inputs")
     known = READERS[node.kind]
     version = optional_module("onnx.defs").get_schema(node.kind, node.opset, "").since_version
     if version > known.newest:
-        raise node.error(f"version {version} of this operator is newer than {known.newest}, the last one that is read")
+        raise node.error(
+            f"version {version} of this operator is newer than {known.newest}, the newest that is supported"
+        )
     for name in node.attributes:
         first, last = known.attributes.get(name, (LATER, 0))
         if not first <= node.opset <= last:

@@ -4,7 +4,7 @@
 - SiLU: x · sigmoid(x).
 - Softplus with its threshold: x where βx is above it, else softplus(βx) / β.
 
-An Erf or a Greater is no layer by itself. Its result is a value that is pending until
+An Erf or a Greater is not a layer by itself. Its result is a value that is pending until
 the pattern is complete; any other use of it is an error.
 """
 
@@ -50,7 +50,7 @@ def product(builder: Builder, node: Node, left: OnnxValue, right: OnnxValue) -> 
 
 
 def _gelu(builder: Builder, node: Node, value: OnnxValue, factor: OnnxValue) -> OnnxValue | None:
-    """m·z · s(1 + erf(z/√2)) as 2ms · GELU(z); None if the factor is no erf."""
+    """m·z · s(1 + erf(z/√2)) as 2ms · GELU(z); None if the factor is not an erf."""
     if factor.pending is None or factor.pending.kind != "Erf" or value.pending is not None:
         return None
     scale, tolerance = _scale(factor), _Tolerance.of(builder)
@@ -62,7 +62,7 @@ def _gelu(builder: Builder, node: Node, value: OnnxValue, factor: OnnxValue) -> 
 
 
 def _silu(builder: Builder, node: Node, value: OnnxValue, factor: OnnxValue) -> OnnxValue | None:
-    """m·z · s·sigmoid(z) as ms · SiLU(z); None if it is no such product."""
+    """m·z · s·sigmoid(z) as ms · SiLU(z); None if it is not such a product."""
     made = builder.activated.get(factor.layer)
     if made is None or made.kind != "Sigmoid" or factor.pending is not None or value.pending is not None:
         return None

@@ -41,7 +41,9 @@ def _pool(builder: Builder, node: Node, kind: str, **arguments: Any) -> OnnxValu
         raise node.error("only pooling over two dimensions is read")
     pads = pads_of(node, value.shape, kernel, strides, dilation)
     if kind == "AvgPool2d" and any(pads) and node.opset < COUNTS_SINCE:
-        raise node.error(f"padding of an average is read from opset {COUNTS_SINCE} on, which says whether it counts")
+        raise node.error(
+            f"an average with padding is read only from opset {COUNTS_SINCE} on, which says whether the padding counts"
+        )
     sides = list(zip(value.shape[1:], kernel, strides, pads[:2], dilation, strict=True))
     ceil = _reaches_over(node, sides, pads, counted)
     if pads[:2] != pads[2:] and counted:
@@ -58,7 +60,7 @@ def _reaches_over(node: Node, sides: Sequence[WindowSide], pads: Shape, counted:
         raise node.error(f"pads = {list(pads)} is not read")
     ceil = bool(node.attributes.get("ceil_mode", 0))
     if ceil and ((any(over) and (any(extra) or counted)) or any(_drops(*side) for side in sides)):
-        raise node.error("ceil_mode where windows reach over the end is not read: tools differ in what it means")
+        raise node.error("ceil_mode with windows that reach beyond the end is not read: tools differ in what it means")
     return any(extra) or (ceil and any(over))
 
 

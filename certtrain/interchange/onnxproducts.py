@@ -80,7 +80,7 @@ def two_of(node: Node, name: str) -> Shape:
     """Height and width of an attribute."""
     found = tuple(node.attributes.get(name, (1, 1)))
     if len(found) != 2 or min(found) < 1:
-        raise node.error(f"{name} = {list(found)}; two numbers above zero are read")
+        raise node.error(f"{name} = {list(found)}; it must be two numbers above zero")
     return found
 
 
@@ -90,7 +90,7 @@ def pads_of(node: Node, given: Shape, kernel: Sequence[int], strides: Shape, dil
     if automatic in ("NOTSET", "VALID"):
         pads = tuple(node.attributes.get("pads", (0, 0, 0, 0))) if automatic == "NOTSET" else (0, 0, 0, 0)
         if len(pads) != 4 or min(pads) < 0:
-            raise node.error(f"pads = {list(pads)}; four counts are read")
+            raise node.error(f"pads = {list(pads)}; it must be four counts")
         return pads
     if automatic not in ("SAME_UPPER", "SAME_LOWER"):
         raise node.error(f"auto_pad = {automatic!r} is not read")

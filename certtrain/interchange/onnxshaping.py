@@ -198,7 +198,7 @@ def squeeze(builder: Builder, node: Node) -> OnnxValue:
         raise node.error("it names no axes, and so would squeeze a batch of one input")
     found = [i for i, side in enumerate(full) if side == 1] if axes is None else positive_axes(node, axes, len(full))
     if any(full[axis] != 1 for axis in found):
-        raise node.error(f"axes = {axes} of {shape_text(full)}: only sides of 1 are squeezed")
+        raise node.error(f"axes = {axes} of {shape_text(full)}: only sizes of 1 can be squeezed")
     return of_full_shape(builder, value, node, tuple(side for i, side in enumerate(full) if i not in found))
 
 
@@ -254,7 +254,7 @@ def _padding(builder: Builder, node: Node) -> tuple[OnnxValue, list[int], list[i
     pads = node.listed("paddings" if node.opset < 2 else "pads", 1, since=11)
     axes = (node.numbers(3, "axes") if node.opset >= 18 else None) or range(len(full_shape(builder, value)))
     if pads is None or len(pads) != 2 * len(axes) or min(pads) < 0:
-        raise node.error(f"pads = {pads}; two counts from 0 on for each of {len(axes)} dimensions are read")
+        raise node.error(f"pads = {pads}; it must be two counts of at least 0 for each of {len(axes)} dimensions")
     used = [(axis, pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]]
     value, found = places_of_axes(builder, value, node, [axis for axis, *_ in used])
     before, after = [0] * len(value.shape), [0] * len(value.shape)
@@ -278,7 +278,9 @@ def slice_values(builder: Builder, node: Node) -> OnnxValue:
     axes = node.listed("axes", 3, since=10) or list(range(count))
     steps = (node.numbers(4, "steps") if node.opset >= 10 else None) or [1] * count
     if starts is None or ends is None or not len(ends) == len(axes) == len(steps) == count or min(steps, default=1) < 1:
-        raise node.error(f"starts {starts}, ends {ends}, axes {axes} and steps {steps} are not read together")
+        raise node.error(
+            f"starts {starts}, ends {ends}, axes {axes} and steps {steps} do not fit together, or have a step below 1"
+        )
     positive_axes(node, axes, len(full_shape(builder, value)))
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         value = _sliced(builder, value, node, axis, slice(start, end, step))
@@ -292,15 +294,15 @@ def _sliced(builder: Builder, value: OnnxValue, node: Node, axis: int, wanted: s
         if wanted.start == 0 and wanted.stop >= ENDLESS and wanted.step == 1:
             return value
         raise node.error(
-            f"it takes {wanted.start} to {wanted.stop} in steps of {wanted.step} of the batch's dimension, whose size "
-            "is free; only all of it is read"
+            f"it slices the batch's dimension, from {wanted.start} to {wanted.stop} in steps of {wanted.step}; only "
+            "the whole batch is read"
         )
     kept = range(*wanted.indices(size))
     if kept == range(size):
         return value
     value, (place,) = places_of_axes(builder, value, node, [axis - len(full) if axis >= 0 else axis])
     if not kept:
-        raise node.error(f"of axis {axis}, which has {size} values, none is left")
+        raise node.error(f"it leaves none of the {size} values of axis {axis}")
     return moved_by_layer(
         builder, value, node, "Slice", dim=place + 1, start=kept.start, stop=min(kept.stop, size), step=kept.step
     )
@@ -312,7 +314,7 @@ def concat(builder: Builder, node: Node) -> OnnxValue:
         raise node.error("it names no axis")
     counts = {len(full_shape(builder, value)) for value in values}
     if len(counts) != 1:
-        raise node.error("what it puts side by side has different numbers of dimensions")
+        raise node.error("its inputs have different numbers of dimensions")
     (axis,) = positive_axes(node, [node.attributes.get("axis", 1)], counts.pop())
     if axis == 0 or len({value.unbatched for value in values}) > 1:
         values = [batch_included(builder, value, node) for value in values]

@@ -41,7 +41,7 @@ class Constant(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """The result of an operator that is no layer, but part of a pattern, for the value `given`.
+    """The result of an operator that is not a layer but part of a pattern, for the value `given`.
 
     limit: the number that a Greater compares with.
     """

@@ -22,7 +22,7 @@ def operators_of(layer: nn.Module, given: Shape) -> list[Operator]:
     """
     if type(layer) not in OPERATORS:
         known = ", ".join(sorted(layer.__name__ for layer in OPERATORS))
-        raise UnsupportedLayer(f"it is a {type(layer).__name__}; what can be exported are {known}")
+        raise UnsupportedLayer(f"it is a {type(layer).__name__}; only {known} can be exported")
     return OPERATORS[type(layer)](layer, given)
 
 
@@ -63,7 +63,7 @@ def _conv_pads(layer: nn.Conv2d) -> Shape:
 
 def _linear(layer: nn.Linear, given: Shape) -> list[Operator]:
     if len(given) != 1:
-        raise UnsupportedLayer(f"a linear layer needs flat inputs, and these have shape {given}")
+        raise UnsupportedLayer(f"a linear layer needs flat inputs, but these have shape {given}")
     return [Operator("Gemm", {"weight": layer.weight, "bias": layer.bias}, {"transB": 1})]
 
 

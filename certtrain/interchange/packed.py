@@ -18,7 +18,7 @@ def read_whole(path: Path, most: int) -> bytes:
         raise OSError(f"it is not a complete gzip file: {error}") from error
     if len(data) > most:
         packed = " once it is unpacked" if is_packed(path) else ""
-        raise ValueError(f"it is larger than {most >> 20:,} MiB{packed}, which is the most that is read")
+        raise ValueError(f"it is larger than {most >> 20:,} MiB{packed}, the limit")
     return data
 
 

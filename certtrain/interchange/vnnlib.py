@@ -86,9 +86,9 @@ def parse_property(text: str) -> Property:
             case [_Word(text="assert"), _List() as formula]:
                 formulas.append(formula)
             case [_Word(text="vnnlib-version"), *_]:
-                raise command.error("this is VNN-LIB 2.0; version 1.0 is read, with X_0 … and Y_0 …")
+                raise command.error("this is VNN-LIB 2.0; only version 1.0 is read, with X_0 … and Y_0 …")
             case _:
-                raise command.error("only (declare-const X_… Real), of Y_… alike, and (assert …) are read")
+                raise command.error("only (declare-const X_… Real), the same for Y_…, and (assert …) are read")
     if not sizes["X"] or not sizes["Y"]:
         raise PropertyError("it declares no inputs X_… or no outputs Y_…")
     return Property(sizes["X"], sizes["Y"], tuple(_Reader(sizes).cases(formulas)))
@@ -116,7 +116,7 @@ def _lists(text: str) -> Iterator[_List]:
     for word in _words(text):
         if word.text == "(":
             if len(open_lists) == DEEPEST:
-                raise word.error(f"more than {DEEPEST} brackets within each other")
+                raise word.error(f"more than {DEEPEST} nested brackets")
             open_lists.append(_List([], word.line))
         elif not open_lists:
             raise word.error(f"{word.text!r} stands outside brackets")
@@ -218,7 +218,7 @@ class _Reader:
         if kinds == {"Y"}:
             return _Linear(factors, below.constant)
         if kinds != {"X"} or len(factors) != 1:
-            raise formula.error("an inequality is of one input and a number, or of outputs and numbers")
+            raise formula.error("an inequality must be between one input and a number, or between outputs and numbers")
         ((name, factor),) = factors.items()
         return _Bound(int(name[2:]), factor > 0, -below.constant / factor)
 
@@ -283,7 +283,7 @@ class _Box(NamedTuple):
 
 def _check(lower: Tensor, upper: Tensor, rows: Sequence[_Linear]) -> None:
     if not rows:
-        raise PropertyError("it asks nothing of the outputs in one of its cases")
+        raise PropertyError("it has no condition on the outputs in one of its cases")
     if free := (~(lower.isfinite() & upper.isfinite())).nonzero().flatten().tolist():
         raise PropertyError(f"X_{free[0]} has no finite lower and upper bound in one of its cases")
     if empty := (lower > upper).nonzero().flatten().tolist():
@@ -301,5 +301,5 @@ def _product(parts: Sequence[list[Clause]], formula: _List | None) -> list[Claus
 
 def _limited(clauses: list[Clause], formula: _List | None) -> list[Clause]:
     if len(clauses) > MOST_CASES and formula is not None:
-        raise formula.error(f"it comes to more than {MOST_CASES:,} cases")
+        raise formula.error(f"it has more than {MOST_CASES:,} cases")
     return clauses

@@ -74,7 +74,7 @@ def _body(model: Classifier) -> nn.Module:
 
 
 def _flat_values(graph: LayerGraph, image: tuple[int, ...]) -> set[int]:
-    """The values of shape (B, F), for images (C, H, W); otherwise the outputs of a linear layer are no channels."""
+    """The values of shape (B, F), for images (C, H, W); otherwise the outputs of a linear layer are not channels."""
     shapes = [torch.Size((1, *image))]
     for call in graph.calls:
         shapes.append(result_shape(call, [shapes[value] for value in call.inputs]))

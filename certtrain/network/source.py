@@ -101,7 +101,7 @@ def _maker(module: ModuleSection) -> _Maker:
         known = [key for key, value in names.items() if callable(value) and not key.startswith("_")]
         raise NetworkError(f"{file} has no {name!r}; it has {', '.join(known) or 'no class or function'}")
     if not callable(names[name]):
-        raise NetworkError(f"{module.source} is no class or function, but {names[name]!r}")
+        raise NetworkError(f"{module.source} is not a class or function but {names[name]!r}")
     return _Maker(names[name], module.source, hashlib.sha256(content).hexdigest())
 
 
@@ -152,7 +152,7 @@ def _call(maker: _Maker, arguments: dict[str, Any], shape: ImageShape, classes: 
         words = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise NetworkError(f"{title}({words}) raises {_error_text(error)}") from error
     if not isinstance(network, nn.Module):
-        raise NetworkError(f"{title} returns {network!r}, which is no torch.nn.Module")
+        raise NetworkError(f"{title} returns {network!r}, which is not a torch.nn.Module")
     return network
 
 
@@ -220,4 +220,4 @@ def _check_same(title: str, found: NetworkData, x: Tensor, expected: Tensor) -> 
     network = GraphNetwork(found.graph)
     network.load_state_dict(found.state)
     if not torch.allclose(network.eval()(x), expected, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise UnsupportedLayer(f"{title} computes something else than its layers do")
+        raise UnsupportedLayer(f"{title} computes something other than its layers do")

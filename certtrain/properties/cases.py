@@ -60,7 +60,7 @@ def stacked(cases: Sequence[Case]) -> StackedCases:
 
 @dataclass(frozen=True, eq=False)
 class Property:
-    """A property of a network. It is violated ("sat") if any case can be reached, and holds ("unsat") if none can."""
+    """A property of a network: violated ("sat") if a case has a counterexample, and true ("unsat") if none has."""
 
     inputs: int
     outputs: int

@@ -39,10 +39,12 @@ TOLERANCES = {"milp": MILP_TOLERANCE}  # the same for less exact methods
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
     "unsat": ("real arithmetic: the bounds are computed in float64, and its own rounding is added to them",),
-    "sat": ("inference in float64 at the input, and in the network's own precision at the nearest input of that",),
+    "sat": (
+        "inference in float64 at the input, and in the network's own precision at the nearest input of that precision",
+    ),
     "unknown": (),
 }
-BY_SOLVER = ("where the bounds alone did not do, a solver in float64 with tolerances: a second opinion and no proof",)
+BY_SOLVER = ("where bounds were not enough, a solver in float64 with tolerances: a second opinion, not a proof",)
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,13 @@ def _guard(prepared: PreparedNetwork, cases: Sequence[Case], bounds: Sequence[fl
 
 
 def _proves(bound: float) -> bool:
-    """Whether a lower bound proves that its case cannot be reached; NaN and infinity do not."""
+    """Whether a lower bound excludes its case; NaN and infinity do not."""
     return 0 < bound < torch.inf
 
 
 @torch.no_grad()
 def case_bounds(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Deadline = NEVER) -> list[float]:
-    """For each case, a lower bound of its largest function over its box; above zero, no input reaches the case.
+    """For each case, a lower bound of its largest function over its box; above zero, the case is excluded.
 
     The larger of the interval and CROWN-IBP bounds, for the network in real arithmetic, with float64's own rounding
     subtracted; −∞ after the deadline.

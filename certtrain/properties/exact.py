@@ -32,7 +32,7 @@ class PreparedNetwork(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A lower bound of a case's largest function, and an input (N,) that reaches the case, or None."""
+    """A lower bound of a case's largest function, and a counterexample (N,), or None."""
 
     bound: float
     point: Tensor | None
@@ -40,9 +40,9 @@ class Answer(NamedTuple):
 
 @torch.no_grad()
 def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: Case, point: Tensor) -> Tensor | None:
-    """The float64 input (N,) nearest to `point` inside the case's box, if it reaches the case; else None.
+    """The float64 input (N,) nearest to `point` inside the case's box, if it is a counterexample; else None.
 
-    It must do so by inference in float64, and in the network's own precision at the
+    It must be one by inference in float64, and in the network's own precision at the
     nearest input of that precision.
     """
     inside = torch.clamp(point.double(), case.lower, case.upper)
@@ -78,7 +78,7 @@ def _complete(prepared: PreparedNetwork, case: Case, deadline: Deadline) -> Answ
     return Answer(bound, counterexamples[0] if counterexamples else None)
 
 
-# Methods for the cases that bounds and attack leave open.
+# Methods for the cases that the bounds and the attack leave open.
 EXACT_METHODS: dict[str, Callable[[PreparedNetwork, Case, Deadline], Answer]] = {"complete": _complete, "milp": _solve}
 
 

@@ -1,4 +1,4 @@
-"""Exact verification of small networks as mixed-integer linear programmes (Tjeng et al. 2019), by SciPy's HiGHS.
+"""Exact verification of small networks as mixed-integer linear programs (Tjeng et al. 2019), by SciPy's HiGHS.
 
 Each value of the network is a linear function of the inputs and of r = relu(p) for
 every unstable neuron, where p is the neuron's input and l < 0 < u are its bounds.
@@ -8,8 +8,8 @@ r ≤ p − l(1 − z) and r ≤ uz. A stable neuron needs neither variable.
 HiGHS computes in float64. It accepts constraints that are violated by about 1e-6,
 and binaries that are as far from an integer; nothing here checks its arithmetic. So
 a minimum may be wrong by that much, multiplied by the weights. `proved` is therefore
-reduced by `TOLERANCE` times the function's size, and is still a second opinion and
-no proof. `reached` is the network's value at an input, independent of the solver.
+reduced by `TOLERANCE` times the function's size, and is still a second opinion, not a
+proof. `reached` is the network's value at an input, independent of the solver.
 """
 
 import importlib
@@ -48,7 +48,7 @@ from certtrain.runtime.deadline import NEVER, Deadline
 MOST_UNSTABLE = 2000  # neurons; far fewer already take hours
 MOST_ENTRIES = 2**26  # coefficients of one layer's linear functions: 0.5 GiB
 TOLERANCE = 1e-5  # as a share of the largest magnitude that the function can have, and of at least 1
-LARGE = 2**14  # coefficients; with a deadline, larger programmes are solved in a process of their own
+LARGE = 2**14  # coefficients; with a deadline, larger programs are solved in a process of their own
 GRACE = 0.5  # seconds that this process may take beyond the deadline
 
 
@@ -119,7 +119,7 @@ def tightened_records(graph: LayerGraph, lower: Tensor, upper: Tensor, deadline:
     return trace_bounds(graph, box_between(lower, upper, REAL), rounding=REAL, tighten=tighten).records
 
 
-# --- the programme ---------------------------------------------------------------------------------------
+# --- the program ---------------------------------------------------------------------------------------
 
 
 class _Values(NamedTuple):
@@ -230,26 +230,26 @@ class _Rows:
 # --- the solver ------------------------------------------------------------------------------------------
 
 
-def _answer(programme: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
-    """The answer of HiGHS for a programme. Raises _NoAnswer if it comes too late."""
+def _answer(program: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+    """The answer of HiGHS for a program. Raises _NoAnswer if it comes too late."""
     left = deadline.left
     if deadline.over():
         raise _NoAnswer
-    if left is not None and len(programme["values"]) > LARGE:
-        return _answer_in_subprocess(programme, left)
+    if left is not None and len(program["values"]) > LARGE:
+        return _answer_in_subprocess(program, left)
     with _quiet():
-        return highs.solved(programme, left)
+        return highs.solved(program, left)
 
 
-def _answer_in_subprocess(programme: dict[str, Any], left: float) -> dict[str, Any]:
+def _answer_in_subprocess(program: dict[str, Any], left: float) -> dict[str, Any]:
     """The same from a process of its own, which is ended soon after the deadline.
 
     The solver gets less time, since the process must start first.
     """
     limit = max(left - GRACE, left / 2)
     with TemporaryDirectory() as folder:
-        source, target = Path(folder, "programme.npz"), Path(folder, "answer.json")
-        _extra("numpy").savez(source, **programme)
+        source, target = Path(folder, "program.npz"), Path(folder, "answer.json")
+        _extra("numpy").savez(source, **program)
         command = [sys.executable, "-P", highs.__file__, str(source), str(target), str(limit)]
         try:
             done = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=left + GRACE, check=False)
@@ -295,7 +295,7 @@ def _encode(graph: LayerGraph, records: list[LayerRecord], program: _Program) ->
 def _check_size(call: LayerCall, values: _Values) -> None:
     if values.factors.numel() > MOST_ENTRIES:
         raise UnsupportedLayer(
-            f"layer {call.name!r} comes to {values.factors.numel():,} coefficients, more than {MOST_ENTRIES:,}; "
+            f"layer {call.name!r} needs {values.factors.numel():,} coefficients, more than {MOST_ENTRIES:,}; "
             "milp is for small networks"
         )
 
@@ -377,7 +377,7 @@ def _extended(values: _Values, count: int) -> _Values:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Discard the process's standard output within: HiGHS prints to it from C++, whatever its options."""
+    """Discard the process's standard output within the context: HiGHS prints to it from C++, whatever its options."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:

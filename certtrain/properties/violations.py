@@ -18,7 +18,7 @@ AT_A_TIME = 256  # cases in one batch
 
 
 def search(prepared: PreparedNetwork, cases: Sequence[Case], attack: PGD, deadline: Deadline = NEVER) -> Tensor | None:
-    """A confirmed input (N,) that reaches one of the cases, or None if none is found by the deadline.
+    """A confirmed counterexample (N,) in one of the cases, or None if none is found by the deadline.
 
     Each case is searched from the centre of its box and from `attack.restarts` random starts.
     """
@@ -40,7 +40,7 @@ def cases_at_a_time(prepared: PreparedNetwork, deadline: Deadline) -> int:
 
 
 class Violation:
-    """The criterion of an attack on several cases at once: an input that reaches its own case.
+    """The criterion of an attack on several cases at once: an input that is a counterexample in its own case.
 
     found: the first input that was confirmed, in float64 and in the network's precision; it ends the search.
     The labels of the examples are the numbers of the cases.
@@ -64,11 +64,11 @@ class Violation:
         return outputs
 
     def loss(self, outputs: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-        """Minus the largest function of each case. It is at least zero where the case is reached."""
+        """Minus the largest function of each case. It is at least zero at a counterexample."""
         return -self.stacked.largest(outputs, labels)
 
     def robust(self, outputs: Tensor, work: AttackBatch) -> Tensor:
-        """As `Criterion`; NaN reaches no case."""
+        """As `Criterion`; NaN is never a counterexample."""
         return ~(self.stacked.largest(outputs, work.labels) <= 0)
 
     def confirmed(self, point: Tensor, example: AttackBatch) -> bool:

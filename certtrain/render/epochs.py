@@ -44,8 +44,8 @@ def _worst_sentences(history: History, networks: Sequence[ModelStates]) -> list[
 
 
 def _nothing_found(epochs: bool, networks: bool) -> str:
-    places = [f"in no {place}" for place, exists in (("epoch", epochs), ("network", networks)) if exists]
-    return f"{' and '.join(places)} did a layer stand out" if places else ""
+    places = [place for place, exists in (("epoch", epochs), ("network", networks)) if exists]
+    return f"no layer stands out in any {' or '.join(places)}" if places else ""
 
 
 def _show_epochs(epochs: Sequence[Epoch]) -> None:

@@ -29,7 +29,7 @@ def show_json(value: Any, indent: int | None = 2) -> None:
 def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
-        return "no attack", report.pgd_accuracy, "upper limit, as natural"
+        return "no attack", report.pgd_accuracy, "upper limit: the natural accuracy"
     words = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
     return "under attack", report.pgd_accuracy, f"upper limit; {words}"
 

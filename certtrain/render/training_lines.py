@@ -12,28 +12,17 @@ from rich.text import Text
 from certtrain.diagnostics.epochs import epoch_findings
 from certtrain.diagnostics.findings import Finding, first_sentence, layer_means
 from certtrain.formats import clock, percent, times
+from certtrain.render import training_sentences as sentences
 from certtrain.render.console import out
 from certtrain.render.results import show_report
-from certtrain.render.training_sentences import COMPILING, finished_sentence, started_sentence, stopped_sentence
 from certtrain.runs.epoch import Epoch, LayerState
-from certtrain.training.events import (
-    Compiling,
-    EpochDone,
-    Event,
-    Finished,
-    Loading,
-    Note,
-    Started,
-    StepDone,
-    Stopped,
-    Verifying,
-)
+from certtrain.training import events
 
 SILENCE = 60.0  # seconds: the longest time without a line
 
 
 class Reminder:
-    """Calls `remind` in a thread of its own whenever no line was written for so many `seconds`, until it is closed."""
+    """Calls `remind` in a thread of its own whenever no line was written for `seconds` seconds, until it is closed."""
 
     def __init__(self, remind: Callable[[], None], seconds: float) -> None:
         self.remind, self.seconds = remind, seconds
@@ -61,13 +50,13 @@ class Reminder:
 class PlainView:
     """Writes a line for each epoch, and a sentence for each new finding about a layer.
 
-    It is a context: within it, after every minute without a line, one says what is being done.
+    It is a context: after every minute in it without a line, it writes one that says what is being done.
     """
 
     def __init__(self, silence: float = SILENCE) -> None:
         self.start, self.first, self.steps, self.epochs = time.monotonic(), 0, 0, 0
         self.explained = set[tuple[str, str]]()
-        self.now: Event | None = None
+        self.now: events.Event | None = None
         self.since = time.monotonic()
         self.reminder = Reminder(self._remind, silence)
 
@@ -78,57 +67,58 @@ class PlainView:
     def __exit__(self, *exception: object) -> None:
         self.reminder.__exit__(*exception)
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         self._note_activity(event)
         match event:
-            case Compiling():
-                self._say(COMPILING)
-            case Started():
+            case events.Compiling():
+                self._say(sentences.COMPILING)
+            case events.Started():
                 self.start, self.first, self.steps = time.monotonic(), event.step, event.steps
                 self.epochs = event.preset.train.epochs
-                self._say(started_sentence(event))
-            case EpochDone():
+                self._say(sentences.started_sentence(event))
+            case events.EpochDone():
                 self._say(self._epoch(event.record))
                 self._explain(epoch_findings(event.record))
-            case Note():
+            case events.Note():
                 self._say(f"note: {event.text}")
-            case Stopped():
-                self._say(stopped_sentence(event))
-            case Loading(done=done, total=total) if done == total:
+            case events.Stopped():
+                self._say(sentences.stopped_sentence(event))
+            case events.Loading(done=done, total=total) if done == total:
                 self._say(event.what)
-            case Finished():
-                self._say(finished_sentence(event))
+            case events.Finished():
+                self._say(sentences.finished_sentence(event))
                 show_report(event.report)
 
     def _say(self, text: str) -> None:
         self.reminder.restart()
         out.print(Text(text), soft_wrap=True)
 
-    def _note_activity(self, event: Event) -> None:
+    def _note_activity(self, event: events.Event) -> None:
         """Remember what is being done, and since when."""
-        if isinstance(self.now, Compiling) and isinstance(event, StepDone):
+        if isinstance(self.now, events.Compiling) and isinstance(event, events.StepDone):
             self._say(f"compiled in {clock(time.monotonic() - self.since)}")
-        if isinstance(self.now, Compiling) and isinstance(event, Note):  # which says that compilation failed
+        # A note while the step is compiled says that this failed.
+        if isinstance(self.now, events.Compiling) and isinstance(event, events.Note):
             self.now = None
-        if isinstance(event, (Loading, Compiling, StepDone, Verifying)):
+        if isinstance(event, (events.Loading, events.Compiling, events.StepDone, events.Verifying)):
             self.since = self.since if type(event) is type(self.now) else time.monotonic()
             self.now = event
 
     def _remind(self) -> None:
         """Write a line that says what is being done."""
         match self.now:
-            case Loading(what=what, done=done, total=total):
+            case events.Loading(what=what, done=done, total=total):
                 self._say(f"{what}: {done:,} of {total:,}")
-            case Compiling():
-                self._say(f"{COMPILING}, for {clock(time.monotonic() - self.since)} so far")
-            case StepDone() as step:
+            case events.Compiling():
+                self._say(f"{sentences.COMPILING}, for {clock(time.monotonic() - self.since)} so far")
+            case events.StepDone() as step:
                 self._say(self._step(step))
-            case Verifying(split=split, done=done, total=total):
-                self._say(f"verifying on the {split} set: {done:,} of {total:,}")
+            case events.Verifying(done=done, total=total) as event:
+                self._say(f"{sentences.verifying_sentence(event)}: {done:,} of {total:,}")
             case _:
                 self._say("starting")
 
-    def _step(self, event: StepDone) -> str:
+    def _step(self, event: events.StepDone) -> str:
         mean = event.averages
         return (
             f"{self._number(event.epoch)}  step {event.step:,} of {self.steps:,}  "

@@ -14,22 +14,11 @@ from rich.text import Text
 
 from certtrain.diagnostics.findings import findings_at
 from certtrain.palette import PALETTE
+from certtrain.render import training_sentences as sentences
 from certtrain.render.console import NOTE_HEAD, out
 from certtrain.render.layers import live_layers
 from certtrain.render.results import show_report
-from certtrain.render.training_sentences import COMPILING, finished_sentence, started_sentence, stopped_sentence
-from certtrain.training.events import (
-    Compiling,
-    EpochDone,
-    Event,
-    Finished,
-    Loading,
-    Note,
-    Started,
-    StepDone,
-    Stopped,
-    Verifying,
-)
+from certtrain.training import events
 
 
 class LiveView:
@@ -40,8 +29,8 @@ class LiveView:
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
         self.bars = Bars(*columns, *times, console=out)
         self.tasks: dict[str, TaskID] = {}
-        self.started: Started | None = None
-        self.step: StepDone | None = None
+        self.started: events.Started | None = None
+        self.step: events.StepDone | None = None
         self.held_out: float | None = None
         self.natural: float | None = None  # of the last epoch; used where the steps do not measure it
         self.live = Live(get_renderable=self._draw, console=out, refresh_per_second=4, transient=True)
@@ -53,37 +42,37 @@ class LiveView:
     def __exit__(self, *exception: object) -> None:
         self.live.stop()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         match event:
-            case Loading():
+            case events.Loading():
                 self._advance(event.what, event.done, event.total)
-            case Started():
+            case events.Started():
                 self._begin(event)
-            case Compiling():
-                self._advance(COMPILING, 0, None)
-            case StepDone():
-                self._end(COMPILING)
+            case events.Compiling():
+                self._advance(sentences.COMPILING, 0, None)
+            case events.StepDone():
+                self._end(sentences.COMPILING)
                 self.step = event
                 self._advance("steps", event.step, event.step)
-            case EpochDone():
+            case events.EpochDone():
                 self.held_out = event.record.measured.get("validation_certified_accuracy")
                 self.natural = event.record.measured["natural_accuracy"]
-            case Note():
+            case events.Note():
                 out.print(Text.assemble(NOTE_HEAD, event.text))
-            case Verifying():
-                self._advance(f"verifying on the {event.split} set", event.done, event.total)
-            case Stopped():
-                self._close(Text(stopped_sentence(event)))
-            case Finished():
-                self._close(Text(finished_sentence(event)))
+            case events.Verifying():
+                self._advance(sentences.verifying_sentence(event), event.done, event.total)
+            case events.Stopped():
+                self._close(Text(sentences.stopped_sentence(event)))
+            case events.Finished():
+                self._close(Text(sentences.finished_sentence(event)))
                 show_report(event.report)
 
-    def _begin(self, event: Started) -> None:
+    def _begin(self, event: events.Started) -> None:
         self.started = event
         for task in self.tasks.values():
             self.bars.remove_task(task)
         self.tasks = {"steps": self.bars.add_task("steps", total=event.steps, completed=event.step)}
-        out.print(Text(started_sentence(event)))
+        out.print(Text(sentences.started_sentence(event)))
 
     def _end(self, name: str) -> None:
         if name in self.tasks:
@@ -103,13 +92,13 @@ class LiveView:
     def _draw(self) -> RenderableType:
         return Group(self._panel(self.step), self.bars) if self.step is not None else self.bars
 
-    def _panel(self, step: StepDone) -> Panel:
+    def _panel(self, step: events.StepDone) -> Panel:
         assert self.started is not None  # a run starts before its first step
         title = f"epoch {step.epoch}/{self.started.preset.train.epochs}"
         layers = live_layers(step.layers, findings_at(step.eps, step.layers))
         return Panel(Group(self._numbers(step), Text(), layers), title=title, title_align="left")
 
-    def _numbers(self, step: StepDone) -> Table:
+    def _numbers(self, step: events.StepDone) -> Table:
         grid = Table.grid(padding=(0, 2))
         mean = step.averages
         grid.add_row(

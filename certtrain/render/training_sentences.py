@@ -1,9 +1,9 @@
-"""The sentences that both views of a training use, for its start, its stop and its end."""
+"""The sentences that both views of a training use, for its start, its verification, its stop and its end."""
 
 from certtrain.formats import clock
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
-from certtrain.training.events import Finished, Started, Stopped
+from certtrain.training.events import Finished, Started, Stopped, Verifying
 
 COMPILING = "compiling the step"
 
@@ -18,6 +18,11 @@ def started_sentence(event: Started) -> str:
         f"{event.parameters:,} parameters, ε = {format_eps(preset.eps.max)}, seed {preset.seed}, "
         f"{event.device}; {begin} in {event.folder}"
     )
+
+
+def verifying_sentence(event: Verifying) -> str:
+    """What is verified."""
+    return f"verifying on the {event.split} set"
 
 
 def stopped_sentence(event: Stopped) -> str:

@@ -27,13 +27,13 @@ COUNTED = ("certified", "falsified", "open", "misclassified")
 class VerifyingView:
     """A progress bar for the examples of a round, and the number of examples with each verdict so far."""
 
-    def __init__(self, bars: Bars, examples: int, known: Iterable[ExampleResult]) -> None:
-        self.bars, self.examples = bars, examples
+    def __init__(self, bars: Bars, known: Iterable[ExampleResult]) -> None:
+        self.bars = bars
         self.verdicts: dict[int, str] = {result.index: result.verdict for result in known}
         self.task: TaskID | None = None
 
     def begin(self, names: Sequence[str], examples: int) -> None:
-        """Begin a round with the steps of these names on so many examples."""
+        """Begin a round with the steps of these names on this many examples."""
         self.close()
         self.task = self.bars.add_task(", ".join(names), total=examples, counts=self._counts())
 
@@ -55,11 +55,11 @@ class VerifyingView:
 
 
 @contextmanager
-def verifying(examples: int, known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView]:
+def verifying(known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView]:
     """A progress bar with counts on the error stream, if that is a terminal."""
     counts = TextColumn("{task.fields[counts]}", style=GREY)
     with transient_bars(TimeRemainingColumn(), counts, width=24) as bars:
-        yield VerifyingView(bars, examples, known)
+        yield VerifyingView(bars, known)
 
 
 def stage_table(report: Report) -> Table:

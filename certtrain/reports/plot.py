@@ -202,7 +202,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _wrapped(text: str, letters: int) -> str:
-    """The text in lines of at most so many letters; no line ends within an equation."""
+    """The text in lines of at most `letters` letters; no line ends within an equation."""
     return "\n".join(wrap(text.replace(" = ", "\u00a0=\u00a0"), letters))
 
 

@@ -35,7 +35,7 @@ SINGLE = {
 
 
 def curve_pictures(run: Run) -> Iterator[Picture]:
-    """Accuracies, losses, regularisers, ε, learning rate and gradient norm over the epochs, of which there is one.
+    """Accuracies, losses, regularisers, ε, learning rate and gradient norm over the epochs, at least one.
 
     Quantities that were not measured are left out. Raises MissingExtra without matplotlib.
     """

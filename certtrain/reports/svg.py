@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 360, 210  # points, without the legend
 LEFT, RIGHT, BOTTOM, TOP = 56, 8, 38, 10  # margins, in points
 LEGEND_ROW = 16  # points
 PAPER, INK, MUTED, GRID, SHADE = (PALETTE[name].light for name in ("paper", "ink", "muted", "grid", "shade"))
-MARKED = 12  # with at most so many epochs, each has a dot
+MARKED = 12  # with at most this many epochs, each has a dot
 
 STYLE = {
     "svg.fonttype": "none",

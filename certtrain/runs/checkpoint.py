@@ -3,7 +3,7 @@
 preset.json             the preset with all its fields
 metrics.jsonl           one line for each epoch
 checkpoints/*.safetensors   the last two
-epochs/*.safetensors    the network after every so many epochs, as a model file, if train.keep_every is set
+epochs/*.safetensors    the network each train.keep_every epochs, as a model file, if this is set
 model.safetensors       the trained network, written when the run is finished
 report.json             its results
 report.html             the report for people
@@ -164,7 +164,7 @@ class RunFolder:
         return RunProgress(), damaged
 
     def epoch(self, number: int) -> Path:
-        """The model file of the network after so many epochs."""
+        """The model file of the network after `number` epochs."""
         return self.path / "epochs" / f"epoch-{number:04d}.safetensors"
 
     def log(self, record: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ class NetworkFile:
 
 @dataclass(frozen=True)
 class RunNetwork:
-    """A network of a run after so many steps and epochs; one of them is None if the steps per epoch are unknown."""
+    """A network of a run after `step` steps, `epoch` epochs; one of them is None if the steps per epoch are unknown."""
 
     file: NetworkFile
     step: int | None
@@ -49,7 +49,7 @@ def find_networks(path: Path) -> list[NetworkFile]:
 def check_run(path: Path) -> None:
     """Raise RunError unless `path` is the folder of a run."""
     if not (path / "preset.json").is_file():
-        what = "holds no run: it has no preset.json" if path.is_dir() else "is no folder"
+        what = "holds no run: it has no preset.json" if path.is_dir() else "is not a folder"
         raise RunError(f"{path} {what}; give the folder that `certtrain train` wrote")
 
 

@@ -18,7 +18,7 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | None) -> Self:
-        """The deadline so many seconds from now; none for None."""
+        """The deadline `seconds` from now; one that is never reached for None."""
         return cls() if seconds is None else cls(time.monotonic() + seconds)
 
     def earlier(self, other: Self) -> Self:

@@ -247,13 +247,13 @@ def _check_inputs(layers: Sequence[LayerSection]) -> None:
     for layer in layers:
         for name in layer.inputs:
             if name not in known:
-                raise ValueError(f"layer {layer.name!r} has the input {name!r}, which is no earlier layer")
+                raise ValueError(f"layer {layer.name!r} has the input {name!r}, which is not an earlier layer")
         if len(layer.inputs) != (2 if isinstance(layer, JOINING) else 1):
             raise ValueError(
                 f"layer {layer.name!r} has {len(layer.inputs)} inputs; an Add and a Concat have two, all others one"
             )
         if isinstance(layer, SharedSection) and not isinstance(known.get(layer.layer), WEIGHTED):
-            raise ValueError(f"layer {layer.name!r} shares {layer.layer!r}, which is no earlier layer with weights")
+            raise ValueError(f"layer {layer.name!r} shares {layer.layer!r}, which is not an earlier layer with weights")
         used.update(layer.inputs)
         known[layer.name] = layer
     if unused := [layer.name for layer in layers[:-1] if layer.name not in used]:

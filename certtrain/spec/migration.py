@@ -18,7 +18,7 @@ MIGRATIONS: tuple[Migration, ...] = ()
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a preset as this version names them, with its format; `values` are not changed.
 
-    Raises ValueError if the format is no number of one, or is newer than this version.
+    Raises ValueError if the format is not the number of one, or is newer than this version.
     """
     fields = dict(values)
     written = fields.pop("format", 1)

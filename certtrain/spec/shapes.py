@@ -130,7 +130,7 @@ def _reshape(layer: layers.ReshapeSection, given: Shape) -> Shape:
 
 def _permute(layer: layers.PermuteSection, given: Shape) -> Shape:
     places = [dim - 1 for dim in layer.dims]
-    _check(sorted(places) == list(range(len(given))), f"{tuple(layer.dims)} is no order of its dimensions")
+    _check(sorted(places) == list(range(len(given))), f"{tuple(layer.dims)} is not a permutation of its dimensions")
     return tuple(given[place] for place in places)
 
 

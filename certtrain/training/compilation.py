@@ -30,7 +30,7 @@ class CompileChoice(NamedTuple):
 def will_compile(
     choice: Compile, *, steps: int, relu_inputs: int, device: str, in_parts: bool = False
 ) -> CompileChoice:
-    """Whether a run of so many steps is compiled; `relu_inputs` is the number of ReLU inputs for one batch.
+    """Whether a run of `steps` steps is compiled; `relu_inputs` is the number of ReLU inputs for one batch.
 
     A step that takes its batch in parts is never compiled. The choice depends on
     the arguments and the machine's tools alone, so that a resumed run makes the

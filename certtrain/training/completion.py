@@ -45,7 +45,7 @@ class Completion:
             save_model(self.folder.epoch(epoch), self.network, described)
 
     def run(self, steps: int, seconds: float) -> Report:
-        """Verify the network, which was trained with so many steps in so many seconds, and write all results.
+        """Verify the network, which was trained with `steps` steps in `seconds` seconds, and write all results.
 
         Raises VerificationStopped, and StorageError.
         """

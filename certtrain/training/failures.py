@@ -20,7 +20,7 @@ def not_finite(what: str, last_good: Path | None) -> NonFiniteError:
 
 
 def out_of_memory(preset: Preset, device: str, examples: int) -> DeviceError:
-    """The error for a batch of so many examples that does not fit into memory, with settings that need less."""
+    """The error for a batch of this many examples that does not fit into memory, with settings that need less."""
     return DeviceError(
         f"a batch of {examples} examples does not fit into the memory of {device}. "
         f"Try a smaller train.batch_size, {_smaller_step(preset)}, or --device cpu"

@@ -15,7 +15,7 @@ from certtrain.verdicts import Verdict
 from certtrain.verification.steps import ExampleBatch, StepResult, correctly_classified, misclassified_in_batch_of_one
 
 MILP = "milp"
-SECOND_OPINION = "a solver in float64 with tolerances, 1e-5 of which are taken off: a second opinion and no proof"
+SECOND_OPINION = "a solver in float64 with tolerances, of which 1e-5 is subtracted: a second opinion, not a proof"
 
 
 class MilpStep:
@@ -27,8 +27,8 @@ class MilpStep:
         """Raises MethodError for an arithmetic that rounds."""
         if arithmetic != "real":
             raise MethodError(
-                f"milp solves the network without rounding, so its answers are not for {arithmetic}; "
-                "ask for arithmetic real, or for method complete"
+                f"milp solves the network without rounding, so its answers do not hold for {arithmetic}; "
+                "choose arithmetic real, or method complete"
             )
         self.model, self.arithmetic = model, arithmetic
         self.exact: nn.Module | None = None

@@ -156,7 +156,7 @@ def correctly_classified(model: nn.Module, x: Tensor, labels: Tensor, arithmetic
 
 
 def misclassified_in_batch_of_one(model: nn.Module, x: Tensor, label: Tensor, arithmetic: str) -> bool:
-    """Whether plain inference misclassifies the one input `x` (C, H, W), alone in its batch.
+    """Whether plain inference misclassifies the input `x` (C, H, W) in a batch of one.
 
     In a batch of another size, sums may be rounded differently.
     """

@@ -1,7 +1,6 @@
 """Verification of a model on a set of images, with its report."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
+from certtrain.deprecation import renamed_argument
 from certtrain.errors import DataError, NetworkError
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
@@ -84,6 +84,7 @@ class Report:
         return asdict(self) | {"stages": tuple(stage.to_dict() for stage in self.stages)} | accuracies
 
 
+@renamed_argument("on_points", "on_examples")
 @outside_inference_mode()
 @tensor_cores(False)
 def verify(
@@ -101,29 +102,24 @@ def verify(
     known: Sequence[ExampleResult] = (),
     on_examples: OnExamples = lambda results: None,
     on_round: OnRound = lambda names, examples: None,
-    on_points: OnExamples | None = None,
 ) -> Report:
     """Classify, attack and certify each example.
 
     `method` "auto" is the cascade: attack and interval bounds first, then each
     tighter method on the examples that are still open, within `limits`. Any other
-    name is that method alone. `known` are earlier results: decided examples are not
+    name means that method only. `known` are earlier results: decided examples are not
     tried again, open ones only by methods that were not tried on them. Without an
     `attack` (None) no example is falsified. `bounds` are the settings of the bounds.
 
     `on_round` is called at the start of each round, with its steps' names and its
     number of examples; `on_examples` with the results of each batch, so once a round
     for an open example. An exception that they raise ends the verification.
-    `on_points` is the old name of `on_examples`.
 
     Certificates are for the network in `arithmetic`, as for `certify`; inference and
     attack compute in it. Raises DataError if the images do not fit the model,
     MethodError, EpsilonError, UnsupportedLayer, and SoundnessError if a counterexample
     to a certificate was found, which means that a bound is wrong.
     """
-    if on_points is not None:
-        warnings.warn("the argument on_points of verify is now called on_examples", DeprecationWarning, stacklevel=4)
-        on_examples = on_points
     _check_kinds(model, images)
     check_fit(model, images)
     with torch.no_grad():  # the replay in `checked_graph` needs no gradients

@@ -63,7 +63,7 @@ def test_a_model_in_float64_takes_its_own_inputs_alone(name: str) -> None:
     [
         ([0, 1], r"labels are a list, not a tensor; write torch\.as_tensor\(labels\)"),
         (np.array([0, 1]), r"labels are a numpy\.ndarray, not a tensor"),
-        (LABELS.float(), r"labels are torch\.float32; classes are counted in torch\.int64"),
+        (LABELS.float(), r"labels are torch\.float32; classes must be torch\.int64"),
     ],
 )
 def test_labels_of_another_kind(name: str, labels: Any, told: str) -> None:

@@ -174,7 +174,7 @@ def test_where_the_shape_is_not_known_that_is_said():
     net = Net(SHAPES["unpacked"])
     with pytest.raises(UnsupportedLayer, match=r"not known. Give it, as in ibp_init_\(model, shape=.*x.flatten\(1\)"):
         ibp_init_(net)
-    with pytest.raises(UnsupportedLayer, match="shape must be known, and here it is not; write"):
+    with pytest.raises(UnsupportedLayer, match="which needs the input's shape, and that is not known here; write"):
         ibp_init_(Net(SHAPES["view(-1, n)"]))
     assert [record.name for record in ibp_init_(net, shape=SHAPE)] == ["conv"]
     assert ibp_init_(Net(SHAPES["view(len, -1)"]))
@@ -492,15 +492,15 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: spoilt(lambda m: parametrizations.weight_norm(m[1])),
         "'1' is a ParametrizedLinear, .*no bound rule",
     ),
-    "state by an attribute": (Switching, "changes 'calls', so that its next call may compute something else"),
+    "state by an attribute": (Switching, "changes 'calls', so that its next call may compute something different"),
     "state by a buffer": (Counting, "changes 'count'"),
     "state of the first call": (First, "changes 'seen'"),
     "state of a layer": (Training, "changes 'norm.training'"),
     "autocast": (Casting, "forward pass switches autocast on or off.*name the arithmetic"),
-    "class asked": (Typed, "asks for the class of a value, as isinstance does; leave that out"),
+    "class asked": (Typed, "asks for the class of a value, as by isinstance; remove that"),
     "affine switched": (with_affine_switched, "'0' has affine = False, but its weight says otherwise"),
     "parallel": (lambda: nn.DataParallel(plain()), r"DataParallel around the network; give .*model\.module"),
-    "scripted": (lambda: torch.jit.script(plain()), "compiled by torch.jit.*give the module that it was made of"),
+    "scripted": (lambda: torch.jit.script(plain()), "compiled by torch.jit.*give the module that it was made from"),
     "traced": (lambda: torch.jit.trace(plain(), torch.rand(1, 4)), "compiled by torch.jit"),
     "a part scripted": (lambda: nn.Sequential(torch.jit.script(plain())), "layer '0' was compiled by torch.jit"),
     "compiled": (lambda: torch.compile(plain()), r"OptimizedModule.*give the network, model\._orig_mod"),
@@ -554,7 +554,7 @@ def test_global_hooks_are_refused(register: str):
     hook = getattr(calling, register)(lambda *given: None)
     try:
         for model in (plain(), nn.Linear(4, 3)):
-            with pytest.raises(UnsupportedLayer, match=r"a global forward hook is there.*remove it"):
+            with pytest.raises(UnsupportedLayer, match=r"a global forward hook is registered.*remove it"):
                 certify(model, torch.rand(3, 4), torch.tensor([0, 1, 2]), 0.1)
     finally:
         hook.remove()

@@ -23,7 +23,7 @@ from certtrain.branching.domains import Domains
 from certtrain.branching.examples import BoxedExample, CompleteResult, decide_example
 from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import BranchAndBound, Outcome, branch_and_bound, reproved
+from certtrain.branching.search import BranchAndBound, Outcome, branch_and_bound, unproved_leaves
 from certtrain.branching.tree import Tree, leaves_of
 from helpers.branching_problems import NETWORKS, network, pixels, root_of, settings_of, shape_errors_as_data_errors
 from helpers.deadlines import CountedDeadline
@@ -118,10 +118,10 @@ def test_the_tree_of_a_search_that_ended_early_has_leaves_that_are_not_proved():
     problem = hard(HARD[0], CLEAR)[1]
     outcome = branch_and_bound(problem, replace(SETTINGS, domains=3))
     above = hard(HARD[0], BROKEN)[1]
-    assert reproved(above, leaves_of(str(outcome.tree)), SETTINGS) > 0
+    assert unproved_leaves(above, leaves_of(str(outcome.tree)), SETTINGS) > 0
     whole = branch_and_bound(problem, SETTINGS)
-    assert reproved(problem, leaves_of(str(whole.tree)), SETTINGS) == 0
-    assert reproved(problem, leaves_of(str(whole.tree)), replace(SETTINGS, memory=1000)) == 0
+    assert unproved_leaves(problem, leaves_of(str(whole.tree)), SETTINGS) == 0
+    assert unproved_leaves(problem, leaves_of(str(whole.tree)), replace(SETTINGS, memory=1000)) == 0
 
 
 @pytest.mark.parametrize("seed", HARD)
@@ -206,7 +206,7 @@ def pattern_at(problem: Problem, x: Tensor) -> Domains:
     return BranchAndBound(problem, settings_of(problem)).first(torch.where(inputs >= 0, 1, -1))
 
 
-def linear_programme(problem: Problem, domain: Domains, at: Tensor) -> float:
+def linear_program(problem: Problem, domain: Domains, at: Tensor) -> float:
     """The largest lower bound that there is: the least of the largest function over the domain, by another model."""
     optimize = pytest.importorskip("scipy.optimize")
     signs, point = domain.signs[0].double(), at.double()
@@ -248,7 +248,7 @@ def test_a_domain_with_nothing_left_to_split_gets_the_best_bound_that_there_is(n
     domain = pattern_at(problem, x.double())
     leaf = leaf_solution(problem, domain)
     assert leaf is not None
-    best = linear_programme(problem, domain, x)
+    best = linear_program(problem, domain, x)
     assert leaf.bound == pytest.approx(best, abs=1e-6)
     inside = points_inside(problem.prefix.start.lower[0], problem.prefix.start.upper[0], 2000)
     logits, inputs = problem.run(torch.cat([x.double(), inside]))

@@ -66,13 +66,13 @@ def test_the_leaves_hold_every_choice_of_signs_once(seed: int):
 MALFORMED = {
     "": "is neither a neuron",
     " ": "is neither a neuron",
-    ". ": "goes on after",
+    ". ": "continues after",
     " .": "is neither a neuron",
-    ". .": "goes on after",
+    ". .": "continues after",
     ".\n": "is neither a neuron",
     "4:17": "ends before",
     "4:17 .": "ends before",
-    "4:17 . . .": "goes on after",
+    "4:17 . . .": "continues after",
     "4:17 . 4:18 .": "ends before",
     "4:17  . .": "is neither a neuron",
     "4:17\t. .": "is neither a neuron",
@@ -111,7 +111,7 @@ def test_no_word_of_a_tree_can_be_left_out_or_come_twice():
     words = str(random_tree(3, splits=12)).split(" ")
     for number in range(len(words)):
         for changed in (words[:number] + words[number + 1 :], [*words[:number], words[number], *words[number:]]):
-            with pytest.raises(ValueError, match=r"ends before|goes on after|split twice"):
+            with pytest.raises(ValueError, match=r"ends before|continues after|split twice"):
                 list(leaves_of(" ".join(changed)))
 
 

@@ -102,9 +102,9 @@ def test_what_was_written_holds_and_has_trees(case: Case):
 
 
 TEXTS: dict[str, tuple[Callable[[str], str], str]] = {
-    "a leaf is lost at the end": (lambda text: text[:-2], "it ends before the tree does"),
+    "a leaf is lost at the end": (lambda text: text[:-2], "it ends before the tree is complete"),
     "a leaf is lost inside": (lambda text: text.replace(" . .", " .", 1), "it"),
-    "a leaf too many": (lambda text: text + " .", "it goes on after the tree's end"),
+    "a leaf too many": (lambda text: text + " .", "it continues after the tree's end"),
     "nothing": (lambda text: "", "'' is neither a neuron, like '4:17', nor a leaf"),
     "no text of a tree": (lambda text: "certified", "'certified' is neither a neuron"),
     "a unit of another layer": (lambda text: "4:0 . .", "the network has no neuron 4:0"),
@@ -148,7 +148,7 @@ CLASSES: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
 @pytest.mark.parametrize("name", CLASSES)
 def test_trees_of_other_classes_are_refused(case: Case, name: str):
     changed = CLASSES[name](trees(case))
-    with pytest.raises(CertificateError, match="its trees are not those of all other classes"):
+    with pytest.raises(CertificateError, match="it does not have one tree for each other class"):
         forged(case, LARGE, trees=changed).check()
 
 
@@ -201,21 +201,21 @@ def opened(case: Case) -> list[bool]:
 
 
 LINES: dict[str, tuple[int, dict[str, Any], str]] = {
-    "no trees": (LARGE, {"trees": {}}, "an example that 'complete' certified has trees, and no other"),
+    "no trees": (LARGE, {"trees": {}}, "examples certified by 'complete' have trees, and no others do"),
     "trees that are none": (LARGE, {"trees": None}, "trees: Input should be an object"),
     "a list of trees": (LARGE, {"trees": [".", "."]}, "trees: Input should be an object"),
     "a class that is none": (LARGE, {"trees": {"x": "."}}, "trees.x"),
     "a tree that is a number": (LARGE, {"trees": {"0": 1}}, "trees.0: Input should be a valid string"),
-    "trees of a falsified example": (FALSIFIED, {"trees": {"0": "."}}, "has trees, and no other"),
+    "trees of a falsified example": (FALSIFIED, {"trees": {"0": "."}}, "have trees, and no others do"),
     "trees of an open point": (
         LARGE,
         {"verdict": "open", "method": None, "margin": None},
-        "an example that 'complete' certified has trees, and no other",
+        "examples certified by 'complete' have trees, and no others do",
     ),
     "trees of another method": (
         LARGE,
         {"method": "ibp", "tried": {"inference": 0.1, "ibp": 0.1, "complete": 0.1}},
-        "an example that 'complete' certified has trees, and no other",
+        "examples certified by 'complete' have trees, and no others do",
     ),
     "a huge tree": (LARGE, {"trees": {"0": "." * 5_000_000}}, "is longer than"),
     "no margin": (LARGE, {"margin": None}, "a certified example has a margin above zero"),
@@ -236,7 +236,7 @@ def test_complete_must_have_been_asked_for(case: Case):
     lines = lines_of(case)
     lines[0]["method"] = "ibp"
     put(case, lines)
-    with pytest.raises(CertificateError, match="is certified by 'complete', which is not of its method"):
+    with pytest.raises(CertificateError, match="is certified by 'complete', which is not part of the file's method"):
         case.check()
 
 

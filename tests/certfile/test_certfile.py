@@ -242,7 +242,7 @@ def test_a_changed_line_breaks_the_seal(case: Case, number: int):
     else:
         lines[number]["tried"]["attack"] = 1e9
     put(case, lines, seal=False)
-    with pytest.raises(CertificateError, match=r"is the seal, and (does not fit|its counts are not)"):
+    with pytest.raises(CertificateError, match=r"is the seal, but (does not match|its counts are not)"):
         case.check()
 
 
@@ -329,14 +329,14 @@ def greater_radius(lines: Lines) -> None:
 
 
 FORGED: dict[Callable[[Lines], None], str] = {
-    open_as_certified: r"example \d+ is certified there, but open by crown-ibp here",
-    misclassified_as_open: "is open there, but is misclassified here",
-    misclassified_as_certified: "is certified there, but is misclassified here",
-    certified_as_misclassified: "is misclassified there, but is correctly classified here",
-    greater_margin: "has the margin",
-    smaller_margin: "has the margin",
-    cheaper_method: "is certified there, but open by ibp here",
-    another_method: "certified by 'attack', which is not of its method",
+    open_as_certified: r"example \d+ is recorded as certified, but is open by crown-ibp here",
+    misclassified_as_open: "is recorded as open, but is misclassified here",
+    misclassified_as_certified: "is recorded as certified, but is misclassified here",
+    certified_as_misclassified: "is recorded as misclassified, but is correctly classified here",
+    greater_margin: "has the recorded margin",
+    smaller_margin: "has the recorded margin",
+    cheaper_method: "is recorded as certified, but is open by ibp here",
+    another_method: "certified by 'attack', which is not part of the file's method",
     outside_the_box: "a counterexample outside its box",
     outside_the_pixels: "a counterexample outside its box",
     rightly_classified: "a counterexample that is correctly classified",
@@ -410,10 +410,10 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "split as a path": (lambda text: spoilt(text, '"split":"test"', '"split":"../test"'), "split: Input should be"),
     "many examples": (
         lambda text: spoilt(text, '"examples":100', f'"examples":{10**18}'),
-        "but 999,999,999,999,999,900 examples have no record, as example 100",
+        "but 999,999,999,999,999,900 examples have no record, such as example 100",
     ),
     "an example is missing": (lambda text: _without(text, 5), "is the seal, but 1 examples have no record"),
-    "a line comes twice": (lambda text: _again(text), "again, and does not go on from the earlier line"),
+    "a line comes twice": (lambda text: _again(text), "again, but does not continue its earlier line"),
     "more after the seal": (lambda text: text.encode() + b"{}\n", "comes after the seal"),
     "a point without a method": (
         lambda text: spoilt(text, '"method":"ibp"', '"method":null'),
@@ -456,7 +456,7 @@ def test_a_hostile_file_ends_in_one_clear_error(case: Case, name: str):
 
 
 def test_what_is_no_file_is_an_error(case: Case, tmp_path: Path):
-    for path, message in ((tmp_path, "is no file"), (tmp_path / "absent.jsonl", "does not exist")):
+    for path, message in ((tmp_path, "is not a file"), (tmp_path / "absent.jsonl", "does not exist")):
         with pytest.raises(CertificateError, match=message):
             read_certificates(path, SHAPE)
 
@@ -496,9 +496,9 @@ def test_a_finished_file_that_goes_on_stays_as_it_is(original: Case, case: Case)
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"method": "ibp"}, r"about something else: the method \(auto there, ibp here\)"),
-        ({"batch_size": 41}, r"the batch size \(40 there, 41 here\)"),
-        ({"network": "folded"}, r"the network \(saved or folded\) \(saved there, folded here\)"),
+        ({"method": "ibp"}, r"was written for another task: the method \(auto in the file, ibp here\)"),
+        ({"batch_size": 41}, r"the batch size \(40 in the file, 41 here\)"),
+        ({"network": "folded"}, r"the network \(saved or folded\) \(saved in the file, folded here\)"),
         ({"method": "ibp", "batch_size": 41}, "the method .*; the batch size"),
     ],
 )
@@ -515,7 +515,9 @@ def test_another_radius_attack_or_model_is_named(case: Case):
     header = describe_task(
         case.model_file, case.model, case.images, eps=8 / 255, attack=PGD(steps=9).to_dict(), **options
     )
-    with pytest.raises(CertificateError, match=r"ε \(text 0.06 there, 8/255 here.*the attack \(steps 5 there, 9 here"):
+    with pytest.raises(
+        CertificateError, match=r"ε \(text 0.06 in the file, 8/255 here.*the attack \(steps 5 in the file, 9 here"
+    ):
         Writer.resume(case.file, header, case.images)
 
 
@@ -526,7 +528,9 @@ def test_what_decides_a_margin_is_in_the_header_and_is_computed_with_again(case:
     about = (case.model_file, case.model, case.images)
     header = describe_task(*about, eps=EPS, attack=ATTACK.to_dict(), **asked, bounds=BoundSettings(iterations=7))
     assert header.bounds.settings(memory=5) == BoundSettings(iterations=7, memory=5)
-    with pytest.raises(CertificateError, match=r"the settings of the bounds \(dense 0 there, 1024 here; iterations 50"):
+    with pytest.raises(
+        CertificateError, match=r"the settings of the bounds \(dense 0 in the file, 1024 here; iterations 50"
+    ):
         Writer.resume(case.file, header, case.images)
 
 
@@ -562,7 +566,7 @@ def test_a_searched_margin_may_be_smaller_and_hardly_greater(
     if holds:
         assert case.check().checked == 40
     else:
-        with pytest.raises(CertificateError, match=f"example {record['index']} has the margin"):
+        with pytest.raises(CertificateError, match=f"example {record['index']} has the recorded margin"):
             case.check()
 
 

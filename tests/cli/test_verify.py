@@ -82,8 +82,8 @@ def test_certificates_of_something_else_are_replaced_by_force_alone(run: Run, mo
     before = (tmp_path / "c.jsonl").read_bytes()
     refused = run(*words, "--eps", "0.05", "--pgd-steps", "3")
     assert refused.code == 1
-    assert "ε (text 0.02 there, 0.05 here" in refused.err
-    assert "the attack (steps 20 there, 3 here)" in refused.err
+    assert "ε (text 0.02 in the file, 0.05 here" in refused.err
+    assert "the attack (steps 20 in the file, 3 here)" in refused.err
     assert "--force" in refused.err
     assert (tmp_path / "c.jsonl").read_bytes() == before
     assert run(*words, "--eps", "0.05", "--force").code == 0

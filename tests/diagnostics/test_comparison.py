@@ -297,7 +297,7 @@ def test_a_damaged_run_is_one_clear_error(run: Path, damage: Callable[[Path], ob
 
 
 def test_a_model_file_is_no_run(finished: Path):
-    with pytest.raises(RunError, match="is no folder"):
+    with pytest.raises(RunError, match="is not a folder"):
         compare_epochs(finished / "model.safetensors", FEW)
 
 

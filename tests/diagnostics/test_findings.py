@@ -58,7 +58,7 @@ def test_each_kind_starts_at_its_threshold(kind: Kind):
     finding = layer_finding(replace(FINE, **ON_THE_EDGE[kind]))
     assert finding is not None
     assert (finding.kind, finding.layer) == (kind, "fine")
-    assert finding.badness == pytest.approx(1, rel=0.01)
+    assert finding.severity == pytest.approx(1, rel=0.01)
     closer = {"growth": EXPLODING * 0.999} | dict.fromkeys(("dead", "inactive", "unstable"), 0.4) | {"mean_ratio": 0.1}
     assert layer_finding(replace(FINE, **{name: closer[name] for name in ON_THE_EDGE[kind]})) is None
 

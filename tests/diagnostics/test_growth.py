@@ -197,7 +197,7 @@ def test_over_seeds_a_layer_has_the_finding_of_its_worst_network(train: ImageSet
     layers = [finding.layer for finding in two.findings]
     assert layers[0] == "linear1_relu"
     assert len(layers) == len(set(layers))
-    assert two.findings[0].badness >= one.findings[0].badness
+    assert two.findings[0].severity >= one.findings[0].severity
 
 
 def test_as_plain_values_the_mean_is_the_growth(train: ImageSet):

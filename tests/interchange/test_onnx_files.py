@@ -135,7 +135,7 @@ def test_a_shape_that_cannot_be_is_refused_before_anything_is_read(sides: list[i
         del tensor.dims[:]
         tensor.dims.extend(sides)
 
-    with pytest.raises(ModelFileError, match="268,435,456 values are the most"):
+    with pytest.raises(ModelFileError, match="268,435,456 values are the limit"):
         read_onnx(changed(split(tmp_path), change))
 
 
@@ -171,7 +171,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(vnnlib, "MOST_PROPERTY_BYTES", 2**20)
     for name in ("net.onnx.gz", "p.vnnlib.gz"):
         (tmp_path / name).write_bytes(gzip.compress(bytes(2**25)))
-    message = "is larger than 1 MiB once it is unpacked, which is the most that is read"
+    message = "is larger than 1 MiB once it is unpacked, the limit"
     with pytest.raises(ModelFileError, match=f"net.onnx.gz is not read: it {message}"):
         read_onnx(tmp_path / "net.onnx.gz")
     with pytest.raises(PropertyError, match=message):

@@ -111,7 +111,9 @@ LOST = {
 
 @pytest.mark.parametrize("name", LOST)
 def test_constants_between_which_values_are_lost_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedLayer, match=r"takes away again what was added|combined with, are"):
+    with pytest.raises(
+        UnsupportedLayer, match=r"adds and then subtracts|combined with those of the steps before it, are"
+    ):
         read_onnx(chain(tmp_path, LOST[name]))
 
 
@@ -136,7 +138,7 @@ def sliced(folder: Path, batch: int | str, start: int, stop: int, opset: int = 1
 @pytest.mark.parametrize("opset", [9, 13])
 @pytest.mark.parametrize(("start", "stop"), PARTS)
 def test_a_part_of_a_free_batch_is_refused(start: int, stop: int, opset: int, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedLayer, match=r"\(Slice\): it takes .* of the batch's dimension, whose size is free"):
+    with pytest.raises(UnsupportedLayer, match=r"\(Slice\): it slices the batch's dimension"):
         read_onnx(sliced(tmp_path, "n", start, stop, opset))
 
 

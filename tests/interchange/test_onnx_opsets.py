@@ -185,7 +185,7 @@ def test_a_dropout_before_opset_7_is_random_unless_it_says_that_it_tests(tmp_pat
 
 def test_an_average_with_padding_is_read_where_it_is_said_whether_padding_counts(tmp_path: Path) -> None:
     window = {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1]}
-    with pytest.raises(UnsupportedLayer, match="padding of an average is read from opset 7 on"):
+    with pytest.raises(UnsupportedLayer, match="an average with padding is read only from opset 7 on"):
         read_onnx(old(tmp_path, 6, "AveragePool", "x", [3, 4, 3], **window))
     agrees(old(tmp_path, 7, "AveragePool", "x", [3, 4, 3], **window))
 

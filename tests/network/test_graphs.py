@@ -135,7 +135,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "images": ({"type": "BatchNorm2d", "num_features": 3}, "3 channels in 3 dim"),
     "means": ({"type": "Normalize", "mean": [0.5, 0.5], "std": [1.0]}, "2 means and 1 deviations"),
     "other values": ({"type": "Reshape", "shape": [4, 4]}, "it takes 16 values"),
-    "no order": ({"type": "Permute", "dims": [1, 3, 3]}, r"\(1, 3, 3\) is no order of its dimensions"),
+    "no order": ({"type": "Permute", "dims": [1, 3, 3]}, r"\(1, 3, 3\) is not a permutation of its dimensions"),
     "padded dimension": ({"type": "Pad", "dim": 4, "before": 1, "after": 0}, "no dimension 4 from 1 on"),
     "places": ({"type": "Slice", "dim": 1, "start": 0, "stop": 3}, "it takes places 0 to 2"),
     "dimension": ({"type": "Flatten", "end_dim": 5}, "no dimension 5"),
@@ -362,8 +362,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "same name": ([RELU, RELU], "two layers have the name 'a'"),
     "input": ([RELU | {"name": "input"}], "two layers have the name 'input'"),
     "group": ([RELU, RELU | {"name": "a.b"}], "the name of layer 'a.b' makes 'a' a group, but that is a layer"),
-    "itself": ([RELU | {"inputs": ["a"]}], "layer 'a' has the input 'a', which is no earlier layer"),
-    "later": ([RELU | {"inputs": ["b"]}, RELU | {"name": "b"}], "'a' has the input 'b', which is no earlier layer"),
+    "itself": ([RELU | {"inputs": ["a"]}], "layer 'a' has the input 'a', which is not an earlier layer"),
+    "later": ([RELU | {"inputs": ["b"]}, RELU | {"name": "b"}], "'a' has the input 'b', which is not an earlier layer"),
     "two inputs": (
         [RELU | {"inputs": ["input", "input"]}],
         "'a' has 2 inputs; an Add and a Concat have two, all others one",
@@ -381,8 +381,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "backwards": ([{"name": "a", "type": "Slice", "dim": 1, "start": 0, "stop": 2, "step": -1}], r"Slice\.step"),
     "unused": ([RELU, RELU | {"name": "b", "inputs": ["input"]}], "no layer uses the result of 'a'"),
-    "shares nothing": ([{"name": "a", "type": "Shared", "layer": "b"}], "'a' shares 'b', which is no earlier layer"),
-    "shares a relu": ([RELU, {"name": "b", "type": "Shared", "layer": "a"}], "no earlier layer with weights"),
+    "shares nothing": (
+        [{"name": "a", "type": "Shared", "layer": "b"}],
+        "'a' shares 'b', which is not an earlier layer",
+    ),
+    "shares a relu": ([RELU, {"name": "b", "type": "Shared", "layer": "a"}], "not an earlier layer with weights"),
     "wide": ([{"name": "a", "type": "Linear", "in_features": 2**21, "out_features": 1}], r"Linear\.in_features"),
     "padding": (
         [{"name": "a", "type": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 1, "padding": "some"}],

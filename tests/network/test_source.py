@@ -163,8 +163,8 @@ def fails_when_followed(net: Any, x: Tensor) -> Tensor:
 
 
 BAD: dict[str, tuple[Any, type[CerttrainError], str]] = {
-    "no network": (lambda: 5, NetworkError, r"<lambda> returns 5, which is no torch\.nn\.Module"),
-    "a class": (lambda: Base, NetworkError, r"returns <class .*which is no torch\.nn\.Module"),
+    "no network": (lambda: 5, NetworkError, r"<lambda> returns 5, which is not a torch\.nn\.Module"),
+    "a class": (lambda: Base, NetworkError, r"returns <class .*which is not a torch\.nn\.Module"),
     "a network itself": (Base(), NetworkError, "Base is a network already; give the class or function"),
     "too few arguments": (lambda size: None, NetworkError, r"<lambda>\(\) raises TypeError: .*'size'"),
     "raises": (
@@ -283,7 +283,7 @@ FILES: dict[str, tuple[bytes, str, str]] = {
     "exits": (b"import sys\nsys.exit(3)\n", "X", "cannot be run: SystemExit: 3"),
     "name": (b"class Mine: pass\n", "Yours", r"mynet\.py has no 'Yours'; it has Mine"),
     "empty": (b"", "X", r"mynet\.py has no 'X'; it has no class or function"),
-    "value": (b"X = 5\n", "X", "mynet.py:X is no class or function, but 5"),
+    "value": (b"X = 5\n", "X", "mynet.py:X is not a class or function but 5"),
 }
 
 

@@ -61,7 +61,7 @@ def test_what_is_not_there_is_an_error(tmp_path: Path, run: Path):
         find_networks(tmp_path / "absent")
     with pytest.raises(RunError, match=r"holds no run: it has no preset\.json"):
         find_networks(tmp_path)
-    with pytest.raises(RunError, match="is no folder"):
+    with pytest.raises(RunError, match="is not a folder"):
         check_run(tmp_path / "absent")
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(RunError, match="no checkpoint yet"):

@@ -257,7 +257,7 @@ def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_verdicts(method: s
 
 
 def test_milp_knows_no_rounding():
-    with pytest.raises(MethodError, match="its answers are not for float32; ask for arithmetic real"):
+    with pytest.raises(MethodError, match="its answers do not hold for float32; choose arithmetic real"):
         run(*few(), EPS, method="milp")
 
 

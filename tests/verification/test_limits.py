@@ -167,7 +167,7 @@ def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeyp
 
 
 @pytest.mark.usefixtures("one_by_one")
-def test_a_leafs_linear_programme_is_not_written_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
+def test_a_leafs_linear_program_is_not_written_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
     given = problem(Settings(iterations=3))
     units, asked = given.neurons, list[dict[str, Any]]()
     signs = torch.where(given.unstable, 1, 0).to(torch.int8)[None]
@@ -246,7 +246,7 @@ def test_the_solver_says_the_same_from_a_process_of_its_own(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("most", [0, 2, 10, 100])
-def test_a_programme_that_is_not_written_in_time_claims_nothing(most: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_program_that_is_not_written_in_time_claims_nothing(most: int, monkeypatch: pytest.MonkeyPatch):
     model = small()
     monkeypatch.setattr(chunks, "WORK_BETWEEN_CHECKS", 1)
     found = minimum(model, (1, 8, 8), case_of(model), deadline=CountedDeadline(most, limited=True))

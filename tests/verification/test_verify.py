@@ -175,7 +175,7 @@ def test_a_network_in_training_mode_is_refused_before_anything_is_claimed():
 
 def test_the_old_name_of_a_callback_is_taken_with_a_warning():
     sizes: list[int] = []
-    with pytest.warns(DeprecationWarning, match="on_points of verify is now called on_examples") as warned:
+    with pytest.warns(DeprecationWarning, match="the argument on_points of verify is now on_examples") as warned:
         verify(*mostly_right(), EPS, attack=None, method="ibp", on_points=lambda results: sizes.append(len(results)))
     assert warned[0].filename == __file__
     assert sum(sizes) == 100

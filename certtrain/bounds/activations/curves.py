@@ -203,7 +203,7 @@ def touching_of(value: Pointwise, derivative: Pointwise, right: float) -> Touchi
 
 
 def _bisected(value: Pointwise, derivative: Pointwise, ends: Tensor, way: tuple[Tensor, Tensor], sign: int) -> Tensor:
-    """The point between both of `way` whose tangent passes through the end, by bisection; the last one if there is none.
+    """The first point on the way whose tangent passes through the end, by bisection; the last one if there is none.
 
     At points before it the tangent passes above the end if `sign` is 1, and below it if `sign` is −1.
     """

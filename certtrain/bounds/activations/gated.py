@@ -32,9 +32,10 @@ from certtrain.bounds.layer_errors import PointwiseError, magnitude
 from certtrain.bounds.rounding import Rounding
 from certtrain.spec.activations import GELUSection, SiLUSection
 
-_GELU_ACCURACY = Accuracy(
-    16, "GELU, as x·Φ(x), is within 16 units in the last place of its input x, which is not a relative error below zero"
+GELU_STATEMENT = (
+    "GELU, as x·Φ(x), is within 16 units in the last place of its input x, which is not a relative error below zero"
 )
+_GELU_ACCURACY = Accuracy(16, GELU_STATEMENT)
 _SILU_ACCURACY = Accuracy(8, "SiLU is within 8 units in the last place of its input")
 
 # The minimiser, and a lower bound of the minimum. Both are known to more digits than float64 has; the minimum is

@@ -41,7 +41,7 @@ class Activation:
     lines: the lower and upper line over a box of inputs.
     unstable: which neurons (B, …) have lines that are not exact over the box, so that a tighter box would help.
     rectifier: the slope s of max(x, sx). Complete verification may split its sign, and α-CROWN chooses the slope of
-        its line. None if the activation is no rectifier.
+        its line. None if the activation is not a rectifier.
     accuracy: the assumption about what torch computes.
     error: the rounding error of the layer, from the units of the accuracy.
     functions: the functions and tensor methods that equal the layer.
