@@ -53,6 +53,9 @@ certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
 """,
 }
+SEE_ALSO = {
+    "check": "[How to check one](../certificates.md#how-to-check-one) says what is compared, and what is assumed.",
+}
 WRITTEN = "<!-- Written by docs/generate.py from the program's own help. -->"
 METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
@@ -89,6 +92,7 @@ def _page(name: str, command: Any) -> str:
         *_plain(command.help).split("\n\n"),
         f"```text\n{usage}\n```",
         f"```sh\n{EXAMPLES[name].strip()}\n```",
+        *([SEE_ALSO[name]] if name in SEE_ALSO else []),
     ]
     if arguments:
         parts += ["## Arguments", "\n".join(f"- `{_argument(p)}`: {_plain(p.help)}" for p in arguments)]

@@ -3,6 +3,8 @@
 import inspect
 
 import pytest
+import torch
+from torch import nn
 
 import certtrain
 from certtrain.deprecation import renamed_argument
@@ -37,6 +39,13 @@ def test_trainings_take_their_context_as_surroundings(call):
     arguments = ["none"] * (len(inspect.signature(call).parameters) - 1)
     with pytest.warns(DeprecationWarning, match="is now context"), pytest.raises(AttributeError, match="resolved"):
         call(*arguments, surroundings="no context")
+
+
+def test_the_records_of_a_trace_are_its_visits_with_a_warning():
+    trace = certtrain.propagate(nn.Linear(2, 2), torch.full((1, 2), 0.5), 0.1)
+    with pytest.warns(DeprecationWarning, match=r"BoundTrace\.visits is now BoundTrace\.records") as caught:
+        assert trace.visits is trace.records
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_class_is_taken_by_its_old_name_with_a_warning():

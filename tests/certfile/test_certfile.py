@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from certtrain.attack import PGD
 from certtrain.bounds import guard, linear
@@ -20,12 +20,14 @@ from certtrain.bounds.linear import Substitution
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certfile import Writer, describe_task, read_certificates
+from certtrain.certfile.lines import REWORDED, Header
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CertificateError, StorageError
 from certtrain.network.modelfile import Classifier, load_model, save_model
 from certtrain.spec.epsilon import exact_eps, parse_eps
 from certtrain.spec.layers import Graph
 from certtrain.verification.certificate import Certifier
+from certtrain.verification.methods import assumptions_of
 from certtrain.verification.verify import verify
 from helpers import tiny_classifier
 from helpers.certificate_files import SHAPE, Case, Lines, lines_of, put
@@ -519,6 +521,23 @@ def test_another_radius_attack_or_model_is_named(case: Case):
         CertificateError, match=r"ε \(text 0.06 in the file, 8/255 here.*the attack \(steps 5 in the file, 9 here"
     ):
         Writer.resume(case.file, header, case.images)
+
+
+@pytest.mark.parametrize("old", REWORDED)
+def test_an_assumption_in_the_words_of_an_earlier_version_is_read_in_those_of_this_one(old: str, case: Case):
+    header = Header.model_validate_json(json.dumps(lines_of(case)[0] | {"assumptions": [old, "another"]}))
+    assert header.assumptions == (REWORDED[old], "another")
+    network = nn.Sequential(nn.Linear(4, 2), nn.GELU()).eval()
+    assert REWORDED[old] in assumptions_of(network, "milp", "real")
+
+
+def test_a_file_of_an_earlier_version_without_rounding_still_holds(case: Case):
+    case = case._replace(file=case.file.with_name("real.jsonl"))
+    write(case, arithmetic="real", method="ibp")
+    lines, (old, *_) = lines_of(case), REWORDED
+    lines[0]["assumptions"][0] = old
+    put(case, lines)
+    assert case.check().checked == 100
 
 
 def test_what_decides_a_margin_is_in_the_header_and_is_computed_with_again(case: Case):

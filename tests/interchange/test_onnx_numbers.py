@@ -111,9 +111,7 @@ LOST = {
 
 @pytest.mark.parametrize("name", LOST)
 def test_constants_between_which_values_are_lost_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        UnsupportedLayer, match=r"adds and then subtracts|combined with those of the steps before it, are"
-    ):
+    with pytest.raises(UnsupportedLayer, match=r"adds and then subtracts|combined with those"):
         read_onnx(chain(tmp_path, LOST[name]))
 
 

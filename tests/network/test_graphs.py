@@ -383,7 +383,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "unused": ([RELU, RELU | {"name": "b", "inputs": ["input"]}], "no layer uses the result of 'a'"),
     "shares nothing": (
         [{"name": "a", "type": "Shared", "layer": "b"}],
-        "'a' shares 'b', which is not an earlier layer",
+        "shares 'b', which is not an earlier layer",
     ),
     "shares a relu": ([RELU, {"name": "b", "type": "Shared", "layer": "a"}], "not an earlier layer with weights"),
     "wide": ([{"name": "a", "type": "Linear", "in_features": 2**21, "out_features": 1}], r"Linear\.in_features"),

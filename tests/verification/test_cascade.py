@@ -179,8 +179,8 @@ def test_dear_methods_get_few_points_at_once():
 def test_rounds_are_told_with_the_points_that_come_to_them():
     rounds: list[tuple[tuple[str, ...], int]] = []
     report, _ = run(on_round=lambda names, points: rounds.append((names, points)))
-    dear = [((stage.name,), stage.examples) for stage in report.stages[3:]]
-    assert rounds == [(("inference", "attack", "ibp"), 100), *dear]
+    expensive = [((stage.name,), stage.examples) for stage in report.stages[3:]]
+    assert rounds == [(("inference", "attack", "ibp"), 100), *expensive]
 
 
 # --- resumed ---------------------------------------------------------------------------------------------
@@ -246,7 +246,11 @@ def slow(
 ) -> list[list[int]]:
     """Which of ten points came to each of three steps, in batches of two, that take 1, 2 and 3 seconds a point."""
     model, data = mostly_right(10)
-    steps: list[VerificationStep] = [Slow("inference", clock, 1), Slow("crown", clock, second), Slow("dear", clock, 3)]
+    steps: list[VerificationStep] = [
+        Slow("inference", clock, 1),
+        Slow("crown", clock, second),
+        Slow("expensive", clock, 3),
+    ]
     cascade = Cascade(model, data, 0.1, [Round((step,), 2) for step in steps], limits, known)
     points = cascade.run()
     assert [point.index for point in points] == list(range(10))
@@ -276,10 +280,10 @@ def test_the_budget_stops_dear_methods_between_batches(clock: list[float]):
 
 def test_a_dear_batch_is_no_larger_than_the_budget_lasts_for(clock: list[float]):
     model, data = mostly_right(10)
-    first, dear = Slow("inference", clock, 0), Slow("dear", clock, 3)
-    Cascade(model, data, 0.1, [Round((first,), 10), Round((dear,), 10)], Limits(budget=14)).run()
+    first, expensive = Slow("inference", clock, 0), Slow("expensive", clock, 3)
+    Cascade(model, data, 0.1, [Round((first,), 10), Round((expensive,), 10)], Limits(budget=14)).run()
     # One point, then two, then of four only one, as five seconds are left, and one more in the last two.
-    assert (dear.seen, clock) == (EVERY[:5], [15.0])
+    assert (expensive.seen, clock) == (EVERY[:5], [15.0])
 
 
 def test_when_the_budget_ends_the_first_round_the_rest_is_at_least_classified():
@@ -330,7 +334,7 @@ def test_a_verdict_stays_and_margins_only_rise():
     (first, *_) = decided(Says("a", "open", -1.0), Says("b", "open", -0.5), Says("c", "open", torch.nan))
     assert (first.verdict, first.margin) == ("open", -0.5)
     assert first.counterexample is None
-    (first, *_) = decided(Says("inference", "open", torch.nan), Says("dear", "misclassified", torch.nan))
+    (first, *_) = decided(Says("inference", "open", torch.nan), Says("expensive", "misclassified", torch.nan))
     assert (first.verdict, first.method, first.margin) == ("misclassified", "inference", None)
 
 
