@@ -152,7 +152,7 @@ def _decide(onnx: Path, method: str, timeout: float) -> Verifier:
         found = decide(imported.network, imported.shape, stated, method=method, time_limit=timeout)
         if found.counterexample is not None:
             outputs = run(found.counterexample.float().view(1, *imported.shape))
-            if not any(case.reached(outputs).all() for case in stated.cases):
+            if not any(case.violated_by(outputs).all() for case in stated.cases):
                 sys.exit(f"ONNX Runtime does not confirm the counterexample that {method} gives for {path.name}")
         return found.result
 

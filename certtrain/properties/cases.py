@@ -33,7 +33,7 @@ class Case:
         """functions · y + offsets, (B, S) in float64, of outputs (B, K)."""
         return outputs.double() @ self.functions.T + self.offsets
 
-    def reached(self, outputs: Tensor) -> Tensor:
+    def violated_by(self, outputs: Tensor) -> Tensor:
         """Which of the outputs (B, K) violate the property in this way; NaN never does."""
         return (self.values(outputs) <= 0).all(dim=1)
 

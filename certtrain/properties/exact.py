@@ -48,7 +48,7 @@ def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: 
     inside = torch.clamp(point.double(), case.lower, case.upper)
     own = inside.to(dtype_of(network))
     outputs = torch.stack([run_at(exact, shape, inside), run_at(network, shape, own).double()])
-    return inside if bool(case.reached(outputs).all()) else None
+    return inside if bool(case.violated_by(outputs).all()) else None
 
 
 def _solve(prepared: PreparedNetwork, case: Case, deadline: Deadline) -> Answer:
@@ -68,8 +68,8 @@ def _complete(prepared: PreparedNetwork, case: Case, deadline: Deadline) -> Answ
 
     def falsifies(inputs: Tensor) -> bool:
         inputs = inputs.double()  # the search is in float32
-        reached = case.reached(prepared.exact(inputs)).nonzero().flatten().tolist()
-        found = (prepared.confirmed(case, inputs[row].flatten()) for row in reached)
+        rows = case.violated_by(prepared.exact(inputs)).nonzero().flatten().tolist()
+        found = (prepared.confirmed(case, inputs[row].flatten()) for row in rows)
         counterexamples.extend(point for point in found if point is not None)
         return bool(counterexamples)
 

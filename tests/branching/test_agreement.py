@@ -53,7 +53,7 @@ def completed(network: nn.Sequential, case: Case) -> str:
 
     def attack(inputs: Tensor) -> bool:
         inside = inputs.double().clamp(lower, upper)
-        return bool(case.reached(network(inside)).any())
+        return bool(case.violated_by(network(inside)).any())
 
     prefix = tightened_prefix(checked_graph(network), box_between(lower, upper, REAL), SETTINGS)
     outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), SETTINGS, falsifies=attack)

@@ -88,12 +88,12 @@ def test_conjunctions_disjunctions_and_linear_terms_are_read() -> None:
     assert first.offsets.tolist() == [0.0, -4.5]
     assert second.functions.tolist() == [[0.5, -1.0, 1.0]]
     assert second.offsets.tolist() == [10.0]
-    assert first.reached(torch.tensor([[0.0, 0.0, 2.25], [0.0, 0.0, 2.3], [0.0, 1.0, 0.0]])).tolist() == [
+    assert first.violated_by(torch.tensor([[0.0, 0.0, 2.25], [0.0, 0.0, 2.3], [0.0, 1.0, 0.0]])).tolist() == [
         True,
         False,
         False,
     ]
-    assert not first.reached(torch.full((1, 3), math.nan)).any()
+    assert not first.violated_by(torch.full((1, 3), math.nan)).any()
 
 
 def test_boxes_inside_a_disjunction_make_cases_of_their_own() -> None:

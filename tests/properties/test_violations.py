@@ -53,7 +53,7 @@ def test_a_case_among_many_is_found_in_its_own_box():
         assert (found is None) == (alone is None)
         if found is not None:
             assert bool(((found >= wanted.lower) & (found <= wanted.upper)).all())
-            assert bool(wanted.reached(subject(seed).exact(found[None])).all())
+            assert bool(wanted.violated_by(subject(seed).exact(found[None])).all())
     assert search(subject(), [outside()] * 3, PGD(steps=3)) is None
 
 
