@@ -216,7 +216,7 @@ def test_a_network_can_be_split_only_where_one_value_alone_goes_on():
 @pytest.mark.parametrize("name", ["conv", "relu", "other", "fc"])
 def test_another_split_is_an_error_that_says_where_there_are_some(name: str):
     graph = checked_graph(residual())
-    with pytest.raises(UnsupportedLayer, match="it can after 'add', 'relu_1', 'flatten'"):
+    with pytest.raises(UnsupportedLayer, match="it can be split after 'add', 'relu_1', 'flatten'"):
         graph.split(graph.value_of(name))
     with pytest.raises(UnsupportedLayer, match="cannot be split at value 0"):
         graph.split(0)

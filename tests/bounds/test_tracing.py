@@ -172,7 +172,9 @@ def test_a_certifier_refuses_inputs_of_another_shape_than_its_network_was_read_f
 
 def test_where_the_shape_is_not_known_that_is_said():
     net = Net(SHAPES["unpacked"])
-    with pytest.raises(UnsupportedLayer, match=r"not known. Give it, as in ibp_init_\(model, shape=.*x.flatten\(1\)"):
+    with pytest.raises(
+        UnsupportedLayer, match=r"not known here. Give it, as in ibp_init_\(model, shape=.*x.flatten\(1\)"
+    ):
         ibp_init_(net)
     with pytest.raises(UnsupportedLayer, match="which needs the input's shape, and that is not known here; write"):
         ibp_init_(Net(SHAPES["view(-1, n)"]))

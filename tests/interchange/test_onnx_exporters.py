@@ -227,7 +227,7 @@ def test_older_opsets_are_read_as_they_are(name: str, opset: int, tmp_path: Path
 def test_an_average_that_reaches_over_the_end_is_refused_by_name(tmp_path: Path) -> None:
     pooled = nn.Sequential(nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.Flatten()).eval()
     path = export(pooled, IMAGE, tmp_path / "net.onnx", new=False)
-    with pytest.raises(UnsupportedLayer, match=r"\(AveragePool\): ceil_mode where windows reach over the end"):
+    with pytest.raises(UnsupportedLayer, match=r"\(AveragePool\): ceil_mode with windows that reach beyond the end"):
         read_onnx(path)
 
 

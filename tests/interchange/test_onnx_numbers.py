@@ -148,7 +148,7 @@ def test_all_of_a_batch_is_read(tmp_path: Path) -> None:
 def test_every_second_input_is_refused(tmp_path: Path) -> None:
     constants = {name: torch.tensor([number]) for name, number in zip("seat", (0, 2**31 - 1, 0, 2), strict=True)}
     path = save(tmp_path, [node("Slice", "x s e a t", "y")], ["n", 3], ["m", 3], **constants)
-    with pytest.raises(UnsupportedLayer, match="in steps of 2 of the batch's dimension"):
+    with pytest.raises(UnsupportedLayer, match=r"it slices the batch's dimension, from 0 to .* in steps of 2"):
         read_onnx(path)
 
 

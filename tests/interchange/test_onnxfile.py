@@ -346,13 +346,13 @@ UNREAD: dict[str, Build] = {
     r"'the Conv \w' \(Conv\): it cannot be read as a Conv2d of values of shape \(4, 8, 8\)": lambda folder: save(
         folder, [node("Conv", "x w", "y")], ["n", 4, 8, 8], ["n", 3, 6, 6], w=W
     ),
-    r"has shape \(3, 6, 6\) for one input; logits": lambda folder: save(
+    r"has shape \(3, 6, 6\) for one input; only logits": lambda folder: save(
         folder, [node("Conv", "x w", "y")], ["n", 2, 8, 8], ["n", 3, 6, 6], w=W
     ),
     r"'the Conv \w' \(Conv\): its numbers are NaN": lambda folder: save(
         folder, [node("Conv", "x w", "y")], ["n", 2, 8, 8], ["n", 3, 6, 6], w=W / 0
     ),
-    r"strides = \[0, 1\]; two numbers above zero": lambda folder: save(
+    r"strides = \[0, 1\]; it must be two numbers above zero": lambda folder: save(
         folder, [node("Conv", "x w", "y", strides=[0, 1])], ["n", 2, 8, 8], ["n", 3, 6, 6], w=W
     ),
     r"are allowed": lambda folder: save(
@@ -361,7 +361,7 @@ UNREAD: dict[str, Build] = {
     r"differ by more than 64": lambda folder: save(
         folder, [node("Conv", "x w", "y", pads=[0, 0, 2**19, 0])], ["n", 2, 8, 8], ["n", "a", "b", "c"], w=W
     ),
-    r"'the LeakyRelu \w' \(LeakyRelu\): it cannot be a LeakyReLU": lambda folder: save(
+    r"'the LeakyRelu \w' \(LeakyRelu\): it cannot be read as a LeakyReLU": lambda folder: save(
         folder, [node("LeakyRelu", "x", "y", alpha=-1.0)], ["n", 3], ["n", 3]
     ),
     r"it divides by zero": lambda folder: save(folder, [node("Div", "x c", "y")], ["n", 3], ["n", 3], c=torch.zeros(3)),
@@ -374,7 +374,7 @@ UNREAD: dict[str, Build] = {
         ["n", 2, 4, 4],
         ["n", 2, "a", "b"],
     ),
-    r"ceil_mode where windows reach over": lambda folder: save(
+    r"ceil_mode with windows that reach beyond": lambda folder: save(
         folder,
         [node("AveragePool", "x", "y", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, count_include_pad=1)],
         ["n", 2, 5, 5],

@@ -130,12 +130,12 @@ MALFORMED = {
     "(assert (<= Y_0 1e999))": "too large",
     "(assert (<= Y_0 (* Y_1 Y_2)))": "a product of two variables",
     "(assert (<= Y_0 (/ 1 3)))": "a term is",
-    "(assert (<= Y_0 X_0))": "of one input and a number, or of outputs",
-    "(assert (<= (+ X_0 X_1) 1))": "of one input and a number, or of outputs",
-    "(assert (<= 0 1))": "of one input and a number, or of outputs",
-    "(assert (<= Y_0 Y_0))": "of one input and a number, or of outputs",
+    "(assert (<= Y_0 X_0))": "between one input and a number, or between outputs",
+    "(assert (<= (+ X_0 X_1) 1))": "between one input and a number, or between outputs",
+    "(assert (<= 0 1))": "between one input and a number, or between outputs",
+    "(assert (<= Y_0 Y_0))": "between one input and a number, or between outputs",
     "(assert (<= Y_0 (+)))": "a term is",
-    "(" * 1000: "more than 100 brackets",
+    "(" * 1000: "more than 100 nested brackets",
     "(assert (<= X_0 -1))": "X_0 has a lower bound above its upper one",
 }
 
