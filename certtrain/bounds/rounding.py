@@ -65,7 +65,7 @@ class Rounding:
         """κ of a function whose error is at most `units` units in the last place of its input, relative to the input.
 
         This includes the error of the network and of the verifier, which computes the function in float64, with its
-        other roundings. The rounding when the result is stored comes on top (`stored`).
+        other roundings. The rounding when the result is stored is added separately (`stored`).
         """
         return (2 * units * self.unit * (1 + self.stored()) + (2 * units + EXTRA_ROUNDINGS) * UNIT64) * SAFETY_FACTOR
 

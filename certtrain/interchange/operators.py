@@ -1,4 +1,4 @@
-"""How each layer is written in ONNX: by few, old and plain operators, which all tools read alike."""
+"""How each layer is written in ONNX: by few, old and plain operators, which all tools read in the same way."""
 
 from collections.abc import Callable
 from math import prod

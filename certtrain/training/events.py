@@ -29,7 +29,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Loading:
-    """Data are being read: what is done, how much of it, and how much in all."""
+    """Data are being read: what is done, how much of it, and the total."""
 
     what: str
     done: int

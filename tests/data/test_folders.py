@@ -258,7 +258,7 @@ def test_an_image_in_no_class_folder_is_refused(root, paint):
 def test_files_that_are_no_images_are_counted(root):
     (root / "train/notes.txt").write_text("")
     (root / "train/cat/labels.csv").write_text("")
-    with pytest.warns(LeftOutWarning, match=r"no images and are left out, 2 of them, the first cat/labels\.csv"):
+    with pytest.warns(LeftOutWarning, match=r"not images and are left out, 2 of them, the first cat/labels\.csv"):
         assert len(load_images("folder", "train", data_dir=root)) == 3
 
 
