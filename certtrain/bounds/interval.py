@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.activations.intervals import monotone_box
-from certtrain.bounds.box import Box
+from certtrain.bounds.box import Box, containing_exact
 from certtrain.bounds.checks import check_not_random
 from certtrain.bounds.contract import check_results, result_shape
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
@@ -81,8 +81,9 @@ Tighten = Callable[[nn.Module, list[LayerRecord], Box, Box], Box]
 
 
 class IntervalPass(NamedTuple):
-    """The result of a pass: the output's box, the box at the last layer's input, and the calls' records in order."""
+    """The result of a pass: the box it started from, those of the output and of the last layer's input, the records."""
 
+    start: Box
     output: Box
     head_input: Box
     records: list[LayerRecord]
@@ -110,7 +111,8 @@ def interval_pass(
     `tighten` replaces each of these boxes, and the pass continues with its result.
 
     With `rounding`, the boxes contain what the network computes in that arithmetic
-    from any computed input in `box`. If `boxes_at` names a type, each layer's slack
+    from any computed input in the exact box, which may have been rounded on its way
+    into `box`. If `boxes_at` names a type, each layer's slack
     is kept as well, which costs another product with each weight.
 
     `statistics` says by what BatchNorm normalises. Training uses `batch_statistics`, of the clean batch in the box, or
@@ -122,19 +124,20 @@ def interval_pass(
     _check_depth(graph, rounding)
     graph.check_input(box.radius.shape)
     options = PassOptions(boxes_at, statistics, rounding)
-    values: dict[int, Box] = {0: box}
-    inputs: tuple[Box, ...] = (box,)
+    start = box if rounding is None else containing_exact(box)
+    values: dict[int, Box] = {0: start}
+    inputs: tuple[Box, ...] = (start,)
     records: list[LayerRecord] = []
     for number, (call, done) in enumerate(zip(graph.calls, graph.last_uses(), strict=True)):
         if tighten is not None and isinstance(call.layer, boxes_at):
             value = call.inputs[0]
-            values[value] = tighten(call.layer, records[:value], box, values[value])
+            values[value] = tighten(call.layer, records[:value], start, values[value])
         inputs = tuple(values[i] for i in call.inputs)
         values[number + 1], record = _through(call, inputs, options)
         records.append(record)
         for value in done:
             del values[value]
-    return IntervalPass(values[len(graph.calls)], inputs[0], records)
+    return IntervalPass(start, values[len(graph.calls)], inputs[0], records)
 
 
 def _check_depth(graph: LayerGraph, rounding: Rounding | None) -> None:

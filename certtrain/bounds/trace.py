@@ -108,7 +108,8 @@ class Logits:
 class BoundTrace:
     """One pass of a batch and its boxes.
 
-    start: the box of the network's inputs. input: the box after the normalisation layer.
+    start: the box of the network's inputs, which contains the exact one in a pass with rounding. input: the box after
+        the normalisation layer.
     records: of all calls, in order, with the boxes at the nonlinear layers. logits: the bounds of the output.
     """
 
@@ -172,7 +173,7 @@ def trace_bounds(
     `statistics` and `tighten` are as in `interval_pass`; the boxes at nonlinear layers are kept.
     """
     passed = interval_pass(graph, box, boxes_at=NONLINEAR, statistics=statistics, rounding=rounding, tighten=tighten)
-    return BoundTrace(box, _normalized(graph, box), passed.records, _logits(graph, passed, rounding))
+    return BoundTrace(passed.start, _normalized(graph, passed.start), passed.records, _logits(graph, passed, rounding))
 
 
 def bound_logits(
