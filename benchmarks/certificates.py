@@ -25,7 +25,7 @@ from torch import Tensor
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import load_split
 from certtrain.network.modelfile import Classifier, load_model
@@ -88,7 +88,7 @@ class Column:
 
 def bounding(subject: Subject, method: str, arithmetic: str, first: ExampleBatch) -> BoundStep:
     """The step of the method in that arithmetic, which has run on one batch with ε = 0, so that it is warmed up."""
-    step = BoundStep(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic, alone=False)
+    step = BoundStep(subject.network, method, "real" if arithmetic == NO_ROUNDING else arithmetic, skip_faster=False)
     step(first._replace(eps=0.0))
     if arithmetic == NO_ROUNDING:
         assert step.certifier is not None
@@ -197,7 +197,7 @@ def run(subject: Subject, methods: Sequence[str], arithmetics: Sequence[str], ev
     print()
     show_methods(found, known, numbers)
     if known:
-        rounds = rounds_of(network, "auto", attack, subject.batch_size, DEPLOYED, VERDICTS_ALONE)
+        rounds = rounds_of(network, "auto", attack, subject.batch_size, DEPLOYED, VERDICT_SETTINGS)
         show_cascade(subject.cascade(rounds, known), found["ibp"][DEPLOYED].seconds if "ibp" in found else None)
     show_arithmetics(found, numbers)
     show_losses(found)

@@ -34,7 +34,7 @@ from certtrain.properties.cases import robustness
 from certtrain.properties.milp import RULES, minimum
 from certtrain.runtime.deadline import Deadline
 from certtrain.spec.choices import NetworkName
-from certtrain.verdicts import correct_points
+from certtrain.verdicts import correct_examples
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import network_of, verify
 
@@ -146,15 +146,17 @@ def real_bounds(trial: Trial, x: Tensor, eps: float, generator: Generator) -> No
         margins = certtrain.margin_bounds(exact, x, labels, eps, method=method)
         compare(trial, f"{method}, bounds of the margins", label_gaps(seen, labels), margins, None)
         points = certtrain.output_bounds(exact, x, 0.0, method=method)
-        slack = 1e-7 * max(1.0, float(seen.abs().max()))
-        if not jumps(exact) and not all(torch.allclose(end, seen[0], rtol=0, atol=slack) for end in points):
+        tolerance = 1e-7 * max(1.0, float(seen.abs().max()))
+        if not jumps(exact) and not all(torch.allclose(end, seen[0], rtol=0, atol=tolerance) for end in points):
             trial.report(f"{method}: bounds of a box without width are not the network's value")
 
 
-def compare(trial: Trial, what: str, seen: Tensor, lower: Tensor, upper: Tensor | None, slack: float = EXACT) -> None:
+def compare(
+    trial: Trial, what: str, seen: Tensor, lower: Tensor, upper: Tensor | None, relative: float = EXACT
+) -> None:
     """Report bounds (B, K) that are violated by a value (P, B, K) by more than rounding."""
     trial.claims += lower.numel()
-    tolerance = slack * max(1.0, float(seen.abs().max()))
+    tolerance = relative * max(1.0, float(seen.abs().max()))
     if not bool((seen >= lower - tolerance).all()):
         trial.report(f"{what}: a value is {float((lower - seen).max()):g} below its lower bound")
     if upper is not None and not bool((seen <= upper + tolerance).all()):
@@ -175,11 +177,11 @@ def certificates(trial: Trial, x: Tensor, eps: float, generator: Generator) -> N
         contradict(trial, f"certify by {method} in {arithmetic}", gaps, labels, found, EXACT if real else 0.0)
 
 
-def contradict(trial: Trial, what: str, gaps: Tensor, labels: Tensor, found: Any, slack: float) -> None:
+def contradict(trial: Trial, what: str, gaps: Tensor, labels: Tensor, found: Any, relative: float) -> None:
     """Report certificates whose margin is above an observed one in `gaps` (P, B, K)."""
     others = gaps.scatter(2, labels.view(1, -1, 1).expand(len(gaps), -1, 1), torch.inf)
     smallest, bound = others.amin(2).amin(0), found.margin
-    tolerance = slack * max(1.0, float(others.isfinite().mul(others.nan_to_num(0.0)).abs().max()))
+    tolerance = relative * max(1.0, float(others.isfinite().mul(others.nan_to_num(0.0)).abs().max()))
     below = bound.isfinite() & ~(smallest >= bound - tolerance)
     broken = found.certified & ~(smallest > 0)
     trial.claims += len(bound)
@@ -228,7 +230,7 @@ def judge(
         if result.counterexample is not None:
             found, row = result.counterexample, result.index
             inside = bool(((found >= lower[row]) & (found <= upper[row])).all())
-            if not inside or bool(correct_points(model(found.unsqueeze(0)), images.labels[row : row + 1])):
+            if not inside or bool(correct_examples(model(found.unsqueeze(0)), images.labels[row : row + 1])):
                 trial.report(f"{what}: a wrong counterexample")
 
 

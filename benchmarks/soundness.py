@@ -308,7 +308,7 @@ def try_radius(subject: Subject, tallies: list[Tally], count: int, arithmetic: s
         each = margin_bounds(exact, boxes.x.double(), boxes.labels, boxes.eps, method=tally.method)
         held = mine[kept][rows]
         bounds = Margins(claim.margin[kept][rows], each[rows])
-        count_violations(tally, seen.take(held), bounds.take(held), slack=1e-9 if arithmetic == "real" else 0.0)
+        count_violations(tally, seen.take(held), bounds.take(held), tolerance=1e-9 if arithmetic == "real" else 0.0)
 
 
 class Margins(NamedTuple):
@@ -330,13 +330,13 @@ def observed(boxes: Subject, points: Tensor, rows: Tensor, arithmetic: str, seed
     return worst
 
 
-def count_violations(tally: Tally, seen: Margins, bounds: Margins, slack: float) -> None:
-    """Add a method's violations. `slack` is the tolerance for the smallest margin; all margins have that of float64."""
+def count_violations(tally: Tally, seen: Margins, bounds: Margins, tolerance: float) -> None:
+    """Add a method's violations. `tolerance` is for the smallest margin; all margins have that of float64."""
     size = seen.each.abs().amax(dim=1).clamp(min=1)
     gap = seen.smallest - bounds.smallest
     tally.points += len(gap)
     tally.wrong_class += int((~(seen.smallest > 0)).sum())
-    tally.below_smallest += int((~(gap >= -slack * size)).sum())
+    tally.below_smallest += int((~(gap >= -tolerance * size)).sum())
     tally.below_each += int((~(seen.each >= bounds.each - 1e-9 * size.unsqueeze(1))).any(dim=1).sum())
     tally.closest = min([tally.closest, *gap.tolist()])
 

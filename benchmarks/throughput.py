@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain import margin_bounds
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import load_split
 from certtrain.network.initialization import ibp_init_
@@ -35,7 +35,7 @@ from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.runtime.device import choose_device
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.preset import load_preset
-from certtrain.verdicts import certified_points
+from certtrain.verdicts import certified_examples
 from certtrain.verification.cascade import Cascade
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC, Certifier
 from certtrain.verification.methods import rounds_of
@@ -97,7 +97,7 @@ def real_subject(model: Path, data_dir: Path | None, device: str) -> Subject:
 def ways(subject: Subject, size: int) -> dict[str, Action]:
     """The functions that are measured: from a batch to logits, to bounds of margins, or to which are certified."""
     network = subject.network.to(subject.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, DEFAULT_ARITHMETIC, VERDICTS_ALONE)
+    certifier, rounds = Certifier(network), rounds_of(network, "ibp", None, size, DEFAULT_ARITHMETIC, VERDICT_SETTINGS)
 
     def verified(batch: Batch) -> Tensor:
         results = Cascade(network, batch.images, subject.eps, rounds).run()
@@ -143,7 +143,7 @@ def warm_up(actions: dict[str, Action], batch: Batch) -> None:
 
 def count(certified: dict[str, int], results: dict[str, Tensor], labels: Tensor) -> None:
     """Add one batch. Bounds in float32 alone are no certificates; they are counted to compare them."""
-    alone, exact = certified_points(results[BOUNDS], labels), results[CERTIFIER]
+    alone, exact = certified_examples(results[BOUNDS], labels), results[CERTIFIER]
     certified[BOUNDS] += int(alone.sum())
     certified[CERTIFIER] += int(exact.sum())
     certified["both"] += int((alone & exact).sum())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from certtrain.bounds.box import box_ends
 from certtrain.bounds.rounding import arithmetic_named
 from certtrain.runtime.precision import tensor_cores
-from certtrain.verdicts import correct_points
+from certtrain.verdicts import correct_examples
 
 
 class AttackBatch(NamedTuple):
@@ -81,11 +81,11 @@ class Misclassification(NamedTuple):
 
     def robust(self, outputs: Tensor, batch: AttackBatch) -> Tensor:
         """As `Criterion`."""
-        return correct_points(outputs, batch.labels)
+        return correct_examples(outputs, batch.labels)
 
     def confirmed(self, point: Tensor, example: AttackBatch) -> bool:
         """As `Criterion`."""
-        return not bool(correct_points(self.outputs(point), example.labels))
+        return not bool(correct_examples(self.outputs(point), example.labels))
 
 
 def batch_of(x: Tensor, labels: Tensor, eps: float) -> AttackBatch:

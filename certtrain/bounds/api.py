@@ -62,7 +62,7 @@ def output_bounds(
     bounds = _bounds(model, x, eps, method, clip)
     with shape_errors_as_data_errors(x):
         lower, upper = bounds.ends()
-    check_order(lower.detach(), upper.detach(), "the logits", slack=torch.finfo(lower.dtype).eps ** 0.5)
+    check_order(lower.detach(), upper.detach(), "the logits", tolerance=torch.finfo(lower.dtype).eps ** 0.5)
     return lower, upper
 
 

@@ -35,7 +35,7 @@ class Box(NamedTuple):
         return self.centre if self.clean is None else self.clean
 
     def examples(self, chosen: slice | Tensor) -> "Box":
-        """The boxes of some of the batch."""
+        """The boxes of some examples of the batch."""
         return Box(self.centre[chosen], self.radius[chosen], None if self.clean is None else self.clean[chosen])
 
     def through(self, on_values: Pointwise, on_radius: Pointwise) -> "Box":
@@ -81,15 +81,15 @@ def containing_exact(box: Box) -> Box:
 
 
 def box_ends(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The least and the greatest number of `x`'s type (B, …) in [x − ε, x + ε] ∩ [0, 1], in real numbers.
+    """The smallest and the largest number of `x`'s type (B, …) in [x − ε, x + ε] ∩ [0, 1], in real numbers.
 
-    The computed sum x + ε is rounded, and may lie outside the box by its last digit. These two ends do not.
+    The computed sum x + ε is rounded, and may lie outside the box by a unit in the last place. These two ends do not.
     """
     return (-_at_most(-x, eps)).clamp(min=0), _at_most(x, eps).clamp(max=1)
 
 
 def _at_most(x: Tensor, eps: float) -> Tensor:
-    """The greatest number of `x`'s type that is at most x + ε."""
+    """The largest number of `x`'s type that is at most x + ε."""
     exact = x.double()
     end = exact + eps
     # Knuth's two-sum: `lost` is exactly the rounding error of x + ε.

@@ -50,14 +50,14 @@ def check_coefficients(
         raise _fault(call, "returns", tuple(tuple(t.shape) for t in found), tuple(tuple(s) for s in shapes))
 
 
-def check_order(lower: Tensor, upper: Tensor, what: str, slack: float = 0.0) -> None:
+def check_order(lower: Tensor, upper: Tensor, what: str, tolerance: float = 0.0) -> None:
     """Raise SoundnessError if a lower bound is above its upper bound.
 
-    `slack` is the gap that rounding may cause, as a share of the largest bound, and of at least 1.
+    `tolerance` is the gap that rounding may cause, as a share of the largest bound, and of at least 1.
     """
     gap = lower - upper
-    if slack:
-        gap = gap - slack * max(1.0, *(float(end.abs().nan_to_num(0.0).max()) for end in (lower, upper)))
+    if tolerance:
+        gap = gap - tolerance * max(1.0, *(float(end.abs().nan_to_num(0.0).max()) for end in (lower, upper)))
     crossed = gap > 0
     if bool(crossed.any()):
         raise SoundnessError(

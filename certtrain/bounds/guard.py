@@ -36,28 +36,30 @@ class Claims(NamedTuple):
     bounds: Tensor
 
 
-def check_margins(infer: Infer, x: Tensor, labels: Tensor, eps: float, bounds: Tensor, *, slack: float = 0.0) -> None:
+def check_margins(
+    infer: Infer, x: Tensor, labels: Tensor, eps: float, bounds: Tensor, *, tolerance: float = 0.0
+) -> None:
     """Raise SoundnessError if inference finds a margin below its bound in a box of radius `eps` around `x` (N, …).
 
     `infer` gives logits (N, K). `bounds` are for all margins (N, K), or for the smallest margin only (N, 1).
-    `slack` is the rounding error that an observed value may have, as a share of its size.
+    `tolerance` is the rounding error that an observed value may have, as a share of its size.
     """
     if len(x):
         values, bounds = _claimed(labels, bounds)
-        check_claims(infer, Claims(x, *box_ends(x, eps), values, bounds), slack=slack)
+        check_claims(infer, Claims(x, *box_ends(x, eps), values, bounds), tolerance=tolerance)
 
 
-def check_centres(logits: Tensor, labels: Tensor, bounds: Tensor, *, slack: float = 0.0) -> None:
+def check_centres(logits: Tensor, labels: Tensor, bounds: Tensor, *, tolerance: float = 0.0) -> None:
     """As `check_margins`, only at the centres, whose logits (N, K) are given."""
     values, bounds = _claimed(labels, bounds)
-    _compare(values(logits), bounds, slack, "the centre")
+    _compare(values(logits), bounds, tolerance, "the centre")
 
 
-def check_claims(infer: Infer, claims: Claims, *, slack: float = 0.0) -> None:
+def check_claims(infer: Infer, claims: Claims, *, tolerance: float = 0.0) -> None:
     """Raise SoundnessError if inference finds a value below its bound."""
     if bool(claims.bounds.isfinite().any()):
         for place, inputs in _probes(infer, claims):
-            _compare(claims.values(infer(inputs.clone())), claims.bounds, slack, place)
+            _compare(claims.values(infer(inputs.clone())), claims.bounds, tolerance, place)
 
 
 def _probes(infer: Infer, claims: Claims) -> Iterator[tuple[str, Tensor]]:
@@ -79,9 +81,9 @@ def _gradient(infer: Infer, claims: Claims) -> Tensor:
     return gradient
 
 
-def _compare(values: Tensor, bounds: Tensor, slack: float, place: str) -> None:
+def _compare(values: Tensor, bounds: Tensor, tolerance: float, place: str) -> None:
     known = bounds.isfinite()
-    least = bounds - slack * values.abs().clamp(min=1) if slack else bounds
+    least = bounds - tolerance * values.abs().clamp(min=1) if tolerance else bounds
     below = ~(values >= least) & known
     if bool(below.any()):
         row, column = below.nonzero()[0].tolist()

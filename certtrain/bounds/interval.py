@@ -29,8 +29,8 @@ from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import (
     BatchNorm,
     Statistics,
+    StatisticsByCall,
     StatisticsSource,
-    TakenStatistics,
     running_statistics,
     statistics_for,
 )
@@ -38,7 +38,10 @@ from certtrain.errors import UnsupportedLayer
 
 
 class Place(NamedTuple):
-    """Rows and columns of the needed part of a layer's input, and those of Λ before this part begins."""
+    """Where the needed part of a layer's input lies in Λ.
+
+    size: rows and columns of this part. offset: rows and columns of Λ above it and to the left of it.
+    """
 
     size: tuple[int, int]
     offset: tuple[int, int]
@@ -49,9 +52,9 @@ class LayerRecord(NamedTuple):
 
     shapes: (B, …), of the inputs. result: (B, …), the shape of the result.
     box: the first input's box, if `boxes_at` named the layer's type. statistics: of a BatchNorm.
-    slack: (B, …), in the result's shape, in a pass with rounding and `boxes_at`: for every x̂ in the input's box, a
-        bound of |computed − exact| result, plus the float64 rounding of taking linear coefficients Λ of the result back
-        through the layer. Λ's bound is reduced by |Λ| · slack.
+    rounding_error: (B, …), in the result's shape, in a pass with rounding and `boxes_at`: a bound of |computed − exact|
+        result for every x̂ in the input's box, plus the float64 rounding when linear coefficients Λ of the result are
+        propagated back through the layer. A bound of a function with coefficients Λ is reduced by |Λ| · rounding_error.
     places: for each input, where linear bounds put its coefficients; empty unless the record is for a window of the
         images (`windows`).
     """
@@ -61,7 +64,7 @@ class LayerRecord(NamedTuple):
     result: torch.Size
     box: Box | None
     statistics: Statistics | None
-    slack: Tensor | None = None
+    rounding_error: Tensor | None = None
     places: tuple[Place, ...] = ()
 
     @property
@@ -70,10 +73,12 @@ class LayerRecord(NamedTuple):
         return self.shapes[0]
 
     def examples(self, chosen: slice | Tensor) -> "LayerRecord":
-        """The record of some of the batch."""
+        """The record of some examples of the batch."""
         box = None if self.box is None else self.box.examples(chosen)
-        slack = self.slack if self.slack is None or len(self.slack) == 1 else self.slack[chosen]
-        return self._replace(box=box, slack=slack)
+        error = self.rounding_error
+        if error is not None and len(error) > 1:
+            error = error[chosen]
+        return self._replace(box=box, rounding_error=error)
 
 
 # A tighter box for a layer's input, from the layer, the records before it, the network's input box, and the old box.
@@ -112,8 +117,8 @@ def interval_pass(
 
     With `rounding`, the boxes contain what the network computes in that arithmetic
     from any computed input in the exact box, which may have been rounded on its way
-    into `box`. If `boxes_at` names a type, each layer's slack
-    is kept as well, which costs another product with each weight.
+    into `box`. If `boxes_at` names a type, each layer's rounding error is kept as
+    well, which costs another product with each weight.
 
     `statistics` says by what BatchNorm normalises. Training uses `batch_statistics`, of the clean batch in the box, or
     of the centres if there is none. The same statistics normalise centre, radius and clean batch. The modes of the
@@ -153,17 +158,17 @@ def _through(call: LayerCall, inputs: tuple[Box, ...], options: PassOptions) -> 
     shapes = tuple(box.radius.shape for box in inputs)
     expected = result_shape(call, shapes)
     statistics = statistics_for(call.name, layer, inputs[0].values, source) if isinstance(layer, BatchNorm) else None
-    step, slack = LayerStep(layer, INTERVAL_RULES[type(layer)], inputs, statistics), None
+    step, error = LayerStep(layer, INTERVAL_RULES[type(layer)], inputs, statistics), None
     if rounding is None:
         result = step.apply(*inputs)
     else:
-        result, slack = rounded(rounding, step, with_slack=bool(boxes_at))
-    check_results(call, expected, (*result, slack))
+        result, error = rounded(rounding, step, with_error=bool(boxes_at))
+    check_results(call, expected, (*result, error))
     kept = inputs[0] if isinstance(layer, boxes_at) else None
-    return result, LayerRecord(call, shapes, expected, kept, statistics, slack)
+    return result, LayerRecord(call, shapes, expected, kept, statistics, error)
 
 
-def taken_statistics(records: Iterable[LayerRecord]) -> TakenStatistics:
+def used_statistics(records: Iterable[LayerRecord]) -> StatisticsByCall:
     """The statistics by which each BatchNorm normalised, by the name of its call."""
     return {record.call.name: record.statistics for record in records if record.statistics is not None}
 
@@ -204,8 +209,8 @@ def scale_and_shift(layer: BatchNorm, statistics: Statistics, dim: int) -> tuple
     return scale.view(shape), shift.view(shape)
 
 
-def _averaging(layer: nn.Module, box: Box) -> Box:
-    """A linear layer whose weights are not negative, so that |W| is W."""
+def _nonnegative_linear(layer: nn.Module, box: Box) -> Box:
+    """Average pooling and layers that only move values: linear, with weights that are not negative, so |W| = W."""
     return box.through(layer, layer)
 
 
@@ -238,15 +243,15 @@ INTERVAL_RULES: dict[type[nn.Module], IntervalRule] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     Normalize: _normalize,
-    nn.AvgPool2d: _averaging,
-    nn.AdaptiveAvgPool2d: _averaging,
-    nn.Flatten: _averaging,
-    nn.Identity: _averaging,
+    nn.AvgPool2d: _nonnegative_linear,
+    nn.AdaptiveAvgPool2d: _nonnegative_linear,
+    nn.Flatten: _nonnegative_linear,
+    nn.Identity: _nonnegative_linear,
     nn.Dropout: _dropout,
     Add: _add,
     Concat: _concat,
     Pad: _pad,
-    **dict.fromkeys((Reshape, Permute, Slice), _averaging),
+    **dict.fromkeys((Reshape, Permute, Slice), _nonnegative_linear),
     nn.MaxPool2d: monotone_box,
     **{layer: record.interval for layer, record in ACTIVATIONS.items()},
 }

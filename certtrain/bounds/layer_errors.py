@@ -1,4 +1,4 @@
-"""Descriptions of one layer's rounding error, from which `rounded` computes boxes and slack."""
+"""Descriptions of one layer's rounding error, from which `rounded` computes boxes and bounds of the error."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from certtrain.bounds.box import Box
 class AffineError(NamedTuple):
     """The rounding error of an affine layer.
 
-    The network's result is within deployed · (|W||x̂| + constant) of the exact one.
+    The network's result is within network_error · (|W||x̂| + constant) of the exact one.
     Its sums have `length` terms. No number inside the layer is larger than
     (1 + growth)(1 + max|x̂| + offset).
     """
 
-    deployed: float
+    network_error: float
     length: int
     constant: Tensor | None
     growth: Tensor | float
@@ -26,7 +26,7 @@ class AffineError(NamedTuple):
 class PointwiseError(NamedTuple):
     """The rounding error of a sum, a maximum or an activation.
 
-    deployed: the network's error, relative to the result. length: the verifier's error is within γ of it.
+    network_error: relative to the result. length: the verifier's error is within γ_length of the result.
     image: from the magnitudes of the inputs to one that bounds the result, and the sum of the terms of the lines that
         replace the layer.
     exact: whether the layer rounds nothing. can_overflow: whether its result may overflow.
@@ -34,7 +34,7 @@ class PointwiseError(NamedTuple):
         together, that is not relative to the result.
     """
 
-    deployed: float
+    network_error: float
     image: Callable[..., Tensor]
     length: int = 0
     exact: bool = False

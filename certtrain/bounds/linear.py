@@ -82,7 +82,7 @@ def backsubstitute(
 
     lines: lines that replace layers, instead of the lines over the records' boxes.
     added: coefficients at the inputs z of nonlinear layers; their products with z are added to the functions.
-    rounding: the arithmetic that the records' slack is for. Each slack is subtracted, and with `rounding` so is the
+    rounding: the arithmetic of the records' rounding errors. Each of them is subtracted, and with `rounding` so is the
         rounding of this backsubstitution at the input and at what is added.
     on_coefficients: called with Λ at every value.
     """
@@ -101,7 +101,7 @@ def backsubstitute(
         )
         check_coefficients(record.call, record.shapes, step.coefficients, coefficients.shape[:2])
         constants += [] if step.constant is None else [step.constant]
-        constants += [] if record.slack is None else [-_dot(coefficients.abs(), record.slack)]
+        constants += [] if record.rounding_error is None else [-_dot(coefficients.abs(), record.rounding_error)]
         if added is not None and number in added:
             step = Substitution((step.coefficients[0] + added[number],))
             constants += [] if rounding is None else [-_dot(added[number].abs(), _rounding_per_unit(record))]
@@ -217,8 +217,8 @@ def _normalize(record: LayerRecord, coefficients: Tensor) -> Substitution:
     return Substitution((scaled,), -_dot(scaled, layer.mean.unsqueeze(0)))
 
 
-def _averaging(record: LayerRecord, coefficients: Tensor) -> Substitution:
-    """An affine layer of any kind: its transpose is its vector-Jacobian product."""
+def _by_vjp(record: LayerRecord, coefficients: Tensor) -> Substitution:
+    """Any affine layer: Λ times its matrix is a vector-Jacobian product."""
     layer, shape = record.call.layer, record.shape
     zeros = coefficients.new_zeros(coefficients.shape[0] * coefficients.shape[1], *shape[1:])
     transpose = torch.func.vjp(layer, zeros)[1]
@@ -229,7 +229,7 @@ def _pad(record: LayerRecord, coefficients: Tensor) -> Substitution:
     """Λ at the original values, and its product with the constant around them."""
     layer = record.call.layer
     assert isinstance(layer, Pad)
-    return _averaging(record, coefficients)._replace(
+    return _by_vjp(record, coefficients)._replace(
         constant=_dot(coefficients, layer.of_zeros(coefficients.new_empty(record.shape)))
     )
 
@@ -306,8 +306,8 @@ LINEAR_RULES: dict[type[nn.Module], LinearRule] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     Normalize: _normalize,
-    nn.AvgPool2d: _averaging,
-    nn.AdaptiveAvgPool2d: _averaging,
+    nn.AvgPool2d: _by_vjp,
+    nn.AdaptiveAvgPool2d: _by_vjp,
     nn.Flatten: _reshaped,
     nn.Identity: _reshaped,
     nn.Dropout: _reshaped,
@@ -315,7 +315,7 @@ LINEAR_RULES: dict[type[nn.Module], LinearRule] = {
     Concat: _concat,
     Reshape: _reshaped,
     Pad: _pad,
-    **dict.fromkeys((Permute, Slice), _averaging),
+    **dict.fromkeys((Permute, Slice), _by_vjp),
     nn.MaxPool2d: _max_pool2d,
     **dict.fromkeys(ACTIVATIONS, _activation),
 }

@@ -12,8 +12,8 @@ from certtrain.bounds.interval import scale_and_shift
 from certtrain.bounds.statistics import (
     BatchNorm,
     Statistics,
+    StatisticsByCall,
     StatisticsSource,
-    TakenStatistics,
     running_statistics,
     statistics_for,
 )
@@ -23,7 +23,7 @@ class PlainPass(NamedTuple):
     """The network's output (B, …), and the statistics of each BatchNorm, by the name of its call."""
 
     output: Tensor
-    statistics: TakenStatistics
+    statistics: StatisticsByCall
 
 
 def plain_pass(graph: LayerGraph, x: Tensor, *, statistics: StatisticsSource = running_statistics) -> PlainPass:

@@ -47,20 +47,20 @@ class LayerStep(NamedTuple):
         return self.rule(self.layer, *inputs, *(() if self.statistics is None else (self.statistics,)))
 
 
-def rounded(rounding: Rounding, step: LayerStep, *, with_slack: bool) -> tuple[Box, Tensor | None]:
-    """The box (B, …) of one layer's computed results, and their slack (B, …) or None.
+def rounded(rounding: Rounding, step: LayerStep, *, with_error: bool) -> tuple[Box, Tensor | None]:
+    """The box (B, …) of one layer's computed results, and their error (B, …) or None.
 
-    The slack bounds |computed − exact| at every x̂ of the input boxes, plus the
+    The error bounds |computed − exact| at every x̂ of the input boxes, plus the
     verifier's rounding in the backsubstitution of a linear function through the
-    layer. Backsubstitution must subtract |Λ| · slack.
+    layer. Backsubstitution must subtract |Λ| · error.
     """
     assert all(box.radius.dtype == torch.float64 for box in step.inputs), "rounding is bounded in float64"
     kind = type(step.layer)
     if kind in RESHAPING:
-        return _reshaping(rounding, step, with_slack)
+        return _reshaping(rounding, step, with_error)
     if kind in AFFINE_ERRORS:
-        return _affine(rounding, step, AFFINE_ERRORS[kind](rounding, step), with_slack)
-    return _pointwise(rounding, step, POINTWISE_ERRORS[kind](rounding, step.layer), with_slack)
+        return _affine(rounding, step, AFFINE_ERRORS[kind](rounding, step), with_error)
+    return _pointwise(rounding, step, POINTWISE_ERRORS[kind](rounding, step.layer), with_error)
 
 
 def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, logits: Box) -> Tensor:
@@ -75,46 +75,46 @@ def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, lo
     size = magnitude(head_input)
     terms = _product(rounding, head)
     total = F.linear(size, head.weight.abs(), terms.constant)
-    return total * interval_error(terms.deployed, terms.length) + _underflow(rounding, size, terms)
+    return total * interval_error(terms.network_error, terms.length) + _underflow(rounding, size, terms)
 
 
-def _affine(rounding: Rounding, step: LayerStep, terms: AffineError, with_slack: bool) -> tuple[Box, Tensor | None]:
+def _affine(rounding: Rounding, step: LayerStep, terms: AffineError, with_error: bool) -> tuple[Box, Tensor | None]:
     box, size = step.inputs[0], magnitude(step.inputs[0])
-    kappa = interval_error(terms.deployed, terms.length)
+    kappa = interval_error(terms.network_error, terms.length)
     added = underflow = _underflow(rounding, size, terms)
     if terms.constant is not None:
         added = underflow + kappa * terms.constant
-    if not with_slack:
+    if not with_error:
         out = step.apply(box._replace(radius=torch.add(box.radius, size, alpha=kappa)))
         return out._replace(radius=out.radius + added), None
     out, weighted = step.apply(box), step.apply(type(box)(size[:0], size)).radius
     radius = torch.add(out.radius, weighted, alpha=kappa) + added
     total = weighted if terms.constant is None else weighted + terms.constant
-    return out._replace(radius=radius), total * _slack_factor(terms.deployed, out, terms.length) + underflow
+    return out._replace(radius=radius), total * _error_factor(terms.network_error, out, terms.length) + underflow
 
 
 def _pointwise(
-    rounding: Rounding, step: LayerStep, terms: PointwiseError, with_slack: bool
+    rounding: Rounding, step: LayerStep, terms: PointwiseError, with_error: bool
 ) -> tuple[Box, Tensor | None]:
     out = step.apply(*step.inputs)
     size, underflow = magnitude(out), UNDERFLOWS * rounding.tiny
-    radius = torch.add(out.radius, size, alpha=interval_error(terms.deployed, terms.length))
-    if terms.exact and not with_slack:
+    radius = torch.add(out.radius, size, alpha=interval_error(terms.network_error, terms.length))
+    if terms.exact and not with_error:
         return out._replace(radius=radius), None
     image = terms.image(*(magnitude(box) for box in step.inputs))
     lost = _underflow(rounding, image, AffineError(0.0, 0, None, 0.0, 0.0)) if terms.can_overflow else underflow
     lost = lost if terms.absolute is None else lost + terms.absolute(step.inputs[0], out)
-    slack = torch.add(image * _slack_factor(0.0, out, terms.length), size, alpha=terms.deployed * 1.001) + lost
-    return out._replace(radius=radius if terms.exact else radius + lost), slack if with_slack else None
+    error = torch.add(image * _error_factor(0.0, out, terms.length), size, alpha=terms.network_error * 1.001) + lost
+    return out._replace(radius=radius if terms.exact else radius + lost), error if with_error else None
 
 
-def _reshaping(rounding: Rounding, step: LayerStep, with_slack: bool) -> tuple[Box, Tensor | None]:
+def _reshaping(rounding: Rounding, step: LayerStep, with_error: bool) -> tuple[Box, Tensor | None]:
     out, layer = step.apply(*step.inputs), step.layer
-    slack = magnitude(out) * _slack_factor(0.0, out, 0) if with_slack else None
+    error = magnitude(out) * _error_factor(0.0, out, 0) if with_error else None
     if isinstance(layer, Pad) and layer.value != 0:
         stored = layer.of_zeros(out.radius.new_empty(step.inputs[0].radius.shape)).abs() * _stored(rounding, layer)
-        return out._replace(radius=out.radius + stored), None if slack is None else slack + stored
-    return out, slack
+        return out._replace(radius=out.radius + stored), None if error is None else error + stored
+    return out, error
 
 
 def _stored(rounding: Rounding, layer: Pad) -> float:
@@ -124,9 +124,9 @@ def _stored(rounding: Rounding, layer: Pad) -> float:
     return interval_error(rounding.steps(1), 0)
 
 
-def _slack_factor(deployed: float, out: Box, length: int) -> float:
-    """κ of the slack; the factor 1.001 covers the rounding of the sum |Λ| · slack."""
-    return (deployed + backsubstitution_error(out.radius[:1].numel() + length)) * 1.001
+def _error_factor(network_error: float, out: Box, length: int) -> float:
+    """κ of the error; the factor 1.001 covers the rounding of the sum |Λ| · error."""
+    return (network_error + backsubstitution_error(out.radius[:1].numel() + length)) * 1.001
 
 
 def _underflow(rounding: Rounding, size: Tensor, terms: AffineError) -> Tensor:
@@ -143,12 +143,12 @@ def _product(rounding: Rounding, layer: nn.Module) -> AffineError:
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
     rows = layer.weight.flatten(1)
     length = rows.shape[1]
-    deployed, growth = rounding.products(length), torch.linalg.vector_norm(rows, 1, dim=1).amax()
+    network_error, growth = rounding.products(length), torch.linalg.vector_norm(rows, 1, dim=1).amax()
     if layer.bias is None:
-        return AffineError(deployed, length, None, growth, 0.0)
+        return AffineError(network_error, length, None, growth, 0.0)
     bias = layer.bias.abs()
     constant = bias.view(1, -1, 1, 1) if isinstance(layer, nn.Conv2d) else bias
-    return AffineError(deployed, length, constant, growth, bias.amax())
+    return AffineError(network_error, length, constant, growth, bias.amax())
 
 
 def _normalize(rounding: Rounding, step: LayerStep) -> AffineError:

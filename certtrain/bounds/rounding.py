@@ -84,17 +84,17 @@ def _compound(*factors: tuple[float, int]) -> float:
     return math.expm1(sum(times * math.log1p(factor) for factor, times in factors)) * SAFETY_FACTOR
 
 
-def interval_error(deployed: float, length: int) -> float:
-    """κ for the float64 bounds of a layer whose sums have `length` terms, where `deployed` is the network's own κ.
+def interval_error(network_error: float, length: int) -> float:
+    """κ for the float64 bounds of a layer whose sums have `length` terms, where `network_error` is the network's own κ.
 
     Let M = |W|(|c| + r) + |b|, which bounds |W||x̂| + |b| in the box, and
-    R = |W|r ≤ M. The result is within R + deployed·M of the exact centre, and
+    R = |W|r ≤ M. The result is within R + network_error·M of the exact centre, and
     the computed centre within g·M of that, g = γ64. The radius is computed
     from terms that are not negative, so it is at least (1 − g)(R + κM). Then
-    (1 − g)(R + κM) ≥ R + (deployed + g)M holds if (1 − g)κ ≥ deployed + 2g.
+    (1 − g)(R + κM) ≥ R + (network_error + g)M holds if (1 − g)κ ≥ network_error + 2g.
     """
     own = gamma(length + EXTRA_ROUNDINGS, UNIT64)
-    return (deployed + 2 * own) / (1 - own) * SAFETY_FACTOR if own < 0.5 else math.nan
+    return (network_error + 2 * own) / (1 - own) * SAFETY_FACTOR if own < 0.5 else math.nan
 
 
 def backsubstitution_error(length: int) -> float:

@@ -62,4 +62,4 @@ class Settings:
 
 DEFAULT = Settings()
 # A verdict only needs margins above zero, and no CROWN bounds of neurons that are stable by intervals.
-VERDICTS_ALONE = Settings(dense=0, early_stop=True)
+VERDICT_SETTINGS = Settings(dense=0, early_stop=True)

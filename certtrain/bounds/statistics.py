@@ -32,8 +32,8 @@ class Statistics(NamedTuple):
 # From a BatchNorm layer and the values (B, C, …) at its input to the statistics.
 StatisticsFunction = Callable[[BatchNorm, Tensor], Statistics]
 # The statistics of a pass, by the names of the calls. Another pass, of the network or of a part of it, can use them.
-TakenStatistics = Mapping[str, Statistics]
-StatisticsSource = StatisticsFunction | TakenStatistics
+StatisticsByCall = Mapping[str, Statistics]
+StatisticsSource = StatisticsFunction | StatisticsByCall
 
 
 def batch_statistics(layer: BatchNorm, values: Tensor) -> Statistics:
@@ -86,7 +86,7 @@ def pooled_statistics(gather: Callable[[Tensor], Tensor]) -> StatisticsFunction:
 
 
 @torch.no_grad()
-def update_running_statistics(taken: TakenStatistics) -> None:
+def update_running_statistics(taken: StatisticsByCall) -> None:
     """Update the running statistics as torch's BatchNorm does, with the unbiased variance.
 
     Statistics that are themselves running statistics change nothing.

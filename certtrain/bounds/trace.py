@@ -16,11 +16,11 @@ from certtrain.bounds.interval import (
     LayerRecord,
     Tighten,
     interval_pass,
-    taken_statistics,
+    used_statistics,
 )
 from certtrain.bounds.rounded import logit_errors
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
-from certtrain.bounds.statistics import StatisticsSource, TakenStatistics, running_statistics
+from certtrain.bounds.statistics import StatisticsByCall, StatisticsSource, running_statistics
 
 # Layers whose input boxes a trace keeps, since linear bounds must relax them.
 NONLINEAR: tuple[type[nn.Module], ...] = (*ACTIVATIONS, nn.MaxPool2d)
@@ -135,9 +135,9 @@ class BoundTrace:
         return [(call.name, box) for call, box in found if isinstance(call.layer, nn.ReLU) and box is not None]
 
     @property
-    def statistics(self) -> TakenStatistics:
+    def statistics(self) -> StatisticsByCall:
         """The statistics of each BatchNorm, by the name of its call."""
-        return taken_statistics(self.records)
+        return used_statistics(self.records)
 
     @property
     def lower(self) -> Tensor:

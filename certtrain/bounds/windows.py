@@ -120,6 +120,6 @@ def _cut(record: LayerRecord, needed: dict[int, Window], number: int) -> LayerRe
         shapes=tuple(torch.Size((*record.shape[:2], *(part if convolves else after).size)) for part in before),
         result=torch.Size((*record.result[:2], *after.size)),
         box=None if record.box is None else after.of_box(record.box),
-        slack=None if record.slack is None else after.of(record.slack),
+        rounding_error=None if record.rounding_error is None else after.of(record.rounding_error),
         places=tuple(Place(part.size, start) for part, start in zip(before, starts, strict=True)),
     )

@@ -50,11 +50,11 @@ def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER)
     lower, upper = start.lower.flatten().tolist(), start.upper.flatten().tolist()
     scale = max(problem.scale.tolist(), default=1.0)
     # The variables are the inputs, t above all functions, and e, by which the signs may be violated.
-    slack = torch.zeros(len(matrix), 2, dtype=matrix.dtype)
-    slack[:count, 0], slack[count:, 1] = -1.0, -1.0
+    auxiliary = torch.zeros(len(matrix), 2, dtype=matrix.dtype)
+    auxiliary[:count, 0], auxiliary[count:, 1] = -1.0, -1.0
     found = optimize.linprog(
         [0.0] * len(lower) + [1.0, ELASTIC * scale],
-        A_ub=torch.cat([matrix, slack], 1).numpy(),
+        A_ub=torch.cat([matrix, auxiliary], 1).numpy(),
         b_ub=(-constant).numpy(),
         bounds=[*zip(lower, upper, strict=True), (None, None), (0, None)],
         options={"time_limit": deadline.left},

@@ -55,10 +55,10 @@ class Problem:
     def weighted(self, weights: Tensor) -> "Problem":
         """With one function: the sum of all with nonnegative weights (S,). Where it is above zero, one of them is."""
         functions, offsets = (weights @ self.functions)[None], (weights @ self.offsets)[None]
-        slack = self.prefix.records[-1].slack
-        if slack is not None:
-            # The last layer's slack bounds the rounding of its results, and of their products and sums.
-            lost = (weights @ self.functions.abs()) @ slack[0] + backsubstitution_error(len(weights)) * (
+        error = self.prefix.records[-1].rounding_error
+        if error is not None:
+            # The last layer's record bounds the rounding of its results, and of their products and sums.
+            lost = (weights @ self.functions.abs()) @ error[0] + backsubstitution_error(len(weights)) * (
                 weights @ self.offsets.abs()
             )
             offsets = offsets - lost
@@ -154,7 +154,7 @@ def _float_record(record: LayerRecord) -> LayerRecord:
     layer = copy.deepcopy(record.call.layer).float()
     box = None if record.box is None else _float_box(record.box)
     statistics = running_statistics(layer) if isinstance(layer, BatchNorm) else None
-    return record._replace(call=record.call._replace(layer=layer), statistics=statistics, box=box, slack=None)
+    return record._replace(call=record.call._replace(layer=layer), statistics=statistics, box=box, rounding_error=None)
 
 
 def _float_box(box: Box) -> Box:

@@ -22,7 +22,7 @@ from certtrain.runtime.precision import tensor_cores
 from certtrain.verification.complete import COMPLETE, CompleteStep
 from certtrain.verification.methods import assumptions_of, examples_at_once, methods_of, step_named
 from certtrain.verification.results import count
-from certtrain.verification.steps import ExampleBatch, correctly_classified, misclassified_alone
+from certtrain.verification.steps import ExampleBatch, correctly_classified, misclassified_in_batch_of_one
 from certtrain.verification.verify import check_fit, network_of
 
 # Two machines may sum the same float64 terms in different orders. A sum of 10⁴ terms up to 10³ is then uncertain by
@@ -199,7 +199,10 @@ class _Recheck:
         for record, x, label, is_correct in zip(records, batch.x, batch.labels, correct, strict=True):
             wrong = record.verdict == "misclassified"
             # In another order, sums may round differently, so an example also passes if it does so alone.
-            if is_correct == wrong and misclassified_alone(self.model, x, label, self.header.arithmetic) != wrong:
+            if (
+                is_correct == wrong
+                and misclassified_in_batch_of_one(self.model, x, label, self.header.arithmetic) != wrong
+            ):
                 yield f"example {record.index} is {record.verdict} there, but is {_classification(is_correct)} here"
             elif record.counterexample is not None:
                 yield from self._counterexample(record, record.counterexample, x, label)
@@ -208,7 +211,7 @@ class _Recheck:
         found, (low, high) = decode(counterexample, tuple(x.shape)).to(x), box_ends(x, self.header.eps.value)
         if not bool(((found >= low) & (found <= high)).all()):
             yield f"example {record.index} has a counterexample outside its box"
-        elif not misclassified_alone(self.model, found, label, self.header.arithmetic):
+        elif not misclassified_in_batch_of_one(self.model, found, label, self.header.arithmetic):
             yield f"example {record.index} has a counterexample that is correctly classified"
 
     def _bounds(self, method: str) -> RecordCheck:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 
 from certtrain.bounds.box import PIXEL_RANGE
-from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.certfile.lines import (
     BoundSettings,
     Data,
@@ -47,7 +47,7 @@ def describe_task(
     arithmetic: str,
     attack: Mapping[str, Any],
     batch_size: int,
-    bounds: Settings = VERDICTS_ALONE,
+    bounds: Settings = VERDICT_SETTINGS,
 ) -> Header:
     """The header for the certificates of the saved `model` in the file `path` on `images`."""
     return Header(

@@ -226,9 +226,9 @@ class _Task:
 
 def _arguments(model: "Classifier", certificates: CertificateOptions, limits: LimitOptions) -> dict[str, Any]:
     """The arguments of `verify` that certificate files record too."""
-    from certtrain.bounds.settings import VERDICTS_ALONE
+    from certtrain.bounds.settings import VERDICT_SETTINGS
 
-    bounds = VERDICTS_ALONE if limits.memory is None else replace(VERDICTS_ALONE, memory=limits.memory)
+    bounds = VERDICT_SETTINGS if limits.memory is None else replace(VERDICT_SETTINGS, memory=limits.memory)
     return {
         "eps": model.metadata.eps if certificates.eps is None else certificates.eps,
         "method": certificates.method,

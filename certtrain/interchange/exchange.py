@@ -27,7 +27,7 @@ from certtrain.network.modelfile import Classifier, versions
 from certtrain.runtime.device import device_of
 from certtrain.spec.epsilon import format_eps
 from certtrain.storage import write_atomic
-from certtrain.verdicts import correct_points
+from certtrain.verdicts import correct_examples
 from certtrain.verification.verify import check_fit
 
 INSTANCES, INDEX = "instances.csv", "index.json"
@@ -129,7 +129,7 @@ def _entries(model: Classifier, images: ImageSet, numbers: range, eps: float) ->
         part = slice(begin, min(begin + EXPORT_BATCH, numbers.stop))
         x = to_unit(images.images[part].to(device))
         labels, logits = images.labels[part].to(device), model(x)
-        right = correct_points(logits, labels).tolist()
+        right = correct_examples(logits, labels).tolist()
         rows = zip(x.cpu(), labels.tolist(), logits.argmax(1).tolist(), right, strict=True)
         for number, (pixels, label, predicted, correct) in enumerate(rows, start=begin):
             entry = {"file": f"point_{number:05}.vnnlib", "index": number, "label": label, "predicted": predicted}

@@ -21,7 +21,7 @@ from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.methods import crown_ibp_and_intervals
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.rounding import UNIT64
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.supported import checked_copy
 from certtrain.errors import MethodError, PropertyError
 from certtrain.properties.cases import REAL, Case, Property, stacked
@@ -93,7 +93,7 @@ def decide(
     method: str = "crown-ibp",
     attack: PGD | None = None,
     time_limit: float | None = None,
-    memory: int = VERDICTS_ALONE.memory,
+    memory: int = VERDICT_SETTINGS.memory,
 ) -> Decision:
     """Bound each case of `question`, and attack those that stay open.
 
@@ -137,7 +137,7 @@ def guard(
     cases: Sequence[Case],
     bounds: list[float],
     *,
-    slack: float = OBSERVED_ROUNDING,
+    tolerance: float = OBSERVED_ROUNDING,
     deadline: Deadline = NEVER,
 ) -> None:
     """Raise SoundnessError if inference in float64 finds the largest function of a case below its bound.
@@ -149,17 +149,17 @@ def guard(
         if deadline.over():
             bounds[first:] = [-torch.inf] * (len(cases) - first)
             return
-        _guard(prepared, cases[first : first + size], bounds[first : first + size], slack)
+        _guard(prepared, cases[first : first + size], bounds[first : first + size], tolerance)
 
 
-def _guard(prepared: PreparedNetwork, cases: Sequence[Case], bounds: Sequence[float], slack: float) -> None:
+def _guard(prepared: PreparedNetwork, cases: Sequence[Case], bounds: Sequence[float], tolerance: float) -> None:
     lower = torch.stack([case.lower for case in cases]).view(-1, *prepared.shape)
     upper = torch.stack([case.upper for case in cases]).view(-1, *prepared.shape)
     all_cases, numbers = stacked(cases), torch.arange(len(cases))
     proved = torch.tensor(bounds, dtype=torch.float64).unsqueeze(1)
     centre = ((lower + upper) / 2).clamp(lower, upper)
     claims = Claims(centre, lower, upper, lambda outputs: all_cases.largest(outputs, numbers).unsqueeze(1), proved)
-    check_claims(prepared.exact, claims, slack=slack)
+    check_claims(prepared.exact, claims, tolerance=tolerance)
 
 
 def _proves(bound: float) -> bool:
@@ -174,7 +174,7 @@ def case_bounds(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Dead
     The larger of the interval and CROWN-IBP bounds, for the network in real arithmetic, with float64's own rounding
     subtracted; −∞ after the deadline.
     """
-    settings = replace(VERDICTS_ALONE, rounding=REAL, memory=prepared.memory, deadline=deadline)
+    settings = replace(VERDICT_SETTINGS, rounding=REAL, memory=prepared.memory, deadline=deadline)
     found: list[float] = []
     for group in _by_box(cases):
         if deadline.over():
@@ -203,7 +203,7 @@ def _by_exact_method(
         answer = EXACT_METHODS[method](prepared, case, deadline)
         if answer.bound > bounds[number]:
             bounds[number] = answer.bound
-            guard(prepared, [case], [answer.bound], slack=TOLERANCES.get(method, OBSERVED_ROUNDING))
+            guard(prepared, [case], [answer.bound], tolerance=TOLERANCES.get(method, OBSERVED_ROUNDING))
         if answer.point is not None:
             return answer.point
     return None

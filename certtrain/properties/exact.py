@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.box import box_between
 from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
@@ -24,7 +24,7 @@ class PreparedNetwork(NamedTuple):
     exact: nn.Module
     graph: LayerGraph
     shape: Sequence[int]
-    memory: int = VERDICTS_ALONE.memory
+    memory: int = VERDICT_SETTINGS.memory
 
     def confirmed(self, case: Case, point: Tensor) -> Tensor | None:
         """As the function `confirmed`."""
@@ -60,7 +60,7 @@ def _solve(prepared: PreparedNetwork, case: Case, deadline: Deadline) -> Answer:
 
 def _complete(prepared: PreparedNetwork, case: Case, deadline: Deadline) -> Answer:
     counterexamples = list[Tensor]()
-    settings = replace(VERDICTS_ALONE, rounding=REAL, memory=prepared.memory, deadline=deadline)
+    settings = replace(VERDICT_SETTINGS, rounding=REAL, memory=prepared.memory, deadline=deadline)
     lower, upper = (end.view(1, *prepared.shape) for end in (case.lower, case.upper))
     prefix = tightened_prefix(prepared.graph, box_between(lower, upper), settings)
     if deadline.over():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
 
 MOST_EPOCHS = 40  # that a table shows
 AT_ONE_EPS = "a network from before the end of the ramp was not yet trained for this ε, which may be its only trouble"
-WORST_ALONE = "only the three worst kinds of findings are shown, each where it is worst; --json lists all findings"
+WORST_KINDS_ONLY = "only the three worst kinds of findings are shown, each where it is worst; --json lists all findings"
 
 
 def show_history(history: History, networks: Sequence[ModelStates], titles: tuple[str, str]) -> None:
@@ -30,7 +30,7 @@ def show_history(history: History, networks: Sequence[ModelStates], titles: tupl
     show_sentences(sentences, _nothing_found(bool(history.epochs), bool(networks)))
     found = [epoch_findings(epoch) for epoch in history.epochs] + [network.findings for network in networks]
     if len(sentences) < sum(map(len, found)):
-        remark(WORST_ALONE)
+        remark(WORST_KINDS_ONLY)
 
 
 def _worst_sentences(history: History, networks: Sequence[ModelStates]) -> list[str]:

@@ -1,7 +1,7 @@
 """Presets: everything that decides the result of a run, validated; without torch.
 
-A preset is a TOML file. Overrides name a field by its dotted path. The preset
-with all its fields is saved with the run and inside the model file.
+A preset is a TOML file. Overrides name a field by its dotted path. A preset
+is saved with all its fields in the run's folder and in the model file.
 """
 
 import difflib
@@ -53,7 +53,7 @@ class DataSection(Section):
     flip: bool = False
     """Mirror each training image with probability one half."""
     crop_padding: int = Field(0, ge=0)
-    """Pad each side of a training image by so many pixels, which repeat the edge, and crop it at a random place."""
+    """Pad each side of a training image by this many pixels, which repeat the edge, and crop it at a random place."""
     mean: tuple[float, ...] | None = None
     """Channel means of the normalisation layer; by default the data set's own."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
@@ -77,7 +77,7 @@ class BoundsSection(Section):
     """The bounds for the robust loss in training."""
 
     method: Literal["ibp", "crown-ibp"] = "ibp"
-    """ibp: interval bounds. crown-ibp: linear bounds too, with weight 1 − ε/ε_max, so that they fade out with the
+    """ibp: interval bounds. crown-ibp: linear bounds too, with weight 1 − ε/ε_max, which falls to zero during the
     warm-up."""
     loss_fusion: bool = True
     """With crown-ibp, bound the loss itself by one backsubstitution, instead of the margin of every class."""
@@ -89,7 +89,7 @@ class RegularizerSection(Section):
     weight: float = Field(0.5, ge=0)
     """λ, the weight at ε = 0; it falls to zero as ε reaches its largest value."""
     tolerance: float = Field(0.5, gt=0, le=1)
-    """τ, the ratio from which on a layer is not penalised."""
+    """τ; layers whose ratio is at least this are not penalised."""
     tightness: bool = True
     """Penalise bounds that grow from the network's input to a layer."""
     relu_balance: bool = True
@@ -122,13 +122,13 @@ class TrainSection(Section):
     """Number of examples that are bounded at a time, for GPUs with little memory; the step is still that of the whole
     batch. With several processes, the number in each process."""
     keep_every: Positive | None = None
-    """Keep the network after every so many epochs as a model file in the run's folder `epochs`, so that
+    """Each time this many epochs are done, keep the network as a model file in the run's folder `epochs`, so that
     `certtrain stats RUN --by-epoch` can compare them at one ε. Without it, a run keeps only its newest checkpoints."""
     precision: Precision = "fp32"
     """Arithmetic of convolutions and linear layers in training; tf32 is for NVIDIA GPUs. Verification does not use
     it."""
     compile: Compile = "auto"
-    """Compile the step with torch.compile; auto does so if that saves time in all."""
+    """Compile the step with torch.compile; auto does so if that saves time overall."""
 
 
 class Preset(Section):
@@ -235,7 +235,7 @@ def _read(name_or_file: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise PresetError(f"preset {name_or_file!r} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise PresetError(f"preset {name_or_file!r} cannot be read: it holds no fields, but {values!r}")
+        raise PresetError(f"preset {name_or_file!r} cannot be read: it must hold fields, not {values!r}")
     return values
 
 

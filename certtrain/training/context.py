@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from certtrain.runtime.device import choose_device
-from certtrain.training.distributed import ALONE, Group
+from certtrain.training.distributed import SINGLE_PROCESS, Group
 from certtrain.training.events import Listener
 from certtrain.training.pacing import DEFAULT_PACING, Pacing
 
@@ -25,7 +25,7 @@ class RunContext:
     device: str = "cpu"
     should_stop: Callable[[], str | None] = lambda: None
     emit: Listener = lambda event: None
-    group: Group = ALONE
+    group: Group = SINGLE_PROCESS
     pacing: Pacing = DEFAULT_PACING
 
     def resolved(self) -> Self:

@@ -101,12 +101,12 @@ class Group:
         return next((found for found in texts if found is not None), None)
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[Group]:
-    """The group of processes that torchrun started, until the context ends; ALONE without torchrun.
+    """The group of processes that torchrun started, until the context ends; SINGLE_PROCESS without torchrun.
 
     On "cuda" each process uses the GPU of its local rank. Raises DeviceError if
     there are fewer GPUs than processes, or if torchrun's environment variables are
@@ -114,7 +114,7 @@ def process_group(device: str) -> Iterator[Group]:
     """
     rank, local_rank, size = _ranks()
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if device == "cuda":
         _take_gpu(local_rank)

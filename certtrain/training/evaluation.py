@@ -9,7 +9,7 @@ from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import Images
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.preset import Preset
-from certtrain.verdicts import Verdict, correct_points
+from certtrain.verdicts import Verdict, correct_examples
 from certtrain.verification.certificate import Certifier
 
 SIZE = 200  # examples at a time
@@ -34,7 +34,7 @@ def epoch_accuracies(network: nn.Module, images: Images, preset: Preset, device:
 @tensor_cores(False)
 def natural_accuracy(network: nn.Module, images: ImageSet, device: str) -> float:
     """The share of `images` that `network`, in evaluation mode, classifies correctly."""
-    return sum(int(correct_points(network(x), labels).sum()) for x, labels in _parts(images, device)) / len(images)
+    return sum(int(correct_examples(network(x), labels).sum()) for x, labels in _parts(images, device)) / len(images)
 
 
 @tensor_cores(False)

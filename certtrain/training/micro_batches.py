@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.plain import plain_pass
-from certtrain.bounds.statistics import Statistics, StatisticsSource, TakenStatistics
+from certtrain.bounds.statistics import Statistics, StatisticsByCall, StatisticsSource
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.training.objective import LossTerms, Regularizers, certified_cross_entropy, combined_terms, trace_sums
 from certtrain.training.regularizers import regularizer_losses
@@ -41,7 +41,7 @@ class Bounded(NamedTuple):
 
 
 # Computes the bounds of some examples (b, …) with labels (b,), with the given statistics in BatchNorm.
-BoundExamples = Callable[[Tensor, Tensor, TakenStatistics], Bounded]
+BoundExamples = Callable[[Tensor, Tensor, StatisticsByCall], Bounded]
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Accumulation:
     """The settings, which stay the same from step to step.
 
     size: number of examples in a part. statistics: the source of statistics for the pass of the clean batch.
-    pool: adds the sums of the other processes. forward: the context of every pass, which sets its arithmetic.
+    all_reduce: adds the sums of the other processes. forward: the context of every pass, which sets its arithmetic.
     """
 
     graph: LayerGraph
     size: int
     statistics: StatisticsSource
-    pool: Callable[[Tensor], Tensor]
+    all_reduce: Callable[[Tensor], Tensor]
     forward: Callable[[], AbstractContextManager[None]]
 
 
@@ -100,7 +100,7 @@ class Accumulated:
             return None
         with self.settings.forward():
             parts = [trace_sums(self.batch.bound(x, labels, self.leaves).trace) for x, labels in self._parts()]
-        return self.settings.pool(torch.stack(parts).sum(0))
+        return self.settings.all_reduce(torch.stack(parts).sum(0))
 
     def _slope(self, sums: Tensor | None) -> Tensor | None:
         """The gradient of the regularisers with respect to these sums."""
@@ -162,5 +162,5 @@ def _leaf(statistics: Statistics) -> Statistics:
     return statistics._replace(mean=mean, variance=variance)
 
 
-def _tensors(taken: TakenStatistics) -> list[Tensor]:
+def _tensors(taken: StatisticsByCall) -> list[Tensor]:
     return [tensor for statistics in taken.values() for tensor in (statistics.mean, statistics.variance)]

@@ -23,7 +23,7 @@ from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.schedule import warmup_weight
 from certtrain.training.fusion import fused_cross_entropy
 from certtrain.training.regularizers import regularizer_losses, sums_of, width_of
-from certtrain.verdicts import certified_points, correct_points
+from certtrain.verdicts import certified_examples, correct_examples
 
 SMALLEST_EPS = 1e-6  # the regularisers' ε while that of the schedule is zero
 
@@ -48,7 +48,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class LinearShare:
-    """The part of linear bounds in the robust loss: their weight beside interval bounds, and whether they are fused."""
+    """The weight w of linear bounds in the robust loss (interval bounds have 1 − w), and whether loss fusion is on."""
 
     weight: float | Tensor
     fused: bool
@@ -107,17 +107,17 @@ def loss_terms(
     certified: float | Tensor,
     regularizers: Regularizers | None,
     linear: LinearShare | None = None,
-    pool: Callable[[Tensor], Tensor] = lambda sums: sums,
+    all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> LossTerms:
     """The loss terms from one trace; `certified` is 1 for the certified cross-entropy, 0 for the natural one.
 
     Without a clean batch in the trace, the natural cross-entropy is that of the
-    logits' centres. If the trace is of this process's part of a batch, `pool` adds
-    the sums of the other parts for the regularisers, which depend on the whole
+    logits' centres. If the trace is of this process's part of a batch, `all_reduce`
+    adds the sums of the other parts for the regularisers, which depend on the whole
     batch; all other terms are of this part.
     """
     logits = trace.logits.box.centre if trace.clean is None else trace.clean
-    sums = None if regularizers is None or not trace.relu_boxes else pool(trace_sums(trace))
+    sums = None if regularizers is None or not trace.relu_boxes else all_reduce(trace_sums(trace))
     robust, margins = robust_loss(trace, labels, linear)
     return combined_terms(logits, robust, margins, sums, labels, certified=certified, regularizers=regularizers)
 
@@ -139,7 +139,7 @@ def robust_loss(trace: BoundTrace, labels: Tensor, linear: LinearShare | None = 
 
 
 def trace_sums(trace: BoundTrace) -> Tensor:
-    """What the regularisers need from a trace, (L + 1, 9): `width_of` the network's input, `sums_of` L ReLU inputs."""
+    """What the regularisers need, (L + 1, 9): `width_of` of the network's input, and `sums_of` of L ReLU inputs."""
     return torch.cat([width_of(trace.input).unsqueeze(0), sums_of([box for _, box in trace.relu_boxes])])
 
 
@@ -184,9 +184,9 @@ def measures(terms: LossTerms, clean: Tensor | None, labels: Tensor) -> dict[str
             "tightness_loss": terms.tightness,
             "relu_balance_loss": terms.relu_balance,
             "layers_without_balance": terms.skipped_layers.to(terms.total.dtype),
-            "certified_accuracy": certified_points(terms.margins, labels).float().mean(),
+            "certified_accuracy": certified_examples(terms.margins, labels).float().mean(),
         }
         if clean is not None:
-            natural = correct_points(clean, labels).float().mean()
+            natural = correct_examples(clean, labels).float().mean()
             measured |= {"natural_loss": terms.natural, "natural_accuracy": natural}
         return {name: value.detach() for name, value in measured.items()}

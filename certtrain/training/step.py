@@ -29,7 +29,7 @@ from certtrain.errors import DeviceError
 from certtrain.runtime.precision import arithmetic, tensor_cores
 from certtrain.spec.preset import Preset
 from certtrain.training.compilation import Compiled, TensorFunction
-from certtrain.training.distributed import ALONE, Group
+from certtrain.training.distributed import SINGLE_PROCESS, Group
 from certtrain.training.failures import first_not_finite
 from certtrain.training.measures import MeasureSums
 from certtrain.training.micro_batches import Accumulated, Accumulation, Bounded, TrainingBatch, traces_in_parts
@@ -67,12 +67,12 @@ class Stepper:
         *,
         compile: bool = False,
         on_failure: Callable[[str], None] = _fail,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ) -> None:
         self.preset, self.network, self.compile, self.group = preset, network, compile, group
         self.schedules = Schedules(preset, steps_per_epoch)
-        alone = group.size == 1
-        self.statistics: StatisticsFunction = batch_statistics if alone else pooled_statistics(group.gather)
+        single = group.size == 1
+        self.statistics: StatisticsFunction = batch_statistics if single else pooled_statistics(group.gather)
         self.graph = checked_graph(network)
         check_trainable(self.graph)
         self.device = next(network.parameters()).device
@@ -151,8 +151,8 @@ class Stepper:
         return measures(passed.terms, passed.logits, labels)
 
     def _in_parts(self) -> Accumulation:
-        size, pool = self.preset.train.micro_batch or 1, self.group.sum
-        return Accumulation(self.graph, size, self.statistics, pool, self._arithmetic)
+        size = self.preset.train.micro_batch or 1
+        return Accumulation(self.graph, size, self.statistics, self.group.sum, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
         """Sum the gradients, and `bad`, over the ranks, and clip the gradient; returns its norm before that."""
@@ -172,7 +172,7 @@ class Stepper:
             certified=controls.certified,
             regularizers=self._weights(controls, active),
             linear=LinearShare(controls.linear, self.preset.bounds.loss_fusion) if active.linear else None,
-            pool=self.group.sum,
+            all_reduce=self.group.sum,
         )
         return terms.total, measures(terms, trace.clean, labels)
 

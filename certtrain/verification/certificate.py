@@ -22,7 +22,7 @@ from certtrain.bounds.inference import outside_inference_mode, plain_model, plai
 from certtrain.bounds.methods import method_named, up_to
 from certtrain.bounds.modules import check_modules
 from certtrain.bounds.rounding import Rounding, arithmetic_named
-from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.bounds.supported import checked_copy
 from certtrain.errors import UnsupportedLayer
 from certtrain.runtime.deadline import NEVER, Deadline
@@ -30,7 +30,7 @@ from certtrain.runtime.precision import arithmetic as run_in
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.preset import Precision
 from certtrain.spec.shapes import Shape
-from certtrain.verdicts import Verdict, certified_points, correct_points
+from certtrain.verdicts import Verdict, certified_examples, correct_examples
 
 DEFAULT_ARITHMETIC = "float32"
 FASTEST = "ibp"
@@ -75,7 +75,7 @@ def certify(
     *,
     method: str = "auto",
     arithmetic: str = DEFAULT_ARITHMETIC,
-    memory: int = VERDICTS_ALONE.memory,
+    memory: int = VERDICT_SETTINGS.memory,
 ) -> Certificates:
     """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
 
@@ -90,7 +90,7 @@ def certify(
     SoundnessError where inference contradicts a bound.
     """
     check_tensor(x)  # before its shape is used
-    settings = replace(VERDICTS_ALONE, memory=memory)
+    settings = replace(VERDICT_SETTINGS, memory=memory)
     shape = tuple(x.shape[1:])
     return Certifier(model, method, arithmetic=arithmetic, settings=settings, shape=shape).certify(x, labels, eps)
 
@@ -99,7 +99,7 @@ class Certifier:
     """`certify` for many batches of one model, whose float64 copy it makes once.
 
     settings: of the bound methods; the rounding is replaced by that of `arithmetic`.
-    alone: without the faster methods before `method`, for examples that these leave open.
+    skip_faster: do not run the faster methods first, because they have already left these examples open.
     shape: of one input, without the batch, for a network whose forward pass reads shapes.
     """
 
@@ -110,14 +110,14 @@ class Certifier:
         method: str = "auto",
         *,
         arithmetic: str = DEFAULT_ARITHMETIC,
-        settings: Settings = VERDICTS_ALONE,
-        alone: bool = False,
+        settings: Settings = VERDICT_SETTINGS,
+        skip_faster: bool = False,
         shape: Shape | None = None,
     ) -> None:
         self.rounding = arithmetic_named(arithmetic)
         self.settings = replace(settings, rounding=self.rounding)
         self.method = FASTEST if method == "auto" else method
-        self.bound = (method_named if alone else up_to)(self.method)
+        self.bound = (method_named if skip_faster else up_to)(self.method)
         check_modules(model)  # before it is copied, since a copy loses hooks and wrappers
         self.model = plain_model(model)
         # Float64 convolutions are a tenth slower in channels-last memory.
@@ -139,11 +139,11 @@ class Certifier:
             logits = self.infer(x)
         check_labels(labels, logits.shape)
         margins = self._margins(x, labels, eps)
-        proved, margin = certified_points(margins, labels), _smallest(margins, labels)
+        proved, margin = certified_examples(margins, labels), _smallest(margins, labels)
         if self.rounding.name != "real":
             check_centres(logits, labels, margins)
         verdicts = [
-            _verdict(c, p) for c, p in zip(correct_points(logits, labels).tolist(), proved.tolist(), strict=True)
+            _verdict(c, p) for c, p in zip(correct_examples(logits, labels).tolist(), proved.tolist(), strict=True)
         ]
         return Certificates(tuple(verdicts), margin, eps, self.method, self.assumptions, self.rounding.name)
 
@@ -155,12 +155,12 @@ class Certifier:
         Examples whose bounds are not computed by the deadline are not proved; their bound is −∞.
         """
         margins = self._margins(x, labels, eps, deadline)
-        return certified_points(margins, labels), _smallest(margins, labels)
+        return certified_examples(margins, labels), _smallest(margins, labels)
 
     def guard(self, x: Tensor, labels: Tensor, eps: float, bounds: Tensor) -> None:
         """Raise SoundnessError if inference finds a margin below its bound (B, K), or the smallest margin (B, 1)."""
         if self.rounding.name == "real":
-            check_margins(self.exact, x.double(), labels, eps, bounds, slack=OBSERVED_IN_FLOAT64)
+            check_margins(self.exact, x.double(), labels, eps, bounds, tolerance=OBSERVED_IN_FLOAT64)
         else:
             check_margins(self.infer, x, labels, eps, bounds)
 
@@ -170,7 +170,7 @@ class Certifier:
         with shape_errors_as_data_errors(x):
             box = input_box(x.double().contiguous(), eps)
             margins = self.bound(self.graph, box, settings).margins(labels)
-        rows = _spread(certified_points(margins, labels), MOST_GUARDED if self.method == FASTEST else len(x))
+        rows = _spread(certified_examples(margins, labels), MOST_GUARDED if self.method == FASTEST else len(x))
         self.guard(x[rows], labels[rows], eps, margins[rows])
         return margins
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.checks import shape_errors_as_data_errors
-from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.branching.examples import BoxedExample, CompleteResult, check_trees, decide_example
 from certtrain.verdicts import Verdict
 from certtrain.verification.certificate import Certifier
@@ -23,7 +23,7 @@ class CompleteStep:
 
     name = COMPLETE
 
-    def __init__(self, model: nn.Module, arithmetic: str, settings: Settings = VERDICTS_ALONE) -> None:
+    def __init__(self, model: nn.Module, arithmetic: str, settings: Settings = VERDICT_SETTINGS) -> None:
         self.model, self.arithmetic, self.settings = model, arithmetic, settings
         self.certifier: Certifier | None = None  # made when it is first needed: it holds a copy of the network
 

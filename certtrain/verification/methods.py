@@ -61,7 +61,7 @@ def step_named(model: nn.Module, method: str, name: str, arithmetic: str, settin
         return CompleteStep(model, arithmetic, settings)
     if name == MILP:
         return MilpStep(model, arithmetic)
-    return BoundStep(model, name, arithmetic, settings, alone=method == AUTO)
+    return BoundStep(model, name, arithmetic, settings, skip_faster=method == AUTO)
 
 
 def examples_at_once(method: str, size: int) -> int:

@@ -12,7 +12,7 @@ from certtrain.errors import MethodError
 from certtrain.properties.cases import robustness
 from certtrain.properties.milp import TOLERANCE, minimum
 from certtrain.verdicts import Verdict
-from certtrain.verification.steps import ExampleBatch, StepResult, correctly_classified, misclassified_alone
+from certtrain.verification.steps import ExampleBatch, StepResult, correctly_classified, misclassified_in_batch_of_one
 
 MILP = "milp"
 SECOND_OPINION = "a solver in float64 with tolerances, 1e-5 of which are taken off: a second opinion and no proof"
@@ -61,14 +61,14 @@ class MilpStep:
                 return "open", math.nan, x
         proved = torch.tensor([[min(margins)]], dtype=torch.float64)
         with torch.no_grad():
-            check_margins(exact, x.cpu().double(), label.cpu(), batch.eps, proved, slack=TOLERANCE)
+            check_margins(exact, x.cpu().double(), label.cpu(), batch.eps, proved, tolerance=TOLERANCE)
         return "certified", min(margins), x
 
     def _counterexample(self, point: Tensor, x: Tensor, label: Tensor, eps: float) -> Tensor | None:
         """The solver's input (N,), rounded into the box of `x` (1, …), if inference misclassifies it; else None."""
         lower, upper = box_ends(x, eps)
         near = point.to(x).view_as(x).clamp(lower, upper)
-        return near if misclassified_alone(self.model, near[0], label[0], self.arithmetic) else None
+        return near if misclassified_in_batch_of_one(self.model, near[0], label[0], self.arithmetic) else None
 
     def _exact(self) -> nn.Module:
         if self.exact is None:

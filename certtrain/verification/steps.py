@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from certtrain.attack import AttackSettings
 from certtrain.attack import attack as search
 from certtrain.attack.criterion import computing_in
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.runtime.deadline import NEVER, Deadline
-from certtrain.verdicts import Verdict, correct_points
+from certtrain.verdicts import Verdict, correct_examples
 from certtrain.verification.certificate import Certifier
 
 INFERENCE, ATTACK = "inference", "attack"
@@ -125,17 +125,23 @@ class BoundStep:
     """A bound method, on examples that are classified correctly and share their time."""
 
     def __init__(
-        self, model: nn.Module, method: str, arithmetic: str, settings: BoundSettings = VERDICTS_ALONE, *, alone: bool
+        self,
+        model: nn.Module,
+        method: str,
+        arithmetic: str,
+        settings: BoundSettings = VERDICT_SETTINGS,
+        *,
+        skip_faster: bool,
     ) -> None:
         self.model, self.name, self.arithmetic = model, method, arithmetic
-        self.settings, self.alone = settings, alone
+        self.settings, self.skip_faster = settings, skip_faster
         self.certifier: Certifier | None = None  # made when it is first needed: it holds a copy of the network
 
     def __call__(self, batch: ExampleBatch) -> StepResult:
         """As `VerificationStep`."""
         deadline = batch.deadline(len(batch.numbers))
         self.certifier = self.certifier or Certifier(
-            self.model, self.name, arithmetic=self.arithmetic, settings=self.settings, alone=self.alone
+            self.model, self.name, arithmetic=self.arithmetic, settings=self.settings, skip_faster=self.skip_faster
         )
         proved, margins = self.certifier.proved(batch.x, batch.labels, batch.eps, deadline)
         verdicts: list[Verdict] = ["certified" if each else "open" for each in proved.tolist()]
@@ -146,10 +152,10 @@ class BoundStep:
 def correctly_classified(model: nn.Module, x: Tensor, labels: Tensor, arithmetic: str) -> Tensor:
     """Which examples (B,) plain inference in that arithmetic classifies correctly."""
     with computing_in(arithmetic, x.device.type):
-        return correct_points(model(x), labels)
+        return correct_examples(model(x), labels)
 
 
-def misclassified_alone(model: nn.Module, x: Tensor, label: Tensor, arithmetic: str) -> bool:
+def misclassified_in_batch_of_one(model: nn.Module, x: Tensor, label: Tensor, arithmetic: str) -> bool:
     """Whether plain inference misclassifies the one input `x` (C, H, W), alone in its batch.
 
     In a batch of another size, sums may be rounded differently.

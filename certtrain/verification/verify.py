@@ -13,7 +13,7 @@ from certtrain.attack import AttackSettings, described
 from certtrain.bounds.checks import check_evaluation_mode, kind_of
 from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.modules import check_modules
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
@@ -95,7 +95,7 @@ def verify(
     method: str = "auto",
     network: NetworkName = "saved",
     arithmetic: str = DEFAULT_ARITHMETIC,
-    bounds: BoundSettings = VERDICTS_ALONE,
+    bounds: BoundSettings = VERDICT_SETTINGS,
     limits: Limits = UNLIMITED,
     batch_size: int = 200,
     known: Sequence[ExampleResult] = (),

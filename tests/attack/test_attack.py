@@ -11,7 +11,7 @@ from certtrain.attack import APGD, ATTACKS, PGD, AttackResult, AttackSettings, a
 from certtrain.attack.criterion import computing_in
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError
-from certtrain.verdicts import correct_points
+from certtrain.verdicts import correct_examples
 from helpers.tiny_classifier import classifier, images
 
 EPS = 0.1
@@ -77,7 +77,7 @@ def test_adversarial_inputs_are_misclassified_and_others_untouched():
     model, x, labels, found = attacked()
     assert 0 < found.falsified.sum() < len(x)
     with torch.no_grad():
-        assert torch.equal(correct_points(model(found.adversarial), labels), ~found.falsified)
+        assert torch.equal(correct_examples(model(found.adversarial), labels), ~found.falsified)
     assert torch.equal(found.adversarial[~found.falsified], x[~found.falsified])
 
 
@@ -204,7 +204,7 @@ def test_counterexamples_hold_in_the_named_arithmetic(arithmetic: str):
     found = attack(model, x, labels, EPS, STRONG, arithmetic=arithmetic)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=arithmetic == "bf16"):
         alone = torch.cat([model(point.unsqueeze(0)) for point in found.adversarial])
-    assert torch.equal(correct_points(alone, labels), ~found.falsified)
+    assert torch.equal(correct_examples(alone, labels), ~found.falsified)
     assert 0 < found.falsified.sum() < len(x)
 
 

@@ -165,7 +165,9 @@ def computed_in(arithmetic: str, layer: nn.Module, points: Tensor) -> tuple[Tens
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("contiguous", [True, False])
 @EACH
-def test_what_is_computed_at_difficult_points_is_within_box_and_slack(name: str, contiguous: bool, arithmetic: str):
+def test_what_is_computed_at_difficult_points_is_within_box_and_rounding_error(
+    name: str, contiguous: bool, arithmetic: str
+):
     layer, box = layer_of(name), difficult_boxes()
     points, computed = computed_in(arithmetic, layer, inside(box, 4) if contiguous else inside(box, 4).T)
     points, computed = (points, computed) if contiguous else (points.T, computed.T)
@@ -173,14 +175,14 @@ def test_what_is_computed_at_difficult_points_is_within_box_and_slack(name: str,
     low, high = points.amin(0), points.amax(0)
     radius = (high - low) / 2 + 2.0**-50 * (low.abs() + high.abs())
     step = LayerStep(layer.double(), INTERVAL_RULES[type(layer)], (Box(((low + high) / 2)[None], radius[None]),), None)
-    found, slack = rounded(ARITHMETICS[arithmetic], step, with_slack=True)
-    assert slack is not None
+    found, bound = rounded(ARITHMETICS[arithmetic], step, with_error=True)
+    assert bound is not None
     assert bool(found.radius.isfinite().all())
     values = computed.nan_to_num(0.0, 0.0, 0.0)
     assert bool((values >= found.lower[0]).all())
     assert bool((values <= found.upper[0]).all())
     chosen = torch.randperm(points.numel(), generator=Generator().manual_seed(3))[:1500]
-    allowed = slack[0].expand_as(points).flatten()[chosen].tolist()
+    allowed = bound[0].expand_as(points).flatten()[chosen].tolist()
     for x, y, most in zip(points.flatten()[chosen].tolist(), values.flatten()[chosen].tolist(), allowed, strict=True):
         error = abs(exact.Fraction(y) - exact.ACTIVATED[type(layer)](layer, exact.Fraction(x)))
         assert error <= exact.Fraction(most), (x, y)
@@ -195,8 +197,8 @@ def test_a_box_of_huge_numbers_is_bounded_or_is_not_a_number(name: str):
     low, high = points.double().amin(0), points.double().amax(0)
     box = Box(((low + high) / 2)[None], ((high - low) / 2 + 2.0**-50 * (low.abs() + high.abs()))[None])
     step = LayerStep(copy.deepcopy(layer).double(), INTERVAL_RULES[type(layer)], (box,), None)
-    found, slack = rounded(ARITHMETICS["float32"], step, with_slack=True)
-    assert slack is not None
+    found, bound = rounded(ARITHMETICS["float32"], step, with_error=True)
+    assert bound is not None
     values, held = layer(points.clone()).double(), found.radius[0].isfinite()
     assert bool(((values >= found.lower[0]) & (values <= found.upper[0]))[:, held].all())
     assert not isinstance(layer, (nn.GELU, nn.SiLU, nn.ELU, nn.Softplus)) or not bool(held.any())
@@ -320,7 +322,7 @@ def test_an_activation_is_only_as_accurate_as_its_record_states(kind: type[nn.Mo
     exactly = torch.tensor(found, dtype=torch.float64)
     box = Box(points.double(), torch.zeros_like(points.double()))
     error = ACTIVATIONS[kind].error(ARITHMETICS["float32"], layer, 0)
-    size = exactly.abs() * error.deployed
+    size = exactly.abs() * error.network_error
     size = size if error.absolute is None else size + error.absolute(box, box)
     exceeds = bool(((computed - exactly).abs() > size + 1e-30).any())
     assert exceeds == (ACTIVATIONS[kind].accuracy.units > 0)

@@ -129,5 +129,5 @@ def test_a_linear_rule_that_hands_back_another_shape_is_a_fault(method: str, mon
 
 def test_bounds_in_the_wrong_order_are_a_fault():
     with pytest.raises(SoundnessError, match=r"1 lower bounds of the logits are above the upper ones, by up to 0.5"):
-        check_order(torch.tensor([[0.0, 1.5]]), torch.tensor([[0.0, 1.0]]), "the logits", slack=1e-3)
+        check_order(torch.tensor([[0.0, 1.5]]), torch.tensor([[0.0, 1.0]]), "the logits", tolerance=1e-3)
     check_order(torch.tensor([[0.0, float("nan")]]), torch.tensor([[0.0, 1.0]]), "the logits")

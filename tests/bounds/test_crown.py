@@ -1,4 +1,4 @@
-"""CROWN and α-CROWN: their order up to the true minimum, in parts, by windows, and with slack for rounding."""
+"""CROWN and α-CROWN: their order up to the true minimum, in parts, by windows, and with rounding errors."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -273,7 +273,7 @@ REAL = ARITHMETICS["real"]
 # --- what rounding takes off -----------------------------------------------------------------------------
 
 
-def test_slack_is_taken_off_where_a_layer_has_it():
+def test_a_layers_rounding_error_is_subtracted():
     layer = nn.Linear(2, 2, bias=False).double()
     layer.load_state_dict({"weight": torch.eye(2)})
     start = input_box(torch.tensor([[0.25, 0.75]], dtype=torch.float64), 0.25, None)
@@ -282,8 +282,8 @@ def test_slack_is_taken_off_where_a_layer_has_it():
     record = LayerRecord(graph.calls[0], (start.radius.shape,), functions.shape[::2], None, None)
     exact = backsubstitute(Prefix([record], start), functions)
     assert exact.item() == -2.0
-    slack = torch.tensor([[0.5, 0.25]], dtype=torch.float64)
-    rounded = backsubstitute(Prefix([record._replace(slack=slack)], start), functions)
+    rounding_error = torch.tensor([[0.5, 0.25]], dtype=torch.float64)
+    rounded = backsubstitute(Prefix([record._replace(rounding_error=rounding_error)], start), functions)
     assert rounded.item() == pytest.approx(-3.0, abs=1e-4)
     assert rounded <= -3.0
     own = backsubstitute(Prefix([record], start), functions, rounding=REAL)

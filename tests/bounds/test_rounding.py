@@ -84,12 +84,12 @@ def test_gamma_is_no_less_than_the_formula(length: int, unit: float):
     assert exactly is not None or math.isnan(gamma(length, unit))
 
 
-@pytest.mark.parametrize("deployed", [0.0, 1e-7, 1e-2, 1.0])
+@pytest.mark.parametrize("network_error", [0.0, 1e-7, 1e-2, 1.0])
 @pytest.mark.parametrize("length", [0, 100, 10**6])
-def test_the_float64_bounds_have_room_for_their_own_rounding(deployed: float, length: int):
-    kappa, own = Fraction(interval_error(deployed, length)), Fraction(gamma(length + 8, UNIT64))
-    assert (1 - own) * kappa >= Fraction(deployed) + 2 * own  # see `interval_error`
-    assert kappa <= Fraction(deployed) * Fraction(1000001, 1000000) + 4 * Fraction(gamma(length + 64, UNIT64))
+def test_the_float64_bounds_have_room_for_their_own_rounding(network_error: float, length: int):
+    kappa, own = Fraction(interval_error(network_error, length)), Fraction(gamma(length + 8, UNIT64))
+    assert (1 - own) * kappa >= Fraction(network_error) + 2 * own  # see `interval_error`
+    assert kappa <= Fraction(network_error) * Fraction(1000001, 1000000) + 4 * Fraction(gamma(length + 64, UNIT64))
 
 
 # --- one layer, exactly ----------------------------------------------------------------------------------
@@ -123,36 +123,36 @@ def box_around(points: Tensor) -> Box:
 @torch.no_grad()
 @pytest.mark.parametrize("name", EXACTLY)
 @pytest.mark.parametrize(("place", "width"), PLACES)
-def test_a_computed_layer_is_within_its_slack_of_the_exact_one(name: str, place: float, width: float):
+def test_a_computed_layer_is_within_its_rounding_error_of_the_exact_one(name: str, place: float, width: float):
     layer, points, step = layer_case(name, place, width)
-    box, slack = rounded.rounded(FLOAT32, step, with_slack=True)
-    assert slack is not None
-    assert slack.shape == box.radius.shape
+    box, bound = rounded.rounded(FLOAT32, step, with_error=True)
+    assert bound is not None
+    assert bound.shape == box.radius.shape
     computed = layer(*(values.clone() for values in points))
     errors = []
     for number in range(COUNT):
         exactly = exact.result(layer, *(exact.exact(values[number]) for values in points))
         error = abs(exact.exact(computed[number]) - exactly)
-        assert bool((error <= exact.exact(slack[0])).all())
+        assert bool((error <= exact.exact(bound[0])).all())
         errors.append(error.astype(float))
     # A bound that is no bound at all would pass. The lines of an S-shaped curve, or those through a limit, have terms
     # that do not fall with x, and of ELU alpha is what the error is relative to.
     typical = box.centre.abs().max() + box.radius.max() + abs(place)
     least = 1e-6 * layer.alpha if isinstance(layer, nn.ELU) else 1e-9 if type(layer) in ACTIVATIONS else 1e-30
-    assert slack.max() <= max(5e-5 * typical, least)
+    assert bound.max() <= max(5e-5 * typical, least)
     if name.startswith(("linear", "convolution", "batch norm", "sum")) and width != 1e-38:
         assert max(error.max() for error in errors) > 0
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("arithmetic", ["real", "float32"])
-@pytest.mark.parametrize("with_slack", [False, True])
+@pytest.mark.parametrize("with_error", [False, True])
 @pytest.mark.parametrize("name", EXACTLY)
 @pytest.mark.parametrize(("place", "width"), PLACES)
-def test_a_layers_box_holds_what_is_computed(name: str, place: float, width: float, with_slack: bool, arithmetic: str):
+def test_a_layers_box_holds_what_is_computed(name: str, place: float, width: float, with_error: bool, arithmetic: str):
     layer, points, step = layer_case(name, place, width)
-    box, slack = rounded.rounded(ARITHMETICS[arithmetic], step, with_slack=with_slack)
-    assert (slack is not None) == with_slack
+    box, bound = rounded.rounded(ARITHMETICS[arithmetic], step, with_error=with_error)
+    assert (bound is not None) == with_error
     lower, upper = (exact.exact(end[0]) for end in (box.centre, box.radius))
     lower, upper = lower - upper, lower + upper
     computed = layer(*(values.clone() for values in points))
@@ -170,18 +170,18 @@ def test_a_layers_box_holds_what_is_computed(name: str, place: float, width: flo
         *("average", "batch norm of images", "padding by a number"),
     ],
 )
-def test_a_result_stored_in_bfloat16_is_within_its_slack(name: str):
+def test_a_result_stored_in_bfloat16_is_within_its_rounding_error(name: str):
     layer, points, step = layer_case(name, 0.0, 1.0)
     points = [values.bfloat16() for values in points]
     step = step._replace(inputs=tuple(box_around(values.double()) for values in points))
     computed = layer(*points)
     assert computed.dtype == torch.bfloat16
-    slacks = [rounded.rounded(ARITHMETICS[a], step, with_slack=True)[1] for a in ("bf16", "float32")]
+    errors_by_arithmetic = [rounded.rounded(ARITHMETICS[a], step, with_error=True)[1] for a in ("bf16", "float32")]
     wrong = 0
     for number in range(COUNT):
         error = abs(exact.exact(computed[number]) - exact.result(layer, *(exact.exact(v[number]) for v in points)))
-        assert bool((error <= exact.exact(slacks[0][0])).all())
-        wrong += int((error > exact.exact(slacks[1][0])).sum())
+        assert bool((error <= exact.exact(errors_by_arithmetic[0][0])).all())
+        wrong += int((error > exact.exact(errors_by_arithmetic[1][0])).sum())
     assert wrong > 0
 
 
@@ -266,13 +266,13 @@ def contains(box: Box, lower: Tensor, upper: Tensor) -> bool:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("with_slack", [False, True])
+@pytest.mark.parametrize("with_error", [False, True])
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("eps", [0.0, 0.1])
-def test_the_real_boxes_hold_the_exact_ones(offset: float, eps: float, with_slack: bool):
+def test_the_real_boxes_hold_the_exact_ones(offset: float, eps: float, with_error: bool):
     _, graph, x = residual(offset)
     start = input_box(x.double(), eps)
-    watch = NONLINEAR if with_slack else ()
+    watch = NONLINEAR if with_error else ()
     plain, found = (
         [*(record.box for record in passed.records if record.box is not None), passed.output]
         for passed in (
@@ -604,7 +604,7 @@ def test_without_rounding_every_bit_is_the_plain_rules(name: str):
         values.append(INTERVAL_RULES[type(call.layer)](call.layer, *given, *extra))
     passed = interval_pass(graph, box, boxes_at=NONLINEAR)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(passed.output, values[-1], strict=True))
-    assert all(record.slack is None for record in passed.records)
+    assert all(record.rounding_error is None for record in passed.records)
 
 
 def test_a_certificate_names_its_arithmetic_and_what_it_assumes():

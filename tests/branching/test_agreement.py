@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from certtrain.bounds.box import box_between, box_ends
 from certtrain.bounds.rounding import arithmetic_named
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.supported import checked_graph
 from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.examples import BoxedExample, decide_example
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
 from certtrain.properties.cases import Case
-from certtrain.verdicts import correct_points
+from certtrain.verdicts import correct_examples
 from helpers.enumeration import Least, least, random_network
 
 SHAPES = [(2, (3, 3)), (2, (6,)), (3, (4,)), (3, (3, 2)), (2, (2, 2, 2))]
 MARGINS = [1.0, 1e-2, 1e-4, 1e-6, 1e-9, 0.0, -1e-9, -1e-6, -1e-4, -1e-2]
 POINTS, PARTS = 400, 4  # each part has every shape with every margin twice
 REAL = arithmetic_named("real")
-SETTINGS = replace(VERDICTS_ALONE, iterations=3, rounding=REAL)
+SETTINGS = replace(VERDICT_SETTINGS, iterations=3, rounding=REAL)
 # What the enumeration, in float64, may be wrong by, and what the solver takes off.
 ENUMERATED, SOLVED = 1e-10, 1e-3
 
@@ -96,7 +96,7 @@ def test_under_float32_a_margin_near_zero_may_stay_open_and_is_never_wrong():
         elif found.counterexample is not None:
             low, high = box_ends(x, eps)
             assert bool(((found.counterexample >= low) & (found.counterexample <= high)).all())
-            assert not bool(correct_points(network(found.counterexample), torch.tensor([0])))
+            assert not bool(correct_examples(network(found.counterexample), torch.tensor([0])))
         else:
             assert abs(true.value) < 1e-4
         verdicts.append((found.proved, found.counterexample is not None))

@@ -132,12 +132,12 @@ def test_a_multiplier_by_hand(sign: int, beta: float, expected: float):
 
 
 def test_what_rounds_where_a_multiplier_is_added_is_taken_off():
-    """By a prefix without any other rounding: the box without width at 0, no slack, and a function that is nothing."""
+    """By a prefix without any other rounding: a box without width at 0, no rounding error, and a function that is 0."""
     problem = root_of(network("mlp", 0), pixels(0), 0.0)
     start = problem.prefix.start._replace(
         centre=torch.zeros_like(problem.prefix.start.centre), radius=torch.zeros_like(problem.prefix.start.radius)
     )
-    records = [record._replace(slack=None) for record in problem.prefix.records]
+    records = [record._replace(rounding_error=None) for record in problem.prefix.records]
     number = problem.numbers[0]
     added = {number: torch.full((1, 1, 8), 1e9, dtype=torch.float64)}
     functions = torch.zeros(1, 1, CLASSES, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from certtrain.bounds.box import box_between
 from certtrain.bounds.rounding import arithmetic_named
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.supported import checked_graph
 from certtrain.branching import examples as points
 from certtrain.branching import search
@@ -31,7 +31,7 @@ from helpers.enumeration import least, random_network
 from helpers.sampling import points_inside
 
 REAL = arithmetic_named("real")
-SETTINGS = replace(VERDICTS_ALONE, iterations=3, rounding=REAL)
+SETTINGS = replace(VERDICT_SETTINGS, iterations=3, rounding=REAL)
 FUNCTION, DIFFERENCE = np.array([1.0, -1.0, 0.0]), torch.tensor([[1.0, -1.0]]).double()
 ZERO, ONE = torch.zeros(1).double(), torch.ones(1).double()
 

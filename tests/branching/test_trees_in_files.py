@@ -12,7 +12,7 @@ from torch import Tensor
 
 from certtrain.attack import described
 from certtrain.bounds.box import box_ends
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.branching.examples import margin_problem
 from certtrain.certfile import Writer, describe_task
 from certtrain.data import to_unit
@@ -45,7 +45,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Case:
     asked: dict[str, Any] = {"method": "complete", "network": "saved", "arithmetic": "float32", "batch_size": 10}
     header = describe_task(case.model_file, saved, data, eps=EPS, attack=described(None), **asked)
     writer = Writer(case.file, header, data)
-    verify(saved, data, EPS, attack=None, on_examples=writer.add, bounds=VERDICTS_ALONE, **asked)
+    verify(saved, data, EPS, attack=None, on_examples=writer.add, bounds=VERDICT_SETTINGS, **asked)
     writer.seal()
     return case
 

@@ -17,7 +17,7 @@ from certtrain.attack import PGD
 from certtrain.bounds import guard, linear
 from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Substitution
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.certfile import Writer, describe_task, read_certificates
 from certtrain.data import ImageSet, to_unit
@@ -32,12 +32,12 @@ from helpers.certificate_files import SHAPE, Case, Lines, lines_of, put
 from helpers.tiny_classifier import mostly_right
 
 EPS, ATTACK = 0.06, PGD(steps=5)
-ROOTS_ALONE = replace(VERDICTS_ALONE, domains=1)  # complete verification splits nothing, and leaves points open
+ROOTS_ONLY = replace(VERDICT_SETTINGS, domains=1)  # complete verification splits nothing, and leaves points open
 
 
 def write(case: Case, **asked: Any) -> None:
     options: dict[str, Any] = {"method": "auto", "network": "saved", "arithmetic": "float32", "batch_size": 40}
-    options |= {"bounds": ROOTS_ALONE} | asked
+    options |= {"bounds": ROOTS_ONLY} | asked
     header = describe_task(case.model_file, case.model, case.images, eps=EPS, attack=ATTACK.to_dict(), **options)
     writer = Writer.resume if case.file.exists() else Writer
     to = writer(case.file, header, case.images)
@@ -142,8 +142,8 @@ def test_a_part_is_checked_as_a_part(case: Case):
         {"method": "crown-ibp", "batch_size": 7},
         {"arithmetic": "real"},
         {"arithmetic": "bf16"},
-        {"arithmetic": "bf16", "bounds": VERDICTS_ALONE},
-        {"method": "complete", "bounds": VERDICTS_ALONE},
+        {"arithmetic": "bf16", "bounds": VERDICT_SETTINGS},
+        {"method": "complete", "bounds": VERDICT_SETTINGS},
     ],
 )
 def test_other_tasks_hold_as_well(original: Case, tmp_path: Path, asked: dict[str, Any]):
@@ -520,8 +520,8 @@ def test_another_radius_attack_or_model_is_named(case: Case):
 
 
 def test_what_decides_a_margin_is_in_the_header_and_is_computed_with_again(case: Case):
-    assert lines_of(case)[0]["bounds"] == ROOTS_ALONE.decisive_fields()
-    assert "memory" not in VERDICTS_ALONE.decisive_fields()
+    assert lines_of(case)[0]["bounds"] == ROOTS_ONLY.decisive_fields()
+    assert "memory" not in VERDICT_SETTINGS.decisive_fields()
     asked = {"method": "crown", "network": "saved", "arithmetic": "float32", "batch_size": 40}
     about = (case.model_file, case.model, case.images)
     header = describe_task(*about, eps=EPS, attack=ATTACK.to_dict(), **asked, bounds=BoundSettings(iterations=7))
@@ -532,7 +532,7 @@ def test_what_decides_a_margin_is_in_the_header_and_is_computed_with_again(case:
 
 def test_memory_changes_neither_records_nor_their_check(case: Case):
     other = case._replace(file=case.file.with_name("other.jsonl"))
-    write(other, bounds=replace(ROOTS_ALONE, memory=1))
+    write(other, bounds=replace(ROOTS_ONLY, memory=1))
     mine, theirs = ({r["index"]: r for r in lines_of(each)[1:-1]} for each in (case, other))
     for index, record in mine.items():
         assert (record["verdict"], record["method"]) == (theirs[index]["verdict"], theirs[index]["method"])

@@ -8,13 +8,13 @@ from torch import Generator, Tensor, nn
 
 from certtrain.bounds.box import input_box
 from certtrain.bounds.rounding import arithmetic_named
-from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.bounds.supported import checked_graph
 from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 
-SETTINGS = replace(VERDICTS_ALONE, iterations=5, neurons=8)
+SETTINGS = replace(VERDICT_SETTINGS, iterations=5, neurons=8)
 CLASSES = 3
 
 

@@ -20,6 +20,6 @@ def ball(x: Tensor, eps: float, clip: tuple[float, float] | None) -> tuple[Tenso
 
 def assert_inside(values: Tensor, lower: Tensor, upper: Tensor, tolerance: float = 1e-12) -> None:
     """All `values` (count, …) lie within the bounds (…), but for `tolerance` of the bounds' own size."""
-    slack = tolerance * max(1.0, lower.abs().max().item(), upper.abs().max().item())
-    assert bool((values >= lower - slack).all()), f"below the lower bound by {(lower - values).max().item():g}"
-    assert bool((values <= upper + slack).all()), f"above the upper bound by {(values - upper).max().item():g}"
+    gap = tolerance * max(1.0, lower.abs().max().item(), upper.abs().max().item())
+    assert bool((values >= lower - gap).all()), f"below the lower bound by {(lower - values).max().item():g}"
+    assert bool((values <= upper + gap).all()), f"above the upper bound by {(values - upper).max().item():g}"

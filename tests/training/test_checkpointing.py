@@ -10,7 +10,7 @@ from certtrain.errors import NonFiniteError
 from certtrain.runs.checkpoint import RunFolder, RunProgress
 from certtrain.training import pacing
 from certtrain.training.checkpointing import Checkpointer
-from certtrain.training.distributed import ALONE
+from certtrain.training.distributed import SINGLE_PROCESS
 from certtrain.training.pacing import Pacing
 
 
@@ -26,7 +26,7 @@ class Clock:
 
 def checkpointer(folder: Path, network: nn.Module) -> Checkpointer:
     optimizer = torch.optim.Adam(network.parameters())
-    return Checkpointer(RunFolder(folder), {"network": network}, optimizer, ALONE, Pacing())
+    return Checkpointer(RunFolder(folder), {"network": network}, optimizer, SINGLE_PROCESS, Pacing())
 
 
 def test_at_the_ends_of_epochs_a_checkpoint_is_due_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

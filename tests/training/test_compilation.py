@@ -101,7 +101,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-GRAPH_ALONE = "aot_eager"  # the graphs of both passes, run by PyTorch: no C++ is made of them, which takes longest
+GRAPH_ONLY = "aot_eager"  # the graphs of both passes, run by PyTorch: no C++ is made of them, which takes longest
 
 
 def small(network: str = "cnn", bounds: dict[str, object] | None = None, **changes: object) -> Preset:
@@ -133,10 +133,10 @@ def stepped(preset: Preset, *, compile: bool) -> tuple[nn.Module, dict[str, floa
     ("network", "statistics", "bounds", "graphs", "backend"),
     [
         ("cnn", "clean", {}, 1, "inductor"),
-        ("wide-resnet", "clean", {}, 1, GRAPH_ALONE),
-        ("resnext", "centre", {}, 1, GRAPH_ALONE),
+        ("wide-resnet", "clean", {}, 1, GRAPH_ONLY),
+        ("resnext", "centre", {}, 1, GRAPH_ONLY),
         ("cnn", "clean", {"method": "crown-ibp"}, 2, "inductor"),  # without linear bounds after the ramp
-        ("cnn", "centre", {"method": "crown-ibp", "loss_fusion": False}, 2, GRAPH_ALONE),
+        ("cnn", "centre", {"method": "crown-ibp", "loss_fusion": False}, 2, GRAPH_ONLY),
     ],
 )
 def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(

@@ -17,7 +17,7 @@ from certtrain.attack.descent import ascend
 from certtrain.bounds.box import Box, box_between, input_box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.plain import plain_pass
-from certtrain.bounds.statistics import TakenStatistics, batch_statistics, running_statistics
+from certtrain.bounds.statistics import StatisticsByCall, batch_statistics, running_statistics
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import trace_bounds
 from certtrain.training.micro_batches import Accumulated, Accumulation, Bounded, TrainingBatch
@@ -38,7 +38,7 @@ def double() -> Iterator[None]:
 # --- the objectives --------------------------------------------------------------------------------------
 
 
-def attacked(graph: LayerGraph, box: Box, labels: Tensor, statistics: TakenStatistics) -> Tensor:
+def attacked(graph: LayerGraph, box: Box, labels: Tensor, statistics: StatisticsByCall) -> Tensor:
     """An input of each box where the cross-entropy is high, under the statistics of the clean batch."""
 
     def loss(x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def attacked(graph: LayerGraph, box: Box, labels: Tensor, statistics: TakenStati
     return ascend(loss, box, 0.5, STEPS)
 
 
-def sabr_bounds(graph: LayerGraph, x: Tensor, labels: Tensor, statistics: TakenStatistics) -> Bounded:
+def sabr_bounds(graph: LayerGraph, x: Tensor, labels: Tensor, statistics: StatisticsByCall) -> Bounded:
     box = input_box(x, EPS)
     point = attacked(graph, box, labels, statistics)
     centre = torch.clamp(point, box.lower + SMALL, box.upper - SMALL)
@@ -156,7 +156,7 @@ def test_micro_batches_take_any_objectives_bounds(size: int):
     x, labels = batch()
     settings = Accumulation(graph, size, batch_statistics, lambda sums: sums, nullcontext)
 
-    def bound(x: Tensor, labels: Tensor, statistics: TakenStatistics) -> Bounded:
+    def bound(x: Tensor, labels: Tensor, statistics: StatisticsByCall) -> Bounded:
         return sabr_bounds(graph, x, labels, statistics)
 
     parts = Accumulated(settings, TrainingBatch(x, labels, bound, torch.tensor(1.0), None, 1.0))

@@ -19,7 +19,7 @@ from certtrain.data import Augmentation, Batches
 from certtrain.errors import DataError, DeviceError
 from certtrain.runs.checkpoint import RunFolder
 from certtrain.training.api import resume, train
-from certtrain.training.distributed import ALONE, process_group
+from certtrain.training.distributed import SINGLE_PROCESS, process_group
 from certtrain.training.events import Note, Started, Stopped
 from helpers.ranks import RANKS, SETTINGS, everything, work
 from helpers.small_runs import metrics, report, small, without_seconds
@@ -73,7 +73,7 @@ def test_pooled_statistics_are_those_of_all_points():
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with process_group("cpu") as group:
-        assert group is ALONE
+        assert group is SINGLE_PROCESS
     assert group.is_leader
     assert group.on_leader(lambda: 3) == group.leader_first(lambda: 3) == 3
 
@@ -122,7 +122,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
     """What one process finds."""
-    return everything(ALONE)
+    return everything(SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize("rank", range(RANKS))

@@ -14,7 +14,7 @@ from certtrain.errors import DataError, EpsilonError
 from certtrain.spec.schedule import warmup_weight
 from certtrain.training.objective import Regularizers, certified_cross_entropy, loss_terms
 from certtrain.training.regularizers import Sums, balance_ratios, relu_balance_loss, sums_of, tightness_loss
-from certtrain.verdicts import certified_points, correct_points
+from certtrain.verdicts import certified_examples, correct_examples
 
 NAN, INF = math.nan, math.inf
 
@@ -67,20 +67,20 @@ def test_certified_cross_entropy_is_the_mean_over_the_batch():
     ],
 )
 def test_only_finite_margins_above_zero_certify(margins: list[float], certified: bool):
-    assert certified_points(torch.tensor([margins]), torch.tensor([0])).tolist() == [certified]
+    assert certified_examples(torch.tensor([margins]), torch.tensor([0])).tolist() == [certified]
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_the_column_left_out_is_the_labels(label: int):
     margins = torch.ones(1, 3)
     margins[0, label] = 0.0
-    assert certified_points(margins, torch.tensor([label])).tolist() == [True]
-    assert certified_points(margins, torch.tensor([(label + 1) % 3])).tolist() == [False]
+    assert certified_examples(margins, torch.tensor([label])).tolist() == [True]
+    assert certified_examples(margins, torch.tensor([(label + 1) % 3])).tolist() == [False]
 
 
 def test_each_point_is_judged_by_itself():
     margins = torch.tensor([[0.0, 1.0], [0.0, NAN], [0.0, -1.0], [0.0, 2.0]])
-    assert certified_points(margins, torch.zeros(4, dtype=torch.long)).tolist() == [True, False, False, True]
+    assert certified_examples(margins, torch.zeros(4, dtype=torch.long)).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_each_point_is_judged_by_itself():
     ],
 )
 def test_correct_means_the_one_largest_and_finite(logits: list[float], correct: bool):
-    assert correct_points(torch.tensor([logits]), torch.tensor([0])).tolist() == [correct]
+    assert correct_examples(torch.tensor([logits]), torch.tensor([0])).tolist() == [correct]
 
 
 # --- tightness -------------------------------------------------------------------------------------------

@@ -19,7 +19,13 @@ from certtrain.verification.cascade import Cascade, Limits
 from certtrain.verification.methods import examples_at_once
 from certtrain.verification.results import ExampleResult, StepSummary, step_summaries
 from certtrain.verification.results import count as count_points
-from certtrain.verification.steps import ExampleBatch, Round, StepResult, VerificationStep, misclassified_alone
+from certtrain.verification.steps import (
+    ExampleBatch,
+    Round,
+    StepResult,
+    VerificationStep,
+    misclassified_in_batch_of_one,
+)
 from certtrain.verification.verify import Report, verify
 from helpers.tiny_classifier import mostly_right
 
@@ -153,7 +159,7 @@ def test_falsified_points_carry_inputs_in_the_box_that_are_misclassified():
             x = to_unit(data.images[index])
             assert ((point.counterexample.double() - x.double()).abs() <= WIDE).all()
             assert ((point.counterexample >= 0) & (point.counterexample <= 1)).all()
-            assert misclassified_alone(model, point.counterexample, data.labels[index], "float32")
+            assert misclassified_in_batch_of_one(model, point.counterexample, data.labels[index], "float32")
 
 
 def test_dear_methods_get_few_points_at_once():

@@ -14,7 +14,7 @@ from torch import nn
 
 from certtrain import certify
 from certtrain.attack import PGD
-from certtrain.bounds.settings import VERDICTS_ALONE
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.branching.examples import check_trees
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import MethodError
@@ -28,7 +28,7 @@ from certtrain.verification.cascade import Limits
 from certtrain.verification.complete import CompleteStep
 from certtrain.verification.methods import rounds_of
 from certtrain.verification.results import ExampleResult
-from certtrain.verification.steps import ExampleBatch, misclassified_alone
+from certtrain.verification.steps import ExampleBatch, misclassified_in_batch_of_one
 from certtrain.verification.verify import Report, verify
 from helpers.tiny_classifier import metadata, mostly_right
 
@@ -122,7 +122,7 @@ def test_what_bounds_certify_complete_certifies(arithmetic: str):
     x = to_unit(data.images)
     for eps in (0.03, EPS) if arithmetic == "float32" else (EPS,):
         bounded = certify(model, x, data.labels, eps, method="alpha-crown", arithmetic=arithmetic)
-        _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICTS_ALONE, domains=200))
+        _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICT_SETTINGS, domains=200))
         assert all(points[n].verdict == "certified" for n in bounded.certified.nonzero().flatten().tolist())
         assert 0 < int(bounded.certified.sum()) <= verdicts(points).count("certified")
 
@@ -130,7 +130,7 @@ def test_what_bounds_certify_complete_certifies(arithmetic: str):
 @pytest.mark.slow
 def test_less_is_certified_the_more_is_rounded():
     model, data = few()
-    settings = replace(VERDICTS_ALONE, domains=100)
+    settings = replace(VERDICT_SETTINGS, domains=100)
     certified = [
         {n for n, p in run(model, data, EPS, arithmetic=name, bounds=settings)[1].items() if p.verdict == "certified"}
         for name in ("bf16", "float32", "real")
@@ -146,7 +146,7 @@ def test_counterexamples_found_without_an_attack_are_in_the_box_and_misclassifie
     number = 0
     learnt, test = digits()
     for model, data, eps in ((*few(), EPS), (learnt, test.take(3), 0.1)):
-        _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICTS_ALONE, domains=200))
+        _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICT_SETTINGS, domains=200))
         for index, point in points.items():
             assert (point.counterexample is not None) == (point.verdict == "falsified")
             if point.counterexample is None:
@@ -155,7 +155,7 @@ def test_counterexamples_found_without_an_attack_are_in_the_box_and_misclassifie
             assert found.dtype == torch.float32
             assert bool(((found.double() - x).abs() <= eps).all())
             assert bool(((found >= 0) & (found <= 1)).all())
-            assert misclassified_alone(model, found, data.labels[index], arithmetic)
+            assert misclassified_in_batch_of_one(model, found, data.labels[index], arithmetic)
             assert (point.method, point.trees) == ("complete", {})
             number += 1
     assert number > 4
@@ -194,8 +194,8 @@ def test_each_certified_point_has_trees_whose_leaves_are_all_proved_again():
 @pytest.mark.parametrize(
     "options",
     [
-        {"bounds": replace(VERDICTS_ALONE, domains=1)},
-        {"bounds": replace(VERDICTS_ALONE, memory=1)},
+        {"bounds": replace(VERDICT_SETTINGS, domains=1)},
+        {"bounds": replace(VERDICT_SETTINGS, memory=1)},
         {"limits": Limits(timeout=1e-9)},
         {"limits": Limits(budget=0.0)},
     ],
@@ -280,7 +280,7 @@ def test_the_step_leaves_the_network_as_it_was():
 
 def test_auto_ends_with_complete():
     model = mostly_right()[0]
-    names = [each.names for each in rounds_of(model, "auto", PGD(), 20, "float32", VERDICTS_ALONE)]
+    names = [each.names for each in rounds_of(model, "auto", PGD(), 20, "float32", VERDICT_SETTINGS)]
     assert names[-1] == ("complete",)
 
 

@@ -18,7 +18,7 @@ from certtrain.bounds.chunks import dense, in_parts, inference_work, row_work
 from certtrain.bounds.crown import tighten_by_crown
 from certtrain.bounds.linear import Prefix, backsubstitute, logit_functions
 from certtrain.bounds.methods import METHODS
-from certtrain.bounds.settings import VERDICTS_ALONE, Settings
+from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.branching import leaves
@@ -331,7 +331,7 @@ def test_a_batch_has_the_time_of_all_its_points(monkeypatch: pytest.MonkeyPatch)
 def test_a_bound_that_was_cut_off_was_tried_unless_the_whole_time_was_over(method: str):
     model, data = mostly_right(5)
     x, labels = to_unit(data.images), data.labels
-    step = BoundStep(model, method, "float32", alone=True)
+    step = BoundStep(model, method, "float32", skip_faster=True)
     whole = step(ExampleBatch(range(5), x, labels, EPS))
     timed = step(ExampleBatch(range(5), x, labels, EPS, seconds=0.0))
     ended = step(ExampleBatch(range(5), x, labels, EPS, budget=Deadline(0.0)))
@@ -355,9 +355,9 @@ def test_cheaper_bounds_certify_where_dearer_ones_had_no_time():
 
 
 def test_a_deadline_is_not_among_what_decides_a_bound():
-    settings = replace(VERDICTS_ALONE, deadline=Deadline(5.0))
+    settings = replace(VERDICT_SETTINGS, deadline=Deadline(5.0))
     assert settings.deadline.end == 5.0
-    assert settings.decisive_fields() == VERDICTS_ALONE.decisive_fields()
+    assert settings.decisive_fields() == VERDICT_SETTINGS.decisive_fields()
 
 
 # --- large layers, by the clock --------------------------------------------------------------------------

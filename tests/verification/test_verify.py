@@ -87,7 +87,7 @@ def test_a_certifier_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch):
     def everything(margins: Tensor, labels: Tensor) -> Tensor:
         return torch.ones_like(labels, dtype=torch.bool)
 
-    monkeypatch.setattr("certtrain.verification.certificate.certified_points", everything)
+    monkeypatch.setattr("certtrain.verification.certificate.certified_examples", everything)
     with pytest.raises(SoundnessError, match=r"example \d+ is certified with margin -.*do not trust"):
         verified(0.2)
 
