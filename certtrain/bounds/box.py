@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from certtrain.bounds.rounding import UNIT64, Rounding
+from certtrain.bounds.rounding import UNIT64
 
 Pointwise = Callable[[Tensor], Tensor]
 Clip = tuple[float, float] | None
@@ -57,25 +57,27 @@ def input_box(
     clip: Clip = PIXEL_RANGE,
     *,
     with_clean: bool = False,
-    rounding: Rounding | None = None,
 ) -> Box:
-    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …); with `rounding`, one that contains the exact box.
+    """The box [x − ε, x + ε] ∩ clip around each of `x` (B, …).
 
     with_clean: whether the box also has `x` as its clean batch.
     """
     lower, upper = x - eps, x + eps
     if clip is not None:
         lower, upper = lower.clamp(*clip), upper.clamp(*clip)
-    return box_between(lower, upper, rounding)._replace(clean=x if with_clean else None)
+    return box_between(lower, upper)._replace(clean=x if with_clean else None)
 
 
-def box_between(lower: Tensor, upper: Tensor, rounding: Rounding | None = None) -> Box:
-    """The box from `lower` to `upper` (B, …); with `rounding`, one that contains the exact box."""
-    radius = (upper - lower) / 2
-    if rounding is not None:
-        # The ends, the centre and the radius each round by at most a unit of |l| + |u|; a product may underflow.
-        radius = radius + (8 * UNIT64 * (lower.abs() + upper.abs()) + torch.finfo(lower.dtype).tiny)
-    return Box((lower + upper) / 2, radius)
+def box_between(lower: Tensor, upper: Tensor) -> Box:
+    """The box from `lower` to `upper` (B, …)."""
+    return Box((lower + upper) / 2, (upper - lower) / 2)
+
+
+def containing_exact(box: Box) -> Box:
+    """A float64 box that contains the exact box which `box` was computed for, by `input_box` or `box_between`."""
+    # The ends, the centre and the radius each round by at most a unit of |l| + |u| ≤ 2 (|c| + r); a half may underflow.
+    size = box.centre.abs() + box.radius
+    return box._replace(radius=box.radius + (16 * UNIT64 * size + torch.finfo(size.dtype).tiny))
 
 
 def box_ends(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from certtrain.bounds.alpha import tighten_by_alpha
 from certtrain.bounds.box import Box
 from certtrain.bounds.crown import tighten_by_crown
 from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.interval import LayerRecord, Tighten, interval_pass
+from certtrain.bounds.interval import Tighten, interval_pass
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
@@ -24,12 +24,13 @@ def tightened_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
     Boxes that are not tightened by the settings' deadline stay as they are.
     """
 
-    def records(tighten: Tighten) -> list[LayerRecord]:
-        return interval_pass(graph, box, boxes_at=NONLINEAR, rounding=settings.rounding, tighten=tighten).records
+    def prefix(tighten: Tighten) -> Prefix:
+        passed = interval_pass(graph, box, boxes_at=NONLINEAR, rounding=settings.rounding, tighten=tighten)
+        return Prefix(passed.records, passed.start)
 
-    crown = records(tighten_by_crown(settings))
+    crown = prefix(tighten_by_crown(settings))
     if settings.deadline.over():
-        return Prefix(crown, box)
+        return crown
     short = replace(settings, iterations=min(settings.iterations, ITERATIONS), neurons=max(settings.neurons, NEURONS))
-    boxes = (record.box for record in crown if record.box is not None)
-    return Prefix(records(tighten_by_alpha(boxes, short)), box)
+    boxes = (record.box for record in crown.records if record.box is not None)
+    return prefix(tighten_by_alpha(boxes, short))

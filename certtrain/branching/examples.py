@@ -50,7 +50,7 @@ class BoxedExample:
 
     def prefix(self, settings: Settings) -> Prefix:
         """The records of all layers, with the boxes that the trees start from."""
-        box = input_box(self.x.double(), self.eps, rounding=settings.rounding)
+        box = input_box(self.x.double(), self.eps)
         return tightened_prefix(self.graph, box, settings)
 
     def others(self, classes: int) -> list[int]:

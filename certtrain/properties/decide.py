@@ -183,7 +183,7 @@ def case_bounds(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Dead
             found += [-torch.inf] * len(group)
             continue
         lower, upper = (end.view(1, *prepared.shape) for end in (group[0].lower, group[0].upper))
-        bounds = crown_ibp_and_intervals(prepared.graph, box_between(lower, upper, REAL), settings)
+        bounds = crown_ibp_and_intervals(prepared.graph, box_between(lower, upper), settings)
         functions = torch.cat([case.functions for case in group])
         offsets = torch.cat([case.offsets for case in group])
         best = bounds.lower_bounds_of(functions.unsqueeze(0))[0]

@@ -62,7 +62,7 @@ def _complete(prepared: PreparedNetwork, case: Case, deadline: Deadline) -> Answ
     counterexamples = list[Tensor]()
     settings = replace(VERDICT_SETTINGS, rounding=REAL, memory=prepared.memory, deadline=deadline)
     lower, upper = (end.view(1, *prepared.shape) for end in (case.lower, case.upper))
-    prefix = tightened_prefix(prepared.graph, box_between(lower, upper, REAL), settings)
+    prefix = tightened_prefix(prepared.graph, box_between(lower, upper), settings)
     if deadline.over():
         return Answer(-torch.inf, None)
 

@@ -116,7 +116,7 @@ def tightened_records(graph: LayerGraph, lower: Tensor, upper: Tensor, deadline:
     """
     settings = Settings(rounding=REAL, deadline=deadline)
     tighten = intersected(tighten_by_crown(settings), settings)
-    return trace_bounds(graph, box_between(lower, upper, REAL), rounding=REAL, tighten=tighten).records
+    return trace_bounds(graph, box_between(lower, upper), rounding=REAL, tighten=tighten).records
 
 
 # --- the program ---------------------------------------------------------------------------------------

@@ -7,12 +7,26 @@ that files of earlier versions stay readable.
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-FORMAT: Final = 1  # the format that this version writes; a preset without a format has format 1
+FORMAT: Final = 2  # the format that this version writes; a preset without a format has format 1
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _objective_from_bounds(fields: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 names the objective by `bounds.method`."""
+    bounds = fields.pop("bounds", None)
+    if not isinstance(bounds, Mapping):
+        return fields if bounds is None else fields | {"objective": bounds}
+    if "objective" in fields:
+        raise ValueError("bounds and objective: write the fields of [bounds] in [objective], with name for method")
+    fusion = ("loss_fusion",) if bounds.get("method", "ibp") == "ibp" else ()  # it had no meaning for intervals
+    objective = {"name": bounds.get("method", "ibp")}
+    return fields | {"objective": objective | {n: v for n, v in bounds.items() if n not in ("method", *fusion)}}
+
+
 # The n-th migration, counted from 1, leads from format n to n + 1. A new field that has a default needs no migration,
 # and so no new format.
-MIGRATIONS: tuple[Migration, ...] = ()
+MIGRATIONS: tuple[Migration, ...] = (_objective_from_bounds,)
 
 
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from certtrain.errors import EpsilonError, PresetError
 from certtrain.spec.architecture import NETWORKS, Architecture
@@ -24,6 +25,7 @@ from certtrain.spec.choices import Scheme as Scheme
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
 from certtrain.spec.migration import FORMAT, migrated
+from certtrain.spec.objective import OBJECTIVES, AttackSection, CrownIBPSection, IBPSection, Objective
 from certtrain.spec.section import Positive, Section
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
@@ -73,16 +75,6 @@ class EpsSection(Section):
     """The ramp ends at this multiple of ε; the network is verified at ε itself."""
 
 
-class BoundsSection(Section):
-    """The bounds for the robust loss in training."""
-
-    method: Literal["ibp", "crown-ibp"] = "ibp"
-    """ibp: interval bounds. crown-ibp: linear bounds too, with weight 1 − ε/ε_max, which falls to zero during the
-    warm-up."""
-    loss_fusion: bool = True
-    """With crown-ibp, bound the loss itself by one backsubstitution, instead of the margin of every class."""
-
-
 class RegularizerSection(Section):
     """The regularisers of the warm-up."""
 
@@ -102,17 +94,30 @@ class TrainSection(Section):
     epochs: Positive
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(5e-4, gt=0)
-    """Adam's learning rate."""
-    schedule: Literal["steps", "linear"] = "steps"
-    """steps: the rate is multiplied by `decay` at each of the `milestones`. linear: it rises for `warmup` epochs, then
-    falls linearly to zero at the end."""
+    """The optimiser's learning rate."""
+    optimizer: Literal["adam", "adamw", "radam", "sgd"] = "adam"
+    """The optimiser, as torch has it."""
+    weight_decay: float = Field(0.0, ge=0)
+    """The optimiser's weight decay; adamw and radam decouple it from the gradient."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """The momentum of sgd."""
+    l1: float = Field(0.0, ge=0)
+    """Weight of the L1 norm of all weights of convolutions and linear layers in the loss."""
+    schedule: Literal["steps", "linear", "cosine"] = "steps"
+    """steps: the rate is multiplied by `decay` at each of the `milestones`. linear, cosine: it rises for `warmup`
+    epochs, then falls to zero at the end, along a line or half a cosine."""
     warmup: float = Field(0.0, ge=0)
-    """Number of epochs in which a linear rate rises; fewer than all epochs."""
+    """Number of epochs in which a linear or cosine rate rises; fewer than all epochs."""
     milestones: tuple[Positive, ...] = ()
     """With steps, the epochs after which the learning rate is multiplied by `decay`."""
     decay: float = Field(0.2, gt=0, le=1)
     average: float = Field(0.0, ge=0, lt=1)
     """Decay per step of a moving average of the weights, which is then the trained network; 0 for no average."""
+    average_from: Positive | None = None
+    """The trained network is the mean of the networks after this epoch and all later ones (Izmailov et al. 2018)."""
+    batch_norm_refresh: bool = False
+    """After each epoch, compute BatchNorm's running statistics anew, over the whole training set without
+    augmentation; training itself does not use them."""
     clip_norm: float = Field(10.0, gt=0)
     """Largest norm of the gradient; larger gradients are clipped."""
     batch_norm_statistics: Literal["clean", "centre"] = "clean"
@@ -134,7 +139,7 @@ class TrainSection(Section):
 class Preset(Section):
     """Everything that decides the result of one run."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     """The format of these fields; `migration.py` reads earlier ones."""
     name: str = Field(pattern=r"^[\w.-]+$")
     """Letters, digits, dots, dashes and underscores; the name of the run's folder begins with it."""
@@ -147,13 +152,20 @@ class Preset(Section):
     model: Annotated[Architecture | ModuleSection, Field(discriminator="name")]
     eps: EpsSection
     train: TrainSection
-    bounds: BoundsSection = BoundsSection()
+    objective: Objective = IBPSection(name="ibp")
     regularizer: RegularizerSection = RegularizerSection()
 
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, values: Any) -> Any:
         return migrated(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_objective(cls, values: Any) -> Any:
+        """Fields of an objective without a name are those of IBP."""
+        objective = values.get("objective") if isinstance(values, Mapping) else None
+        return {**values, "objective": {"name": "ibp", **objective}} if isinstance(objective, Mapping) else values
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -165,10 +177,16 @@ class Preset(Section):
             )
         if self.train.micro_batch is not None and self.train.compile == "on":
             raise ValueError('train.micro_batch is never compiled: leave train.compile at "auto" or "off"')
-        if self.train.micro_batch is not None and self.bounds.method != "ibp":
-            raise ValueError('train.micro_batch needs bounds.method = "ibp"')
-        if self.train.schedule == "linear" and self.train.warmup >= self.train.epochs:
-            raise ValueError("train.warmup must be shorter than train.epochs, so that a linear rate can fall")
+        bounds_only = isinstance(self.objective, IBPSection | CrownIBPSection)
+        if self.train.batch_norm_statistics == "centre" and not bounds_only:
+            raise ValueError(
+                f'objective.name = "{self.objective.name}" needs train.batch_norm_statistics = "clean": '
+                "attacked inputs are normalised by the statistics of the clean batch"
+            )
+        if self.train.schedule != "steps" and self.train.warmup >= self.train.epochs:
+            raise ValueError("train.warmup must be shorter than train.epochs, so that the rate can fall")
+        if self.train.average > 0 and self.train.average_from is not None:
+            raise ValueError("train.average and train.average_from exclude each other: choose one average")
         if self.data.verify_on == "validation" and not self.data.validation:
             raise ValueError('data.verify_on = "validation" needs held-out examples: set data.validation')
         return self
@@ -201,6 +219,8 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         raise PresetError(f"preset {title!r} is not valid:\n  {error}") from error
     if overrides and "model.name" in overrides:
         _change_network(values, overrides["model.name"])
+    if overrides and "objective.name" in overrides:
+        _change_objective(values, overrides["objective.name"])
     for path, value in (overrides or {}).items():
         _replace(values, path, value)
     try:
@@ -260,41 +280,55 @@ def _change_network(values: dict[str, Any], name: Any) -> None:
         values["model"] = {field: value for field, value in model.items() if field in kept}
 
 
+def _change_objective(values: dict[str, Any], name: Any) -> None:
+    """Remove the fields that the objective `name` does not have."""
+    objective = values.get("objective")
+    if isinstance(objective, dict) and name in OBJECTIVES:
+        known = OBJECTIVES[name].model_fields
+        values["objective"] = {field: value for field, value in objective.items() if field in known}
+
+
 def explain(error: ValidationError) -> str:
     """A line for each wrong field, with its dotted path and what is wrong; for fields that disagree, without a path."""
     lines = []
     for problem in error.errors():
-        network, path = _place(problem["loc"])
+        variant, path = _place(problem["loc"])
         unknown = problem["type"] == "extra_forbidden"
-        message = _suggest(path[-1], network) if unknown else problem["msg"].removeprefix("Value error, ")
+        message = _suggest(path[-1], variant) if unknown else _message(problem)
         lines.append(f"  {'.'.join(path)}: {message}" if path else f"  {message}")
     return "\n".join(lines)
 
 
+def _message(problem: ErrorDetails) -> str:
+    if problem["type"] == "union_tag_invalid":
+        return f"{problem['ctx']['tag']!r} is not known; choose from: {problem['ctx']['expected_tags']}"
+    return problem["msg"].removeprefix("Value error, ")
+
+
 def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
-    """The name of the network if the field is one of its own, and the path without it; pydantic puts it in the path."""
+    """The name of the network or objective if the field is its own, and the path without it; pydantic puts it there."""
     path = [str(part) for part in location]
-    if path and path[0] in ("model", "architecture") and len(path) > 1:
+    if path and path[0] in ("model", "architecture", "objective") and len(path) > 1:
         return path[1] if len(path) == 3 else None, [path[0], *path[2:]]
     return None, path
 
 
-def _suggest(field: str, network: str | None) -> str:
-    networks: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": ModuleSection}
+def _suggest(field: str, variant: str | None) -> str:
+    variants: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": ModuleSection, **OBJECTIVES}
     sections: list[type[Section]] = [
         Preset,
         DataSection,
-        *networks.values(),
+        *variants.values(),
         *SECTIONS.values(),
         EpsSection,
-        BoundsSection,
+        AttackSection,
         RegularizerSection,
         TrainSection,
     ]
-    if network is not None:
-        sections = [networks[network]]
+    if variant is not None:
+        sections = [variants[variant]]
     known = dict.fromkeys(name for section in sections for name in section.model_fields)
     near = difflib.get_close_matches(field, known, n=1)
-    if near or network is None:
+    if near or variant is None:
         return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
-    return f"there is no such field; {network!r} has {', '.join(known)}"
+    return f"there is no such field; {variant!r} has {', '.join(known)}"

@@ -168,7 +168,7 @@ class Certifier:
         """Lower bounds (B, K) of the margins, after the guard has checked some or all of them."""
         x, settings = plain_tensor(x), replace(self.settings, deadline=deadline)
         with shape_errors_as_data_errors(x):
-            box = input_box(x.double().contiguous(), eps, rounding=self.rounding)
+            box = input_box(x.double().contiguous(), eps)
             margins = self.bound(self.graph, box, settings).margins(labels)
         rows = _spread(certified_examples(margins, labels), MOST_GUARDED if self.method == FASTEST else len(x))
         self.guard(x[rows], labels[rows], eps, margins[rows])

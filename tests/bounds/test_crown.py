@@ -295,7 +295,7 @@ def test_bounds_that_hold_for_their_own_rounding_are_a_little_looser(method: str
     model, x, labels = case("cnn built")
     graph = checked_graph(model)
     exact = METHODS[method](graph, input_box(x, 0.02, None), QUICK).margins(labels)
-    box, settings = input_box(x, 0.02, None, rounding=REAL), Settings(iterations=15, neurons=50, rounding=REAL)
+    box, settings = input_box(x, 0.02, None), Settings(iterations=15, neurons=50, rounding=REAL)
     sound = METHODS[method](graph, box, settings)
     loss = exact - sound.margins(labels)
     others = nn.functional.one_hot(labels, loss.shape[1]) == 0

@@ -55,7 +55,7 @@ def completed(network: nn.Sequential, case: Case) -> str:
         inside = inputs.double().clamp(lower, upper)
         return bool(case.violated_by(network(inside)).any())
 
-    prefix = tightened_prefix(checked_graph(network), box_between(lower, upper, REAL), SETTINGS)
+    prefix = tightened_prefix(checked_graph(network), box_between(lower, upper), SETTINGS)
     outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), SETTINGS, falsifies=attack)
     return "unsat" if outcome.proved else "sat" if outcome.falsified else "unknown"
 

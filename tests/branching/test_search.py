@@ -47,7 +47,7 @@ def tiny(seed: int, margin: float, hidden: tuple[int, ...] = (3, 3)) -> tuple[nn
 
 
 def root_between(model: nn.Module, lower: Tensor, upper: Tensor, functions: Tensor, offsets: list[float]) -> Problem:
-    prefix = tightened_prefix(checked_graph(model), box_between(lower[None], upper[None], REAL), SETTINGS)
+    prefix = tightened_prefix(checked_graph(model), box_between(lower[None], upper[None]), SETTINGS)
     return Problem(prefix, functions, torch.tensor(offsets, dtype=torch.float64), REAL)
 
 
@@ -346,7 +346,7 @@ def test_one_class_alone_has_no_margin_and_nothing_is_claimed():
 
 def test_boxes_stay_as_wide_as_they_are_once_time_is_over():
     model = random_network(Generator().manual_seed(3), 4, (10, 10), 2)
-    box = box_between(torch.zeros(1, 4).double(), torch.ones(1, 4).double(), REAL)
+    box = box_between(torch.zeros(1, 4).double(), torch.ones(1, 4).double())
     widths = []
     for limit in (0, 1, 2, 100):
         prefix = tightened_prefix(checked_graph(model), box, replace(SETTINGS, deadline=CountedDeadline(limit)))

@@ -91,7 +91,7 @@ def root_of(
 ) -> Problem:
     """For `functions` (S, K) in the box around x (1, …); by itself logit[0] − logit[1]."""
     settings = replace(SETTINGS, rounding=arithmetic_named(arithmetic))
-    box = input_box(x.double(), eps, (0.0, 1.0), with_clean=False, rounding=settings.rounding)
+    box = input_box(x.double(), eps, (0.0, 1.0))
     prefix = tightened_prefix(checked_graph(copy.deepcopy(model).double()), box, settings)
     wanted = torch.eye(CLASSES).double()[:1] - torch.eye(CLASSES).double()[1:2] if functions is None else functions
     return Problem(prefix, wanted, wanted.new_zeros(len(wanted)), settings.rounding)
