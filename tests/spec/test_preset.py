@@ -87,10 +87,10 @@ def test_vanilla_ibp_differs_in_the_three_improvements_alone():
     assert load_preset(preset.name, undone).model_dump(exclude=own) == other.model_dump(exclude=own)
 
 
-def test_crown_ibp_differs_from_vanilla_ibp_in_its_bounds_alone():
+def test_crown_ibp_differs_from_vanilla_ibp_in_its_objective_alone():
     preset, other = load_preset("cifar10-crown-ibp"), load_preset("cifar10-vanilla-ibp")
-    assert (preset.bounds.method, preset.bounds.loss_fusion) == ("crown-ibp", True)
-    own = {"name", "description", "bounds"}
+    assert (preset.objective.name, preset.objective.loss_fusion) == ("crown-ibp", True)
+    own = {"name", "description", "objective"}
     assert preset.model_dump(exclude=own) == other.model_dump(exclude=own)
 
 
@@ -273,7 +273,7 @@ def test_an_override_of_a_whole_section_replaces_it():
     assert preset.model.model_dump() == {"name": "mlp", "hidden": (5,), "batch_norm": True}
 
 
-@pytest.mark.parametrize("name", ["cnn7", "dm-small", "dm-medium", "wide-resnet", "resnext"])
+@pytest.mark.parametrize("name", ["cnn7", "cnn5", "cnn3", "dm-small", "dm-medium", "wide-resnet", "resnext"])
 @pytest.mark.parametrize("preset", ["digits", "cifar10-160ep", "tinyimagenet-resnext"])
 def test_one_word_puts_another_network_into_a_preset_with_its_own_defaults(preset: str, name: str):
     if load_preset(preset).model.name != name:
