@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from certtrain.training.api import resume as resume
     from certtrain.training.api import train as train
     from certtrain.training.context import RunContext as RunContext
-    from certtrain.training.objective import LossTerms as LossTerms
-    from certtrain.training.objective import objective_terms as objective_terms
+    from certtrain.training.loss import LossTerms as LossTerms
+    from certtrain.training.loss import objective_terms as objective_terms
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.verify import verify as verify
@@ -39,7 +39,7 @@ _MODULES = {
     "Certificates": "verification.certificate",
     "CerttrainError": "errors",
     "InitRecord": "network.initialization",
-    "LossTerms": "training.objective",
+    "LossTerms": "training.loss",
     "RunContext": "training.context",
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
@@ -47,7 +47,7 @@ _MODULES = {
     "load_model": "network.modelfile",
     "load_preset": "spec.preset",
     "margin_bounds": "bounds.api",
-    "objective_terms": "training.objective",
+    "objective_terms": "training.loss",
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
     "resume": "training.api",

@@ -2,10 +2,12 @@
 
 It is written as ascent of a loss. Attacks on a data set or a property use `run_pgd`,
 which drops examples once they are falsified. A training step uses `ascend`, which
-takes the same steps without waiting for the device, and can be compiled.
+takes steps of any lengths, never waits for the device, and leaves the loss and its
+gradient to compiled functions.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,20 +31,87 @@ def run_pgd(state: AttackState, batch: AttackBatch, draws: Tensor | float, loss:
         state.try_inputs(batch, point)
 
 
-def ascend(loss: Callable[[Tensor], Tensor], box: Box, draws: Tensor | float, steps: int) -> Tensor:
-    """Inputs (B, …) of the boxes where `loss` is high, after `steps` steps from starts by `draws` in [0, 1).
+class AttackLoss:
+    """A loss that an attack in a training step ascends, and its gradient.
 
-    `loss` maps inputs (B, …) to one value for each example, (B,). The result has no gradient, neither to the boxes nor
-    to what the loss depends on. This is for training, which needs no exact ends: no counterexample is confirmed, and
-    the ends of a box are rounded as centre ± radius.
+    losses: from inputs (n, …) and other arguments to a value for each input, (n,). gradient: from the same to these
+    values and their gradient (n, …). Both have no side effects, and can be compiled.
     """
-    lower, upper, radius = box.lower.detach(), box.upper.detach(), box.radius.detach()
-    gradient = torch.func.grad(lambda point: loss(point).sum())
-    point = lower + (upper - lower) * draws
-    with torch.no_grad():
-        for step in range(steps):
-            point = (point + _size(radius, step, steps) * gradient(point).sign()).clamp(lower, upper)
-    return point
+
+    def __init__(self, losses: Callable[..., Tensor]) -> None:
+        self.losses = losses
+
+        def total(point: Tensor, *about: Any) -> tuple[Tensor, Tensor]:
+            values = losses(point, *about)
+            return values.sum(), values.detach()
+
+        slope = torch.func.grad_and_value(total, has_aux=True)
+
+        def gradient(point: Tensor, *about: Any) -> tuple[Tensor, Tensor]:
+            found, (_, values) = slope(point, *about)
+            return values, found
+
+        self.gradient = gradient
+
+
+class AscentSteps(NamedTuple):
+    """sizes: the length of each step, in half widths of the box. restarts: the number of starts.
+
+    start: the share of the box, around its centre, from which starts are drawn. best: whether all inputs on the way
+    count, and not only the last one of each start.
+    """
+
+    sizes: tuple[float, ...]
+    restarts: int
+    start: float
+    best: bool
+
+
+@torch.no_grad()
+def ascend(
+    losses: Callable[..., Tensor],
+    gradient: Callable[..., tuple[Tensor, Tensor]],
+    box: Box,
+    draws: Tensor | None,
+    steps: AscentSteps,
+    about: tuple[Any, ...],
+) -> Tensor:
+    """Inputs (n, …) of the boxes where a loss is high, without a gradient: signed steps (Madry et al. 2018).
+
+    losses, gradient: as in `AttackLoss`, and called with `about`. draws: (R, n, …) in [0, 1), the starts; None for the
+    centres. This is for training, which needs no exact ends: no counterexample is confirmed, and the ends of a box are
+    rounded as centre ± radius. Nothing here waits for the device.
+    """
+    lower, upper, radius = box.lower, box.upper, box.radius
+    kept = _Kept()
+    for restart in range(steps.restarts):
+        point = box.centre
+        if draws is not None:
+            point = torch.addcmul(point, radius, draws[restart] * (2 * steps.start) - steps.start)
+        for size in steps.sizes:
+            values, slope = gradient(point, *about)
+            if steps.best:
+                kept.offer(point, values)
+            point = (point + size * radius * slope.sign()).clamp(lower, upper)
+        if steps.best or steps.restarts > 1:
+            kept.offer(point, losses(point, *about))
+    return point if kept.point is None else kept.point
+
+
+class _Kept:
+    """The inputs (n, …) with the largest loss so far."""
+
+    def __init__(self) -> None:
+        self.point: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def offer(self, point: Tensor, values: Tensor) -> None:
+        if self.point is None or self.values is None:
+            self.point, self.values = point, values
+            return
+        larger = values > self.values
+        self.values = torch.where(larger, values, self.values)
+        self.point = torch.where(larger.view(-1, *[1] * (point.dim() - 1)), point, self.point)
 
 
 def _size(radius: float | Tensor, step: int, steps: int) -> float | Tensor:

@@ -83,6 +83,8 @@ class LayerRecord(NamedTuple):
 
 # A tighter box for a layer's input, from the layer, the records before it, the network's input box, and the old box.
 Tighten = Callable[[nn.Module, list[LayerRecord], Box, Box], Box]
+# The box that a layer's first input is replaced by, for this layer alone.
+Altered = Callable[[nn.Module, Box], Box]
 
 
 class IntervalPass(NamedTuple):
@@ -100,6 +102,7 @@ class PassOptions(NamedTuple):
     boxes_at: tuple[type[nn.Module], ...]
     statistics: StatisticsSource
     rounding: Rounding | None
+    altered: Altered | None
 
 
 def interval_pass(
@@ -110,10 +113,13 @@ def interval_pass(
     statistics: StatisticsSource = running_statistics,
     rounding: Rounding | None = None,
     tighten: Tighten | None = None,
+    altered: Altered | None = None,
 ) -> IntervalPass:
     """Propagate `box` through the network. `boxes_at` names the layer types whose input boxes are kept.
 
     `tighten` replaces each of these boxes, and the pass continues with its result.
+    `altered` replaces the box of each layer's first input for that layer alone: for
+    losses of training that are no bounds, never with `rounding`.
 
     With `rounding`, the boxes contain what the network computes in that arithmetic
     from any computed input in the exact box, which may have been rounded on its way
@@ -128,7 +134,9 @@ def interval_pass(
     """
     _check_depth(graph, rounding)
     graph.check_input(box.radius.shape)
-    options = PassOptions(boxes_at, statistics, rounding)
+    options = PassOptions(boxes_at, statistics, rounding, altered)
+    if altered is not None and rounding is not None:
+        raise ValueError("a pass with rounding gives bounds, so no box can be altered in it")
     start = box if rounding is None else containing_exact(box)
     values: dict[int, Box] = {0: start}
     inputs: tuple[Box, ...] = (start,)
@@ -154,9 +162,12 @@ def _check_depth(graph: LayerGraph, rounding: Rounding | None) -> None:
 
 def _through(call: LayerCall, inputs: tuple[Box, ...], options: PassOptions) -> tuple[Box, LayerRecord]:
     """The box of the call's result, and its record."""
-    layer, (boxes_at, source, rounding) = call.layer, options
+    layer, (boxes_at, source, rounding, altered) = call.layer, options
     shapes = tuple(box.radius.shape for box in inputs)
     expected = result_shape(call, shapes)
+    kept = inputs[0] if isinstance(layer, boxes_at) else None
+    if altered is not None:
+        inputs = (altered(layer, inputs[0]), *inputs[1:])
     statistics = statistics_for(call.name, layer, inputs[0].values, source) if isinstance(layer, BatchNorm) else None
     step, error = LayerStep(layer, INTERVAL_RULES[type(layer)], inputs, statistics), None
     if rounding is None:
@@ -164,7 +175,6 @@ def _through(call: LayerCall, inputs: tuple[Box, ...], options: PassOptions) -> 
     else:
         result, error = rounded(rounding, step, with_error=bool(boxes_at))
     check_results(call, expected, (*result, error))
-    kept = inputs[0] if isinstance(layer, boxes_at) else None
     return result, LayerRecord(call, shapes, expected, kept, statistics, error)
 
 

@@ -12,6 +12,7 @@ from certtrain.bounds.box import Box
 from certtrain.bounds.graph import LayerGraph, Normalize
 from certtrain.bounds.interval import (
     INTERVAL_RULES,
+    Altered,
     IntervalPass,
     LayerRecord,
     Tighten,
@@ -166,13 +167,16 @@ def trace_bounds(
     statistics: StatisticsSource = running_statistics,
     rounding: Rounding | None = None,
     tighten: Tighten | None = None,
+    altered: Altered | None = None,
 ) -> BoundTrace:
     """Propagate the boxes (B, …), and their clean batch if there is one, through the network in one pass.
 
     `box` comes from `input_box` around inputs, from `box_between` two ends, or from a pass through earlier layers.
-    `statistics` and `tighten` are as in `interval_pass`; the boxes at nonlinear layers are kept.
+    `statistics`, `tighten` and `altered` are as in `interval_pass`; the boxes at nonlinear layers are kept.
     """
-    passed = interval_pass(graph, box, boxes_at=NONLINEAR, statistics=statistics, rounding=rounding, tighten=tighten)
+    passed = interval_pass(
+        graph, box, boxes_at=NONLINEAR, statistics=statistics, rounding=rounding, tighten=tighten, altered=altered
+    )
     return BoundTrace(passed.start, _normalized(graph, passed.start), passed.records, _logits(graph, passed, rounding))
 
 

@@ -4,12 +4,10 @@ L is the cross-entropy of margins, m the lower bounds of the margins over the bo
 are in `training/objectives/`, one module for each family.
 """
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue
 
-from certtrain.spec.layers import ModuleSource
 from certtrain.spec.section import Positive, Section
 
 
@@ -42,6 +40,11 @@ class ObjectiveSection(Section):
     """Share of the natural loss in the loss, beside the objective's own, while ε is above zero."""
     natural_share_end: float | None = Field(None, ge=0, le=1)
     """Share of the natural loss at the end of the ramp, reached in proportion to ε; by default `natural_share`."""
+
+    def share_at(self, eps: float, eps_max: float) -> float:
+        """The share of the natural loss at ε > 0."""
+        end = self.natural_share if self.natural_share_end is None else self.natural_share_end
+        return self.natural_share + (end - self.natural_share) * eps / eps_max
 
 
 class AttackedObjective(ObjectiveSection):
@@ -138,22 +141,15 @@ class STAPSSection(LatentAttack, SmallBox):
 
 
 class CustomSection(ObjectiveSection):
-    """A user's own objective: a class in a Python file, made with the arguments when a run begins or is resumed."""
+    """A user's own objective: a class in a Python file, made with the arguments when a run begins and is resumed."""
 
     name: Literal["custom"]
-    source: ModuleSource
-    """A Python file and a class in it, like "my.py:MyObjective"; in Python the class itself."""
+    source: str = Field(pattern=r"(?s)^.+\.py:[^\W\d]\w*$")
+    """A Python file and a class in it, like "my.py:MyObjective"."""
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments for the class."""
     attack: AttackSection | None = None
     """An attack for the class, if it has one."""
-
-    @field_validator("source", mode="before")
-    @classmethod
-    def _names_a_class(cls, source: Any) -> Any:
-        if callable(source) or (isinstance(source, str) and re.fullmatch(r"(?s).+\.py:[^\W\d]\w*", source)):
-            return source
-        raise ValueError('it must name a Python file and a class in it, like "my.py:MyObjective"')
 
 
 Objective = Annotated[

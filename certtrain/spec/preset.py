@@ -167,10 +167,11 @@ class Preset(Section):
             )
         if self.train.micro_batch is not None and self.train.compile == "on":
             raise ValueError('train.micro_batch is never compiled: leave train.compile at "auto" or "off"')
-        if self.train.batch_norm_statistics == "centre" and not isinstance(self.objective, IBPSection | CrownIBPSection):
+        bounds_only = isinstance(self.objective, IBPSection | CrownIBPSection)
+        if self.train.batch_norm_statistics == "centre" and not bounds_only:
             raise ValueError(
-                f'objective.name = "{self.objective.name}" needs train.batch_norm_statistics = "clean": attacked inputs '
-                "are normalised by the statistics of the clean batch"
+                f'objective.name = "{self.objective.name}" needs train.batch_norm_statistics = "clean": '
+                "attacked inputs are normalised by the statistics of the clean batch"
             )
         if self.train.schedule != "steps" and self.train.warmup >= self.train.epochs:
             raise ValueError("train.warmup must be shorter than train.epochs, so that the rate can fall")

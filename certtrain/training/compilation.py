@@ -17,6 +17,7 @@ COMPILATION = 60.0  # seconds that it may take; "auto" compiles if the run saves
 SAVED = {"cpu": 12e-9, "cuda": 0.1e-9}
 
 TensorFunction = Callable[..., Any]
+Wrap = Callable[[TensorFunction], TensorFunction]  # from a function to a compiled one, or to itself
 _Result = TypeVar("_Result")
 
 
@@ -74,27 +75,37 @@ def _is_not_about_cuda(record: logging.LogRecord) -> bool:
     return "No CUDA runtime is found" not in record.getMessage()
 
 
-class Compiled:
-    """A function as one compiled graph, made at its first use; the function itself if it cannot be compiled."""
+class Compiler:
+    """Functions as compiled graphs, each made at its first use; the functions themselves if one cannot be compiled."""
 
-    def __init__(self, function: TensorFunction, on_failure: Callable[[str], None]) -> None:
-        self.function, self.on_failure = function, on_failure
+    def __init__(self, on_failure: Callable[[str], None]) -> None:
+        self.on_failure, self.works = on_failure, True
+        self.graphs: dict[TensorFunction, TensorFunction] = {}
         # On a machine without a GPU torch warns about that; the warning would stand between the lines of a training.
         logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_about_cuda)
-        self.graph: TensorFunction | None = torch.compile(function, fullgraph=True, dynamic=False)
 
-    def use(self, work: Callable[[TensorFunction], _Result]) -> _Result:
-        """The result of `work`, which is called with the compiled function.
+    def use(self, work: Callable[[Wrap], _Result]) -> _Result:
+        """The result of `work`, which gets a function that turns its own functions into compiled ones.
 
         The backward pass is compiled when it runs, so it must be part of `work`. If
         compilation fails, `on_failure` is called once with the reason; then, and from
-        then on, `work` is called with the function itself.
+        then on, the functions stay as they are, and `work` is called again.
         """
-        if self.graph is not None:
+        if self.works:
             try:
-                return work(self.graph)
+                return work(self._compiled)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 self.on_failure(f"torch.compile failed: {reason}")
-                self.graph = None
-        return work(self.function)
+                self.works = False
+        return work(as_it_is)
+
+    def _compiled(self, function: TensorFunction) -> TensorFunction:
+        if function not in self.graphs:
+            self.graphs[function] = torch.compile(function, fullgraph=True, dynamic=False)
+        return self.graphs[function]
+
+
+def as_it_is(function: TensorFunction) -> TensorFunction:
+    """The function, not compiled."""
+    return function

@@ -7,6 +7,7 @@ from torch import nn
 
 from certtrain.bounds.trace import BoundTrace
 from certtrain.errors import DeviceError, NonFiniteError
+from certtrain.spec.objective import CrownIBPSection
 from certtrain.spec.preset import Preset
 
 
@@ -28,9 +29,10 @@ def out_of_memory(preset: Preset, device: str, examples: int) -> DeviceError:
 
 
 def _smaller_step(preset: Preset) -> str:
-    if preset.bounds.method == "ibp":
-        return "train.micro_batch, which takes the same step in less memory"
-    return "bounds.loss_fusion = true" if not preset.bounds.loss_fusion else 'bounds.method = "ibp"'
+    objective = preset.objective
+    if isinstance(objective, CrownIBPSection) and not objective.loss_fusion:
+        return "objective.loss_fusion = true"
+    return "train.micro_batch, which takes the same step in less memory"
 
 
 def first_not_finite(traces: Iterable[BoundTrace], network: nn.Module) -> str | None:

@@ -7,8 +7,8 @@ the batch; so a pass over all parts without gradients computes these next. With
 both known, the loss is a sum over the examples, and its gradient is the sum over
 the parts. It equals that of the whole batch up to rounding.
 
-The objective decides how examples are bounded: whatever it computes from
-examples and given statistics can be computed from a part at a time.
+Whatever an objective computes from examples and given statistics can be computed
+from a part at a time, its attacks too.
 
 Statistics of the boxes' centres cannot be computed this way: the centre of the
 bounds is not the output of the input box's centre, so they need all boxes of the
@@ -18,7 +18,6 @@ batch at once.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,19 +28,10 @@ from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import Statistics, StatisticsByCall, StatisticsSource
 from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.training.objective import LossTerms, Regularizers, certified_cross_entropy, combined_terms, trace_sums
+from certtrain.training.loss import LossTerms, Regularizers, combined_terms, has_relus, trace_sums
+from certtrain.training.objectives.base import Objective, Robust
+from certtrain.training.passes import Clean, Passes, Search
 from certtrain.training.regularizers import regularizer_losses
-
-
-class Bounded(NamedTuple):
-    """Lower bounds (b, K) of the margins of some examples, and the trace for the regularisers."""
-
-    margins: Tensor
-    trace: BoundTrace
-
-
-# Computes the bounds of some examples (b, …) with labels (b,), with the given statistics in BatchNorm.
-BoundExamples = Callable[[Tensor, Tensor, StatisticsByCall], Bounded]
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,7 @@ class Accumulation:
     """
 
     graph: LayerGraph
+    objective: Objective
     size: int
     statistics: StatisticsSource
     all_reduce: Callable[[Tensor], Tensor]
@@ -61,17 +52,19 @@ class Accumulation:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One step's examples (B, …) with labels (B,), the function that bounds them, and the step's loss weights.
+    """One step's examples (B, …) with labels (B,), its ε and loss weights, and its attacks.
 
-    share: this process's share of the examples, by which its loss is weighted.
+    warmup: as in `Passes`. share: this process's share of the examples, by which its loss is weighted.
     """
 
     x: Tensor
     labels: Tensor
-    bound: BoundExamples
-    certified: Tensor
+    eps: Tensor
+    warmup: Tensor | None
+    robust_share: Tensor
     regularizers: Regularizers | None
     share: float
+    search: Search
 
 
 class Accumulated:
@@ -80,27 +73,52 @@ class Accumulated:
     def __init__(self, settings: Accumulation, batch: TrainingBatch) -> None:
         self.settings, self.batch = settings, batch
         with settings.forward():
-            self.logits, self.statistics = plain_pass(settings.graph, batch.x, statistics=settings.statistics)
-            natural = F.cross_entropy(self.logits, batch.labels)
-        self.leaves = {name: _leaf(statistics) for name, statistics in self.statistics.items()}
-        sums = self._sums()
+            clean = Clean(*plain_pass(settings.graph, batch.x, statistics=settings.statistics))
+            natural = F.cross_entropy(clean.logits, batch.labels)
+        self.clean = Clean(clean.logits.detach(), {name: _leaf(taken) for name, taken in clean.statistics.items()})
+        self.logits, self.statistics = clean
+        found = self._found()
+        sums = self._sums(found)
         slope = self._slope(sums)
-        margins = torch.cat([self._add_gradient(x, labels, slope) for x, labels in self._parts()])
-        self._add_clean_gradient(natural * (batch.share * (1 - batch.certified)))
-        self.terms = self._terms(margins, sums)
+        results = [self._add_gradient(rows, each, slope) for rows, each in found]
+        self._add_clean_gradient(natural * (batch.share * (1 - batch.robust_share)))
+        self.terms = self._terms(results, sums)
 
-    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.settings.size
-        return zip(torch.split(self.batch.x, size), torch.split(self.batch.labels, size), strict=True)
+    def _found(self) -> list[tuple[slice, tuple[Tensor, ...]]]:
+        """The rows of each part, and what the objective's attacks find for them."""
+        objective, search = self.settings.objective, self.batch.search
+        with self.settings.forward():
+            return [(rows, objective.prepare(self._passes(rows), search.part(rows))) for rows in self._parts()]
+
+    def _parts(self) -> Iterator[slice]:
+        size, whole = self.settings.size, len(self.batch.x)
+        return (slice(first, min(first + size, whole)) for first in range(0, whole, size))
+
+    def _passes(self, rows: slice) -> Passes:
+        batch = self.batch
+        return Passes(
+            self.settings.graph,
+            batch.x[rows],
+            batch.labels[rows],
+            batch.eps,
+            source=self.clean.statistics,
+            clean=self.clean.part(rows),
+            warmup=batch.warmup,
+        )
+
+    def _robust(self, rows: slice, found: tuple[Tensor, ...]) -> Robust:
+        with self.settings.forward():
+            return self.settings.objective.robust(self._passes(rows), found)
 
     @torch.no_grad()
-    def _sums(self) -> Tensor | None:
+    def _sums(self, found: list[tuple[slice, tuple[Tensor, ...]]]) -> Tensor | None:
         """The sums over the whole batch for the regularisers; None without regularisers or without ReLUs."""
         if self.batch.regularizers is None or not any(isinstance(c.layer, nn.ReLU) for c in self.settings.graph.calls):
             return None
-        with self.settings.forward():
-            parts = [trace_sums(self.batch.bound(x, labels, self.leaves).trace) for x, labels in self._parts()]
-        return self.settings.all_reduce(torch.stack(parts).sum(0))
+        traces = [self._robust(rows, each).traces for rows, each in found]
+        if not has_relus(traces[0]):
+            return None
+        return self.settings.all_reduce(torch.stack([trace_sums(each) for each in traces]).sum(0))
 
     def _slope(self, sums: Tensor | None) -> Tensor | None:
         """The gradient of the regularisers with respect to these sums."""
@@ -112,33 +130,43 @@ class Accumulated:
         (slope,) = torch.autograd.grad(weights.tightness * tightness + weights.relu_balance * balance, leaf)
         return slope
 
-    def _add_gradient(self, x: Tensor, labels: Tensor, slope: Tensor | None) -> Tensor:
-        """Add the gradient of one part, and return its margins."""
-        weight = self.batch.share * len(labels) / len(self.batch.labels) * self.batch.certified
-        with self.settings.forward():
-            margins, trace = self.batch.bound(x, labels, self.leaves)
-            loss = weight * certified_cross_entropy(margins, labels)
-            if slope is not None:
-                loss = loss + (trace_sums(trace) * slope).sum()
+    def _add_gradient(self, rows: slice, found: tuple[Tensor, ...], slope: Tensor | None) -> Robust:
+        """Add the gradient of one part, and return its results without gradients and traces."""
+        robust = self._robust(rows, found)
+        share = self.batch.share * len(robust.losses) / len(self.batch.labels) * self.batch.robust_share
+        loss = share * robust.losses.mean()
+        if slope is not None:
+            with self.settings.forward():
+                loss = loss + (trace_sums(robust.traces) * slope).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        return margins.detach()
+        margins = None if robust.margins is None else robust.margins.detach()
+        measures = {name: values.detach() for name, values in robust.measures.items()}
+        return Robust(robust.losses.detach(), margins, (), measures)
 
     def _add_clean_gradient(self, natural: Tensor) -> None:
         """Add the gradient by way of the clean batch: of its own loss, and of all parts through the statistics."""
-        pairs = zip(_tensors(self.statistics), _tensors(self.leaves), strict=True)
+        pairs = zip(_tensors(self.statistics), _tensors(self.clean.statistics), strict=True)
         # Statistics of the network's input have no gradient, nor have those of a layer that nothing depends on.
         used = [(root, leaf.grad) for root, leaf in pairs if root.requires_grad and leaf.grad is not None]
         torch.autograd.backward([natural, *(root for root, _ in used)], [None, *(slope for _, slope in used)])
 
     @torch.no_grad()
-    def _terms(self, margins: Tensor, sums: Tensor | None) -> LossTerms:
+    def _terms(self, results: list[Robust], sums: Tensor | None) -> LossTerms:
         batch = self.batch
         with self.settings.forward():
-            robust = certified_cross_entropy(margins, batch.labels)
+            robust = _joined(results)
             weights = batch.regularizers
             return combined_terms(
-                self.logits, robust, margins, sums, batch.labels, certified=batch.certified, regularizers=weights
+                self.logits, robust, sums, batch.labels, robust_share=batch.robust_share, regularizers=weights
             )
+
+
+def _joined(results: list[Robust]) -> Robust:
+    """The results of all parts, as those of the whole batch."""
+    losses = torch.cat([each.losses for each in results])
+    margins = [each.margins for each in results if each.margins is not None]
+    measures = {name: torch.cat([each.measures[name] for each in results]) for name in results[0].measures}
+    return Robust(losses, torch.cat(margins) if margins else None, (), measures)
 
 
 @torch.no_grad()

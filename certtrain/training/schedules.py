@@ -7,24 +7,27 @@ from torch import Tensor
 
 from certtrain.spec.preset import Preset
 from certtrain.spec.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
-from certtrain.training.objective import SMALLEST_EPS
+from certtrain.training.loss import SMALLEST_EPS
 
 
 class Controls(NamedTuple):
     """The values of the schedules in one step, as scalars on the device, so that all steps share a compiled graph."""
 
     eps: Tensor
-    certified: Tensor
+    robust_share: Tensor
     tightness: Tensor
     relu_balance: Tensor
-    linear: Tensor
+    warmup: Tensor
 
 
 class ActiveTerms(NamedTuple):
-    """What a step computes besides interval bounds; each combination needs a compiled graph of its own."""
+    """Which terms a step computes; each combination needs a compiled graph of its own.
+
+    fading: those of the objective that fade out with the warm-up.
+    """
 
     regularizers: bool
-    linear: bool
+    fading: bool
 
 
 class Schedules:
@@ -61,18 +64,19 @@ class Schedules:
         warm = warmup_weight(eps, eps_max=self.eps_max)
         weight = settings.weight * warm
         weights = (weight * settings.tightness, weight * settings.relu_balance, warm)
-        values = (max(eps, SMALLEST_EPS), float(eps > 0), *weights)
+        robust = float(eps > 0) * (1 - self.preset.objective.share_at(eps, self.eps_max))
+        values = (max(eps, SMALLEST_EPS), robust, *weights)
         return Controls(*torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True).unbind())
 
-    def active_terms(self, step: int, *, compiled: bool) -> ActiveTerms:
-        """Which of the terms that fade out with the warm-up are computed in `step`.
+    def active_terms(self, step: int, *, compiled: bool, fades: bool) -> ActiveTerms:
+        """Which of the terms that fade out with the warm-up are computed in `step`; `fades`: the objective has some.
 
         A compiled step keeps computing the regularisers after the warm-up, which
-        costs less than compiling it again. Linear bounds would cost more.
+        costs less than compiling it again. Terms of the objective would cost more.
         """
         settings, eps = self.preset.regularizer, self.eps(step)
         warming = eps < self.eps_max
-        linear = self.preset.bounds.method == "crown-ibp" and self.preset.eps.length > 0
+        fading = fades and self.preset.eps.length > 0
         regularized = settings.weight > 0 and (settings.tightness or settings.relu_balance)
-        kept = compiled and not linear
-        return ActiveTerms(regularized and (warming or kept), linear and warming and (eps > 0 or compiled))
+        kept = compiled and not fading
+        return ActiveTerms(regularized and (warming or kept), fading and warming and (eps > 0 or compiled))

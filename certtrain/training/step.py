@@ -15,26 +15,29 @@ from torch import Tensor, nn
 
 from certtrain.bounds.box import input_box
 from certtrain.bounds.checks import check_trainable
+from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import (
     StatisticsFunction,
-    StatisticsSource,
     batch_statistics,
     pooled_statistics,
     update_running_statistics,
 )
 from certtrain.bounds.supported import checked_graph
-from certtrain.bounds.trace import BoundTrace, trace_bounds
+from certtrain.bounds.trace import BoundTrace
 from certtrain.data import part_of
+from certtrain.data.seeds import derive_seed
 from certtrain.errors import DeviceError
 from certtrain.runtime.precision import arithmetic, tensor_cores
 from certtrain.spec.preset import Preset
-from certtrain.training.compilation import Compiled, TensorFunction
+from certtrain.training.compilation import Compiler, Wrap, as_it_is
 from certtrain.training.distributed import SINGLE_PROCESS, Group
 from certtrain.training.failures import first_not_finite
+from certtrain.training.loss import Regularizers, loss_terms, measures
 from certtrain.training.measures import MeasureSums
-from certtrain.training.micro_batches import Accumulated, Accumulation, Bounded, TrainingBatch, traces_in_parts
-from certtrain.training.objective import LinearShare, Regularizers, loss_terms, measures
+from certtrain.training.micro_batches import Accumulated, Accumulation, TrainingBatch, traces_in_parts
+from certtrain.training.objectives import objective_of
 from certtrain.training.optimizer import Adam
+from certtrain.training.passes import Clean, Passes, Search
 from certtrain.training.schedules import ActiveTerms, Controls, Schedules
 
 LARGEST_RATE = torch.finfo(torch.float32).max  # the optimiser keeps the learning rate in float32
@@ -75,12 +78,13 @@ class Stepper:
         self.statistics: StatisticsFunction = batch_statistics if single else pooled_statistics(group.gather)
         self.graph = checked_graph(network)
         check_trainable(self.graph)
+        self.objective = objective_of(preset.objective, self.graph)
         self.device = next(network.parameters()).device
         self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
         self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # while it is 1, the fused Adam does nothing
         self.average = copy.deepcopy(network) if preset.train.average > 0 else None
-        self.compiled = Compiled(self._loss, on_failure) if compile else None
+        self.compiler = Compiler(on_failure) if compile else None
         self.sums = MeasureSums(self.device)
         self.failed = torch.full((), -1, device=self.device)
 
@@ -118,41 +122,65 @@ class Stepper:
     def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
         """Compute the gradient of this rank's share of the loss, and return the measures."""
         x, controls = _channels_last(x), self.schedules.controls(step, next(self.network.parameters()))
-        active = self.schedules.active_terms(step, compiled=self.compile)
+        active = self.schedules.active_terms(step, compiled=self.compile, fades=self.objective.fades)
         if self.preset.train.micro_batch is not None:
             self.optimizer.zero_grad()
-            return self._accumulate(x, labels, controls, active, share)
+            return self._accumulate(step, x, labels, controls, active, share)
 
-        def descend(loss: TensorFunction) -> dict[str, Tensor]:
+        def descend(wrap: Wrap) -> dict[str, Tensor]:
             self.optimizer.zero_grad()
             with self._arithmetic():
-                total, measured = loss(x, labels, controls, active)
+                clean, found = self._prepared(x, labels, controls, self._search(step, len(x), share, wrap))
+                total, measured = wrap(self._loss)(x, labels, controls, active, clean, found)
             (total * share).backward()
             return dict(measured)
 
         # A compiled graph has a fixed batch size, so a smaller batch at the end of an epoch is not compiled.
         size = self.preset.train.batch_size
         full = len(x) == len(range(size)[part_of(size, self.group.rank, self.group.size)])
-        return self.compiled.use(descend) if self.compiled and full else descend(self._loss)
+        return self.compiler.use(descend) if self.compiler and full else descend(as_it_is)
+
+    def _prepared(
+        self, x: Tensor, labels: Tensor, controls: Controls, search: Search
+    ) -> tuple[Clean | None, tuple[Tensor, ...]]:
+        """For an objective that attacks: the pass of the clean batch, with gradients, and what the attacks find."""
+        if not self.objective.attacks:
+            return None, ()
+        clean = search.wrap(self._clean)(x)
+        passes = Passes(self.graph, x, labels, controls.eps, source=self.statistics, clean=clean.detached())
+        return clean, self.objective.prepare(passes, search)
+
+    def _clean(self, x: Tensor) -> Clean:
+        clean = Clean(*plain_pass(self.graph, x, statistics=self.statistics))
+        update_running_statistics(clean.statistics)
+        return clean
+
+    def _search(self, step: int, examples: int, share: float, wrap: Wrap) -> Search:
+        whole = round(examples / share)
+        rows = part_of(whole, self.group.rank, self.group.size)
+        return Search(derive_seed(self.preset.seed, "attack", step), whole, rows, wrap)
 
     def _accumulate(
-        self, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms, share: float
+        self, step: int, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms, share: float
     ) -> dict[str, Tensor]:
         """The same gradient, from a few examples at a time."""
-
-        def bound(x: Tensor, labels: Tensor, statistics: StatisticsSource) -> Bounded:
-            trace = trace_bounds(self.graph, input_box(x, controls.eps), statistics=statistics)
-            return Bounded(trace.margins(labels), trace)
-
-        weights = self._weights(controls, active)
-        batch = TrainingBatch(x, labels, bound, controls.certified, weights, share)
+        batch = TrainingBatch(
+            x,
+            labels,
+            controls.eps,
+            controls.warmup if active.fading else None,
+            controls.robust_share,
+            self._weights(controls, active),
+            share,
+            self._search(step, len(x), share, as_it_is),
+        )
         passed = Accumulated(self._in_parts(), batch)
         update_running_statistics(passed.statistics)
         return measures(passed.terms, passed.logits, labels)
 
     def _in_parts(self) -> Accumulation:
         size = self.preset.train.micro_batch or 1
-        return Accumulation(self.graph, size, self.statistics, self.group.sum, self._arithmetic)
+        return Accumulation(self.graph, self.objective, size, self.statistics, self.group.sum, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
         """Sum the gradients, and `bad`, over the ranks, and clip the gradient; returns its norm before that."""
@@ -161,20 +189,31 @@ class Stepper:
         return nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
 
     def _loss(
-        self, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms
+        self,
+        x: Tensor,
+        labels: Tensor,
+        controls: Controls,
+        active: ActiveTerms,
+        clean: Clean | None,
+        found: tuple[Tensor, ...],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        box = input_box(x, controls.eps, with_clean=self._with_clean())
-        trace = trace_bounds(self.graph, box, statistics=self.statistics)
-        update_running_statistics(trace.statistics)
-        terms = loss_terms(
-            trace,
+        passes = Passes(
+            self.graph,
+            x,
             labels,
-            certified=controls.certified,
-            regularizers=self._weights(controls, active),
-            linear=LinearShare(controls.linear, self.preset.bounds.loss_fusion) if active.linear else None,
-            all_reduce=self.group.sum,
+            controls.eps,
+            source=self.statistics,
+            clean=clean,
+            warmup=controls.warmup if active.fading else None,
+            with_clean=self._with_clean(),
         )
-        return terms.total, measures(terms, trace.clean, labels)
+        robust = self.objective.robust(passes, found)
+        if clean is None:
+            update_running_statistics(passes.statistics)
+        assert passes.clean is not None  # the objective's first pass took it along
+        logits, share, weights = passes.clean.logits, controls.robust_share, self._weights(controls, active)
+        terms = loss_terms(logits, robust, labels, robust_share=share, regularizers=weights, all_reduce=self.group.sum)
+        return terms.total, measures(terms, logits if self._with_clean() else None, labels)
 
     def _weights(self, controls: Controls, active: ActiveTerms) -> Regularizers | None:
         tolerance = self.preset.regularizer.tolerance

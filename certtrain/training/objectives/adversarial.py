@@ -1,0 +1,106 @@
+"""Adversarial training, and the expressive losses between it and IBP."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from certtrain.attack.descent import AttackLoss
+from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.plain import plain_pass
+from certtrain.bounds.statistics import StatisticsByCall
+from certtrain.spec.objective import AttackSection
+from certtrain.training.objectives.base import Objective, Robust, all_positive, margin_losses, margins_of
+from certtrain.training.passes import Passes, Search
+
+
+class InputAttack:
+    """The attack on inputs that several objectives begin with: ascent of the cross-entropy in the box."""
+
+    def __init__(self, graph: LayerGraph, settings: AttackSection) -> None:
+        self.graph, self.settings = graph, settings
+        self.loss = AttackLoss(self._losses)
+
+    def _losses(self, x: Tensor, statistics: StatisticsByCall, labels: Tensor) -> Tensor:
+        return F.cross_entropy(plain_pass(self.graph, x, statistics=statistics).output, labels, reduction="none")
+
+    def inputs(self, passes: Passes, search: Search) -> Tensor:
+        """Attacked inputs (B, …)."""
+        box = passes.input_box(self.settings.radius)
+        return search(self.loss, passes, box, self.settings, "attack", passes.labels)
+
+
+class Adversarial(Objective):
+    """L(x′) at attacked inputs x′ (Madry et al. 2018). Nothing is bounded."""
+
+    attacks = True
+
+    def __init__(self, graph: LayerGraph, attack: AttackSection) -> None:
+        self.attack = InputAttack(graph, attack)
+
+    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+        """As `Objective`: x′."""
+        return (self.attack.inputs(passes, search),)
+
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+        """As `Objective`."""
+        margins = margins_of(passes.outputs(found[0]), passes.labels)
+        losses = margin_losses(margins, passes.labels)
+        return Robust(losses, measures={"adversarial_accuracy": all_positive(margins, passes.labels)})
+
+
+# From the weight α of the bounds, the margins (B, K) by bounds and at x′, and labels (B,), to losses (B,).
+Mix = Callable[[float, Tensor, Tensor, Tensor], Tensor]
+
+
+class Expressive(Objective):
+    """A mix of the losses of IBP and of an attack, with weight α of IBP (De Palma et al. 2024)."""
+
+    attacks = True
+
+    def __init__(self, graph: LayerGraph, attack: AttackSection, alpha: float, mix: Mix) -> None:
+        self.attack, self.alpha, self.mix = InputAttack(graph, attack), alpha, mix
+
+    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+        """As `Objective`: x′."""
+        return (self.attack.inputs(passes, search),)
+
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+        """As `Objective`. The attacked inputs pass beside the boxes, so that both read each weight once."""
+        labels = passes.labels
+        trace = passes.trace(passes.input_box(), beside=found[0])
+        assert trace.clean is not None
+        bounded, attacked = trace.margins(labels), margins_of(trace.clean, labels)
+        losses = self.mix(self.alpha, bounded, attacked, labels)
+        return Robust(losses, bounded, (trace,), _measures(bounded, attacked, labels))
+
+
+def _measures(bounded: Tensor, attacked: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+    return {
+        "certified_loss": margin_losses(bounded, labels),
+        "adversarial_loss": margin_losses(attacked, labels),
+        "adversarial_accuracy": all_positive(attacked, labels),
+    }
+
+
+def mtl_ibp(alpha: float, bounded: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
+    """α L(m) + (1 − α) L(x′) (De Palma et al. 2024, eq. 8)."""
+    return alpha * margin_losses(bounded, labels) + (1 - alpha) * margin_losses(attacked, labels)
+
+
+def cc_ibp(alpha: float, bounded: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
+    """L(α m + (1 − α) m(x′)) (De Palma et al. 2024, eq. 7)."""
+    return margin_losses(alpha * bounded + (1 - alpha) * attacked.to(bounded), labels)
+
+
+def exp_ibp(alpha: float, bounded: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
+    """L(m)^α L(x′)^(1 − α) (De Palma et al. 2024, eq. 9)."""
+    # A loss may be rounded to zero, where its logarithm is not finite; there it has no gradient.
+    logs = (_positive(margin_losses(margins, labels)).log() for margins in (bounded, attacked))
+    certified, adversarial = logs
+    return (alpha * certified + (1 - alpha) * adversarial).exp()
+
+
+def _positive(losses: Tensor) -> Tensor:
+    return losses.clamp(min=torch.finfo(losses.dtype).tiny)

@@ -1,0 +1,63 @@
+"""SABR: intervals over a small box around an attacked input (Müller et al. 2023)."""
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.box import Box
+from certtrain.bounds.graph import LayerGraph
+from certtrain.bounds.interval import Altered
+from certtrain.spec.objective import AttackSection
+from certtrain.training.objectives.adversarial import InputAttack
+from certtrain.training.objectives.base import Objective, Robust, all_positive, margin_losses
+from certtrain.training.passes import Passes, Search
+
+
+class SmallBoxes:
+    """The small boxes: λ times the half width of the input boxes, around attacked inputs, inside the input boxes.
+
+    ratio: λ. shrinkage: s; the upper bounds of unstable ReLUs are multiplied by 1 − s.
+    """
+
+    def __init__(self, graph: LayerGraph, attack: AttackSection, ratio: float, shrinkage: float) -> None:
+        self.attack, self.ratio = InputAttack(graph, attack), ratio
+        self.altered: Altered | None = None if shrinkage == 0 else _shrunk_by(shrinkage)
+
+    def around(self, passes: Passes, points: Tensor) -> Box:
+        """The boxes around `points` (B, …), which may lie outside the input boxes."""
+        whole = passes.input_box()
+        radius = whole.radius * self.ratio
+        offset = (points - whole.centre).clamp(radius - whole.radius, whole.radius - radius)
+        return Box(whole.centre + offset, radius)
+
+
+class SABR(Objective):
+    """L(m) by intervals over the small box."""
+
+    attacks = True
+
+    def __init__(self, boxes: SmallBoxes) -> None:
+        self.boxes = boxes
+
+    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+        """As `Objective`: attacked inputs."""
+        return (self.boxes.attack.inputs(passes, search),)
+
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+        """As `Objective`. The small box certifies nothing, so there are no margins."""
+        trace = passes.trace(self.boxes.around(passes, found[0]), altered=self.boxes.altered)
+        margins = trace.margins(passes.labels)
+        measures = {"small_box_accuracy": all_positive(margins, passes.labels)}
+        return Robust(margin_losses(margins, passes.labels), traces=(trace,), measures=measures)
+
+
+def _shrunk_by(shrinkage: float) -> Altered:
+    """At a ReLU, multiply the upper bounds of unstable neurons by 1 − s (Müller et al. 2023, section 4)."""
+
+    def altered(layer: nn.Module, box: Box) -> Box:
+        if not isinstance(layer, nn.ReLU):
+            return box
+        lower, upper = box.lower, box.upper
+        upper = torch.where((lower < 0) & (upper > 0), upper * (1 - shrinkage), upper)
+        return Box((lower + upper) / 2, (upper - lower) / 2, box.clean)
+
+    return altered
