@@ -1,6 +1,6 @@
 """Presets: everything that decides the result of a run, validated; without torch.
 
-A preset is a TOML file. Overrides name a field by its dotted path. A preset
+A preset is a TOML file, which may extend another. Overrides name a field by its dotted path. A preset
 is saved with all its fields in the run's folder and in the model file.
 """
 
@@ -185,7 +185,7 @@ class Preset(Section):
 def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
     """The preset of that name, in that .toml or .json file, or with these fields; `overrides` replace some fields.
 
-    Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
+    A preset may extend another (`preset_fields`); the result has the fields of both. Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
     maps dotted paths to values ({"train.epochs": 3}). If they name another network,
     it has its own defaults; only batch_norm, which means the same in every network,
     is kept. Raises PresetError, which names the file and each wrong field.

@@ -1,4 +1,4 @@
-"""Preset files: where they are, what is in them, and what they take from the presets that they extend; without torch."""
+"""Preset files: where they are, what is in them, and what they take over from presets that they extend; no torch."""
 
 import json
 import os

@@ -130,6 +130,18 @@ def test_cnn5_has_as_many_weights_as_the_networks_that_ctrain_publishes():
     assert 0 < 17_616_246 - 4 * sum(tensor.numel() for tensor in tensors) < 10_000  # their size, the rest is its header
 
 
+# CTBench counts the modules of CNN-7 before the split; the first of its 21 is the normalisation.
+SPLITS = {"mnist-0.1-taps": 10, "mnist-0.3-taps": 13, "cifar10-2-255-taps": 4, "cifar10-8-255-taps": 17}
+
+
+@pytest.mark.parametrize("preset", SPLITS)
+def test_the_presets_split_cnn7_where_the_published_settings_do(preset: str):
+    with torch.device("meta"):
+        names = [name for name, _ in build_model(load_preset(preset).model, RGB).named_children()]
+    assert len(names) == 21
+    assert names[SPLITS[preset] - 1] == load_preset(preset).objective.split
+
+
 ARCHITECTURES: list[Architecture] = [
     CNN7(name="cnn7", width=2, linear_size=3),
     CNN5(name="cnn5", width=2, linear_size=3),
