@@ -185,10 +185,12 @@ class Preset(Section):
 def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
     """The preset of that name, in that .toml or .json file, or with these fields; `overrides` replace some fields.
 
-    A preset may extend another (`preset_fields`); the result has the fields of both. Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
-    maps dotted paths to values ({"train.epochs": 3}). If they name another network,
-    it has its own defaults; only batch_norm, which means the same in every network,
-    is kept. Raises PresetError, which names the file and each wrong field.
+    A preset may extend another (`preset_fields`); the result has the fields of both.
+    Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides` maps
+    dotted paths to values ({"train.epochs": 3}). If they name another network, it has
+    its own defaults; only batch_norm, which means the same in every network, is kept.
+    If they name another objective, it keeps the fields that it has too. Raises
+    PresetError, which names the file and each wrong field.
     """
     title, values = source.get("name", "given") if isinstance(source, Mapping) else str(source), preset_fields(source)
     if overrides and "model.name" in overrides:
