@@ -43,7 +43,7 @@ COMMON: Changes = {
 NO_NORM: Changes = {"model.batch_norm": False}
 NO_REGULARIZERS: Changes = {"regularizer.tightness": False, "regularizer.relu_balance": False}
 VANILLA: Changes = {"init": "xavier", **NO_REGULARIZERS}
-CROWN: Changes = {**VANILLA, "bounds.method": "crown-ibp"}
+CROWN: Changes = {**VANILLA, "objective.name": "crown-ibp"}
 METHODS: dict[str, Changes] = {
     "vanilla IBP": VANILLA | NO_NORM,
     "vanilla IBP with BatchNorm": VANILLA,
@@ -57,7 +57,7 @@ METHODS: dict[str, Changes] = {
 }
 ALL_ON: Changes = {
     "init": "ibp",
-    "bounds.method": "ibp",
+    "objective.name": "ibp",
     "regularizer.tightness": True,
     "regularizer.relu_balance": True,
 }

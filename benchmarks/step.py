@@ -30,7 +30,7 @@ from certtrain.network.models import InputSpec, build_model
 from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.runtime.device import choose_device
 from certtrain.runtime.precision import arithmetic, tensor_cores
-from certtrain.spec.preset import BoundsSection, Preset, load_preset
+from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.optimizer import Adam
 from certtrain.training.step import Stepper
 
@@ -99,8 +99,9 @@ class Bench:
             return self._standard(way.precision)
         changes = {"precision": way.precision, "batch_norm_statistics": "centre" if way.centre else "clean"}
         settings = self.preset.train.model_copy(update=changes)
-        bounds = BoundsSection(method="crown-ibp" if way.linear else "ibp", loss_fusion=way.linear != "by class")
-        preset = self.preset.model_copy(update={"train": settings, "bounds": bounds})
+        objective = {"name": "crown-ibp", "loss_fusion": way.linear != "by class"} if way.linear else {"name": "ibp"}
+        values = self.preset.model_copy(update={"train": settings}).model_dump() | {"objective": objective}
+        preset = load_preset(values)
         return self.certified(Stepper(preset, self.network(), EPOCH, compile=way.kind == "compiled"))
 
     def certified(self, stepper: Stepper) -> Callable[[], None]:

@@ -31,7 +31,12 @@ def run(*arguments: str) -> str:
 def test_an_old_model_loads_with_its_preset():
     model = load_model(MODEL)
     assert "format" not in model.metadata.preset
-    assert load_preset(model.metadata.preset).model_dump(mode="json") == {"format": 1} | model.metadata.preset
+    written = dict(model.metadata.preset)
+    assert written.pop("bounds") == {"method": "ibp", "loss_fusion": True}
+    found = load_preset(model.metadata.preset).model_dump(mode="json")
+    assert (found["format"], found["objective"]["name"]) == (migration.FORMAT, "ibp")
+    for section, values in written.items():
+        assert values == (found[section] if not isinstance(values, dict) else {n: found[section][n] for n in values})
 
 
 def test_an_old_models_results_stand():
@@ -75,11 +80,14 @@ def test_a_renamed_field_is_read_under_its_old_name(monkeypatch: pytest.MonkeyPa
 
 def test_what_is_migrated_stays_as_it_was():
     values = {"name": "x"}
-    assert migration.migrated(migration.migrated(values)) == {"name": "x", "format": 1}
+    assert migration.migrated(migration.migrated(values)) == {"name": "x", "format": migration.FORMAT}
     assert values == {"name": "x"}
 
 
-@pytest.mark.parametrize(("number", "words"), [(2, "newer than 1"), (0, "not the number"), ("1", "not the number")])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(migration.FORMAT + 1, f"newer than {migration.FORMAT}"), (0, "not the number"), ("1", "not the number")],
+)
 def test_a_preset_of_another_format_says_so(number: object, words: str):
     fields = load_preset("digits").model_dump(mode="json") | {"format": number}
     with pytest.raises(PresetError, match=words):

@@ -212,23 +212,9 @@ METHODS: dict[str, BoundMethod] = {"ibp": _ibp, "crown-ibp": _crown_ibp, "crown"
 # Those that optimise: their results can depend on the last digit of a sum, and so on the machine.
 SEARCH_METHODS = ("alpha-crown",)
 
-# Those for losses: one pass, with gradients.
-TRAINING_METHODS = ("ibp", "crown-ibp")
-
 
 def method_named(name: str) -> BoundMethod:
     """The method of that name. Raises MethodError."""
-    _check_name(name, tuple(METHODS))
+    if name not in METHODS:
+        raise MethodError(f"bound method {name!r} is not known; choose from: {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def check_training_method(name: str) -> None:
-    """Raise MethodError unless there is a training method of that name."""
-    _check_name(name, TRAINING_METHODS)
-
-
-def _check_name(name: str, known: tuple[str, ...]) -> None:
-    if name in METHODS and name not in known:
-        raise MethodError(f"bound method {name!r} is not for training; choose from: {', '.join(known)}")
-    if name not in known:
-        raise MethodError(f"bound method {name!r} is not known; choose from: {', '.join(known)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from certtrain.errors import EpsilonError, PresetError
 from certtrain.spec.architecture import NETWORKS, Architecture
@@ -157,6 +158,13 @@ class Preset(Section):
     def _of_earlier_versions(cls, values: Any) -> Any:
         return migrated(values) if isinstance(values, Mapping) else values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_objective(cls, values: Any) -> Any:
+        """Fields of an objective without a name are those of IBP."""
+        objective = values.get("objective") if isinstance(values, Mapping) else None
+        return {**values, "objective": {"name": "ibp", **objective}} if isinstance(objective, Mapping) else values
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if (self.data.mean is None) != (self.data.std is None):
@@ -234,9 +242,15 @@ def explain(error: ValidationError) -> str:
     for problem in error.errors():
         variant, path = _place(problem["loc"])
         unknown = problem["type"] == "extra_forbidden"
-        message = _suggest(path[-1], variant) if unknown else problem["msg"].removeprefix("Value error, ")
+        message = _suggest(path[-1], variant) if unknown else _message(problem)
         lines.append(f"  {'.'.join(path)}: {message}" if path else f"  {message}")
     return "\n".join(lines)
+
+
+def _message(problem: ErrorDetails) -> str:
+    if problem["type"] == "union_tag_invalid":
+        return f"{problem['ctx']['tag']!r} is not known; choose from: {problem['ctx']['expected_tags']}"
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:

@@ -280,4 +280,4 @@ def _move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

@@ -25,6 +25,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clean": {},
     "centre": {"batch_norm_statistics": "centre"},
     "in parts": {"micro_batch": 2},
+    "two losses": {"objective": {"name": "mtl-ibp", "attack.steps": 2, "attack.restarts": 2, "natural_share": 0.2}},
+    "a latent attack": {"objective": {"name": "staps", "split": "conv2_relu", "latent_attack.steps": 2}},
+    "a latent attack in parts": {"objective": {"name": "taps", "latent_attack.steps": 2}, "micro_batch": 2},
 }
 
 MOMENTS = [4, 15, 25]  # while ε is 0, in its ramp, and when it is whole

@@ -14,9 +14,10 @@ PER_EPOCH = 10
 WITHOUT_GRADIENT = {"conv1.bias", "conv2.bias", "linear1.bias"}  # before BatchNorm: theirs is rounding alone
 
 
-def preset(**train: Any) -> Preset:
+def preset(objective: dict[str, Any] | None = None, **train: Any) -> Preset:
     """ε rises in the second of three epochs; all layers are below the regularisers' tolerance of 1."""
     changes = {f"train.{name}": value for name, value in train.items()}
+    changes |= {f"objective.{name}": value for name, value in (objective or {}).items()}
     return load_preset(
         "digits",
         {

@@ -7,13 +7,13 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from certtrain.errors import PresetError
 from certtrain.spec.architecture import CNN, NETWORKS, WideResNet
-from certtrain.spec.objective import OBJECTIVES
+from certtrain.spec.objective import OBJECTIVES, CrownIBPSection, SABRSection
 from certtrain.spec.preset import Preset, load_preset, parse_override, preset_names
 
 ROOT = Path(__file__).parents[2]
@@ -91,9 +91,42 @@ def test_vanilla_ibp_differs_in_the_three_improvements_alone():
 
 def test_crown_ibp_differs_from_vanilla_ibp_in_its_objective_alone():
     preset, other = load_preset("cifar10-crown-ibp"), load_preset("cifar10-vanilla-ibp")
-    assert (preset.objective.name, preset.objective.loss_fusion) == ("crown-ibp", True)
+    assert preset.objective == CrownIBPSection(name="crown-ibp", loss_fusion=True)
     own = {"name", "description", "objective"}
     assert preset.model_dump(exclude=own) == other.model_dump(exclude=own)
+
+
+def test_attacks_need_the_statistics_of_the_clean_batch():
+    with pytest.raises(PresetError, match=r'"mtl-ibp" needs train.batch_norm_statistics = "clean"'):
+        load_preset("mnist-cpu", {"objective.name": "mtl-ibp"})
+
+
+def test_another_objective_keeps_the_fields_that_it_has_too():
+    mtl = {"name": "mtl-ibp", "alpha": 0.1, "natural_share": 0.2, "attack": {"steps": 3}}
+    values = {**load_preset("digits").model_dump(mode="json"), "objective": mtl}
+    found = load_preset(values, {"objective.name": "sabr", "objective.subselection_ratio": 0.3}).objective
+    assert isinstance(found, SABRSection)
+    assert (found.natural_share, found.attack.steps, found.subselection_ratio) == (0.2, 3, 0.3)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_has_defaults(name: str):
+    custom = {"objective.source": "my.py:Mine"} if name == "custom" else {}
+    assert load_preset("digits", {"objective.name": name} | custom).objective.name == name
+    assert OBJECTIVES[name].model_fields["name"].annotation == Literal[name]
+
+
+def test_the_bounds_of_an_earlier_format_name_the_objective():
+    values = load_preset("digits").model_dump(mode="json")
+    del values["format"], values["objective"]
+    crown = load_preset(values | {"bounds": {"method": "crown-ibp", "loss_fusion": False}})
+    assert crown.objective == CrownIBPSection(name="crown-ibp", loss_fusion=False)
+    assert load_preset(values | {"bounds": {"method": "ibp", "loss_fusion": True}}).objective.name == "ibp"
+    assert load_preset(values | {"bounds": {}}).objective.name == "ibp"
+    with pytest.raises(PresetError, match=r"write the fields of \[bounds\] in \[objective\]"):
+        load_preset(values | {"bounds": {"method": "ibp"}, "objective": {"name": "ibp"}})
+    with pytest.raises(PresetError, match="no such field"):
+        load_preset(values | {"bounds": {"method": "ibp", "speed": 1}})
 
 
 # --- what ships for each objective and radius ------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The compiled step: the same numbers as the reference's, one graph for all phases, and when it is made."""
 
 import shutil
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from certtrain.diagnostics.layer_states import relu_units
 from certtrain.errors import DeviceError
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.preset import Preset, load_preset
-from certtrain.training.compilation import Compiled, check_compile, has_compiler, will_compile
+from certtrain.training.compilation import Compiler, Wrap, check_compile, has_compiler, will_compile
 from certtrain.training.schedules import ActiveTerms, Controls
 from certtrain.training.step import Stepper
 from helpers.oracles import EPS, EVALUATED, LOSSES, TRAINED, assert_close, below, inputs, network, without_own_column
@@ -80,8 +79,7 @@ def test_compiled_bounds_give_the_references_values(net: str, method: str):
         found = bound(graph, input_box(x, eps))
         return *found.ends(), found.margins(labels)
 
-    fast = Compiled(bounds, pytest.fail).graph
-    assert fast is not None
+    fast = Compiler(pytest.fail).use(lambda compiled: compiled(bounds))
     for eps in (eps for name, eps, by in EVALUATED if (name, by) == (net, method)):
         with torch.no_grad():
             lower, upper, margins = fast(x, torch.tensor(EPS[eps], dtype=torch.float64))
@@ -108,7 +106,7 @@ def small(network: str = "cnn", bounds: dict[str, object] | None = None, **chang
     settings: dict[str, Any] = {"eps.start": 2, "eps.length": 2, "train.epochs": 5, "train.batch_size": 12}
     settings["model.name"] = network
     settings |= {f"model.{name}": value for name, value in NETWORKS[network].items()}
-    settings |= {f"bounds.{name}": value for name, value in (bounds or {}).items()}
+    settings |= {f"objective.{name}": value for name, value in (bounds or {}).items()}
     return load_preset("digits", settings | {f"train.{name}": value for name, value in changes.items()})
 
 
@@ -135,8 +133,8 @@ def stepped(preset: Preset, *, compile: bool) -> tuple[nn.Module, dict[str, floa
         ("cnn", "clean", {}, 1, "inductor"),
         ("wide-resnet", "clean", {}, 1, GRAPH_ONLY),
         ("resnext", "centre", {}, 1, GRAPH_ONLY),
-        ("cnn", "clean", {"method": "crown-ibp"}, 2, "inductor"),  # without linear bounds after the ramp
-        ("cnn", "centre", {"method": "crown-ibp", "loss_fusion": False}, 2, GRAPH_ONLY),
+        ("cnn", "clean", {"name": "crown-ibp"}, 2, "inductor"),  # without linear bounds after the ramp
+        ("cnn", "centre", {"name": "crown-ibp", "loss_fusion": False}, 2, GRAPH_ONLY),
     ],
 )
 def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(
@@ -170,10 +168,15 @@ def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(
 def test_a_compiler_that_fails_is_done_without():
     torch.compiler.reset()
     reasons: list[str] = []
-    double = Compiled(lambda x: torch.sin(x) * 2 + 12345, reasons.append)
+    compiler = Compiler(reasons.append)
+
+    def double(x: Tensor) -> Tensor:
+        return torch.sin(x) * 2 + 12345
+
     with torch._inductor.config.patch(NO_COMPILER):
         for _ in range(2):
-            assert torch.equal(double.use(lambda f: f(torch.ones(3))), torch.sin(torch.ones(3)) * 2 + 12345)
+            found = compiler.use(lambda compiled: compiled(double)(torch.ones(3)))
+            assert torch.equal(found, torch.sin(torch.ones(3)) * 2 + 12345)
     assert len(reasons) == 1
     assert reasons[0].startswith("torch.compile failed")
 
@@ -184,18 +187,21 @@ def test_a_compiler_that_fails_is_done_without():
 def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
     torch.compiler.reset()
     reasons: list[str] = []
-    cube = Compiled(lambda x: (torch.sin(x) ** 3 + 54321).sum(), reasons.append)
+    compiler = Compiler(reasons.append)
 
-    def gradient(function: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def cube(x: Tensor) -> Tensor:
+        return (torch.sin(x) ** 3 + 54321).sum()
+
+    def gradient(compiled: Wrap) -> Tensor | None:
         leaf = torch.ones(3, requires_grad=True)
-        total = function(leaf)
+        total = compiled(cube)(leaf)
         with torch._inductor.config.patch(NO_COMPILER):
             total.backward()
         return leaf.grad
 
     one = torch.ones(3)
     for _ in range(2):
-        torch.testing.assert_close(cube.use(gradient), 3 * torch.sin(one) ** 2 * torch.cos(one))
+        torch.testing.assert_close(compiler.use(gradient), 3 * torch.sin(one) ** 2 * torch.cos(one))
     assert len(reasons) == 1
     assert reasons[0].startswith("torch.compile failed")
 

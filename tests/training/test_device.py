@@ -18,13 +18,25 @@ from certtrain.training import step as steps
 from certtrain.training.step import Stepper
 
 SHAPE, DEVICE, PER_EPOCH = (3, 32, 32), torch.device("meta"), 4
+# This device draws no random numbers by a seed.
+CENTRE = {"objective.attack.start": 0}
+LATENT_CENTRE = {"objective.latent_attack.start": 0}
 CHOICES = {
     "as the paper has it": {},
     "centre statistics": {"train.batch_norm_statistics": "centre"},
     "a moving average": {"train.average": 0.99},
     "parts of a batch": {"train.micro_batch": 4},
-    "linear bounds": {"bounds.method": "crown-ibp"},
-    "linear bounds by class": {"bounds.method": "crown-ibp", "bounds.loss_fusion": False},
+    "linear bounds": {"objective.name": "crown-ibp"},
+    "linear bounds by class": {"objective.name": "crown-ibp", "objective.loss_fusion": False},
+    "two losses": {"objective.name": "mtl-ibp", "objective.attack.restarts": 2, **CENTRE},
+    "small boxes": {
+        "objective.name": "sabr",
+        "objective.attack.keep": "best",
+        **CENTRE,
+        "objective.relu_shrinkage": 0.5,
+    },
+    "a latent attack": {"objective.name": "staps", **CENTRE, **LATENT_CENTRE},
+    "a latent attack in parts": {"objective.name": "taps", "train.micro_batch": 4, **LATENT_CENTRE},
 }
 
 

@@ -12,7 +12,6 @@ from certtrain.bounds import linear
 from certtrain.bounds.box import input_box
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.errors import MethodError
 from certtrain.training.fusion import fused_cross_entropy
 from helpers.oracle_networks import NETS
 from helpers.oracles import inputs, network
@@ -121,15 +120,17 @@ def test_wide_bounds_overflow_nothing(size: float):
 # --- in the objective ------------------------------------------------------------------------------------
 
 
+def crown_ibp(loss_fusion: bool) -> dict[str, object]:
+    return {"name": "crown-ibp", "loss_fusion": loss_fusion}
+
+
 @pytest.mark.parametrize("loss_fusion", [True, False])
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_the_objective_mixes_by_the_warm_up(loss_fusion: bool, share: float):
     net, eps_max = "cnn4_bn", 0.1
     eps = share * eps_max
     model, trace, x, labels = traced(net, eps)
-    terms = objective_terms(
-        model, x, labels, eps, eps_max=eps_max, weight=0.0, method="crown-ibp", loss_fusion=loss_fusion
-    )
+    terms = objective_terms(model, x, labels, eps, eps_max=eps_max, weight=0.0, objective=crown_ibp(loss_fusion))
     by_interval, by_line = trace.margins(labels), linear.margins(trace, labels)
     if loss_fusion:
         losses = unfused(by_interval, labels).mean(), fused_cross_entropy(trace, labels).mean()
@@ -149,7 +150,7 @@ def test_gradients_are_those_of_finite_differences(loss_fusion: bool):
     def loss(weight: Tensor) -> Tensor:
         with torch.no_grad():
             model[0].weight.copy_(weight)
-        return objective_terms(model, x, labels, 0.05, eps_max=0.1, method="crown-ibp", loss_fusion=loss_fusion).total
+        return objective_terms(model, x, labels, 0.05, eps_max=0.1, objective=crown_ibp(loss_fusion)).total
 
     start = model[0].weight.detach().clone()
     loss(start).backward()
@@ -157,10 +158,3 @@ def test_gradients_are_those_of_finite_differences(loss_fusion: bool):
     with torch.no_grad():
         slope = (loss(start + step * direction) - loss(start - step * direction)) / (2 * step)
     assert (model[0].weight.grad * direction).sum().item() == pytest.approx(slope.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize(("method", "problem"), [("crwn", "is not known"), ("crown", "is not for training")])
-def test_a_method_that_cannot_train_is_an_error(method: str, problem: str):
-    model, (x, labels) = network("mlp"), inputs("mlp")
-    with pytest.raises(MethodError, match=f"{problem}; choose from: ibp, crown-ibp$"):
-        objective_terms(model, x, labels, 0.1, eps_max=0.1, method=method)

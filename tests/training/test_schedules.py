@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from certtrain.spec.preset import load_preset
-from certtrain.training.objective import SMALLEST_EPS
+from certtrain.training.loss import SMALLEST_EPS
 from certtrain.training.schedules import ActiveTerms, Schedules
 
 PER_EPOCH = 10
@@ -22,10 +22,18 @@ def test_the_controls_follow_eps():
     found, like = schedules(), torch.zeros((), dtype=torch.float64)
     natural, ramp, end = (found.controls(step, like) for step in (NATURAL, RAMP, END))
     assert [float(control.eps) for control in (natural, ramp, end)] == [SMALLEST_EPS, found.eps(RAMP), 0.1]
-    assert [float(control.certified) for control in (natural, ramp, end)] == [0, 1, 1]
+    assert [float(control.robust_share) for control in (natural, ramp, end)] == [0, 1, 1]
     share = 1 - found.eps(RAMP) / 0.1
     assert [float(control.tightness) for control in (natural, ramp, end)] == pytest.approx([0.5, 0.5 * share, 0])
-    assert [float(control.linear) for control in (natural, ramp, end)] == pytest.approx([1, share, 0])
+    assert [float(control.warmup) for control in (natural, ramp, end)] == pytest.approx([1, share, 0])
+
+
+def test_the_natural_share_follows_eps_to_its_end():
+    found, like = schedules(objective__natural_share=0.8, objective__natural_share_end=0.2), torch.zeros(())
+    shares = [1 - float(found.controls(step, like).robust_share) for step in (NATURAL, RAMP, END)]
+    assert shares == pytest.approx([1, 0.8 - 0.6 * found.eps(RAMP) / 0.1, 0.2])
+    constant = schedules(objective__natural_share=0.3)
+    assert float(constant.controls(END, like).robust_share) == pytest.approx(0.7)
 
 
 def test_the_controls_are_like_the_weights():
@@ -50,12 +58,13 @@ CASES = [
     ({}, False, [(True, False), (True, False), (False, False)]),
     ({}, True, [(True, False)] * 3),
     ({"regularizer__weight": 0.0}, False, [(False, False)] * 3),
-    ({"bounds__method": "crown-ibp"}, False, [(True, False), (True, True), (False, False)]),
-    ({"bounds__method": "crown-ibp"}, True, [(True, True), (True, True), (False, False)]),
+    ({"objective__name": "crown-ibp"}, False, [(True, False), (True, True), (False, False)]),
+    ({"objective__name": "crown-ibp"}, True, [(True, True), (True, True), (False, False)]),
 ]
 
 
 @pytest.mark.parametrize(("changes", "compiled", "expected"), CASES)
 def test_what_fades_out_is_left_out(changes: dict[str, object], compiled: bool, expected: list[tuple[bool, bool]]):
-    found = [schedules(**changes).active_terms(step, compiled=compiled) for step in (NATURAL, RAMP, END)]
+    fades = "objective__name" in changes
+    found = [schedules(**changes).active_terms(step, compiled=compiled, fades=fades) for step in (NATURAL, RAMP, END)]
     assert found == [ActiveTerms(*terms) for terms in expected]

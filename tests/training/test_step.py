@@ -272,7 +272,7 @@ NATURAL, RAMP, END = 5, 20, 35
 @pytest.mark.parametrize("loss_fusion", [True, False])
 def test_linear_bounds_take_part_while_the_radius_rises(loss_fusion: bool):
     plain = robust_losses([NATURAL, RAMP, END])
-    found = robust_losses([NATURAL, RAMP, END], bounds__method="crown-ibp", bounds__loss_fusion=loss_fusion)
+    found = robust_losses([NATURAL, RAMP, END], objective__name="crown-ibp", objective__loss_fusion=loss_fusion)
     assert (found[0], found[2]) == (plain[0], plain[2])
     assert found[1] < plain[1]
 
@@ -281,8 +281,8 @@ def test_linear_bounds_are_left_out_where_they_have_no_weight(monkeypatch: pytes
     def refuse(*arguments: object) -> None:
         raise AssertionError("a pass back whose result has no weight")
 
-    one = stepper(bounds__method="crown-ibp")
-    monkeypatch.setattr("certtrain.training.objective.fused_cross_entropy", refuse)
+    one = stepper(objective__name="crown-ibp")
+    monkeypatch.setattr("certtrain.training.objectives.interval.fused_cross_entropy", refuse)
     for step in (NATURAL, END):
         one.run(step, *batch())
     with pytest.raises(AssertionError, match="pass back"):
@@ -290,12 +290,12 @@ def test_linear_bounds_are_left_out_where_they_have_no_weight(monkeypatch: pytes
 
 
 def test_linear_bounds_go_with_the_centres_statistics_too():
-    changes = {"bounds__method": "crown-ibp", "train__batch_norm_statistics": "centre"}
+    changes = {"objective__name": "crown-ibp", "train__batch_norm_statistics": "centre"}
     assert robust_losses([RAMP], **changes)[0] < robust_losses([RAMP], train__batch_norm_statistics="centre")[0]
 
 
 @pytest.mark.parametrize("loss_fusion", [True, False])
 def test_linear_bounds_in_bf16_are_close_to_those_in_fp32(loss_fusion: bool):
-    changes = {"bounds__method": "crown-ibp", "bounds__loss_fusion": loss_fusion}
+    changes = {"objective__name": "crown-ibp", "objective__loss_fusion": loss_fusion}
     full, half = (robust_losses([RAMP], train__precision=precision, **changes) for precision in ("fp32", "bf16"))
     assert half == pytest.approx(full, rel=0.05)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from certtrain import objective_terms, propagate
 from certtrain.bounds.box import Box
 from certtrain.bounds.trace import BoundTrace
-from certtrain.errors import DataError, EpsilonError
+from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.spec.schedule import warmup_weight
-from certtrain.training.objective import Regularizers, certified_cross_entropy, loss_terms
+from certtrain.training.loss import LossTerms, Regularizers, loss_terms
+from certtrain.training.objectives.base import Robust, margin_losses
 from certtrain.training.regularizers import Sums, balance_ratios, relu_balance_loss, sums_of, tightness_loss
 from certtrain.verdicts import certified_examples, correct_examples
 
@@ -35,13 +36,13 @@ def sums(*boxes: Box) -> Sums:
 
 def test_certified_cross_entropy_by_hand():
     margins = torch.tensor([[0.0, math.log(3), math.log(2)]])
-    assert certified_cross_entropy(margins, torch.tensor([0])).item() == pytest.approx(math.log(1 + 1 / 3 + 1 / 2))
+    assert margin_losses(margins, torch.tensor([0])).item() == pytest.approx(math.log(1 + 1 / 3 + 1 / 2))
 
 
-def test_certified_cross_entropy_is_the_mean_over_the_batch():
+def test_certified_cross_entropy_has_a_value_for_each_example():
     margins, labels = torch.tensor([[0.0, 1.0], [-2.0, 0.0]]), torch.tensor([0, 1])
-    expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2
-    assert certified_cross_entropy(margins, labels).item() == pytest.approx(expected)
+    expected = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(2))]
+    assert margin_losses(margins, labels).tolist() == pytest.approx(expected)
 
 
 # --- what counts as certified ----------------------------------------------------------------------------
@@ -262,21 +263,24 @@ def test_a_network_without_relu_has_no_regularisers():
     assert terms.total.item() == terms.robust.item()
 
 
-def trace_of(model: nn.Module, eps: float = 0.05) -> BoundTrace:
-    return propagate(model, X, eps)
+def terms_of(model: nn.Module, robust_share: float, regularizers: Regularizers | None) -> LossTerms:
+    trace: BoundTrace = propagate(model, X, 0.05)
+    assert trace.clean is not None
+    robust = Robust(margin_losses(trace.margins(Y), Y), trace.margins(Y), (trace,))
+    return loss_terms(trace.clean, robust, Y, robust_share=robust_share, regularizers=regularizers)
 
 
 def test_each_regulariser_has_its_own_weight():
-    trace = trace_of(small())
-    both = loss_terms(trace, Y, certified=True, regularizers=Regularizers(0.3, 0.7, 1.0))
+    both = terms_of(small(), 1.0, Regularizers(0.3, 0.7, 1.0))
     assert both.total.item() == pytest.approx((both.robust + 0.3 * both.tightness + 0.7 * both.relu_balance).item())
     assert (both.tightness > 0, both.relu_balance > 0) == (True, True)
 
 
-@pytest.mark.parametrize("certified", [True, False])
-def test_without_regularisers_the_total_is_one_cross_entropy(certified: bool):
-    terms = loss_terms(trace_of(small()), Y, certified=certified, regularizers=None)
-    assert terms.total.item() == (terms.robust if certified else terms.natural).item()
+@pytest.mark.parametrize("share", [1.0, 0.0, 0.25])
+def test_without_regularisers_the_total_is_a_mix_of_two_losses(share: float):
+    terms = terms_of(small(), share, None)
+    mix = share * terms.robust + (1 - share) * terms.natural
+    assert terms.total.item() == (pytest.approx(mix.item()) if share == 0.25 else mix.item())
     assert [t.item() for t in (terms.tightness, terms.relu_balance, terms.skipped_layers)] == [0, 0, 0]
 
 
@@ -288,6 +292,18 @@ def gradients(model: nn.Module, eps: float) -> list[Tensor]:
 @pytest.mark.parametrize("eps", [0.0, 0.05, 0.1])
 def test_all_gradients_are_finite(eps: float):
     assert all(gradient.isfinite().all() for gradient in gradients(small(), eps))
+
+
+@pytest.mark.parametrize("objective", ["crown", {"name": "crown"}])
+def test_an_unknown_objective_is_an_error(objective: object):
+    with pytest.raises(MethodError, match="'crown' is not known; choose from: 'ibp', 'crown-ibp', 'pgd'"):
+        objective_terms(small(), X, Y, 0.1, eps_max=0.1, objective=objective)
+
+
+def test_the_objective_under_its_old_name_is_warned_of():
+    with pytest.warns(DeprecationWarning, match="method of objective_terms is now objective"):
+        old = objective_terms(small(), X, Y, 0.05, eps_max=0.1, method="crown-ibp")
+    assert old.total.item() == objective_terms(small(), X, Y, 0.05, eps_max=0.1, objective="crown-ibp").total.item()
 
 
 @pytest.mark.parametrize(
