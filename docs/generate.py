@@ -1,4 +1,4 @@
-"""Writes docs/commands/, a page for each command and an index, from the program itself.
+"""Writes docs/commands/, a page for each command and an index, from the program itself, and docs/presets.md.
 
 Run as python docs/generate.py.
 """
@@ -13,8 +13,11 @@ from typer.main import get_command
 
 from certtrain import cli
 from certtrain.cli.exit_codes import EXPLANATIONS
+from certtrain.spec.epsilon import format_eps
+from certtrain.spec.preset import Preset, load_preset, preset_names
 
 FOLDER = Path(__file__).parent / "commands"
+PRESETS = Path(__file__).parent / "presets.md"
 EXAMPLES = {
     "init": """
 certtrain init --preset cifar10-160ep                                        # the untrained network and its bounds
@@ -57,6 +60,16 @@ SEE_ALSO = {
     "check": "[How to check one](../certificates.md#how-to-check-one) says what is compared, and what is assumed.",
 }
 WRITTEN = "<!-- Written by docs/generate.py from the program's own help. -->"
+ABOUT_PRESETS = (
+    "`certtrain train --preset NAME` trains by one of these. The file of a preset says where its settings come from. "
+    "Presets that are not yet measured have not been trained to the end with certtrain, so the figures in their files "
+    "are those of others. Which objective suits which ε is in [Which objective to use](objectives.md).",
+    "ε is the radius at which the network is certified; some presets train at a larger one (`eps.train_factor`). Names "
+    "that end in `-ctrain` have settings that others tuned on the test set; figures from them do not compare with "
+    "those of settings that were chosen without it.",
+    "A preset of your own can [extend](quickstart.md#change-something) one of these and say only what differs.",
+)
+DATA_SETS = {"cifar10": "CIFAR-10", "digits": "Digits", "mnist": "MNIST", "tinyimagenet": "TinyImageNet"}
 METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
@@ -64,6 +77,22 @@ def pages() -> dict[str, str]:
     """Each page by the name of its file."""
     commands = get_command(cli.app).commands  # type: ignore[attr-defined]
     return {"README.md": _index(commands)} | {f"{name}.md": _page(name, command) for name, command in commands.items()}
+
+
+def presets_page() -> str:
+    """The page with all shipped presets, in a table for each data set."""
+    presets = [load_preset(name) for name in preset_names()]
+    parts = ["# Presets", "<!-- Written by docs/generate.py from the presets themselves. -->", *ABOUT_PRESETS]
+    for data, group in groupby(sorted(presets, key=lambda preset: preset.data.name), lambda preset: preset.data.name):
+        head = ["| preset | network | ε | objective | epochs | |", "|---|---|---|---|---|---|"]
+        parts += [f"## {DATA_SETS[data]}", "\n".join([*head, *map(_preset_row, group)])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _preset_row(preset: Preset) -> str:
+    name, eps, objective = preset.name, format_eps(preset.eps.max), preset.objective.name
+    columns = [f"[`{name}`](../presets/{name}.toml)", f"`{preset.model.name}`", eps, f"`{objective}`"]
+    return f"| {' | '.join(columns)} | {preset.train.epochs} | {preset.description} |"
 
 
 def _index(commands: dict[str, Any]) -> str:
@@ -145,6 +174,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, text in pages().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    PRESETS.write_text(presets_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

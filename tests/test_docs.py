@@ -19,13 +19,15 @@ from certtrain.certfile import Header, Record, Seal
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.diagnostics import findings
 from certtrain.spec.layers import SECTIONS
-from certtrain.spec.preset import load_preset
+from certtrain.spec.objective import OBJECTIVES, ObjectiveSection
+from certtrain.spec.preset import load_preset, preset_names
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.certificate import PIXEL_INPUTS
-from helpers.documents import DOCS, blocks, commands, run
+from helpers.documents import DOCS, ROOT, blocks, commands, run
 
-OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES = (
-    (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("own", "quickstart", "diagnostics", "certificates")
+OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES, OBJECTIVES_PAGE = (
+    (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("own", "quickstart", "diagnostics", "certificates", "objectives")
 )
 
 
@@ -160,6 +162,13 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_the_page_of_presets_is_what_they_say() -> None:
+    page = (DOCS / "presets.md").read_text(encoding="utf-8")
+    assert page == GENERATE["presets_page"](), "run python docs/generate.py"
+    assert re.findall(r"^\| \[`([\w.-]+)`\]\(\.\./presets/\1\.toml\) \|", page, flags=re.M) == preset_names()
+    assert "| `cnn7` | 2/255 | `mtl-ibp` | 160 | CIFAR-10, ε = 2/255, by MTL-IBP; " in page
+
+
 # --- the other pages -------------------------------------------------------------------------------------
 
 
@@ -219,6 +228,45 @@ def test_what_the_diagnostics_page_says_helps_are_fields_of_a_preset() -> None:
     preset = load_preset("digits").model_dump()
     for section, field in re.findall(r"`(eps|train|regularizer)\.(\w+)", DIAGNOSTICS):
         assert field in preset[section]
+
+
+def test_the_quickstarts_own_preset_extends_a_shipped_one(tmp_path: Path) -> None:
+    (own,) = [block for block in blocks(QUICKSTART) if block.language == "toml"]
+    assert own.file is not None
+    (tmp_path / own.file).write_text(own.text, encoding="utf-8")
+    found, base = load_preset(str(tmp_path / own.file)), load_preset("digits")
+    assert found.model_dump(exclude={"name", "description", "eps", "objective"}) == base.model_dump(
+        exclude={"name", "description", "eps", "objective"}
+    )
+    assert (found.eps.max, found.objective.name, found.objective.alpha) == (0.05, "mtl-ibp", 0.2)
+
+
+def test_the_objectives_page_names_every_objective_with_its_own_fields() -> None:
+    table = OBJECTIVES_PAGE.partition("## The objectives")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| ([^|]*) \|", table, flags=re.M))
+    assert set(rows) == set(OBJECTIVES) - {"custom"}
+    common = {"name", *ObjectiveSection.model_fields}
+    for name, fields in rows.items():
+        assert set(re.findall(r"`(\w+)`", fields)) == set(OBJECTIVES[name].model_fields) - common, name
+    costs = OBJECTIVES_PAGE.partition("## What a step costs")[2].partition("\n## ")[0]
+    for name in rows:
+        assert re.search(rf"^\|[^|]*`{name}`[^|]*\| .*F", costs, flags=re.M), name
+
+
+def test_the_fields_that_the_objectives_page_names_are_those_of_a_preset() -> None:
+    preset = load_preset("digits").model_dump()
+    named = re.findall(r"`(eps|train|regularizer|data|objective)\.(\w+)", OBJECTIVES_PAGE)
+    assert len(named) > 8
+    for section, field in named:
+        assert field in preset[section] or (section, field) == ("objective", "alpha"), (section, field)
+
+
+def test_the_objectives_page_has_the_figures_that_the_presets_name() -> None:
+    table = OBJECTIVES_PAGE.partition("## What to expect")[2].partition("\n## ")[0]
+    for name in preset_names():
+        comment = (ROOT / "presets" / f"{name}.toml").read_text(encoding="utf-8").replace("\n# ", " ")
+        for figures in re.findall(r"Published: ([\d.]+)% natural, ([\d.]+)% certified", comment):
+            assert " / ".join(figures) in table, name
 
 
 def test_the_certificates_page_names_every_verdict_method_and_assumption() -> None:

@@ -7,7 +7,8 @@ import pytest
 from typer.main import get_command
 
 from certtrain import cli
-from certtrain.spec.preset import preset_names
+from certtrain.spec.epsilon import parse_eps
+from certtrain.spec.preset import load_preset
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,9 +36,15 @@ def test_every_command_and_option_named_is_there() -> None:
         assert set(re.findall(r"--[\w-]+", rest.split("#")[0])) <= known
 
 
-def test_every_preset_is_in_the_table() -> None:
-    listed = re.findall(r"^\| `([\w-]+)` \|", TEXT, flags=re.M)
-    assert sorted(listed) == preset_names()
+def test_the_table_of_presets_says_what_they_say() -> None:
+    section = TEXT.partition("## Presets")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([^|]+) \| ([^|]+) \| `([\w-]+)` \|", section, flags=re.M)
+    assert len(rows) > 10
+    for name, data, eps, objective in rows:
+        preset = load_preset(name)
+        assert (preset.eps.max, preset.objective.name) == (parse_eps(eps), objective)
+        assert preset.data.name in re.sub(r"\W", "", data).lower()
+    assert "(docs/presets.md)" in section  # all of them
 
 
 def test_the_public_names_are_all_there() -> None:

@@ -9,7 +9,7 @@ from certtrain.bounds.graph import Normalize
 from certtrain.errors import DataError
 from certtrain.network.blocks import Layers, ResidualBlock, append_layer, output_shape
 from certtrain.network.graphs import build_graph
-from certtrain.spec.architecture import CNN, CNN7, DM, MLP, Architecture, Residual, ResNeXt, WideResNet
+from certtrain.spec.architecture import CNN, CNN3, CNN5, CNN7, DM, MLP, Architecture, Residual, ResNeXt, WideResNet
 from certtrain.spec.layers import Graph
 from certtrain.spec.section import Section
 from certtrain.spec.shapes import ImageShape
@@ -60,6 +60,24 @@ def _cnn7(a: CNN7, shape: ImageShape, layers: Layers) -> int:
         linear=(a.linear_size,),
         batch_norm=a.batch_norm,
     )
+    return _cnn(cnn, shape, layers)
+
+
+def _cnn5(a: CNN5, shape: ImageShape, layers: Layers) -> int:
+    cnn = CNN(
+        name="cnn",
+        channels=(a.width, a.width, 2 * a.width),
+        kernels=(3, 4, 4),
+        strides=(1, 2, 2),
+        linear=(a.linear_size,),
+        batch_norm=a.batch_norm,
+    )
+    return _cnn(cnn, shape, layers)
+
+
+def _cnn3(a: CNN3, shape: ImageShape, layers: Layers) -> int:
+    channels = (a.width, 2 * a.width)
+    cnn = CNN(name="cnn", channels=channels, kernels=(5, 4), strides=(2, 2), batch_norm=a.batch_norm)
     return _cnn(cnn, shape, layers)
 
 
@@ -140,6 +158,8 @@ def _residual(a: Residual, shape: ImageShape, layers: Layers, body: Body) -> int
 
 BUILDERS: dict[type[Section], Callable[..., int]] = {
     CNN7: _cnn7,
+    CNN5: _cnn5,
+    CNN3: _cnn3,
     DM: _dm,
     CNN: _cnn,
     MLP: _mlp,

@@ -26,6 +26,34 @@ class CNN7(Section):
     """BatchNorm after every layer but the last."""
 
 
+class CNN3(Section):
+    """A network of three layers: a 5×5 and a 4×4 convolution, both of stride 2, and the output layer.
+
+    As CTRAIN has its CNN-3 (Kaulen and Hoos 2025). Other code of the field has the same layers with a width of 16.
+    """
+
+    name: Literal["cnn3"]
+    width: Positive = 64
+    """Channels of the first convolution; the second has twice as many."""
+    batch_norm: bool = True
+    """BatchNorm after every layer but the last."""
+
+
+class CNN5(Section):
+    """A network of five layers: a 3×3 convolution, two 4×4 ones of stride 2, and two linear layers.
+
+    As CTRAIN has its CNN-5 (Kaulen and Hoos 2025). Other code of the field has the same layers with a width of 16.
+    """
+
+    name: Literal["cnn5"]
+    width: Positive = 64
+    """Channels of the first two convolutions; the third has twice as many."""
+    linear_size: Positive = 512
+    """Units of the hidden linear layer."""
+    batch_norm: bool = True
+    """BatchNorm after every layer but the last."""
+
+
 class DM(Section):
     """The small or the medium network of Gowal et al. 2018. Their large one is cnn7 without BatchNorm."""
 
@@ -111,7 +139,7 @@ class ResNeXt(Residual):
     """Channels of a group in the first stage; a block's output has twice the channels of all its groups."""
 
 
-Named = CNN7 | DM | CNN | MLP | WideResNet | ResNeXt
+Named = CNN7 | CNN5 | CNN3 | DM | CNN | MLP | WideResNet | ResNeXt
 
 # A network in a model file, which is data only. A preset may also name a module, which is code.
 Architecture = Annotated[Named | Graph, Field(discriminator="name")]

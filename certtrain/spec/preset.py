@@ -1,16 +1,12 @@
 """Presets: everything that decides the result of a run, validated; without torch.
 
-A preset is a TOML file. Overrides name a field by its dotted path. A preset
+A preset is a TOML file, which may extend another. Overrides name a field by its dotted path. A preset
 is saved with all its fields in the run's folder and in the model file.
 """
 
 import difflib
-import json
-import os
 import tomllib
 from collections.abc import Mapping
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +22,8 @@ from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
 from certtrain.spec.migration import FORMAT, migrated
 from certtrain.spec.objective import OBJECTIVES, AttackSection, CrownIBPSection, IBPSection, Objective
+from certtrain.spec.preset_file import change_network, change_objective, preset_fields
+from certtrain.spec.preset_file import preset_names as preset_names
 from certtrain.spec.section import Positive, Section
 
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
@@ -192,35 +190,21 @@ class Preset(Section):
         return self
 
 
-def preset_folder() -> Traversable:
-    """The folder of the shipped presets: inside the installed package, or in the root of a checkout."""
-    installed = resources.files("certtrain") / "_presets"
-    return installed if installed.is_dir() else resources.files("certtrain") / ".." / "presets"
-
-
-def preset_names() -> list[str]:
-    """The names of the shipped presets, sorted."""
-    return sorted(f.name.removesuffix(".toml") for f in preset_folder().iterdir() if f.name.endswith(".toml"))
-
-
 def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
     """The preset of that name, in that .toml or .json file, or with these fields; `overrides` replace some fields.
 
-    Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides`
-    maps dotted paths to values ({"train.epochs": 3}). If they name another network,
-    it has its own defaults; only batch_norm, which means the same in every network,
-    is kept. Raises PresetError, which names the file and each wrong field.
+    A preset may extend another (`preset_fields`); the result has the fields of both.
+    Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides` maps
+    dotted paths to values ({"train.epochs": 3}). If they name another network, it has
+    its own defaults; only batch_norm, which means the same in every network, is kept.
+    If they name another objective, it keeps the fields that it has too. Raises
+    PresetError, which names the file and each wrong field.
     """
-    title = source.get("name", "given") if isinstance(source, Mapping) else str(source)
-    values = _copied(source) if isinstance(source, Mapping) else _read(str(source))
-    try:
-        values = migrated(values)  # before the overrides, which name fields as this version does
-    except ValueError as error:
-        raise PresetError(f"preset {title!r} is not valid:\n  {error}") from error
+    title, values = source.get("name", "given") if isinstance(source, Mapping) else str(source), preset_fields(source)
     if overrides and "model.name" in overrides:
-        _change_network(values, overrides["model.name"])
+        change_network(values, overrides["model.name"])
     if overrides and "objective.name" in overrides:
-        _change_objective(values, overrides["objective.name"])
+        change_objective(values, overrides["objective.name"])
     for path, value in (overrides or {}).items():
         _replace(values, path, value)
     try:
@@ -243,26 +227,6 @@ def parse_override(text: str) -> tuple[str, Any]:
         return path.strip(), value.strip()
 
 
-def _read(name_or_file: str) -> dict[str, Any]:
-    is_file = name_or_file.endswith((".toml", ".json")) or os.sep in name_or_file
-    source: Traversable = Path(name_or_file) if is_file else preset_folder() / f"{name_or_file}.toml"
-    if not source.is_file():
-        known = f"Presets: {', '.join(preset_names())}; or give a .toml file."
-        raise PresetError(f"there is no preset {name_or_file!r}. {known}")
-    try:
-        text = source.read_text(encoding="utf-8")
-        values = json.loads(text) if name_or_file.endswith(".json") else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise PresetError(f"preset {name_or_file!r} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise PresetError(f"preset {name_or_file!r} cannot be read: it must hold fields, not {values!r}")
-    return values
-
-
-def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
-
-
 def _replace(values: dict[str, Any], path: str, value: Any) -> None:
     *sections, field = path.split(".")
     for section in sections:
@@ -270,22 +234,6 @@ def _replace(values: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise PresetError(f"cannot set {path!r}: {section!r} is not a section")
     values[field] = value
-
-
-def _change_network(values: dict[str, Any], name: Any) -> None:
-    """Remove the fields of the network if it is another than `name`."""
-    model = values.get("model")
-    if isinstance(model, dict) and model.get("name") != name:
-        kept = ["batch_norm"] if str(name) in NETWORKS else []
-        values["model"] = {field: value for field, value in model.items() if field in kept}
-
-
-def _change_objective(values: dict[str, Any], name: Any) -> None:
-    """Remove the fields that the objective `name` does not have."""
-    objective = values.get("objective")
-    if isinstance(objective, dict) and name in OBJECTIVES:
-        known = OBJECTIVES[name].model_fields
-        values["objective"] = {field: value for field, value in objective.items() if field in known}
 
 
 def explain(error: ValidationError) -> str:

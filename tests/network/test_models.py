@@ -12,7 +12,7 @@ from certtrain.bounds.graph import Add, LayerCall, Normalize
 from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import DataError
 from certtrain.network.models import BUILDERS, InputSpec, build_model
-from certtrain.spec.architecture import CNN, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
+from certtrain.spec.architecture import CNN, CNN3, CNN5, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
 from certtrain.spec.preset import load_preset
 from helpers.sampling import assert_inside, ball, points_inside
 
@@ -115,8 +115,37 @@ def test_the_small_networks_are_gowals(
         assert linear(model) == list(pairwise(ends))
 
 
+@pytest.mark.parametrize("shape", [MNIST, CIFAR], ids=["28", "32"])
+def test_cnn3_and_cnn5_have_the_layers_that_their_sections_say(shape: tuple[int, int, int]):
+    side = shape[1] // 4
+    three, five = build(CNN3(name="cnn3"), shape), build(CNN5(name="cnn5"), shape)
+    assert convolutions(three) == [(shape[0], 64, 5, 2), (64, 128, 4, 2)]
+    assert linear(three) == [(128 * side * side, 10)]
+    assert convolutions(five) == [(shape[0], 64, 3, 1), (64, 64, 4, 2), (64, 128, 4, 2)]
+    assert linear(five) == [(128 * side * side, 512), (512, 10)]
+
+
+def test_cnn5_has_as_many_weights_as_the_networks_that_ctrain_publishes():
+    tensors = build(CNN5(name="cnn5"), CIFAR).state_dict().values()
+    assert 0 < 17_616_246 - 4 * sum(tensor.numel() for tensor in tensors) < 10_000  # their size, the rest is its header
+
+
+# CTBench counts the modules of CNN-7 before the split; the first of its 21 is the normalisation.
+SPLITS = {"mnist-0.1-taps": 10, "mnist-0.3-taps": 13, "cifar10-2-255-taps": 4, "cifar10-8-255-taps": 17}
+
+
+@pytest.mark.parametrize("preset", SPLITS)
+def test_the_presets_split_cnn7_where_the_published_settings_do(preset: str):
+    with torch.device("meta"):
+        names = [name for name, _ in build_model(load_preset(preset).model, RGB).named_children()]
+    assert len(names) == 21
+    assert names[SPLITS[preset] - 1] == load_preset(preset).objective.split
+
+
 ARCHITECTURES: list[Architecture] = [
     CNN7(name="cnn7", width=2, linear_size=3),
+    CNN5(name="cnn5", width=2, linear_size=3),
+    CNN3(name="cnn3", width=2),
     CNN(name="cnn", channels=(2, 3), kernels=(3, 5), strides=(1, 2), linear=(4,)),
     CNN(name="cnn", channels=(2,), kernels=(4,), strides=(2,)),
     CNN(name="cnn", channels=(2, 3), kernels=(4, 3), strides=(2, 1), paddings=(0, 2)),

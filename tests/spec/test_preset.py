@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +89,7 @@ def test_vanilla_ibp_differs_in_the_three_improvements_alone():
     assert load_preset(preset.name, undone).model_dump(exclude=own) == other.model_dump(exclude=own)
 
 
-def test_crown_ibp_differs_from_vanilla_ibp_in_its_bounds_alone():
+def test_crown_ibp_differs_from_vanilla_ibp_in_its_objective_alone():
     preset, other = load_preset("cifar10-crown-ibp"), load_preset("cifar10-vanilla-ibp")
     assert preset.objective == CrownIBPSection(name="crown-ibp", loss_fusion=True)
     own = {"name", "description", "objective"}
@@ -126,6 +127,178 @@ def test_the_bounds_of_an_earlier_format_name_the_objective():
         load_preset(values | {"bounds": {"method": "ibp"}, "objective": {"name": "ibp"}})
     with pytest.raises(PresetError, match="no such field"):
         load_preset(values | {"bounds": {"method": "ibp", "speed": 1}})
+
+
+# --- what ships for each objective and radius ------------------------------------------------------------
+
+BASES = ("mnist-0.1", "mnist-0.3", "cifar10-2-255", "cifar10-8-255", "tinyimagenet-1-255")
+CTRAIN = [file.stem for file in SHIPPED if file.stem.endswith("-ctrain")]
+
+
+def named_objective(preset: str) -> str:
+    """The objective in the name of a preset; IBP if there is none."""
+    found = [objective for objective in OBJECTIVES if f"-{objective}-" in f"-{preset}-"]
+    return max(found, key=len, default="ibp")
+
+
+def extended(file: Path) -> str | None:
+    """What the preset in the file extends."""
+    found: str | None = tomllib.loads(file.read_text(encoding="utf-8")).get("extends")
+    return found
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_a_shipped_preset_has_the_objective_of_its_name_and_extends_one_that_ships(file: Path):
+    assert load_preset(file.stem).objective.name == named_objective(file.stem)
+    assert extended(file) in (None, *preset_names())
+    assert file.read_text(encoding="utf-8").startswith("# ")  # where its settings come from
+
+
+def test_each_radius_has_a_preset_for_each_objective():
+    ours = {(base, objective) for base in BASES for objective in OBJECTIVES if objective != "custom"}
+    found = {(extended(file), named_objective(file.stem)) for file in SHIPPED if extended(file) in BASES}
+    assert found | {("cifar10-8-255", "ibp")} == ours
+    assert load_preset("cifar10-8-255").objective.name == "ibp"  # which needs no preset beside its base
+
+
+def test_the_presets_of_a_radius_have_its_data_radius_and_network():
+    for file in SHIPPED:
+        if (base := extended(file)) in BASES:
+            preset, other = load_preset(file.stem), load_preset(base)
+            assert (preset.data, preset.model, preset.eps.max) == (other.data, other.model, other.eps.max)
+            assert preset.name.startswith(f"{base}-")
+            assert "not yet measured" in preset.description
+
+
+# Epochs, batch, milestones, start and length of the ramp, factor of ε, λ of the regularisers.
+COMMON = {
+    "mnist-0.1": (70, 256, (50, 60), 1, 20, 2.0, 0.5),
+    "mnist-0.3": (70, 256, (50, 60), 1, 20, 1.0, 0.5),
+    "cifar10-2-255": (160, 128, (120, 140), 2, 80, 1.0, 0.5),
+    "cifar10-8-255": (240, 128, (200, 220), 2, 120, 1.0, 0.5),
+    "tinyimagenet-1-255": (160, 128, (120, 140), 2, 80, 1.0, 0.2),
+}
+
+
+def schedule(preset: Preset) -> tuple[Any, ...]:
+    train, eps = preset.train, preset.eps
+    ramp = (eps.start, eps.length, eps.train_factor)
+    return (train.epochs, train.batch_size, train.milestones, *ramp, preset.regularizer.weight)
+
+
+@pytest.mark.parametrize("base", COMMON)
+def test_the_schedules_are_those_of_ctbench(base: str):
+    preset = load_preset(base)
+    assert schedule(preset) == COMMON[base]
+    train = preset.train
+    assert (train.learning_rate, train.decay, train.clip_norm, train.optimizer) == (5e-4, 0.2, 10.0, "adam")
+    assert (train.l1, train.batch_norm_refresh, preset.init, preset.model.name) == (0, True, "ibp", "cnn7")
+
+
+# What differs from preset to preset: weight of the L1 norm, first epoch of the average, share of the natural loss.
+PUBLISHED = {
+    "mnist-0.1-ibp": (2e-6, None, 0.3),
+    "mnist-0.1-crown-ibp": (5e-6, None, 0.3),
+    "mnist-0.1-sabr": (1e-6, None, 0.3),
+    "mnist-0.1-taps": (2e-6, None, 0.3),
+    "mnist-0.1-staps": (5e-6, None, 0.3),
+    "mnist-0.1-mtl-ibp": (1e-5, 65, 0.3),
+    "mnist-0.1-cc-ibp": (1e-5, 65, 0.3),
+    "mnist-0.1-exp-ibp": (1e-5, 65, 0.3),
+    "mnist-0.1-pgd": (1e-5, None, 0.0),
+    "mnist-0.3-ibp": (2e-6, None, 0.3),
+    "mnist-0.3-crown-ibp": (1e-6, None, 0.3),
+    "mnist-0.3-sabr": (2e-6, None, 0.0),
+    "mnist-0.3-taps": (0.0, None, 0.0),
+    "mnist-0.3-staps": (1e-5, None, 0.0),
+    "mnist-0.3-mtl-ibp": (1e-6, 65, 0.0),
+    "mnist-0.3-cc-ibp": (3e-6, None, 0.0),
+    "cifar10-2-255-ibp": (1e-6, None, 0.2),
+    "cifar10-2-255-crown-ibp": (3e-6, None, 0.0),
+    "cifar10-2-255-sabr": (1e-6, None, 0.0),
+    "cifar10-2-255-taps": (2e-6, None, 0.0),
+    "cifar10-2-255-staps": (1e-6, None, 0.0),
+    "cifar10-2-255-mtl-ibp": (3e-6, 150, 0.1),
+    "cifar10-2-255-cc-ibp": (3e-6, None, 0.0),
+    "cifar10-2-255-exp-ibp": (4e-6, None, 0.0),
+    "cifar10-8-255-crown-ibp": (0.0, None, 0.0),
+    "cifar10-8-255-sabr": (0.0, None, 0.0),
+    "cifar10-8-255-taps": (0.0, None, 0.0),
+    "cifar10-8-255-staps": (0.0, None, 0.0),
+    "cifar10-8-255-mtl-ibp": (0.0, 225, 0.0),
+    "cifar10-8-255-cc-ibp": (0.0, None, 0.0),
+    "cifar10-8-255-exp-ibp": (0.0, None, 0.0),
+    "tinyimagenet-1-255-ibp": (1e-5, None, 0.0),
+    "tinyimagenet-1-255-crown-ibp": (2e-5, 150, 0.0),
+    "tinyimagenet-1-255-sabr": (5e-5, None, 0.0),
+    "tinyimagenet-1-255-taps": (5e-5, None, 0.3),
+    "tinyimagenet-1-255-staps": (5e-5, None, 0.0),
+    "tinyimagenet-1-255-mtl-ibp": (5e-5, 150, 0.3),
+    "tinyimagenet-1-255-cc-ibp": (5e-5, 150, 0.3),
+    "tinyimagenet-1-255-exp-ibp": (1e-6, None, 0.0),
+}
+# Of each family the presets' own field, in the order of BASES: α, λ, and where the network is split with which scale.
+WEIGHTS = {
+    "mtl-ibp": (0.02, 0.5, 0.01, 0.6, 0.05),
+    "cc-ibp": (0.02, 0.3, 0.01, 0.5, 0.05),
+    "exp-ibp": (0.02, 0.5, 0.095, 0.5, 0.4),
+    "sabr": (0.4, 0.9, 0.1, 0.9, 0.4),
+    "staps": (0.4, 0.6, 0.1, 0.9, 0.6),
+}
+SPLITS = {
+    "taps": [("conv3_relu", 4), ("conv4_relu", 4), ("conv1_relu", 4), ("flatten", 2), ("flatten", 8)],
+    "staps": [("flatten", 4), ("flatten", 4), ("flatten", 2), ("flatten", 2), ("flatten", 4)],
+}
+# Steps, starts and radius of the attack, where it is CTBench's.
+ATTACKS = {
+    "sabr": [(10, 3, 1), (5, 3, 1), (5, 3, 1), (5, 3, 1), (1, 3, 1)],
+    "mtl-ibp": [(10, 3, 1), (1, 3, 1), (1, 3, 2), (1, 3, 1), (1, 3, 1.5)],
+    "pgd": [(10, 3, 1), (5, 3, 1), (8, 3, 1), (10, 3, 1), (1, 3, 1)],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_weights_in_the_loss_are_the_published_ones(name: str):
+    preset = load_preset(name)
+    assert (preset.train.l1, preset.train.average_from, preset.objective.natural_share) == PUBLISHED[name]
+
+
+def test_the_objectives_have_the_published_fields():
+    for number, base in enumerate(BASES):
+        for name, values in WEIGHTS.items():
+            objective = load_preset(f"{base}-{name}").objective
+            weight = objective.alpha if hasattr(objective, "alpha") else objective.subselection_ratio
+            assert weight == values[number], (base, name)
+        for name, places in SPLITS.items():
+            objective = load_preset(f"{base}-{name}").objective
+            assert (objective.split, objective.gradient_scale) == places[number], (base, name)
+        for name, attacks in ATTACKS.items():
+            attack = load_preset(f"{base}-{name}").objective.attack
+            assert (attack.steps, attack.restarts, attack.radius, attack.keep) == (*attacks[number], "best")
+
+
+# Optimiser, rate, epochs, ramp (start and length), factor of ε, milestones and decay, λ of the regularisers, L1.
+TUNED = {
+    "cifar10-8-255-mtl-ibp-ctrain": ("adamw", 1.15e-3, 260, 5, 111, 1.1, (214,), 0.0115, 0.37, 3.6e-7),
+    "cifar10-8-255-ibp-ctrain": ("adamw", 1.07e-3, 260, 5, 163, 1.47, (215, 233), 0.065, 0.43, 9.5e-8),
+    "cifar10-2-255-mtl-ibp-ctrain": ("radam", 5.84e-3, 160, 6, 83, 1.17, (100, 129), 0.115, 0.41, 1.4e-6),
+    "cifar10-2-255-sabr-ctrain": ("radam", 1.54e-3, 160, 4, 108, 1.53, (142, 154), 0.114, 0.39, 4.4e-6),
+    "tinyimagenet-1-255-mtl-ibp-ctrain": ("radam", 2.53e-3, 160, 6, 87, 1.3, (111, 147), 0.055, 0.32, 7.3e-6),
+    "mnist-0.3-ibp-ctrain": ("adamw", 2.6e-3, 70, 2, 32, 1.06, (57,), 0.016, 0.2, 3.2e-7),
+}
+
+
+def test_ctrains_presets_have_its_numbers_and_say_how_they_were_chosen():
+    assert sorted(TUNED) == CTRAIN
+    for name in CTRAIN:
+        preset = load_preset(name)
+        train, eps = preset.train, preset.eps
+        found = (train.optimizer, train.learning_rate, train.epochs, eps.start, eps.length, eps.train_factor)
+        assert (*found, train.milestones, train.decay, preset.regularizer.weight, train.l1) == TUNED[name]
+        assert (train.batch_size, train.clip_norm) == (512, 10.0)
+        assert train.weight_decay == (0.01 if train.optimizer == "adamw" else 0)  # PyTorch's defaults
+        assert "tuned on the test set" in preset.description
+        assert "tuned on the test set by its authors" in (ROOT / "presets" / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def test_the_preset_module_needs_no_torch():
@@ -302,7 +475,7 @@ def test_an_override_of_a_whole_section_replaces_it():
     assert preset.model.model_dump() == {"name": "mlp", "hidden": (5,), "batch_norm": True}
 
 
-@pytest.mark.parametrize("name", ["cnn7", "dm-small", "dm-medium", "wide-resnet", "resnext"])
+@pytest.mark.parametrize("name", ["cnn7", "cnn5", "cnn3", "dm-small", "dm-medium", "wide-resnet", "resnext"])
 @pytest.mark.parametrize("preset", ["digits", "cifar10-160ep", "tinyimagenet-resnext"])
 def test_one_word_puts_another_network_into_a_preset_with_its_own_defaults(preset: str, name: str):
     if load_preset(preset).model.name != name:
