@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from certtrain.training.context import RunContext as RunContext
     from certtrain.training.loss import LossTerms as LossTerms
     from certtrain.training.loss import objective_terms as objective_terms
+    from certtrain.training.objectives.base import Objective as Objective
+    from certtrain.training.objectives.base import Robust as Robust
+    from certtrain.training.passes import Passes as Passes
+    from certtrain.training.passes import Search as Search
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.verify import verify as verify
@@ -40,7 +44,11 @@ _MODULES = {
     "CerttrainError": "errors",
     "InitRecord": "network.initialization",
     "LossTerms": "training.loss",
+    "Objective": "training.objectives.base",
+    "Passes": "training.passes",
+    "Robust": "training.objectives.base",
     "RunContext": "training.context",
+    "Search": "training.passes",
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
     "ibp_init_": "network.initialization",

@@ -11,9 +11,9 @@ from typing import Any
 
 from certtrain.errors import (
     CertificateError,
+    CerttrainError,
     DataError,
     ModelFileError,
-    NetworkError,
     PropertyError,
     RunError,
     StorageError,
@@ -131,13 +131,13 @@ def check_data_folder(dataset: str, folder: Path | None) -> None:
         raise DataError(f"{dataset} not found: the data folder {folder} does not exist, or is not a folder.")
 
 
-def check_source(path: Path) -> None:
-    """Raise NetworkError unless `path` is a file that can be read."""
+def check_source(path: Path, error: type[CerttrainError]) -> None:
+    """Raise `error` unless `path` is a file that can be read."""
     try:
         path.read_bytes()
-    except OSError as error:
+    except OSError as raised:
         where = "" if path.is_absolute() else f" in the current folder, {Path.cwd()},"
-        raise NetworkError(f"the source file {path}{where} cannot be read: {error.strerror or error}") from error
+        raise error(f"the source file {path}{where} cannot be read: {raised.strerror or raised}") from raised
 
 
 def check_new_run(path: Path) -> None:

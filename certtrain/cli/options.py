@@ -150,12 +150,19 @@ def check_data(preset: "Preset", data_dir: Path | None) -> None:
 
 
 def _check_source(preset: "Preset") -> None:
-    """Check, before torch is loaded, that the source file of a user's own network exists. Raises NetworkError."""
+    """Check, before torch is loaded, that the files of a user's own network and objective exist.
+
+    Raises NetworkError or PresetError.
+    """
+    from certtrain.errors import NetworkError, PresetError
     from certtrain.spec.layers import ModuleSection
+    from certtrain.spec.objective import CustomSection
     from certtrain.storage import check_source
 
     if isinstance(preset.model, ModuleSection) and isinstance(preset.model.source, str):
-        check_source(Path(preset.model.source.rpartition(":")[0]))
+        check_source(Path(preset.model.source.rpartition(":")[0]), NetworkError)
+    if isinstance(preset.objective, CustomSection):
+        check_source(Path(preset.objective.source.rpartition(":")[0]), PresetError)
 
 
 def compute_device(device: DeviceName) -> str:

@@ -6,14 +6,9 @@ resuming the run executes any of it, or depends on later changes of it.
 
 import hashlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from importlib.abc import SourceLoader
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Callable
 from pathlib import Path
-from traceback import extract_tb
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +17,10 @@ from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.errors import NetworkError, UnsupportedLayer
 from certtrain.network.graphs import GraphNetwork, NetworkData, check_logits, graph_of
+from certtrain.runtime.user_code import USER_ERRORS, UserCallable, call, callable_from, error_text, user_code
 from certtrain.spec.layers import DropoutSection, Graph, ModuleSection, Origin
 from certtrain.spec.preset import Preset
 from certtrain.spec.shapes import ImageShape
-from certtrain.storage import check_source
-
-USER_ERRORS = (Exception, SystemExit)  # all that a user's file can raise, apart from an interrupt
-NOT_USER_FILES = ("<", str(Path(__file__).parent), str(Path(torch.__file__).parent))  # how their names begin
 
 
 def resolve_module(preset: Preset, train: ImageSet) -> Preset:
@@ -46,8 +38,8 @@ def resolve_module(preset: Preset, train: ImageSet) -> Preset:
 
 def read_network(module: ModuleSection, shape: ImageShape, classes: int) -> Graph:
     """The layers of a user's network for images of `shape` (C, H, W). Raises as `resolve_module`."""
-    with _user_code():
-        maker = _maker(module)
+    with user_code():
+        maker = callable_from(module.source, NetworkError)
         network = _call(maker, module.arguments, shape, classes)
         _check_parameters(maker.title, network)
         x = torch.randn(2, *shape)
@@ -71,86 +63,16 @@ def changed_source(preset: Preset) -> str | None:
         return None
 
 
-# --- the user's code -------------------------------------------------------------------------------------
+# --- the user's network ----------------------------------------------------------------------------------
 
 
-class _Maker(NamedTuple):
-    """The callable that makes the network, its name in messages, and the hash of its file."""
-
-    make: Callable[..., Any]
-    title: str
-    sha256: str | None
-
-
-@contextmanager
-def _user_code() -> Iterator[None]:
-    """A context for the user's code: what it prints goes to the error stream, and it has random numbers of its own."""
-    with torch.random.fork_rng(devices=[]), redirect_stdout(sys.stderr):
-        torch.manual_seed(0)
-        yield
-
-
-def _maker(module: ModuleSection) -> _Maker:
-    if not isinstance(module.source, str):
-        return _Maker(module.source, _title(module.source), None)
-    file, _, name = module.source.rpartition(":")
-    check_source(Path(file))
-    content = Path(file).read_bytes()
-    names = _run(Path(file), content)
-    if name not in names:
-        known = [key for key, value in names.items() if callable(value) and not key.startswith("_")]
-        raise NetworkError(f"{file} has no {name!r}; it has {', '.join(known) or 'no class or function'}")
-    if not callable(names[name]):
-        raise NetworkError(f"{module.source} is not a class or function but {names[name]!r}")
-    return _Maker(names[name], module.source, hashlib.sha256(content).hexdigest())
-
-
-def _title(make: Callable[..., Any]) -> str:
-    try:
-        return str(make.__qualname__)
-    except AttributeError:
-        return type(make).__name__
-
-
-class _Loader(SourceLoader):
-    """Runs bytes that were read before, so that the code that runs is the code that was hashed, without a cache."""
-
-    def __init__(self, path: Path, content: bytes) -> None:
-        self.path, self.content = path, content
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self.path)
-
-    def get_data(self, path: str | bytes) -> bytes:
-        return self.content
-
-
-def _run(file: Path, content: bytes) -> dict[str, Any]:
-    """The names that a Python file defines. It may import modules from its own folder."""
-    name = f"certtrain_source_{file.stem}"
-    spec = spec_from_file_location(name, file, loader=_Loader(file, content))
-    assert spec is not None  # since there is a loader
-    assert spec.loader is not None
-    sys.modules[name] = code = module_from_spec(spec)
-    sys.path.insert(0, str(file.parent.absolute()))
-    try:
-        spec.loader.exec_module(code)
-    except USER_ERRORS as error:
-        raise NetworkError(f"{file} cannot be run: {_error_text(error)}") from error
-    return vars(code)
-
-
-def _call(maker: _Maker, arguments: dict[str, Any], shape: ImageShape, classes: int) -> nn.Module:
+def _call(maker: UserCallable, arguments: dict[str, Any], shape: ImageShape, classes: int) -> nn.Module:
     make, title, _ = maker
     if isinstance(make, nn.Module):
         raise NetworkError(f"{title} is a network already; give the class or function that makes it")
     known = {"input_shape": shape, "classes": classes}
     given = {name: value for name, value in known.items() if name in _parameters(make)} | arguments
-    try:
-        network = make(**given)
-    except USER_ERRORS as error:
-        words = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise NetworkError(f"{title}({words}) raises {_error_text(error)}") from error
+    network = call(maker, given, NetworkError)
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{title} returns {network!r}, which is not a torch.nn.Module")
     return network
@@ -161,18 +83,6 @@ def _parameters(make: Callable[..., Any]) -> set[str]:
         return set(inspect.signature(make).parameters)
     except (ValueError, TypeError):  # a callable that is written in C may have no signature
         return set()
-
-
-def _error_text(error: BaseException) -> str:
-    """The error in words, and the line of the user's code that raised it."""
-    text = f"{type(error).__name__}: {error}"
-    files = ((frame.filename, frame.lineno) for frame in extract_tb(error.__traceback__))
-    in_user_code = not isinstance(error, SyntaxError)
-    lines = [(file, line) for file, line in files if in_user_code and not file.startswith(NOT_USER_FILES)]
-    return f"{text} ({lines[-1][0]}, line {lines[-1][1]})" if lines else text
-
-
-# --- the user's network ----------------------------------------------------------------------------------
 
 
 def _check_parameters(title: str, network: nn.Module) -> None:
@@ -190,7 +100,7 @@ def _logits(title: str, network: nn.Module, x: Tensor) -> Tensor:
     try:
         logits = network.eval()(x.clone())
     except USER_ERRORS as error:
-        raise NetworkError(f"{title} does not take images of shape {tuple(x.shape)}: {_error_text(error)}") from error
+        raise NetworkError(f"{title} does not take images of shape {tuple(x.shape)}: {error_text(error)}") from error
     if not isinstance(logits, Tensor):
         raise NetworkError(f"{title} returns {type(logits).__name__}, not a tensor of logits")
     return logits
@@ -203,7 +113,7 @@ def _layers(title: str, network: nn.Module, shape: ImageShape) -> NetworkData:
     except UnsupportedLayer as error:
         raise UnsupportedLayer(f"{title}: {error}") from error
     except USER_ERRORS as error:
-        raise UnsupportedLayer(f"{title}: its forward pass cannot be traced: {_error_text(error)}") from error
+        raise UnsupportedLayer(f"{title}: its forward pass cannot be traced: {error_text(error)}") from error
     if trained.graph != found.graph:
         raise UnsupportedLayer(f"{title} has other layers in training than in evaluation; they must be the same")
     for layer in found.graph.layers:

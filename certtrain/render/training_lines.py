@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from rich.text import Text
@@ -15,7 +15,7 @@ from certtrain.formats import clock, percent, times
 from certtrain.render import training_sentences as sentences
 from certtrain.render.console import out
 from certtrain.render.results import show_report
-from certtrain.runs.epoch import Epoch, LayerState
+from certtrain.runs.epoch import Epoch, LayerState, own_measures
 from certtrain.training import events
 
 SILENCE = 60.0  # seconds: the longest time without a line
@@ -120,9 +120,11 @@ class PlainView:
 
     def _step(self, event: events.StepDone) -> str:
         mean = event.averages
+        certified = mean.get("certified_accuracy")
+        bounded = "" if certified is None else f"  certified {percent(certified)}"
         return (
             f"{self._number(event.epoch)}  step {event.step:,} of {self.steps:,}  "
-            f"ε {event.eps:.4f}  loss {mean['loss']:.3f}  certified {percent(mean['certified_accuracy'])}  "
+            f"ε {event.eps:.4f}  loss {mean['loss']:.3f}{bounded}{_own(mean)}  "
             f"{clock(self._left(event.step))} left"
         )
 
@@ -139,7 +141,7 @@ class PlainView:
         return (
             f"{self._number(record.epoch)}  ε {record.eps:.4f}  "
             f"loss {record.measured['loss']:.3f}  natural {percent(record.measured['natural_accuracy'])}  "
-            f"certified {percent(record.certified_accuracy)}{validation}  "
+            f"certified {percent(record.certified_accuracy)}{validation}{_own(record.measured)}  "
             f"{_layers(record.layers)}{clock(self._left(record.step))} left"
         )
 
@@ -149,6 +151,12 @@ class PlainView:
         for finding in new:
             self._say(f"! {first_sentence(findings)}")
             self.explained.add((finding.layer, finding.kind))
+
+
+def _own(measured: Mapping[str, float | None]) -> str:
+    """The accuracies that the objective adds."""
+    own = own_measures(measured).items()
+    return "".join(f"  {sentences.measure_text(name, value)}" for name, value in own if name.endswith("_accuracy"))
 
 
 def _layers(layers: Sequence[LayerState]) -> str:

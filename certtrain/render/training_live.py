@@ -18,6 +18,8 @@ from certtrain.render import training_sentences as sentences
 from certtrain.render.console import NOTE_HEAD, out
 from certtrain.render.layers import live_layers
 from certtrain.render.results import show_report
+from certtrain.render.training_sentences import measure_text
+from certtrain.runs.epoch import own_measures
 from certtrain.training import events
 
 
@@ -32,7 +34,9 @@ class LiveView:
         self.started: events.Started | None = None
         self.step: events.StepDone | None = None
         self.held_out: float | None = None
-        self.natural: float | None = None  # of the last epoch; used where the steps do not measure it
+        # Of the last epoch; used where the steps do not measure them.
+        self.natural: float | None = None
+        self.certified: float | None = None
         self.live = Live(get_renderable=self._draw, console=out, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
@@ -57,6 +61,7 @@ class LiveView:
             case events.EpochDone():
                 self.held_out = event.record.measured.get("validation_certified_accuracy")
                 self.natural = event.record.measured["natural_accuracy"]
+                self.certified = event.record.measured["certified_accuracy"]
             case events.Note():
                 out.print(Text.assemble(NOTE_HEAD, event.text))
             case events.Verifying():
@@ -110,11 +115,14 @@ class LiveView:
         )
         grid.add_row(
             _accuracy("natural", mean.get("natural_accuracy", self.natural)),
-            _accuracy("certified", mean["certified_accuracy"]),
+            _accuracy("certified", mean.get("certified_accuracy", self.certified)),
             f"tightness [bold]{mean['tightness_loss']:.3f}[/]",
             f"balance [bold]{mean['relu_balance_loss']:.3f}[/]",
             "" if self.held_out is None else f"held out [bold]{100 * self.held_out:.1f}%[/]",
         )
+        own = [measure_text(name, value) for name, value in own_measures(mean).items()]
+        for first in range(0, len(own), len(grid.columns)):
+            grid.add_row(*own[first : first + len(grid.columns)])
         return grid
 
 

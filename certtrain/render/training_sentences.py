@@ -1,11 +1,17 @@
 """The sentences that both views of a training use, for its start, its verification, its stop and its end."""
 
-from certtrain.formats import clock
+from certtrain.formats import clock, percent
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
 from certtrain.training.events import Finished, Started, Stopped, Verifying
 
 COMPILING = "compiling the step"
+
+
+def measure_text(name: str, value: float) -> str:
+    """A measure of the objective's own, like "adversarial 43.1%" or "latent loss 1.234"."""
+    words = name.removesuffix("_accuracy").replace("_", " ")
+    return f"{words} {percent(value, 1)}" if name.endswith("_accuracy") else f"{words} {value:.3f}"
 
 
 def started_sentence(event: Started) -> str:

@@ -1,6 +1,6 @@
 """The pictures of a run: its curves over the epochs, and the states of its layers over the epochs."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from colorsys import hls_to_rgb
 from itertools import cycle, islice
 from operator import attrgetter
@@ -25,7 +25,7 @@ LOSSES = {  # label, colour, width: after the warm-up the robust loss coincides 
     "natural_loss": ("natural", "natural", 1.8),
     "robust_loss": ("robust", "certified", 1.8),
 }
-OTHER_COLOURS = ("falsified", "tightness", "balance", "misclassified")  # for losses that are not listed here
+OTHER_COLOURS = ("falsified", "tightness", "balance", "misclassified")  # for measures that are not listed here
 REGULARISERS = {"tightness_loss": ("tightness", "tightness"), "relu_balance_loss": ("ReLU balance", "balance")}
 SINGLE = {
     "eps": "ε at the end of the epoch",
@@ -86,7 +86,8 @@ def _known(run: Run, names: dict[str, _T]) -> list[tuple[str, _T]]:
 
 def _accuracies(run: Run) -> list[Curve]:
     found = _known(run, ACCURACIES)
-    return [Curve(label, run.values(name), colour, dashed) for name, (label, colour, dashed) in found]
+    known = [Curve(label, run.values(name), colour, dashed) for name, (label, colour, dashed) in found]
+    return known + _others(run, "_accuracy", ACCURACIES)
 
 
 def _remark(run: Run, accuracies: list[Curve]) -> str:
@@ -101,10 +102,15 @@ def _remark(run: Run, accuracies: list[Curve]) -> str:
 def _losses(run: Run) -> list[Curve]:
     found = _known(run, LOSSES)
     known = [Curve(label, run.values(name), colour, width=width) for name, (label, colour, width) in found]
-    others = [name for name in run.measured if name.endswith("_loss") and name not in {*LOSSES, *REGULARISERS}]
-    return known + [
-        Curve(name.removesuffix("_loss").replace("_", " "), run.values(name), colour)
-        for name, colour in zip(others, islice(cycle(OTHER_COLOURS), len(others)), strict=True)
+    return known + _others(run, "_loss", {*LOSSES, *REGULARISERS})
+
+
+def _others(run: Run, kind: str, known: Collection[str]) -> list[Curve]:
+    """The measures of that kind that are not known here: those of the objective's own."""
+    names = [name for name in run.measured if name.endswith(kind) and name not in known]
+    return [
+        Curve(name.removesuffix(kind).replace("_", " "), run.values(name), colour)
+        for name, colour in zip(names, islice(cycle(OTHER_COLOURS), len(names)), strict=True)
     ]
 
 

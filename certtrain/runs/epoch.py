@@ -9,6 +9,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+STANDARD = frozenset(
+    {"loss", "robust_loss", "natural_loss", "tightness_loss", "relu_balance_loss"}
+    | {"natural_accuracy", "certified_accuracy", "validation_natural_accuracy", "validation_certified_accuracy"}
+)
+
+
+def own_measures(measured: Mapping[str, float | None]) -> dict[str, float]:
+    """The losses and accuracies that the objective adds to those of every training, by name."""
+    kinds = ("_loss", "_accuracy")
+    return {n: v for n, v in measured.items() if v is not None and n.endswith(kinds) and n not in STANDARD}
+
 
 @dataclass(frozen=True)
 class LayerState:

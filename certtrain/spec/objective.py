@@ -124,6 +124,8 @@ class LatentAttack(ObjectiveSection):
     """The attack in the latent box; for each class it finds an input of the second part with a small margin."""
     gradient_scale: float = Field(4.0, gt=0)
     """Factor of the gradient that comes by way of the attack, beside that of the bounds."""
+    relu_shrinkage: float = Field(0.0, ge=0, lt=1)
+    """s: the upper bounds of unstable ReLUs are multiplied by 1 − s."""
     link: float = Field(0.5, gt=0, le=0.5)
     """The share of the latent box's width, at each end, in which a latent input passes its gradient to that end."""
 
@@ -149,10 +151,12 @@ class CustomSection(ObjectiveSection):
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments for the class."""
     attack: AttackSection | None = None
-    """An attack for the class, if it has one."""
+    """The settings of an attack, which the class gets as its argument `attack`."""
+    sha256: str | None = None
+    """The hash of the file, written into the preset of a run when it begins."""
 
 
-Objective = Annotated[
+AnyObjective = Annotated[
     IBPSection
     | CrownIBPSection
     | PGDSection

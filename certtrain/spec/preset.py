@@ -21,7 +21,7 @@ from certtrain.spec.choices import Scheme as Scheme
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
 from certtrain.spec.migration import FORMAT, migrated
-from certtrain.spec.objective import OBJECTIVES, AttackSection, CrownIBPSection, IBPSection, Objective
+from certtrain.spec.objective import OBJECTIVES, AnyObjective, AttackSection, CrownIBPSection, IBPSection
 from certtrain.spec.preset_file import change_network, change_objective, preset_fields
 from certtrain.spec.preset_file import preset_names as preset_names
 from certtrain.spec.section import Positive, Section
@@ -150,7 +150,7 @@ class Preset(Section):
     model: Annotated[Architecture | ModuleSection, Field(discriminator="name")]
     eps: EpsSection
     train: TrainSection
-    objective: Objective = IBPSection(name="ibp")
+    objective: AnyObjective = IBPSection(name="ibp")
     regularizer: RegularizerSection = RegularizerSection()
 
     @model_validator(mode="before")

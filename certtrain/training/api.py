@@ -14,6 +14,7 @@ from certtrain.training.compilation import check_compile
 from certtrain.training.context import DEFAULT_CONTEXT, RunContext
 from certtrain.training.distributed import Group
 from certtrain.training.events import Loading, Note
+from certtrain.training.objectives.custom import with_source_hash
 from certtrain.training.trainer import Trainer
 from certtrain.verification.verify import Report
 
@@ -23,12 +24,13 @@ def train(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT
     """Train by `preset` into the new folder `out`, verify on the test set, and write model, results and report.
 
     If the preset's network is a user's own code, it is run here, and its layers are
-    saved with the run. Returns the report of the verification, or None if the run
+    saved with the run. A user's own objective is run from its file, until the run
+    ends. Returns the report of the verification, or None if the run
     was stopped. Raises a CerttrainError.
     """
     context = context.resolved()
     images = _load_images(preset, context)  # the folder is made last, so that an earlier error leaves none behind
-    preset = context.group.on_leader(lambda: resolve_module(preset, images.train))
+    preset = context.group.on_leader(lambda: with_source_hash(resolve_module(preset, images.train)))
     folder = RunFolder(Path(out))
     trainer = Trainer(preset, folder, images, context)
     with _locked(folder.path, context.group, new=True):

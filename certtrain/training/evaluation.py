@@ -1,6 +1,6 @@
 """A network's accuracy during training, on training examples and on held-out ones, never on the test set."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,24 @@ from certtrain.verdicts import Verdict, correct_examples
 from certtrain.verification.certificate import Certifier
 
 SIZE = 200  # examples at a time
-NATURAL_EXAMPLES = 2000  # training examples on which natural accuracy is measured if the steps do not measure it
+TRAINING_EXAMPLES = 2000  # training examples on which an accuracy is measured if the steps do not measure it
 
 
-def epoch_accuracies(network: nn.Module, images: Images, preset: Preset, device: str) -> dict[str, float]:
-    """The accuracies at the end of an epoch that its steps do not measure, by name.
+def epoch_accuracies(
+    network: nn.Module, images: Images, preset: Preset, device: str, *, eps: float, known: Collection[str]
+) -> dict[str, float]:
+    """The accuracies at the end of an epoch that its steps do not measure, by name; `known` are those that they do.
 
-    These are natural accuracy if the steps have no clean batch, and both accuracies on the held-out examples.
+    On training examples these are natural accuracy if the steps have no clean batch, and certified accuracy by
+    intervals at the epoch's ε if the objective has no bounds over the whole box; and both on the held-out examples.
     """
     accuracies, held_out = dict[str, float](), images.validation
-    if preset.train.batch_norm_statistics != "clean":
-        accuracies["natural_accuracy"] = natural_accuracy(network, images.train.take(NATURAL_EXAMPLES), device)
+    if "natural_accuracy" not in known:
+        accuracies["natural_accuracy"] = natural_accuracy(network, images.train.take(TRAINING_EXAMPLES), device)
+    if "certified_accuracy" not in known:
+        _, accuracies["certified_accuracy"] = certified_accuracy(
+            network, images.train.take(TRAINING_EXAMPLES), eps, device
+        )
     if held_out is not None:
         natural, certified = certified_accuracy(network, held_out, preset.eps.max, device)
         accuracies |= {"validation_natural_accuracy": natural, "validation_certified_accuracy": certified}

@@ -21,7 +21,7 @@ from certtrain.bounds.trace import BoundTrace
 from certtrain.deprecation import renamed_argument
 from certtrain.errors import EpsilonError, MethodError
 from certtrain.spec.epsilon import parse_eps
-from certtrain.spec.objective import Objective as ObjectiveFields
+from certtrain.spec.objective import AnyObjective
 from certtrain.spec.preset import explain
 from certtrain.spec.schedule import warmup_weight
 from certtrain.training.compilation import as_it_is
@@ -32,7 +32,7 @@ from certtrain.training.regularizers import regularizer_losses, sums_of, width_o
 from certtrain.verdicts import certified_examples, correct_examples
 
 SMALLEST_EPS = 1e-6  # the regularisers' ε while that of the schedule is zero
-_FIELDS: TypeAdapter[Any] = TypeAdapter(ObjectiveFields)
+_FIELDS: TypeAdapter[Any] = TypeAdapter(AnyObjective)
 
 
 @dataclass(frozen=True)

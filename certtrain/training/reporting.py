@@ -78,9 +78,10 @@ class Reporter:
         """Report a finished epoch, and write its line of the metrics. Raises StorageError."""
         step = progress.step
         measured = {"learning_rate": self.schedules.learning_rate(step - 1)} | averages(progress.sums)
-        measured |= epoch_accuracies(self.stepper.result, self.images, self.preset, self.context.device)
-        measured |= {"seconds": progress.seconds}
         number, eps = step // self.per_epoch, self.schedules.eps(step - 1)
+        network, device = self.stepper.result, self.context.device
+        measured |= epoch_accuracies(network, self.images, self.preset, device, eps=eps, known=measured)
+        measured |= {"seconds": progress.seconds}
         record = Epoch(number, step, eps, measured, self.diagnostics.layers)
         self.folder.log(record.to_dict())
         self.context.emit(EpochDone(record))

@@ -10,15 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from certtrain.bounds.graph import LayerGraph
-from certtrain.spec.objective import Objective as ObjectiveFields
-from certtrain.spec.objective import ObjectiveSection
+from certtrain.spec.objective import AnyObjective, ObjectiveSection
 from certtrain.training.objectives import objective_of
 from certtrain.training.objectives.base import Objective, Robust
 from certtrain.training.passes import Passes, Search
 from helpers.oracles import EPS, FOLDER
 
 NETS = ("mlp", "cnn4_bn")
-_SECTIONS: TypeAdapter[Any] = TypeAdapter(ObjectiveFields)
+_SECTIONS: TypeAdapter[Any] = TypeAdapter(AnyObjective)
 _FIELDS = {"alpha": "alpha", "lambda": "subselection_ratio", "shrink": "relu_shrinkage", "scale": "gradient_scale"}
 
 

@@ -37,14 +37,14 @@ def _expressive(mix: Mix) -> Callable[[ExpressiveSection, LayerGraph], Objective
 
 
 def _small_boxes(section: SmallBox, graph: LayerGraph) -> SmallBoxes:
-    return SmallBoxes(graph, section.attack, section.subselection_ratio, section.relu_shrinkage)
+    return SmallBoxes(graph, section.attack, section.subselection_ratio)
 
 
 def _sabr(section: SmallBox, graph: LayerGraph) -> Objective:
     """The small box of λ = 1 is the whole box, wherever the attack ends."""
     if section.subselection_ratio == 1 and section.relu_shrinkage == 0:
         return IBP()
-    return SABR(_small_boxes(section, graph))
+    return SABR(_small_boxes(section, graph), section.relu_shrinkage)
 
 
 _MAKERS: dict[str, Callable[[Any, LayerGraph], Objective]] = {

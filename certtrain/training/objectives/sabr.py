@@ -13,14 +13,10 @@ from certtrain.training.passes import Passes, Search
 
 
 class SmallBoxes:
-    """The small boxes: λ times the half width of the input boxes, around attacked inputs, inside the input boxes.
+    """The small boxes: λ times the half width of the input boxes, around attacked inputs, inside the input boxes."""
 
-    ratio: λ. shrinkage: s; the upper bounds of unstable ReLUs are multiplied by 1 − s.
-    """
-
-    def __init__(self, graph: LayerGraph, attack: AttackSection, ratio: float, shrinkage: float) -> None:
+    def __init__(self, graph: LayerGraph, attack: AttackSection, ratio: float) -> None:
         self.attack, self.ratio = InputAttack(graph, attack), ratio
-        self.altered: Altered | None = None if shrinkage == 0 else _shrunk_by(shrinkage)
 
     def around(self, passes: Passes, points: Tensor) -> Box:
         """The boxes around `points` (B, …), which may lie outside the input boxes."""
@@ -31,12 +27,12 @@ class SmallBoxes:
 
 
 class SABR(Objective):
-    """L(m) by intervals over the small box."""
+    """L(m) by intervals over the small box, with bounds of ReLUs that shrink by `shrinkage`."""
 
     attacks = True
 
-    def __init__(self, boxes: SmallBoxes) -> None:
-        self.boxes = boxes
+    def __init__(self, boxes: SmallBoxes, shrinkage: float) -> None:
+        self.boxes, self.altered = boxes, shrinking(shrinkage)
 
     def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
         """As `Objective`: attacked inputs."""
@@ -44,14 +40,16 @@ class SABR(Objective):
 
     def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
         """As `Objective`. The small box certifies nothing, so there are no margins."""
-        trace = passes.trace(self.boxes.around(passes, found[0]), altered=self.boxes.altered)
+        trace = passes.trace(self.boxes.around(passes, found[0]), altered=self.altered)
         margins = trace.margins(passes.labels)
         measures = {"small_box_accuracy": all_positive(margins, passes.labels)}
         return Robust(margin_losses(margins, passes.labels), traces=(trace,), measures=measures)
 
 
-def _shrunk_by(shrinkage: float) -> Altered:
-    """At a ReLU, multiply the upper bounds of unstable neurons by 1 − s (Müller et al. 2023, section 4)."""
+def shrinking(shrinkage: float) -> Altered | None:
+    """Multiply the upper bounds of unstable ReLUs by 1 − s (Müller et al. 2023, section 4); None for s = 0."""
+    if shrinkage == 0:
+        return None
 
     def altered(layer: nn.Module, box: Box) -> Box:
         if not isinstance(layer, nn.ReLU):

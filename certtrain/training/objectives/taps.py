@@ -11,10 +11,10 @@ from certtrain.bounds.statistics import StatisticsByCall
 from certtrain.bounds.trace import BoundTrace
 from certtrain.spec.objective import LatentAttack
 from certtrain.training.objectives.base import Objective, Robust, all_positive, margin_losses
-from certtrain.training.objectives.sabr import SmallBoxes
+from certtrain.training.objectives.sabr import SmallBoxes, shrinking
 from certtrain.training.passes import Clean, Passes, Search
 
-INPUT = "input"  # the name of the split before the first layer
+WHOLE_NETWORK = "input"  # the split before the first layer
 
 
 class TAPS(Objective):
@@ -30,7 +30,7 @@ class TAPS(Objective):
     def __init__(self, graph: LayerGraph, settings: LatentAttack, small: SmallBoxes | None = None) -> None:
         self.graph, self.settings, self.small = graph, settings, small
         self.first, self.second = _parts(graph, settings.split)
-        self.altered = None if small is None else small.altered
+        self.altered = shrinking(settings.relu_shrinkage)
         self.loss = AttackLoss(self._losses)
 
     def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
@@ -115,7 +115,7 @@ def linked(lower: Tensor, upper: Tensor, places: Tensor, link: float) -> Tensor:
 
 
 def _parts(graph: LayerGraph, split: str) -> tuple[LayerGraph | None, LayerGraph]:
-    return (None, graph) if split == INPUT else graph.split(graph.value_of(split))
+    return (None, graph) if split == WHOLE_NETWORK else graph.split(graph.value_of(split))
 
 
 def _rows_by_class(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
