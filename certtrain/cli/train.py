@@ -23,7 +23,7 @@ from certtrain.cli.options import (
     seconds,
 )
 from certtrain.cli.stopping import Stopper
-from certtrain.spec.choices import Compile, Precision
+from certtrain.spec.choices import Compile, MethodName, Precision
 
 if TYPE_CHECKING:
     from certtrain.spec.preset import Preset
@@ -76,6 +76,15 @@ class TrainingOptions:
             "first; the first step includes its compilation.",
         ),
     ] = None
+    verify_method: Annotated[
+        MethodName, typer.Option(help="How the trained network is certified; auto tries tighter methods on the rest.")
+    ] = "ibp"
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds, metavar="TIME", help="Time for each example in that verification, like 10s. Default: none."
+        ),
+    ] = None
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")] = False
     as_json: AsJson = False
 
@@ -90,13 +99,16 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
     stop = Stopper(training.time_budget)
     from certtrain import render
     from certtrain.training import api
-    from certtrain.training.context import RunContext
+    from certtrain.training.context import FinalVerification, RunContext
     from certtrain.training.distributed import process_group
+    from certtrain.verification.cascade import Limits
 
     device = compute_device(training.device)
     with process_group(device) as group, render.training_view(training.as_json, silent=not group.is_leader) as view:
         listeners = [view, *_tensorboard(training.tensorboard)]
-        context = RunContext(run.data_dir, device, stop.reason, _combined(listeners), group)
+        verification = FinalVerification(training.verify_method, Limits(training.timeout))
+        emit = _combined(listeners)
+        context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
         if preset is not None:
             api.train(preset, run.out or _new_folder(preset), context)
         elif run.resume is not None:

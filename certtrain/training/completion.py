@@ -69,16 +69,30 @@ class Completion:
     def _verify(self) -> Report:
         split, eps = self.preset.data.verify_on, self.preset.eps.max
         images = self.images.part(split)
-        done = 0
+        done, total = 0, len(images)
+
+        def on_round(names: tuple[str, ...], examples: int) -> None:
+            nonlocal done, total
+            done, total = 0, examples
 
         def on_examples(results: list[ExampleResult]) -> None:
             nonlocal done
             done += len(results)
-            self.context.emit(Verifying(split, done, len(images)))
-            if done < len(images) and (reason := self.context.should_stop()):
+            self.context.emit(Verifying(split, done, total))
+            if done < total and (reason := self.context.should_stop()):
                 raise VerificationStopped(reason)
 
-        return verify(self._classifier(), images, eps, attack=PGD(), method="ibp", on_examples=on_examples)
+        chosen = self.context.verification
+        return verify(
+            self._classifier(),
+            images,
+            eps,
+            attack=PGD(),
+            method=chosen.method,
+            limits=chosen.limits,
+            on_examples=on_examples,
+            on_round=on_round,
+        )
 
     def _classifier(self) -> Classifier:
         return Classifier(self.network, describe(self.preset, self.images.train)).eval()

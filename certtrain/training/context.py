@@ -9,16 +9,29 @@ from certtrain.runtime.device import choose_device
 from certtrain.training.distributed import SINGLE_PROCESS, Group
 from certtrain.training.events import Listener
 from certtrain.training.pacing import DEFAULT_PACING, Pacing
+from certtrain.verification.cascade import UNLIMITED, Limits
+
+
+@dataclass(frozen=True)
+class FinalVerification:
+    """How a run verifies the trained network at its end; the fields are those of `certtrain.verify`."""
+
+    method: str = "ibp"
+    limits: Limits = UNLIMITED
+
+
+DEFAULT_VERIFICATION = FinalVerification()
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run needs that does not change its result.
+    """What a run needs that does not change the network that it trains.
 
     data_dir: the data folder, as for `load_images`. device: "cpu", "cuda" or "auto".
     should_stop: called before each step; if it returns a reason, the run stops at a checkpoint.
     emit: called with each event of the run. group: the processes that train together; `should_stop` and `emit` are
     called on rank 0 only. pacing: how often the run reads measures, computes diagnostics and saves checkpoints.
+    verification: how the trained network is verified; by default by intervals.
     """
 
     data_dir: str | Path | None = None
@@ -27,6 +40,7 @@ class RunContext:
     emit: Listener = lambda event: None
     group: Group = SINGLE_PROCESS
     pacing: Pacing = DEFAULT_PACING
+    verification: FinalVerification = DEFAULT_VERIFICATION
 
     def resolved(self) -> Self:
         """The same context with the device that "auto" stands for, and without callbacks unless this is rank 0.

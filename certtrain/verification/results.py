@@ -67,6 +67,12 @@ def count(results: Iterable[HasVerdict]) -> dict[Verdict, int]:
     return counts
 
 
+def certified_by(results: Iterable[ExampleResult], names: Iterable[str]) -> dict[str, int]:
+    """The number of certified examples by the step that certified them, in the order of `names`."""
+    methods = [result.method for result in results if result.verdict == "certified"]
+    return {name: methods.count(name) for name in names if name in methods}
+
+
 def step_summaries(results: Sequence[ExampleResult], names: Iterable[str]) -> tuple[StepSummary, ...]:
     """A summary for each of the steps in `names`."""
     return tuple(_summary(name, results) for name in names)

@@ -1,8 +1,8 @@
 """Verification of a model on a set of images, with its report."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnExamples, OnRound
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
-from certtrain.verification.results import ExampleResult, StepSummary, count, step_summaries
+from certtrain.verification.results import ExampleResult, StepSummary, certified_by, count, step_summaries
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Report:
         results come from. seconds: of this run.
     network: "saved", as in the model's file, or "folded", as `export` writes it.
     unfinished: how many open examples have not been through all steps, for lack of time.
+    certified_by: the number of certified examples by the step that certified them.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class Report:
     network: NetworkName = "saved"
     arithmetic: str = DEFAULT_ARITHMETIC
     unfinished: int = 0
+    certified_by: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def natural_accuracy(self) -> float:
@@ -145,6 +147,7 @@ def verify(
         stages=step_summaries(results, steps),
         network=network,
         arithmetic=arithmetic,
+        certified_by=certified_by(results, steps),
         unfinished=sum(result.verdict == "open" and not set(steps) <= result.tried.keys() for result in results),
     )
 
