@@ -83,7 +83,7 @@ def test_verify_prints_the_certified_accuracy_of_ones_own_network(own: tuple[Pat
 
 @pytest.mark.slow
 def test_the_same_run_from_python_has_the_same_result(own: tuple[Path, list[str]]) -> None:
-    folder, (_, printed, _) = own
+    folder, (_, printed, *_) = own
     reports = [json.loads((folder / "runs" / run / "report.json").read_text()) for run in ("shapes", "from-python")]
     shapes, from_python = (report["results"] for report in reports)
     assert f"certified on the test images: {from_python['certified_accuracy']:.1%}" in printed
@@ -93,8 +93,16 @@ def test_the_same_run_from_python_has_the_same_result(own: tuple[Path, list[str]
 
 
 @pytest.mark.slow
+def test_ones_own_objective_trains_as_the_page_says(own: tuple[Path, list[str]]) -> None:
+    folder, (_, _, printed, *_) = own
+    line = json.loads((folder / "runs/if-robust/metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < line["adversarial_accuracy"] <= 1
+    assert "certified" in printed
+
+
+@pytest.mark.slow
 def test_ones_own_loop_trains_a_network_that_certifies(own: tuple[Path, list[str]]) -> None:
-    _, (_, _, printed) = own
+    _, (*_, printed) = own
     (certified,) = re.findall(r"^certified: (\d+) of 40$", printed, flags=re.M)
     assert int(certified) > 24
 
@@ -106,7 +114,7 @@ def test_the_page_on_ones_own_network_lists_every_layer_with_a_rule() -> None:
 
 def test_files_of_a_page_are_written_once_and_used() -> None:
     files = [block.file for block in blocks(OWN) if block.file is not None]
-    assert len(files) == len(set(files)) == 4
+    assert len(files) == len(set(files)) == 6
     shell = "\n".join(commands(OWN))
     assert {"train_shapes.py", "own_loop.py", "shapes.toml"} <= set(re.findall(r"[\w-]+\.(?:py|toml)", shell))
 
@@ -187,7 +195,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     """A folder in which the quickstart has been followed, without installs and downloads; what each block printed."""
     folder = tmp_path_factory.mktemp("quickstart")
     shell = [block for block in commands(QUICKSTART) if not re.search("pip install|mnist|torchrun", block)]
-    assert len(shell) == 4
+    assert len(shell) == 6
     return folder, {block: run(block, folder) for block in shell}
 
 
