@@ -160,9 +160,10 @@ import torch
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.preset import load_preset
 from certtrain.training.step import Stepper
-preset = load_preset("digits")
-network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,)))
-Stepper(preset, network, 10).run(0, torch.rand(4, 1, 8, 8), torch.arange(4))
+for optimizer in ("adam", "adamw", "radam", "sgd"):
+    preset = load_preset("digits", {"train.optimizer": optimizer, "train.l1": 1e-5})
+    network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,)))
+    Stepper(preset, network, 10).run(0, torch.rand(4, 1, 8, 8), torch.arange(4))
 import sys
 if "torch._dynamo" in sys.modules:
     sys.exit("torch._dynamo is loaded")

@@ -76,13 +76,21 @@ def pooled_statistics(gather: Callable[[Tensor], Tensor]) -> StatisticsFunction:
 
     def source(layer: BatchNorm, values: Tensor) -> Statistics:
         count, mean, variance = _moments(values)
-        counts, means, variances = gather(torch.stack([torch.full_like(mean, count), mean, variance])).unbind(1)
-        size = counts.sum(0)
-        mean = (counts * means).sum(0) / size
-        variance = (counts * (variances + (means - mean).square())).sum(0) / size
-        return Statistics(layer, mean, variance, size)
+        parts = gather(torch.stack([torch.full_like(mean, count), mean, variance])).unbind(1)
+        return Statistics(layer, *pooled_moments(*parts))
 
     return source
+
+
+def pooled_moments(counts: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and number (C,) of all values together, from those (P, C) of P parts of them.
+
+    By the law of total variance: the mean of the parts' variances, plus the variance of their means.
+    """
+    size = counts.sum(0)
+    mean = (counts * means).sum(0) / size
+    variance = (counts * (variances + (means - mean).square())).sum(0) / size
+    return mean, variance, size
 
 
 @torch.no_grad()

@@ -87,6 +87,20 @@ class Batches:
         """As `batch`, for all ranks together."""
         return self._make(epoch, step, slice(None))
 
+    def plain_batch(self, step: int) -> Tensor:
+        """Images float32 (B,C,H,W) in [0,1] of batch `step`, for all ranks together, without augmentation.
+
+        The order is the same in every epoch. The steps of an epoch give every image once: a last
+        single image, which `batch` leaves out, is in the batch before it.
+
+        Raises:
+            IndexError: an epoch has no such step.
+        """
+        self._check_step(step)
+        first, last = step * self._batch_size, step == self.steps_per_epoch - 1
+        index = self._order(0)[first : None if last else first + self._batch_size]
+        return to_unit(self._images.index_select(0, index))
+
     def size(self, step: int) -> int:
         """Number of examples in batch `step` of any epoch, over all ranks."""
         return min(self._batch_size, len(self._labels) - step * self._batch_size)
@@ -97,10 +111,13 @@ class Batches:
         return len(range(size)[part_of(size, self._rank, self._ranks)]) / size
 
     def _make(self, epoch: int, step: int, part: slice) -> tuple[Tensor, Tensor]:
-        if not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
+        self._check_step(step)
         index = self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size]
         return to_unit(self._gather(index, epoch, step, part)), self._labels[index[part]]
+
+    def _check_step(self, step: int) -> None:
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
 
     def _check_ranks(self) -> None:
         smallest = self.size(self.steps_per_epoch - 1)

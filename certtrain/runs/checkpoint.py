@@ -175,7 +175,7 @@ class RunFolder:
 def load_checkpoint(path: Path, metadata: Metadata) -> Classifier:
     """The network in a checkpoint, in evaluation mode; `metadata` describes it.
 
-    If the run has a moving average of the weights, that is the network. Raises ModelFileError if the file is no
+    If the run has an average of the weights, that is the network. Raises ModelFileError if the file is no
     checkpoint, is damaged, or contains another network.
     """
     try:
@@ -225,5 +225,5 @@ def load_state(tensors: dict[str, Tensor], networks: Networks, optimizer: torch.
 
 
 def _with_strides_of(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A moment of Adam with the strides of its parameter, as the fused Adam expects."""
+    """A moment of the optimiser with the strides of its parameter, as fused optimisers expect."""
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor

@@ -94,13 +94,14 @@ class TrainSection(Section):
     learning_rate: float = Field(5e-4, gt=0)
     """The optimiser's learning rate."""
     optimizer: Literal["adam", "adamw", "radam", "sgd"] = "adam"
-    """The optimiser, as torch has it."""
+    """The optimiser, as torch has it; what has no field here has torch's default."""
     weight_decay: float = Field(0.0, ge=0)
-    """The optimiser's weight decay; adamw and radam decouple it from the gradient."""
+    """The optimiser's weight decay. adam and sgd add it to the gradient, as the derivative of an L2 norm; adamw and
+    radam shrink the weights by it, in proportion to the learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """The momentum of sgd."""
     l1: float = Field(0.0, ge=0)
-    """Weight of the L1 norm of all weights of convolutions and linear layers in the loss."""
+    """Weight in the loss of the L1 norm of all weights of convolutions and linear layers, their biases apart."""
     schedule: Literal["steps", "linear", "cosine"] = "steps"
     """steps: the rate is multiplied by `decay` at each of the `milestones`. linear, cosine: it rises for `warmup`
     epochs, then falls to zero at the end, along a line or half a cosine."""
@@ -112,10 +113,12 @@ class TrainSection(Section):
     average: float = Field(0.0, ge=0, lt=1)
     """Decay per step of a moving average of the weights, which is then the trained network; 0 for no average."""
     average_from: Positive | None = None
-    """The trained network is the mean of the networks after this epoch and all later ones (Izmailov et al. 2018)."""
+    """The trained network is the mean of the networks after this epoch and all later ones (Izmailov et al. 2018),
+    BatchNorm's running statistics included; until this epoch ends it is the network itself."""
     batch_norm_refresh: bool = False
     """After each epoch, compute BatchNorm's running statistics anew, over the whole training set without
-    augmentation; training itself does not use them."""
+    augmentation, in batches of `batch_size`; training itself does not use them. This costs a forward pass over the set
+    each epoch, and with an average of the weights a second one."""
     clip_norm: float = Field(10.0, gt=0)
     """Largest norm of the gradient; larger gradients are clipped."""
     batch_norm_statistics: Literal["clean", "centre"] = "clean"
@@ -183,6 +186,11 @@ class Preset(Section):
             )
         if self.train.schedule != "steps" and self.train.warmup >= self.train.epochs:
             raise ValueError("train.warmup must be shorter than train.epochs, so that the rate can fall")
+        if (first := self.train.average_from) is not None and first > self.train.epochs:
+            raise ValueError(
+                f"train.average_from is {first}, but there are {self.train.epochs} epochs: choose one of them, or "
+                "leave it out for no average"
+            )
         if self.train.average > 0 and self.train.average_from is not None:
             raise ValueError("train.average and train.average_from exclude each other: choose one average")
         if self.data.verify_on == "validation" and not self.data.validation:

@@ -1,6 +1,7 @@
 """ε, learning rate and regulariser weight as pure functions of the step."""
 
 from collections.abc import Sequence
+from math import cos, pi
 
 QUARTIC_SHARE = 0.25  # of the ramp; the rest is linear
 
@@ -36,6 +37,16 @@ def linear_rate_at(step: int, *, base: float, steps: int, warmup: int) -> float:
     if step < warmup:
         return base * (step + 1) / warmup
     return base * (steps - step) / max(steps - warmup, 1)
+
+
+def cosine_rate_at(step: int, *, base: float, steps: int, warmup: int) -> float:
+    """The learning rate at the 0-based `step`: as `linear_rate_at`, but it falls along half a cosine.
+
+    Loshchilov and Hutter 2017, eq. 5, without restarts.
+    """
+    if step < warmup:
+        return linear_rate_at(step, base=base, steps=steps, warmup=warmup)
+    return base * (1 + cos(pi * (step - warmup) / max(steps - warmup, 1))) / 2
 
 
 def warmup_weight(eps: float, *, eps_max: float) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from certtrain.spec.preset import Preset
-from certtrain.spec.schedule import eps_at, learning_rate_at, linear_rate_at, warmup_weight
+from certtrain.spec.schedule import cosine_rate_at, eps_at, learning_rate_at, linear_rate_at, warmup_weight
 from certtrain.training.loss import SMALLEST_EPS
 
 
@@ -49,14 +49,15 @@ class Schedules:
         return max(self.eps(step), SMALLEST_EPS)
 
     def learning_rate(self, step: int) -> float:
-        """Adam's learning rate in `step`."""
+        """The optimiser's learning rate in `step`."""
         settings, per_epoch = self.preset.train, self.steps_per_epoch
-        if settings.schedule == "linear":
-            steps, warmup = settings.epochs * per_epoch, round(settings.warmup * per_epoch)
-            return linear_rate_at(step, base=settings.learning_rate, steps=steps, warmup=warmup)
-        return learning_rate_at(
-            step // per_epoch, base=settings.learning_rate, milestones=settings.milestones, decay=settings.decay
-        )
+        if settings.schedule == "steps":
+            return learning_rate_at(
+                step // per_epoch, base=settings.learning_rate, milestones=settings.milestones, decay=settings.decay
+            )
+        rate_at = linear_rate_at if settings.schedule == "linear" else cosine_rate_at
+        steps, warmup = settings.epochs * per_epoch, round(settings.warmup * per_epoch)
+        return rate_at(step, base=settings.learning_rate, steps=steps, warmup=warmup)
 
     def controls(self, step: int, like: Tensor) -> Controls:
         """The values of the schedules in `step`, with the type and the device of `like`."""

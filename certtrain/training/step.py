@@ -4,7 +4,6 @@ A step never waits for the device: its measures are summed there, and read when
 they are needed.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from math import isfinite
@@ -29,18 +28,19 @@ from certtrain.data.seeds import derive_seed
 from certtrain.errors import DeviceError
 from certtrain.runtime.precision import arithmetic, tensor_cores
 from certtrain.spec.preset import Preset
+from certtrain.training.averaging import make_average
 from certtrain.training.compilation import Compiler, Wrap, as_it_is
 from certtrain.training.distributed import SINGLE_PROCESS, Group
 from certtrain.training.failures import first_not_finite
+from certtrain.training.l1 import L1Penalty
 from certtrain.training.loss import Regularizers, loss_terms, measures
 from certtrain.training.measures import MeasureSums
 from certtrain.training.micro_batches import Accumulated, Accumulation, TrainingBatch, traces_in_parts
 from certtrain.training.objectives import objective_of
-from certtrain.training.optimizer import Adam
+from certtrain.training.optimizer import make_optimizer, set_learning_rate
 from certtrain.training.passes import Clean, Passes, Search
 from certtrain.training.schedules import ActiveTerms, Controls, Schedules
 
-LARGEST_RATE = torch.finfo(torch.float32).max  # the optimiser keeps the learning rate in float32
 GRADIENT_NORM = "gradient_norm"  # the name of the step's own measure, beside the objective's measures
 
 
@@ -80,10 +80,10 @@ class Stepper:
         check_trainable(self.graph)
         self.objective = objective_of(preset.objective, self.graph)
         self.device = next(network.parameters()).device
-        self.optimizer = Adam(network.parameters(), self._scalar(preset.train.learning_rate), fused=True)
         self.bad = torch.zeros((), dtype=torch.float32, device=self.device)
-        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # while it is 1, the fused Adam does nothing
-        self.average = copy.deepcopy(network) if preset.train.average > 0 else None
+        self.optimizer = make_optimizer(preset.train, network.parameters(), self.bad)
+        self.l1 = L1Penalty(self.graph, preset.train.l1)
+        self.average = make_average(preset.train, network, steps_per_epoch)
         self.compiler = Compiler(on_failure) if compile else None
         self.sums = MeasureSums(self.device)
         self.failed = torch.full((), -1, device=self.device)
@@ -97,26 +97,25 @@ class Stepper:
         any later one changes the weights, and `read` reports it.
         """
         with tensor_cores(self.preset.train.precision == "tf32"):  # the backward pass as well
-            measured = self._gradient(step, x, labels, share)
+            measured = self.l1.measured(self._gradient(step, x, labels, share))
         bad = (~torch.stack(list(measured.values())).isfinite().all()).float()
         norm = self._whole_gradient(bad)
         self._note_failure(step, (bad > 0) | ~norm.isfinite())
         self.sums.add({**measured, GRADIENT_NORM: norm}, len(labels))
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(min(self.schedules.learning_rate(step), LARGEST_RATE))
+        set_learning_rate(self.optimizer, self.schedules.learning_rate(step))
         self.optimizer.step()
         if self.average is not None:
-            _move_average(self.average, self.network, self.preset.train.average)
+            self.average.move(step, self.network)
 
     @property
     def result(self) -> nn.Module:
-        """The network to keep: the moving average of the weights if there is one."""
-        return self.network if self.average is None else self.average
+        """The network to keep: the average if there is one."""
+        return self.network if self.average is None else self.average.network
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks that a step changes, by their names in a checkpoint."""
-        average = {} if self.average is None else {"average": self.average}
+        average = {} if self.average is None else {"average": self.average.network}
         return {"network": self.network, **average}
 
     def _gradient(self, step: int, x: Tensor, labels: Tensor, share: float) -> dict[str, Tensor]:
@@ -183,9 +182,10 @@ class Stepper:
         return Accumulation(self.graph, self.objective, size, self.statistics, self.group.sum, self._arithmetic)
 
     def _whole_gradient(self, bad: Tensor) -> Tensor:
-        """Sum the gradients, and `bad`, over the ranks, and clip the gradient; returns its norm before that."""
+        """Sum the gradients, and `bad`, over the ranks, add that of the L1 norm, and clip; returns the norm before."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         self.group.sum_in_place([*gradients, bad])
+        self.l1.add_gradient()
         return nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
 
     def _loss(
@@ -257,26 +257,13 @@ class Stepper:
         All ranks call it together, each with its part of the batch, and all get the same sentence.
         """
         with tensor_cores(self.preset.train.precision == "tf32"):
-            measured = self._gradient(step, x, labels, share=1.0)
+            measured = self.l1.measured(self._gradient(step, x, labels, share=1.0))
         with self._arithmetic():
             culprit = first_not_finite(self._traces(step, x), self.network)
         measured |= {GRADIENT_NORM: self._whole_gradient(self._scalar(0.0))}
         bad = [f"{name} is {value.item()}" for name, value in measured.items() if not isfinite(value.item())]
         what = self.group.first_text(bad[0] if bad else None) or "its loss was not finite"
         return f"step {step}: {what}; {self.group.first_text(culprit) or 'all bounds and gradients are finite'}"
-
-
-@torch.no_grad()
-def _move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Update the moving average of weights and statistics.
-
-    torch's AveragedModel does the same, but keeps a counter on the CPU, and so waits for a GPU twice a step.
-    """
-    for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
 
 
 def _channels_last(x: Tensor) -> Tensor:

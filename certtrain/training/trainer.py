@@ -17,6 +17,7 @@ from certtrain.network.assembly import Images, make_network
 from certtrain.runs.checkpoint import RunFolder, RunProgress
 from certtrain.runtime.threads import threads_for
 from certtrain.spec.preset import Preset
+from certtrain.training.batch_norm_refresh import BatchNormRefresh
 from certtrain.training.checkpointing import Checkpointer
 from certtrain.training.compilation import CompileChoice, will_compile
 from certtrain.training.completion import Completion, VerificationStopped
@@ -38,6 +39,8 @@ class Trainer:
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
         self.stepper, self.compilation = self._make_stepper()
         networks, optimizer = self.stepper.networks, self.stepper.optimizer
+        refreshes = preset.train.batch_norm_refresh
+        self.refresh = BatchNormRefresh(networks.values(), self.batches, self.group) if refreshes else None
         self.checkpoints = Checkpointer(folder, networks, optimizer, self.group, context.pacing)
         self.reporter = Reporter(preset, folder, images, context, self.stepper)
         self.completion = Completion(preset, folder, images, context, self.stepper.result)
@@ -84,6 +87,8 @@ class Trainer:
     def _between_steps(self) -> None:
         """Read and report the measures, end the epoch, and save a checkpoint, each if it is due."""
         ends_epoch = self.progress.step % self.batches.steps_per_epoch == 0
+        if ends_epoch and self.refresh is not None:
+            self.refresh.run()
         if ends_epoch or self.group.agree(self.since_reading.seconds() >= self.context.pacing.reading):
             self._read()
             self.group.on_leader(lambda: self.reporter.step(self.progress))

@@ -178,6 +178,28 @@ def test_the_left_out_example_changes():
 def test_a_step_outside_the_epoch_is_refused(step):
     with pytest.raises(IndexError, match="4 steps"):
         make(20, 6).batch(0, step)
+    with pytest.raises(IndexError, match="4 steps"):
+        make(20, 6).plain_batch(step)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(12, [4, 4, 4]), (14, [4, 4, 4, 2]), (13, [4, 4, 5]), (3, [3]), (5, [5])])
+def test_plain_batches_give_every_image_once_without_augmentation(count, sizes):
+    batches = make(count, 4, augmentation=BOTH, rank=0, ranks=2)
+    found = [batches.plain_batch(step) for step in range(batches.steps_per_epoch)]
+    assert [len(x) for x in found] == sizes
+    numbers = (torch.cat(found) * 255).round().long()
+    assert sorted(numbers[:, 0, 0, 0].tolist()) == list(range(count))
+    assert all(torch.equal(x, x[:, :1, :1, :1].expand_as(x)) for x in numbers.split(1))
+
+
+def test_plain_batches_have_one_order_and_unchanged_images():
+    images = varied(40)
+    batches = Batches(images, torch.zeros(40, dtype=torch.int64), batch_size=40, seed=0, augmentation=BOTH)
+    first = batches.plain_batch(0)
+    batches.batch(5, 0)
+    assert torch.equal(batches.plain_batch(0), first)
+    assert sorted(x.sum().item() for x in first) == sorted(x.sum().item() for x in images.float().div(255))
+    assert not torch.equal(first, images.float().div(255))
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from certtrain.data import Batches
 from certtrain.errors import RunError
 from certtrain.spec.preset import Preset
 from certtrain.training.api import resume, train
+from certtrain.training.batch_norm_refresh import BatchNormRefresh
 from certtrain.training.context import RunContext
 from certtrain.training.distributed import Group, process_group
 from certtrain.training.events import Event, Note, Started, Stopped
 from certtrain.training.step import Reading, Stepper
 from helpers.small_runs import small, stop_before
-from helpers.small_steps import PER_EPOCH, batch, network, preset
+from helpers.small_steps import PER_EPOCH, SHAPE, batch, network, preset
 
 RANKS = 2
 
@@ -28,6 +30,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "two losses": {"objective": {"name": "mtl-ibp", "attack.steps": 2, "attack.restarts": 2, "natural_share": 0.2}},
     "a latent attack": {"objective": {"name": "staps", "split": "conv2_relu", "latent_attack.steps": 2}},
     "a latent attack in parts": {"objective": {"name": "taps", "latent_attack.steps": 2}, "micro_batch": 2},
+    "with L1": {"l1": 0.01},
+    "with L1, in parts": {"l1": 0.01, "micro_batch": 2},
 }
 
 MOMENTS = [4, 15, 25]  # while ε is 0, in its ramp, and when it is whole
@@ -117,6 +121,15 @@ def runs(group: Group, folder: Path) -> dict[str, Any]:
     return {"results": results, "events": kept, "error": error}
 
 
+def refreshed(group: Group) -> list[Tensor]:
+    """BatchNorm's running statistics over 40 images in batches of 11, of which each rank has every second."""
+    images = torch.randint(0, 256, (40, *SHAPE), generator=torch.Generator().manual_seed(0)).byte()
+    labels, model = torch.zeros(40, dtype=torch.int64), network(preset()).float().eval()
+    batches = Batches(images, labels, batch_size=11, seed=0, rank=group.rank, ranks=group.size)
+    BatchNormRefresh([model], batches, group).run()
+    return [tensor for name, tensor in model.state_dict().items() if "running" in name]
+
+
 def work(rank: int, port: int, folder: Path) -> None:
     """One rank; what it found is left in the folder."""
     torch.set_num_threads(1)
@@ -124,5 +137,6 @@ def work(rank: int, port: int, folder: Path) -> None:
     os.environ |= {name: str(value) for name, value in place.items()}
     with process_group("cpu") as group:
         found = {"everything": everything(group), "among": among_ranks(group), "runs": runs(group, folder)}
+        found["refreshed"] = refreshed(group)
         assert (group.rank, group.size) == (rank, RANKS)
     torch.save(found, folder / f"{rank}.pt")

@@ -301,6 +301,18 @@ def test_ctrains_presets_have_its_numbers_and_say_how_they_were_chosen():
         assert "tuned on the test set by its authors" in (ROOT / "presets" / f"{name}.toml").read_text(encoding="utf-8")
 
 
+def test_a_mean_of_epochs_that_never_begins_is_refused():
+    message = r"train\.average_from is 11, but there are 10 epochs: choose one of them, or leave it out for no average"
+    with pytest.raises(PresetError, match=message):
+        load_preset("digits", {"train.epochs": 10, "train.average_from": 11})
+    assert load_preset("digits", {"train.epochs": 10, "train.average_from": 10}).train.average_from == 10
+
+
+def test_two_averages_are_refused():
+    with pytest.raises(PresetError, match=r"exclude each other: choose one average"):
+        load_preset("digits", {"train.average": 0.9, "train.average_from": 2})
+
+
 def test_the_preset_module_needs_no_torch():
     code = "import sys; from certtrain.spec import preset; preset.load_preset('digits'); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -93,10 +93,10 @@ def test_the_loaded_preset_has_all_fields_and_extends_nothing(tmp_path: Path):
 
 
 def test_overrides_come_last():
-    fields = extending("cifar10-2-255-mtl-ibp", train={"epochs": 4})
-    overrides = {"train.epochs": 5, "objective.name": "cc-ibp", "model.name": "cnn5"}
+    fields = extending("cifar10-2-255-mtl-ibp", train={"epochs": 180})
+    overrides = {"train.epochs": 170, "objective.name": "cc-ibp", "model.name": "cnn5"}
     found = load_preset(fields, overrides)
-    assert (found.train.epochs, found.objective.name, found.objective.alpha) == (5, "cc-ibp", 0.01)
+    assert (found.train.epochs, found.objective.name, found.objective.alpha) == (170, "cc-ibp", 0.01)
     assert found.model == CNN5(name="cnn5")
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from certtrain import eps_at
-from certtrain.spec.schedule import learning_rate_at
+from certtrain.spec.schedule import cosine_rate_at, learning_rate_at, linear_rate_at
 
 RAMPS = [(10, 2, 4), (391, 2, 80), (7, 1, 3), (1, 1, 8), (23, 5, 1), (1, 1, 1), (1, 3, 2)]
 EACH_RAMP = pytest.mark.parametrize(("per_epoch", "start", "length"), RAMPS)
@@ -71,3 +71,23 @@ def test_the_learning_rate_drops_at_each_milestone():
 def test_without_milestones_or_beyond_the_last_epoch_the_learning_rate_stays():
     for milestones in ((), (100,)):
         assert learning_rate_at(99, base=5e-4, milestones=milestones, decay=0.2) == 5e-4
+
+
+def test_the_cosine_rate_by_hand():
+    rates = [cosine_rate_at(step, base=4.0, steps=6, warmup=2) for step in range(7)]
+    half = 2**0.5
+    assert rates == pytest.approx([2, 4, 4, 2 + half, 2, 2 - half, 0])
+
+
+def test_cosine_and_line_rise_together_and_meet_halfway():
+    settings = {"base": 1e-3, "steps": 120, "warmup": 20}
+    cosine, line = ([rate(step, **settings) for step in range(121)] for rate in (cosine_rate_at, linear_rate_at))
+    assert cosine[:21] == line[:21]
+    assert (cosine[70], cosine[120]) == pytest.approx((line[70], line[120]))
+    assert all(one > two for one, two in zip(cosine[21:70], line[21:70], strict=True))
+    assert all(one < two for one, two in zip(cosine[71:120], line[71:120], strict=True))
+    assert all(before > after for before, after in pairwise(cosine[20:]))
+
+
+def test_a_warmup_of_all_but_one_step_divides_by_no_zero():
+    assert cosine_rate_at(9, base=1.0, steps=10, warmup=9) == 1.0

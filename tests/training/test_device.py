@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from certtrain.data import Augmentation, Batches
 from certtrain.network.models import InputSpec, build_model
-from certtrain.spec.preset import load_preset
+from certtrain.spec.preset import TrainSection, load_preset
 from certtrain.training import step as steps
 from certtrain.training.step import Stepper
 
@@ -25,6 +25,8 @@ CHOICES = {
     "as the paper has it": {},
     "centre statistics": {"train.batch_norm_statistics": "centre"},
     "a moving average": {"train.average": 0.99},
+    "a mean of epochs": {"train.average_from": 1},
+    "L1": {"train.l1": 1e-5},
     "parts of a batch": {"train.micro_batch": 4},
     "linear bounds": {"objective.name": "crown-ibp"},
     "linear bounds by class": {"objective.name": "crown-ibp", "objective.loss_fusion": False},
@@ -41,11 +43,11 @@ CHOICES = {
 
 
 class Still(torch.optim.SGD):
-    """In place of the fused Adam, which this device has not: it changes nothing."""
+    """In place of the fused optimisers, which this device has not: it changes nothing."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: Tensor, *, fused: bool) -> None:
+    def __init__(self, settings: TrainSection, parameters: Iterable[nn.Parameter], bad: Tensor) -> None:
         super().__init__(parameters)
-        self.param_groups[0]["lr"] = rate
+        self.param_groups[0]["lr"] = torch.tensor(settings.learning_rate, device=bad.device)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Nothing."""
@@ -66,7 +68,7 @@ def batches() -> Batches:
 
 @pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)
 def test_a_step_keeps_to_its_device_and_reads_nothing(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]):
-    monkeypatch.setattr(steps, "Adam", Still)
+    monkeypatch.setattr(steps, "make_optimizer", Still)
     monkeypatch.setattr(steps, "arithmetic", lambda *_: nullcontext())  # the device has no torch.autocast
     one, data = stepper(**changes), batches()
     for step in (0, 2 * PER_EPOCH + 1):  # in the ramp and after it
@@ -75,8 +77,19 @@ def test_a_step_keeps_to_its_device_and_reads_nothing(monkeypatch: pytest.Monkey
     assert one.sums.values.device == DEVICE
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_radam_which_is_not_fused_reads_nothing_either(monkeypatch: pytest.MonkeyPatch, foreach: bool):
+    monkeypatch.setattr(steps, "arithmetic", lambda *_: nullcontext())
+    one, data = stepper(**{"train.optimizer": "radam", "train.weight_decay": 0.01}), batches()
+    one.optimizer.param_groups[0]["foreach"] = foreach  # which torch chooses on a GPU
+    for step in range(8):  # the sixth is the first with the rectified rate
+        one.run(step, *data.batch(0, step % PER_EPOCH))
+    states = list(one.optimizer.state.values())
+    assert {(state["exp_avg"].device, state["step"].item()) for state in states} == {(DEVICE, 8.0)}
+
+
 def test_what_is_read_or_left_behind_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(steps, "Adam", Still)
+    monkeypatch.setattr(steps, "make_optimizer", Still)
     monkeypatch.setattr(steps, "arithmetic", lambda *_: nullcontext())
     one, (x, labels) = stepper(), batches().batch(0, 0)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):

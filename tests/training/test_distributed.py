@@ -21,7 +21,7 @@ from certtrain.runs.checkpoint import RunFolder
 from certtrain.training.api import resume, train
 from certtrain.training.distributed import SINGLE_PROCESS, process_group
 from certtrain.training.events import Note, Started, Stopped
-from helpers.ranks import RANKS, SETTINGS, everything, work
+from helpers.ranks import RANKS, SETTINGS, everything, refreshed, work
 from helpers.small_runs import metrics, report, small, without_seconds
 from helpers.small_steps import WITHOUT_GRADIENT
 
@@ -140,6 +140,13 @@ def test_steps_of_two_ranks_are_those_of_one(name: str, rank: int, ranks: list[d
 def test_every_rank_has_the_same_bits(ranks: list[dict[str, Any]]):
     first, second = (found["everything"]["clean"][-1][0] for found in ranks)
     assert all(torch.equal(first[name], second[name]) for name in first if "running" not in name)
+
+
+def test_statistics_computed_anew_are_the_same_bits_on_any_number_of_ranks(ranks: list[dict[str, Any]]):
+    expected = refreshed(SINGLE_PROCESS)
+    assert len(expected) == 6
+    for rank in ranks:
+        assert all(torch.equal(one, two) for one, two in zip(rank["refreshed"], expected, strict=True))
 
 
 def test_a_failure_on_one_rank_is_everybodys(ranks: list[dict[str, Any]], alone: dict[str, Any]):

@@ -1,5 +1,7 @@
 """A preset's schedules: what a step is given, on whichever device, and what it can leave out."""
 
+import math
+
 import pytest
 import torch
 
@@ -52,6 +54,17 @@ def test_a_radius_of_zero_is_replaced_where_boxes_need_a_width():
 def test_the_ramp_may_end_above_eps_but_not_above_all_pixels():
     assert schedules(eps__train_factor=1.5).eps(END) == pytest.approx(0.15)
     assert schedules(eps__train_factor=20.0).eps(END) == 1.0
+
+
+def test_the_learning_rate_follows_the_presets_schedule():
+    rates = {"train__learning_rate": 1e-3, "train__milestones": [2], "train__decay": 0.5, "train__warmup": 1.0}
+    found = {
+        name: [schedules(train__schedule=name, **rates).learning_rate(step) for step in (4, 10, 30, 49)]
+        for name in ("steps", "linear", "cosine")
+    }
+    assert found["steps"] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4])
+    assert found["linear"] == pytest.approx([5e-4, 1e-3, 5e-4, 2.5e-5])
+    assert found["cosine"] == pytest.approx([5e-4, 1e-3, 5e-4, 1e-3 * (1 + math.cos(math.pi * 39 / 40)) / 2])
 
 
 CASES = [

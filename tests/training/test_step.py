@@ -87,8 +87,10 @@ def test_sums_go_on_from_where_they_were():
     assert two.read().sums == sums
 
 
-def test_nothing_is_read_from_the_device_in_a_step(monkeypatch: pytest.MonkeyPatch):
-    one = stepper()
+# radam's numbers of steps are on the CPU; test_device.py has the test that it reads nothing else.
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_nothing_is_read_from_the_device_in_a_step(optimizer: str, monkeypatch: pytest.MonkeyPatch):
+    one = stepper(train__optimizer=optimizer, train__l1=1e-3, train__average_from=2)
     one.run(25, *batch())
 
     def refuse(*arguments: object) -> None:
@@ -103,8 +105,9 @@ def test_nothing_is_read_from_the_device_in_a_step(monkeypatch: pytest.MonkeyPat
 # --- what is not finite ----------------------------------------------------------------------------------
 
 
-def test_after_a_step_that_is_not_finite_no_weight_changes_again():
-    one = stepper()
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "radam", "sgd"])
+def test_after_a_step_that_is_not_finite_no_weight_changes_again(optimizer: str):
+    one = stepper(train__optimizer=optimizer, train__weight_decay=0.1, train__l1=1e-3)
     one.run(0, *batch())
     before = state(one)
     one.run(1, torch.full((12, 1, 8, 8), math.nan), batch()[1])

@@ -17,15 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from certtrain import load_model
+from certtrain.data import Batches
 from certtrain.diagnostics.model_states import model_layer_states
 from certtrain.errors import DataError, DeviceError, NonFiniteError, PresetError, RunError, StorageError
 from certtrain.network.assembly import load_run_images
 from certtrain.runs.agreement import check_unchanged
-from certtrain.runs.checkpoint import RunFolder
+from certtrain.runs.checkpoint import RunFolder, load_checkpoint
 from certtrain.runs.epoch import LayerState
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training import completion
 from certtrain.training.api import resume, train
+from certtrain.training.batch_norm_refresh import BatchNormRefresh
+from certtrain.training.distributed import SINGLE_PROCESS
+from certtrain.training.evaluation import natural_accuracy
 from certtrain.training.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
 from certtrain.training.trainer import Trainer
 from helpers.small_runs import (
@@ -261,6 +265,19 @@ WAYS = {
     "moving average": {"train__average": 0.9},
     "linear rate": {"train__schedule": "linear", "train__warmup": 0.5},
     "bf16": {"train__precision": "bf16"},
+    "adamw, cosine, L1": {
+        "train__optimizer": "adamw",
+        "train__weight_decay": 0.01,
+        "train__schedule": "cosine",
+        "train__l1": 1e-5,
+    },
+    "radam, mean of epochs": {
+        "train__optimizer": "radam",
+        "train__learning_rate": 0.02,
+        "train__average_from": 1,
+        "train__batch_norm_refresh": True,
+    },
+    "sgd": {"train__optimizer": "sgd", "train__learning_rate": 0.05, "train__weight_decay": 1e-4},
 }
 
 
@@ -290,6 +307,48 @@ def test_the_moving_average_is_what_is_kept(tmp_path: Path):
     for name, tensor in kept.items():
         assert torch.equal(tensor, last[f"average/{name}"]), name
     assert not torch.equal(kept["conv1.weight"], last["network/conv1.weight"])
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Preset, Path]:
+    """A run of two epochs, the last of which is the mean's first, with statistics computed anew."""
+    out = tmp_path_factory.mktemp("averaged") / "out"
+    preset = small(train__epochs=2, train__average_from=2, train__batch_norm_refresh=True)
+    train(preset, out, frequent())
+    return preset, out
+
+
+def test_the_statistics_of_the_kept_network_are_those_of_the_training_set(averaged: tuple[Preset, Path]):
+    preset, out = averaged
+    images, kept = load_run_images(preset, None), load_model(out / "model.safetensors")
+    before = {name: tensor.clone() for name, tensor in kept.state_dict().items() if "running" in name}
+    batches = Batches(images.train.images, images.train.labels, batch_size=120, seed=preset.seed)
+    assert len(before) == 6
+    kept.to(memory_format=torch.channels_last)  # as in training
+    BatchNormRefresh([kept], batches, SINGLE_PROCESS).run()
+    assert all(torch.equal(kept.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_accuracies_are_measured_and_checkpoints_saved_with_the_new_statistics(averaged: tuple[Preset, Path]):
+    preset, out = averaged
+    held_out = load_run_images(preset, None).validation
+    assert held_out is not None
+    about = load_model(out / "model.safetensors").metadata
+    for line, path in zip(metrics(out), RunFolder(out).checkpoints(), strict=True):
+        saved = load_checkpoint(path, about)
+        assert line["validation_natural_accuracy"] == pytest.approx(natural_accuracy(saved, held_out, "cpu"))
+        tensors = load_file(path)
+        for name, tensor in saved.state_dict().items():
+            assert torch.equal(tensor, tensors[f"average/{name}"])
+            assert torch.equal(tensor, tensors[f"network/{name}"])  # the mean of one
+
+
+def test_l1_is_in_the_metrics(tmp_path: Path):
+    train(small(train__l1=1e-3), tmp_path / "out", frequent(should_stop=stop_before(10)))
+    (line,) = metrics(tmp_path / "out")
+    regularised = line["natural_loss"] + 0.5 * (line["tightness_loss"] + line["relu_balance_loss"])
+    assert line["loss"] == pytest.approx(regularised + line["l1_loss"], rel=1e-5)
+    assert line["l1_loss"] > 0.01
 
 
 def test_the_linear_rate_rises_and_falls(tmp_path: Path):
