@@ -2,12 +2,14 @@
 
 In one process, several kinds of steps alternate: the standard step (natural cross-entropy, clipping, fused Adam) and
 certtrain's full step (bounds, certified loss, both regularisers, clipping, fused Adam), eager and compiled, in each
-arithmetic that the device has, with BatchNorm's statistics from the clean batch and from the boxes' centres, and with
-CROWN-IBP's linear bounds in fp32. All ratios are to the standard step in fp32 of the same round. Peak memory is
-measured in a process of its own for each kind.
+arithmetic that the device has: by IBP, with BatchNorm's statistics from the clean batch and from the boxes' centres,
+and by every other objective. All ratios are to the standard step in fp32 of the same round. The limit is the number of
+passes that an objective cannot do without, at the pace of the standard step's passes in the same arithmetic. Peak
+memory is measured in a process of its own for each kind.
 
 python benchmarks/step.py                     # CNN-7 at CIFAR-10 shape, batch 64
 python benchmarks/step.py --preset mnist-cpu  # the network of any preset
+python benchmarks/step.py --only "compiled .*(MTL|SABR)"
 """
 
 import argparse
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +42,26 @@ EPOCH = 1000  # steps; the measured steps are in the middle of the ramp
 IMAGES = 5000  # random images, from which batches are drawn
 
 
+IBP = "IBP"
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    IBP: {"name": "ibp"},
+    "CROWN-IBP, fused": {"name": "crown-ibp"},
+    "CROWN-IBP, by class": {"name": "crown-ibp", "loss_fusion": False},
+    "MTL-IBP": {"name": "mtl-ibp"},
+    "CC-IBP": {"name": "cc-ibp"},
+    "Exp-IBP": {"name": "exp-ibp"},
+    "SABR, 8 steps": {"name": "sabr", "attack": {"steps": 8}},
+    "TAPS, 10 steps": {"name": "taps", "latent_attack": {"steps": 10}},
+    "STAPS, 8 and 10 steps": {"name": "staps", "attack": {"steps": 8}, "latent_attack": {"steps": 10}},
+    "PGD, 8 steps": {"name": "pgd", "attack": {"steps": 8}},
+}
+# Passes of the batch, forward ones and backward ones by inputs or by weights. Standard: one each. IBP: clean batch and
+# box, 3 of each; with the centres' statistics 2. An attack step: one forward and one backward by inputs. MTL-IBP: clean
+# batch, an attack step, and the box with the attacked batch. SABR: clean batch, 8 attack steps, the small box.
+PASSES = {IBP: 9, "MTL-IBP": 14, "CC-IBP": 14, "Exp-IBP": 14, "SABR, 8 steps": 25, "PGD, 8 steps": 22}
+STANDARD, CENTRE = 3, 6
+
+
 @dataclass(frozen=True)
 class Way:
     """One kind of step."""
@@ -46,25 +69,34 @@ class Way:
     kind: str  # standard, eager or compiled
     precision: str
     centre: bool = False
-    linear: str = ""  # CROWN-IBP's linear bounds too: "fused" or "by class"
+    objective: str = IBP
 
     def __str__(self) -> str:
-        linear = f", linear bounds {self.linear}" if self.linear else ""
-        return f"{self.kind} {self.precision}{', centre statistics' if self.centre else ''}{linear}"
+        if self.kind == "standard":
+            return f"standard {self.precision}"
+        statistics = ", centre statistics" if self.centre else ""
+        return f"{self.kind} {self.precision} {self.objective}{statistics}"
+
+    @property
+    def passes(self) -> int | None:
+        """The passes of its batch; None where they depend on the network."""
+        if self.kind == "standard":
+            return STANDARD
+        return CENTRE if self.centre else PASSES.get(self.objective)
 
 
 def ways(device: str) -> list[Way]:
     """All kinds of steps; the first is the baseline."""
     precisions = ["fp32", "tf32", "bf16"] if device == "cuda" else ["fp32", "bf16"]
     standard = [Way("standard", precision) for precision in precisions]
-    certified = [
-        Way(kind, precision, centre)
-        for centre in (False, True)
+    centre = [Way(kind, precision, True) for kind in ("eager", "compiled") for precision in precisions]
+    others = [
+        Way(kind, precision, objective=name)
+        for name in OBJECTIVES
         for kind in ("eager", "compiled")
-        for precision in precisions
+        for precision in (precisions if "CROWN" not in name else ["fp32"])
     ]
-    linear = [Way(kind, "fp32", False, how) for kind in ("eager", "compiled") for how in ("fused", "by class")]
-    return standard + certified + linear
+    return standard + centre + others
 
 
 @dataclass
@@ -99,9 +131,8 @@ class Bench:
             return self._standard(way.precision)
         changes = {"precision": way.precision, "batch_norm_statistics": "centre" if way.centre else "clean"}
         settings = self.preset.train.model_copy(update=changes)
-        objective = {"name": "crown-ibp", "loss_fusion": way.linear != "by class"} if way.linear else {"name": "ibp"}
-        values = self.preset.model_copy(update={"train": settings}).model_dump() | {"objective": objective}
-        preset = load_preset(values)
+        values = self.preset.model_copy(update={"train": settings}).model_dump()
+        preset = load_preset(values | {"objective": OBJECTIVES[way.objective]})
         return self.certified(Stepper(preset, self.network(), EPOCH, compile=way.kind == "compiled"))
 
     def certified(self, stepper: Stepper) -> Callable[[], None]:
@@ -155,7 +186,7 @@ def peak_of_a_process(arguments: argparse.Namespace, way: Way) -> float:
         "--device",
         arguments.device,
         "--memory-of",
-        json.dumps([way.kind, way.precision, way.centre, way.linear]),
+        json.dumps([way.kind, way.precision, way.centre, way.objective]),
     ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -171,6 +202,14 @@ def spread(values: list[float]) -> str:
     """The median and the quartiles."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def limit(way: Way, times: dict[Way, list[float]]) -> str:
+    """The time of the way's passes at the standard step's pace, in standard fp32 steps; nothing where unknown."""
+    first, same = next(iter(times)), Way("standard", way.precision)
+    if way.passes is None:
+        return ""
+    return f"{way.passes / STANDARD * statistics.median(times[same]) / statistics.median(times[first]):.2f}"
 
 
 def main() -> None:
@@ -205,13 +244,12 @@ def main() -> None:
         f"{arguments.preset}, batch {arguments.batch_size}, {torch.get_num_threads()} threads, {bench.device},", end=" "
     )
     print(f"torch {torch.__version__}, {arguments.rounds} rounds; median (quartiles)\n")
-    print("| way | ms | times the standard step | peak MiB | first two steps, s |\n|---|---|---|---|---|")
+    print("| way | ms | times the standard step | limit | peak MiB | first two steps, s |\n|---|---|---|---|---|---|")
     for way, seconds in times.items():
         ratios = [mine / reference for mine, reference in zip(seconds, standard, strict=True)]
         memory = "" if arguments.no_memory else f"{peak_of_a_process(arguments, way):,.0f}"
-        print(
-            f"| {way} | {1e3 * statistics.median(seconds):.1f} | {spread(ratios)} | {memory} | {compiling[way]:.0f} |"
-        )
+        cells = (way, f"{1e3 * statistics.median(seconds):.1f}", spread(ratios), limit(way, times), memory)
+        print("|", " | ".join(map(str, cells)), f"| {compiling[way]:.0f} |", flush=True)
     print(f"\nmaking a batch: {1e3 * statistics.median(data):.2f} ms", end="; ")
     fastest = min(times, key=lambda way: statistics.median(times[way]) if way.kind != "standard" else float("inf"))
     share = statistics.median(data) / statistics.median(times[fastest])
