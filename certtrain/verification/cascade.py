@@ -16,6 +16,7 @@ from certtrain.verdicts import Verdict
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.steps import INFERENCE, ExampleBatch, Round, StepResult, VerificationStep
 
+SHARE_BEFORE_LAST = 0.25  # of an example's time left that a round may take, if a tighter one follows
 BATCH_SECONDS = 0.5  # the most that a batch is expected to take, where time is limited
 
 OnExamples = Callable[[list[ExampleResult]], None]
@@ -31,8 +32,9 @@ class Limits:
         mean time of the examples that went through the round.
     budget: for everything but inference, which every example goes through first.
 
-    Bound methods, attacks and searches stop at either limit. Batches are small enough that everything else takes less
-    than a second, by the mean time so far.
+    A round that another one follows may take a quarter of the time that an example has left, so that the last has most
+    of it. Bound methods, attacks and searches stop at either limit. Batches are small enough that everything else takes
+    less than a second, by the mean time so far.
     """
 
     timeout: float | None = None
@@ -71,7 +73,7 @@ class Cascade:
         for each in [first] if first.steps else []:
             self._round(each, slow=False)
         for each in others:
-            self._round(each, slow=True)
+            self._round(each, slow=True, share=1.0 if each is others[-1] else SHARE_BEFORE_LAST)
         return [self.results[index] for index in range(len(self.images))]
 
     def _classify(self, first: Round) -> Round:
@@ -83,8 +85,11 @@ class Cascade:
             self._keep(self._work(inference.steps, numbers))
         return replace(first, steps=first.steps[1:])
 
-    def _round(self, each: Round, *, slow: bool) -> None:
-        """Take every batch through the steps: in the first round all examples, in slow rounds the open ones."""
+    def _round(self, each: Round, *, slow: bool, share: float = 1.0) -> None:
+        """Take every batch through the steps: in the first round all examples, in slow rounds the open ones.
+
+        share: how much of the time that it has left an example may take.
+        """
         entering = [index for index in range(len(self.images)) if self._needs(index, each)]
         entering = [index for index in entering if not slow or self._has_time(index, 0.0)]
         self.on_round(each.names, len(entering))
@@ -97,7 +102,7 @@ class Cascade:
             chunk, entering, most = entering[:count], entering[count:], min(2 * most, each.size)
             known = 0.0 if each.timed else expected
             if numbers := [index for index in chunk if not slow or self._has_time(index, known)]:
-                done = self._work(each.steps, numbers)
+                done = self._work(each.steps, numbers, share)
                 spent += sum(result.tried.get(name, 0.0) for result in done for name in each.names)
                 finished += len(done)
                 self._keep(done)
@@ -126,11 +131,11 @@ class Cascade:
         fast = self.rounds[0].names
         return sum(seconds for name, seconds in self.results[index].tried.items() if name not in fast)
 
-    def _work(self, steps: Sequence[VerificationStep], numbers: list[int]) -> list[ExampleResult]:
+    def _work(self, steps: Sequence[VerificationStep], numbers: list[int], share: float = 1.0) -> list[ExampleResult]:
         """The results of these examples after the steps. A step that all of them have been through is skipped."""
         labels = self.images.labels[numbers].tolist()
         known = (self.results.get(n) or ExampleResult(n, y, "open", None) for n, y in zip(numbers, labels, strict=True))
-        results, seconds = list(known), self._left(numbers)
+        results, seconds = list(known), share * self._left(numbers)
         for step in steps:
             # A misclassified example needs no further step.
             rows = [row for row, result in enumerate(results) if result.verdict != "misclassified"]

@@ -37,7 +37,7 @@ from certtrain.properties.milp import minimum
 from certtrain.properties.violations import search
 from certtrain.runtime.deadline import Deadline
 from certtrain.spec.architecture import CNN7, MLP
-from certtrain.verification.cascade import BATCH_SECONDS, Cascade, Limits
+from certtrain.verification.cascade import BATCH_SECONDS, SHARE_BEFORE_LAST, Cascade, Limits
 from certtrain.verification.certificate import Certifier
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.steps import BoundStep, ExampleBatch, Round, StepResult, VerificationStep
@@ -325,6 +325,16 @@ def test_a_batch_has_the_time_of_all_its_points(monkeypatch: pytest.MonkeyPatch)
     assert crown.given == pytest.approx([3.0 * points for points in crown.batches])
     (*_, crown), _ = stepped(Limits(timeout=3.0, budget=10.0), monkeypatch, 0.1)
     assert max(crown.given) < 10.0 - 4.0  # the attack took four seconds
+
+
+def test_a_round_that_others_follow_leaves_them_most_of_the_time(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    steps = [Slow(name, now, seconds) for name, seconds in {"inference": 0.0, "alpha": 1.0, "complete": 0.0}.items()]
+    rounds = [Round((step,), 1) for step in steps]
+    Cascade(*mostly_right(3), EPS, rounds, Limits(timeout=8.0)).run()
+    assert steps[1].given == pytest.approx([8.0 * SHARE_BEFORE_LAST] * 3)
+    assert steps[2].given == pytest.approx([8.0 - 1.0] * 3)
 
 
 @pytest.mark.parametrize("method", ["crown-ibp", "crown", "alpha-crown"])
