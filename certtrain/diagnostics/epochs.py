@@ -7,7 +7,7 @@ from typing import Any
 
 from certtrain.diagnostics.findings import Finding, findings_at, layer_means, worst_of_kinds
 from certtrain.errors import RunError
-from certtrain.runs.epoch import Epoch
+from certtrain.runs.epoch import Epoch, own_measures
 from certtrain.runs.history import METRICS, read_epochs
 
 EPOCH_ACCURACIES = ("natural_accuracy", "certified_accuracy", "validation_certified_accuracy")
@@ -36,8 +36,8 @@ def epoch_findings(epoch: Epoch) -> list[Finding]:
 
 
 def epoch_numbers(epoch: Epoch) -> dict[str, float | None]:
-    """Epoch, step, ε and the accuracies by name; None for an accuracy that was not measured."""
-    measured = {name: epoch.measured.get(name) for name in EPOCH_ACCURACIES}
+    """Epoch, step, ε, the accuracies by name, None for one that was not measured, and the objective's own measures."""
+    measured = {name: epoch.measured.get(name) for name in EPOCH_ACCURACIES} | own_measures(epoch.measured)
     return {"epoch": epoch.epoch, "step": epoch.step, "eps": epoch.eps, **measured}
 
 

@@ -10,7 +10,7 @@ from certtrain.diagnostics.findings import MOST_SENTENCES, layer_means
 from certtrain.formats import column, percent, times
 from certtrain.render.cells import finding_cell, new_table, ratio_cells, show_sentences, state_cells
 from certtrain.render.console import out, remark, show_title
-from certtrain.runs.epoch import Epoch
+from certtrain.runs.epoch import Epoch, own_measures
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics.model_states import ModelStates
@@ -49,20 +49,22 @@ def _nothing_found(epochs: bool, networks: bool) -> str:
 
 
 def _show_epochs(epochs: Sequence[Epoch]) -> None:
-    table = new_table("epoch", "ε", "certified", "unstable", "inactive", "dead", "growth", "trouble")
     shown = _thinned(epochs)
+    own = [name for name in own_measures(epochs[-1].measured) if name.endswith("_accuracy")] if epochs else []
+    titles = [name.removesuffix("_accuracy").replace("_", " ") for name in own]
+    table = new_table("epoch", "ε", "certified", *titles, "unstable", "inactive", "dead", "growth", "trouble")
     for epoch, eps in zip(shown, column([epoch.eps for epoch in shown]), strict=True):
         means = layer_means(epoch.layers)
         numbers = *state_cells(means)[1:], times(means.largest_growth)
-        certified = percent(epoch.certified_accuracy, 1)
-        table.add_row(str(epoch.epoch), eps, certified, *numbers, finding_cell(epoch_findings(epoch)))
+        accuracies = [percent(epoch.measured.get(name) or 0.0, 1) for name in ("certified_accuracy", *own)]
+        table.add_row(str(epoch.epoch), eps, *accuracies, *numbers, finding_cell(epoch_findings(epoch)))
     out.print(table)
     if not epochs:
         remark("no epoch is finished yet")
         return
     remark(
-        "certified: on the training examples, at the epoch's ε; unstable, inactive, dead: means over the layers; "
-        "growth: the largest of the layers"
+        "certified and other accuracies: on the training examples, at the epoch's ε; unstable, inactive, dead: means "
+        "over the layers; growth: the largest of the layers"
     )
     if len(shown) < len(epochs):
         remark(f"{len(shown)} of {len(epochs)} epochs; --csv, --json and --plot have all of them")

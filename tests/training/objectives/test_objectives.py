@@ -1,7 +1,9 @@
 """The objectives in a step: their limits, their order, their attacks; a step stays a function of its number."""
 
 import copy
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -320,3 +322,28 @@ def test_boxes_without_width_have_finite_gradients():
         )
         found.total.backward()
         assert all(bool(p.grad.isfinite().all()) for p in twin.parameters() if p.grad is not None), name
+
+
+# --- compiled --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
+@pytest.mark.parametrize("name", ["mtl-ibp", "sabr that shrinks", "staps"])
+def test_a_compiled_step_with_its_attack_is_the_eager_one(name: str, monkeypatch: pytest.MonkeyPatch):
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # no C++ is made of the graphs
+    settings = preset(OBJECTIVES[name], batch_size=BATCH)
+    found = []
+    for compile in (True, False):
+        stepper = Stepper(settings, network(settings), PER_EPOCH, compile=compile, on_failure=pytest.fail)
+        for step in (NATURAL, RAMP, END):
+            stepper.run(step, *batch(step))
+        found.append(stepper)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    # The clean batch, the loss, and an attack's gradient and losses; two attacks and the latent box for STAPS.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= (7 if name == "staps" else 4)
+    assert_close(*found, rtol=1e-6)
+    assert found[0].read().sums["robust_loss"] == pytest.approx(found[1].read().sums["robust_loss"], rel=1e-9)
