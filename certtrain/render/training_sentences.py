@@ -21,8 +21,8 @@ def started_sentence(event: Started) -> str:
     begin = f"resumed at step {event.step}" if event.step else "new run"
     return (
         f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {network} with "
-        f"{event.parameters:,} parameters, ε = {format_eps(preset.eps.max)}, seed {preset.seed}, "
-        f"{event.device}; {begin} in {event.folder}"
+        f"{event.parameters:,} parameters, {preset.objective.name}, ε = {format_eps(preset.eps.max)}, "
+        f"seed {preset.seed}, {event.device}; {begin} in {event.folder}"
     )
 
 

@@ -17,6 +17,7 @@ from certtrain.runs.epoch import LayerState
 from certtrain.runs.history import Results, Run, read_run
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
+from certtrain.spec.objective import described_objective
 from certtrain.spec.preset import Preset
 from certtrain.spec.section import Section
 from certtrain.storage import write_atomic
@@ -100,6 +101,7 @@ def _settings(run: Run) -> Iterator[tuple[str, CellValue]]:
     yield "network", _network(preset)
     yield "parameters", None if run.weights is None else run.weights.parameters
     yield "initialisation", preset.init
+    yield "objective", described_objective(preset.objective)
     yield "ε", f"{format_eps(preset.eps.max)}; {_ramp(run)}"
     yield "training", f"{train.epochs} epochs, batches of {train.batch_size}, learning rate {train.learning_rate:g}"
     yield "precision", train.precision

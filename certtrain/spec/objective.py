@@ -4,7 +4,7 @@ L is the cross-entropy of margins, m the lower bounds of the margins over the bo
 are in `training/objectives/`, one module for each family.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -154,6 +154,29 @@ class CustomSection(ObjectiveSection):
     """The settings of an attack, which the class gets as its argument `attack`."""
     sha256: str | None = None
     """The hash of the file, written into the preset of a run when it begins."""
+
+
+def described_objective(section: ObjectiveSection) -> str:
+    """The name, the objective's own numbers and what differs from the defaults, in one line.
+
+    Like "mtl-ibp: alpha 0.1, attack (steps 3)".
+    """
+    changed, everything = section.model_dump(exclude_defaults=True), section.model_dump(exclude_none=True)
+    own = {name for name, value in everything.items() if name not in ObjectiveSection.model_fields and value != {}}
+    own -= {name for name in own if isinstance(everything[name], dict)}
+    values = {name: changed.get(name, everything.get(name)) for name in everything if name in own | changed.keys()}
+    name = values.pop("name")
+    return f"{name}: {_words(values)}" if values else str(name)
+
+
+def _words(values: dict[str, Any]) -> str:
+    """Each field with its value; those of a section in brackets."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} ({_words(value)})"
+        if isinstance(value, dict)
+        else f"{name.replace('_', ' ')} {value}"
+        for name, value in values.items()
+    )
 
 
 AnyObjective = Annotated[

@@ -75,6 +75,7 @@ def test_what_was_run_is_said(tmp_path: Path):
         "network": "cnn: channels 32 64, kernels 3 3, strides 1 2, linear 128, batch norm yes",
         "parameters": "17",
         "initialisation": "ibp",
+        "objective": "ibp",
         "ε": "8/255; rises from 0 in epochs 2 to 3",
         "training": "4 epochs, batches of 64, learning rate 0.002",
         "precision": "fp32",

@@ -13,7 +13,7 @@ import pytest
 
 from certtrain.errors import PresetError
 from certtrain.spec.architecture import CNN, NETWORKS, WideResNet
-from certtrain.spec.objective import OBJECTIVES, CrownIBPSection, SABRSection
+from certtrain.spec.objective import OBJECTIVES, CrownIBPSection, SABRSection, described_objective
 from certtrain.spec.preset import Preset, load_preset, parse_override, preset_names
 
 ROOT = Path(__file__).parents[2]
@@ -514,3 +514,17 @@ def test_another_networks_fields_may_come_before_its_name():
 def test_seed_zero_is_a_seed():
     assert load_preset("digits", {"seed": 0}).seed == 0
     assert Preset.model_validate(load_preset("digits", {"seed": 5}).model_dump()).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "ibp"}, "ibp"),
+        ({"name": "mtl-ibp"}, "mtl-ibp: alpha 0.5"),
+        ({"name": "sabr", "attack.steps": 3, "natural_share": 0.2}, None),
+    ],
+)
+def test_an_objective_is_described_in_one_line(changes: dict[str, Any], words: str | None):
+    objective = load_preset("digits", {f"objective.{name}": value for name, value in changes.items()}).objective
+    expected = "sabr: natural share 0.2, attack (steps 3), subselection ratio 0.4, relu shrinkage 0.0"
+    assert described_objective(objective) == (words or expected)
