@@ -153,7 +153,7 @@ def test_a_model_file_is_tried_on_its_own_data(soundness, tmp_path: Path, capsys
     assert [row[:3] for row in found] == [[tmp_path.name, method, "48"] for method in methods]
 
 
-def test_the_campaign_is_in_float32_without_slack_unless_told(soundness):
+def test_the_campaign_is_in_float32_without_slack_by_default(soundness):
     assert soundness.parsed([]).arithmetic == "float32"
     below = soundness.Margins(torch.tensor([0.5 - 1e-12], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
     bounds = soundness.Margins(torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))

@@ -165,8 +165,8 @@ def test_a_network_is_trained_and_then_used_without_its_code(changes: tuple[str,
     model = ("run/model.safetensors", "--data-dir", "images")
     again = json.loads(run("verify", *model, "--json").out)
     assert {name: again[name] for name in first} == first
-    (looked,) = json.loads(run("stats", *model, "--json").out)["models"]
-    layers = looked["layers"]
+    (states,) = json.loads(run("stats", *model, "--json").out)["models"]
+    layers = states["layers"]
     assert len(layers) == (1 if changes else 7)
     exported = run("export", *model, "--json")
     assert exported.code == 0, exported.err
@@ -323,16 +323,16 @@ def stopped_after(steps: int) -> Callable[[], str | None]:
 
 
 def test_train_and_resume_take_plain_paths(folder: Path):
-    heard: list[Event] = []
+    events: list[Event] = []
     preset = certtrain.load_preset(folder / "own.toml", {"train.epochs": 1})
-    where = certtrain.RunContext(data_dir="images", device="auto", should_stop=stopped_after(1), emit=heard.append)
+    where = certtrain.RunContext(data_dir="images", device="auto", should_stop=stopped_after(1), emit=events.append)
     assert certtrain.train(preset, "run", where) is None
     (folder / "mynet.py").unlink()
-    report = certtrain.resume("run", certtrain.RunContext(data_dir="images", emit=heard.append))
+    report = certtrain.resume("run", certtrain.RunContext(data_dir="images", emit=events.append))
     assert report is not None
     assert report.examples == 12
-    assert [event.step for event in heard if isinstance(event, Started)] == [0, 1]
-    assert not [event for event in heard if isinstance(event, Note) and "has changed" in event.text]
+    assert [event.step for event in events if isinstance(event, Started)] == [0, 1]
+    assert not [event for event in events if isinstance(event, Note) and "has changed" in event.text]
 
 
 def test_a_preset_of_fields_is_that_of_a_file(folder: Path):
@@ -366,9 +366,9 @@ def test_a_network_in_the_place_of_its_class_is_an_error(folder: Path):
 def test_its_step_can_be_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # no C++, which takes longest
     preset = certtrain.load_preset("own.toml", {"train.compile": "on", "train.epochs": 1})
-    heard: list[Event] = []
-    certtrain.train(preset, "run", certtrain.RunContext(data_dir="images", emit=heard.append))
-    assert next(event.text for event in heard if isinstance(event, Note)).startswith("the step is compiled")
+    events: list[Event] = []
+    certtrain.train(preset, "run", certtrain.RunContext(data_dir="images", emit=events.append))
+    assert next(event.text for event in events if isinstance(event, Note)).startswith("the step is compiled")
     eager = certtrain.load_preset("own.toml", {"train.compile": "off", "train.epochs": 1})
     certtrain.train(eager, "eager", certtrain.RunContext(data_dir="images"))
     models = [certtrain.load_model(folder / name / "model.safetensors") for name in ("run", "eager")]

@@ -139,7 +139,7 @@ def test_the_live_view_shows_the_numbers_of_stats(monkeypatch: pytest.MonkeyPatc
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_the_live_view_has_bars_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
+def test_the_live_view_has_bars_where_they_fit(monkeypatch: pytest.MonkeyPatch):
     assert "▒" not in live_view(80, monkeypatch, FINE)
     text = live_view(120, monkeypatch, FINE)
     assert "█ active ▒ unstable ░ inactive" in text

@@ -173,7 +173,7 @@ def test_the_report_says_when_the_run_was_over(finished: Path):
     assert abs(datetime.now(UTC) - when) < timedelta(hours=1)
 
 
-def test_a_run_tells_what_it_does(events: list[Event], finished: Path):
+def test_a_run_reports_what_it_does(events: list[Event], finished: Path):
     def of(kind: type[Event]) -> list[Any]:
         return [event for event in events if isinstance(event, kind)]
 

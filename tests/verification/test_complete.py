@@ -230,19 +230,19 @@ def test_a_points_own_time_ends_its_search_and_not_the_others(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("method", "looks"),
+    ("method", "before"),
     [
         ("complete", 60),
         ("auto", 300),
         *(pytest.param(m, n, marks=LONG) for m in ("complete", "auto") for n in (0, 30, 200)),
     ],
 )
-def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_verdicts(method: str, looks: int):
+def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_verdicts(method: str, before: int):
     model, data = few()
     whole, expected = run(model, data, EPS, method=method)
-    looked = count()
+    calls = count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Deadline, "over", lambda self: next(looked) >= looks)
+        patch.setattr(Deadline, "over", lambda self: next(calls) >= before)
         _, points = run(model, data, EPS, method=method, limits=Limits(budget=1e6))
     assert "open" in verdicts(points)
     assert all(not point.trees for point in points.values() if point.verdict == "open")

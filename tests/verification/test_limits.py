@@ -1,4 +1,4 @@
-"""Time limits: the clock is looked at within steps too, and what is not computed in time is never claimed."""
+"""Time limits: the clock is read within steps too, and what is not computed in time is never claimed."""
 
 import time
 from dataclasses import replace
@@ -294,7 +294,7 @@ class Slow:
 
 
 def stepped(limits: Limits, monkeypatch: pytest.MonkeyPatch, seconds: float) -> tuple[list[Slow], list[ExampleResult]]:
-    """Forty points through inference, attack and a dear step, twenty at once without limits."""
+    """Forty points through inference, attack and an expensive step, twenty at once without limits."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     steps = [Slow("inference", now, 0.0), Slow("attack", now, seconds), Slow("crown", now, seconds)]
@@ -344,7 +344,7 @@ def test_a_bound_that_was_cut_off_was_tried_unless_the_whole_time_was_over(metho
     assert (whole.margins > timed.margins).all()
 
 
-def test_cheaper_bounds_certify_where_dearer_ones_had_no_time():
+def test_cheaper_bounds_certify_where_tighter_ones_had_no_time():
     model, data = mostly_right(20)
     x, labels = to_unit(data.images), data.labels
     cheap = Certifier(model, "ibp").proved(x, labels, 0.02)[0]
