@@ -154,16 +154,13 @@ def test_help_and_wrong_arguments_are_answered_without_torch(
     assert not loaded
 
 
-def test_an_eager_training_step_loads_no_compiler():
-    code = """
-import torch
-from certtrain.network.models import InputSpec, build_model
-from certtrain.spec.preset import load_preset
-from certtrain.training.step import Stepper
-preset = load_preset("digits")
-network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,)))
-Stepper(preset, network, 10).run(0, torch.rand(4, 1, 8, 8), torch.arange(4))
+def test_an_eager_training_and_its_verification_load_no_compiler(tmp_path: Path):
+    code = f"""
 import sys
+from certtrain import load_preset, train
+quick = {{"model": {{"name": "mlp", "hidden": [8]}}, "train.epochs": 1, "eps.max": 0.02, "eps.start": 1, "eps.length": 0}}
+report = train(load_preset("digits", quick), {str(tmp_path / "out")!r})
+assert report.certified and report.falsified
 if "torch._dynamo" in sys.modules:
     sys.exit("torch._dynamo is loaded")
 """
