@@ -158,7 +158,8 @@ def test_an_eager_training_and_its_verification_load_no_compiler(tmp_path: Path)
     code = f"""
 import sys
 from certtrain import load_preset, train
-quick = {{"model": {{"name": "mlp", "hidden": [8]}}, "train.epochs": 1, "eps": {{"start": 1, "length": 0}}}}
+quick = {{"train.epochs": 1, "eps": {{"max": 0.02, "start": 1, "length": 0}}}}
+quick["model"] = {{"name": "mlp", "hidden": [8]}}
 report = train(load_preset("digits", quick), {str(tmp_path / "out")!r})
 assert report.certified and report.falsified
 if "torch._dynamo" in sys.modules:

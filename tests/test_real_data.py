@@ -67,7 +67,10 @@ def test_real_cifar10(real_cifar10: Path):
 
 
 @pytest.mark.slow
-def test_the_papers_network_takes_two_steps_on_the_real_cifar10(real_cifar10: Path, tmp_path: Path):
+def test_the_papers_network_takes_two_steps_on_the_real_cifar10(
+    real_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("certtrain.training.layer_diagnostics.STATE_EXAMPLES", 50)  # of 1000, which take long
     events: list[Event] = []
     context = frequent(data_dir=real_cifar10, should_stop=stop_before(2), emit=events.append)
     preset = load_preset("cifar10-160ep", {"train.compile": "off", "train.batch_size": 32})  # both for time
