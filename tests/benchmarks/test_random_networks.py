@@ -14,7 +14,7 @@ from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Substitution
 from certtrain.bounds.tracing import trace_layers
 
-COUNT, SEED = 150, 0
+COUNT, SEED = 100, 0
 QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 

@@ -53,9 +53,14 @@ def few() -> tuple[Classifier, ImageSet]:
 
 
 @cache
+def unlimited(method: str) -> tuple[Report, dict[int, ExampleResult]]:
+    """What the method says of them without limits."""
+    return run(*few(), EPS, method=method)
+
+
 def alone() -> dict[int, ExampleResult]:
     """What complete verification says of them without limits."""
-    return run(*few(), EPS)[1]
+    return unlimited("complete")[1]
 
 
 @cache
@@ -245,7 +250,7 @@ def test_a_points_own_time_ends_its_search_and_not_the_others(monkeypatch: pytes
 )
 def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_verdicts(method: str, before: int):
     model, data = few()
-    whole, expected = run(model, data, EPS, method=method)
+    whole, expected = unlimited(method)
     calls = count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Deadline, "over", lambda self: next(calls) >= before)
