@@ -1,13 +1,12 @@
 """A user's own network on their own images, from the command line and from Python, long after its code is gone."""
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 
 import certtrain
-from certtrain import cli
 from certtrain.errors import NetworkError
 from certtrain.network.modelfile import KEY
 from certtrain.spec.layers import Graph
 from certtrain.training.compilation import has_compiler
 from certtrain.training.events import Event, Note, Started
+from helpers.command_line import Run, run_here
 
 RESIDUAL = """
 import torch
@@ -91,17 +90,6 @@ TRAIN = ("train", "--preset", "own.toml", "--data-dir", "images")
 FIRST = ("--set", "model.source='mynet.py:Small'", "--set", "model.arguments={}")
 
 
-class Outcome(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: images of three classes, 6×6 pixels each, a preset, and the code of two networks."""
@@ -122,24 +110,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line in this process, in that folder."""
     monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["certtrain", *words])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        text = capsys.readouterr()
-        return Outcome(code, text.out, text.err)
-
-    return call
+    return run_here
 
 
 def header(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import cache
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -403,6 +404,7 @@ def test_a_property_of_large_layers_ends_in_time(name: str, method: str):
     assert time.monotonic() - start < LIMIT + SLACK
 
 
+@cache
 def large(name: str, points: int = 1) -> tuple[Classifier, ImageSet]:
     names = tuple("abcdefghij")
     built: Any = MLP(name="mlp", hidden=(1024, 1024, 1024), batch_norm=False) if name == "mlp" else CNN7(name="cnn7")
