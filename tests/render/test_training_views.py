@@ -121,7 +121,7 @@ def test_json_lines_hold_layers_and_findings(shown: Shown):
 
 def live_view(columns: int, monkeypatch: pytest.MonkeyPatch, *layers: LayerState, eps: float = 0.1) -> str:
     """The panel of the live view on a terminal of so many columns."""
-    monkeypatch.setattr(out, "width", columns)
+    monkeypatch.setenv("COLUMNS", str(columns))
     view = LiveView()
     view.started = started()
     averages = dict.fromkeys(("loss", "robust_loss", "certified_accuracy", "tightness_loss", "relu_balance_loss"), 0.5)
