@@ -18,11 +18,12 @@ from torch import Generator, Tensor, nn
 import certtrain
 from certtrain.attack.criterion import computing_in
 from certtrain.bounds import linear
-from certtrain.bounds.box import box_ends
+from certtrain.bounds.box import box_ends, input_box
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.statistics import BatchNorm
+from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import NONLINEAR, BoundTrace
 from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, to_unit
@@ -139,16 +140,15 @@ def real_bounds(trial: Trial, x: Tensor, eps: float, generator: Generator) -> No
     """Test every method's bounds of logits and margins in float64; for boxes without width they must be the value."""
     exact, x = copy.deepcopy(trial.network).double(), x.double()
     seen = outputs_at(exact, sample_points(exact, x, eps, generator))
-    labels = seen[0].argmax(1)
-    for method in METHODS if trial.number % ALPHA_EVERY == 0 else [m for m in METHODS if m != "alpha-crown"]:
-        ends = certtrain.output_bounds(exact, x, eps, method=method)
-        compare(trial, f"{method}, bounds of the logits", seen, *ends)
-        margins = certtrain.margin_bounds(exact, x, labels, eps, method=method)
-        compare(trial, f"{method}, bounds of the margins", label_gaps(seen, labels), margins, None)
-        points = certtrain.output_bounds(exact, x, 0.0, method=method)
+    labels, graph = seen[0].argmax(1), checked_graph(exact, trial.shape)
+    for name in METHODS if trial.number % ALPHA_EVERY == 0 else [m for m in METHODS if m != "alpha-crown"]:
+        bounds = METHODS[name](graph, input_box(x, eps))
+        compare(trial, f"{name}, bounds of the logits", seen, *bounds.ends())
+        compare(trial, f"{name}, bounds of the margins", label_gaps(seen, labels), bounds.margins(labels), None)
+        points = METHODS[name](graph, input_box(x, 0.0)).ends()
         tolerance = 1e-7 * max(1.0, float(seen.abs().max()))
         if not jumps(exact) and not all(torch.allclose(end, seen[0], rtol=0, atol=tolerance) for end in points):
-            trial.report(f"{method}: bounds of a box without width are not the network's value")
+            trial.report(f"{name}: bounds of a box without width are not the network's value")
 
 
 def compare(

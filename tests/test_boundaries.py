@@ -24,7 +24,7 @@ def is_surface(file: Path) -> bool:
 
 
 # Each imports from those before it, and from what stands outside of all, which is free to be imported anywhere.
-ROOMS = (
+PACKAGES = (
     "spec", "runtime", "data", "bounds", "attack", "branching", "network", "properties", "verification", "certfile",
     "runs", "diagnostics", "interchange", "reports", "training", "render", "cli",
 )  # fmt: skip
@@ -168,6 +168,20 @@ import sys
 if "torch._dynamo" in sys.modules:
     sys.exit("torch._dynamo is loaded")
 """
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_an_eager_training_and_its_verification_load_no_compiler(tmp_path: Path):
+    code = f"""
+import sys
+from certtrain import load_preset, train
+quick = {{"train.epochs": 1, "eps": {{"max": 0.02, "start": 1, "length": 0}}}}
+quick["model"] = {{"name": "mlp", "hidden": [8]}}
+report = train(load_preset("digits", quick), {str(tmp_path / "out")!r})
+assert report.certified and report.falsified
+if "torch._dynamo" in sys.modules:
+    sys.exit("torch._dynamo is loaded")
+"""
     assert "torch" in loaded_after(code)
 
 
@@ -178,10 +192,10 @@ def test_only_one_place_imports_the_terminals_packages(package: str, home: str):
     assert all(name == home or name.startswith(f"{home}.") for name in found), found
 
 
-def room_of(module: str) -> str | None:
+def package_of(module: str) -> str | None:
     """The package of certtrain that a module is in; None for one that stands outside of all."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "certtrain" and len(parts) > 1 and parts[1] in ROOMS else None
+    return parts[1] if parts[0] == "certtrain" and len(parts) > 1 and parts[1] in PACKAGES else None
 
 
 def modules_of(code: str) -> set[str]:
@@ -192,17 +206,17 @@ def modules_of(code: str) -> set[str]:
     return plain | {f"{module}.{name}" for module, name in taken if module}
 
 
-def test_every_room_is_in_the_order():
-    assert {file.parent.name for file in FILES if file.parent.parent == ROOT / "certtrain"} == set(ROOMS)
+def test_every_package_is_in_the_order():
+    assert {file.parent.name for file in FILES if file.parent.parent == ROOT / "certtrain"} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_imports_point_one_way(file: Path):
-    if file == ROOT / "certtrain" / "__init__.py" or file.name == "__main__.py":  # the doors of the house
+    if file == ROOT / "certtrain" / "__init__.py" or file.name == "__main__.py":  # which import from all of them
         return
-    own = room_of(module_name(file))
-    allowed = (None, *ROOMS[: ROOMS.index(own) + 1]) if own else (None,)
-    assert not [name for name in modules_of(file.read_text(encoding="utf-8")) if room_of(name) not in allowed]
+    own = package_of(module_name(file))
+    allowed = (None, *PACKAGES[: PACKAGES.index(own) + 1]) if own else (None,)
+    assert not [name for name in modules_of(file.read_text(encoding="utf-8")) if package_of(name) not in allowed]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +229,7 @@ def test_imports_point_one_way(file: Path):
     ],
 )
 def test_every_form_of_import_is_seen(code: str):
-    assert "cli" in {room_of(name) for name in modules_of(code)}
+    assert "cli" in {package_of(name) for name in modules_of(code)}
 
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

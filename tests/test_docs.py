@@ -207,6 +207,8 @@ def test_the_quickstart_runs_and_prints_what_it_shows(quickstart: tuple[Path, di
     assert set(_shape(shown)) <= set(_shape(first))
     for name in re.findall(r"^- `([\w./]+)`: ", QUICKSTART, flags=re.M):
         assert (folder / "runs/digits" / name).exists(), name
+    results = json.loads((folder / "runs/digits/report.json").read_text())["results"]
+    assert results["certified_accuracy"] > 0.7  # the page shows 78.89 %
     assert (folder / "runs/stopped/report.json").is_file()  # it was stopped, and went on to its end
 
 

@@ -71,8 +71,15 @@ def _probes(infer: Infer, claims: Claims) -> Iterator[tuple[str, Tensor]]:
 
 def _gradient(infer: Infer, claims: Claims) -> Tensor:
     """The gradient at the centre of the value that is nearest to its bound."""
-    # A network may overwrite, in place, values that the gradient needs.
-    with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+    try:
+        return _gradient_at_centre(infer, claims)
+    except RuntimeError:  # the network overwrites, in place, values that the gradient needs
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():  # which loads torch's compiler
+            return _gradient_at_centre(infer, claims)
+
+
+def _gradient_at_centre(infer: Infer, claims: Claims) -> Tensor:
+    with torch.enable_grad():
         inputs = claims.centre.detach().clone().requires_grad_()
         gap = claims.values(infer(inputs.clone())) - claims.bounds
         nearest = torch.where(claims.bounds.isfinite(), gap, torch.inf).amin(1)

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -124,6 +125,7 @@ def _check_left_out(folder: Path, others: Sequence[str]) -> None:
         )
 
 
+@cache
 def _formats() -> tuple[str, ...]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 

@@ -20,15 +20,15 @@ STRONG = (PGD(), APGD(), APGD("dlr", targets=9))
 every_attack = pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.name)
 
 
-class Listening(nn.Module):
-    """A network that keeps what it was asked about."""
+class Recorder(nn.Module):
+    """A network that keeps its inputs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.heard = network, list[Tensor]()
+        self.network, self.inputs = network, list[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.heard.append(x.detach().clone())
+        self.inputs.append(x.detach().clone())
         return self.network(x)
 
 
@@ -84,14 +84,14 @@ def test_adversarial_inputs_are_misclassified_and_others_untouched():
 @pytest.mark.parametrize("eps", [0.0, 1e-9, 8 / 255, 0.1, 1.0])
 @every_attack
 def test_no_input_that_is_tried_leaves_the_box_of_real_numbers(settings: AttackSettings, eps: float):
-    model, data = Listening(classifier(seed=1)), images(30)
+    model, data = Recorder(classifier(seed=1)), images(30)
     x = to_unit(data.images)
     x[:4], x[4:8] = 0.0, 1.0
     for row in range(len(x)):
-        model.heard.clear()
+        model.inputs.clear()
         label = model(x[row : row + 1]).argmax(1)
         attack(model, x[row : row + 1], label, eps, settings)
-        for tried in torch.cat(model.heard).flatten(1).tolist():
+        for tried in torch.cat(model.inputs).flatten(1).tolist():
             for pixel, centre in zip(tried, x[row].flatten().tolist(), strict=True):
                 assert abs(Fraction(pixel) - Fraction(centre)) <= Fraction(eps)
                 assert 0 <= pixel <= 1
@@ -151,9 +151,9 @@ def test_without_attacks_only_the_clean_inputs_are_tried():
 
 
 def test_points_that_are_broken_are_left_alone():
-    model, (_, x, labels, _) = Listening(classifier(seed=1)), attacked()
+    model, (_, x, labels, _) = Recorder(classifier(seed=1)), attacked()
     broken = attack(model, x, labels, EPS, PGD(steps=40)).falsified
-    sizes = [len(heard) for heard in model.heard if len(heard) > 1]
+    sizes = [len(x) for x in model.inputs if len(x) > 1]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == len(x)
     assert sizes[-1] == (~broken).sum()
@@ -217,7 +217,7 @@ def test_coarser_arithmetic_is_another_network():
     assert attack(layer, x, label, 0.0, (), arithmetic="bf16").falsified.all()
 
 
-def test_it_stops_when_told_and_keeps_what_it_has():
+def test_it_stops_when_it_should_and_keeps_what_it_has():
     model, x, labels, whole = attacked()
     asked: list[int] = []
 
@@ -288,7 +288,7 @@ def test_it_changes_neither_gradients_nor_input(training: bool):
 
 
 def test_inference_runs_without_convolutions_that_transform_their_operands():
-    """NNPACK's do, and no certificate has room for what that rounds."""
+    """NNPACK's do, and no certificate allows for what that rounds."""
     seen: list[bool] = []
 
     class Network(nn.Module):

@@ -1,4 +1,4 @@
-"""The table of certificates by method and arithmetic: its rows add up, and slower or ideal is never worse."""
+"""The table of certificates: its rows add up, and a tighter method or ideal arithmetic is never worse."""
 
 import importlib.util
 import sys
@@ -57,7 +57,7 @@ def tables(text: str) -> list[dict[str, list[str]]]:
     return [{row[0]: row[1:] for row in rows} for rows in split]
 
 
-def test_rows_add_up_and_slower_methods_and_ideal_arithmetic_are_never_worse(
+def test_rows_add_up_and_tighter_methods_and_ideal_arithmetic_are_never_worse(
     certificates, model: Path, capsys: pytest.CaptureFixture[str]
 ):
     certificates.main([str(model), "--limit", "40", "--pgd-steps", "5"])

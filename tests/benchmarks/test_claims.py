@@ -131,17 +131,17 @@ def test_dead_units_are_judged_method_by_method():
 
 
 @pytest.mark.parametrize(
-    ("short", "verdict", "told"),
+    ("short", "verdict", "ending"),
     [
         (0.21, "not significant at this scale", "not significant for fast (+1.0 at ε = 0.3; +1.0 at ε = 0.4)."),
         (0.3, "the opposite shows", "the opposite shows for fast (+10.0 at ε = 0.3; +10.0 at ε = 0.4)."),
         (0.1, "shows", "it shows for fast (−10.0 at ε = 0.3; −10.0 at ε = 0.4)."),
     ],
 )
-def test_a_short_warm_up_is_judged_at_each_radius_and_equal_is_not_said(short: float, verdict: str, told: str):
+def test_a_short_warm_up_is_judged_at_each_radius_and_equal_is_not_said(short: float, verdict: str, ending: str):
     words = sentence(made_up({"fast, short": short}), 3)
     assert words.startswith(f"Short warm-up of fast, {verdict}: “with all improvements")
-    assert words.endswith(told)
+    assert words.endswith(ending)
 
 
 def test_the_baselines_need_the_long_one():

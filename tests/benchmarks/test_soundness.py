@@ -1,5 +1,6 @@
 """The soundness campaign in its short form: it finds nothing where bounds are right, and finds what is wrong."""
 
+import copy
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds import guard
 from certtrain.bounds.methods import METHODS, BoundMethod
-from certtrain.data import load_images
+from certtrain.data import ImageSet, load_images
 from certtrain.network.assembly import describe
 from certtrain.network.modelfile import save_model
 from certtrain.spec.preset import load_preset
@@ -30,7 +31,21 @@ def soundness() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules["soundness"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
+    module.trained = once(module.trained)
     return module
+
+
+def once(trained: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Training that is not repeated for a network of the same layers, which starts from the same weights."""
+    networks: dict[object, nn.Module] = {}
+
+    def call(network: nn.Module, images: ImageSet, *settings: float) -> nn.Module:
+        key = (str(network), *settings)
+        if key not in networks:
+            networks[key] = trained(network, images, *settings)
+        return copy.deepcopy(networks[key])
+
+    return call
 
 
 def rows(text: str) -> list[list[str]]:
@@ -141,7 +156,8 @@ def test_the_points_lie_in_their_boxes_and_half_of_them_at_corners_or_attacked(s
 
 
 def test_a_model_file_is_tried_on_its_own_data(soundness, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    train, preset = load_images("digits", "train"), load_preset("digits", {"eps.max": 0.03})
+    small = {"eps.max": 0.03, "model.channels": [4, 8], "model.linear": [32]}
+    train, preset = load_images("digits", "train"), load_preset("digits", small)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = soundness.trained(soundness.named(preset.model), train, 0.03, 60, 0)
@@ -153,7 +169,7 @@ def test_a_model_file_is_tried_on_its_own_data(soundness, tmp_path: Path, capsys
     assert [row[:3] for row in found] == [[tmp_path.name, method, "48"] for method in methods]
 
 
-def test_the_campaign_is_in_float32_without_tolerance_unless_told(soundness):
+def test_the_campaign_is_in_float32_without_tolerance_by_default(soundness):
     assert soundness.parsed([]).arithmetic == "float32"
     below = soundness.Margins(torch.tensor([0.5 - 1e-12], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
     bounds = soundness.Margins(torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))

@@ -25,7 +25,7 @@ from helpers.activation_cases import CASES
 EACH = pytest.mark.parametrize("name", CASES)
 NEW = [name for name, case in CASES.items() if not isinstance(case.layer, (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh))]
 # Where something happens to one of them: minima, inflections, bends, thresholds with and without their margin, limits,
-# where exponentials and erf end in float32 and float64, and where a tail's tangent is looked for no longer.
+# where exponentials and erf end in float32 and float64, and where a tail's tangent is no longer searched for.
 PLACES = [0.0, -0.7517915246935645, 2**0.5, -1.2784645427610738, 2.399357280515468, 20.0, 20 * (1 - 2**-6), 7.5, 1.0]
 PLACES += [0.25, -0.5, 6.0, -5.5, -8.3, -13.0, -38.6, 40.0, -88.8, -104.0, -745.2, 1e4, -1e8, 1e30, -1e35]
 WIDTHS = [0.0, 1e-30, 1e-12, 1e-7, 9e-4, 1.1e-3, 0.1, 2.0, 60.0, 1e5, 1e33]
@@ -63,10 +63,10 @@ def inside(box: Box, count: int = 40) -> Tensor:
 def test_no_value_leaves_a_difficult_box(name: str):
     layer, box = layer_of(name).double(), difficult_boxes()
     found, points = INTERVAL_RULES[type(layer)](layer, box), inside(box)
-    values, room = layer(points.clone()), 1e-14 * (1 + torch.maximum(box.lower.abs(), box.upper.abs()))
+    values, slack = layer(points.clone()), 1e-14 * (1 + torch.maximum(box.lower.abs(), box.upper.abs()))
     assert bool((found.radius >= 0).all())
-    assert bool((values >= found.lower - room).all())
-    assert bool((values <= found.upper + room).all())
+    assert bool((values >= found.lower - slack).all())
+    assert bool((values <= found.upper + slack).all())
 
 
 @EACH
@@ -75,11 +75,11 @@ def test_difficult_lines_lie_on_their_sides(name: str):
     lines, points = relaxed(layer, box), inside(box)
     values = layer(points.clone())
     size = torch.maximum(box.lower.abs(), box.upper.abs())
-    room = 1e-13 * (1 + size) * (1 + torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs()))
+    slack = 1e-13 * (1 + size) * (1 + torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs()))
     below = lines.lower_slope * points + (0.0 if lines.lower_offset is None else lines.lower_offset)
     above = lines.upper_slope * points + (0.0 if lines.upper_offset is None else lines.upper_offset)
-    assert bool((below <= values + room).all())
-    assert bool((above >= values - room).all())
+    assert bool((below <= values + slack).all())
+    assert bool((above >= values - slack).all())
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "low threshold" not in name])
@@ -87,10 +87,10 @@ def test_bends_are_all_places_at_which_lines_are_not_exact(name: str):
     layer, box = layer_of(name).double(), difficult_boxes()
     lines, points = relaxed(layer, box), inside(box)
     straight = ~ACTIVATIONS[type(layer)].unstable(layer, box) & (box.radius <= 1e5)
-    values, room = layer(points.clone()), 1e-6 * (1 + points.abs())
+    values, slack = layer(points.clone()), 1e-6 * (1 + points.abs())
     for slope, offset in ((lines.lower_slope, lines.lower_offset), (lines.upper_slope, lines.upper_offset)):
         line = slope * points + (0.0 if offset is None else offset)
-        assert bool(((line - values).abs() <= room)[:, straight].all())
+        assert bool(((line - values).abs() <= slack)[:, straight].all())
 
 
 def best_area(layer: nn.Module, low: float, high: float, sign: float) -> float:
@@ -124,9 +124,9 @@ def test_lines_leave_no_more_area_than_the_best_ones(name: str, ends: tuple[floa
     assert lines.upper_offset is not None
     above = float((lines.upper_slope * x + lines.upper_offset - layer(x.clone())).mean())
     below = float((layer(x.clone()) - lines.lower_slope * x - lines.lower_offset).mean())
-    room = 5e-5 * (ends[1] - ends[0])  # of the grid, which steps over bends
-    assert above <= best_area(layer, *ends, 1.0) + room
-    assert below <= best_area(layer, *ends, -1.0) + room
+    slack = 5e-5 * (ends[1] - ends[0])  # of the grid, which steps over bends
+    assert above <= best_area(layer, *ends, 1.0) + slack
+    assert below <= best_area(layer, *ends, -1.0) + slack
 
 
 def heights(layer: nn.Module, ends: Tensor) -> Tensor:

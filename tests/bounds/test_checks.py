@@ -1,4 +1,4 @@
-"""What is not what it should be is told by what to write instead, in every call."""
+"""An argument of the wrong kind is refused with what to write instead, in every call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def network() -> nn.Sequential:
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(
-    ("x", "told"),
+    ("x", "message"),
     [
         (X.numpy(), r"inputs are a numpy\.ndarray, not a tensor; write torch\.as_tensor\(x, dtype=torch\.float32\)"),
         (X.tolist(), "inputs are a list, not a tensor"),
@@ -42,8 +42,8 @@ def network() -> nn.Sequential:
         (X.half(), r"inputs are torch\.float16, but the network's weights are torch\.float32"),
     ],
 )
-def test_inputs_of_another_kind(name: str, x: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_inputs_of_another_kind(name: str, x: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         CALLS[name](network(), x, LABELS)
 
 
@@ -59,19 +59,19 @@ def test_a_model_in_float64_takes_its_own_inputs_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_LABELS)
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "message"),
     [
         ([0, 1], r"labels are a list, not a tensor; write torch\.as_tensor\(labels\)"),
         (np.array([0, 1]), r"labels are a numpy\.ndarray, not a tensor"),
         (LABELS.float(), r"labels are torch\.float32; classes must be torch\.int64"),
     ],
 )
-def test_labels_of_another_kind(name: str, labels: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_labels_of_another_kind(name: str, labels: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         CALLS[name](network(), X, labels)
 
 
-def test_what_is_told_to_write_works() -> None:
+def test_what_a_message_says_to_write_works() -> None:
     labels: Tensor = torch.as_tensor([0, 1])
     found = certtrain.certify(network(), torch.as_tensor(X.numpy().astype("float64"), dtype=torch.float32), labels, 0.1)
     assert len(found.verdicts) == 2

@@ -123,7 +123,7 @@ def test_logits_that_are_not_finite_contradict_any_bound():
         check_margins(linear_network([[math.inf, 0.0], [0.0, math.inf]]), X, LABEL, 0.1, bound(0.01))
 
 
-def test_of_intervals_those_that_are_certified_are_looked_at_first():
+def test_of_intervals_those_that_are_certified_are_compared_first():
     model, x, labels = batch()
     labels[6:] = (labels[6:] + 1) % 3
     certifier, seen = Certifier(model), list[Tensor]()

@@ -1,6 +1,7 @@
 """Bounds of whole networks: sound on samples, independent of the batch, and one pass in training mode."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -35,8 +36,11 @@ EVERY_QUICK_NET = pytest.mark.parametrize(
 SOME_BOXES = pytest.mark.parametrize(("eps", "clip"), [(0.02, (0.0, 1.0)), (0.1, None)])
 
 
+@cache
 @torch.no_grad()
-def sampled_logits(model: nn.Module, x: Tensor, eps: float, clip: tuple[float, float] | None) -> Tensor:
+def sampled_logits(name: str, eps: float, clip: tuple[float, float] | None) -> Tensor:
+    """The logits (P, B, K) of the network of that name at points in the boxes around its inputs."""
+    model, x, _ = case(name)
     points = points_inside(*ball(x, eps, clip), count=60)
     return model(points.flatten(0, 1)).unflatten(0, points.shape[:2])
 
@@ -51,7 +55,7 @@ def test_every_architecture_is_built():
 @EVERY_METHOD
 def test_logits_of_samples_stay_inside(name: str, eps: float, clip: tuple[float, float] | None, method: str):
     model, x, _ = case(name)
-    assert_inside(sampled_logits(model, x, eps, clip), *output_bounds(model, x, eps, clip=clip, method=method))
+    assert_inside(sampled_logits(name, eps, clip), *output_bounds(model, x, eps, clip=clip, method=method))
 
 
 @EVERY_NET
@@ -59,7 +63,7 @@ def test_logits_of_samples_stay_inside(name: str, eps: float, clip: tuple[float,
 @EVERY_METHOD
 def test_margins_of_samples_stay_above(name: str, eps: float, clip: tuple[float, float] | None, method: str):
     model, x, labels = case(name)
-    logits, lower = sampled_logits(model, x, eps, clip), margin_bounds(model, x, labels, eps, clip=clip, method=method)
+    logits, lower = sampled_logits(name, eps, clip), margin_bounds(model, x, labels, eps, clip=clip, method=method)
     own = logits.gather(2, labels.view(1, -1, 1).expand(len(logits), -1, 1))
     rounding = 1e-12 * (1 + lower.abs().max())
     assert bool((own - logits >= lower - rounding).all())
@@ -72,7 +76,7 @@ def test_samples_stay_inside_the_bounds_of_expensive_methods(
     name: str, eps: float, clip: tuple[float, float] | None, method: str
 ):
     model, x, labels = case(name)
-    logits = sampled_logits(model, x, eps, clip)
+    logits = sampled_logits(name, eps, clip)
     bounds = METHODS[method](checked_graph(model), input_box(x, eps, clip), QUICK_SEARCH)
     assert_inside(logits, *bounds.ends())
     own = logits.gather(2, labels.view(1, -1, 1).expand(len(logits), -1, 1))
@@ -98,7 +102,7 @@ def test_linear_functions_of_sampled_logits_stay_above_their_bounds(name: str, m
     bounds = METHODS[method](checked_graph(model), input_box(x, 0.03), QUICK_SEARCH)
     functions = torch.randn(3, 5, bounds.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lower = bounds.lower_bounds_of(functions)
-    seen = torch.einsum("bsk,nbk->nbs", functions, sampled_logits(model, x, 0.03, (0.0, 1.0)))
+    seen = torch.einsum("bsk,nbk->nbs", functions, sampled_logits(name, 0.03, (0.0, 1.0)))
     assert bool((seen >= lower - 1e-12 * (1 + lower.abs().max())).all())
     each = torch.eye(bounds.shape[1], dtype=torch.float64)
     margins = bounds.lower_bounds_of(each[labels].unsqueeze(1) - each)

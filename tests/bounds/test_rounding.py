@@ -86,7 +86,7 @@ def test_gamma_is_no_less_than_the_formula(length: int, unit: float):
 
 @pytest.mark.parametrize("network_error", [0.0, 1e-7, 1e-2, 1.0])
 @pytest.mark.parametrize("length", [0, 100, 10**6])
-def test_the_float64_bounds_have_room_for_their_own_rounding(network_error: float, length: int):
+def test_the_float64_bounds_hold_their_own_rounding(network_error: float, length: int):
     kappa, own = Fraction(interval_error(network_error, length)), Fraction(gamma(length + 8, UNIT64))
     assert (1 - own) * kappa >= Fraction(network_error) + 2 * own  # see `interval_error`
     assert kappa <= Fraction(network_error) * Fraction(1000001, 1000000) + 4 * Fraction(gamma(length + 64, UNIT64))
@@ -186,7 +186,7 @@ def test_a_result_stored_in_bfloat16_is_within_its_rounding_error(name: str):
 
 
 @torch.no_grad()
-def test_without_room_for_rounding_the_box_of_a_layer_is_left():
+def test_without_an_allowance_for_rounding_the_box_of_a_layer_is_left():
     """The test above can fail: at a box without width the plain rule misses what float32 and what no one rounds."""
     layer, points, step = layer_case("batch norm", 1e6, 1.0)
     box = Box(points[0].double(), torch.zeros_like(points[0].double()))

@@ -9,7 +9,7 @@ import pytest
 from certtrain.branching.problem import Neuron
 from certtrain.branching.tree import LEAF, Path, Tree, leaves_of
 
-WORDS = 100_000  # far more than any way has, and less than a line of a certificate file has room for
+WORDS = 100_000  # far more than any way has, and less than a line of a certificate file may hold
 
 
 def random_tree(seed: int, splits: int) -> Tree:

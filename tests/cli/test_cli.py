@@ -70,11 +70,11 @@ def test_a_folder_of_one_class_is_an_error_that_is_in_nobodys_way(
 ) -> None:
     monkeypatch.setenv("CERTTRAIN_CACHE", str(tmp_path / "cache"))
     own = ["--set", "data.name=folder", "--data-dir", str(one_class)]
-    told = "holds one class, 'cat', but a classifier needs at least two"
+    message = "holds one class, 'cat', but a classifier needs at least two"
     for words in ([*QUICK, *own, "--out", "mine"], ["init", "-p", "digits", *TINY, *own, "--out", "m.safetensors"]):
         refused = run(*words)
         assert refused.code == 1
-        assert told in refused.err
+        assert message in refused.err
         assert not (tmp_path / words[-1]).exists()
     for split in ("train", "test"):
         shutil.copytree(one_class / split / "cat", one_class / split / "dog")
@@ -83,4 +83,4 @@ def test_a_folder_of_one_class_is_an_error_that_is_in_nobodys_way(
         shutil.rmtree(one_class / split / "dog")
     for command in ("verify", "stats", "export"):
         refused = run(command, "mine/model.safetensors", "--data-dir", str(one_class))
-        assert (refused.code, told in refused.err) == (1, True)
+        assert (refused.code, message in refused.err) == (1, True)

@@ -44,15 +44,15 @@ def refuse(*_: object) -> None:
 
 
 def test_a_folder_is_decoded(root):
-    heard = []
-    train = load_images("folder", "train", data_dir=root, on_progress=lambda *event: heard.append(event))
+    events = []
+    train = load_images("folder", "train", data_dir=root, on_progress=lambda *event: events.append(event))
     test = load_images("folder", "test", data_dir=root)
     assert train.class_names == test.class_names == ("cat", "dog")
     assert train.input_shape == (3, 2, 3)
     assert len(train) == 3
     assert contents(train) == {(0, BLUE), (0, RED), (1, RED)}
     assert contents(test) == {(0, BLUE), (1, RED)}
-    assert heard == [("decoding images", 3, 3)]
+    assert events == [("decoding images", 3, 3)]
 
 
 def test_rows_and_columns_survive(tmp_path, paint):
@@ -78,11 +78,11 @@ def test_many_images_keep_their_places(tmp_path, paint, monkeypatch):
     monkeypatch.setattr("certtrain.data.decode._CHUNK", 4)
     for level in range(30):
         paint(tmp_path / "train" / f"{level:02}" / "x.png", level, "L")
-    heard = []
-    found = load_images("folder", "train", data_dir=tmp_path, on_progress=lambda *event: heard.append(event))
+    events = []
+    found = load_images("folder", "train", data_dir=tmp_path, on_progress=lambda *event: events.append(event))
     assert found.images[:, 0, 0, 0].tolist() == found.labels.tolist()
     assert sorted(found.labels.tolist()) == list(range(30))
-    assert [done for _, done, _ in heard] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert [done for _, done, _ in events] == [4, 8, 12, 16, 20, 24, 28, 30]
 
 
 def test_all_grey_means_one_channel(tmp_path, paint):

@@ -115,12 +115,12 @@ def test_without_a_folder_torchvision_downloads_once(cache, monkeypatch, capfd):
         write_pair(Path(root) / "MNIST" / "raw")
 
     monkeypatch.setattr("torchvision.datasets.MNIST", fake)
-    heard = []
+    events = []
     for _ in range(2):
-        found = load_images("mnist", "test", on_progress=lambda *event: heard.append(event))
+        found = load_images("mnist", "test", on_progress=lambda *event: events.append(event))
     assert found.labels.tolist() == [7, 0]
     assert calls == [(str(cache), True)]
-    assert heard == [("downloading mnist", 0, 1), ("downloading mnist", 1, 1)]
+    assert events == [("downloading mnist", 0, 1), ("downloading mnist", 1, 1)]
     assert capfd.readouterr() == ("", "")
 
 

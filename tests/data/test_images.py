@@ -122,7 +122,7 @@ def test_seeds_never_change():
     assert derive_seed() == 4090036724241674979
 
 
-def test_seeds_tell_parts_apart():
+def test_seeds_of_parts_differ():
     calls = [(), (0,), (1,), ("1",), (0, 1), (1, 0), (10,), ("ab", "c"), ("a", "bc"), ("abc",), (-1,)]
     seeds = {derive_seed(*parts) for parts in calls}
     assert len(seeds) == len(calls)

@@ -185,20 +185,3 @@ def test_tinyimagenet_is_not_downloaded(tmp_path):
     for options in ({}, {"data_dir": tmp_path}):
         with pytest.raises(DataError, match=r"cs231n\.stanford\.edu/tiny-imagenet-200\.zip .*--data-dir"):
             load_images("tinyimagenet", "train", **options)
-
-
-def test_real_mnist(real_data: Path):
-    if not (real_data / "MNIST").is_dir():
-        pytest.skip("CERTTRAIN_TEST_DATA holds no MNIST")
-    train, test = (load_images("mnist", split, data_dir=real_data) for split in ("train", "test"))
-    assert (len(train), len(test), train.input_shape) == (60000, 10000, (1, 28, 28))
-    assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
-    assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
-
-
-@pytest.mark.slow
-def test_real_cifar10(real_cifar10: Path):
-    test = load_images("cifar10", "test", data_dir=real_cifar10)
-    assert test.input_shape == (3, 32, 32)
-    assert test.labels.bincount().tolist() == [1000] * 10
-    assert test.images.double().mean().item() / 255 == pytest.approx(0.476585, abs=1e-5)

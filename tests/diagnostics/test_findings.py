@@ -128,7 +128,7 @@ def test_more_bad_layers_than_sentences_are_counted():
     assert first_sentence(found[:1]) == found[0].sentence
 
 
-def test_no_advice_tells_to_turn_on_what_may_be_on_already():
+def test_no_advice_is_to_turn_on_what_may_be_on_already():
     bad = {"growth": 1e5, "unstable": 1.0}, {"mean_ratio": 0.0}
     for changes in bad:
         (finding,) = ranked_findings([replace(FINE, **changes)])

@@ -1,7 +1,15 @@
-"""A command line as a test gives it, and what it leaves behind."""
+"""A command line as a test gives it, run in this process, and what it leaves behind."""
 
+import io
+import signal
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from typing import NamedTuple
+
+import pytest
+
+from certtrain import cli
 
 TINY = ["--set", "model={name='mlp', hidden=[8]}", "--set", "eps={max=0.02, start=1, length=1}"]
 QUICK = ["train", "--preset", "digits", "--epochs", "2", *TINY]
@@ -16,3 +24,19 @@ class Outcome(NamedTuple):
 
 
 Run = Callable[..., Outcome]
+
+
+def run_here(*words: object) -> Outcome:
+    """Run the command line in this process, with these words."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["certtrain", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return Outcome(code, out.getvalue(), err.getvalue())

@@ -1,11 +1,15 @@
 """A page of the documentation: its fenced blocks, and running them as they stand."""
 
-import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
+
+from helpers.command_line import Outcome, run_here
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -33,22 +37,28 @@ def commands(page: str) -> list[str]:
     return [block.text for block in blocks(page) if block.language == "sh"]
 
 
-def run(command: str, folder: Path) -> str:
-    """What a shell block prints in `folder`, with this checkout as certtrain; any failure of a line is an error."""
-    programs = folder / ".programs"
-    programs.mkdir(exist_ok=True)
-    for name, program in {"certtrain": f"{sys.executable} -m certtrain", "python": sys.executable}.items():
-        (programs / name).write_text(f'#!/bin/sh\nexec {program} "$@"\n')
-        (programs / name).chmod(0o755)
-    paths = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def run(block: str, folder: Path) -> str:
+    """What the lines of a shell block print in `folder`, one command each; any failure of a line is an error.
+
+    `certtrain` is run in this process, which has loaded torch; `python` in another, with this checkout as certtrain.
+    """
+    return "".join(_run_line(shlex.split(line, comments=True), folder) for line in block.splitlines())
+
+
+def _run_line(words: list[str], folder: Path) -> str:
     terminal = {"COLUMNS": "160", "PYTHONIOENCODING": "utf-8", "CERTTRAIN_CACHE": str(folder / ".cache")}
-    done = subprocess.run(
-        ["sh", "-ec", command],
-        cwd=folder,
-        env=os.environ | paths | terminal,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in (terminal | {"PYTHONPATH": str(ROOT)}).items():
+            patch.setenv(name, value)
+        code, out, err = _PROGRAMS[words[0]](*words[1:])
+    assert code == 0, err
+    return out
+
+
+def _python(*words: str) -> Outcome:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+_PROGRAMS = {"certtrain": run_here, "python": _python}

@@ -141,7 +141,7 @@ def test_what_no_layer_can_take_in_is_not_folded(layers: list[nn.Module]) -> Non
 
 
 def test_a_linear_layer_over_rows_does_not_take_in_a_batch_norm_over_channels() -> None:
-    """Both have two weights, so nothing but their shapes tells that they act on different axes."""
+    """Both have two weights, so nothing but their shapes shows that they act on different axes."""
     layers = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
     assert _fold(trace_layers(layers), (2, 1, 2)) == {"4"}
 
@@ -414,7 +414,7 @@ def test_outputs_that_are_not_finite_or_of_another_shape_fail(message: str, cnn:
         compare(cnn, BROKEN[message], images(), "ONNX")
 
 
-def test_a_model_that_is_not_finite_itself_is_told_apart(cnn: Classifier) -> None:
+def test_a_model_that_is_not_finite_itself_has_an_error_of_its_own(cnn: Classifier) -> None:
     with torch.no_grad():
         cnn.get_parameter("head.bias")[0] = torch.inf
     with pytest.raises(SoundnessError, match="the model itself gives NaN or infinity"):

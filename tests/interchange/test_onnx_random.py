@@ -40,8 +40,8 @@ def assert_bounded(found: Imported, x: torch.Tensor, seed: int) -> None:
         with torch.no_grad():
             for point in points_inside(x - 0.1, x + 0.1, count=6):
                 outputs = network(point)
-                room = 1e-7 * (1 + outputs.abs().amax())
-                assert bool(((lower - room <= outputs) & (outputs <= upper + room)).all()), f"seed {seed}, {method}"
+                slack = 1e-7 * (1 + outputs.abs().amax())
+                assert bool(((lower - slack <= outputs) & (outputs <= upper + slack)).all()), f"seed {seed}, {method}"
 
 
 def outcome(seed: int, folder: Path) -> str:
@@ -59,8 +59,8 @@ def outcome(seed: int, folder: Path) -> str:
     x, expected = ran[0].reshape(-1, *found.shape), ran[1]
     outputs = found.network(x).detach()
     assert outputs.numel() == expected.numel(), f"seed {seed}"
-    room = 1e-4 * max(1.0, float(expected.abs().max()))
-    assert bool(((outputs.flatten() - expected.flatten()).abs() <= room).all()), f"seed {seed}, opset {made.opset}"
+    slack = 1e-4 * max(1.0, float(expected.abs().max()))
+    assert bool(((outputs.flatten() - expected.flatten()).abs() <= slack).all()), f"seed {seed}, opset {made.opset}"
     assert_bounded(found, x, seed)
     return "read"
 

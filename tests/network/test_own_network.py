@@ -1,13 +1,12 @@
 """A user's own network on their own images, from the command line and from Python, long after its code is gone."""
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 
 import certtrain
-from certtrain import cli
 from certtrain.errors import NetworkError
 from certtrain.network.modelfile import KEY
 from certtrain.spec.layers import Graph
 from certtrain.training.compilation import has_compiler
 from certtrain.training.events import Event, Note, Started
+from helpers.command_line import Run, run_here
 
 RESIDUAL = """
 import torch
@@ -91,17 +90,6 @@ TRAIN = ("train", "--preset", "own.toml", "--data-dir", "images")
 FIRST = ("--set", "model.source='mynet.py:Small'", "--set", "model.arguments={}")
 
 
-class Outcome(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: images of three classes, 6×6 pixels each, a preset, and the code of two networks."""
@@ -122,24 +110,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line in this process, in that folder."""
     monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["certtrain", *words])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        text = capsys.readouterr()
-        return Outcome(code, text.out, text.err)
-
-    return call
+    return run_here
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -165,8 +139,8 @@ def test_a_network_is_trained_and_then_used_without_its_code(changes: tuple[str,
     model = ("run/model.safetensors", "--data-dir", "images")
     again = json.loads(run("verify", *model, "--json").out)
     assert {name: again[name] for name in first} == first
-    (looked,) = json.loads(run("stats", *model, "--json").out)["models"]
-    layers = looked["layers"]
+    (states,) = json.loads(run("stats", *model, "--json").out)["models"]
+    layers = states["layers"]
     assert len(layers) == (1 if changes else 7)
     exported = run("export", *model, "--json")
     assert exported.code == 0, exported.err
@@ -323,16 +297,16 @@ def stopped_after(steps: int) -> Callable[[], str | None]:
 
 
 def test_train_and_resume_take_plain_paths(folder: Path):
-    heard: list[Event] = []
+    events: list[Event] = []
     preset = certtrain.load_preset(folder / "own.toml", {"train.epochs": 1})
-    where = certtrain.RunContext(data_dir="images", device="auto", should_stop=stopped_after(1), emit=heard.append)
+    where = certtrain.RunContext(data_dir="images", device="auto", should_stop=stopped_after(1), emit=events.append)
     assert certtrain.train(preset, "run", where) is None
     (folder / "mynet.py").unlink()
-    report = certtrain.resume("run", certtrain.RunContext(data_dir="images", emit=heard.append))
+    report = certtrain.resume("run", certtrain.RunContext(data_dir="images", emit=events.append))
     assert report is not None
     assert report.examples == 12
-    assert [event.step for event in heard if isinstance(event, Started)] == [0, 1]
-    assert not [event for event in heard if isinstance(event, Note) and "has changed" in event.text]
+    assert [event.step for event in events if isinstance(event, Started)] == [0, 1]
+    assert not [event for event in events if isinstance(event, Note) and "has changed" in event.text]
 
 
 def test_a_preset_of_fields_is_that_of_a_file(folder: Path):
@@ -364,11 +338,11 @@ def test_a_network_in_the_place_of_its_class_is_an_error(folder: Path):
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler("cpu"), reason="compiling needs a C++ compiler")
 def test_its_step_can_be_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # no C++, which takes longest
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no C++, which takes longest
     preset = certtrain.load_preset("own.toml", {"train.compile": "on", "train.epochs": 1})
-    heard: list[Event] = []
-    certtrain.train(preset, "run", certtrain.RunContext(data_dir="images", emit=heard.append))
-    assert next(event.text for event in heard if isinstance(event, Note)).startswith("the step is compiled")
+    events: list[Event] = []
+    certtrain.train(preset, "run", certtrain.RunContext(data_dir="images", emit=events.append))
+    assert next(event.text for event in events if isinstance(event, Note)).startswith("the step is compiled")
     eager = certtrain.load_preset("own.toml", {"train.compile": "off", "train.epochs": 1})
     certtrain.train(eager, "eager", certtrain.RunContext(data_dir="images"))
     models = [certtrain.load_model(folder / name / "model.safetensors") for name in ("run", "eager")]

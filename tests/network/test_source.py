@@ -295,7 +295,7 @@ def test_a_source_file_that_cannot_be_used(name: str, write: Callable[[str], Pat
         read(f"mynet.py:{wanted}")
 
 
-def test_a_missing_source_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_source_file_says_where_it_was_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NetworkError, match=rf"source file mynet\.py in the current folder, {tmp_path}, cannot be read"):
         read("mynet.py:X")
@@ -341,22 +341,22 @@ def test_another_networks_fields_are_let_go_of():
     assert found.model == ModuleSection(name="module", source="mynet.py:MyNet")
 
 
-def test_a_preset_is_settled_once():
-    settled = resolve_module(preset(source=Net, arguments={"width": 2}), images())
-    assert isinstance(settled.model, Graph)
-    assert resolve_module(settled, images()) is settled
-    assert Preset.model_validate_json(settled.model_dump_json()) == settled
+def test_a_preset_is_resolved_once():
+    resolved = resolve_module(preset(source=Net, arguments={"width": 2}), images())
+    assert isinstance(resolved.model, Graph)
+    assert resolve_module(resolved, images()) is resolved
+    assert Preset.model_validate_json(resolved.model_dump_json()) == resolved
     assert resolve_module(load_preset("digits"), images()) == load_preset("digits")
-    GraphNetwork(settled.model)
+    GraphNetwork(resolved.model)
 
 
 def test_a_source_that_has_changed_is_noticed(write: Callable[[str], Path]):
     file = write(MADE)
-    settled = resolve_module(preset(source="mynet.py:make"), images())
-    assert changed_source(settled) is None
+    resolved = resolve_module(preset(source="mynet.py:make"), images())
+    assert changed_source(resolved) is None
     write(MADE + "# another line\n")
-    assert changed_source(settled) == "mynet.py"
+    assert changed_source(resolved) == "mynet.py"
     file.unlink()
-    assert changed_source(settled) is None
+    assert changed_source(resolved) is None
     assert changed_source(load_preset("digits")) is None
     assert changed_source(resolve_module(preset(source=Net), images())) is None

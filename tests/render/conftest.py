@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from certtrain.render.console import out
-
 
 @pytest.fixture
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """Gives what has been printed since it was last called."""
-    monkeypatch.setattr(out, "width", 200)
+    monkeypatch.setenv("COLUMNS", "200")
     return lambda: capsys.readouterr().out

@@ -9,7 +9,6 @@ import pytest
 from certtrain import render
 from certtrain.diagnostics.epochs import History
 from certtrain.diagnostics.model_states import ModelStates
-from certtrain.render.console import out
 from certtrain.runs.epoch import Epoch, LayerState
 
 FINE = LayerState("conv1_relu", 10, 0.412, 0.483, 0.105, 0.111, 0.0, 0.2, 2.34, 0.81, 0.92)
@@ -69,7 +68,7 @@ def test_networks_in_trouble_are_named_though_every_epoch_was_fine(shown: Shown)
 
 
 def test_by_epoch_nothing_is_cut_at_eighty_columns(shown: Shown, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(out, "width", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     bad = replace(FINE, unstable=1.0, growth=1.94e11, inactive=1.0, dead=1.0, mean_ratio=0.0001234)
     networks = [
         replace(model("step-000000000", bad), step=0, epoch=0),

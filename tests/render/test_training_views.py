@@ -121,7 +121,7 @@ def test_json_lines_hold_layers_and_findings(shown: Shown):
 
 def live_view(columns: int, monkeypatch: pytest.MonkeyPatch, *layers: LayerState, eps: float = 0.1) -> str:
     """The panel of the live view on a terminal of so many columns."""
-    monkeypatch.setattr(out, "width", columns)
+    monkeypatch.setenv("COLUMNS", str(columns))
     view = LiveView()
     view.started = started()
     averages = dict.fromkeys(("loss", "robust_loss", "certified_accuracy", "tightness_loss", "relu_balance_loss"), 0.5)
@@ -139,7 +139,7 @@ def test_the_live_view_shows_the_numbers_of_stats(monkeypatch: pytest.MonkeyPatc
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_the_live_view_has_bars_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
+def test_the_live_view_has_bars_where_they_fit(monkeypatch: pytest.MonkeyPatch):
     assert "▒" not in live_view(80, monkeypatch, FINE)
     text = live_view(120, monkeypatch, FINE)
     assert "█ active ▒ unstable ░ inactive" in text

@@ -71,7 +71,7 @@ def test_the_cascade_certifies_what_any_method_certifies_and_its_margins_are_the
         assert point.margin == pytest.approx(max(tried), rel=1e-9)
 
 
-def test_a_dear_step_does_not_repeat_the_cheaper_ones(monkeypatch: pytest.MonkeyPatch):
+def test_an_expensive_step_does_not_repeat_the_cheaper_ones(monkeypatch: pytest.MonkeyPatch):
     called: list[str] = []
 
     def counted(name: str) -> BoundMethod:
@@ -110,14 +110,14 @@ def test_an_attack_that_breaks_off_was_not_tried_and_is_when_there_is_time():
     whole = run()[1]
     points: dict[int, ExampleResult] = {}
 
-    def hear(done: list[ExampleResult]) -> None:
+    def keep(done: list[ExampleResult]) -> None:
         points.update({p.index: p for p in done})
 
     def broken_off() -> Report:
         steps = iter(range(1000))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Deadline, "over", lambda self: next(steps) >= 3)
-            return run(known=list(points.values()), on_examples=hear, limits=Limits(budget=1e6))[0]
+            return run(known=list(points.values()), on_examples=keep, limits=Limits(budget=1e6))[0]
 
     report = broken_off()
     right = [point for point in points.values() if point.verdict != "misclassified"]
@@ -128,7 +128,7 @@ def test_an_attack_that_breaks_off_was_not_tried_and_is_when_there_is_time():
     before = dict(points)
     broken_off()
     assert all(before[index].tried.items() <= points[index].tried.items() for index in points)
-    run(known=list(points.values()), on_examples=hear)
+    run(known=list(points.values()), on_examples=keep)
     for index, point in whole.items():
         assert (points[index].verdict, points[index].method) == (point.verdict, point.method)
         assert points[index].margin == (None if point.margin is None else pytest.approx(point.margin, rel=1e-9))
@@ -162,7 +162,7 @@ def test_falsified_points_carry_inputs_in_the_box_that_are_misclassified():
             assert misclassified_in_batch_of_one(model, point.counterexample, data.labels[index], "float32")
 
 
-def test_dear_methods_get_few_points_at_once():
+def test_expensive_methods_get_few_points_at_once():
     assert (examples_at_once("ibp", 200), examples_at_once("crown-ibp", 200), examples_at_once("crown-ibp", 3)) == (
         200,
         20,
@@ -176,11 +176,11 @@ def test_dear_methods_get_few_points_at_once():
     assert max(sizes[2:]) == 5
 
 
-def test_rounds_are_told_with_the_points_that_come_to_them():
+def test_rounds_are_reported_with_the_points_that_come_to_them():
     rounds: list[tuple[tuple[str, ...], int]] = []
     report, _ = run(on_round=lambda names, points: rounds.append((names, points)))
-    expensive = [((stage.name,), stage.examples) for stage in report.stages[3:]]
-    assert rounds == [(("inference", "attack", "ibp"), 100), *expensive]
+    later = [((stage.name,), stage.examples) for stage in report.stages[3:]]
+    assert rounds == [(("inference", "attack", "ibp"), 100), *later]
 
 
 # --- resumed ---------------------------------------------------------------------------------------------
@@ -212,8 +212,8 @@ def test_what_is_stopped_and_resumed_is_what_was_never_stopped(batches: int):
 
 def test_nothing_that_is_known_is_done_again():
     report, points = run()
-    again, told = run(known=list(points.values()))
-    assert not told
+    again, done = run(known=list(points.values()))
+    assert not done
     assert again == replace(report, seconds=again.seconds)
 
 
@@ -274,11 +274,11 @@ def test_a_point_leaves_a_method_out_that_it_has_no_time_for(clock: list[float])
     assert slow(clock, Limits(timeout=5.1)) == [EVERY, EVERY, EVERY]
 
 
-def test_the_budget_stops_dear_methods_between_batches(clock: list[float]):
+def test_the_budget_stops_expensive_methods_between_batches(clock: list[float]):
     assert slow(clock, Limits(budget=17)) == [EVERY, EVERY[:4], []]
 
 
-def test_a_dear_batch_is_no_larger_than_the_budget_lasts_for(clock: list[float]):
+def test_an_expensive_batch_is_no_larger_than_the_budget_lasts_for(clock: list[float]):
     model, data = mostly_right(10)
     first, expensive = Slow("inference", clock, 0), Slow("expensive", clock, 3)
     Cascade(model, data, 0.1, [Round((first,), 10), Round((expensive,), 10)], Limits(budget=14)).run()

@@ -122,7 +122,7 @@ def test_images_that_do_not_fit_the_model_are_an_error(change: dict, message: st
 
 
 @pytest.mark.parametrize(
-    ("model", "data", "error", "told"),
+    ("model", "data", "error", "message"),
     [
         (
             nn.Linear(4, 3),
@@ -140,8 +140,8 @@ def test_images_that_do_not_fit_the_model_are_an_error(change: dict, message: st
         (classifier().double(), images(), NetworkError, r"weights are torch\.float64, .*; call model\.float\(\)"),
     ],
 )
-def test_what_verify_takes_is_said(model: Any, data: Any, error: type[Exception], told: str):
-    with pytest.raises(error, match=told):
+def test_what_verify_takes_is_said(model: Any, data: Any, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
         verify(model, data, EPS, attack=None)
 
 
