@@ -85,17 +85,17 @@ def _measures(bounded: Tensor, attacked: Tensor, labels: Tensor) -> Mapping[str,
 
 
 def mtl_ibp(alpha: float, bounded: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
-    """α L(m) + (1 − α) L(x′) (De Palma et al. 2024, eq. 8)."""
+    """α L(m) + (1 − α) L(x′) (De Palma et al. 2024)."""
     return alpha * margin_losses(bounded, labels) + (1 - alpha) * margin_losses(attacked, labels)
 
 
 def cc_ibp(alpha: float, bounded: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
-    """L(α m + (1 − α) m(x′)) (De Palma et al. 2024, eq. 7)."""
+    """L(α m + (1 − α) m(x′)) (De Palma et al. 2024)."""
     return margin_losses(alpha * bounded + (1 - alpha) * attacked.to(bounded), labels)
 
 
 def exp_ibp(alpha: float, bounded: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
-    """L(m)^α L(x′)^(1 − α) (De Palma et al. 2024, eq. 9)."""
+    """L(m)^α L(x′)^(1 − α) (De Palma et al. 2024)."""
     # A loss may be rounded to zero, where its logarithm is not finite; there it has no gradient.
     logs = (_positive(margin_losses(margins, labels)).log() for margins in (bounded, attacked))
     certified, adversarial = logs

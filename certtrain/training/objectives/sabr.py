@@ -47,7 +47,7 @@ class SABR(Objective):
 
 
 def shrinking(shrinkage: float) -> Altered | None:
-    """Multiply the upper bounds of unstable ReLUs by 1 − s (Müller et al. 2023, section 4); None for s = 0."""
+    """Multiply the upper bounds of unstable ReLUs by 1 − s (Müller et al. 2023); None for s = 0."""
     if shrinkage == 0:
         return None
 

@@ -18,7 +18,7 @@ WHOLE_NETWORK = "input"  # the split before the first layer
 
 
 class TAPS(Objective):
-    """L(margins of latent inputs) L(m) with m by intervals over the same box (Mao et al. 2023, eq. 6).
+    """L(margins of latent inputs) L(m) with m by intervals over the same box (Mao et al. 2023).
 
     For each class j, an attack in the box before the second part of the network finds a latent input where
     logit[y] − logit[j] is small. Its gradient goes on to the ends of that box. small: SABR's boxes in place of the
@@ -104,7 +104,7 @@ class TAPS(Objective):
 
 
 def linked(lower: Tensor, upper: Tensor, places: Tensor, link: float) -> Tensor:
-    """The points lower + places · (upper − lower), whose gradient goes to the ends of the box (Mao et al. 2023, eq. 5).
+    """The points lower + places · (upper − lower), whose gradient goes to the ends of the box (Mao et al. 2023).
 
     A point passes its gradient to an end in full if it lies there, and less the farther it is: nothing from a share
     `link` of the width on.
