@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.pop("COLUMNS", None)
+# A console that is made while COLUMNS is set keeps that width; so it is made here, before a test sets its own.
+import certtrain.render.console  # noqa: F401
+
 pytest.register_assert_rewrite("helpers")  # its assertions say as much as those of a test
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 torch.set_num_threads(1)

@@ -195,7 +195,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     """A folder in which the quickstart has been followed, without installs and downloads; what each block printed."""
     folder = tmp_path_factory.mktemp("quickstart")
     shell = [block for block in commands(QUICKSTART) if not re.search("pip install|mnist|torchrun", block)]
-    assert len(shell) == 6
+    assert len(shell) == 4
     return folder, {block: run(block, folder) for block in shell}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from certtrain.bounds.graph import LayerCall
+from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.errors import DataError, SoundnessError
 from certtrain.spec.shapes import SHAPE_OF
 
@@ -32,6 +32,12 @@ def result_shape(call: LayerCall, given: Sequence[torch.Size]) -> torch.Size:
         raise DataError(
             f"inputs do not fit the network: layer {call.name!r} is given values of shape {values}, but {error}"
         ) from error
+
+
+def logits_shape(graph: LayerGraph, shape: Sequence[int]) -> torch.Size:
+    """The shape (B, …) of the network's output for inputs of `shape` (B, …). Raises DataError as `result_shape`."""
+    shapes = list(graph.walk(torch.Size(shape), lambda call, *given: result_shape(call, given)))
+    return shapes[-1]
 
 
 def check_results(call: LayerCall, expected: torch.Size, parts: Sequence[Tensor | None]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.box import PIXEL_RANGE
 from certtrain.bounds.checks import check_dtype, check_input, check_labels, shape_errors_as_data_errors
+from certtrain.bounds.contract import logits_shape
 from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import statistics_by_mode, update_running_statistics
 from certtrain.bounds.supported import checked_graph
@@ -92,15 +93,13 @@ def objective_terms(
         raise EpsilonError(f"eps_max is {eps_max:g}; it must be above zero and at least ε, which is {eps:g}")
     made, warm = objective_of(fields, graph), warmup_weight(eps, eps_max=eps_max)
     with shape_errors_as_data_errors(x):
+        check_labels(labels, tuple(logits_shape(graph, x.shape)))
         clean = Clean(*plain_pass(graph, x, statistics=statistics_by_mode)) if made.attacks else None
         fading = warm if made.fades and warm > 0 else None
         passes = Passes(graph, x, labels, max(eps, SMALLEST_EPS), source=statistics_by_mode, clean=clean, warmup=fading)
-        if clean is not None:
-            check_labels(labels, clean.logits.shape)
         found = made.prepare(passes, Search(seed, len(x), slice(0, len(x)), as_it_is))
         robust = made.robust(passes, found)
     assert passes.clean is not None
-    check_labels(labels, passes.clean.logits.shape)
     update_running_statistics(passes.statistics)
     regularizers = Regularizers(weight * warm, weight * warm, tolerance)
     share = float(eps > 0) * (1 - fields.share_at(eps, eps_max))

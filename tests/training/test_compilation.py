@@ -40,6 +40,8 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
     preset = load_preset("digits", {"eps.max": "8/255"})
     model, (x, labels) = network(net).train(), inputs(net)
     stepper = Stepper(preset, model, 10, compile=True)
+    assert stepper.compiler is not None
+    compiled = stepper.compiler.use(lambda wrap: wrap(stepper._loss))
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for _, eps in (case for case in TRAINED if case[0] == net):
         model.load_state_dict(start)
@@ -47,9 +49,8 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
         weight = 0.5 * (1 - EPS[eps] / (8 / 255))
         values = (max(EPS[eps], 1e-6), float(EPS[eps] > 0), weight, weight, 0.0)
         controls = Controls(*torch.tensor(values, dtype=torch.float64).unbind())
-        assert stepper.compiled is not None
-        assert stepper.compiled.graph is not None
-        total, measured = stepper.compiled.graph(x, labels, controls, ActiveTerms(regularizers=True, linear=False))
+        active = ActiveTerms(regularizers=True, fading=False)
+        total, measured = compiled(x, labels, controls, active, None, ())
         total.backward()
         expected = below(net, f"train/eps={eps}/")
         names = {
