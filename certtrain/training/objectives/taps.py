@@ -9,6 +9,7 @@ from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import StatisticsByCall
 from certtrain.bounds.trace import BoundTrace
+from certtrain.errors import UnsupportedLayer
 from certtrain.spec.objective import LatentAttack
 from certtrain.training.objectives.base import Objective, Robust, all_positive, margin_losses
 from certtrain.training.objectives.sabr import SmallBoxes, shrinking
@@ -115,7 +116,14 @@ def linked(lower: Tensor, upper: Tensor, places: Tensor, link: float) -> Tensor:
 
 
 def _parts(graph: LayerGraph, split: str) -> tuple[LayerGraph | None, LayerGraph]:
-    return (None, graph) if split == WHOLE_NETWORK else graph.split(graph.value_of(split))
+    """The two parts of the network. Raises UnsupportedLayer, which says which layers the field can name."""
+    if split == WHOLE_NETWORK:
+        return None, graph
+    names = [graph.calls[value - 1].name for value in graph.cuts()]
+    if split not in names:
+        known = ", ".join([WHOLE_NETWORK, *names])
+        raise UnsupportedLayer(f"objective.split is {split!r}; this network can be split at: {known}")
+    return graph.split(graph.value_of(split))
 
 
 def _rows_by_class(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

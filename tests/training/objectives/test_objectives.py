@@ -278,9 +278,10 @@ def test_an_attack_changes_nothing_in_the_network():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_layer_that_the_network_cannot_be_split_at_is_named():
-    settings = preset({"name": "taps", "split": "conv9"})
-    with pytest.raises(UnsupportedLayer, match="no layer 'conv9'"):
+@pytest.mark.parametrize("name", ["conv9", "head"])
+def test_a_layer_that_the_network_cannot_be_split_at_is_named(name: str):
+    settings = preset({"name": "taps", "split": name})
+    with pytest.raises(UnsupportedLayer, match=rf"objective\.split is '{name}'; .* split at: input, .*conv1_relu"):
         Stepper(settings, network(settings), PER_EPOCH)
 
 
