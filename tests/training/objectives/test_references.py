@@ -1,4 +1,4 @@
-"""Losses and gradients of all objectives against the reference values: eager, compiled, in parts, on two ranks."""
+"""Losses and gradients of all objectives against the reference values: eager, compiled, in parts."""
 
 import shutil
 from collections.abc import Iterator
