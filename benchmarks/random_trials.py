@@ -1,14 +1,14 @@
 """Tests of bounds and certificates of random networks by sampling, attacks and exact minimisation.
 
 Each network is tested with every bound method in real arithmetic; with certificates in every arithmetic; with complete
-verification by `verify`, as saved or with BatchNorm folded; in training mode with the statistics of a batch; and, if it
-is piecewise linear and small, against the exact minimum from a mixed-integer program.
+verification by `verify`, as saved or with BatchNorm folded; with splits of its inputs; in training mode with the
+statistics of a batch; and, if it is piecewise linear and small, against the exact minimum from a mixed-integer program.
 """
 
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import NONLINEAR, BoundTrace
 from certtrain.bounds.tracing import trace_layers
+from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CerttrainError, SoundnessError
 from certtrain.network.graphs import graph_of
@@ -69,7 +70,7 @@ def try_network(number: int, network: RandomNetwork, shape: Shape) -> Trial:
     trial, generator = Trial(number, network, shape), Generator().manual_seed(number)
     x = torch.rand(EXAMPLES, *shape, generator=generator)
     eps = RADII[number % len(RADII)]
-    for step in (real_bounds, certificates, complete_verification, in_training, exact_minima):
+    for step in (real_bounds, certificates, complete_verification, input_splits, in_training, exact_minima):
         try:
             step(trial, x, eps, generator)
         except SoundnessError as error:
@@ -205,6 +206,40 @@ def complete_verification(trial: Trial, x: Tensor, eps: float, generator: Genera
     results = list[ExampleResult]()
     verify(model, images, eps, attack=None, method=method, network=network, bounds=SMALL, on_examples=results.extend)
     judge(trial, f"{method}, {network}", network_of(model, network), images, results, eps, generator)
+
+
+def input_splits(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
+    """Test branch and bound over few inputs, for random cases that are nearly violated by some observed point."""
+    if x[0].numel() > FEW_INPUTS:
+        return
+    arithmetic = "real" if trial.number % 2 else "float32"
+    real = arithmetic == "real"
+    network = copy.deepcopy(trial.network).double() if real else trial.network
+    points = sample_points(network, x[:1].double() if real else x[:1], eps, generator)
+    seen = outputs_at(network, points, arithmetic)[:, 0]
+    cases = [nearly_violated(seen, generator) for _ in range(1 + trial.number % 3)]
+    graph = checked_graph(copy.deepcopy(trial.network).double(), trial.shape)
+    box, rounding = input_box(x[:1].double(), eps), ARITHMETICS[arithmetic]
+    problem = InputProblem.of(graph, box.lower, box.upper, cases, rounding)
+    search = InputSearch(problem, replace(SMALL, domains=10, rounding=rounding), keep_tree=trial.number % 4 < 2)
+    outcome = search.run()
+    trial.claims += 1
+    trial.certified += outcome.proved
+    tolerance = EXACT * max(1.0, float(seen.abs().max())) if real else 0.0
+    for functions, offsets in cases if outcome.proved else []:
+        values = (seen @ functions.T + offsets).amax(1)
+        if not bool((values > -tolerance).all()):
+            trial.report(f"splits of inputs in {arithmetic}: proved, but a value is {float(values.min()):g}")
+
+
+def nearly_violated(seen: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Functions (S, K) and offsets (S,) whose largest value at the outputs `seen` (P, K) is a little above zero."""
+    count = 1 + int(torch.randint(3, (), generator=generator))
+    functions = torch.randn(count, seen.shape[1], generator=generator, dtype=torch.float64)
+    offsets = -torch.quantile(seen @ functions.T, float(torch.rand((), generator=generator)), dim=0)
+    values = (seen @ functions.T + offsets).amax(1)
+    above = float(values.max() - values.min()) * 10 ** -float(3 * torch.rand((), generator=generator))
+    return functions, offsets - values.min() + above
 
 
 def judge(

@@ -18,6 +18,8 @@ Bound = Callable[[Prefix, Tensor], Tensor]
 # Tensors of Λ's size that exist at once while Λ is taken through a layer: its positive and negative part, their
 # products with the lines' slopes and offsets, and the sum. The other branch of a residual sum holds one more.
 COPIES, COPY_OF_BRANCH = 7, 1
+# On a CPU, parts that fit its cache are up to four times as fast as parts that fill the memory.
+IN_CACHE = 2**24
 # For gradients, each layer keeps its Λ. A nonlinear layer also keeps the parts of Λ and, for each slope, its value, two
 # moments and the gradient.
 KEPT, KEPT_NONLINEAR = 2, 12
@@ -84,7 +86,10 @@ def _length(part: slice) -> int:
 
 def rows_at_once(prefix: Prefix, size: int, settings: Settings, *, gradients: bool = False) -> int:
     """How many functions fit into the memory and, with a deadline, take well under a second."""
-    rows = settings.memory // row_bytes(prefix, size, gradients=gradients)
+    memory = settings.memory
+    if not (gradients or prefix.start.radius.is_cuda):
+        memory = min(memory, IN_CACHE)
+    rows = memory // row_bytes(prefix, size, gradients=gradients)
     return between_checks(rows, row_work(prefix, gradients=gradients), settings.deadline)
 
 

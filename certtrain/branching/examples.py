@@ -1,6 +1,6 @@
 """Complete verification of one example: one tree for each other class."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,9 +12,11 @@ from certtrain.bounds.box import input_box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
+from certtrain.branching.alternation import BranchingSearch, Falsifies, first_outcome
 from certtrain.branching.boxes import tightened_prefix
+from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch, unproved_boxes
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import branch_and_bound, unproved_leaves
+from certtrain.branching.search import BranchAndBound, unproved_leaves
 from certtrain.branching.tree import leaves_of
 
 
@@ -53,6 +55,24 @@ class BoxedExample:
         box = input_box(self.x.double(), self.eps)
         return tightened_prefix(self.graph, box, settings)
 
+    def input_problem(self, other: int, classes: int, settings: Settings, least: float = 0.0) -> InputProblem:
+        """The problem for logit[label] − logit[other] − least, for branch and bound over the inputs."""
+        assert settings.rounding is not None  # no verdict without it
+        box = input_box(self.x.double(), self.eps)
+        function = margin_function(box.centre, int(self.label), other, classes)
+        cases = [(function, function.new_tensor([-least]))]
+        return InputProblem.of(self.graph, box.lower, box.upper, cases, settings.rounding)
+
+    def searches(
+        self, prefix: Prefix, other: int, classes: int, settings: Settings, falsifies: Falsifies
+    ) -> Iterator[Callable[[], BranchingSearch]]:
+        """The searches for a proof against one other class, `other`; `prefix` is that of the whole box."""
+        problem = margin_problem(prefix, int(self.label), other, classes, settings)
+        yield lambda: BranchAndBound(problem, settings, falsifies)
+        of_inputs = self.input_problem(other, classes, settings)
+        if of_inputs.free_inputs <= FEW_INPUTS:
+            yield lambda: InputSearch(of_inputs, settings, falsifies, keep_tree=True)
+
     def others(self, classes: int) -> list[int]:
         """All classes but the label."""
         return [j for j in range(classes) if j != int(self.label)]
@@ -74,9 +94,14 @@ def margin_problem(
     prefix: Prefix, label: int, other: int, classes: int, settings: Settings, least: float = 0.0
 ) -> Problem:
     """The problem for logit[label] − logit[other] − least."""
-    each = torch.eye(classes).to(prefix.start.radius)
-    function = (each[label] - each[other]).unsqueeze(0)
+    function = margin_function(prefix.start.radius, label, other, classes)
     return Problem(prefix, function, function.new_tensor([-least]), settings.rounding)
+
+
+def margin_function(like: Tensor, label: int, other: int, classes: int) -> Tensor:
+    """logit[label] − logit[other] as a function (1, K) of the logits, of the type of `like`."""
+    each = torch.eye(classes).to(like)
+    return (each[label] - each[other]).unsqueeze(0)
 
 
 def decide_example(example: BoxedExample, classes: int, settings: Settings) -> CompleteResult:
@@ -92,8 +117,8 @@ def decide_example(example: BoxedExample, classes: int, settings: Settings) -> C
     for other in example.others(classes):
         if settings.deadline.over():
             return CompleteResult(None, {})
-        problem = margin_problem(prefix, int(example.label), other, classes, settings)
-        outcome = branch_and_bound(problem, left, falsifies=falsifies)
+        searches = list(example.searches(prefix, other, classes, left, falsifies))
+        outcome = first_outcome(searches, settings.deadline)
         if not outcome.proved:
             return CompleteResult(None, {}, found[0] if found else None)
         margins.append(outcome.bound)
@@ -113,8 +138,11 @@ def check_trees(
         return "it does not have one tree for each other class"
     prefix = example.prefix(settings)
     for other, text in sorted(trees.items()):
-        problem = margin_problem(prefix, int(example.label), other, classes, settings, least)
-        unproved = unproved_leaves(problem, leaves_of(text), settings)
+        if text.startswith("x"):
+            unproved = unproved_boxes(example.input_problem(other, classes, settings, least), leaves_of(text), settings)
+        else:
+            problem = margin_problem(prefix, int(example.label), other, classes, settings, least)
+            unproved = unproved_leaves(problem, leaves_of(text), settings)
         if unproved:
             return f"{unproved:,} of the leaves against class {other} could not be proved here"
     return None

@@ -1,7 +1,7 @@
 """Branch and bound: domains are split and bounded until all are closed, or until a limit is reached."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -9,41 +9,19 @@ from torch import Tensor
 
 from certtrain.bounds.chunks import between_checks, row_bytes, row_work
 from certtrain.bounds.settings import Settings
+from certtrain.branching.alternation import Falsifies, Outcome
 from certtrain.branching.bounds import domain_bounds, optimised
 from certtrain.branching.domains import Domains, concatenated
 from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
 from certtrain.branching.selection import BranchingScores, branching_scores, chosen_neurons, sides
-from certtrain.branching.tree import Path, Tree
+from certtrain.branching.tree import Cut, Path, Tree
+from certtrain.runtime.deadline import NEVER, Deadline
 
 FIRST_STEPS, STEPS = 50, 5  # steps of ascent for the whole box, and for each later domain
 MOST_DOMAINS = 512  # in a batch
 RETRY_DOMAINS, RETRY_STEPS = 200, 200  # limits for proving a leaf again: domains, and steps of ascent
 RESERVE = 1.25  # the float32 search aims above zero by this many times what rounding costs the bound of the whole box
-
-# Whether one of the inputs (D, …) is a counterexample.
-Falsifies = Callable[[Tensor], bool]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a search.
-
-    bound: the least lower bound of the closed leaves; infinity if there are none.
-    open: how many leaves are not closed. domains: how many were bounded.
-    falsified: whether a counterexample ended the search.
-    """
-
-    bound: float
-    tree: Tree
-    open: int
-    domains: int
-    falsified: bool
-
-    @property
-    def proved(self) -> bool:
-        """Whether every leaf is closed."""
-        return not self.falsified and self.open == 0 and 0 < self.bound < torch.inf
 
 
 def branch_and_bound(problem: Problem, settings: Settings, *, falsifies: Falsifies = lambda inputs: False) -> Outcome:
@@ -53,9 +31,7 @@ def branch_and_bound(problem: Problem, settings: Settings, *, falsifies: Falsifi
     search ends. Domains stay open at the settings' deadline, after `domains` domains, or when the open domains take
     more than `memory`. A domain without unstable neurons stays open if its bound is not above zero.
     """
-    search = BranchAndBound(problem, settings, falsifies)
-    search.begin(search.first(torch.zeros(1, problem.neurons)))
-    return search.run()
+    return BranchAndBound(problem, settings, falsifies).run()
 
 
 def unproved_leaves(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:
@@ -85,8 +61,10 @@ def is_closed(domains: Domains) -> Tensor:
 def _signs(problem: Problem, path: Path) -> Tensor:
     """The signs (T,) of one leaf."""
     signs = torch.zeros(problem.neurons, dtype=torch.int8)
-    for neuron, sign in path:
-        signs[problem.index(neuron)] = sign
+    for split, sign in path:
+        if isinstance(split, Cut):
+            raise ValueError("it splits inputs below a neuron")
+        signs[problem.index(split)] = sign
     return signs
 
 
@@ -100,7 +78,7 @@ class BranchAndBound:
         self.problem, self.settings, self.falsifies = problem, settings, falsifies
         self.fast = problem.in_float32()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
-        self.domains, self.falsified, self.unprovable = 0, False, False
+        self.domains, self.begun, self.falsified, self.unprovable = 0, False, False, False
         self.most = self._most()
         self.reserve = RESERVE * self._rounding_cost()
         self.fast.offsets = self.fast.offsets - self.reserve
@@ -146,18 +124,24 @@ class BranchAndBound:
 
     def begin(self, domains: Domains) -> None:
         """Bound the first domains."""
+        self.begun = True
         self._sort(self.bound(domains, FIRST_STEPS))
 
-    def run(self) -> Outcome:
-        """Split open domains until there are none, or a limit or counterexample ends the search."""
-        while self.waiting and not (self.falsified or self.unprovable or self._limit_reached()):
+    def run(self, until: Deadline = NEVER) -> Outcome:
+        """As `BranchingSearch.run`; begins with the whole box, unless it has begun."""
+        if not self.begun:
+            self.begin(self.first(torch.zeros(1, self.problem.neurons)))
+        while not (self.ended or until.over() or self.settings.deadline.over()):
             self._step(self._take())
         left = sum(part.total for part in self.waiting)
         return Outcome(self.least, self.tree, left, self.domains, self.falsified)
 
-    def _limit_reached(self) -> bool:
+    @property
+    def ended(self) -> bool:
+        """As `BranchingSearch.ended`."""
         held = sum(part.bytes for part in self.waiting)
-        return self.domains >= self.settings.domains or held > self.settings.memory or self.settings.deadline.over()
+        limited = self.domains >= self.settings.domains or held > self.settings.memory
+        return self.begun and (not self.waiting or self.falsified or self.unprovable or limited)
 
     def _step(self, batch: Domains) -> None:
         scores = branching_scores(self.fast, batch)

@@ -6,7 +6,7 @@ the property, "sat" with an input that does, "unknown" if neither was found.
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,8 @@ from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.supported import checked_copy
 from certtrain.errors import MethodError, PropertyError
 from certtrain.properties.cases import REAL, Case, Property, stacked
-from certtrain.properties.exact import EXACT_METHODS, PreparedNetwork, dtype_of, run_at
+from certtrain.properties.complete import decide_completely
+from certtrain.properties.exact import Answers, PreparedNetwork, dtype_of, run_at
 from certtrain.properties.milp import TOLERANCE as MILP_TOLERANCE
 from certtrain.properties.violations import cases_at_a_time, search
 from certtrain.runtime.deadline import NEVER, Deadline
@@ -178,7 +179,8 @@ def case_bounds(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Dead
     """
     settings = replace(VERDICT_SETTINGS, rounding=REAL, memory=prepared.memory, deadline=deadline)
     found: list[float] = []
-    for group in _by_box(cases):
+    for numbers in _by_box(dict(enumerate(cases))):
+        group = [cases[number] for number in numbers]
         if deadline.over():
             found += [-torch.inf] * len(group)
             continue
@@ -195,20 +197,42 @@ def case_bounds(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Dead
 def _by_exact_method(
     method: str, prepared: PreparedNetwork, cases: Mapping[int, Case], bounds: list[float], deadline: Deadline
 ) -> Tensor | None:
-    """Decide the open cases one by one, increase their bounds in place, and stop at a counterexample.
+    """Decide the open cases, those of one box at a time, increase their bounds in place, and stop at a counterexample.
 
     Every increased bound is checked against inference, even after the deadline.
     """
-    for number, case in cases.items():
+    for group in _by_box(cases):
         if deadline.over():
             return None
-        answer = EXACT_METHODS[method](prepared, case, deadline)
-        if answer.bound > bounds[number]:
-            bounds[number] = answer.bound
-            guard(prepared, [case], [answer.bound], tolerance=TOLERANCES.get(method, OBSERVED_ROUNDING))
-        if answer.point is not None:
-            return answer.point
+        answers = EXACT_METHODS[method](prepared, [cases[number] for number in group], deadline)
+        for number, bound in zip(group, answers.bounds, strict=True):
+            if bound > bounds[number]:
+                bounds[number] = bound
+                guard(prepared, [cases[number]], [bound], tolerance=TOLERANCES.get(method, OBSERVED_ROUNDING))
+        if answers.point is not None:
+            return answers.point
     return None
+
+
+def _solve(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Deadline) -> Answers:
+    from certtrain.properties.milp import minimum
+
+    bounds = [-torch.inf] * len(cases)
+    for number, case in enumerate(cases):
+        least = minimum(prepared.exact, prepared.shape, case, deadline=deadline)
+        bounds[number], point = least.proved, None
+        if least.point is not None:
+            point = prepared.confirmed(case, least.point)
+        if point is not None or deadline.over():
+            return Answers(bounds, point)
+    return Answers(bounds, None)
+
+
+# Methods for the cases, all of one box, that the bounds and the attack leave open.
+EXACT_METHODS: dict[str, Callable[[PreparedNetwork, Sequence[Case], Deadline], Answers]] = {
+    "complete": decide_completely,
+    "milp": _solve,
+}
 
 
 def _check_sizes(prepared: PreparedNetwork, question: Property) -> None:
@@ -222,14 +246,15 @@ def _check_sizes(prepared: PreparedNetwork, question: Property) -> None:
         )
 
 
-def _by_box(cases: Sequence[Case]) -> Iterator[list[Case]]:
-    """The cases in order; neighbours with the same box form a group."""
-    group: list[Case] = []
-    for case in cases:
-        if group and not (torch.equal(case.lower, group[0].lower) and torch.equal(case.upper, group[0].upper)):
+def _by_box(cases: Mapping[int, Case]) -> Iterator[list[int]]:
+    """The numbers of the cases in order; neighbours with the same box form a group."""
+    group: list[int] = []
+    for number, case in cases.items():
+        first = cases[group[0]] if group else case
+        if not (torch.equal(case.lower, first.lower) and torch.equal(case.upper, first.upper)):
             yield group
             group = []
-        group.append(case)
+        group.append(number)
     if group:
         yield group
 

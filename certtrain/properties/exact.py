@@ -1,20 +1,14 @@
-"""Exact methods for one case of a property, and the inputs that count as counterexamples."""
+"""A network that is prepared for properties, and the inputs that count as counterexamples."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from certtrain.bounds.box import box_between
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.settings import VERDICT_SETTINGS
-from certtrain.branching.boxes import tightened_prefix
-from certtrain.branching.problem import Problem
-from certtrain.branching.search import branch_and_bound
-from certtrain.properties.cases import REAL, Case
-from certtrain.runtime.deadline import Deadline
+from certtrain.properties.cases import Case
 
 
 class PreparedNetwork(NamedTuple):
@@ -31,10 +25,10 @@ class PreparedNetwork(NamedTuple):
         return confirmed(self.network, self.exact, self.shape, case, point)
 
 
-class Answer(NamedTuple):
-    """A lower bound of a case's largest function, and a counterexample (N,), or None."""
+class Answers(NamedTuple):
+    """For some cases, a lower bound of each one's largest function, and a counterexample (N,) of one, or None."""
 
-    bound: float
+    bounds: list[float]
     point: Tensor | None
 
 
@@ -49,37 +43,6 @@ def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: 
     own = inside.to(dtype_of(network))
     outputs = torch.stack([run_at(exact, shape, inside), run_at(network, shape, own).double()])
     return inside if bool(case.violated_by(outputs).all()) else None
-
-
-def _solve(prepared: PreparedNetwork, case: Case, deadline: Deadline) -> Answer:
-    from certtrain.properties.milp import minimum
-
-    least = minimum(prepared.exact, prepared.shape, case, deadline=deadline)
-    return Answer(least.proved, None if least.point is None else prepared.confirmed(case, least.point))
-
-
-def _complete(prepared: PreparedNetwork, case: Case, deadline: Deadline) -> Answer:
-    counterexamples = list[Tensor]()
-    settings = replace(VERDICT_SETTINGS, rounding=REAL, memory=prepared.memory, deadline=deadline)
-    lower, upper = (end.view(1, *prepared.shape) for end in (case.lower, case.upper))
-    prefix = tightened_prefix(prepared.graph, box_between(lower, upper), settings)
-    if deadline.over():
-        return Answer(-torch.inf, None)
-
-    def falsifies(inputs: Tensor) -> bool:
-        inputs = inputs.double()  # the search is in float32
-        rows = case.violated_by(prepared.exact(inputs)).nonzero().flatten().tolist()
-        found = (prepared.confirmed(case, inputs[row].flatten()) for row in rows)
-        counterexamples.extend(point for point in found if point is not None)
-        return bool(counterexamples)
-
-    outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), settings, falsifies=falsifies)
-    bound = outcome.bound if outcome.proved else -torch.inf
-    return Answer(bound, counterexamples[0] if counterexamples else None)
-
-
-# Methods for the cases that the bounds and the attack leave open.
-EXACT_METHODS: dict[str, Callable[[PreparedNetwork, Case, Deadline], Answer]] = {"complete": _complete, "milp": _solve}
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ TEXTS: dict[str, tuple[Callable[[str], str], str]] = {
     "a leaf is lost at the end": (lambda text: text[:-2], "it ends before the tree is complete"),
     "a leaf is lost inside": (lambda text: text.replace(" . .", " .", 1), "it"),
     "a leaf too many": (lambda text: text + " .", "it continues after the tree's end"),
-    "nothing": (lambda text: "", "'' is neither a neuron, like '4:17', nor a leaf"),
+    "nothing": (lambda text: "", "'' is neither a neuron, like '4:17', nor a cut"),
     "no text of a tree": (lambda text: "certified", "'certified' is neither a neuron"),
     "a unit of another layer": (lambda text: "4:0 . .", "the network has no neuron 4:0"),
     "a unit of no layer": (lambda text: "77:0 . .", "the network has no neuron 77:0"),
@@ -113,7 +113,7 @@ TEXTS: dict[str, tuple[Callable[[str], str], str]] = {
     "a unit far away": (lambda text: "3:999999999 . .", "the network has no neuron 3:999999999"),
     "an astronomic unit": (lambda text: f"3:{10**40} . .", "is neither a neuron"),
     "a unit of many digits": (lambda text: f"3:{'9' * 10_000} . .", "is neither a neuron"),
-    "a unit twice on one way": (lambda text: "3:1 3:1 . . .", "neuron '3:1' is split twice on one path"),
+    "a unit twice on one way": (lambda text: "3:1 3:1 . . .", "'3:1' is split twice on one path"),
     "a deep way of units": (lambda text: " ".join(f"9:{n}" for n in range(200_000)), "it ends before"),
     "a deep tree": (lambda text: " ".join(f"9:{n} ." for n in range(200_000)) + " .", "the network has no neuron 9:0"),
 }

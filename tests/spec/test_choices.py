@@ -6,7 +6,7 @@ from certtrain.attack import ATTACKS, described
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.network.initialization import SCHEMES
-from certtrain.properties.exact import EXACT_METHODS
+from certtrain.properties.decide import EXACT_METHODS
 from certtrain.spec import choices
 from certtrain.verification.methods import AUTO, ONE_BY_ONE
 

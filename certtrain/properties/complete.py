@@ -1,0 +1,101 @@
+"""Branch and bound for the cases of a property that have the same box."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from certtrain.bounds.box import box_between
+from certtrain.bounds.linear import Prefix
+from certtrain.bounds.settings import VERDICT_SETTINGS
+from certtrain.branching.alternation import BranchingSearch, Outcome, first_outcome
+from certtrain.branching.boxes import tightened_prefix
+from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch
+from certtrain.branching.problem import Problem
+from certtrain.branching.search import BranchAndBound
+from certtrain.branching.tree import Tree
+from certtrain.properties.cases import REAL, Case
+from certtrain.properties.exact import Answers, PreparedNetwork
+from certtrain.runtime.deadline import NEVER, Deadline
+
+
+def decide_completely(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Deadline) -> Answers:
+    """Proofs of the cases, which have one box, or a counterexample; what is not decided by the deadline stays open.
+
+    Few inputs are split, for all cases at once. In turn with that, and alone for more inputs, rectifiers are split, for
+    one case after the other.
+    """
+    work = CasesOfOneBox(prepared, cases, deadline)
+    outcome = first_outcome(list(work.searches()), deadline)
+    bounds = [outcome.bound] * len(cases) if outcome.proved else work.bounds
+    return Answers(bounds, work.counterexample)
+
+
+class CasesOfOneBox:
+    """The open cases of one box, what is proved of them, and a counterexample that any search has found."""
+
+    def __init__(self, prepared: PreparedNetwork, cases: Sequence[Case], deadline: Deadline) -> None:
+        self.prepared, self.cases = prepared, cases
+        self.settings = replace(VERDICT_SETTINGS, rounding=REAL, memory=prepared.memory, deadline=deadline)
+        self.bounds = [-torch.inf] * len(cases)
+        self.counterexample: Tensor | None = None
+        self.lower, self.upper = (end.view(1, *prepared.shape) for end in (cases[0].lower, cases[0].upper))
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """The records of all layers over the box, which the splits of rectifiers start from."""
+        return tightened_prefix(self.prepared.graph, box_between(self.lower, self.upper), self.settings)
+
+    def searches(self) -> Iterator[Callable[[], BranchingSearch]]:
+        """The searches that decide all cases."""
+        functions = [(case.functions, case.offsets) for case in self.cases]
+        problem = InputProblem.of(self.prepared.graph, self.lower, self.upper, functions, REAL)
+        if problem.free_inputs <= FEW_INPUTS:
+            yield lambda: InputSearch(problem, self.settings, self.falsified)
+        yield lambda: OneAfterTheOther(self)
+
+    @torch.no_grad()
+    def falsified(self, inputs: Tensor, numbers: Sequence[int] | None = None) -> bool:
+        """Whether one of the inputs (D, …) is a counterexample of one of the cases, or of those with these numbers."""
+        outputs = self.prepared.exact(inputs.double())  # a search may be in float32
+        for number in range(len(self.cases)) if numbers is None else numbers:
+            case = self.cases[number]
+            for row in case.violated_by(outputs).nonzero().flatten().tolist():
+                self.counterexample = self.prepared.confirmed(case, inputs[row].flatten().double())
+                if self.counterexample is not None:
+                    return True
+        return False
+
+
+class OneAfterTheOther:
+    """Splits of rectifiers: a search for each case in turn. It is a `BranchingSearch` of all cases."""
+
+    def __init__(self, work: CasesOfOneBox) -> None:
+        self.work, self.number, self.outcome = work, 0, Outcome(torch.inf, Tree(), 1, 0, False)
+        self.search: BranchAndBound | None = None
+
+    @property
+    def ended(self) -> bool:
+        """As `BranchingSearch.ended`."""
+        return self.number == len(self.work.cases) or self.outcome.falsified
+
+    def run(self, until: Deadline = NEVER) -> Outcome:
+        """As `BranchingSearch.run`; a case that cannot be proved does not keep the next ones from their turn."""
+        while not (self.ended or until.over() or self.work.settings.deadline.over()):
+            self.search = self.search or self._begun()
+            self.outcome = self.search.run(until)
+            if self.outcome.proved:
+                self.work.bounds[self.number] = self.outcome.bound
+            if self.search.ended:
+                self.search, self.number = None, self.number + 1
+        proved = self.number == len(self.work.cases) and min(self.work.bounds) > 0
+        bound = min(self.work.bounds) if proved else torch.inf
+        return replace(self.outcome, bound=bound, open=0 if proved else 1)
+
+    def _begun(self) -> BranchAndBound:
+        number, work = self.number, self.work
+        case = work.cases[number]
+        problem = Problem(work.prefix, case.functions, case.offsets, REAL)
+        return BranchAndBound(problem, work.settings, lambda inputs: work.falsified(inputs, [number]))
