@@ -1,0 +1,165 @@
+"""certtrain bench: decide the instances of a benchmark, each in a process of its own."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certtrain.cli.decide import PgdSteps, PropertyMethod
+from certtrain.cli.exit_codes import ExitCode
+from certtrain.cli.options import AsJson, AttackSeed, Force, PgdRestarts, memory_size, seconds
+from certtrain.cli.stopping import Stopper
+
+if TYPE_CHECKING:
+    from certtrain.competition.instances import Instance
+    from certtrain.competition.results import ResultsFile
+    from certtrain.competition.running import Options
+
+InstanceLists = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="INSTANCES",
+        help="Lists of the competition: onnx,vnnlib,timeout in each line, and perhaps the expected verdict. Paths are "
+        "relative to the list's folder, whose name is the category; files may be gzipped.",
+    ),
+]
+OutFile = Annotated[
+    Path, typer.Option("--out", metavar="FILE", help="The results, as CSV. A file that is not complete is continued.")
+]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is decided, and how."""
+
+    out: OutFile = Path("results.csv")
+    method: PropertyMethod = "complete"
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds, metavar="TIME", help="Most time for an instance, like 30s; a list may allow it less."
+        ),
+    ] = None
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=memory_size,
+            metavar="SIZE",
+            help="Memory limit of each process, as of `certtrain decide`, like 2GiB.",
+        ),
+    ] = None
+    pgd_steps: PgdSteps = 20
+    pgd_restarts: PgdRestarts = 1
+    seed: AttackSeed = 0
+    jobs: Annotated[int, typer.Option(min=1, help="Number of instances at a time.")] = 1
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of each process; 1 if there are several jobs, else all cores."),
+    ] = None
+
+    def settings(self) -> "Options":
+        """What each process is given."""
+        from certtrain.competition.running import Options
+
+        threads = 1 if self.threads is None and self.jobs > 1 else self.threads
+        return Options(self.method, self.timeout, self.memory, self.pgd_steps, self.pgd_restarts, self.seed, threads)
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """What else is written and compared."""
+
+    counterexamples: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write counterexamples into this folder, in the competition's format."),
+    ] = None
+    expected: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Results of another verifier in the competition's format, to compare with."),
+    ] = None
+    force: Force = False
+    as_json: AsJson = False
+
+
+def bench_command(lists: InstanceLists, options: RunOptions, comparison: ComparisonOptions) -> None:
+    """Decide the instances of a benchmark in the format of the verification competition (VNN-COMP).
+
+    Each instance has a process of its own: if it crashes, needs too much memory or overruns its time, its result is
+    error or timeout, and the run goes on. The results are written as the competition writes them, and the same command
+    continues a run that was stopped.
+    """
+    from certtrain import render
+    from certtrain.competition.results import results_file
+    from certtrain.competition.summary import contradictions, tallies
+
+    instances = _instances(lists, options.timeout, comparison.expected)
+    settings = options.settings()
+    with results_file(options.out, asdict(settings), force=comparison.force) as results:
+        stopped = _run(instances, settings, results, options.jobs, comparison)
+        differing = contradictions(instances, results.results)
+        if comparison.as_json:
+            found = {tally.category: tally.to_dict() for tally in tallies(instances, results.results)}
+            render.show_json(
+                {"out": str(options.out), "categories": found, "contradictions": [each.key for each in differing]}
+            )
+        else:
+            render.show_tallies(tallies(instances, results.results))
+            render.show_contradictions(differing, results.results)
+            render.say(f"wrote {options.out}")
+    if stopped:
+        render.note(f"stopped; continue with: {shlex.join(['certtrain', *_again()])}")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if differing:
+        raise typer.Exit(ExitCode.DOES_NOT_HOLD)
+
+
+def _again() -> list[str]:
+    return [word for word in sys.argv[1:] if word != "--force"]
+
+
+def _instances(lists: Sequence[Path], most: float | None, expected: Path | None) -> "list[Instance]":
+    """The instances of all lists. Those whose files are absent are told. Raises BenchmarkError if all are."""
+    from certtrain import render
+    from certtrain.competition.instances import limited, read_expected, read_instances, with_expected
+    from certtrain.errors import BenchmarkError
+
+    found = limited([instance for path in lists for instance in read_instances(path)], most)
+    absent = [each for each in found if each.network is None or each.property is None]
+    if absent:
+        first = absent[0]
+        name = first.key.network if first.network is None else first.key.property
+        about = f"{len(absent):,} of {len(found):,} instances lack a file, first {first.folder / name}"
+        if len(absent) == len(found):
+            raise BenchmarkError(about)
+        render.note(f"{about}; they are left out")
+    return found if expected is None else with_expected(found, read_expected(expected))
+
+
+def _run(
+    instances: "Sequence[Instance]",
+    settings: "Options",
+    results: "ResultsFile",
+    jobs: int,
+    comparison: ComparisonOptions,
+) -> bool:
+    """Run the instances without a result, and write and show each; returns whether the run was stopped."""
+    from certtrain import render
+    from certtrain.competition.running import run_instances
+
+    stop = Stopper(None)
+    there = [each for each in instances if each.network is not None and each.property is not None]
+    left = [each for each in there if each.key not in results.results]
+    if len(left) < len(there):
+        render.note(f"{len(there) - len(left):,} of {len(there):,} instances have a result already")
+    files = run_instances(
+        left, settings, jobs=jobs, counterexamples=comparison.counterexamples, stopped=lambda: stop.interrupted
+    )
+    for done in files:
+        results.add(done.instance.key, done.result, done.details)
+        if not comparison.as_json:
+            render.show_done(done, len(results.results), len(there))
+    return stop.interrupted
