@@ -33,7 +33,7 @@ OutFile = Annotated[
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class BenchOptions:
     """What is decided, and how."""
 
     out: OutFile = Path("results.csv")
@@ -70,7 +70,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class ComparisonOptions:
+class BenchOutput:
     """What else is written and compared."""
 
     counterexamples: Annotated[
@@ -85,7 +85,7 @@ class ComparisonOptions:
     as_json: AsJson = False
 
 
-def bench_command(lists: InstanceLists, options: RunOptions, comparison: ComparisonOptions) -> None:
+def bench_command(lists: InstanceLists, options: BenchOptions, comparison: BenchOutput) -> None:
     """Decide the instances of a benchmark in the format of the verification competition (VNN-COMP).
 
     Each instance has a process of its own: if it crashes, needs too much memory or overruns its time, its result is
@@ -144,7 +144,7 @@ def _run(
     settings: "Options",
     results: "ResultsFile",
     jobs: int,
-    comparison: ComparisonOptions,
+    comparison: BenchOutput,
 ) -> bool:
     """Run the instances without a result, and write and show each; returns whether the run was stopped."""
     from certtrain import render
@@ -158,8 +158,8 @@ def _run(
     files = run_instances(
         left, settings, jobs=jobs, counterexamples=comparison.counterexamples, stopped=lambda: stop.interrupted
     )
-    for done in files:
+    for number, done in enumerate(files, len(there) - len(left) + 1):
         results.add(done.instance.key, done.result, done.details)
         if not comparison.as_json:
-            render.show_done(done, len(results.results), len(there))
+            render.show_done(done, number, len(there))
     return stop.interrupted

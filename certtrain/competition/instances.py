@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 from certtrain.errors import BenchmarkError
 from certtrain.interchange.packed import is_packed
 
-Verdict = Literal["sat", "unsat"]
-VERDICTS: dict[str, Verdict] = {"sat": "sat", "violated": "sat", "unsat": "unsat", "holds": "unsat"}
+ExpectedVerdict = Literal["sat", "unsat"]
+EXPECTED_WORDS: dict[str, ExpectedVerdict] = {"sat": "sat", "violated": "sat", "unsat": "unsat", "holds": "unsat"}
 VERSION = re.compile(r"\d+\.\d+")  # of VNN-LIB: a folder between a benchmark's own and its list
 
 
@@ -31,7 +31,7 @@ class Instance:
     key: Key
     folder: Path
     time_limit: float | None
-    expected: Verdict | None = None
+    expected: ExpectedVerdict | None = None
 
     @property
     def network(self) -> Path | None:
@@ -77,7 +77,7 @@ def limited(instances: Iterable[Instance], most: float | None) -> list[Instance]
     ]
 
 
-def read_expected(path: Path) -> list[tuple[Key, Verdict]]:
+def read_expected(path: Path) -> list[tuple[Key, ExpectedVerdict]]:
     """The instances that a results file of the competition says are sat or unsat.
 
     Its lines are category,onnx,vnnlib,prepare time,result,run time; those of 2021 lack the time to prepare.
@@ -87,12 +87,12 @@ def read_expected(path: Path) -> list[tuple[Key, Verdict]]:
     for number, row in _rows(path):
         if len(row) not in (5, 6):
             raise BenchmarkError(f"{path}, line {number}: a line is category,onnx,vnnlib,prepare time,result,run time")
-        if verdict := VERDICTS.get(row[-2].strip().lower()):
+        if verdict := EXPECTED_WORDS.get(row[-2].strip().lower()):
             found.append((Key(*(part.strip() for part in row[:3])), verdict))
     return found
 
 
-def with_expected(instances: Iterable[Instance], known: Sequence[tuple[Key, Verdict]]) -> list[Instance]:
+def with_expected(instances: Iterable[Instance], known: Sequence[tuple[Key, ExpectedVerdict]]) -> list[Instance]:
     """The instances with the verdicts that are `known` of them.
 
     The paths of the other list may begin with more folders. A verdict from the same category goes before those of
@@ -120,9 +120,9 @@ def _instance(row: Sequence[str], folder: Path, category: str) -> Instance:
         raise ValueError("it is about several networks; properties of one network are decided")
     if not network or not about:
         raise ValueError("a line names a network and a property")
-    if expected and expected not in VERDICTS:
+    if expected and expected not in EXPECTED_WORDS:
         raise ValueError(f"the expected verdict {expected!r} is neither sat nor unsat")
-    return Instance(Key(category, network, about), folder, _limit(limit), VERDICTS.get(expected))
+    return Instance(Key(category, network, about), folder, _limit(limit), EXPECTED_WORDS.get(expected))
 
 
 def _limit(text: str) -> float | None:
@@ -135,7 +135,7 @@ def _limit(text: str) -> float | None:
     return limit if text else None
 
 
-def _expecting(instance: Instance, known: Sequence[tuple[Key, Verdict]]) -> Instance:
+def _expecting(instance: Instance, known: Sequence[tuple[Key, ExpectedVerdict]]) -> Instance:
     own = _plain(instance.key.network), _plain(instance.key.property)
     same = [
         (key.category, verdict) for key, verdict in known if _ends(key.network, own[0]) and _ends(key.property, own[1])

@@ -25,7 +25,7 @@ from certtrain.storage import append, append_line, check_writable, make_folder, 
 WORDS = ("sat", "unsat", "unknown", "timeout", "error")
 
 
-class Result(NamedTuple):
+class InstanceResult(NamedTuple):
     """The result of an instance: a word, and the seconds that its process took."""
 
     word: str
@@ -50,7 +50,7 @@ class ResultsFile:
         for file in (path, self.details):  # the last line may have been cut off
             truncate(file, len("".join(f"{line}\n" for line in _complete(file)).encode()))
 
-    def add(self, key: Key, result: Result, details: Mapping[str, Any]) -> None:
+    def add(self, key: Key, result: InstanceResult, details: Mapping[str, Any]) -> None:
         """Write the result of an instance. Raises StorageError."""
         append_line(self.details, json.dumps({**key._asdict(), "result": result.word, **details}))
         line = io.StringIO()
@@ -81,13 +81,13 @@ def details_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.jsonl")
 
 
-def _results(path: Path, lines: list[str]) -> dict[Key, Result]:
+def _results(path: Path, lines: list[str]) -> dict[Key, InstanceResult]:
     """The results in the lines of a file."""
-    found: dict[Key, Result] = {}
+    found: dict[Key, InstanceResult] = {}
     for row in csv.reader(lines):
         try:
             category, network, about, _, word, seconds = row
-            found[Key(category, network, about)] = Result(word, float(seconds))
+            found[Key(category, network, about)] = InstanceResult(word, float(seconds))
         except ValueError as error:
             raise BenchmarkError(f"{path} has a line that certtrain bench does not write: {','.join(row)}") from error
         if word not in WORDS:

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 from certtrain.competition.answers import read_answer
 from certtrain.competition.instances import Instance
-from certtrain.competition.results import Result
+from certtrain.competition.results import InstanceResult
 from certtrain.interchange.packed import is_packed
 from certtrain.spec.choices import PropertyMethodName
 
-GRACE = 10.0  # seconds after its limit when a process is ended; `decide` itself ends within about one
+OVERTIME = 10.0  # seconds after its limit when a process is ended; `decide` itself ends within about one
 POLL = 0.02  # seconds between two looks at the processes
 
 
@@ -53,7 +53,7 @@ class Done(NamedTuple):
     """An instance that was run. details: what decided it, its lower bound, and the message of an error."""
 
     instance: Instance
-    result: Result
+    result: InstanceResult
     details: dict[str, Any]
 
 
@@ -135,7 +135,7 @@ class _Process:
     def over(self) -> bool:
         """Whether the process has ended; it is ended if its time is up."""
         limit = self.instance.time_limit
-        if self.process.poll() is None and limit is not None and time.monotonic() - self.start > limit + GRACE:
+        if self.process.poll() is None and limit is not None and time.monotonic() - self.start > limit + OVERTIME:
             self.late = True
             self._kill()
         return self.process.poll() is not None
@@ -145,7 +145,7 @@ class _Process:
         seconds = time.monotonic() - self.start
         word, details = self._result()
         self.end()
-        return Done(self.instance, Result(word, seconds), details)
+        return Done(self.instance, InstanceResult(word, seconds), details)
 
     def end(self) -> None:
         """End the process, if it still runs, and remove its files."""
@@ -168,7 +168,7 @@ class _Process:
             found = json.loads(self._file("out").read_text(encoding="utf-8"))
             return word, {name: found[name] for name in ("by", "bound")}
         if self.late:
-            return "timeout", {"message": f"ended {GRACE:g} seconds after its time limit"}
+            return "timeout", {"message": f"ended {OVERTIME:g} seconds after its time limit"}
         return "error", {"message": self._message(), "exit_code": self.process.returncode}
 
     def _message(self) -> str:

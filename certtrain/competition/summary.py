@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from certtrain.competition.instances import Instance, Key
-from certtrain.competition.results import WORDS, Result
+from certtrain.competition.results import WORDS, InstanceResult
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Tally:
         """How many instances have a result."""
         return self.words.total()
 
-    def add(self, instance: Instance, result: Result) -> None:
+    def add(self, instance: Instance, result: InstanceResult) -> None:
         """Count the result of an instance."""
         self.words[result.word] += 1
         self.seconds += result.seconds
@@ -49,12 +49,12 @@ class Tally:
         }
 
 
-def contradicts(instance: Instance, result: Result) -> bool:
+def contradicts(instance: Instance, result: InstanceResult) -> bool:
     """Whether the result is sat and unsat was expected, or the other way round."""
     return {instance.expected, result.word} == {"sat", "unsat"}
 
 
-def tallies(instances: Iterable[Instance], results: Mapping[Key, Result]) -> list[Tally]:
+def tallies(instances: Iterable[Instance], results: Mapping[Key, InstanceResult]) -> list[Tally]:
     """The tally of each category, in the order of the instances; instances without a result are absent if a file is."""
     found: dict[str, Tally] = {}
     for instance in instances:
@@ -66,6 +66,6 @@ def tallies(instances: Iterable[Instance], results: Mapping[Key, Result]) -> lis
     return list(found.values())
 
 
-def contradictions(instances: Iterable[Instance], results: Mapping[Key, Result]) -> list[Instance]:
+def contradictions(instances: Iterable[Instance], results: Mapping[Key, InstanceResult]) -> list[Instance]:
     """The instances whose results contradict the expected verdicts."""
     return [each for each in instances if each.key in results and contradicts(each, results[each.key])]

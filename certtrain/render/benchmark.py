@@ -14,7 +14,7 @@ from certtrain.render.console import BAD, GOOD, GREY, out, visible
 
 if TYPE_CHECKING:
     from certtrain.competition.instances import Instance, Key
-    from certtrain.competition.results import Result
+    from certtrain.competition.results import InstanceResult
     from certtrain.competition.running import Done
     from certtrain.competition.summary import Tally
 
@@ -34,18 +34,20 @@ def show_done(done: Done, number: int, total: int) -> None:
 
 
 def show_tallies(tallies: Sequence[Tally]) -> None:
-    """A table with a row for each category, and one for all if there are several."""
-    compared, absent = any(each.expected for each in tallies), any(each.absent for each in tallies)
-    more = [*(["absent"] if absent else []), *(["compared", "differ"] if compared else [])]
-    table = new_table("category", "tried", *WORDS, *more, "seconds")
+    """A table with a row for each category. `differ`: how many of the verdicts that were expected are contradicted."""
+    compared = any(each.expected for each in tallies)
+    table = new_table("category", "tried", *WORDS, "seconds", *(["differ"] if compared else []))
+    for column in table.columns:
+        column.no_wrap = column.header != "category"
+    table.columns[0].overflow = "fold"
     for tally in tallies:
-        others = [*([tally.absent] if absent else []), *([tally.expected, tally.differing] if compared else [])]
-        counts = (tally.tried, *(tally.words[word] for word in WORDS), *others)
-        table.add_row(tally.category, *(f"{count:,}" for count in counts), f"{tally.seconds:,.1f}")
+        counts = (tally.tried, *(tally.words[word] for word in WORDS))
+        differ = [f"{tally.differing:,} of {tally.expected:,}"] if compared else []
+        table.add_row(tally.category, *(f"{count:,}" for count in counts), f"{tally.seconds:,.1f}", *differ)
     out.print(table)
 
 
-def show_contradictions(instances: Sequence[Instance], results: Mapping[Key, Result]) -> None:
+def show_contradictions(instances: Sequence[Instance], results: Mapping[Key, InstanceResult]) -> None:
     """A sentence for each result that contradicts the expected verdict."""
     show_sentences(
         visible(
