@@ -11,6 +11,7 @@ from certtrain.spec.choices import PropertyMethodName
 
 if TYPE_CHECKING:
     from certtrain.attack import PGD
+    from certtrain.properties.cases import Variable
     from certtrain.properties.decide import Decision
 
 DecidedNetwork = Annotated[
@@ -79,28 +80,20 @@ def decide_command(
     check_targets(True, results, counterexample)
     from certtrain import render
     from certtrain.attack import PGD
+    from certtrain.competition import answers
+    from certtrain.storage import write_atomic
 
     end = None if timeout is None else start + timeout
-    found = _decision(network, property_file, method, PGD(pgd_steps, pgd_restarts, seed), end, memory)
-    _write(found, time.monotonic() - start, timeout, results, counterexample)
+    found, variables = _decision(network, property_file, method, PGD(pgd_steps, pgd_restarts, seed), end, memory)
+    example = answers.counterexample(found, variables)
+    if counterexample is not None and example is not None:
+        write_atomic(counterexample, example.encode())
+    if results is not None:
+        answers.write_answer(results, answers.answer(found, time.monotonic() - start, timeout), example)
     if as_json:
         render.show_json({"model": str(network), "property": str(property_file), **found.to_dict()})
     else:
         render.show_decision(found)
-
-
-def _write(
-    found: "Decision", taken: float, timeout: float | None, results: Path | None, counterexample: Path | None
-) -> None:
-    """Write the files that were asked for."""
-    from certtrain.competition import answers
-    from certtrain.storage import write_atomic
-
-    example = answers.counterexample(found)
-    if counterexample is not None and example is not None:
-        write_atomic(counterexample, example.encode())
-    if results is not None:
-        answers.write_answer(results, answers.answer(found, taken, timeout), example)
 
 
 def _check_files(network: Path, property_file: Path) -> None:
@@ -116,8 +109,8 @@ def _check_files(network: Path, property_file: Path) -> None:
 
 def _decision(
     network: Path, property_file: Path, method: str, attack: "PGD", end: float | None, memory: int | None
-) -> "Decision":
-    """The decision, by the time `end` on the clock of `time.monotonic`."""
+) -> "tuple[Decision, tuple[Variable, Variable] | None]":
+    """The decision, by the time `end` on the clock of `time.monotonic`, and the variables of VNN-LIB 2.0."""
     from certtrain.bounds.settings import DEFAULT
     from certtrain.interchange.onnxfile import open_network
     from certtrain.interchange.vnnlib import read_property
@@ -126,4 +119,5 @@ def _decision(
     stated = read_property(property_file)
     model, shape = open_network(network)
     memory, limit = memory or DEFAULT.memory, None if end is None else max(end - time.monotonic(), 0.0)
-    return decide(model, shape, stated, method=method, attack=attack, time_limit=limit, memory=memory)
+    found = decide(model, shape, stated, method=method, attack=attack, time_limit=limit, memory=memory)
+    return found, stated.variables

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from certtrain.storage import write_atomic
 
 if TYPE_CHECKING:  # so that a result can be read without loading torch
+    from certtrain.properties.cases import Variable
     from certtrain.properties.decide import Decision
 
 ANSWERS = ("sat", "unsat", "unknown", "timeout")
@@ -20,16 +21,24 @@ def answer(found: Decision, seconds: float, time_limit: float | None) -> str:
     return "timeout" if found.result == "unknown" and late else found.result
 
 
-def counterexample(found: Decision) -> str | None:
+def counterexample(found: Decision, variables: tuple[Variable, Variable] | None = None) -> str | None:
     """The counterexample as ((X_0 v) … (Y_0 v) …), a line for each value; None if there is none.
 
-    A value is the shortest decimal number that reads back as the same float64.
+    For `variables` of VNN-LIB 2.0, a line for each tensor with its name, type and shape, and its values below it. A
+    value is the shortest decimal number that reads back as the same float64.
     """
     if found.counterexample is None or found.outputs is None:
         return None
-    named = (("X", found.counterexample.tolist()), ("Y", found.outputs.tolist()))
-    lines = [f"({name}_{number} {value!r})" for name, values in named for number, value in enumerate(values)]
-    return "(" + "\n ".join(lines) + ")\n"
+    values = (found.counterexample.tolist(), found.outputs.tolist())
+    if variables is not None:
+        pairs = zip(variables, values, strict=True)
+        return "".join(f"{_head(variable)}\n" + "".join(f"{value!r}\n" for value in own) for variable, own in pairs)
+    named = zip("XY", values, strict=True)
+    return "(" + "\n ".join(f"({name}_{i} {value!r})" for name, own in named for i, value in enumerate(own)) + ")\n"
+
+
+def _head(variable: Variable) -> str:
+    return f"{variable.name} {variable.type} [{','.join(map(str, variable.shape))}]"
 
 
 def write_answer(path: Path, word: str, example: str | None) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from certtrain.errors import PropertyError
-from certtrain.interchange.vnnlib import MOST_CASES, decimal, parse_property, read_property, robustness_text
+from certtrain.interchange.formulas import MOST_CASES
+from certtrain.interchange.vnnlib import decimal, parse_property, read_property, robustness_text
 from certtrain.properties.cases import Property, exact_box, robustness
 from helpers.vnnlib_package import assert_package_agrees
 
@@ -117,11 +118,12 @@ MALFORMED = {
     "assert": "line 9: 'assert' stands outside brackets",
     ")": r"line 9: '\)' stands outside brackets",
     "(check-sat)": "only .declare-const",
-    "(vnnlib-version <2.0>)": "VNN-LIB 2.0",
+    "(vnnlib-version <1.0>)": "only .declare-const",
     "(declare-const X_5 Real)": "'X_5' is declared where X_2 or Y_3 is next",
     "(declare-const Z_0 Real)": "'Z_0' is declared where",
     "(declare-const X_2 Int)": "only .declare-const",
-    "(assert (< Y_0 1))": "a formula is",
+    "(assert (< 0 Y_0 1))": "a formula is",
+    "(assert (<< Y_0 1))": "a formula is",
     "(assert (= Y_0 1))": "a formula is",
     "(assert (or))": "a formula is",
     "(assert true)": "only .declare-const",
@@ -137,6 +139,8 @@ MALFORMED = {
     "(assert (<= Y_0 (+)))": "a term is",
     "(" * 1000: "more than 100 nested brackets",
     "(assert (<= X_0 -1))": "X_0 has a lower bound above its upper one",
+    "(assert (< X_0 -1e-3))": "X_0 has a lower bound above its upper one",
+    "(assert (<= Y_0 (* 1e300 1e300)))": "its numbers are too large",
 }
 
 
@@ -158,7 +162,7 @@ def test_what_is_missing_is_an_error() -> None:
 def test_a_flood_of_cases_is_stopped() -> None:
     either = "(assert (or" + " (<= Y_0 0)" * 200 + "))\n"
     with pytest.raises(PropertyError, match=f"more than {MOST_CASES:,} cases"):
-        parse_property(HEAD + BOX + either * 3)
+        parse_property(HEAD + BOX + either * 4)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
