@@ -42,7 +42,7 @@ class Linear(NamedTuple):
         return Linear({name: factor * own for name, own in several.factors.items()}, factor * several.constant)
 
 
-class Bound(NamedTuple):
+class InputBound(NamedTuple):
     """A lower or upper bound of one input; a strict one excludes the value itself."""
 
     number: int
@@ -51,7 +51,7 @@ class Bound(NamedTuple):
     strict: bool
 
 
-class Row(NamedTuple):
+class OutputRow(NamedTuple):
     """A linear function of the outputs that is at most zero, or below zero if it is strict."""
 
     factors: dict[str, float]
@@ -62,17 +62,17 @@ class Row(NamedTuple):
 class AllOf(NamedTuple):
     """A conjunction, in which others are opened."""
 
-    parts: tuple["Bound | Row | AnyOf", ...]
+    parts: tuple["InputBound | OutputRow | AnyOf", ...]
 
 
 class AnyOf(NamedTuple):
     """A disjunction of at least two formulas, in which others are opened."""
 
-    parts: tuple["Bound | Row | AllOf", ...]
+    parts: tuple["InputBound | OutputRow | AllOf", ...]
 
 
-Atom = Bound | Row
-Formula = Bound | Row | AllOf | AnyOf
+Atom = InputBound | OutputRow
+Formula = InputBound | OutputRow | AllOf | AnyOf
 Clause = list[Atom]  # a conjunction
 
 
@@ -83,11 +83,11 @@ def inequality(below: Linear, *, strict: bool = False) -> Atom:
         raise ValueError("its numbers are too large")
     kinds = {name[0] for name in factors}
     if kinds == {"Y"}:
-        return Row(factors, below.constant, strict)
+        return OutputRow(factors, below.constant, strict)
     if kinds != {"X"} or len(factors) != 1:
         raise ValueError("an inequality must be between one input and a number, or between outputs and numbers")
     ((name, factor),) = factors.items()
-    return Bound(int(name[2:]), factor > 0, -below.constant / factor, strict)
+    return InputBound(int(name[2:]), factor > 0, -below.constant / factor, strict)
 
 
 def all_of(parts: Iterable[Formula]) -> Formula:
@@ -113,19 +113,21 @@ def clauses(formula: Formula) -> Iterator[Clause]:
             for chosen in _choices(several):
                 left = iter(chosen)
                 yield list(
-                    chain.from_iterable([part] if isinstance(part, Bound | Row) else next(left) for part in parts)
+                    chain.from_iterable(
+                        [part] if isinstance(part, InputBound | OutputRow) else next(left) for part in parts
+                    )
                 )
         case _:
             yield [formula]
 
 
-def count(formula: Formula) -> int:
+def clause_count(formula: Formula) -> int:
     """The number of clauses."""
     match formula:
         case AnyOf(parts):
-            return sum(map(count, parts))
+            return sum(map(clause_count, parts))
         case AllOf(parts):
-            return prod(map(count, parts))
+            return prod(map(clause_count, parts))
     return 1
 
 
@@ -157,11 +159,11 @@ class LazyCases:
     def __init__(self, sizes: Mapping[str, int], formulas: Sequence[Formula]) -> None:
         """Raises PropertyError if there are too many, or if the bounds that all of them share exclude every input."""
         self.sizes = sizes
-        common: Clause = [atom for formula in formulas if count(formula) == 1 for atom in next(clauses(formula))]
-        self.several = [formula for formula in formulas if count(formula) > 1]
-        self.rows = [part for part in common if isinstance(part, Row)]
+        common: Clause = [atom for formula in formulas if clause_count(formula) == 1 for atom in next(clauses(formula))]
+        self.several = [formula for formula in formulas if clause_count(formula) > 1]
+        self.rows = [part for part in common if isinstance(part, OutputRow)]
         self.box = _Box.free(sizes["X"]).cut(common)
-        self.most = prod(map(count, self.several))
+        self.most = prod(map(clause_count, self.several))
         if self.most > MOST_CASES:
             raise PropertyError(f"it has more than {MOST_CASES:,} cases")
         if (number := self.box.empty()) is not None:
@@ -172,14 +174,14 @@ class LazyCases:
         shared = None if self.box.unbounded() is not None else self.box.ends()  # most have one box for all cases
         for chosen in _choices(self.several):
             clause = list(chain.from_iterable(chosen))
-            own = [part for part in clause if isinstance(part, Bound)]
+            own = [part for part in clause if isinstance(part, InputBound)]
             box = self.box.cut(own) if own else self.box
             if own and box.empty() is not None:
                 continue
-            rows = [*self.rows, *(part for part in clause if isinstance(part, Row))]
+            rows = [*self.rows, *(part for part in clause if isinstance(part, OutputRow))]
             yield self._case(shared if shared is not None and not own else box.ends(), rows, box)
 
-    def _case(self, ends: tuple[Tensor, Tensor], rows: Sequence[Row], box: "_Box") -> Case:
+    def _case(self, ends: tuple[Tensor, Tensor], rows: Sequence[OutputRow], box: "_Box") -> Case:
         if not rows:
             raise PropertyError("it has no condition on the outputs in one of its cases")
         functions = torch.zeros(len(rows), self.sizes["Y"], dtype=torch.float64)
@@ -208,7 +210,7 @@ class _Box:
         ends = {False: self.lower.copy(), True: self.upper.copy()}
         strict = {False: set(self.open_lower), True: set(self.open_upper)}
         for part in clause:
-            if isinstance(part, Bound):
+            if isinstance(part, InputBound):
                 before = ends[part.upper][part.number]
                 if part.value < before if part.upper else part.value > before:
                     ends[part.upper][part.number] = part.value

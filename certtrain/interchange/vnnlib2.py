@@ -17,7 +17,7 @@ from certtrain.errors import MissingExtra, PropertyError
 from certtrain.interchange.formulas import Formula, Linear, all_of, any_of, cases_of, inequality
 from certtrain.properties.cases import Property, Variable
 
-TYPES = {"F32": "float32", "F64": "float64", "Real": "real"}
+ELEMENT_TYPES = {"F32": "float32", "F64": "float64", "Real": "real"}
 HINT = 'VNN-LIB 2.0 is read by the package vnnlib: pip install "certtrain[vnnlib]"'
 
 
@@ -72,10 +72,11 @@ def _variables(query: Any) -> tuple[Variable, Variable]:
 
 
 def _variable(declared: Any) -> Variable:
-    kind = declared.dtype.name
-    if kind not in TYPES:
-        raise PropertyError(f"{declared.name!r} is of type {kind}; {', '.join(TYPES.values())} are read")
-    return Variable(declared.name, TYPES[kind], tuple(declared.shape))
+    written = str(declared).split()[2]  # the package knows "real", but not "Real", which files have too
+    kind = ELEMENT_TYPES.get(declared.dtype.name, written.lower())
+    if kind not in ELEMENT_TYPES.values():
+        raise PropertyError(f"{declared.name!r} is of type {written}; {', '.join(ELEMENT_TYPES.values())} are read")
+    return Variable(declared.name, kind, tuple(declared.shape))
 
 
 class _Reader:
