@@ -15,6 +15,7 @@ import gzip
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,12 +59,13 @@ def main(words: Sequence[str] | None = None) -> None:
     instances, folder = [each.instance for each in there], arguments.out.with_suffix(".counterexamples")
     with results_file(arguments.out, asdict(options)) as results:
         left = [each for each in instances if each.key not in results.results]
-        for done in run_instances(left, options, jobs=arguments.jobs, counterexamples=folder):
-            results.add(done.instance.key, done.result, done.details)
-            key, result = done.instance.key, done.result
-            print(f"{result.word:<8}{result.seconds:8.2f} s  {key.network}  {key.property}", flush=True)
-            if "message" in done.details:
-                print(f"  {done.details['message']}", flush=True)
+        with closing(run_instances(left, options, jobs=arguments.jobs, counterexamples=folder)) as run:
+            for done in run:
+                results.add(done.instance.key, done.result, done.details)
+                key, result = done.instance.key, done.result
+                print(f"{result.word:<8}{result.seconds:8.2f} s  {key.network}  {key.property}", flush=True)
+                if "message" in done.details:
+                    print(f"  {done.details['message']}", flush=True)
         print(table(published, results.results, arguments.timeout))
         wrong = contradictions(instances, results.results) + unconfirmed(instances, results.results, folder)
     print("\n".join([*wrong, f"{len(wrong)} results are contradicted or not confirmed"]))

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from certtrain.competition.instances import Instance
     from certtrain.competition.results import ResultsFile
     from certtrain.competition.running import Options
+    from certtrain.competition.summary import Tally
 
 InstanceLists = Annotated[
     list[Path],
@@ -99,22 +101,30 @@ def bench_command(lists: InstanceLists, options: BenchOptions, comparison: Bench
     instances = _instances(lists, options.timeout, comparison.expected)
     settings = options.settings()
     with results_file(options.out, asdict(settings), force=comparison.force) as results:
-        stopped = _run(instances, settings, results, options.jobs, comparison)
-        differing = contradictions(instances, results.results)
-        if comparison.as_json:
-            found = {tally.category: tally.to_dict() for tally in tallies(instances, results.results)}
-            render.show_json(
-                {"out": str(options.out), "categories": found, "contradictions": [each.key for each in differing]}
-            )
-        else:
-            render.show_tallies(tallies(instances, results.results))
-            render.show_contradictions(differing, results.results)
-            render.say(f"wrote {options.out}")
-    if stopped:
+        end = _run(instances, settings, results, options.jobs, comparison)
+    differing = contradictions(instances, results.results)
+    _show(tallies(instances, results.results), differing, results, comparison.as_json)
+    if end is ExitCode.INTERRUPTED:
         render.note(f"stopped; continue with: {shlex.join(['certtrain', *_again()])}")
-        raise typer.Exit(ExitCode.INTERRUPTED)
-    if differing:
-        raise typer.Exit(ExitCode.DOES_NOT_HOLD)
+    if end is ExitCode.DONE and differing:
+        end = ExitCode.DOES_NOT_HOLD
+    raise typer.Exit(end)
+
+
+def _show(counts: "Sequence[Tally]", differing: "Sequence[Instance]", results: "ResultsFile", as_json: bool) -> None:
+    from certtrain import render
+
+    if as_json:
+        found = {tally.category: tally.to_dict() for tally in counts}
+        wrong = [
+            {**each.key._asdict(), "result": results.results[each.key].word, "expected": each.expected}
+            for each in differing
+        ]
+        render.show_json({"out": str(results.path), "categories": found, "contradictions": wrong})
+    else:
+        render.show_tallies(counts)
+        render.show_contradictions(differing, results.results)
+        render.say(f"wrote {results.path}")
 
 
 def _again() -> list[str]:
@@ -145,21 +155,24 @@ def _run(
     results: "ResultsFile",
     jobs: int,
     comparison: BenchOutput,
-) -> bool:
-    """Run the instances without a result, and write and show each; returns whether the run was stopped."""
+) -> ExitCode:
+    """Run the instances without a result, and write and show each; FAULT if certtrain contradicted itself in one."""
     from certtrain import render
     from certtrain.competition.running import run_instances
 
-    stop = Stopper(None)
+    stop, fault = Stopper(None), False
     there = [each for each in instances if each.network is not None and each.property is not None]
     left = [each for each in there if each.key not in results.results]
     if len(left) < len(there):
         render.note(f"{len(there) - len(left):,} of {len(there):,} instances have a result already")
-    files = run_instances(
-        left, settings, jobs=jobs, counterexamples=comparison.counterexamples, stopped=lambda: stop.interrupted
-    )
-    for number, done in enumerate(files, len(there) - len(left) + 1):
-        results.add(done.instance.key, done.result, done.details)
-        if not comparison.as_json:
-            render.show_done(done, number, len(there))
-    return stop.interrupted
+    files = comparison.counterexamples
+    run = run_instances(left, settings, jobs=jobs, counterexamples=files, stopped=lambda: stop.interrupted)
+    with closing(run):  # so that no process goes on if a result cannot be written
+        for number, done in enumerate(run, len(there) - len(left) + 1):
+            results.add(done.instance.key, done.result, done.details)
+            fault |= done.details.get("exit_code") == ExitCode.FAULT
+            if not comparison.as_json:
+                render.show_done(done, number, len(there))
+    if stop.interrupted:
+        return ExitCode.INTERRUPTED
+    return ExitCode.FAULT if fault else ExitCode.DONE

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ def run_instances(
     jobs: int = 1,
     counterexamples: Path | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Run the instances, whose files must be there, `jobs` at a time, and yield each when it is done.
 
     Counterexamples are written into the folder `counterexamples`. When `stopped` says so, running processes are ended

@@ -36,6 +36,13 @@ class Tally:
         self.expected += instance.expected is not None and result.word in ("sat", "unsat")
         self.differing += contradicts(instance, result)
 
+    def with_others(self, others: "Iterable[Tally]") -> "Tally":
+        """The counts of this tally and others together, under its category."""
+        every = [self, *others]
+        words = sum((each.words for each in every), Counter[str]())
+        counts = (sum(getattr(each, name) for each in every) for name in ("absent", "expected", "differing", "seconds"))
+        return Tally(self.category, words, *counts)
+
     def to_dict(self) -> dict[str, Any]:
         """All counts as plain values."""
         counts = {word: self.words[word] for word in WORDS}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from certtrain.competition.results import WORDS
+from certtrain.competition.summary import Tally
 from certtrain.palette import PALETTE
 from certtrain.render.cells import new_table, show_sentences
 from certtrain.render.console import BAD, GOOD, GREY, out, visible
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from certtrain.competition.instances import Instance, Key
     from certtrain.competition.results import InstanceResult
     from certtrain.competition.running import Done
-    from certtrain.competition.summary import Tally
 
 STYLES = {"unsat": GOOD, "sat": GOOD, "error": BAD}
 OPEN = PALETTE["open"].terminal
@@ -34,13 +34,17 @@ def show_done(done: Done, number: int, total: int) -> None:
 
 
 def show_tallies(tallies: Sequence[Tally]) -> None:
-    """A table with a row for each category. `differ`: how many of the verdicts that were expected are contradicted."""
+    """A table with a row for each category, and one for all if there are several.
+
+    `differ`: how many of the verdicts that were expected are contradicted.
+    """
     compared = any(each.expected for each in tallies)
     table = new_table("category", "tried", *WORDS, "seconds", *(["differ"] if compared else []))
     for column in table.columns:
         column.no_wrap = column.header != "category"
     table.columns[0].overflow = "fold"
-    for tally in tallies:
+    whole = [Tally("all").with_others(tallies)] if len(tallies) > 1 else []
+    for tally in (*tallies, *whole):
         counts = (tally.tried, *(tally.words[word] for word in WORDS))
         differ = [f"{tally.differing:,} of {tally.expected:,}"] if compared else []
         table.add_row(tally.category, *(f"{count:,}" for count in counts), f"{tally.seconds:,.1f}", *differ)

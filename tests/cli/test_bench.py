@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,6 @@ from certtrain.competition.results import InstanceResult
 from certtrain.competition.running import Done
 from certtrain.interchange.vnnlib import read_property
 from helpers.command_line import Run
-
-Runner = Callable[..., list[Instance]]
 
 
 @pytest.fixture
@@ -35,10 +34,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
     found: list[Instance] = []
     results = [InstanceResult("sat", 1.0), InstanceResult("sat", 2.5), InstanceResult("error", 0.5)]
 
-    def run(instances: list[Instance], options: object, **more: object) -> list[Done]:
+    def run(instances: list[Instance], options: object, **more: object) -> Iterator[Done]:
         found.extend(instances)
-        ends = zip(instances, results, strict=False)
-        return [Done(each, end, {"message": "no memory"} if end.word == "error" else {}) for each, end in ends]
+        for each, end in zip(instances, results, strict=False):
+            yield Done(each, end, {"message": "no memory"} if end.word == "error" else {})
 
     monkeypatch.setattr(running, "run_instances", run)
     return found
@@ -60,6 +59,21 @@ def test_a_run_prints_each_instance_and_a_table_and_what_contradicts(
     assert lines[5].split() == ["mnist", "3", "2", "0", "0", "0", "1", "4.0", "1", "of", "2"]
     assert lines[6] == "! mnist: net.onnx, q.vnnlib: sat, but unsat was expected"
     assert Path("results.csv").read_text().splitlines()[2] == "mnist,net.onnx,r.vnnlib,0,error,0.500"
+
+
+def test_several_lists_have_a_row_each_and_one_for_all(run: Run, benchmark: Path, ran: list[Instance]) -> None:
+    benchmark.write_text("net.onnx,p.vnnlib,60,sat\nnet.onnx,q.vnnlib,60,unsat\n")
+    other = benchmark.parent.parent / "cifar" / "instances.csv"
+    other.parent.mkdir()
+    other.write_text("../mnist/net.onnx,../mnist/r.vnnlib,5\n")
+    rows = [line.split() for line in run("bench", other, benchmark).out.splitlines()[5:8]]
+    assert rows[0] == ["cifar", "1", "1", "0", "0", "0", "0", "1.0", "0", "of", "0"]
+    assert rows[1] == ["mnist", "2", "1", "0", "0", "0", "1", "3.0", "0", "of", "1"]
+    assert rows[2] == ["all", "3", "2", "0", "0", "0", "1", "4.0", "0", "of", "1"]
+    shown = run("bench", benchmark, "--out", "other.csv", "--json")
+    assert json.loads(shown.out)["contradictions"] == [
+        {"category": "mnist", "network": "net.onnx", "property": "q.vnnlib", "result": "sat", "expected": "unsat"}
+    ]
 
 
 def test_the_same_command_runs_nothing_twice(run: Run, benchmark: Path, ran: list[Instance]) -> None:
@@ -88,6 +102,24 @@ def test_files_that_are_absent_are_told(run: Run, benchmark: Path, ran: list[Ins
     none = run("bench", benchmark, "--out", "other.csv")
     assert (none.code, none.out) == (1, "")
     assert not Path("other.csv").exists()
+
+
+def test_a_fault_in_an_instance_and_a_stop_have_their_exit_codes(
+    run: Run, benchmark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(instances: list[Instance], options: object, **more: object) -> Iterator[Done]:
+        yield Done(instances[0], InstanceResult("error", 1.0), {"message": "falsified", "exit_code": 4})
+
+    def stops(instances: list[Instance], options: object, **more: object) -> Iterator[Done]:
+        signal.raise_signal(signal.SIGTERM)
+        yield from ()
+
+    monkeypatch.setattr(running, "run_instances", fails)
+    assert run("bench", benchmark).code == ExitCode.FAULT
+    monkeypatch.setattr(running, "run_instances", stops)
+    stopped = run("bench", benchmark, "--force")
+    assert stopped.code == ExitCode.INTERRUPTED
+    assert f"continue with: certtrain bench {benchmark}\n" in stopped.err
 
 
 def test_verdicts_of_another_verifier_are_compared(run: Run, benchmark: Path, ran: list[Instance]) -> None:
