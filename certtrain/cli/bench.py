@@ -51,7 +51,7 @@ class BenchOptions:
         typer.Option(
             parser=memory_size,
             metavar="SIZE",
-            help="Memory limit of each process, as of `certtrain decide`, like 2GiB.",
+            help="Memory limit of each instance, like 2GiB, as of `certtrain decide`.",
         ),
     ] = None
     pgd_steps: PgdSteps = 20
@@ -90,9 +90,9 @@ class BenchOutput:
 def bench_command(lists: InstanceLists, options: BenchOptions, comparison: BenchOutput) -> None:
     """Decide the instances of a benchmark in the format of the verification competition (VNN-COMP).
 
-    Each instance has a process of its own: if it crashes, needs too much memory or overruns its time, its result is
-    error or timeout, and the run goes on. The results are written as the competition writes them, and the same command
-    continues a run that was stopped.
+    Each instance has a process of its own. If that crashes or overruns its time, the result is error or timeout.
+
+    The results are written as the competition writes them. The same command continues a run that was stopped.
     """
     from certtrain import render
     from certtrain.competition.results import results_file

@@ -27,15 +27,15 @@ PropertyMethod = Annotated[
 ]
 PropertyTimeout = Annotated[
     float | None,
-    typer.Option(parser=seconds, metavar="TIME", help="Time limit for the property, like 30s; its start counts."),
+    typer.Option(parser=seconds, metavar="TIME", help="Time limit, like 30s, from the start of the command."),
 ]
 PropertyMemory = Annotated[
     int | None,
     typer.Option(
         parser=memory_size,
         metavar="SIZE",
-        help="Memory limit for the open domains of complete, like 500MB; 1GiB if not given. Beyond it, the result is "
-        "unknown.",
+        help="Memory limit, like 500MB, for linear bounds, batches of the attack, and the open domains of complete, "
+        "each by itself; 1GiB if not given. If the domains need more, the result is unknown.",
     ),
 ]
 AnswerFile = Annotated[
