@@ -106,9 +106,10 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
         lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
         return [(lines.line_num, row) for row in lines if any(part.strip() for part in row)]
-    except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BenchmarkError(f"{path} cannot be read: {reason}") from error
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, csv.Error) as error:
+        raise BenchmarkError(f"{path} cannot be read: {error}") from error
 
 
 def _instance(row: Sequence[str], folder: Path, category: str) -> Instance:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from certtrain.competition.instances import Instance, Key
@@ -38,10 +38,14 @@ class Tally:
 
     def with_others(self, others: "Iterable[Tally]") -> "Tally":
         """The counts of this tally and others together, under its category."""
-        every = [self, *others]
-        words = sum((each.words for each in every), Counter[str]())
-        counts = (sum(getattr(each, name) for each in every) for name in ("absent", "expected", "differing", "seconds"))
-        return Tally(self.category, words, *counts)
+        whole = replace(self, words=self.words.copy())
+        for other in others:
+            whole.words += other.words
+            whole.absent += other.absent
+            whole.expected += other.expected
+            whole.differing += other.differing
+            whole.seconds += other.seconds
+        return whole
 
     def to_dict(self) -> dict[str, Any]:
         """All counts as plain values."""

@@ -40,7 +40,7 @@ def _package() -> ModuleType:
         package = importlib.import_module("vnnlib")
     except ImportError as error:
         raise MissingExtra(f"{error}; {HINT}") from error
-    if not hasattr(package, "parse_query_string"):  # versions before 1.0 read version 1.0 of the format
+    if "parse_query_string" not in vars(package):  # versions before 1.0 read version 1.0 of the format
         raise MissingExtra(f"the installed package vnnlib is too old; {HINT}")
     return package
 
