@@ -8,7 +8,7 @@ describe what must *not* be possible.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 
 from certtrain.errors import PropertyError
-from certtrain.interchange.formulas import Atom, Formula, Linear, all_of, any_of, cases_of, inequality
+from certtrain.interchange.formulas import (
+    Atom,
+    Formula,
+    InputBound,
+    Linear,
+    OutputRow,
+    all_of,
+    any_of,
+    cases_of,
+    inequality,
+)
 from certtrain.interchange.packed import read_whole
 from certtrain.interchange.vnnlib2 import parse_version_2
 from certtrain.properties.cases import Property, exact_box
@@ -83,19 +93,18 @@ def parse_property(text: str) -> Property:
         _check_depth(text)
         return parse_version_2(text)
     sizes = {"X": 0, "Y": 0}
-    asserted: list[_List] = []
-    for command in _lists(text):
+    reader, formulas = _Reader(sizes), list[Formula]()
+    for command in _lists(text, reader.closed):
         match command.items:
             case [_Word(text="declare-const"), _Word() as variable, _Word(text="Real")]:
                 _declare(variable, sizes)
-            case [_Word(text="assert"), _List() as formula]:
-                asserted.append(formula)
+            case [_Word(text="assert"), _List() | InputBound() | OutputRow() as formula]:
+                formulas.append(reader.formula(formula))
             case _:
                 raise command.error("only (declare-const X_… Real), the same for Y_…, and (assert …) are read")
     if not sizes["X"] or not sizes["Y"]:
         raise PropertyError("it declares no inputs X_… or no outputs Y_…")
-    read = _Reader(sizes).formula
-    return Property(sizes["X"], sizes["Y"], cases_of(sizes, [read(formula) for formula in asserted]))
+    return Property(sizes["X"], sizes["Y"], cases_of(sizes, formulas))
 
 
 def _check_depth(text: str) -> None:
@@ -116,15 +125,18 @@ class _Word(NamedTuple):
 
 
 class _List(NamedTuple):
-    items: list["_Word | _List"]
+    items: list["_Item"]
     line: int
 
     def error(self, message: str) -> PropertyError:
         return PropertyError(f"line {self.line}: {message}")
 
 
-def _lists(text: str) -> Iterator[_List]:
-    """The lists at the top level."""
+_Item = _Word | _List | Atom  # an inequality takes less memory than the list that it was
+
+
+def _lists(text: str, closed: Callable[[_List], _Item]) -> Iterator[_List]:
+    """The lists at the top level; each list in them is replaced by what `closed` makes of it."""
     open_lists: list[_List] = []
     for word in _words(text):
         if word.text == "(":
@@ -138,7 +150,7 @@ def _lists(text: str) -> Iterator[_List]:
         else:
             done = open_lists.pop()
             if open_lists:
-                open_lists[-1].items.append(done)
+                open_lists[-1].items.append(closed(done))
             else:
                 yield done
     if open_lists:
@@ -167,36 +179,44 @@ class _Reader(NamedTuple):
 
     sizes: dict[str, int]
 
-    def formula(self, formula: "_Word | _List") -> Formula:
-        match formula:
-            case _List(items=[_Word(text="and"), _, *_] as items):
-                return all_of(self.formula(item) for item in items[1:])
-            case _List(items=[_Word(text="or"), _, *_] as items):
-                return any_of(self.formula(item) for item in items[1:])
-            case _List(items=[_Word(text="<=" | ">=" | "<" | ">" as sign), left, right]):
+    def closed(self, found: _List) -> _Item:
+        """An inequality in place of its list; another list as it is."""
+        match found.items:
+            case [_Word(text="<=" | ">=" | "<" | ">" as sign), left, right]:
                 small, large = (left, right) if sign[0] == "<" else (right, left)
-                return self._inequality(small, large, formula, strict=len(sign) == 1)
-        raise formula.error("a formula is (and …), (or …), (<= a b), (>= a b), (< a b) or (> a b)")
+                below = self._linear(small, found).plus(self._linear(large, found), -1.0)
+                try:
+                    return inequality(below, strict=len(sign) == 1)
+                except ValueError as error:
+                    raise found.error(str(error)) from error
+        return found
 
-    def _inequality(self, small: "_Word | _List", large: "_Word | _List", formula: _List, *, strict: bool) -> Atom:
-        try:
-            return inequality(self._linear(small).plus(self._linear(large), -1.0), strict=strict)
-        except ValueError as error:
-            raise formula.error(str(error)) from error
+    def formula(self, item: _Item) -> Formula:
+        match item:
+            case InputBound() | OutputRow():
+                return item
+            case _List(items=[_Word(text="and"), _, *_] as items):
+                return all_of(self.formula(part) for part in items[1:])
+            case _List(items=[_Word(text="or"), _, *_] as items):
+                return any_of(self.formula(part) for part in items[1:])
+        raise item.error("a formula is (and …), (or …), (<= a b), (>= a b), (< a b) or (> a b)")
 
-    def _linear(self, term: "_Word | _List") -> Linear:
-        match term:
+    def _linear(self, item: _Item, around: _List) -> Linear:
+        match item:
             case _Word():
-                return self._word(term)
+                return self._word(item)
             case _List(items=[_Word(text="+"), _, *_] as items):
-                return self._sum([self._linear(item) for item in items[1:]], 1.0)
+                return self._sum([self._linear(part, item) for part in items[1:]], 1.0)
             case _List(items=[_Word(text="-"), only]):
-                return self._linear(only).times(Linear({}, -1.0))
+                return self._linear(only, item).times(Linear({}, -1.0))
             case _List(items=[_Word(text="-"), _, *_] as items):
-                return self._sum([self._linear(item) for item in items[1:]], -1.0)
+                return self._sum([self._linear(part, item) for part in items[1:]], -1.0)
             case _List(items=[_Word(text="*"), left, right]):
-                return self._linear(left).times(self._linear(right))
-        raise term.error("a term is a number, a variable, or a sum, difference or product of them")
+                try:
+                    return self._linear(left, item).times(self._linear(right, item))
+                except ValueError as error:
+                    raise item.error(str(error)) from error
+        raise around.error("a term is a number, a variable, or a sum, difference or product of them")
 
     def _sum(self, terms: Sequence[Linear], sign: float) -> Linear:
         total = terms[0]
