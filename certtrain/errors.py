@@ -8,6 +8,7 @@ CerttrainError
 ├── UnsupportedLayer     a network has a layer without a bound rule
 ├── NetworkError         a network cannot be built from a user's source or description, or does not fit its use
 ├── PropertyError        a VNN-LIB property is missing, malformed or not supported
+├── BenchmarkError       a list of instances, or a file with results of them, cannot be read or does not fit
 ├── DeviceError          a device is missing, too small, or cannot do what is needed
 ├── ModelFileError       a model file is missing or damaged, or was not written by certtrain
 ├── CertificateError     a certificate file is missing or damaged, or was not written by certtrain
@@ -55,6 +56,10 @@ class NetworkError(CerttrainError):
 
 class PropertyError(CerttrainError):
     """A VNN-LIB property is missing, malformed or not supported."""
+
+
+class BenchmarkError(CerttrainError):
+    """A list of instances, or a file with results of them, cannot be read or does not fit."""
 
 
 class DeviceError(CerttrainError):

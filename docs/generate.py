@@ -44,6 +44,11 @@ certtrain decide net.onnx property.vnnlib
 certtrain decide net.onnx property.vnnlib --method complete --timeout 60s
 certtrain decide runs/mnist/model.safetensors properties/point_00000.vnnlib
 """,
+    "bench": """
+certtrain bench benchmarks/acasxu/instances.csv
+certtrain bench benchmarks/*/instances.csv --timeout 30s --jobs 4 --out results.csv --counterexamples found
+certtrain bench acasxu/instances.csv --expected other-verifier/results.csv
+""",
     "stats": """
 certtrain stats runs/mnist
 certtrain stats runs/first runs/second other.safetensors --plot side-by-side.png
@@ -57,6 +62,7 @@ certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib propert
 """,
 }
 SEE_ALSO = {
+    "bench": "[Other verifiers](../exchange.md#run-a-benchmark) has the columns of the results.",
     "check": "[How to check one](../certificates.md#how-to-check-one) says what is compared, and what is assumed.",
 }
 WRITTEN = "<!-- Written by docs/generate.py from the program's own help. -->"

@@ -26,7 +26,7 @@ def is_surface(file: Path) -> bool:
 # Each imports from those before it, and from what stands outside of all, which is free to be imported anywhere.
 PACKAGES = (
     "spec", "runtime", "data", "bounds", "attack", "branching", "network", "properties", "verification", "certfile",
-    "runs", "diagnostics", "interchange", "reports", "training", "render", "cli",
+    "runs", "diagnostics", "interchange", "competition", "reports", "training", "render", "cli",
 )  # fmt: skip
 ENGINE = [module_name(file) for file in FILES if not is_surface(file)]
 
@@ -108,6 +108,9 @@ ARGUMENTS = [
     ("decide", "pyproject.toml", "none"),
     ("decide", "pyproject.toml", "pyproject.toml", "--method", "crown"),
     ("decide", "property.vnnlib", "net.onnx"),
+    ("bench", "--help"),
+    ("bench", "none"),
+    ("bench", "pyproject.toml"),
     ("stats", "none", "--eps", "2"),
     ("stats", "none"),
     ("stats", "tests", "--by-epoch"),

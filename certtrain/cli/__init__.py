@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from certtrain import __version__
+from certtrain.cli.bench import bench_command
 from certtrain.cli.check import check_command
 from certtrain.cli.decide import decide_command
 from certtrain.cli.exit_codes import exit_code, summary
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify_command,
     "check": check_command,
     "decide": decide_command,
+    "bench": bench_command,
     "stats": stats_command,
     "export": export_command,
 }

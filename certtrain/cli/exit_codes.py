@@ -39,19 +39,21 @@ EXPLANATIONS = {
         "The command line is wrong. The message says what was expected, or which command to use instead.",
     ),
     ExitCode.DOES_NOT_HOLD: Explanation(
-        "certificates do not hold",
+        "certificates or expected verdicts do not hold",
         "`check` computed the certificates in a file again, and one or more do not hold. If the file is damaged, "
-        "unfinished, or about another model or other data, the code is 1.",
+        "unfinished, or about another model or other data, the code is 1. Also if `bench` contradicts a verdict that "
+        "was expected.",
     ),
     ExitCode.FAULT: Explanation(
         "fault in certtrain",
         "A certified example was falsified, or an export computes something other than its network. The fault is in "
-        "certtrain, or in the program that ran the network. No result is reported.",
+        "certtrain, or in the program that ran the network. No result is reported; `bench` reports those of the other "
+        "instances.",
     ),
     ExitCode.INTERRUPTED: Explanation(
         "interrupted",
-        "Ctrl-C ended the command. A training then stops at a checkpoint, and a verification with --out between two "
-        "batches. Both say how to continue, and both treat SIGTERM like Ctrl-C.",
+        "Ctrl-C ended the command. A training then stops at a checkpoint, a verification with --out between two "
+        "batches, and `bench` at once. All say how to continue, and treat SIGTERM like Ctrl-C.",
     ),
 }
 

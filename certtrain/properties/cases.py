@@ -1,6 +1,6 @@
 """Properties: whether any input in a box has outputs that it must not have."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -15,19 +15,29 @@ REAL = arithmetic_named("real")  # the arithmetic of properties
 EXACT_PIXEL_RANGE = (Fraction(0), Fraction(1))
 
 
+class Strict(NamedTuple):
+    """Which inequalities of a case are strict: of its functions (S,), and at both ends of its box (N,)."""
+
+    functions: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """One way to violate a property: an input in the box where no entry of functions · y + offsets is above zero.
 
     lower, upper: (N,) float64, the ends of the box, in the order of memory,
         channels first. functions: (S, K), offsets: (S,), float64, of the outputs
-        y (K,).
+        y (K,). strict: the inequalities that a counterexample must satisfy strictly,
+        or None; for a proof they count as if they were not strict.
     """
 
     lower: Tensor
     upper: Tensor
     functions: Tensor
     offsets: Tensor
+    strict: Strict | None = None
 
     def values(self, outputs: Tensor) -> Tensor:
         """functions · y + offsets, (B, S) in float64, of outputs (B, K)."""
@@ -35,7 +45,20 @@ class Case:
 
     def violated_by(self, outputs: Tensor) -> Tensor:
         """Which of the outputs (B, K) violate the property in this way; NaN never does."""
-        return (self.values(outputs) <= 0).all(dim=1)
+        values = self.values(outputs)
+        reached = values <= 0 if self.strict is None else (values < 0) | ((values == 0) & ~self.strict.functions)
+        return reached.all(dim=1)
+
+    def nearest(self, point: Tensor) -> Tensor | None:
+        """The input (N,) of the box nearest to `point` (N,), float64; None if strict bounds leave no float64."""
+        lower, upper = self.lower, self.upper
+        if self.strict is not None:
+            infinity = torch.full_like(lower, torch.inf)
+            lower = torch.where(self.strict.lower, lower.nextafter(infinity), lower)
+            upper = torch.where(self.strict.upper, upper.nextafter(-infinity), upper)
+            if bool((lower > upper).any()):
+                return None
+        return torch.clamp(point.double(), lower, upper)
 
 
 class StackedCases(NamedTuple):
@@ -58,13 +81,26 @@ def stacked(cases: Sequence[Case]) -> StackedCases:
     return StackedCases(*(pad_sequence(part, batch_first=True) for part in (functions, offsets, present)))
 
 
+class Variable(NamedTuple):
+    """A tensor as VNN-LIB 2.0 declares it: its name, its type as a word, and its shape."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Property:
-    """A property of a network: violated ("sat") if a case has a counterexample, and true ("unsat") if none has."""
+    """A property of a network: violated ("sat") if a case has a counterexample, and true ("unsat") if none has.
+
+    cases: a tuple, or, where there are very many, something that makes them whenever it is read. variables: the names
+    of input and output in a file of VNN-LIB 2.0.
+    """
 
     inputs: int
     outputs: int
-    cases: tuple[Case, ...]
+    cases: Iterable[Case]
+    variables: tuple[Variable, Variable] | None = None
 
 
 def exact_box(x: Tensor, eps: float) -> list[tuple[Fraction, Fraction]]:

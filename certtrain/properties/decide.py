@@ -6,9 +6,10 @@ the property, "sat" with an input that does, "unknown" if neither was found.
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from itertools import islice
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from certtrain.spec.choices import PropertyMethodName
 Result = Literal["unsat", "sat", "unknown"]
 PROPERTY_METHODS: tuple[PropertyMethodName, ...] = get_args(PropertyMethodName)
 OBSERVED_ROUNDING = 1e-7  # the float64 rounding error that an observed value may have, as a share of its size
+AT_ONCE = 10_000  # cases that are bounded and attacked together; of more, one group is decided after the other
 TOLERANCES = {"milp": MILP_TOLERANCE}  # the same for less exact methods
 
 ASSUMPTIONS: dict[Result, tuple[str, ...]] = {
@@ -112,16 +114,52 @@ def decide(
     start, deadline = time.monotonic(), Deadline.after(time_limit)
     prepared = _prepared(network, shape, memory)
     _check_sizes(prepared, question)
-    bounds = case_bounds(prepared, question.cases, deadline)
-    guard(prepared, question.cases, bounds, deadline=deadline)
-    left = {number: question.cases[number] for number, bound in enumerate(bounds) if not _proves(bound)}
-    by, found = "attack" if left else "crown-ibp", search(prepared, list(left.values()), attack or PGD(), deadline)
-    if found is None and left and method in EXACT_METHODS:
-        by, found = method, _by_exact_method(method, prepared, left, bounds, deadline)
-    result: Result = "sat" if found is not None else "unsat" if all(map(_proves, bounds)) else "unknown"
+    whole = _Part("crown-ibp", None, torch.inf, True)
+    for number, cases in enumerate(_groups(question.cases, AT_ONCE)):
+        if number and deadline.over():
+            whole = whole.with_next(_Part("crown-ibp", None, -torch.inf, False))
+            break
+        whole = whole.with_next(_decide_cases(prepared, cases, method, attack or PGD(), deadline))
+        if whole.point is not None:
+            break
+    by, found, bound, proved = whole
+    result: Result = "sat" if found is not None else "unsat" if proved else "unknown"
     outputs = None if found is None else run_at(prepared.exact, shape, found)
     seconds = time.monotonic() - start
-    return Decision(result, method, None if result == "unknown" else by, _smallest(bounds), found, outputs, seconds)
+    return Decision(result, method, None if result == "unknown" else by, bound, found, outputs, seconds)
+
+
+class _Part(NamedTuple):
+    """What some cases came to: the method, a counterexample, the smallest bound, and whether all are excluded."""
+
+    by: str
+    point: Tensor | None
+    bound: float
+    proved: bool
+
+    def with_next(self, other: "_Part") -> "_Part":
+        """The same for these cases and others, which are decided after them."""
+        by = other.by if other.point is not None or other.by != "crown-ibp" else self.by
+        return _Part(by, other.point, _smallest([self.bound, other.bound]), self.proved and other.proved)
+
+
+def _decide_cases(
+    prepared: PreparedNetwork, cases: Sequence[Case], method: str, attack: PGD, deadline: Deadline
+) -> _Part:
+    bounds = case_bounds(prepared, cases, deadline)
+    guard(prepared, cases, bounds, deadline=deadline)
+    left = {number: cases[number] for number, bound in enumerate(bounds) if not _proves(bound)}
+    by, found = "attack" if left else "crown-ibp", search(prepared, list(left.values()), attack, deadline)
+    if found is None and left and method in EXACT_METHODS:
+        by, found = method, _by_exact_method(method, prepared, left, bounds, deadline)
+    return _Part(by, found, _smallest(bounds), all(map(_proves, bounds)))
+
+
+def _groups(cases: Iterable[Case], most: int) -> Iterator[list[Case]]:
+    """The cases in order, in groups of at most `most`."""
+    left = iter(cases)
+    while group := list(islice(left, most)):
+        yield group
 
 
 def _prepared(network: nn.Module, shape: Sequence[int], memory: int) -> PreparedNetwork:

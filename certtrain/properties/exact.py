@@ -39,7 +39,9 @@ def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: 
     It must be one by inference in float64, and in the network's own precision at the
     nearest input of that precision.
     """
-    inside = torch.clamp(point.double(), case.lower, case.upper)
+    inside = case.nearest(point)
+    if inside is None:
+        return None
     own = inside.to(dtype_of(network))
     outputs = torch.stack([run_at(exact, shape, inside), run_at(network, shape, own).double()])
     return inside if bool(case.violated_by(outputs).all()) else None

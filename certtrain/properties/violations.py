@@ -32,11 +32,17 @@ def search(prepared: PreparedNetwork, cases: Sequence[Case], attack: PGD, deadli
 
 @torch.no_grad()
 def cases_at_a_time(prepared: PreparedNetwork, deadline: Deadline) -> int:
-    """How many cases form a batch, so that the deadline is checked often enough."""
+    """How many cases form a batch, so that they fit the memory and the deadline is checked often enough."""
+    x = torch.zeros(1, *prepared.shape, dtype=torch.float64)
+    most = max(1, min(AT_A_TIME, prepared.memory // case_bytes(prepared, x)))
     if not deadline.limited:
-        return AT_A_TIME
-    cost = inference_work(prepared.graph, torch.zeros(1, *prepared.shape, dtype=torch.float64))
-    return between_checks(AT_A_TIME, GRADIENT_WORK * cost, deadline)
+        return most
+    return between_checks(most, GRADIENT_WORK * inference_work(prepared.graph, x), deadline)
+
+
+def case_bytes(prepared: PreparedNetwork, x: Tensor) -> int:
+    """About how many bytes an attack on one case takes: all values of an input like `x` (1, …), and their gradients."""
+    return 2 * sum(value.numel() * value.element_size() for value in (x, *prepared.graph.results(x)))
 
 
 class Violation:

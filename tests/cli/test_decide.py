@@ -1,6 +1,7 @@
 """certtrain decide: properties of networks, in ONNX files and our own."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,34 @@ def test_a_property_takes_a_method_and_limits(run: Run, properties: Path) -> Non
     refused = run(*words, "--method", "crown")
     assert (refused.code, refused.out) == (2, "")
     assert "crown-ibp" in refused.err
+
+
+def test_an_answer_is_written_as_the_competition_does(run: Run, properties: Path) -> None:
+    Path("answer").write_text("no_result_in_file\n")
+    for path in sorted(properties.glob("*.vnnlib"))[:4]:
+        words = ["decide", properties / "model.onnx", path, "--results", "answer", "--counterexample", path.name]
+        found = json.loads(run(*words, "--json").out)
+        word, *rest = Path("answer").read_text().splitlines(keepends=True)
+        assert word == f"{found['result']}\n"
+        if found["result"] != "sat":
+            assert not rest
+            assert not Path(path.name).exists()
+            continue
+        assert Path(path.name).read_text() == "".join(rest)
+        values = re.findall(r"\(([XY]_\d+) ([^)]+)\)", "".join(rest))
+        expected = [(f"X_{i}", value) for i, value in enumerate(found["counterexample"])]
+        expected += [(f"Y_{j}", value) for j, value in enumerate(found["outputs"])]
+        assert [(name, float(value)) for name, value in values] == expected
+        assert rest[0].startswith("((X_0 ")
+        assert rest[-1].endswith("))\n")
+
+
+def test_a_time_limit_that_is_over_makes_unknown_a_timeout(run: Run, properties: Path) -> None:
+    words = ["decide", properties / "model.onnx", properties / "point_00000.vnnlib", "--results", "answer"]
+    assert run(*words, "--timeout", "0.000001").out.startswith("unknown")
+    assert Path("answer").read_text() == "timeout\n"
+    refused = run(*words, "--results", properties / "model.onnx" / "answer")
+    assert (refused.code, refused.out) == (1, "")
 
 
 def test_files_of_a_property_that_are_none_are_named(run: Run, model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 import re
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from certtrain.errors import PropertyError
-from certtrain.interchange.vnnlib import MOST_CASES, decimal, parse_property, read_property, robustness_text
+from certtrain.interchange.formulas import MOST_CASES
+from certtrain.interchange.vnnlib import decimal, parse_property, read_property, robustness_text
 from certtrain.properties.cases import Property, exact_box, robustness
 from helpers.vnnlib_package import assert_package_agrees
 
@@ -112,16 +114,71 @@ def test_two_disjunctions_multiply() -> None:
     assert len(parse_property(HEAD + BOX + either + "(assert (<= Y_2 0))").cases) == 2
 
 
+def test_strict_inequalities_are_closed_for_bounds_and_open_for_counterexamples() -> None:
+    asked = parse_property(
+        HEAD + "(assert (and (> X_0 0) (<= X_0 1) (>= X_1 0) (< X_1 1) (<= X_1 1) (>= X_1 -5)))\n"
+        "(assert (or (> Y_0 2) (and (>= Y_0 1) (< Y_1 0) (< X_1 0.5))))\n"
+    )
+    first, second = asked.cases
+    assert (first.lower.tolist(), first.upper.tolist()) == ([0, 0], [1, 1])
+    assert first.strict is not None
+    assert [part.tolist() for part in first.strict] == [[True], [True, False], [False, True]]
+    assert first.violated_by(torch.tensor([[2.0, 0, 0], [2.5, 0, 0]])).tolist() == [False, True]
+    assert second.strict is not None
+    assert (second.upper.tolist(), second.strict.functions.tolist()) == ([1, 0.5], [False, True])
+    outputs = torch.tensor([[1.0, 0, 0], [1.0, -1e-30, 0], [0.9, -1, 0], [math.nan, -1, 0]])
+    assert second.violated_by(outputs).tolist() == [False, True, False, False]
+    near = second.nearest(torch.tensor([-3.0, 7.0]))
+    assert near is not None
+    assert near.tolist() == [5e-324, math.nextafter(0.5, 0)]
+
+
+def test_strict_bounds_may_leave_no_number() -> None:
+    text = HEAD + f"(assert (and (> X_0 1) (< X_0 {math.nextafter(1, 2)!r}) (>= X_1 0) (<= X_1 1) (>= Y_0 0)))"
+    (case,) = parse_property(text).cases
+    assert case.nearest(torch.ones(2)) is None  # but real numbers are left, so that the case is no empty one
+
+
+def test_a_box_that_is_empty_makes_no_case() -> None:
+    some = "(and (>= X_0 0.2) (<= X_0 {}) (>= Y_0 {}))"
+    text = HEAD + BOX + f"(assert (or {some.format(0.1, 1)} {some.format(0.3, 2)} (and (> X_1 2) (>= Y_0 3))))"
+    (case,) = parse_property(text).cases
+    assert case.offsets.tolist() == [2.0]
+    none = parse_property(HEAD + BOX + f"(assert (or {some.format(0.1, 1)} {some.format(0.1, 2)}))")
+    assert none.cases == ()
+
+
+def test_clauses_keep_the_order_of_what_is_asserted() -> None:
+    text = "(assert (and (or (<= Y_0 1) (and (<= Y_0 2) (<= Y_1 2))) (<= Y_2 9) (or (<= Y_0 3) (<= Y_0 4))))"
+    cases = parse_property(HEAD + BOX + text + "(assert (<= Y_2 7))").cases
+    expected = [[7, 1, 9, 3], [7, 1, 9, 4], [7, 2, 2, 9, 3], [7, 2, 2, 9, 4]]
+    assert [(-case.offsets).tolist() for case in cases] == expected
+
+
+def test_very_many_cases_are_made_while_they_are_read() -> None:
+    either = "(assert (or" + "".join(f" (<= Y_0 {i})" for i in range(150)) + "))\n"
+    asked = parse_property(HEAD + BOX + either * 2 + "(assert (<= Y_1 0))")
+    assert not isinstance(asked.cases, tuple)
+    assert asked.cases.most == 150**2
+    for _ in range(2):  # they can be read again
+        first, second = islice(asked.cases, 2)
+        assert first.offsets.tolist() == [0, 0, 0]
+        assert second.offsets.tolist() == [0, 0, -1]
+        assert first.lower is second.lower  # the box is one for all
+    assert sum(1 for _ in asked.cases) == 150**2
+
+
 MALFORMED = {
     "(assert (<= X_0 1)": "line 9: this bracket is never closed",
     "assert": "line 9: 'assert' stands outside brackets",
     ")": r"line 9: '\)' stands outside brackets",
     "(check-sat)": "only .declare-const",
-    "(vnnlib-version <2.0>)": "VNN-LIB 2.0",
+    "(vnnlib-version <1.0>)": "only .declare-const",
     "(declare-const X_5 Real)": "'X_5' is declared where X_2 or Y_3 is next",
     "(declare-const Z_0 Real)": "'Z_0' is declared where",
     "(declare-const X_2 Int)": "only .declare-const",
-    "(assert (< Y_0 1))": "a formula is",
+    "(assert (< 0 Y_0 1))": "a formula is",
+    "(assert (<< Y_0 1))": "a formula is",
     "(assert (= Y_0 1))": "a formula is",
     "(assert (or))": "a formula is",
     "(assert true)": "only .declare-const",
@@ -135,8 +192,14 @@ MALFORMED = {
     "(assert (<= 0 1))": "between one input and a number, or between outputs",
     "(assert (<= Y_0 Y_0))": "between one input and a number, or between outputs",
     "(assert (<= Y_0 (+)))": "a term is",
+    "(assert (<= Y_0 (+ 1 (<= Y_1 2))))": "line 9: a term is",
+    "(assert (and (<= Y_0 1) true))": "line 9: a formula is",
+    "(assert (or (<= Y_0 1)\n(xor (<= Y_1 1) (<= Y_2 1))))": "line 10: a formula is",
+    "(<= Y_0 1)": "only .declare-const",
     "(" * 1000: "more than 100 nested brackets",
     "(assert (<= X_0 -1))": "X_0 has a lower bound above its upper one",
+    "(assert (< X_0 -1e-3))": "X_0 has a lower bound above its upper one",
+    "(assert (<= Y_0 (* 1e300 1e300)))": "its numbers are too large",
 }
 
 
@@ -158,7 +221,7 @@ def test_what_is_missing_is_an_error() -> None:
 def test_a_flood_of_cases_is_stopped() -> None:
     either = "(assert (or" + " (<= Y_0 0)" * 200 + "))\n"
     with pytest.raises(PropertyError, match=f"more than {MOST_CASES:,} cases"):
-        parse_property(HEAD + BOX + either * 3)
+        parse_property(HEAD + BOX + either * 4)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from certtrain.attack import PGD
 from certtrain.bounds.supported import checked_graph
 from certtrain.properties.cases import Case, stacked
 from certtrain.properties.exact import PreparedNetwork
-from certtrain.properties.violations import Violation, search
+from certtrain.properties.violations import AT_A_TIME, Violation, case_bytes, cases_at_a_time, search
 from certtrain.runtime.deadline import NEVER, Deadline
 
 
@@ -81,3 +81,16 @@ def test_after_the_first_violation_or_the_deadline_none_is_confirmed(deadline: D
     work = criterion.boxes()
     each = [criterion.confirmed(work.x[row : row + 1], work.row(row)) for row in range(3)]
     assert each == [deadline is NEVER, False, False]
+
+
+def test_the_cases_of_a_batch_fit_the_memory():
+    prepared = subject()
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    assert case_bytes(prepared, x) == 2 * 8 * (4 + 8 + 8 + 3)
+    assert cases_at_a_time(prepared, NEVER) == AT_A_TIME
+    for memory, cases in ((1, 1), (3 * 368, 3), (2**40, AT_A_TIME)):
+        assert cases_at_a_time(prepared._replace(memory=memory), NEVER) == cases
+    wanted = case(3, 1)
+    for memory in (1, 2**30):
+        small = search(prepared._replace(memory=memory), [outside(), outside(), wanted], PGD(seed=3))
+        assert (small is None) == (search(prepared, [wanted], PGD(seed=3)) is None)
