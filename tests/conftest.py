@@ -1,5 +1,6 @@
 """One thread for all tests: their tensors are small."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,6 +19,13 @@ torch.set_num_threads(1)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """None but this process for files that are named, done before others would have begun; else one for each core."""
     return 0 if all(Path(name.partition("::")[0]).is_file() for name in config.args) else None
+
+
+def pytest_collection_finish() -> None:
+    """Let Python look for garbage rarely, and never in what was imported: it would go through half a million objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

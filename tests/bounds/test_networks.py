@@ -76,7 +76,8 @@ def test_samples_stay_inside_the_bounds_of_expensive_methods(
     name: str, eps: float, clip: tuple[float, float] | None, method: str
 ):
     model, x, labels = case(name)
-    logits = sampled_logits(name, eps, clip)
+    kept = slice(None) if name in QUICK else slice(1)  # one input takes long enough
+    x, labels, logits = x[kept], labels[kept], sampled_logits(name, eps, clip)[:, kept]
     bounds = METHODS[method](checked_graph(model), input_box(x, eps, clip), QUICK_SEARCH)
     assert_inside(logits, *bounds.ends())
     own = logits.gather(2, labels.view(1, -1, 1).expand(len(logits), -1, 1))
