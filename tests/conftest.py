@@ -22,7 +22,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_collection_finish() -> None:
-    """Let Python look for garbage rarely, and never in what was imported: it would go through half a million objects."""
+    """Let Python look for garbage rarely, and never in what was imported, half a million objects."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
