@@ -12,7 +12,9 @@ os.environ.pop("COLUMNS", None)
 import certtrain.render.console  # noqa: F401
 
 pytest.register_assert_rewrite("helpers")  # its assertions say as much as those of a test
-os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+# Of the programs that tests start: one thread, and certtrain compiled once, not by each of them.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 torch.set_num_threads(1)
 
 
