@@ -1,5 +1,6 @@
 """One thread for all tests: their tensors are small."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,13 +12,22 @@ os.environ.pop("COLUMNS", None)
 import certtrain.render.console  # noqa: F401
 
 pytest.register_assert_rewrite("helpers")  # its assertions say as much as those of a test
-os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+# Of the programs that tests start: one thread, and certtrain compiled once, not by each of them.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 torch.set_num_threads(1)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """None but this process for files that are named, done before others would have begun; else one for each core."""
     return 0 if all(Path(name.partition("::")[0]).is_file() for name in config.args) else None
+
+
+def pytest_collection_finish() -> None:
+    """Let Python look for garbage rarely, and never in what was imported, half a million objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

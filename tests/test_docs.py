@@ -196,7 +196,9 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     folder = tmp_path_factory.mktemp("quickstart")
     shell = [block for block in commands(QUICKSTART) if not re.search("pip install|mnist|torchrun", block)]
     assert len(shell) == 4
-    return folder, {block: run(block, folder) for block in shell}
+    with pytest.MonkeyPatch.context() as patch:  # the states of layers over fewer than 1000 images, which take long
+        patch.setattr("certtrain.training.layer_diagnostics.STATE_EXAMPLES", 100)
+        return folder, {block: run(block, folder) for block in shell}
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from certtrain.errors import UnsupportedLayer
 
 # Modules that wrap a network, and the attribute that holds it.
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+PLAIN = {bool, int, float, str}
 CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")  # these run when a module is called, before its forward
 
 
@@ -77,6 +78,8 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 def _comparable(value: object) -> object:
+    if type(value) in PLAIN:  # most are, and the checks below take time
+        return value
     if isinstance(value, fx.Proxy):
         return fx.Proxy
     if isinstance(value, (tuple, list)):

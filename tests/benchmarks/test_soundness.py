@@ -20,7 +20,7 @@ from certtrain.network.modelfile import save_model
 from certtrain.spec.preset import load_preset
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "soundness.py"
-QUICK = ["--points", "2000", "--quick"]
+QUICK = ["--points", "2000", "--quick", "--steps", "30"]
 RESIDUAL = ("wide-resnet", "resnext")  # for which α-CROWN takes ten seconds a radius, however few the images
 
 
@@ -60,7 +60,7 @@ def test_no_point_of_any_kind_of_network_speaks_against_any_method(
     residual: bool, soundness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     kinds = [kind for kind in soundness.KINDS if (kind in RESIDUAL) == residual]
-    monkeypatch.setattr(soundness, "RADII", (0.3,) if residual else (0.3, 1))
+    monkeypatch.setattr(soundness, "RADII", (0.3,) if residual else (0.6,))
     assert soundness.main([*QUICK, "--images", "2" if residual else "4", "--kinds", *kinds]) == 0
     text = capsys.readouterr().out
     found = rows(text)

@@ -76,7 +76,8 @@ def test_samples_stay_inside_the_bounds_of_expensive_methods(
     name: str, eps: float, clip: tuple[float, float] | None, method: str
 ):
     model, x, labels = case(name)
-    logits = sampled_logits(name, eps, clip)
+    kept = slice(None) if name in QUICK and "resnext" not in name else slice(1)  # one input takes long enough
+    x, labels, logits = x[kept], labels[kept], sampled_logits(name, eps, clip)[:, kept]
     bounds = METHODS[method](checked_graph(model), input_box(x, eps, clip), QUICK_SEARCH)
     assert_inside(logits, *bounds.ends())
     own = logits.gather(2, labels.view(1, -1, 1).expand(len(logits), -1, 1))
@@ -84,7 +85,7 @@ def test_samples_stay_inside_the_bounds_of_expensive_methods(
     assert bool((own - logits >= lower - 1e-12 * (1 + lower.abs().max())).all())
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn built", "resnext built"])
+@pytest.mark.parametrize("name", ["mlp", "cnn built", "wide-resnet built"])
 @EXPENSIVE
 def test_expensive_bounds_do_not_depend_on_the_batch(name: str, method: str):
     model, x, labels = case(name)

@@ -1,6 +1,7 @@
 """How a forward pass is read: what asks for shapes is followed, what could differ from what is read is refused."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -138,6 +139,17 @@ def test_what_depends_on_the_batch_or_fits_no_layer_is_refused(name: str):
     with pytest.raises((UnsupportedLayer, DataError), match=f"(?s){message}"):
         propagate(net, x, 0.1)
     assert len([1, 2]) == 2  # as it was
+
+
+@pytest.mark.parametrize("function", [function for function in vars(math).values() if callable(function)])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_no_function_of_math_takes_the_number_of_inputs(function: Callable[..., Any], count: int):
+    def forward(net: Net, x: Tensor) -> Tensor:
+        function(*[x.size(0)] * count)
+        return net.conv(x)
+
+    with pytest.raises(UnsupportedLayer, match=r"cannot be traced: (Type|Trace)Error"):
+        propagate(Net(forward).eval(), X, 0.1)
 
 
 def test_len_is_pythons_own_again_after_any_end():

@@ -88,7 +88,7 @@ def test_two_rows_of_an_affine_network_are_decided(make: Make, seed: int) -> Non
 def test_no_number_of_rows_is_decided_wrongly(make: Make, count: int) -> None:
     grid = torch.cartesian_prod(*[torch.linspace(0, 1, 7)] * 4).view(-1, *SHAPE)
     answers = []
-    for seed in range(4):
+    for seed in range(2):
         layers = balanced(make, seed)
         rows = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed)).tolist()
         with torch.no_grad():

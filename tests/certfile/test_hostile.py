@@ -128,13 +128,13 @@ def test_a_tensor_with_another_name(name: str, path: Path):
 
 EMPTY: Header = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 LARGE: dict[str, Callable[[Header], Header]] = {
-    "a million layers": lambda h: described(
-        h, architecture={"name": "graph", "layers": [{"name": f"r{n}", "type": "ReLU"} for n in range(10**6)]}
+    "many layers": lambda h: described(
+        h, architecture={"name": "graph", "layers": [{"name": f"r{n}", "type": "ReLU"} for n in range(2 * 10**5)]}
     ),
-    "a million units": lambda h: described(h, architecture={"name": "mlp", "hidden": [1024] * 10**6}),
-    "a million tensors": lambda h: h | dict.fromkeys((f"t{n}" for n in range(10**6)), EMPTY),
-    "a million entries": lambda h: h | {"__metadata__": h["__metadata__"] | {f"k{n}": "" for n in range(10**6)}},
-    "a million classes": lambda h: described(h, class_names=[str(n) for n in range(10**6)]),
+    "many units": lambda h: described(h, architecture={"name": "mlp", "hidden": [1024] * 10**6}),
+    "many tensors": lambda h: h | dict.fromkeys((f"t{n}" for n in range(10**5)), EMPTY),
+    "many entries": lambda h: h | {"__metadata__": h["__metadata__"] | {f"k{n}": "" for n in range(4 * 10**5)}},
+    "many classes": lambda h: described(h, class_names=[str(n) for n in range(6 * 10**5)]),
     "a long note": lambda h: described(h, note="n" * 10**7),
 }
 

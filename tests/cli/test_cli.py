@@ -46,7 +46,10 @@ def test_one_word_trains_another_network_that_every_command_takes(run: Run, tmp_
     layers = json.loads(run("stats", model, "--limit", "30", "--json").out)["models"][0]["layers"]
     assert {"stem_relu", "block1.conv1_relu", "block3.relu", "linear1_relu"} <= {layer["name"] for layer in layers}
     assert run("export", model, "--limit", "20").code == 0
-    first, again = (json.loads(run("verify", f"mine/model{end}.safetensors", "--json").out) for end in ("", "-folded"))
+    first, again = (
+        json.loads(run("verify", f"mine/model{end}.safetensors", "--limit", "90", "--json").out)
+        for end in ("", "-folded")
+    )
     assert again["certified"] == pytest.approx(first["certified"], abs=1)
     assert (tmp_path / "mine" / "model.onnx").exists()
     found = json.loads(run("init", "--preset", "digits", *narrow, "--out", "i.safetensors", "--json").out)

@@ -96,7 +96,7 @@ def test_certificates_of_something_else_are_replaced_by_force_alone(run: Run, mo
 
 def slow_words(model: Path) -> list[str]:
     """A verification that takes seconds, without the name of its file."""
-    return ["verify", str(model), "--eps", "0.08", "--pgd-steps", "200", "--batch-size", "20", "--out"]
+    return ["verify", str(model), "--eps", "0.08", "--pgd-steps", "80", "--batch-size", "20", "--out"]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_verification_that_was_stopped_goes_on(
     assert 2 <= before <= 340, "it was not stopped on its way"
     if number == signal.SIGINT:
         assert process.returncode == 130, err
-        again = f"continue with: certtrain verify {model} --eps 0.08 --pgd-steps 200 --batch-size 20 --out"
+        again = f"continue with: certtrain verify {model} --eps 0.08 --pgd-steps 80 --batch-size 20 --out"
         assert again in " ".join(err.split())
     refused = run("check", "c.jsonl", str(model))
     assert (refused.code, "is not finished" in refused.err) == (1, True)

@@ -69,7 +69,7 @@ def everything(group: Group) -> dict[str, Any]:
     try:
         return {
             name: [stepped(preset(**changes), [moment], group) for moment in MOMENTS]
-            + [stepped(preset(**changes), list(range(0, 30, 2)), group)]
+            + [stepped(preset(**changes), list(range(0, 30, 5)), group)]
             for name, changes in SETTINGS.items()
         } | {"not finite": not_finite(group)}
     finally:

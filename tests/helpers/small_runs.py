@@ -2,9 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.context import RunContext
@@ -13,7 +16,7 @@ from certtrain.training.pacing import Pacing
 EPS = 0.004
 SMALL = {
     "train.epochs": 3,
-    "train.batch_size": 120,
+    "train.batch_size": 60,
     "train.milestones": [2],
     "eps.max": EPS,
     "eps.length": 1,
@@ -21,8 +24,9 @@ SMALL = {
     "model.linear": [32],
     "data.crop_padding": 1,
     "data.validation": 237,
+    "data.examples": 600,
 }
-PER_EPOCH, STEPS = 10, 30  # 1,200 images are left to train on
+PER_EPOCH, STEPS = 10, 30
 FREQUENT = Pacing(reading=0.0, epoch_checkpoint=0.0, checkpoint_share=math.inf)
 
 
@@ -40,6 +44,14 @@ def stop_before(step: int) -> Callable[[], str | None]:
     """Called before each step: stop before the 0-based `step` of this session."""
     calls = iter(range(10**9))
     return lambda: "time is up" if next(calls) >= step else None
+
+
+@contextmanager
+def without_pages() -> Iterator[None]:
+    """Let runs write a page without drawing it, which takes longer than they do; reports/test_report.py draws pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("certtrain.training.completion.write_report", lambda run, path: path.write_text("drawn"))
+        yield
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

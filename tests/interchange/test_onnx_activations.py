@@ -60,14 +60,18 @@ def test_every_operator_that_an_activation_is_written_as_is_read() -> None:
 
 
 class Applied(nn.Module):
-    """A function between two linear layers."""
+    """Functions, each between two linear layers."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, *functions: Any) -> None:
         super().__init__()
-        self.function, self.first, self.last = function, nn.Linear(3, 4), nn.Linear(4, 2)
+        self.functions, self.first = functions, nn.Linear(3, 4)
+        self.others = nn.ModuleList(nn.Linear(4, 4) for _ in functions)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.function(self.first(x)))
+        x = self.first(x)
+        for function, linear in zip(self.functions, self.others, strict=True):
+            x = linear(function(x))
+        return x
 
 
 FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
@@ -81,10 +85,10 @@ FUNCTIONS: dict[str, tuple[Any, list[str]]] = {
 }
 
 
-def from_torch(function: Any, path: Path, *, new: bool, opset: int | None, double: bool = False) -> Applied:
+def from_torch(*functions: Any, path: Path, new: bool, opset: int | None, double: bool = False) -> Applied:
     """As a user exports it."""
     torch.manual_seed(0)
-    model = Applied(function).eval()
+    model = Applied(*functions).eval()
     x = torch.rand(1, 3)
     if double:
         model, x = model.double(), x.double()
@@ -96,13 +100,12 @@ def from_torch(function: Any, path: Path, *, new: bool, opset: int | None, doubl
 
 
 @pytest.mark.parametrize(("new", "opset"), [(False, 9), (False, 13), (False, 20), (True, 18), (True, 20)])
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_torch_exports_is_read_as_its_layer(name: str, new: bool, opset: int, tmp_path: Path) -> None:
+def test_what_torch_exports_is_read_as_its_layers(new: bool, opset: int, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason='torch\'s exporter needs a package: pip install "certtrain[test]"')
-    function, expected = FUNCTIONS[name]
-    model = from_torch(function, tmp_path / "net.onnx", new=new, opset=opset)
+    functions, expected = zip(*FUNCTIONS.values(), strict=True)
+    model = from_torch(*functions, path=tmp_path / "net.onnx", new=new, opset=opset)
     found = agrees(tmp_path / "net.onnx")
-    assert kinds(found) == ["Linear", *expected, "Linear"]
+    assert kinds(found) == ["Linear", *(kind for layers in expected for kind in [*layers, "Linear"])]
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) * 20
     torch.testing.assert_close(found.network(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -110,7 +113,7 @@ def test_what_torch_exports_is_read_as_its_layer(name: str, new: bool, opset: in
 @pytest.mark.parametrize("double", [False, True])
 def test_a_softplus_of_todays_exporter_keeps_its_arguments(double: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason='torch\'s exporter needs a package: pip install "certtrain[test]"')
-    from_torch(lambda x: F.softplus(x, 2.0, 10.0), tmp_path / "net.onnx", new=True, opset=18, double=double)
+    from_torch(lambda x: F.softplus(x, 2.0, 10.0), path=tmp_path / "net.onnx", new=True, opset=18, double=double)
     found = agrees(tmp_path / "net.onnx")
     assert kinds(found) == ["Linear", "Softplus", "Linear"]
     layer = found.network._graph.calls[1].layer
@@ -120,7 +123,7 @@ def test_a_softplus_of_todays_exporter_keeps_its_arguments(double: bool, tmp_pat
 @pytest.mark.parametrize("new", [False, True])
 def test_a_gelu_in_float64_is_read_as_well(new: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason='torch\'s exporter needs a package: pip install "certtrain[test]"')
-    model = from_torch(F.gelu, tmp_path / "net.onnx", new=new, opset=18 if new else 13, double=True)
+    model = from_torch(F.gelu, path=tmp_path / "net.onnx", new=new, opset=18 if new else 13, double=True)
     found, x = read_onnx(tmp_path / "net.onnx"), torch.randn(50, 3, dtype=torch.float64)  # which ONNX Runtime lacks
     assert kinds(found) == ["Linear", "GELU", "Linear"]
     torch.testing.assert_close(found.network(x), model(x), rtol=0, atol=1e-14)
@@ -129,7 +132,7 @@ def test_a_gelu_in_float64_is_read_as_well(new: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("new", "opset"), [(False, 13), (False, 20), (True, 18), (True, 20)])
 def test_the_other_gelu_is_refused(new: bool, opset: int, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason='torch\'s exporter needs a package: pip install "certtrain[test]"')
-    tanh = from_torch(lambda x: F.gelu(x, approximate="tanh"), tmp_path / "net.onnx", new=new, opset=opset)
+    tanh = from_torch(lambda x: F.gelu(x, approximate="tanh"), path=tmp_path / "net.onnx", new=new, opset=opset)
     assert tanh is not None
     message = r"approximate = b'tanh' is not read" if opset == 20 else r"'Pow' is not supported|product of two layers'"
     with pytest.raises(UnsupportedLayer, match=message):

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from certtrain.spec.layers import Graph
 from certtrain.training.compilation import has_compiler
 from certtrain.training.events import Event, Note, Started
 from helpers.command_line import Run, run_here
+from helpers.small_runs import without_pages
 
 RESIDUAL = """
 import torch
@@ -116,6 +117,13 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run_here
 
 
+@pytest.fixture
+def no_page() -> Iterator[None]:
+    """Runs write a page without drawing it."""
+    with without_pages():
+        yield
+
+
 def header(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()[KEY])
@@ -128,6 +136,7 @@ def files(folder: Path) -> set[str]:
 # --- from the command line ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_page")
 @pytest.mark.parametrize("changes", [(), FIRST], ids=["residual", "functional"])
 def test_a_network_is_trained_and_then_used_without_its_code(changes: tuple[str, ...], run: Run, folder: Path):
     pytest.importorskip("onnxruntime", reason="ONNX export needs the extra 'onnx'")
@@ -166,6 +175,7 @@ def test_the_run_and_its_model_hold_the_layers(run: Run, folder: Path):
     assert "mynet.py:MyNet: width 3, 25 layers" in page
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_run_s_own_preset_trains_the_same_network_again(run: Run, folder: Path):
     assert run(*TRAIN, "--out", "run").code == 0
     (folder / "mynet.py").unlink()
@@ -174,6 +184,7 @@ def test_a_run_s_own_preset_trains_the_same_network_again(run: Run, folder: Path
     assert models[0] == models[1]
 
 
+@pytest.mark.usefixtures("no_page")
 @pytest.mark.parametrize("afterwards", ["deleted", "changed", "as it was"])
 def test_a_run_goes_on_with_the_network_that_it_began_with(afterwards: str, run: Run, folder: Path):
     assert run(*TRAIN, "--out", "whole").code == 0
@@ -200,6 +211,7 @@ def test_init_shows_and_saves_it(run: Run, folder: Path):
     assert run("verify", "own-ibp.safetensors", "--data-dir", "images").code == 0
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_source_that_prints_leaves_json_whole(run: Run, folder: Path):
     with (folder / "mynet.py").open("a", encoding="utf-8") as file:
         file.write("print('hello')\n")
@@ -233,6 +245,7 @@ def test_what_cannot_be_trained_is_one_error_and_leaves_no_run(name: str, run: R
     assert files(folder) - {"cache"} == before
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_network_without_relu_has_no_states_to_show(run: Run):
     layers = (
         "{name='f', type='Flatten'}, {name='a', type='Linear', in_features=108, out_features=4}, "
@@ -296,6 +309,7 @@ def stopped_after(steps: int) -> Callable[[], str | None]:
     return lambda: "enough" if next(asked) >= steps else None
 
 
+@pytest.mark.usefixtures("no_page")
 def test_train_and_resume_take_plain_paths(folder: Path):
     events: list[Event] = []
     preset = certtrain.load_preset(folder / "own.toml", {"train.epochs": 1})
@@ -336,6 +350,7 @@ def test_a_network_in_the_place_of_its_class_is_an_error(folder: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 @pytest.mark.skipif(not has_compiler("cpu"), reason="compiling needs a C++ compiler")
 def test_its_step_can_be_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no C++, which takes longest

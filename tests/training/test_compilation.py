@@ -94,6 +94,7 @@ def test_compiled_bounds_give_the_references_values(net: str, method: str):
 
 # A block with and one without a convolution beside it, and a grouped one.
 NETWORKS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [8]},
     "cnn": {"channels": [4], "kernels": [3], "strides": [2], "linear": [8]},
     "wide-resnet": {"stem": 2, "widen_factor": 1, "blocks": [2], "strides": [2], "linear_size": 8},
     "resnext": {"stem": 4, "bottleneck_width": 2, "blocks": [1], "strides": [2], "linear_size": 8},
@@ -134,9 +135,9 @@ def stepped(preset: Preset, *, compile: bool) -> tuple[nn.Module, dict[str, floa
     [
         ("cnn", "clean", {}, 1, FORWARD_ONLY),  # the reference's values above are those of C++
         ("wide-resnet", "clean", {}, 1, FORWARD_ONLY),
-        ("resnext", "centre", {}, 1, GRAPHS_ONLY),
-        ("cnn", "clean", {"name": "crown-ibp"}, 2, "inductor"),  # without linear bounds after the ramp
-        ("cnn", "centre", {"name": "crown-ibp", "loss_fusion": False}, 2, FORWARD_ONLY),
+        ("resnext", "centre", {}, 1, FORWARD_ONLY),
+        ("mlp", "clean", {"name": "crown-ibp"}, 2, "inductor"),  # without linear bounds after the ramp
+        ("cnn", "centre", {"name": "crown-ibp", "loss_fusion": False}, 2, GRAPHS_ONLY),
     ],
 )
 def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(

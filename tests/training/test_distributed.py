@@ -109,7 +109,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, args=(port, path), nprocs=RANKS)
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["certtrain.training.trainer"])  # so that torch is loaded once for both
+    torch.multiprocessing.start_processes(work, args=(port, path), nprocs=RANKS, start_method="forkserver")
     return path
 
 

@@ -181,7 +181,7 @@ def test_a_run_reports_what_it_does(events: list[Event], finished: Path):
         return [event for event in events if isinstance(event, kind)]
 
     (started,), (done,) = of(Started), of(Finished)
-    assert (started.step, started.steps, started.steps_per_epoch, started.examples) == (0, STEPS, PER_EPOCH, 1200)
+    assert (started.step, started.steps, started.steps_per_epoch, started.examples) == (0, STEPS, PER_EPOCH, 600)
     assert [event.step for event in of(StepDone)] == list(range(1, STEPS + 1))
     assert [event.record.epoch for event in of(EpochDone)] == [1, 2, 3]
     assert [(event.done, event.total) for event in of(Verifying)][-1] == (360, 360)
@@ -321,7 +321,7 @@ def test_the_statistics_of_the_kept_network_are_those_of_the_training_set(averag
     preset, out = averaged
     images, kept = load_run_images(preset, None), load_model(out / "model.safetensors")
     before = {name: tensor.clone() for name, tensor in kept.state_dict().items() if "running" in name}
-    batches = Batches(images.train.images, images.train.labels, batch_size=120, seed=preset.seed)
+    batches = Batches(images.train.images, images.train.labels, batch_size=60, seed=preset.seed)
     assert len(before) == 6
     kept.to(memory_format=torch.channels_last)  # as in training
     BatchNormRefresh([kept], batches, SINGLE_PROCESS).run()
@@ -376,11 +376,12 @@ def test_tf32_is_for_gpus(tmp_path: Path):
 
 def test_the_held_out_examples_are_watched(finished: Path):
     for line in metrics(finished):
-        assert 0 <= line["validation_certified_accuracy"] <= line["validation_natural_accuracy"] <= 1
+        natural, certified = line["validation_natural_accuracy"], line["validation_certified_accuracy"]
+        assert 0 <= certified <= natural * (1 + 1e-12) <= 1 + 1e-12  # they are equal, but for rounding, where ε is zero
 
 
 def test_without_held_out_examples_there_is_nothing_to_watch(tmp_path: Path):
-    train(small(data__validation=0, train__epochs=1, train__batch_size=500), tmp_path / "out", frequent())
+    train(small(data__validation=0, train__epochs=1, train__batch_size=300), tmp_path / "out", frequent())
     assert not [name for name in metrics(tmp_path / "out")[0] if "validation" in name]
 
 
@@ -765,7 +766,7 @@ def test_a_huge_learning_rate_stops_the_run(tmp_path: Path):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_an_update_that_overflows_is_never_saved(epochs: int, tmp_path: Path):
-    out, whole = tmp_path / "out", small(train__learning_rate=1e39, train__batch_size=1200, train__epochs=epochs)
+    out, whole = tmp_path / "out", small(train__learning_rate=1e39, train__batch_size=600, train__epochs=epochs)
     with pytest.raises(NonFiniteError, match=r"step [01]: .*last good checkpoint is .*step-000000000\.safetensors"):
         train(whole, out, frequent())
     assert [all_finite(path) for path in RunFolder(out).checkpoints()] == [True]

@@ -69,7 +69,7 @@ def digits() -> tuple[Classifier, ImageSet]:
     train, test = load_images("digits", "train"), load_images("digits", "test")
     shape, classes = train.input_shape, train.class_names
     about = metadata(
-        architecture=MLP(name="mlp", hidden=(12, 12)), input_shape=shape, class_names=classes, dataset="digits"
+        architecture=MLP(name="mlp", hidden=(8, 8)), input_shape=shape, class_names=classes, dataset="digits"
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
