@@ -3,7 +3,8 @@
 If a split requires s·z ≥ 0 for a neuron's input z, then f ≥ f − β s z for any β ≥ 0.
 So a lower bound of the right-hand side holds in the domain, and the best β make it
 tighter than the box of z alone would (Wang et al. 2021, theorem 3.1). Gradient ascent
-of the bound optimises slopes α and multipliers β together. The bound of every step
+of the bound optimises slopes α and multipliers β together, and the weights of the
+functions where there are several. The bound of every step
 is sound, and the best is kept.
 
 z is the value that the network computes, rounding included, and the split is on
@@ -25,7 +26,8 @@ from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
 
-ALPHA_RATE, BETA_RATE, DECAY = 0.1, 1.0, 0.98
+ALPHA_RATE, BETA_RATE, WEIGHT_RATE, DECAY = 0.1, 1.0, 0.1, 0.98
+LEAST_WEIGHT = 1e-12  # their sum must not be zero
 COMPACT_SHARE = 4  # closed domains are removed from the ascent once at least one in this many is closed
 
 
@@ -49,14 +51,19 @@ class RelaxedDomains:
         return RelaxedDomains(self.problem, self.signs[chosen], self.prefix.examples(chosen), free)
 
     def bounds(
-        self, alphas: Tensor, betas: Tensor, *, on_coefficients: OnCoefficients = lambda value, coefficients: None
+        self,
+        alphas: Tensor,
+        betas: Tensor,
+        weights: Tensor,
+        *,
+        on_coefficients: OnCoefficients = lambda value, coefficients: None,
     ) -> Tensor:
-        """Lower bounds (D, S) of the functions, offsets included; `on_coefficients` as in `backsubstitute`."""
+        """Lower bounds (D,) of the weighted sums of functions and offsets; `on_coefficients` as in `backsubstitute`."""
         part, problem = self.problem.part, self.problem
         lines: LinesOf = {number: slopes.at(part(alphas, number)) for number, slopes in self.free.items()}
         multipliers = -betas * self.signs * problem.scale
         added = {number: part(multipliers, number) for number in problem.numbers}
-        functions = problem.functions.expand(len(multipliers), -1, -1)
+        functions, offsets = problem.weighted(weights)
         found = backsubstitute(
             self.prefix,
             functions,
@@ -65,17 +72,18 @@ class RelaxedDomains:
             rounding=problem.rounding,
             on_coefficients=on_coefficients,
         )
-        bounds = found + problem.offsets
+        bounds = found + offsets
         if problem.rounding is not None:  # the rounding of this sum
-            bounds = bounds - 4 * UNIT64 * (found.abs() + problem.offsets.abs())
-        return bounds
+            bounds = bounds - 4 * UNIT64 * (found.abs() + offsets.abs())
+        return bounds.squeeze(1)
 
-    def project(self, alphas: Tensor, betas: Tensor) -> None:
-        """Project slopes and multipliers onto their sound values, in place."""
+    def project(self, alphas: Tensor, betas: Tensor, weights: Tensor) -> None:
+        """Project slopes, multipliers and weights onto their sound values, in place."""
         for number, slopes in self.free.items():
             part = self.problem.part(alphas, number)
             torch.clamp(part, slopes.least, slopes.most, out=part)
         betas.clamp_(min=0).mul_(self.signs != 0)
+        weights.clamp_(min=LEAST_WEIGHT)
 
 
 @torch.no_grad()
@@ -85,11 +93,12 @@ def optimised(problem: Problem, domains: Domains, steps: int, deadline: Deadline
     A closed domain is not optimised further.
     """
     relaxed = RelaxedDomains.of(problem, domains)
-    variables = [domains.alphas.clone(), domains.betas.clone()]
+    variables = [domains.alphas.clone(), domains.betas.clone(), domains.weights.clone()]
     relaxed.project(*variables)
     no_bounds = variables[0].new_full((domains.total,), -torch.inf)
-    best = domains._replace(alphas=variables[0].clone(), betas=variables[1].clone(), bounds=no_bounds)
-    ascent = Ascent(variables, [ALPHA_RATE, BETA_RATE], DECAY)
+    alphas, betas, weights = (value.clone() for value in variables)
+    best = domains._replace(alphas=alphas, betas=betas, weights=weights, bounds=no_bounds)
+    ascent = Ascent(variables, [ALPHA_RATE, BETA_RATE, WEIGHT_RATE], DECAY)
     left = torch.arange(domains.total, device=best.nodes.device)
     for _ in range(steps):
         if deadline.over():
@@ -105,24 +114,24 @@ def optimised(problem: Problem, domains: Domains, steps: int, deadline: Deadline
             relaxed, left = relaxed.examples(unproved), left[unproved]
             ascent.keep(unproved)
         relaxed.project(*ascent.values)
-    _keep_better(best, left, relaxed.bounds(*ascent.values).amax(1), ascent.values)
+    _keep_better(best, left, relaxed.bounds(*ascent.values), ascent.values)
     return best
 
 
 @torch.no_grad()
 def domain_bounds(problem: Problem, domains: Domains) -> Tensor:
-    """The bounds (D,) with the current slopes and multipliers, in the precision of the problem."""
+    """The bounds (D,) with the current slopes, multipliers and weights, in the precision of the problem."""
     relaxed, like = RelaxedDomains.of(problem, domains), problem.prefix.start.radius
-    values = [value.to(like.dtype, copy=True) for value in (domains.alphas, domains.betas)]
+    values = [value.to(like.dtype, copy=True) for value in (domains.alphas, domains.betas, domains.weights)]
     relaxed.project(*values)
-    return relaxed.bounds(*values).amax(1)
+    return relaxed.bounds(*values)
 
 
 def _gradients(relaxed: RelaxedDomains, *values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The bounds (D,), each the largest of its functions' bounds, and their gradients in slopes and multipliers."""
+    """The bounds (D,), and their gradients in slopes, multipliers and weights."""
     with torch.enable_grad():
         variables = [value.detach().requires_grad_() for value in values]
-        bounds = relaxed.bounds(*variables).amax(1)
+        bounds = relaxed.bounds(*variables)
         if not bounds.requires_grad:  # there is no slope to choose, as in a network without ReLU
             return bounds, tuple(map(torch.zeros_like, values))
         gradients = torch.autograd.grad(bounds.sum(), variables, materialize_grads=True)
@@ -135,5 +144,5 @@ def _keep_better(best: Domains, rows: Tensor, bounds: Tensor, values: Sequence[T
     better = (bounds > before) & ~(before > 0)
     chosen = rows[better]
     best.bounds[chosen] = bounds[better]
-    for kept, value in zip((best.alphas, best.betas), values, strict=True):
+    for kept, value in zip((best.alphas, best.betas, best.weights), values, strict=True):
         kept[chosen] = value[better]

@@ -10,15 +10,17 @@ class Domains(NamedTuple):
     """D domains of one problem.
 
     signs: (D, T) of int8: 1 where a neuron's input is ≥ 0, −1 where it is ≤ 0, and 0 where it is not split.
-    alphas, betas: (D, T), the best slopes and multipliers found.
-    bounds: (D,), the largest of the functions' lower bounds. One above zero closes the domain, since one of the
-        functions is above zero in all of it.
+    alphas, betas: (D, T), the best slopes and multipliers found. weights: (D, S), not negative, those of the functions
+        in the sum that is bounded; only their proportions count.
+    bounds: (D,), the lower bounds of these sums. One above zero closes the domain: everywhere in it, some function is
+        above zero.
     nodes: (D,), the domains' numbers in the tree.
     """
 
     signs: Tensor
     alphas: Tensor
     betas: Tensor
+    weights: Tensor
     bounds: Tensor
     nodes: Tensor
 

@@ -65,7 +65,8 @@ def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER)
     inputs = torch.tensor(found.x[: len(lower)], dtype=matrix.dtype).view_as(start.centre).to(start.centre)
     duals = duals.clamp(min=0).to(start.centre)
     weights = duals[:count] / duals[:count].sum()
-    return LeafSolution(_bound(problem.weighted(weights), domain, split, duals[count:]), inputs)
+    weighted = domain._replace(weights=weights.unsqueeze(0))
+    return LeafSolution(_bound(problem, weighted, split, duals[count:] / duals[:count].sum()), inputs)
 
 
 def _bound(problem: Problem, domain: Domains, split: Tensor, multipliers: Tensor) -> float:

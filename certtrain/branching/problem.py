@@ -52,17 +52,23 @@ class Problem:
         records = [_float_record(record) for record in self.prefix.records]
         return Problem(Prefix(records, _float_box(self.prefix.start)), self.functions.float(), self.offsets.float())
 
-    def weighted(self, weights: Tensor) -> "Problem":
-        """With one function, the sum of all with nonnegative weights (S,). Where it is above zero, one function is."""
-        functions, offsets = (weights @ self.functions)[None], (weights @ self.offsets)[None]
+    def weighted(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums (D, 1, K) of the functions with weights (D, S) ≥ 0, whose sum becomes 1, and their offsets (D, 1).
+
+        Where a sum is above zero, one function is: this is the Lagrangian dual of "all functions are at most zero".
+        """
+        count = weights.shape[1]
+        if count == 1:
+            return self.functions.expand(len(weights), 1, -1), self.offsets.expand(len(weights), 1)
+        shares = weights / weights.sum(1, keepdim=True)
+        functions, offsets = (shares @ self.functions).unsqueeze(1), (shares @ self.offsets).unsqueeze(1)
         error = self.prefix.records[-1].rounding_error
-        if error is not None:
-            # The last layer's record bounds the rounding of its results, and of their products and sums.
-            lost = (weights @ self.functions.abs()) @ error[0] + backsubstitution_error(len(weights)) * (
-                weights @ self.offsets.abs()
-            )
-            offsets = offsets - lost
-        return Problem(self.prefix, functions, offsets, self.rounding)
+        if error is None:
+            return functions, offsets
+        # The last layer's record bounds the rounding of its results, and of their products and sums of about K terms.
+        lost = (1 + count // self.functions.shape[1]) * ((shares @ self.functions.abs()) @ error[0])
+        lost = lost + backsubstitution_error(count) * (shares @ self.offsets.abs())
+        return functions, offsets - lost.unsqueeze(1)
 
     @torch.no_grad()
     def _scale(self) -> Tensor:

@@ -85,7 +85,7 @@ class BranchAndBound:
 
     def _most(self) -> int:
         """Domains per batch: as many as fit the memory and, with a deadline, take well under a second for one step."""
-        work = row_work(self.fast.prefix, gradients=True) * len(self.problem.functions)
+        work = row_work(self.fast.prefix, gradients=True)
         held = self.settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))
         return max(1, between_checks(min(MOST_DOMAINS, held), work, self.settings.deadline))
 
@@ -106,6 +106,7 @@ class BranchAndBound:
             signs=signs.to(like.device, torch.int8),
             alphas=alphas.expand_as(zeros).clone(),
             betas=zeros,
+            weights=like.new_ones(len(signs), len(self.problem.functions)),
             bounds=like.new_full((len(signs),), -torch.inf),
             nodes=torch.zeros(len(signs), dtype=torch.long, device=like.device),
         )

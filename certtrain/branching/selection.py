@@ -43,13 +43,10 @@ class BranchingScores:
 def branching_scores(problem: Problem, domains: Domains) -> BranchingScores:
     """The minimisers of the domains' bounds, and the scores."""
     relaxed, found = RelaxedDomains.of(problem, domains), dict[int, Tensor]()
-    best = relaxed.bounds(domains.alphas, domains.betas, on_coefficients=found.__setitem__).argmax(1)
-    rows = torch.arange(domains.total, device=best.device)
-    start = relaxed.prefix.start
-    minimisers = start.centre - start.radius * found[0][rows, best].sign()
-    coefficients = problem.flat(
-        {n: _or_zero(found.get(n + 1), rows, best, relaxed.prefix, n) for n in problem.numbers}, len(rows)
-    )
+    relaxed.bounds(domains.alphas, domains.betas, domains.weights, on_coefficients=found.__setitem__)
+    start, rows = relaxed.prefix.start, domains.total
+    minimisers = start.centre - start.radius * found[0][:, 0].sign()
+    coefficients = problem.flat({n: _or_zero(found.get(n + 1), rows, relaxed.prefix, n) for n in problem.numbers}, rows)
     lower, upper = _ends(problem, relaxed.prefix)
     unstable = (lower < 0) & (upper > 0) & (domains.signs == 0)
     return BranchingScores(minimisers, _offset(lower, upper) * (-coefficients).relu() * unstable, unstable)
@@ -97,8 +94,8 @@ def _ends(problem: Problem, prefix: Prefix) -> tuple[Tensor, Tensor]:
     return problem.flat(lower, rows), problem.flat(upper, rows)
 
 
-def _or_zero(coefficients: Tensor | None, rows: Tensor, best: Tensor, prefix: Prefix, number: int) -> Tensor:
-    """Λ (D, …) of the function with the largest bound; zero if the layer's result is not used."""
+def _or_zero(coefficients: Tensor | None, rows: int, prefix: Prefix, number: int) -> Tensor:
+    """Λ (D, …); zero if the layer's result is not used."""
     if coefficients is not None:
-        return coefficients[rows, best]
-    return prefix.start.radius.new_zeros(len(rows), *prefix.records[number].shape[1:])
+        return coefficients[:, 0]
+    return prefix.start.radius.new_zeros(rows, *prefix.records[number].shape[1:])

@@ -15,11 +15,11 @@ from helpers.branching_problems import (
     CLASSES,
     NETWORKS,
     domain,
+    inputs_with_signs,
     network,
     pixels,
     root_of,
     settings_of,
-    shape_errors_as_data_errors,
     some_signs,
 )
 from helpers.sampling import points_inside
@@ -38,20 +38,25 @@ def samples(problem: Problem, x: Tensor, eps: float, count: int = SAMPLES) -> Te
     return torch.where(inside, points, x)
 
 
-def climbing(found: Domains) -> tuple[Tensor, Tensor]:
-    return found.alphas.double(), found.betas.double()
+def variables_of(found: Domains) -> tuple[Tensor, Tensor, Tensor]:
+    return found.alphas.double(), found.betas.double(), found.weights.double()
 
 
 @torch.no_grad()
 def assert_below(problem: Problem, found: Domains, values: Tensor, inputs: Tensor) -> int:
-    """The bounds of one domain of each function are below its `values` (N, S) wherever signs fit; how many do."""
-    relaxed, (alphas, betas) = RelaxedDomains.of(problem, found), climbing(found)
-    relaxed.project(alphas, betas)
-    bounds = relaxed.bounds(alphas, betas)[0]
-    assert bool(bounds.isfinite().all())
-    fits = shape_errors_as_data_errors(inputs, found.signs)
-    assert bool((values[fits] >= bounds).all()), f"by {float((bounds - values[fits]).max()):g}"
-    assert domain_bounds(problem, found).item() == bounds.max().item()
+    """One domain's bounds of each function, and of a sum of all, are below `values` (N, S) wherever signs fit.
+
+    Returns how many inputs fit.
+    """
+    fits = inputs_with_signs(inputs, found.signs)
+    for weights in (found.weights, *torch.eye(values.shape[1]).unsqueeze(1)):
+        relaxed, variables = RelaxedDomains.of(problem, found), variables_of(found._replace(weights=weights))
+        relaxed.project(*variables)
+        bound = relaxed.bounds(*variables)
+        assert bool(bound.isfinite().all())
+        summed = values @ (variables[2][0] / variables[2].sum())
+        assert bool((summed[fits] >= bound).all()), f"by {float((bound - summed[fits]).max()):g}"
+        assert domain_bounds(problem, found._replace(weights=weights)).item() == bound.item()
     return int(fits.sum())
 
 
@@ -100,7 +105,8 @@ def test_what_float32_computes_goes_below_the_real_bounds(name: str):
         logits, _ = problem.in_float32().run(samples(problem, x, 1e-6, 300))
         signs = torch.zeros(1, problem.neurons, dtype=torch.int8)
         found = domain(problem, signs, Generator().manual_seed(seed), 0.0)
-        wrong += int((logits.double() @ TWO.T < RelaxedDomains.of(problem, found).bounds(*climbing(found))).sum())
+        summed = logits.double() @ TWO.T @ (found.weights[0] / found.weights.sum())
+        wrong += int((summed < RelaxedDomains.of(problem, found).bounds(*variables_of(found))).sum())
     assert wrong > 0
 
 

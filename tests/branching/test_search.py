@@ -25,7 +25,7 @@ from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound, Outcome, branch_and_bound, unproved_leaves
 from certtrain.branching.tree import Tree, leaves_of
-from helpers.branching_problems import NETWORKS, network, pixels, root_of, settings_of, shape_errors_as_data_errors
+from helpers.branching_problems import NETWORKS, inputs_with_signs, network, pixels, root_of, settings_of
 from helpers.deadlines import CountedDeadline
 from helpers.enumeration import least, random_network
 from helpers.sampling import points_inside
@@ -252,7 +252,7 @@ def test_a_domain_with_nothing_left_to_split_gets_the_best_bound_that_there_is(n
     assert leaf.bound == pytest.approx(best, abs=1e-6)
     inside = points_inside(problem.prefix.start.lower[0], problem.prefix.start.upper[0], 2000)
     logits, inputs = problem.run(torch.cat([x.double(), inside]))
-    values = (logits @ problem.functions.T).amax(1)[shape_errors_as_data_errors(inputs, domain.signs)]
+    values = (logits @ problem.functions.T).amax(1)[inputs_with_signs(inputs, domain.signs)]
     assert bool((values >= leaf.bound - 1e-12).all())
 
 

@@ -108,7 +108,8 @@ def domain(problem: Problem, signs: Tensor, generator: Generator, strength: floa
     alphas = torch.rand(shape, generator=generator, dtype=torch.float64)
     betas = strength * torch.rand(shape, generator=generator, dtype=torch.float64).square()
     nothing = torch.full((len(signs),), -torch.inf, dtype=torch.float64)
-    return Domains(signs.to(torch.int8), alphas, betas, nothing, torch.zeros(len(signs), dtype=torch.long))
+    weights = torch.rand(len(signs), len(problem.functions), generator=generator, dtype=torch.float64)
+    return Domains(signs.to(torch.int8), alphas, betas, weights, nothing, torch.zeros(len(signs), dtype=torch.long))
 
 
 def some_signs(problem: Problem, inputs: Tensor, count: int, generator: Generator) -> Tensor:
@@ -120,6 +121,6 @@ def some_signs(problem: Problem, inputs: Tensor, count: int, generator: Generato
     return signs
 
 
-def shape_errors_as_data_errors(inputs: Tensor, signs: Tensor) -> Tensor:
+def inputs_with_signs(inputs: Tensor, signs: Tensor) -> Tensor:
     """Which of units' inputs (N, T) have the signs (1, T)."""
     return (inputs * signs >= 0).all(1)
