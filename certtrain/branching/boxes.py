@@ -17,20 +17,29 @@ from certtrain.bounds.trace import NONLINEAR
 ITERATIONS, NEURONS = 10, 1024
 
 
-@torch.no_grad()
 def tightened_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
     """The records of a pass of `box` (B, …), with the boxes at nonlinear layers tightened by a few steps of α-CROWN.
 
     Boxes that are not tightened by the settings' deadline stay as they are.
     """
+    return refined_prefix(graph, box, crown_prefix(graph, box, settings), settings)
 
-    def prefix(tighten: Tighten) -> Prefix:
-        passed = interval_pass(graph, box, boxes_at=NONLINEAR, rounding=settings.rounding, tighten=tighten)
-        return Prefix(passed.records, passed.start)
 
-    crown = prefix(tighten_by_crown(settings))
+def crown_prefix(graph: LayerGraph, box: Box, settings: Settings) -> Prefix:
+    """The records of a pass of `box` (B, …), with the boxes at nonlinear layers by CROWN."""
+    return _prefix(graph, box, tighten_by_crown(settings), settings)
+
+
+def refined_prefix(graph: LayerGraph, box: Box, crown: Prefix, settings: Settings) -> Prefix:
+    """The prefix of CROWN with its boxes tightened by a few steps of α-CROWN; the same after the deadline."""
     if settings.deadline.over():
         return crown
     short = replace(settings, iterations=min(settings.iterations, ITERATIONS), neurons=max(settings.neurons, NEURONS))
     boxes = (record.box for record in crown.records if record.box is not None)
-    return prefix(tighten_by_alpha(boxes, short))
+    return _prefix(graph, box, tighten_by_alpha(boxes, short), settings)
+
+
+@torch.no_grad()
+def _prefix(graph: LayerGraph, box: Box, tighten: Tighten, settings: Settings) -> Prefix:
+    passed = interval_pass(graph, box, boxes_at=NONLINEAR, rounding=settings.rounding, tighten=tighten)
+    return Prefix(passed.records, passed.start)

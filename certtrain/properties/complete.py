@@ -7,11 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from certtrain.bounds.box import box_between
+from certtrain.bounds.box import Box, box_between
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.branching.alternation import BranchingSearch, Outcome, first_outcome
-from certtrain.branching.boxes import tightened_prefix
+from certtrain.branching.boxes import crown_prefix, refined_prefix
 from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound
@@ -43,10 +43,26 @@ class CasesOfOneBox:
         self.counterexample: Tensor | None = None
         self.lower, self.upper = (end.view(1, *prepared.shape) for end in (cases[0].lower, cases[0].upper))
 
+    @property
+    def box(self) -> Box:
+        """The box of all cases."""
+        return box_between(self.lower, self.upper)
+
     @cached_property
-    def prefix(self) -> Prefix:
-        """The records of all layers over the box, which the splits of rectifiers start from."""
-        return tightened_prefix(self.prepared.graph, box_between(self.lower, self.upper), self.settings)
+    def crown(self) -> Prefix:
+        """The records of all layers over the box, by CROWN."""
+        return crown_prefix(self.prepared.graph, self.box, self.settings)
+
+    @cached_property
+    def refined(self) -> Prefix:
+        """The same with tighter boxes, which take much longer; the splits of rectifiers start from them."""
+        return refined_prefix(self.prepared.graph, self.box, self.crown, self.settings)
+
+    def search(self, number: int, prefix: Prefix) -> BranchAndBound:
+        """Splits of rectifiers for one case."""
+        case = self.cases[number]
+        problem = Problem(prefix, case.functions, case.offsets, REAL)
+        return BranchAndBound(problem, self.settings, lambda inputs: self.falsified(inputs, [number]))
 
     def searches(self) -> Iterator[Callable[[], BranchingSearch]]:
         """The searches that decide all cases."""
@@ -70,32 +86,46 @@ class CasesOfOneBox:
 
 
 class OneAfterTheOther:
-    """Splits of rectifiers: a search for each case in turn. It is a `BranchingSearch` of all cases."""
+    """Splits of rectifiers: a search for each case in turn. It is a `BranchingSearch` of all cases.
+
+    What CROWN's boxes and optimised slopes are enough for is proved first, before any box is tightened for the others.
+    """
 
     def __init__(self, work: CasesOfOneBox) -> None:
-        self.work, self.number, self.outcome = work, 0, Outcome(torch.inf, Tree(), 1, 0, False)
+        self.work, self.outcome = work, Outcome(torch.inf, Tree(), 1, 0, False)
         self.search: BranchAndBound | None = None
+        self.unbounded, self.left = list(range(len(work.cases))), list[int]()
 
     @property
     def ended(self) -> bool:
         """As `BranchingSearch.ended`."""
-        return self.number == len(self.work.cases) or self.outcome.falsified
+        return not (self.unbounded or self.left) or self.outcome.falsified
 
     def run(self, until: Deadline = NEVER) -> Outcome:
         """As `BranchingSearch.run`; a case that cannot be proved does not keep the next ones from their turn."""
         while not (self.ended or until.over() or self.work.settings.deadline.over()):
-            self.search = self.search or self._begun()
-            self.outcome = self.search.run(until)
-            if self.outcome.proved:
-                self.work.bounds[self.number] = self.outcome.bound
-            if self.search.ended:
-                self.search, self.number = None, self.number + 1
-        proved = self.number == len(self.work.cases) and min(self.work.bounds) > 0
-        bound = min(self.work.bounds) if proved else torch.inf
-        return replace(self.outcome, bound=bound, open=0 if proved else 1)
+            if self.unbounded:
+                self._bound(self.unbounded.pop(0))
+            else:
+                self._split(self.left[0], until)
+        least = min(self.work.bounds)
+        proved = least > 0
+        return replace(self.outcome, bound=least if proved else torch.inf, open=0 if proved else 1)
 
-    def _begun(self) -> BranchAndBound:
-        number, work = self.number, self.work
-        case = work.cases[number]
-        problem = Problem(work.prefix, case.functions, case.offsets, REAL)
-        return BranchAndBound(problem, work.settings, lambda inputs: work.falsified(inputs, [number]))
+    def _bound(self, number: int) -> None:
+        """Prove one case without any split, if possible."""
+        search = self.work.search(number, self.work.crown)
+        search.begin(search.first(torch.zeros(1, search.problem.neurons)))
+        if search.waiting:
+            self.left.append(number)
+        else:
+            self.work.bounds[number] = search.least
+
+    def _split(self, number: int, until: Deadline) -> None:
+        self.search = self.search or self.work.search(number, self.work.refined)
+        self.outcome = self.search.run(until)
+        if self.outcome.proved:
+            self.work.bounds[number] = self.outcome.bound
+        if self.search.ended:
+            self.search = None
+            self.left.pop(0)
