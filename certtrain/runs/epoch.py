@@ -15,6 +15,12 @@ STANDARD = frozenset(
 )
 
 
+def losses_and_accuracies(measured: Mapping[str, float | None]) -> dict[str, float]:
+    """Those of an epoch's measures that are losses or accuracies, by name: the accuracies first."""
+    known = {name: value for name, value in measured.items() if value is not None}
+    return {name: known[name] for kind in ("accuracy", "loss") for name in known if name.endswith(kind)}
+
+
 def own_measures(measured: Mapping[str, float | None]) -> dict[str, float]:
     """The losses and accuracies that the objective adds to those of every training, by name."""
     kinds = ("_loss", "_accuracy")
