@@ -81,8 +81,9 @@ def _show_epochs(epochs: Sequence[Epoch]) -> None:
         remark("no epoch is finished yet")
         return
     remark(
-        "certified and other accuracies: on the training examples, at the epoch's ε; unstable, inactive, dead: means "
-        "over the layers; growth: the largest of the layers"
+        "certified and other accuracies: on training examples, averages over the epoch's steps at the ε of each; "
+        "certified accuracy at the epoch's end if the objective does not bound the whole box; unstable, inactive, "
+        "dead: means over the layers; growth: the largest of the layers"
     )
     if len(shown) < len(epochs):
         remark(f"{len(shown)} of {len(epochs)} epochs; --csv, --json and --plot have all of them")

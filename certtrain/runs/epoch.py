@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+END_EXAMPLES = 2000  # training examples on which an epoch's end measures what its steps do not
 STANDARD = frozenset(
     {"loss", "robust_loss", "natural_loss", "tightness_loss", "relu_balance_loss"}
     | {"natural_accuracy", "certified_accuracy", "validation_natural_accuracy", "validation_certified_accuracy"}
@@ -85,7 +86,10 @@ class Epoch:
 
     @property
     def certified_accuracy(self) -> float:
-        """The certified accuracy on the training examples, each at the ε of its step."""
+        """The certified accuracy on training examples.
+
+        By the steps, each at its ε; if the objective does not bound the whole box, by the network at the epoch's end.
+        """
         return self.measured["certified_accuracy"] or 0.0
 
     def to_dict(self) -> dict[str, Any]:

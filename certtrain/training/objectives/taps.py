@@ -55,10 +55,11 @@ class TAPS(Objective):
             "interval_loss": by_bounds,
             "latent_accuracy": all_positive(latent, labels),
         }
-        if self.small is None:
-            return Robust(losses, margins, (*traces, whole), measures)
-        measures |= {"small_box_accuracy": all_positive(margins, labels)}
-        return Robust(losses, None, (*traces, whole), measures)
+        if self.small is not None:
+            measures |= {"small_box_accuracy": all_positive(margins, labels)}
+        # Of a smaller box, or by bounds that were shrunk, margins certify nothing.
+        certified = margins if self.small is None and self.altered is None else None
+        return Robust(losses, certified, (*traces, whole), measures)
 
     # --- the latent box ----------------------------------------------------------------------------------
 
