@@ -191,8 +191,8 @@ def _execution(run: Run) -> Iterator[tuple[str, CellValue]]:
 
 def _pictures(run: Run) -> dict[str, Any]:
     """The curves and the pictures of layers; without matplotlib, the message about what is missing."""
-    values = {"page_command": PAGE_COMMAND, "missing": "", "curves": [], "layer_pictures": []}
-    values |= {"end_examples": END_EXAMPLES}
+    values: dict[str, Any] = {"page_command": PAGE_COMMAND, "end_examples": END_EXAMPLES}
+    values |= {"missing": "", "curves": [], "layer_pictures": []}
     if not run.epochs:
         return values
     try:

@@ -14,8 +14,7 @@ from helpers.small_runs import small, stop_before
 from helpers.small_steps import batch, network, preset
 
 SAME = """
-from certtrain import Objective, Robust
-from certtrain.training.objectives.base import margin_losses
+from certtrain import Objective, Robust, margin_losses
 
 
 class Mine(Objective):
