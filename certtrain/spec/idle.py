@@ -17,7 +17,7 @@ class _Rule(NamedTuple):
     values: tuple[Any, ...]
 
 
-RULES = (
+IDLE_RULES = (
     _Rule("train.momentum", "train.optimizer", ("sgd",)),
     _Rule("train.warmup", "train.schedule", ("linear", "cosine")),
     _Rule("train.milestones", "train.schedule", ("steps",)),
@@ -34,7 +34,7 @@ def idle_fields(values: Mapping[str, Any], own: Collection[str], overridden: Col
     beside. overridden: those that overrides set.
     """
     found = list[str]()
-    for rule in RULES:
+    for rule in IDLE_RULES:
         wanted = rule.field in overridden or (rule.field in own and rule.beside not in overridden)
         if wanted and rule.field in values and values.get(rule.beside, rule.values[0]) not in rule.values:
             found.append(_sentence(rule, values[rule.beside]))

@@ -1,4 +1,7 @@
-"""TAPS and STAPS: intervals through the first part of the network, an attack in their box (Mao et al. 2023)."""
+"""TAPS and STAPS: intervals through the first part of the network, an attack in their box.
+
+From "Connecting Certified and Adversarial Training" (Mao et al. 2023).
+"""
 
 import torch
 from torch import Tensor
