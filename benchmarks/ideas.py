@@ -33,7 +33,12 @@ class Trial:
 
 HELD_OUT: Overrides = {"train.compile": "off", "data.validation": 5000, "data.verify_on": "validation"}
 SMALL = {"channels": [16, 32], "kernels": [4, 4], "strides": [2, 2], "linear": [100]}
-LINEAR: Overrides = {"train.schedule": "linear", "train.warmup": 0.5, "train.learning_rate": 2e-3}
+LINEAR: Overrides = {
+    "train.schedule": "linear",
+    "train.milestones": [],
+    "train.warmup": 0.5,
+    "train.learning_rate": 2e-3,
+}
 BARE: Overrides = {"regularizer.tightness": False, "regularizer.relu_balance": False}
 TRIALS = {
     "mnist": Trial(

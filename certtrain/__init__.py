@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from certtrain.network.initialization import InitRecord as InitRecord
     from certtrain.network.initialization import ibp_init_ as ibp_init_
     from certtrain.network.modelfile import load_model as load_model
+    from certtrain.spec.objective import AttackSection as AttackSection
     from certtrain.spec.preset import load_preset as load_preset
     from certtrain.spec.schedule import eps_at as eps_at
     from certtrain.training.api import resume as resume
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
     from certtrain.training.context import RunContext as RunContext
     from certtrain.training.loss import LossTerms as LossTerms
     from certtrain.training.loss import objective_terms as objective_terms
+    from certtrain.training.objectives.adversarial import InputAttack as InputAttack
     from certtrain.training.objectives.base import Objective as Objective
     from certtrain.training.objectives.base import Robust as Robust
+    from certtrain.training.objectives.base import all_positive as all_positive
+    from certtrain.training.objectives.base import margin_losses as margin_losses
+    from certtrain.training.objectives.base import margins_of as margins_of
     from certtrain.training.passes import Passes as Passes
     from certtrain.training.passes import Search as Search
     from certtrain.verification.certificate import Certificates as Certificates
@@ -39,22 +44,27 @@ __version__ = "0.1.0"
 wait_passively()  # here, since OpenMP reads this setting when torch is loaded
 
 _MODULES = {
+    "AttackSection": "spec.objective",
     "BoundTrace": "bounds.trace",
     "Certificates": "verification.certificate",
     "CerttrainError": "errors",
     "InitRecord": "network.initialization",
+    "InputAttack": "training.objectives.adversarial",
     "LossTerms": "training.loss",
     "Objective": "training.objectives.base",
     "Passes": "training.passes",
     "Robust": "training.objectives.base",
     "RunContext": "training.context",
     "Search": "training.passes",
+    "all_positive": "training.objectives.base",
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
     "ibp_init_": "network.initialization",
     "load_model": "network.modelfile",
     "load_preset": "spec.preset",
     "margin_bounds": "bounds.api",
+    "margin_losses": "training.objectives.base",
+    "margins_of": "training.objectives.base",
     "objective_terms": "training.loss",
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",

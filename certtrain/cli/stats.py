@@ -84,6 +84,7 @@ class StatsOutput:
 def stats_command(models: Models, data: StatsData, output: StatsOutput) -> None:
     """Show each layer's ReLU states, bound widths and balance ratios (Shi et al. 2021), over data at radius ε.
 
+    For a run, also its objective and what that measured in the last epoch.
     Several models are compared on the same data at the same ε, which is the first model's unless given.
     """
     output.check(len(models))
@@ -147,6 +148,7 @@ def _models(paths: Sequence[Path], options: "ComparisonOptions") -> _Results:
             render.show_states(compared.models[0], f"{compared.models[0].name}: {compared.title}")
         else:
             render.show_models(compared.models, compared.title)
+        render.show_trained(compared.models)
 
     def draw(path: Path) -> None:
         from certtrain.reports.plot import plot_states

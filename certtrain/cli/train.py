@@ -82,11 +82,19 @@ class TrainingOptions:
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=seconds, metavar="TIME", help="Time for each example in that verification, like 10s. Default: none."
+            parser=seconds,
+            metavar="TIME",
+            help="Time for each example in the methods beyond ibp, like 10s. Default: none.",
         ),
     ] = None
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")] = False
     as_json: AsJson = False
+
+    def check(self) -> None:
+        """Raise BadParameter if there is a limit for methods that are not used."""
+        if self.timeout is not None and self.verify_method == "ibp":
+            message = "it limits the methods beyond interval bounds; choose one, as in --verify-method auto"
+            raise typer.BadParameter(message, param_hint="--timeout")
 
 
 def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOptions) -> None:
@@ -95,6 +103,7 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
     A run that Ctrl-C or --time-budget stops ends at a checkpoint, and says how to resume it.
     """
     preset = _preset(run, changes)
+    training.check()
     _check_run(run.resume, run.out)
     stop = Stopper(training.time_budget)
     from certtrain import render

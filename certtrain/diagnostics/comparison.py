@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from certtrain.data import ImageSet, Progress
-from certtrain.diagnostics.epochs import EPOCH_ACCURACIES, History, epoch_numbers, read_history
+from certtrain.diagnostics.epochs import EPOCH_ACCURACIES, History, Trained, epoch_numbers, read_history, read_trained
 from certtrain.diagnostics.model_states import ModelStates, model_layer_states
 from certtrain.diagnostics.networks import NetworkLoader
-from certtrain.errors import DataError, ModelFileError, RunError
+from certtrain.errors import DataError, ModelFileError, PresetError, RunError
 from certtrain.network.assembly import load_split
 from certtrain.network.modelfile import Classifier
 from certtrain.runs.history import METRICS
@@ -89,10 +89,21 @@ def compare_models(paths: Sequence[Path], options: ComparisonOptions = Compariso
     eps = _common_eps(names, networks, options)
     images = options.images(networks[0])
     models = [
-        options.states(name, file.path, network, images, eps)
-        for name, (file, network) in zip(names, loaded, strict=True)
+        replace(options.states(name, file.path, network, images, eps), trained=_trained(path, options))
+        for name, path, (file, network) in zip(names, paths, loaded, strict=True)
     ]
     return ModelComparison(tuple(models), images.name, images.split, len(images), eps)
+
+
+def _trained(path: Path, options: ComparisonOptions) -> Trained | None:
+    """How the run in the folder `path` trains; None for a file, and with a note if the run's files are damaged."""
+    if not path.is_dir():
+        return None
+    try:
+        return read_trained(path)
+    except (RunError, PresetError) as error:
+        options.on_note(f"{error}; the run's last epoch is left out")
+        return None
 
 
 def _common_eps(names: Sequence[str], networks: Sequence[Classifier], options: ComparisonOptions) -> float:

@@ -9,6 +9,8 @@ from certtrain.diagnostics.findings import Finding, findings_at, layer_means, wo
 from certtrain.errors import RunError
 from certtrain.runs.epoch import Epoch, own_measures
 from certtrain.runs.history import METRICS, read_epochs
+from certtrain.spec.objective import ObjectiveSection, described_objective
+from certtrain.spec.preset import load_preset
 
 EPOCH_ACCURACIES = ("natural_accuracy", "certified_accuracy", "validation_certified_accuracy")
 
@@ -28,6 +30,31 @@ class History:
     def worst_epochs(self) -> list[tuple[int, Finding]]:
         """For each kind of finding, the epoch and the finding where it was worst; the worst kind first."""
         return worst_of_kinds((epoch.epoch, finding) for epoch in self.epochs for finding in epoch_findings(epoch))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run trains: its objective, the number of its epochs, and the last finished one; None before the first."""
+
+    objective: ObjectiveSection
+    epochs: int
+    last: Epoch | None
+
+    @property
+    def title(self) -> str:
+        """The objective in one line."""
+        return described_objective(self.objective)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The objective's fields, and the numbers of the last epoch, by name."""
+        last = None if self.last is None else {"epoch": self.last.epoch, **self.last.numbers}
+        return {"objective": self.objective.model_dump(mode="json"), "last_epoch": last}
+
+
+def read_trained(run: Path) -> Trained:
+    """How the run in that folder trains. Raises PresetError, and RunError as `read_history`."""
+    preset, epochs = load_preset(str(run / "preset.json")), read_history(run).epochs
+    return Trained(preset.objective, preset.train.epochs, epochs[-1] if epochs else None)
 
 
 def epoch_findings(epoch: Epoch) -> list[Finding]:

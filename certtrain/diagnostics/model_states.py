@@ -14,6 +14,7 @@ from certtrain.bounds.statistics import StatisticsSource, batch_statistics, runn
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import ImageSet, to_unit
+from certtrain.diagnostics.epochs import Trained
 from certtrain.diagnostics.findings import AT_START, Finding, LayerMeans, layer_means, ranked_findings, worst_of_kinds
 from certtrain.diagnostics.layer_states import layer_states
 from certtrain.errors import EpsilonError, NetworkError, NonFiniteError
@@ -57,7 +58,8 @@ class InitialNetwork:
 class ModelStates:
     """A model's short name, its file, and the states of its layers.
 
-    step, epoch: when in its run the model was saved; for networks of one run only.
+    step, epoch: when in its run the model was saved; for networks of one run only. trained: how its run trains, for a
+    model that is given by the folder of its run.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ModelStates:
     layers: list[LayerState]
     step: int | None = None
     epoch: float | None = None
+    trained: Trained | None = None
 
     @property
     def means(self) -> LayerMeans:
@@ -77,11 +80,12 @@ class ModelStates:
         return ranked_findings(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything by name; step and epoch only if they are known."""
+        """Everything by name; step, epoch and how its run trains only if they are known."""
         time = {name: value for name, value in (("step", self.step), ("epoch", self.epoch)) if value is not None}
         layers, findings = [layer.to_dict() for layer in self.layers], [finding.to_dict() for finding in self.findings]
         numbers = {"means": self.means.to_dict(), "findings": findings, "layers": layers}
-        return {"model": str(self.file), "name": self.name, **time, **numbers}
+        trained = {} if self.trained is None else {"trained": self.trained.to_dict()}
+        return {"model": str(self.file), "name": self.name, **time, **trained, **numbers}
 
 
 def worst_models(models: Sequence[ModelStates]) -> list[tuple[str, Finding]]:

@@ -12,6 +12,7 @@ from certtrain.render.console import note as note
 from certtrain.render.console import say as say
 from certtrain.render.decision import show_decision as show_decision
 from certtrain.render.epochs import show_history as show_history
+from certtrain.render.epochs import show_trained as show_trained
 from certtrain.render.initial import show_compared as show_compared
 from certtrain.render.initial import show_initial as show_initial
 from certtrain.render.initial import show_sweep as show_sweep

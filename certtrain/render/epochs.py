@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from certtrain.diagnostics.epochs import History, epoch_findings
+from certtrain.diagnostics.epochs import History, Trained, epoch_findings
 from certtrain.diagnostics.findings import MOST_SENTENCES, layer_means
 from certtrain.formats import column, percent, times
 from certtrain.render.cells import finding_cell, new_table, ratio_cells, show_sentences, state_cells
-from certtrain.render.console import out, remark, show_title
-from certtrain.runs.epoch import Epoch, own_measures
+from certtrain.render.console import out, remark, say, show_title
+from certtrain.render.training_sentences import measure_text
+from certtrain.runs.epoch import Epoch, losses_and_accuracies, own_measures
+from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.diagnostics.model_states import ModelStates
@@ -31,6 +33,22 @@ def show_history(history: History, networks: Sequence[ModelStates], titles: tupl
     found = [epoch_findings(epoch) for epoch in history.epochs] + [network.findings for network in networks]
     if len(sentences) < sum(map(len, found)):
         remark(WORST_KINDS_ONLY)
+
+
+def show_trained(models: Sequence[ModelStates]) -> None:
+    """For each model of a run, its objective, and the accuracies and losses of its last epoch, as they were trained."""
+    for model in models:
+        if model.trained is not None:
+            name = f"{model.name}: " if len(models) > 1 else ""
+            say(f"{name}objective {model.trained.title}; {_last_epoch(model.trained)}")
+
+
+def _last_epoch(trained: Trained) -> str:
+    if trained.last is None:
+        return "no epoch is finished yet"
+    texts = [measure_text(name, value) for name, value in losses_and_accuracies(trained.last.measured).items()]
+    place = f"epoch {trained.last.epoch} of {trained.epochs}, in training at ε = {format_eps(trained.last.eps)}"
+    return f"{place}: {', '.join(texts)}"
 
 
 def _worst_sentences(history: History, networks: Sequence[ModelStates]) -> list[str]:
@@ -63,8 +81,9 @@ def _show_epochs(epochs: Sequence[Epoch]) -> None:
         remark("no epoch is finished yet")
         return
     remark(
-        "certified and other accuracies: on the training examples, at the epoch's ε; unstable, inactive, dead: means "
-        "over the layers; growth: the largest of the layers"
+        "certified and other accuracies: on training examples, averages over the epoch's steps at the ε of each; "
+        "certified accuracy at the epoch's end if the objective does not bound the whole box; unstable, inactive, "
+        "dead: means over the layers; growth: the largest of the layers"
     )
     if len(shown) < len(epochs):
         remark(f"{len(shown)} of {len(epochs)} epochs; --csv, --json and --plot have all of them")

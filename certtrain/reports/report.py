@@ -13,12 +13,12 @@ from certtrain.formats import column, duration, number, percent
 from certtrain.palette import STATES
 from certtrain.reports.pages import CellValue, Table, render_page
 from certtrain.reports.run_pictures import ACCURACIES, curve_pictures, layer_pictures
-from certtrain.runs.epoch import LayerState
+from certtrain.runs.epoch import END_EXAMPLES, LayerState
 from certtrain.runs.history import Results, Run, read_run
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
 from certtrain.spec.objective import described_objective
-from certtrain.spec.preset import Preset
+from certtrain.spec.preset import Preset, TrainSection
 from certtrain.spec.section import Section
 from certtrain.storage import write_atomic
 
@@ -33,6 +33,8 @@ MEANINGS_OF_VERDICTS = {
     "falsified": "the attack found an input in the box that changes the class",
     "misclassified": "wrong without any perturbation",
 }
+TRAIN_ROWS = {"epochs", "batch_size", "learning_rate", "optimizer", "precision"}  # shown in rows of the settings
+TRAIN_ROWS |= {"schedule", "warmup", "milestones", "decay"}
 ATTACK_UNITS = {"steps": " steps", "restarts": ""}
 LABELS = {"eps": "ε", "learning_rate": "rate", "natural_accuracy": "natural", "certified_accuracy": "certified"}
 LABELS |= {"validation_natural_accuracy": "held-out natural", "validation_certified_accuracy": "held-out certified"}
@@ -103,7 +105,9 @@ def _settings(run: Run) -> Iterator[tuple[str, CellValue]]:
     yield "initialisation", preset.init
     yield "objective", described_objective(preset.objective)
     yield "ε", f"{format_eps(preset.eps.max)}; {_ramp(run)}"
-    yield "training", f"{train.epochs} epochs, batches of {train.batch_size}, learning rate {train.learning_rate:g}"
+    yield "training", ", ".join((f"{train.epochs} epochs, batches of {train.batch_size}", *_changed(train)))
+    yield "optimiser", train.optimizer
+    yield "learning rate", f"{train.learning_rate:g}{_schedule(train)}"
     yield "precision", train.precision
     yield "seed", str(preset.seed)
 
@@ -125,9 +129,26 @@ def _network(preset: Preset) -> str:
     return f"{preset.model.title}: {', '.join([*arguments, f'{len(preset.model.layers)} layers'])}"
 
 
+def _schedule(train: TrainSection) -> str:
+    """What becomes of the learning rate; empty if it stays as it is."""
+    if train.schedule == "steps":
+        epochs = " ".join(map(str, train.milestones))
+        return f"; times {train.decay:g} after epochs {epochs}" if epochs else ""
+    rising = f"; rises for {train.warmup:g} epochs, then" if train.warmup else ";"
+    return f"{rising} falls to 0 ({train.schedule})"
+
+
+def _changed(train: TrainSection) -> list[str]:
+    """The fields that have no row of their own and differ from their defaults."""
+    return _texts(train.model_dump(mode="json", exclude=TRAIN_ROWS, exclude_defaults=True))
+
+
 def _fields(section: Section) -> str:
-    values = section.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-    return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in values.items())
+    return ", ".join(_texts(section.model_dump(mode="json", exclude={"name"}, exclude_none=True)))
+
+
+def _texts(values: dict[str, Any]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {_plain(value)}" for name, value in values.items()]
 
 
 def _plain(value: object) -> str:
@@ -170,7 +191,8 @@ def _execution(run: Run) -> Iterator[tuple[str, CellValue]]:
 
 def _pictures(run: Run) -> dict[str, Any]:
     """The curves and the pictures of layers; without matplotlib, the message about what is missing."""
-    values = {"page_command": PAGE_COMMAND, "missing": "", "curves": [], "layer_pictures": []}
+    values: dict[str, Any] = {"page_command": PAGE_COMMAND, "end_examples": END_EXAMPLES}
+    values |= {"missing": "", "curves": [], "layer_pictures": []}
     if not run.epochs:
         return values
     try:

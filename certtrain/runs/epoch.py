@@ -9,10 +9,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+END_EXAMPLES = 2000  # training examples on which an epoch's end measures what its steps do not
 STANDARD = frozenset(
     {"loss", "robust_loss", "natural_loss", "tightness_loss", "relu_balance_loss"}
     | {"natural_accuracy", "certified_accuracy", "validation_natural_accuracy", "validation_certified_accuracy"}
 )
+
+
+def losses_and_accuracies(measured: Mapping[str, float | None]) -> dict[str, float]:
+    """Those of an epoch's measures that are losses or accuracies, by name: the accuracies first."""
+    known = {name: value for name, value in measured.items() if value is not None}
+    return {name: known[name] for kind in ("accuracy", "loss") for name in known if name.endswith(kind)}
 
 
 def own_measures(measured: Mapping[str, float | None]) -> dict[str, float]:
@@ -79,7 +86,10 @@ class Epoch:
 
     @property
     def certified_accuracy(self) -> float:
-        """The certified accuracy on the training examples, each at the ε of its step."""
+        """The certified accuracy on training examples.
+
+        By the steps, each at its ε; if the objective does not bound the whole box, by the network at the epoch's end.
+        """
         return self.measured["certified_accuracy"] or 0.0
 
     def to_dict(self) -> dict[str, Any]:

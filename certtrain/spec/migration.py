@@ -24,6 +24,9 @@ def _objective_from_bounds(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"objective": objective | {n: v for n, v in bounds.items() if n not in ("method", *fusion)}}
 
 
+RENAMED = {"bounds": "objective", "bounds.method": "objective.name", "bounds.loss_fusion": "objective.loss_fusion"}
+"""The names that fields of earlier formats have now, by dotted paths."""
+
 # The n-th migration, counted from 1, leads from format n to n + 1. A new field that has a default needs no migration,
 # and so no new format.
 MIGRATIONS: tuple[Migration, ...] = (_objective_from_bounds,)

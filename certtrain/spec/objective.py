@@ -4,9 +4,10 @@ L is the cross-entropy of margins, m the lower bounds of the margins over the bo
 are in `training/objectives/`, one module for each family.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from certtrain.spec.section import Positive, Section
 
@@ -40,6 +41,20 @@ class ObjectiveSection(Section):
     """Share of the natural loss in the loss, beside the objective's own, while ε is above zero."""
     natural_share_end: float | None = Field(None, ge=0, le=1)
     """Share of the natural loss at the end of the ramp, reached in proportion to ε; by default `natural_share`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_attacks(cls, values: Any) -> Any:
+        """An attack that is given in part has in the other fields what the objective has by default."""
+        if not isinstance(values, Mapping):
+            return values
+        given = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+        defaults = {name: field.default for name, field in cls.model_fields.items() if name in given}
+        return dict(values) | {
+            name: default.model_dump() | dict(given[name])
+            for name, default in defaults.items()
+            if isinstance(default, AttackSection)
+        }
 
     def share_at(self, eps: float, eps_max: float) -> float:
         """The share of the natural loss at ε > 0."""

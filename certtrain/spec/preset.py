@@ -19,10 +19,11 @@ from certtrain.spec.choices import Compile as Compile
 from certtrain.spec.choices import Precision as Precision
 from certtrain.spec.choices import Scheme as Scheme
 from certtrain.spec.epsilon import parse_eps
+from certtrain.spec.idle import idle_fields
 from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
-from certtrain.spec.migration import FORMAT, migrated
+from certtrain.spec.migration import FORMAT, RENAMED, migrated
 from certtrain.spec.objective import OBJECTIVES, AnyObjective, AttackSection, CrownIBPSection, IBPSection
-from certtrain.spec.preset_file import change_network, change_objective, preset_fields
+from certtrain.spec.preset_file import change_network, change_objective, own_fields, preset_fields
 from certtrain.spec.preset_file import preset_names as preset_names
 from certtrain.spec.section import Positive, Section
 
@@ -205,8 +206,9 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides` maps
     dotted paths to values ({"train.epochs": 3}). If they name another network, it has
     its own defaults; only batch_norm, which means the same in every network, is kept.
-    If they name another objective, it keeps the fields that it has too. Raises
-    PresetError, which names the file and each wrong field.
+    If they name another objective, it keeps the fields that it has too with the same
+    default. Raises PresetError, which names the file and each wrong field, and each
+    field that the file or an override sets without effect (`idle`).
     """
     title, values = source.get("name", "given") if isinstance(source, Mapping) else str(source), preset_fields(source)
     if overrides and "model.name" in overrides:
@@ -214,11 +216,30 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     if overrides and "objective.name" in overrides:
         change_objective(values, overrides["objective.name"])
     for path, value in (overrides or {}).items():
+        if now := RENAMED.get(path):
+            raise PresetError(f"{path!r} is now {now!r}: write {now}=…")
         _replace(values, path, value)
     try:
-        return Preset.model_validate(values)
+        preset = Preset.model_validate(values)
     except ValidationError as error:
         raise PresetError(f"preset {title!r} is not valid:\n{explain(error)}") from error
+    if idle := _idle_fields(preset, source, overrides or {}):
+        raise PresetError(f"preset {title!r} is not valid:\n" + "\n".join(f"  {sentence}" for sentence in idle))
+    return preset
+
+
+def _idle_fields(preset: Preset, source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """A sentence for each field that the preset's file or the overrides set without effect."""
+    fields = TrainSection.model_fields
+    values = {f"train.{name}": value for name, value in preset.train if value != fields[name].default}
+    values |= {f"model.{name}": value for name, value in preset.model}
+    values |= {"train.optimizer": preset.train.optimizer, "train.schedule": preset.train.schedule}
+    return idle_fields(values, _paths(own_fields(source)), {*overrides, *_paths(overrides)})
+
+
+def _paths(fields: Mapping[str, Any]) -> list[str]:
+    """The dotted paths of the fields in sections."""
+    return [f"{name}.{field}" for name, values in fields.items() if isinstance(values, Mapping) for field in values]
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -258,6 +279,8 @@ def explain(error: ValidationError) -> str:
 def _message(problem: ErrorDetails) -> str:
     if problem["type"] == "union_tag_invalid":
         return f"{problem['ctx']['tag']!r} is not known; choose from: {problem['ctx']['expected_tags']}"
+    if problem["type"] == "missing" and problem["loc"] == ("name",):
+        return 'Field required: a preset has a name of its own, like "mine", and takes none from one that it extends'
     return problem["msg"].removeprefix("Value error, ")
 
 

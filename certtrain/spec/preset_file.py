@@ -41,6 +41,16 @@ def preset_fields(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     return _fields_of(str(source), ())
 
 
+def own_fields(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a .toml file sets itself; none for .json and for fields from Python, which may be saved presets.
+
+    A saved preset has all fields, whoever set them.
+    """
+    if isinstance(source, Mapping) or str(source).endswith(".json"):
+        return {}
+    return migrated(_read(str(source)))
+
+
 def change_network(values: dict[str, Any], name: Any) -> None:
     """Remove the fields of the network if it is another than `name`."""
     model = values.get("model")
@@ -50,11 +60,21 @@ def change_network(values: dict[str, Any], name: Any) -> None:
 
 
 def change_objective(values: dict[str, Any], name: Any) -> None:
-    """Remove the fields that the objective `name` does not have."""
+    """Remove the fields that the objective `name` does not have, or for which it has another default.
+
+    So the attack of MTL-IBP is also that of CC-IBP, and not that of SABR, which takes more steps.
+    """
     objective = values.get("objective")
     if isinstance(objective, dict) and isinstance(name, str) and name in OBJECTIVES:
-        known = OBJECTIVES[name].model_fields
-        values["objective"] = {field: value for field, value in objective.items() if field in known}
+        before, known = _defaults(objective.get("name", "ibp")), _defaults(name)
+        same = {field for field, default in known.items() if field in before and before[field] == default}
+        values["objective"] = {field: value for field, value in objective.items() if field in same}
+
+
+def _defaults(objective: Any) -> dict[str, Any]:
+    """The default of each field of the objective of that name; nothing if there is no such objective."""
+    known = isinstance(objective, str) and objective in OBJECTIVES
+    return {name: field.default for name, field in OBJECTIVES[objective].model_fields.items()} if known else {}
 
 
 def _fields_of(name_or_file: str, leading: tuple[str, ...]) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import Images
+from certtrain.runs.epoch import END_EXAMPLES
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.preset import Preset
 from certtrain.verdicts import Verdict, correct_examples
 from certtrain.verification.certificate import Certifier
 
 SIZE = 200  # examples at a time
-TRAINING_EXAMPLES = 2000  # training examples on which an accuracy is measured if the steps do not measure it
 
 
 def epoch_accuracies(
@@ -26,11 +26,9 @@ def epoch_accuracies(
     """
     accuracies, held_out = dict[str, float](), images.validation
     if "natural_accuracy" not in known:
-        accuracies["natural_accuracy"] = natural_accuracy(network, images.train.take(TRAINING_EXAMPLES), device)
+        accuracies["natural_accuracy"] = natural_accuracy(network, images.train.take(END_EXAMPLES), device)
     if "certified_accuracy" not in known:
-        _, accuracies["certified_accuracy"] = certified_accuracy(
-            network, images.train.take(TRAINING_EXAMPLES), eps, device
-        )
+        _, accuracies["certified_accuracy"] = certified_accuracy(network, images.train.take(END_EXAMPLES), eps, device)
     if held_out is not None:
         natural, certified = certified_accuracy(network, held_out, preset.eps.max, device)
         accuracies |= {"validation_natural_accuracy": natural, "validation_certified_accuracy": certified}

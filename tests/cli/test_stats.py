@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,38 @@ def test_stats_of_a_folder_a_checkpoint_and_another_model(run: Run, trained: Pat
     assert found[0]["layers"] == found[1]["layers"] != found[2]["layers"]
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     assert [row["model"] for row in rows] == ["run", "step-000000046", "fresh"]
+
+
+def test_stats_of_a_run_show_its_objective_and_what_its_last_epoch_measured(
+    run: Run, trained: Path, model: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    last = json.loads((copy / "metrics.jsonl").read_text().splitlines()[-1])
+    del last["layers"]
+    line = json.dumps(
+        {**last, "epoch": 3, "adversarial_accuracy": 0.125, "adversarial_loss": 1.5, "validation_loss": None}
+    )
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    said = run("stats", str(copy), "--limit", "30").out
+    assert "objective ibp; epoch 3 of 2, in training at ε = 0.02: certified " in said
+    assert "adversarial 12.5%" in said
+    assert "adversarial loss 1.500" in said
+    assert "validation" not in said
+    several = run("stats", str(copy), str(trained), str(model), "--limit", "30").out
+    assert [words in several for words in ("copy: objective ibp; epoch 3", "run: objective ibp; epoch 2")] == [
+        True,
+        True,
+    ]
+    first, _, third = json.loads(run("stats", str(copy), str(trained), str(model), "--limit", "30", "--json").out)[
+        "models"
+    ]
+    assert (first["trained"]["objective"]["name"], first["trained"]["last_epoch"]["adversarial_loss"]) == ("ibp", 1.5)
+    assert "trained" not in third
+    (copy / "metrics.jsonl").write_text("{}\n")
+    damaged = run("stats", str(copy), "--limit", "30")
+    assert (damaged.code, "objective" in damaged.out) == (0, False)
+    assert "the run's last epoch is left out" in damaged.err
 
 
 def test_the_page_of_a_run_is_written_again(run: Run, trained: Path, tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ def test_train_names_a_new_folder_by_itself(run: Run, tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("digits-seed0-*/report.json"))) == 1
 
 
+def test_a_limit_for_methods_that_are_not_used_is_refused(run: Run, tmp_path: Path) -> None:
+    for method in ([], ["--verify-method", "ibp"]):
+        done = run(*QUICK, "--out", "mine", "--timeout", "5s", *method)
+        assert done.code == 2
+        assert "it limits the methods beyond interval bounds" in done.err
+    assert not (tmp_path / "mine").exists()
+
+
 def test_train_prints_json_lines(run: Run) -> None:
     done = run(*QUICK, "--out", "mine", "--json")
     events = [json.loads(line) for line in done.out.splitlines()]

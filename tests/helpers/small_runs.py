@@ -31,8 +31,11 @@ FREQUENT = Pacing(reading=0.0, epoch_checkpoint=0.0, checkpoint_share=math.inf)
 
 
 def small(**changes: Any) -> Preset:
-    """The digits preset, shrunk; underscores stand for dots."""
-    return load_preset("digits", SMALL | {name.replace("__", "."): value for name, value in changes.items()})
+    """The digits preset, shrunk; underscores stand for dots. Without steps of the rate there are no milestones."""
+    fields = SMALL | {name.replace("__", "."): value for name, value in changes.items()}
+    if fields.get("train.schedule", "steps") != "steps":
+        del fields["train.milestones"]
+    return load_preset("digits", fields)
 
 
 def frequent(**changes: Any) -> RunContext:

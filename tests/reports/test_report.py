@@ -77,7 +77,9 @@ def test_what_was_run_is_said(tmp_path: Path):
         "initialisation": "ibp",
         "objective": "ibp",
         "ε": "8/255; rises from 0 in epochs 2 to 3",
-        "training": "4 epochs, batches of 64, learning rate 0.002",
+        "training": "4 epochs, batches of 64",
+        "optimiser": "adam",
+        "learning rate": "0.002; times 0.2 after epochs 35 45",
         "precision": "fp32",
         "seed": "7",
         "device": "cpu, 2 processes",
@@ -98,6 +100,30 @@ def test_what_was_run_is_said(tmp_path: Path):
 )
 def test_the_ramp_is_said(fields: dict[str, Any], said: str, tmp_path: Path):
     assert dict(page_of(write_run(tmp_path / "run", FOUR, **fields)).table("preset"))["ε"] == said
+
+
+@pytest.mark.parametrize(
+    ("fields", "row", "said"),
+    [
+        (
+            {"l1": 3e-6, "average_from": 3, "batch_norm_refresh": True},
+            "training",
+            "4 epochs, batches of 64, l1 3e-06, average from 3, batch norm refresh yes",
+        ),
+        ({"optimizer": "sgd", "momentum": 0.5}, "training", "4 epochs, batches of 64, momentum 0.5"),
+        ({"optimizer": "sgd", "momentum": 0.5}, "optimiser", "sgd"),
+        ({"milestones": []}, "learning rate", "0.002"),
+        ({"schedule": "cosine"}, "learning rate", "0.002; falls to 0 (cosine)"),
+        (
+            {"schedule": "linear", "warmup": 1.5},
+            "learning rate",
+            "0.002; rises for 1.5 epochs, then falls to 0 (linear)",
+        ),
+    ],
+)
+def test_the_optimisation_is_said(fields: dict[str, Any], row: str, said: str, tmp_path: Path):
+    folder = write_run(tmp_path / "run", FOUR, **{f"train__{name}": value for name, value in fields.items()})
+    assert dict(page_of(folder).table("preset"))[row] == said
 
 
 def test_findings_have_the_sentences_of_stats(tmp_path: Path):

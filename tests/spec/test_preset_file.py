@@ -9,7 +9,16 @@ import pytest
 
 from certtrain.errors import PresetError
 from certtrain.spec.architecture import CNN5, WideResNet
-from certtrain.spec.objective import CrownIBPSection, IBPSection, MTLIBPSection, SABRSection, STAPSSection
+from certtrain.spec.objective import (
+    AttackSection,
+    CrownIBPSection,
+    ExpIBPSection,
+    IBPSection,
+    MTLIBPSection,
+    SABRSection,
+    STAPSSection,
+    TAPSSection,
+)
 from certtrain.spec.preset import Preset, load_preset
 
 OWN = {"name", "description"}
@@ -119,7 +128,7 @@ def test_the_same_network_takes_over_its_fields():
         assert found == base.model_copy(update={"stem": 8})
 
 
-def test_another_objective_takes_over_only_what_it_has_too():
+def test_another_objective_takes_over_only_what_it_has_too_with_the_same_default():
     base = load_preset("cifar10-2-255-mtl-ibp").objective
     assert isinstance(base, MTLIBPSection)
     kept = {"natural_share": base.natural_share}
@@ -128,7 +137,84 @@ def test_another_objective_takes_over_only_what_it_has_too():
         name="ibp", **kept
     )
     found = load_preset(extending("cifar10-2-255-mtl-ibp", objective={"name": "sabr", "relu_shrinkage": 0.5})).objective
-    assert found == SABRSection(name="sabr", relu_shrinkage=0.5, attack=base.attack, **kept)
+    assert found == SABRSection(name="sabr", relu_shrinkage=0.5, **kept)
+    assert found.attack.steps == 8 != base.attack.steps
+    found = load_preset("cifar10-2-255-mtl-ibp", {"objective.name": "exp-ibp", "objective.attack.steps": 2}).objective
+    assert found == ExpIBPSection(
+        name="exp-ibp", alpha=base.alpha, attack=base.attack.model_copy(update={"steps": 2}), **kept
+    )
+    shrunk = load_preset("cifar10-2-255-sabr", {"objective.name": "taps"}).objective
+    assert shrunk == TAPSSection(name="taps", relu_shrinkage=0.8)
+
+
+def test_an_attack_that_is_given_in_part_has_the_objectives_own_values_in_the_other_fields():
+    found = load_preset("digits", {"objective.name": "staps", "objective.attack.restarts": 3}).objective
+    assert isinstance(found, STAPSSection)
+    assert found.attack == AttackSection(steps=8, restarts=3)
+    found = load_preset(extending("digits", objective={"name": "taps", "latent_attack": {"keep": "best"}})).objective
+    assert isinstance(found, TAPSSection)
+    assert found.latent_attack == AttackSection(steps=10, keep="best")
+    own = {"name": "custom", "source": "mine.py:Mine", "attack": {"restarts": 2}}
+    assert load_preset(extending("digits", objective=own)).objective.attack == AttackSection(restarts=2)  # type: ignore[union-attr]
+    with pytest.raises(PresetError, match=r"objective\.attack\.stepz: there is no such field"):
+        load_preset("digits", {"objective.name": "sabr", "objective.attack.stepz": 3})
+
+
+# --- fields without effect -------------------------------------------------------------------------------
+
+IDLE = [
+    ({"train.momentum": 0.5}, r'train\.momentum has no effect with train\.optimizer = "adam": .*choose "sgd"'),
+    ({"train.warmup": 1}, r'train\.warmup has no effect with train\.schedule = "steps": .* "linear" or "cosine"'),
+    ({"train.schedule": "cosine", "train.milestones": [2]}, r"train\.milestones has no effect"),
+    ({"train.schedule": "linear", "train.decay": 0.5}, r"train\.decay has no effect"),
+    ({"model.batch_norm": False, "train.batch_norm_refresh": True}, r"refresh has no effect .*batch_norm = false"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), IDLE)
+def test_a_field_that_is_set_without_effect_is_refused(changes: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(PresetError, match=rf"^preset 'digits' is not valid:\n  .*{message}"):
+        load_preset("digits", changes)
+    lines = [f"{path} = {json.dumps(value)}" for path, value in changes.items()]
+    own = write(tmp_path / "own.toml", "\n".join(['name = "own"', 'extends = "digits"', *lines]))
+    with pytest.raises(PresetError, match=message):
+        load_preset(own)
+
+
+@pytest.mark.parametrize(("changes", "message"), IDLE)
+def test_a_saved_preset_with_such_a_field_is_read(changes: dict[str, Any], message: str, tmp_path: Path):
+    fields = load_preset("digits").model_dump(mode="json")
+    for path, value in changes.items():
+        section, name = path.split(".")
+        fields[section][name] = value
+    assert message
+    write(tmp_path / "preset.json", json.dumps(fields))
+    assert load_preset(str(tmp_path / "preset.json")) == load_preset(fields) == Preset.model_validate(fields)
+
+
+def test_a_field_of_a_base_or_with_its_default_is_no_wish(tmp_path: Path):
+    assert load_preset("digits", {"train.schedule": "cosine"}).train.milestones == (35, 45)
+    assert load_preset("digits", {"train.schedule": "cosine", "train.milestones": []}).train.milestones == ()
+    text = 'name = "own"\nextends = "digits"\n[train]\noptimizer = "sgd"\nmomentum = 0.5\nbatch_norm_refresh = true\n'
+    own = write(tmp_path / "own.toml", text)
+    assert load_preset(own, {"train.optimizer": "adam"}).train.momentum == 0.5
+    assert load_preset(own, {"model.batch_norm": False}).train.batch_norm_refresh
+
+
+# --- old names -------------------------------------------------------------------------------------------
+
+
+def test_an_override_by_an_old_name_says_the_new_one():
+    for old, new in (("bounds.method", "objective.name"), ("bounds.loss_fusion", "objective.loss_fusion")):
+        with pytest.raises(PresetError, match=rf"^'{old}' is now '{new}': write {new}=…$"):
+            load_preset("digits", {old: "crown-ibp"})
+
+
+def test_a_preset_that_extends_another_needs_its_own_name(tmp_path: Path):
+    own = write(tmp_path / "own.toml", 'extends = "digits"\n')
+    with pytest.raises(PresetError, match=r"  name: Field required: a preset has a name of its own"):
+        load_preset(own)
+    assert load_preset(own, {"name": "mine"}).name == "mine"
 
 
 def test_the_same_objective_takes_over_its_fields():

@@ -1,4 +1,8 @@
-"""Adversarial training, and the expressive losses between it and IBP."""
+"""Adversarial training, and the expressive losses between it and IBP.
+
+MTL-IBP, CC-IBP and Exp-IBP are the losses of these names in "Expressive Losses for Verified Robustness via Convex
+Combinations" (De Palma et al. 2024).
+"""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,7 @@
-"""SABR: intervals over a small box around an attacked input (Müller et al. 2023)."""
+"""SABR: intervals over a small box around an attacked input.
+
+From "Certified Training: Small Boxes are All You Need" (Müller et al. 2023).
+"""
 
 import torch
 from torch import Tensor, nn

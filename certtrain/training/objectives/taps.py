@@ -1,4 +1,7 @@
-"""TAPS and STAPS: intervals through the first part of the network, an attack in their box (Mao et al. 2023)."""
+"""TAPS and STAPS: intervals through the first part of the network, an attack in their box.
+
+From "Connecting Certified and Adversarial Training" (Mao et al. 2023).
+"""
 
 import torch
 from torch import Tensor
@@ -55,10 +58,11 @@ class TAPS(Objective):
             "interval_loss": by_bounds,
             "latent_accuracy": all_positive(latent, labels),
         }
-        if self.small is None:
-            return Robust(losses, margins, (*traces, whole), measures)
-        measures |= {"small_box_accuracy": all_positive(margins, labels)}
-        return Robust(losses, None, (*traces, whole), measures)
+        if self.small is not None:
+            measures |= {"small_box_accuracy": all_positive(margins, labels)}
+        # Of a smaller box, or by bounds that were shrunk, margins certify nothing.
+        certified = margins if self.small is None and self.altered is None else None
+        return Robust(losses, certified, (*traces, whole), measures)
 
     # --- the latent box ----------------------------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from helpers.small_runs import small, stop_before
 from helpers.small_steps import batch, network, preset
 
 SAME = """
-from certtrain import Objective, Robust
-from certtrain.training.objectives.base import margin_losses
+from certtrain import Objective, Robust, margin_losses
 
 
 class Mine(Objective):
@@ -95,7 +94,7 @@ BROKEN = {
     "not_one returns 3, which is not a certtrain.Objective": (SAME, "not_one"),
     "cannot be run: ZeroDivisionError": ("1 / 0", "Mine"),
     r"Mine\(\) raises TypeError": (SAME.replace("scale=1.0", "scale"), "Mine"),
-    r"Mine.robust raises KeyError: 'no' \(.*mine.py, line 11\)": (
+    r"Mine.robust raises KeyError: 'no' \(.*mine.py, line 10\)": (
         SAME.replace("        trace = ", "        {}['no']\n        trace = "),
         "Mine",
     ),

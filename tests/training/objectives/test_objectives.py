@@ -167,6 +167,21 @@ def test_the_natural_loss_has_its_share(share: float):
 # --- in a step -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("objective", "certifies"),
+    [
+        ({"name": "mtl-ibp"}, True),
+        ({"name": "mtl-ibp", "alpha": 0.0}, False),
+        ({"name": "taps", "latent_attack.steps": 1}, True),
+        ({"name": "taps", "latent_attack.steps": 1, "relu_shrinkage": 0.5}, False),
+        ({"name": "staps", "latent_attack.steps": 1, "attack.steps": 1}, False),
+        ({"name": "sabr", "attack.steps": 1}, False),
+    ],
+)
+def test_only_bounds_of_the_whole_box_are_called_certified(objective: dict[str, Any], certifies: bool):
+    assert ("certified_accuracy" in stepped(objective, [RAMP]).read().sums) == certifies
+
+
 @EACH
 @pytest.mark.parametrize(("step", "size"), [(NATURAL, 4), (RAMP, 4), (RAMP, 1), (END, 4)])
 def test_a_batch_in_parts_is_the_whole_batch(name: str, step: int, size: int):
