@@ -9,7 +9,8 @@ there are few enough of them. The paper optimises them together with the final
 bound. One layer at a time fits any memory, and the result serves every margin.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.ascent import Ascent
 from certtrain.bounds.box import Box
-from certtrain.bounds.chunks import Functions, in_parts, rows_at_once
+from certtrain.bounds.chunks import Bound, Functions, in_parts, rows_at_once
 from certtrain.bounds.crown import LowerBounds, intersection, tighten
 from certtrain.bounds.interval import LayerRecord, Tighten
 from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
@@ -31,23 +32,32 @@ STALLED, STALLED_STEPS = 1e-5, 10
 
 def alpha_lower_bounds(settings: Settings, *, stop_above: float = torch.inf) -> LowerBounds:
     """Lower bounds by optimised slopes, in parts that fit the memory; the search for one ends above `stop_above`."""
+    return _lower_bounds(partial(slope_search_bounds, settings=settings, stop_above=stop_above), settings)
 
+
+def quick_lower_bounds(settings: Settings) -> LowerBounds:
+    """Lower bounds by slopes that are optimised in float32, in parts that fit the memory."""
+    return _lower_bounds(partial(quick_slope_bounds, settings=settings), settings)
+
+
+def _lower_bounds(bound: Bound, settings: Settings) -> LowerBounds:
     def lower_bounds(prefix: Prefix, functions: Functions, shape: tuple[int, int], size: int) -> Tensor:
         rows = rows_at_once(prefix, size, settings, gradients=True)
-        bound = partial(slope_search_bounds, settings=settings, stop_above=stop_above)
         return in_parts(bound, prefix, functions, shape, rows, settings.deadline)
 
     return lower_bounds
 
 
-def tighten_by_alpha(boxes: Iterator[Box], settings: Settings) -> Tighten:
+def tighten_by_alpha(
+    boxes: Iterator[Box], settings: Settings, lower_bounds: Callable[[Settings], LowerBounds] = alpha_lower_bounds
+) -> Tighten:
     """`boxes`, in layer order, intersected with the pass's and with optimised bounds where few neurons are unstable."""
 
     def tightened(layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
         box = intersection(box, next(boxes), settings)
         if settings.deadline.over():
             return box
-        found = tighten(layer, Prefix(records, start), box, alpha_lower_bounds(settings), settings, settings.neurons)
+        found = tighten(layer, Prefix(records, start), box, lower_bounds(settings), settings, settings.neurons)
         return intersection(box, found, settings)
 
     return tightened
@@ -79,6 +89,30 @@ def slope_search_bounds(prefix: Prefix, functions: Tensor, settings: Settings, s
             left = left[~finished]
             search.keep(~finished)
     return best
+
+
+@torch.no_grad()
+def quick_slope_bounds(prefix: Prefix, functions: Tensor, settings: Settings) -> Tensor:
+    """As `slope_search_bounds`, with the search in float32 and without rounding; only its best slopes are proved."""
+    first = backsubstitute(prefix, functions, rounding=settings.rounding)
+    search = SlopeSearch(prefix.in_float32(), functions.float(), replace(settings, rounding=None))
+    best = torch.full(functions.shape[:2], -torch.inf, device=functions.device)
+    kept = [alpha.clone() for alpha in search.ascent.values]
+    for _ in range(settings.iterations if search.free else 0):
+        if settings.deadline.over():
+            break
+        before = [alpha.clone() for alpha in search.ascent.values]
+        bounds = search.step()
+        better = bounds > best
+        best = torch.where(better, bounds, best)
+        for alpha, value in zip(kept, before, strict=True):
+            alpha[better] = value[better]
+    # A layer may have unstable neurons in one precision only; any slope in [0, 1] is sound in both.
+    found, free = dict(zip(search.free, kept, strict=True)), SlopeSearch(prefix, functions, settings).free
+    lines: LinesOf = {
+        n: slopes.at(found[n].double().clamp(slopes.least, slopes.most)) for n, slopes in free.items() if n in found
+    }
+    return torch.fmax(first, backsubstitute(prefix, functions, lines=lines, rounding=settings.rounding))
 
 
 class SlopeSearch:

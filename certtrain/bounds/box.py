@@ -38,6 +38,10 @@ class Box(NamedTuple):
         """The boxes of some examples of the batch."""
         return Box(self.centre[chosen], self.radius[chosen], None if self.clean is None else self.clean[chosen])
 
+    def in_float32(self) -> "Box":
+        """The same without the clean batch, in float32."""
+        return Box(self.centre.float(), self.radius.float())
+
     def through(self, on_values: Pointwise, on_radius: Pointwise) -> "Box":
         """The box after a layer that maps centre and clean batch by `on_values`, and the radius by `on_radius`."""
         clean = None if self.clean is None else on_values(self.clean)

@@ -10,6 +10,7 @@ and float64's own rounding is added (rounded.py). Without, they are the results 
 these rules in the precision of the input.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -71,6 +72,13 @@ class LayerRecord(NamedTuple):
     def shape(self) -> torch.Size:
         """The shape of the first input."""
         return self.shapes[0]
+
+    def in_float32(self) -> "LayerRecord":
+        """The same in float32, with a copy of the layer, without rounding, normalised by the running statistics."""
+        layer = copy.deepcopy(self.call.layer).float()
+        statistics = running_statistics(layer) if isinstance(layer, BatchNorm) else None
+        call, box = self.call._replace(layer=layer), None if self.box is None else self.box.in_float32()
+        return self._replace(call=call, statistics=statistics, box=box, rounding_error=None)
 
     def examples(self, chosen: slice | Tensor) -> "LayerRecord":
         """The record of some examples of the batch."""

@@ -51,6 +51,10 @@ class Prefix(NamedTuple):
                 wanted.update(self.records[value - 1].call.inputs)
         return [value - 1 for value in sorted(wanted, reverse=True) if value]
 
+    def in_float32(self) -> "Prefix":
+        """The same in float32 and without rounding: for searches, not for proofs."""
+        return Prefix([record.in_float32() for record in self.records], self.start.in_float32())
+
     def examples(self, chosen: slice | Tensor) -> "Prefix":
         """The same prefix for some examples of the batch."""
         return Prefix([record.examples(chosen) for record in self.records], self.start.examples(chosen))

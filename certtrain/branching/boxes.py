@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from certtrain.bounds.alpha import tighten_by_alpha
+from certtrain.bounds.alpha import quick_lower_bounds, tighten_by_alpha
 from certtrain.bounds.box import Box
 from certtrain.bounds.crown import tighten_by_crown
 from certtrain.bounds.graph import LayerGraph
@@ -36,7 +36,7 @@ def refined_prefix(graph: LayerGraph, box: Box, crown: Prefix, settings: Setting
         return crown
     short = replace(settings, iterations=min(settings.iterations, ITERATIONS), neurons=max(settings.neurons, NEURONS))
     boxes = (record.box for record in crown.records if record.box is not None)
-    return _prefix(graph, box, tighten_by_alpha(boxes, short), settings)
+    return _prefix(graph, box, tighten_by_alpha(boxes, short, quick_lower_bounds), settings)
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """A verification problem: one box, the network's bounds over it, and the rectifiers whose signs can be split."""
 
-import copy
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -9,12 +8,10 @@ from torch import Tensor
 
 from certtrain.bounds.activations import RECTIFIERS, slope_of
 from certtrain.bounds.box import Box
-from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix, backsubstitute
 from certtrain.bounds.lines import Slopes
 from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
-from certtrain.bounds.statistics import BatchNorm, running_statistics
 
 
 class Neuron(NamedTuple):
@@ -49,8 +46,7 @@ class Problem:
 
     def in_float32(self) -> "Problem":
         """The same in float32 and without rounding: for the search, not for proofs."""
-        records = [_float_record(record) for record in self.prefix.records]
-        return Problem(Prefix(records, _float_box(self.prefix.start)), self.functions.float(), self.offsets.float())
+        return Problem(self.prefix.in_float32(), self.functions.float(), self.offsets.float())
 
     def weighted(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Sums (D, 1, K) of the functions with weights (D, S) ≥ 0, whose sum becomes 1, and their offsets (D, 1).
@@ -154,14 +150,3 @@ def _halved(box: Box, signs: Tensor) -> Box:
     ends = torch.where(signs > 0, box.upper, box.lower).where(signs != 0, 0.0) / 2
     unsplit = signs == 0
     return Box(torch.where(unsplit, box.centre, ends), torch.where(unsplit, box.radius, ends.abs()))
-
-
-def _float_record(record: LayerRecord) -> LayerRecord:
-    layer = copy.deepcopy(record.call.layer).float()
-    box = None if record.box is None else _float_box(record.box)
-    statistics = running_statistics(layer) if isinstance(layer, BatchNorm) else None
-    return record._replace(call=record.call._replace(layer=layer), statistics=statistics, box=box, rounding_error=None)
-
-
-def _float_box(box: Box) -> Box:
-    return Box(box.centre.float(), box.radius.float())

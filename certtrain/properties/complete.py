@@ -20,6 +20,8 @@ from certtrain.properties.cases import REAL, Case
 from certtrain.properties.exact import Answers, PreparedNetwork
 from certtrain.runtime.deadline import NEVER, Deadline
 
+FEW_DOMAINS = 50  # that are bounded for a case before boxes are tightened
+
 
 def decide_completely(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Deadline) -> Answers:
     """Proofs of the cases, which have one box, or a counterexample; what is not decided by the deadline stays open.
@@ -58,11 +60,12 @@ class CasesOfOneBox:
         """The same with tighter boxes, which take much longer; the splits of rectifiers start from them."""
         return refined_prefix(self.prepared.graph, self.box, self.crown, self.settings)
 
-    def search(self, number: int, prefix: Prefix) -> BranchAndBound:
-        """Splits of rectifiers for one case."""
+    def search(self, number: int, prefix: Prefix, domains: int | None = None) -> BranchAndBound:
+        """Splits of rectifiers for one case; at most so many domains if given."""
         case = self.cases[number]
         problem = Problem(prefix, case.functions, case.offsets, REAL)
-        return BranchAndBound(problem, self.settings, lambda inputs: self.falsified(inputs, [number]))
+        settings = replace(self.settings, domains=domains or self.settings.domains)
+        return BranchAndBound(problem, settings, lambda inputs: self.falsified(inputs, [number]))
 
     def searches(self) -> Iterator[Callable[[], BranchingSearch]]:
         """The searches that decide all cases."""
@@ -113,13 +116,12 @@ class OneAfterTheOther:
         return replace(self.outcome, bound=least if proved else torch.inf, open=0 if proved else 1)
 
     def _bound(self, number: int) -> None:
-        """Prove one case without any split, if possible."""
-        search = self.work.search(number, self.work.crown)
-        search.begin(search.first(torch.zeros(1, search.problem.neurons)))
-        if search.waiting:
-            self.left.append(number)
+        """Prove one case by CROWN's boxes and few domains, if possible."""
+        self.outcome = self.work.search(number, self.work.crown, FEW_DOMAINS).run()
+        if self.outcome.proved:
+            self.work.bounds[number] = self.outcome.bound
         else:
-            self.work.bounds[number] = search.least
+            self.left.append(number)
 
     def _split(self, number: int, until: Deadline) -> None:
         self.search = self.search or self.work.search(number, self.work.refined)
