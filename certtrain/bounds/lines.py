@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 class Lines(NamedTuple):
@@ -31,6 +33,21 @@ class Lines(NamedTuple):
         return Lines(change(lower), next(changed), change(upper), next(changed))
 
 
+class _Within(torch.autograd.Function):
+    """Slopes within [s, 1] or [1, s], which rounding may have left; with the gradient of the identity.
+
+    The gradient of `clamp` is zero at both ends, where the initial slopes are.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, slopes: Tensor, slope: float) -> Tensor:
+        return slopes.clamp(min(slope, 1.0), max(slope, 1.0))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
 class Slopes(NamedTuple):
     """The lines of a rectifier max(x, sx) or min(x, sx), with a choice of the slope of its line through zero.
 
@@ -52,8 +69,7 @@ class Slopes(NamedTuple):
 
     def at(self, alpha: Tensor) -> Lines:
         """The lines (B, S, …) for α (B, S, …), one for each function; sound for any α in [0, 1], rounding included."""
-        ends = sorted((self.slope, 1.0))
-        slope = alpha if self.slope == 0 else (alpha + self.slope * (1 - alpha)).clamp(*ends)
+        slope = alpha if self.slope == 0 else _Within.apply(alpha + self.slope * (1 - alpha), self.slope)
         if self.slope <= 1:
             return self.lines._replace(lower_slope=slope)
         return self.lines._replace(upper_slope=slope)
