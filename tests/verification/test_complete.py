@@ -15,11 +15,13 @@ from torch import nn
 from certtrain import certify
 from certtrain.attack import PGD
 from certtrain.bounds.settings import VERDICT_SETTINGS
+from certtrain.branching import examples
 from certtrain.branching.examples import check_trees
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.errors import MethodError
 from certtrain.network.modelfile import Classifier
 from certtrain.network.models import InputSpec, build_model
+from certtrain.properties import complete
 from certtrain.properties.cases import robustness
 from certtrain.properties.decide import decide
 from certtrain.runtime.deadline import Deadline
@@ -212,7 +214,10 @@ def test_each_certified_point_has_trees_whose_leaves_are_all_proved_again():
     ],
     ids=["domains", "memory", "timeout", "budget"],
 )
-def test_a_limit_leaves_points_open_and_certifies_none_without_proof(options: dict[str, Any]):
+def test_a_limit_leaves_points_open_and_certifies_none_without_proof(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(examples, "FEW_INPUTS", 0)  # splits of inputs have more domains
     model, data = few()
     whole = alone()
     report, points = run(model, data, EPS, **options)
@@ -295,8 +300,8 @@ def test_auto_ends_with_complete():
     assert names[-1] == ("complete",)
 
 
-def test_a_network_without_rectifiers_stays_open_where_bounds_do_not_decide():
-    """Two equal curves that cancel: there is nothing to split, and no line to choose."""
+def test_a_network_without_rectifiers_is_decided_by_splits_of_its_inputs(monkeypatch: pytest.MonkeyPatch):
+    """Two equal curves that cancel: there is no neuron to split, and no line to choose."""
     net = nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 2)).requires_grad_(False)
     with torch.no_grad():
         for tensor, values in zip(
@@ -304,5 +309,8 @@ def test_a_network_without_rectifiers_stays_open_where_bounds_do_not_decide():
         ):
             tensor.copy_(torch.tensor(values))
     asked = robustness(torch.tensor([0.5]), 0, 0.5, 2)
+    found = decide(net, (1,), asked, method="complete", attack=PGD(steps=2))
+    assert (found.result, found.by) == ("unsat", "complete")
+    monkeypatch.setattr(complete, "FEW_INPUTS", 0)
     found = decide(net, (1,), asked, method="complete", attack=PGD(steps=2), time_limit=5.0)
     assert (found.result, found.bound < 0) == ("unknown", True)
