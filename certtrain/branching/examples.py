@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,11 @@ from certtrain.bounds.box import input_box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
-from certtrain.branching.alternation import BranchingSearch, Falsifies, first_outcome
-from certtrain.branching.boxes import tightened_prefix
+from certtrain.branching.alternation import BranchingSearch, Falsifies, Outcome, first_outcome
+from certtrain.branching.boxes import crown_prefix, refined_prefix, tightened_prefix
 from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch, unproved_boxes
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import BranchAndBound, unproved_leaves
+from certtrain.branching.search import BranchAndBound, by_few_domains, unproved_leaves
 from certtrain.branching.tree import leaves_of
 
 
@@ -106,19 +107,26 @@ def margin_function(like: Tensor, label: int, other: int, classes: int) -> Tenso
 
 def decide_example(example: BoxedExample, classes: int, settings: Settings) -> CompleteResult:
     """Certify the example or find a counterexample; neither, if the settings' deadline or `domains` ends the search."""
-    prefix, trees, margins, found = example.prefix(settings), dict[int, str](), list[float](), list[Tensor]()
+    trees, margins, found = dict[int, str](), list[float](), list[Tensor]()
 
     def falsifies(inputs: Tensor) -> bool:
         counterexample = example.counterexample(inputs)
         found.extend([] if counterexample is None else [counterexample])
         return counterexample is not None
 
-    left = settings
+    def by_refined(other: int, left: Settings) -> Outcome:
+        searches = list(example.searches(refined(), other, classes, left, falsifies))
+        return first_outcome(searches, settings.deadline)
+
+    box, left = input_box(example.x.double(), example.eps), settings
+    crown = crown_prefix(example.graph, box, settings)
+    refined = cache(lambda: refined_prefix(example.graph, box, crown, settings))
     for other in example.others(classes):
         if settings.deadline.over():
             return CompleteResult(None, {})
-        searches = list(example.searches(prefix, other, classes, left, falsifies))
-        outcome = first_outcome(searches, settings.deadline)
+        outcome = by_few_domains(margin_problem(crown, int(example.label), other, classes, settings), left, falsifies)
+        if not (outcome.proved or outcome.falsified):
+            outcome = by_refined(other, left)
         if not outcome.proved:
             return CompleteResult(None, {}, found[0] if found else None)
         margins.append(outcome.bound)

@@ -20,6 +20,7 @@ from certtrain.runtime.deadline import NEVER, Deadline
 
 FIRST_STEPS, STEPS = 50, 5  # steps of ascent for the whole box, and for each later domain
 MOST_DOMAINS = 512  # in a batch
+FEW_DOMAINS = 50  # of a short search
 RETRY_DOMAINS, RETRY_STEPS = 200, 200  # limits for proving a leaf again: domains, and steps of ascent
 RESERVE = 1.25  # the float32 search aims above zero by this many times what rounding costs the bound of the whole box
 
@@ -32,6 +33,11 @@ def branch_and_bound(problem: Problem, settings: Settings, *, falsifies: Falsifi
     more than `memory`. A domain without unstable neurons stays open if its bound is not above zero.
     """
     return BranchAndBound(problem, settings, falsifies).run()
+
+
+def by_few_domains(problem: Problem, settings: Settings, falsifies: Falsifies) -> Outcome:
+    """A short search, for boxes that are not tightened yet: many problems need no more."""
+    return branch_and_bound(problem, replace(settings, domains=min(FEW_DOMAINS, settings.domains)), falsifies=falsifies)
 
 
 def unproved_leaves(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:

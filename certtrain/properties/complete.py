@@ -14,13 +14,11 @@ from certtrain.branching.alternation import BranchingSearch, Outcome, first_outc
 from certtrain.branching.boxes import crown_prefix, refined_prefix
 from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import BranchAndBound
+from certtrain.branching.search import BranchAndBound, by_few_domains
 from certtrain.branching.tree import Tree
 from certtrain.properties.cases import REAL, Case
 from certtrain.properties.exact import Answers, PreparedNetwork
 from certtrain.runtime.deadline import NEVER, Deadline
-
-FEW_DOMAINS = 50  # that are bounded for a case before boxes are tightened
 
 
 def decide_completely(prepared: PreparedNetwork, cases: Sequence[Case], deadline: Deadline) -> Answers:
@@ -60,12 +58,14 @@ class CasesOfOneBox:
         """The same with tighter boxes, which take much longer; the splits of rectifiers start from them."""
         return refined_prefix(self.prepared.graph, self.box, self.crown, self.settings)
 
-    def search(self, number: int, prefix: Prefix, domains: int | None = None) -> BranchAndBound:
-        """Splits of rectifiers for one case; at most so many domains if given."""
-        case = self.cases[number]
-        problem = Problem(prefix, case.functions, case.offsets, REAL)
-        settings = replace(self.settings, domains=domains or self.settings.domains)
-        return BranchAndBound(problem, settings, lambda inputs: self.falsified(inputs, [number]))
+    def problem(self, number: int, prefix: Prefix) -> Problem:
+        """One case, over the boxes of a prefix."""
+        return Problem(prefix, self.cases[number].functions, self.cases[number].offsets, REAL)
+
+    def search(self, number: int) -> BranchAndBound:
+        """Splits of rectifiers for one case."""
+        problem = self.problem(number, self.refined)
+        return BranchAndBound(problem, self.settings, lambda inputs: self.falsified(inputs, [number]))
 
     def searches(self) -> Iterator[Callable[[], BranchingSearch]]:
         """The searches that decide all cases."""
@@ -117,14 +117,16 @@ class OneAfterTheOther:
 
     def _bound(self, number: int) -> None:
         """Prove one case by CROWN's boxes and few domains, if possible."""
-        self.outcome = self.work.search(number, self.work.crown, FEW_DOMAINS).run()
+        work = self.work
+        problem = work.problem(number, work.crown)
+        self.outcome = by_few_domains(problem, work.settings, lambda inputs: work.falsified(inputs, [number]))
         if self.outcome.proved:
             self.work.bounds[number] = self.outcome.bound
         else:
             self.left.append(number)
 
     def _split(self, number: int, until: Deadline) -> None:
-        self.search = self.search or self.work.search(number, self.work.refined)
+        self.search = self.search or self.work.search(number)
         self.outcome = self.search.run(until)
         if self.outcome.proved:
             self.work.bounds[number] = self.outcome.bound

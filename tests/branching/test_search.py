@@ -189,6 +189,7 @@ def test_a_point_is_proved_by_its_least_margin(monkeypatch: pytest.MonkeyPatch):
 
 def decided_with(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> CompleteResult:
     rest = iter(outcomes)
+    monkeypatch.setattr(points, "by_few_domains", lambda *given: replace(closed(0.5), open=1))
     monkeypatch.setattr(points, "first_outcome", lambda *given, **named: next(rest))
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)).eval()
     boxed = BoxedExample(
