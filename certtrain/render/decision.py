@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -19,6 +20,7 @@ MEANINGS = {
     "unknown": ("neither a proof nor a counterexample was found", f"bold {PALETTE['open'].terminal}"),
 }
 SHOWN_VALUES = 12  # of a counterexample; --json has all
+LEAST_PROOF = sys.float_info.min  # the bound of a proof that tells no more than its sign
 
 
 def show_decision(decision: Decision) -> None:
@@ -26,7 +28,8 @@ def show_decision(decision: Decision) -> None:
     meaning, style = MEANINGS[decision.result]
     out.print(Text.assemble((decision.result, style), f"  {meaning}"))
     by = "" if decision.by is None else f"by {decision.by}; "
-    say(f"{by}lower bound {number(decision.bound)} (above 0 it proves unsat); {decision.seconds:.2f} s")
+    bound = "above 0" if 0 < decision.bound <= LEAST_PROOF else f"{number(decision.bound)} (above 0 it proves unsat)"
+    say(f"{by}lower bound {bound}; {decision.seconds:.2f} s")
     if decision.counterexample is not None and decision.outputs is not None:
         for name, values in (("X", decision.counterexample.tolist()), ("Y", decision.outputs.tolist())):
             rest = f" … and {len(values) - SHOWN_VALUES} more (--json)" if len(values) > SHOWN_VALUES else ""
