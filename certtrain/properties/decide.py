@@ -57,9 +57,8 @@ class Decision:
     by: what decided it: "crown-ibp", "attack", "complete" or "milp"; None if nothing did.
     bound: the smallest over the cases of the best lower bounds found; above zero it
         proves the property. The smallest normal float64 if no more than the sign is known.
-    counterexample: (N,) float64, inside its case's box, and
-            outputs: (K,) float64, the network's outputs for it; both None unless the
-        result is "sat".
+    counterexample: (N,) float64, inside its case's box, and outputs: (K,) float64, the
+        network's outputs for it; both None unless the result is "sat".
     """
 
     result: Result
