@@ -11,8 +11,8 @@ from certtrain.attack import PGD
 from certtrain.interchange.vnnlib import parse_property
 from certtrain.properties import decide as deciding
 from certtrain.properties.cases import Case, Property
-from certtrain.properties.decide import AT_ONCE, Decision, decide
-from certtrain.properties.exact import EXACT_METHODS, PreparedNetwork
+from certtrain.properties.decide import AT_ONCE, EXACT_METHODS, Decision, decide
+from certtrain.properties.exact import PreparedNetwork
 from certtrain.runtime.deadline import Deadline
 
 HEAD = "(declare-const X_0 Real)(declare-const Y_0 Real)\n"
