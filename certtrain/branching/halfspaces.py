@@ -68,7 +68,7 @@ def with_combinations(linear: LinearFunctions) -> LinearFunctions:
         weights = weights + (values / size).nan_to_num(0.0) * (RATE / (1 + RATE_DECAY * step))
     bounds = torch.cat([linear.bounds, best - _lost(linear, best_weights)], 2)
     coefficients = (best_weights.unsqueeze(2) @ linear.coefficients.flatten(3)).view_as(linear.coefficients[:, :, :1])
-    return linear._replace(bounds=bounds, coefficients=torch.cat([linear.coefficients, coefficients], 2))
+    return LinearFunctions.of(linear.lower, linear.upper, bounds, torch.cat([linear.coefficients, coefficients], 2))
 
 
 def _combined(linear: LinearFunctions, weights: Tensor) -> tuple[Tensor, Tensor]:
