@@ -48,11 +48,13 @@ class Linear(NamedTuple):
 
 
 def _sum(left: Number, right: Number) -> Number:
-    return Fraction(left) + Fraction(right) if left and right else left or right
+    return Fraction(left) + Fraction(right) if left and right else left or right or 0.0
 
 
 def _product(left: Number, right: Number) -> Number:
-    return left * int(right) if abs(right) == 1 else Fraction(left) * Fraction(right)
+    if left == 1 or right == 1:  # most, and faster
+        return right if left == 1 else left
+    return Fraction(left) * Fraction(right) if left and right else 0.0
 
 
 def _rounded(number: Number) -> float:
