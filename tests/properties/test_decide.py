@@ -149,3 +149,16 @@ def test_coefficients_that_underflow_prove_nothing(method: str, weights: tuple[f
     asked = Property(1, 1, (Case(-largest, largest, one, zero),))
     assert network(-largest) < 0
     assert decide(network, (1,), asked, method=method).result != "unsat"
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "complete"])
+def test_an_output_that_overflows_is_no_counterexample(method: str) -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)).double().eval()
+    with torch.no_grad():
+        for layer, weight, bias in zip(network, (1e200, -1e200), (1e200, 0.0), strict=True):
+            layer.weight.fill_(weight)
+            layer.bias.fill_(bias)
+    lower, upper, one = torch.zeros(1).double(), torch.ones(1).double(), torch.ones(1, 1).double()
+    assert network(upper) == -torch.inf
+    asked = Property(1, 1, (Case(lower, upper, one, torch.zeros(1).double()),))
+    assert decide(network, (1,), asked, method=method).result == "unknown"
