@@ -38,7 +38,10 @@ def affine(problem: Problem) -> bool:
 
 @torch.no_grad()
 def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER) -> LeafSolution | None:
-    """The solution for one domain without unstable neurons; None without SciPy, where values overflow, or if none is found in time."""
+    """The solution for one domain without unstable neurons.
+
+    None without SciPy, where values overflow, or if none is found in time.
+    """
     optimize = _scipy()
     if optimize is None or not affine(problem):
         return None

@@ -22,14 +22,14 @@ MOST_CASES = 10_000_000
 MOST_KEPT = 10_000  # cases that are made at once and kept; more are made each time that they are read
 
 
-Number = float | Fraction  # of a sum or product, exact: large numbers may cancel
+Coefficient = float | Fraction  # of a sum or product, exact: large numbers may cancel
 
 
 class Linear(NamedTuple):
     """A linear expression of the inputs X_0 … and the outputs Y_0 …."""
 
-    factors: dict[str, Number]
-    constant: Number = 0.0
+    factors: dict[str, Coefficient]
+    constant: Coefficient = 0.0
 
     def plus(self, other: "Linear", sign: int = 1) -> "Linear":
         """self + sign · other."""
@@ -47,17 +47,17 @@ class Linear(NamedTuple):
         return Linear(factors, _product(several.constant, factor))
 
 
-def _sum(left: Number, right: Number) -> Number:
+def _sum(left: Coefficient, right: Coefficient) -> Coefficient:
     return Fraction(left) + Fraction(right) if left and right else left or right or 0.0
 
 
-def _product(left: Number, right: Number) -> Number:
+def _product(left: Coefficient, right: Coefficient) -> Coefficient:
     if left == 1 or right == 1:  # most, and faster
         return right if left == 1 else left
     return Fraction(left) * Fraction(right) if left and right else 0.0
 
 
-def _rounded(number: Number) -> float:
+def _rounded(number: Coefficient) -> float:
     """The nearest float64. Raises ValueError where that is zero or infinite, and the number is not."""
     try:
         found = float(number)
