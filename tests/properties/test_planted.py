@@ -23,8 +23,8 @@ from certtrain.properties.cases import Case, Property
 from certtrain.properties.decide import decide
 
 STEEP = 2.0**10  # a spike is about 1/STEEP wide
-MANY = 60  # inputs: too many to split them
-SETTINGS = replace(VERDICT_SETTINGS, rounding=arithmetic_named("real"), domains=20, iterations=3)
+MANY = 52  # inputs: too many to split them
+SETTINGS = replace(VERDICT_SETTINGS, rounding=arithmetic_named("real"), domains=8, iterations=1)
 
 
 def spike(point: Tensor) -> nn.Sequential:
