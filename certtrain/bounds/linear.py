@@ -24,6 +24,7 @@ from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.interval import LayerRecord, Place, scale_and_shift
 from certtrain.bounds.lines import Lines
 from certtrain.bounds.relaxation import relaxed
+from certtrain.bounds.rounded import coefficients_underflow
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
 from certtrain.bounds.statistics import BatchNorm
@@ -116,7 +117,7 @@ def backsubstitute(
     on_coefficients(0, coefficients)
     if rounding is not None:
         own = backsubstitution_error(start.radius[:1].numel())
-        constants.append(-_dot(size, own * (start.centre.abs() + start.radius)))
+        constants.append(-_dot(size, own * (start.centre.abs() + start.radius)) - coefficients_underflow(functions))
     return sum(constants, _dot(coefficients, start.centre) - _dot(size, start.radius))
 
 

@@ -26,7 +26,7 @@ from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.layer_errors import AffineError, PointwiseError, magnitude
-from certtrain.bounds.rounding import Rounding, backsubstitution_error, interval_error
+from certtrain.bounds.rounding import COEFFICIENTS_UNDERFLOW, Rounding, backsubstitution_error, interval_error
 from certtrain.bounds.shape_layers import REARRANGING, Pad
 from certtrain.bounds.statistics import BatchNorm, Statistics
 
@@ -76,6 +76,11 @@ def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, lo
     terms = _product(rounding, head)
     total = F.linear(size, head.weight.abs(), terms.constant)
     return total * interval_error(terms.network_error, terms.length) + _underflow(rounding, size, terms)
+
+
+def coefficients_underflow(functions: Tensor) -> Tensor:
+    """What the bounds (B, S) of linear `functions` (B, S, …) may be too high since coefficients underflow."""
+    return (functions != 0).flatten(2).any(2).double() * COEFFICIENTS_UNDERFLOW
 
 
 def _affine(rounding: Rounding, step: LayerStep, terms: AffineError, with_error: bool) -> tuple[Box, Tensor | None]:

@@ -22,6 +22,9 @@ SAFETY_FACTOR = 1 + 2.0**-40  # larger than the rounding in the computation of t
 EXTRA_ROUNDINGS = 32
 # A network must have fewer layers, so each of its values is used by fewer layers.
 LAYER_LIMIT = 2**12
+# Coefficients of linear bounds may underflow, each by at most 2^-1022 for each product in it, and are then multiplied
+# by values below 2^500 (`Rounding.largest`). This covers 2^12 layers with 2^30 values and as many products for each.
+COEFFICIENTS_UNDERFLOW = 2.0**-440
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Rounding:
     operands: relative error of the operands of matrix products (weights, inputs and bias) before they are multiplied.
     results: relative error of any result when it is stored, in addition to `unit`.
     tiny: the smallest normal number; smaller numbers may become zero.
-    largest: a magnitude that cannot overflow anywhere inside a layer.
+    largest: a magnitude that cannot overflow anywhere inside a layer, at most 2^500.
     assumptions: what these numbers assume, in sentences.
     """
 
@@ -121,7 +124,7 @@ ARITHMETICS: dict[str, Rounding] = {
     found.name: found
     for found in (
         Rounding(
-            "real", 0.0, 0.0, 0.0, 0.0, 2.0**-1022, 2.0**1000,
+            "real", 0.0, 0.0, 0.0, 0.0, 2.0**-1022, 2.0**500,
             (EXACT_NETWORK, VERIFIER),
         ),
         Rounding(

@@ -19,7 +19,7 @@ from certtrain.bounds.interval import (
     interval_pass,
     used_statistics,
 )
-from certtrain.bounds.rounded import logit_errors
+from certtrain.bounds.rounded import coefficients_underflow, logit_errors
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.statistics import StatisticsByCall, StatisticsSource, running_statistics
 from certtrain.deprecation import warn_renamed
@@ -90,7 +90,8 @@ class Logits:
         error = (
             logit_errors(self.rounding, self.head, self.head_input, self.box) + backsubstitution_error(length) * size
         )
-        return torch.einsum("bsk,bk->bs", functions.abs(), error) * (1 + backsubstitution_error(length))
+        lost = torch.einsum("bsk,bk->bs", functions.abs(), error) * (1 + backsubstitution_error(length))
+        return lost + coefficients_underflow(functions)
 
     def margin_box(self, labels: Tensor) -> Box:
         """The box of logit[y] − logit[j], (B, K); column y is 0.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from certtrain.attack.criterion import Misclassification, batch_of
 from certtrain.attack.state import AttackState
-from certtrain.bounds.box import input_box
+from certtrain.bounds.box import PIXEL_RANGE, input_box
 from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
@@ -59,10 +59,11 @@ class BoxedExample:
     def input_problem(self, other: int, classes: int, settings: Settings, least: float = 0.0) -> InputProblem:
         """The problem for logit[label] − logit[other] − least, for branch and bound over the inputs."""
         assert settings.rounding is not None  # no verdict without it
-        box = input_box(self.x.double(), self.eps)
-        function = margin_function(box.centre, int(self.label), other, classes)
+        # Rounded once, to a unit of their own size: this is what is added to the small boxes that touch these ends.
+        lower, upper = ((self.x.double() + change).clamp(*PIXEL_RANGE) for change in (-self.eps, self.eps))
+        function = margin_function(lower, int(self.label), other, classes)
         cases = [(function, function.new_tensor([-least]))]
-        return InputProblem.of(self.graph, box.lower, box.upper, cases, settings.rounding)
+        return InputProblem.of(self.graph, lower, upper, cases, settings.rounding)
 
     def searches(
         self, prefix: Prefix, other: int, classes: int, settings: Settings, falsifies: Falsifies

@@ -7,6 +7,8 @@ the distances t ≥ 0 from this corner, f(x) ≥ L + Σᵢ |Λᵢ| tᵢ for ever
 Sums with weights μ ≥ 0 are linear bounds too: Σ μₛ fₛ(x) ≥ Σ μₛ Lₛ + Σᵢ hᵢ(xᵢ), where each hᵢ is linear and at least
 (uᵢ − lᵢ) · min(Σₛ μₛ Λₛᵢ⁺, Σₛ μₛ Λₛᵢ⁻). Where such a sum is above zero in the whole box, one function is above zero
 everywhere. This is the Lagrangian dual of the linear program that asks for an input at which all bounds are at most 0.
+
+What underflows here is far less than COEFFICIENTS_UNDERFLOW, by which the bounds are lower than they could be.
 """
 
 from typing import NamedTuple
@@ -68,7 +70,7 @@ def with_combinations(linear: LinearFunctions) -> LinearFunctions:
         weights = weights + (values / size).nan_to_num(0.0) * (RATE / (1 + RATE_DECAY * step))
     bounds = torch.cat([linear.bounds, best - _lost(linear, best_weights)], 2)
     coefficients = (best_weights.unsqueeze(2) @ linear.coefficients.flatten(3)).view_as(linear.coefficients[:, :, :1])
-    return linear._replace(bounds=bounds, coefficients=torch.cat([linear.coefficients, coefficients], 2))
+    return LinearFunctions.of(linear.lower, linear.upper, bounds, torch.cat([linear.coefficients, coefficients], 2))
 
 
 def _combined(linear: LinearFunctions, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -216,7 +216,7 @@ class InputSearch:
         linear = with_combinations(found.linear)
         left = self._left(linear, batch.cases)
         some = left.cases.any(1)
-        self._closed(linear, batch.cases, ~some)
+        self._closed(linear, batch.cases & ~left.cases)
         if bool(some.any()):
             open_part = batch._replace(lower=left.lower, upper=left.upper, boxes=found.boxes, cases=left.cases)
             self._split(open_part.take(some), linear.take(some))
@@ -227,15 +227,11 @@ class InputSearch:
             return remaining(linear, cases)
         return Remaining(linear.lower, linear.upper, cases & open_cases(linear))
 
-    def _closed(self, linear: LinearFunctions, cases: Tensor, which: Tensor) -> None:
-        """Take note of the bounds of closed domains."""
-        if not bool(which.any()):
-            return
-        if self.tree is None:
-            self.least = ABOVE_ZERO
-            return
-        bounds = linear.bounds.amax(2).masked_fill(~cases, torch.inf)[which]
-        self.least = min(self.least, float(bounds.min()))
+    def _closed(self, linear: LinearFunctions, cases: Tensor) -> None:
+        """Take note of the bounds of the cases (D, C) that are closed now."""
+        if bool(cases.any()):
+            bound = ABOVE_ZERO if self.tree is None else float(linear.bounds.amax(2)[cases].min())
+            self.least = min(self.least, bound)
 
     def _split(self, domains: InputDomains, linear: LinearFunctions) -> None:
         if self.falsifies(_promising(domains, linear).view(-1, *self.problem.lower.shape[1:])):

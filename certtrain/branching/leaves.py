@@ -6,6 +6,7 @@ ascent leaves open stays open.
 """
 
 import importlib
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,10 @@ def affine(problem: Problem) -> bool:
 
 @torch.no_grad()
 def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER) -> LeafSolution | None:
-    """The solution for one domain without unstable neurons; None without SciPy, or if none is found in time."""
+    """The solution for one domain without unstable neurons.
+
+    None without SciPy, where values overflow, or if none is found in time.
+    """
     optimize = _scipy()
     if optimize is None or not affine(problem):
         return None
@@ -49,6 +53,8 @@ def leaf_solution(problem: Problem, domain: Domains, deadline: Deadline = NEVER)
     count, start = len(problem.functions), problem.prefix.start
     lower, upper = start.lower.flatten().tolist(), start.upper.flatten().tolist()
     scale = max(problem.scale.tolist(), default=1.0)
+    if not (bool(matrix.isfinite().all() & constant.isfinite().all()) and math.isfinite(ELASTIC * scale)):
+        return None  # the solver takes no values that overflow
     # The variables are the inputs, t above all functions, and e, by which the signs may be violated.
     auxiliary = torch.zeros(len(matrix), 2, dtype=matrix.dtype)
     auxiliary[:count, 0], auxiliary[count:, 1] = -1.0, -1.0

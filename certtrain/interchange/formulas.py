@@ -7,8 +7,9 @@ a property takes no more memory than its formulas, however many cases it has.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from typing import NamedTuple
 
 import torch
@@ -21,25 +22,50 @@ MOST_CASES = 10_000_000
 MOST_KEPT = 10_000  # cases that are made at once and kept; more are made each time that they are read
 
 
+Coefficient = float | Fraction  # of a sum or product, exact: large numbers may cancel
+
+
 class Linear(NamedTuple):
     """A linear expression of the inputs X_0 … and the outputs Y_0 …."""
 
-    factors: dict[str, float]
-    constant: float = 0.0
+    factors: dict[str, Coefficient]
+    constant: Coefficient = 0.0
 
-    def plus(self, other: "Linear", sign: float = 1.0) -> "Linear":
+    def plus(self, other: "Linear", sign: int = 1) -> "Linear":
         """self + sign · other."""
         factors = self.factors | {
-            name: self.factors.get(name, 0.0) + sign * factor for name, factor in other.factors.items()
+            name: _sum(self.factors.get(name, 0.0), sign * factor) for name, factor in other.factors.items()
         }
-        return Linear(factors, self.constant + sign * other.constant)
+        return Linear(factors, _sum(self.constant, sign * other.constant))
 
     def times(self, other: "Linear") -> "Linear":
         """The product; raises ValueError if both have variables."""
         if self.factors and other.factors:
             raise ValueError("a product of two variables is not linear")
         several, factor = (self, other.constant) if self.factors else (other, self.constant)
-        return Linear({name: factor * own for name, own in several.factors.items()}, factor * several.constant)
+        factors = {name: _product(own, factor) for name, own in several.factors.items()}
+        return Linear(factors, _product(several.constant, factor))
+
+
+def _sum(left: Coefficient, right: Coefficient) -> Coefficient:
+    return Fraction(left) + Fraction(right) if left and right else left or right or 0.0
+
+
+def _product(left: Coefficient, right: Coefficient) -> Coefficient:
+    if left == 1 or right == 1:  # most, and faster
+        return right if left == 1 else left
+    return Fraction(left) * Fraction(right) if left and right else 0.0
+
+
+def _rounded(number: Coefficient) -> float:
+    """The nearest float64. Raises ValueError where that is zero or infinite, and the number is not."""
+    try:
+        found = float(number)
+    except OverflowError:
+        found = inf
+    if not isfinite(found) or (number and not found):
+        raise ValueError(f"its numbers are too {'small' if isfinite(found) else 'large'}")
+    return found
 
 
 class InputBound(NamedTuple):
@@ -78,16 +104,15 @@ Clause = list[Atom]  # a conjunction
 
 def inequality(below: Linear, *, strict: bool = False) -> Atom:
     """`below` ≤ 0, or < 0, as a bound of an input or as a function of the outputs. Raises ValueError."""
-    factors = {name: factor for name, factor in below.factors.items() if factor}
-    if not all(map(isfinite, (below.constant, *factors.values()))):
-        raise ValueError("its numbers are too large")
+    factors = {name: _rounded(factor) for name, factor in below.factors.items() if factor}
+    constant = _rounded(below.constant)
     kinds = {name[0] for name in factors}
     if kinds == {"Y"}:
-        return OutputRow(factors, below.constant, strict)
+        return OutputRow(factors, constant, strict)
     if kinds != {"X"} or len(factors) != 1:
         raise ValueError("an inequality must be between one input and a number, or between outputs and numbers")
     ((name, factor),) = factors.items()
-    return InputBound(int(name[2:]), factor > 0, -below.constant / factor, strict)
+    return InputBound(int(name[2:]), factor > 0, -constant / factor, strict)
 
 
 def all_of(parts: Iterable[Formula]) -> Formula:

@@ -184,7 +184,7 @@ class _Reader(NamedTuple):
         match found.items:
             case [_Word(text="<=" | ">=" | "<" | ">" as sign), left, right]:
                 small, large = (left, right) if sign[0] == "<" else (right, left)
-                below = self._linear(small, found).plus(self._linear(large, found), -1.0)
+                below = self._linear(small, found).plus(self._linear(large, found), -1)
                 try:
                     return inequality(below, strict=len(sign) == 1)
                 except ValueError as error:
@@ -206,11 +206,11 @@ class _Reader(NamedTuple):
             case _Word():
                 return self._word(item)
             case _List(items=[_Word(text="+"), _, *_] as items):
-                return self._sum([self._linear(part, item) for part in items[1:]], 1.0)
+                return self._sum([self._linear(part, item) for part in items[1:]], 1)
             case _List(items=[_Word(text="-"), only]):
                 return self._linear(only, item).times(Linear({}, -1.0))
             case _List(items=[_Word(text="-"), _, *_] as items):
-                return self._sum([self._linear(part, item) for part in items[1:]], -1.0)
+                return self._sum([self._linear(part, item) for part in items[1:]], -1)
             case _List(items=[_Word(text="*"), left, right]):
                 try:
                     return self._linear(left, item).times(self._linear(right, item))
@@ -218,7 +218,7 @@ class _Reader(NamedTuple):
                     raise item.error(str(error)) from error
         raise around.error("a term is a number, a variable, or a sum, difference or product of them")
 
-    def _sum(self, terms: Sequence[Linear], sign: float) -> Linear:
+    def _sum(self, terms: Sequence[Linear], sign: int) -> Linear:
         total = terms[0]
         for term in terms[1:]:
             total = total.plus(term, sign)

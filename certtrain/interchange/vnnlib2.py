@@ -94,7 +94,7 @@ class _Reader:
             raise PropertyError(f"{expression} is not a conjunction, a disjunction or a comparison")
         left, right = self._linear(expression.lhs), self._linear(expression.rhs)
         try:
-            found: Formula = SIGNS[kind](left.plus(right, -1.0), right.plus(left, -1.0))
+            found: Formula = SIGNS[kind](left.plus(right, -1), right.plus(left, -1))
             return found
         except ValueError as error:
             raise PropertyError(f"{expression}: {error}") from error

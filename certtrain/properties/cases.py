@@ -1,6 +1,6 @@
 """Properties: whether any input in a box has outputs that it must not have."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from certtrain.bounds.rounding import arithmetic_named
+from certtrain.errors import PropertyError
 
 REAL = arithmetic_named("real")  # the arithmetic of properties
 EXACT_PIXEL_RANGE = (Fraction(0), Fraction(1))
@@ -101,6 +102,11 @@ class Property:
     outputs: int
     cases: Iterable[Case]
     variables: tuple[Variable, Variable] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises PropertyError for an iterator: where it was read before, no case would be left to decide."""
+        if isinstance(self.cases, Iterator):
+            raise PropertyError("its cases are an iterator, which can be read only once; give a tuple")
 
 
 def exact_box(x: Tensor, eps: float) -> list[tuple[Fraction, Fraction]]:

@@ -37,14 +37,15 @@ def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: 
     """The float64 input (N,) nearest to `point` inside the case's box, if it is a counterexample; else None.
 
     It must be one by inference in float64, and in the network's own precision at the
-    nearest input of that precision.
+    nearest input of that precision. Infinite outputs in float64 are an overflow, and
+    tell nothing about the network in real numbers.
     """
     inside = case.nearest(point)
     if inside is None:
         return None
     own = inside.to(dtype_of(network))
     outputs = torch.stack([run_at(exact, shape, inside), run_at(network, shape, own).double()])
-    return inside if bool(case.violated_by(outputs).all()) else None
+    return inside if bool(outputs[0].isfinite().all() & case.violated_by(outputs).all()) else None
 
 
 @torch.no_grad()

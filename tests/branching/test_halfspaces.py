@@ -103,6 +103,17 @@ def test_one_function_that_is_not_finite_leaves_the_others_their_effect():
     assert not left.cases.all()
 
 
+def test_a_combination_with_a_function_that_is_not_finite_is_no_bound():
+    linear, _ = drawn(3)
+    bounds = linear.bounds.clone()
+    bounds[0, 0, 0], bounds[1, 1, 2], bounds[2, 0] = torch.nan, -torch.inf, torch.inf
+    found = with_combinations(LinearFunctions.of(linear.lower, linear.upper, bounds, linear.coefficients))
+    unknown = torch.tensor([[0, 0], [1, 1], [2, 0]]).T
+    assert found.bounds[*unknown, -1].tolist() == [-torch.inf] * 3
+    assert not found.coefficients[*unknown, -1].any()
+    assert not found.bounds.isnan().any()
+
+
 def test_cases_that_do_not_count_are_left_out():
     linear, _ = drawn(1)
     none = remaining(linear, torch.zeros(BOXES, CASES, dtype=torch.bool))

@@ -3,12 +3,13 @@
 import copy
 import itertools
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from certtrain.bounds.box import input_box
+from certtrain.bounds.box import box_between, containing_exact, input_box
 from certtrain.bounds.rounding import arithmetic_named
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.supported import checked_graph
@@ -17,6 +18,7 @@ from certtrain.branching.alternation import first_outcome
 from certtrain.branching.examples import BoxedExample, check_trees, decide_example
 from certtrain.branching.inputs import InputProblem, InputSearch, unproved_boxes
 from certtrain.branching.tree import leaves_of
+from certtrain.properties.cases import exact_box
 from certtrain.runtime.deadline import Deadline
 from helpers.deadlines import CountedDeadline
 from helpers.sampling import points_inside
@@ -120,6 +122,22 @@ def test_boxes_of_a_domain_hold_in_its_parts_and_save_work(monkeypatch: pytest.M
     search._split = lambda domains, linear: split(domains._replace(boxes=()), linear)
     assert search.run().proved
     assert with_parents < sum(bound)
+
+
+def test_the_bound_of_a_tree_holds_for_cases_that_were_closed_before_the_others():
+    problem = problem_of(network(6), [1.0])
+    count = len(problem.offsets)
+    constant = torch.zeros(1, problem.functions.shape[1]).double()
+    several = replace(
+        problem,
+        functions=torch.cat([problem.functions, constant]),
+        offsets=torch.cat([problem.offsets, torch.full((1,), 1e-9).double()]),
+        cases=torch.cat([problem.cases, torch.full((1, problem.cases.shape[1]), count)]),
+    )
+    outcome = InputSearch(several, SETTINGS, keep_tree=True).run()
+    assert outcome.proved
+    assert outcome.domains > 1
+    assert outcome.bound <= 1e-9 < InputSearch(problem, SETTINGS, keep_tree=True).run().bound
 
 
 # --- what ends a search early ----------------------------------------------------------------------------
@@ -255,6 +273,18 @@ def sigmoid_example(margin: float) -> tuple[BoxedExample, int]:
         model[-1].bias[0] += float(margin - (outputs[:, 0] - outputs[:, 1]).min())
     graph = checked_graph(copy.deepcopy(model).double())
     return BoxedExample(model, graph, x, torch.tensor([0]), eps, "float32"), 2
+
+
+@pytest.mark.parametrize("at", [0.3, 0.5, 0.7, 0.9])
+def test_small_parts_of_an_example_s_box_hold_its_exact_ends(at: float):
+    """One end is much nearer to zero than the other, so a unit of the centre is much there."""
+    example, classes = sigmoid_example(0.2)
+    for share in 1 - torch.logspace(-14, -1, 200, dtype=torch.float64):
+        x = torch.full((1, 3), at)
+        own = replace(example, x=x, eps=float(x[0, 0].double() * share))
+        problem = own.input_problem(1, classes, FLOAT32)
+        part = containing_exact(box_between(problem.lower, 2 * problem.lower))
+        assert Fraction(float(part.lower[0, 0])) <= exact_box(x, own.eps)[0][0]
 
 
 FLOAT32 = replace(SETTINGS, rounding=arithmetic_named("float32"))

@@ -98,6 +98,22 @@ def test_conjunctions_disjunctions_and_linear_terms_are_read() -> None:
     assert not first.violated_by(torch.full((1, 3), math.nan)).any()
 
 
+@pytest.mark.parametrize(
+    ("text", "factors", "offset"),
+    [
+        ("(<= (+ Y_0 1e16) (+ 1e16 1))", [1.0, 0.0, 0.0], -1.0),
+        ("(<= (+ Y_0 1e16 1 -1e16) 0)", [1.0, 0.0, 0.0], 1.0),
+        ("(<= (+ Y_1 (* 1e16 Y_0) Y_0 (* -1e16 Y_0)) 0)", [1.0, 1.0, 0.0], 0.0),
+        ("(<= (- (* 3 (+ 1e16 1 Y_0)) 3e16) 0)", [3.0, 0.0, 0.0], 3.0),
+        ("(<= (* 1e200 (* 1e-200 Y_0)) (* 1e300 (* 1e300 (* 1e-300 1e-300))))", [1.0, 0.0, 0.0], -1.0),
+    ],
+)
+def test_sums_and_products_of_numbers_are_exact(text: str, factors: list[float], offset: float) -> None:
+    (case,) = parse_property(HEAD + BOX + f"(assert {text})").cases
+    assert case.functions.tolist()[0] == pytest.approx(factors, rel=1e-15)
+    assert case.offsets.tolist() == pytest.approx([offset], rel=1e-15)
+
+
 def test_boxes_inside_a_disjunction_make_cases_of_their_own() -> None:
     asked = parse_property(
         HEAD
@@ -200,6 +216,8 @@ MALFORMED = {
     "(assert (<= X_0 -1))": "X_0 has a lower bound above its upper one",
     "(assert (< X_0 -1e-3))": "X_0 has a lower bound above its upper one",
     "(assert (<= Y_0 (* 1e300 1e300)))": "its numbers are too large",
+    "(assert (<= Y_0 (+ 1e308 1e308)))": "its numbers are too large",
+    "(assert (<= Y_0 (* 1e-300 (* 1e-300 Y_1))))": "its numbers are too small",
 }
 
 

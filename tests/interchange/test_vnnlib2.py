@@ -49,6 +49,19 @@ def test_both_versions_say_the_same(text: str) -> None:
     assert old.variables is None
 
 
+@pytest.mark.parametrize("value", ["(* {300} {300})", "(+ 9{307} 9{307})"])
+def test_numbers_that_are_too_large_are_refused(value: str) -> None:
+    value = re.sub(r"(\d?)\{(\d+)\}", lambda found: (found[1] or "1") + "0" * int(found[2]) + ".0", value)
+    with pytest.raises(PropertyError, match="too large"):
+        parse_property(HEAD + re.sub(r"X_(\d)", r"X[0,\1]", BOX) + f"(assert (<= Y[0] {value}))")
+
+
+def test_sums_are_exact() -> None:
+    many = "1" + "0" * 16 + ".0"
+    (case,) = both(f"(assert (<= (+ Y_0 {many}) (+ {many} 1.0)))")[1].cases
+    assert case.offsets.tolist() == [-1.0]
+
+
 def test_equations_and_their_negations_are_read() -> None:
     bounds = "(assert (and (== X[0,0] 0.5) (<= X[0,1] 1.0) (>= X[0,1] 0.0)))"
     below, above = parse_property(HEAD + bounds + "(assert (!= Y[0] 3.0))").cases

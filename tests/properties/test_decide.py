@@ -1,13 +1,14 @@
 """Properties as a whole: strict inequalities, empty boxes, and very many cases, which are decided in groups."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 from torch import nn
 
 from certtrain.attack import PGD
+from certtrain.errors import PropertyError
 from certtrain.interchange.vnnlib import parse_property
 from certtrain.properties import decide as deciding
 from certtrain.properties.cases import Case, Property
@@ -57,12 +58,22 @@ def test_a_case_with_an_empty_box_holds() -> None:
     assert (none.result, none.by, none.to_dict()["bound"]) == ("unsat", "crown-ibp", None)
 
 
+class Made:
+    """Cases that are made whenever they are read."""
+
+    def __init__(self, make: Callable[[], Iterator[Case]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Case]:
+        return self.make()
+
+
 def many(bound: float, cases: int) -> Property:
     """The property that x is at most `bound`, as so many cases; only the last one is near to it."""
     lower, upper, one = torch.zeros(1).double(), torch.ones(1).double(), torch.ones(1, 1).double()
     far = Case(lower, upper, -one, torch.full((1,), 7.0).double())
     last = Case(lower, upper, -one, torch.full((1,), bound).double())
-    return Property(1, 1, itertools.chain(itertools.repeat(far, cases - 1), [last]))
+    return Property(1, 1, Made(lambda: itertools.chain(itertools.repeat(far, cases - 1), [last])))
 
 
 @pytest.fixture
@@ -92,14 +103,14 @@ def test_very_many_cases_are_decided_group_by_group(groups: list[int]) -> None:
 
 def test_the_first_group_with_a_counterexample_is_the_last_one(groups: list[int]) -> None:
     asked = many(0.5, 3)
-    everything = Property(1, 1, itertools.chain(asked.cases, many(7.0, AT_ONCE).cases))
+    everything = Property(1, 1, Made(lambda: itertools.chain(asked.cases, many(7.0, AT_ONCE).cases)))
     assert decide(identity(), (1,), everything).result == "sat"
     assert groups == [AT_ONCE]
 
 
 def test_after_the_deadline_no_more_groups_are_made(groups: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deciding, "AT_ONCE", 50)
-    endless = Property(1, 1, itertools.chain.from_iterable(many(7.0, 2).cases for _ in itertools.count()))
+    endless = Property(1, 1, Made(lambda: itertools.chain.from_iterable(many(7.0, 2).cases for _ in itertools.count())))
     found = decide(identity(), (1,), endless, time_limit=0.5)
     assert found.result == "unknown"
     assert found.by is None
@@ -113,3 +124,41 @@ def test_a_file_with_very_many_cases_is_decided(groups: list[int]) -> None:
     assert decide(identity(), (1,), asked).result == "unsat"
     assert decide(identity(), (1,), parse_property(HEAD + UNIT + either.format(" (>= Y_0 0.9)"))).result == "sat"
     assert groups == [AT_ONCE, 2000, AT_ONCE, 2001]
+
+
+def test_cases_that_can_be_read_only_once_are_refused() -> None:
+    cases = many(0.5, 3).cases
+    with pytest.raises(PropertyError, match="can be read only once"):
+        Property(1, 1, iter(cases))
+    with pytest.raises(PropertyError, match="can be read only once"):
+        Property(1, 1, (case for case in cases))
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "complete"])
+@pytest.mark.parametrize("weights", [(1e-150, 1e-200), (1e-160, 1e-170)])
+def test_coefficients_that_underflow_prove_nothing(method: str, weights: tuple[float, float]) -> None:
+    """The least output is about −w₁ w₂ 10¹⁵⁰, and the product of the weights is below every float64."""
+    network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)).double().eval()
+    largest = torch.full((1,), 1e150, dtype=torch.float64)
+    least = weights[0] * 1e150 * weights[1]
+    with torch.no_grad():
+        for layer, weight, bias in zip(network, weights, (0.0, 1e-10 * least), strict=True):
+            layer.weight.fill_(weight)
+            layer.bias.fill_(bias)
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    asked = Property(1, 1, (Case(-largest, largest, one, zero),))
+    assert network(-largest) < 0
+    assert decide(network, (1,), asked, method=method).result != "unsat"
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "complete"])
+def test_an_output_that_overflows_is_no_counterexample(method: str) -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)).double().eval()
+    with torch.no_grad():
+        for layer, weight, bias in zip(network, (1e200, -1e200), (1e200, 0.0), strict=True):
+            layer.weight.fill_(weight)
+            layer.bias.fill_(bias)
+    lower, upper, one = torch.zeros(1).double(), torch.ones(1).double(), torch.ones(1, 1).double()
+    assert network(upper) == -torch.inf
+    asked = Property(1, 1, (Case(lower, upper, one, torch.zeros(1).double()),))
+    assert decide(network, (1,), asked, method=method).result == "unknown"
