@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Substitution
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
+from certtrain.branching import examples
 from certtrain.certfile import Writer, describe_task, read_certificates
 from certtrain.certfile.lines import REWORDED, Header
 from certtrain.data import ImageSet, to_unit
@@ -46,6 +47,14 @@ def write(case: Case, **asked: Any) -> None:
     known = list(to.results.values())
     verify(case.model, case.images, EPS, attack=ATTACK, known=known, on_examples=to.add, **options)
     to.seal()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_splits_of_inputs() -> Iterator[None]:
+    """`ROOTS_ONLY` limits the splits of neurons."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(examples, "FEW_INPUTS", 0)
+        yield
 
 
 @pytest.fixture(scope="module")
