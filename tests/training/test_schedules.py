@@ -57,10 +57,13 @@ def test_the_ramp_may_end_above_eps_but_not_above_all_pixels():
 
 
 def test_the_learning_rate_follows_the_presets_schedule():
-    rates = {"train__learning_rate": 1e-3, "train__milestones": [2], "train__decay": 0.5, "train__warmup": 1.0}
+    steps, others = {"train__milestones": [2], "train__decay": 0.5}, {"train__warmup": 1.0}
     found = {
-        name: [schedules(train__schedule=name, **rates).learning_rate(step) for step in (4, 10, 30, 49)]
-        for name in ("steps", "linear", "cosine")
+        name: [
+            schedules(train__schedule=name, train__learning_rate=1e-3, **own).learning_rate(step)
+            for step in (4, 10, 30, 49)
+        ]
+        for name, own in (("steps", steps), ("linear", others), ("cosine", others))
     }
     assert found["steps"] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4])
     assert found["linear"] == pytest.approx([5e-4, 1e-3, 5e-4, 2.5e-5])

@@ -173,7 +173,8 @@ def test_a_leafs_linear_program_is_not_written_after_the_deadline(monkeypatch: p
     units, asked = given.neurons, list[dict[str, Any]]()
     signs = torch.where(given.unstable, 1, 0).to(torch.int8)[None]
     nothing = torch.zeros(1, units).double()
-    leaf = Domains(signs, nothing, nothing, torch.zeros(1).double(), torch.zeros(1, dtype=torch.long))
+    one = torch.ones(1, 1).double()
+    leaf = Domains(signs, nothing, nothing, one, torch.zeros(1).double(), torch.zeros(1, dtype=torch.long))
     optimize = pytest.importorskip("scipy.optimize")
     solve = optimize.linprog
     monkeypatch.setattr(optimize, "linprog", lambda *a, **k: (asked.append(k["options"]), solve(*a, **k))[1])
