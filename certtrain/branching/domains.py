@@ -1,6 +1,7 @@
 """Domains: parts of a box in which the signs of some neurons' inputs are fixed, with their bounds."""
 
-from typing import NamedTuple, Self
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,31 @@ class Domains(NamedTuple):
     def bytes(self) -> int:
         """The memory that the domains take."""
         return sum(part.numel() * part.element_size() for part in self)
+
+
+class AnyDomains(Protocol):
+    """Domains of any kind."""
+
+    @property
+    def total(self) -> int:
+        """The number of domains."""
+
+    def take(self, chosen: slice, /) -> Self:
+        """Some of the domains."""
+
+
+D = TypeVar("D", bound=AnyDomains)
+
+
+def newest(waiting: list[D], most: int) -> Iterator[D]:
+    """At most so many of the newest domains, taken off `waiting`; those with the lowest bounds are last in a part."""
+    while waiting and most > 0:
+        part = waiting.pop()
+        kept = max(0, part.total - most)
+        if kept:
+            waiting.append(part.take(slice(0, kept)))
+        yield part.take(slice(kept, None))
+        most -= part.total - kept
 
 
 def concatenated(parts: list[Domains]) -> Domains:

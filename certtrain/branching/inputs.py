@@ -8,7 +8,7 @@ moves a function's linear bound most (Wang et al. 2018, section 4.3, with coeffi
 linear bounds in place of gradients).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple, Self
@@ -25,6 +25,7 @@ from certtrain.bounds.rounding import UNIT64, Rounding
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.branching.alternation import Falsifies, Outcome
+from certtrain.branching.domains import newest
 from certtrain.branching.halfspaces import LinearFunctions, Remaining, open_cases, remaining, with_combinations
 from certtrain.branching.tree import Cut, Path, Tree
 from certtrain.runtime.deadline import NEVER, Deadline
@@ -203,7 +204,7 @@ class InputSearch:
     def run(self, until: Deadline = NEVER) -> Outcome:
         """As `BranchingSearch.run`."""
         while not (self.ended or until.over() or self.settings.deadline.over()):
-            self._step(joined(list(self._newest())))
+            self._step(joined(list(newest(self.waiting, self.most))))
         left = sum(part.total for part in self.waiting)
         return Outcome(self.least, self.tree or Tree(), left, self.domains, self.falsified)
 
@@ -259,17 +260,6 @@ class InputSearch:
             return nodes.expand(2, -1)
         each = zip(nodes.tolist(), inputs.flatten().tolist(), values.flatten().tolist(), strict=True)
         return torch.tensor([self.tree.split(node, Cut(number, value)) for node, number, value in each]).T.to(nodes)
-
-    def _newest(self) -> Iterator[InputDomains]:
-        """The newest domains, taken off `waiting`, those with the lowest bounds first."""
-        most = self.most
-        while self.waiting and most > 0:
-            part = self.waiting.pop()
-            kept = max(0, part.total - most)
-            if kept:
-                self.waiting.append(part.take(slice(0, kept)))
-            yield part.take(slice(kept, None))
-            most -= part.total - kept
 
 
 def unproved_boxes(problem: InputProblem, leaves: Iterable[Path], settings: Settings) -> int:

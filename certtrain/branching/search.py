@@ -1,6 +1,6 @@
 """Branch and bound: domains are split and bounded until all are closed, or until a limit is reached."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 
@@ -11,7 +11,7 @@ from certtrain.bounds.chunks import between_checks, row_bytes, row_work
 from certtrain.bounds.settings import Settings
 from certtrain.branching.alternation import Falsifies, Outcome
 from certtrain.branching.bounds import domain_bounds, optimised
-from certtrain.branching.domains import Domains, concatenated
+from certtrain.branching.domains import Domains, concatenated, newest
 from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
 from certtrain.branching.selection import BranchingScores, branching_scores, chosen_neurons, sides
@@ -193,15 +193,6 @@ class BranchAndBound:
             self.waiting.append(left.take(left.bounds.argsort(descending=True)))
 
     def _take(self) -> Domains:
-        """Take the newest domains off `waiting`, those with the lowest bounds first, as many as may be split."""
-        return concatenated(list(self._newest()))
-
-    def _newest(self) -> Iterator[Domains]:
+        """Take the newest domains off `waiting`, as many as may be split."""
         most = max(1, min(self.most, (self.settings.domains - self.domains) // 2))
-        while self.waiting and most:
-            part = self.waiting.pop()
-            kept = max(0, part.total - most)
-            if kept:
-                self.waiting.append(part.take(slice(0, kept)))
-            yield part.take(slice(kept, None))
-            most -= part.total - kept
+        return concatenated(list(newest(self.waiting, most)))
