@@ -121,7 +121,9 @@ def exact_results(name: str, place: float, width: float) -> np.ndarray:
     """What the layer of that case gives for its points (COUNT, …), exactly."""
     layer, points, _ = layer_case(name, place, width)
     with torch.no_grad():
-        return np.stack([exact.result(layer, *(exact.exact(point) for point in each)) for each in zip(*points, strict=True)])
+        return np.stack(
+            [exact.result(layer, *(exact.exact(point) for point in each)) for each in zip(*points, strict=True)]
+        )
 
 
 def box_around(points: Tensor) -> Box:

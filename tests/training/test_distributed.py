@@ -22,11 +22,12 @@ from certtrain.runs.checkpoint import RunFolder
 from certtrain.training.api import resume, train
 from certtrain.training.distributed import SINGLE_PROCESS, process_group
 from certtrain.training.events import Note, Started, Stopped
+from helpers import processes
 from helpers.ranks import RANKS, SETTINGS, dying, everything, refreshed, work
 from helpers.small_runs import metrics, report, small, without_seconds
 from helpers.small_steps import WITHOUT_GRADIENT
 
-pytestmark = pytest.mark.usefixtures("no_page")
+pytestmark = pytest.mark.usefixtures("short")
 ROOT = Path(__file__).parents[2]
 
 
@@ -109,17 +110,16 @@ def started(function: Callable[[int, int, Path], None], path: Path) -> ProcessCo
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["certtrain.training.trainer"])  # so that torch is loaded once for all
-    return start_processes(function, args=(port, path), nprocs=RANKS, join=False, start_method="forkserver")
+    processes.context()  # so that torch is loaded once for all
+    return start_processes(function, args=(port, path), nprocs=RANKS, join=False, start_method=processes.METHOD)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the ranks left what they found."""
     path = tmp_path_factory.mktemp("ranks")
-    processes = started(work, path)
-    while not processes.join():
+    ranks = started(work, path)
+    while not ranks.join():
         pass
     return path
 
@@ -268,8 +268,8 @@ def test_an_interrupt_stops_all_ranks_at_a_checkpoint(tmp_path: Path):
 
 
 def test_no_rank_waits_for_one_that_died(tmp_path: Path):
-    processes = started(dying, tmp_path).processes
-    for process in processes:
+    ranks = started(dying, tmp_path).processes
+    for process in ranks:
         process.join(timeout=60)
-    assert [process.exitcode for process in processes] == [1, 3]
+    assert [process.exitcode for process in ranks] == [1, 3]
     assert not (tmp_path / "out" / "report.json").exists()
