@@ -88,8 +88,9 @@ def test_all_ways_agree_on_every_point(part: int):
 
 
 def test_under_float32_a_margin_near_zero_may_stay_open_and_is_never_wrong():
-    generator, settings = torch.Generator().manual_seed(7), replace(SETTINGS, rounding=arithmetic_named("float32"))
-    verdicts = []
+    generator, verdicts = torch.Generator().manual_seed(7), []
+    # What a thousand domains leave open here, ten times as many do too.
+    settings = replace(SETTINGS, rounding=arithmetic_named("float32"), domains=1000)
     for number in range(60):
         margin, eps = [1e-2, 1e-4, 1e-6, 1e-7, 0.0, -1e-7, -1e-4][number % 7], 0.25
         network = random_network(generator, 2, (3, 3), 2).float()

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import mpmath
@@ -32,8 +33,12 @@ def is_affine(layer: nn.Module) -> bool:
     return isinstance(layer, (*LINEAR, nn.BatchNorm1d, nn.BatchNorm2d, Normalize))
 
 
+@cache
 def affine(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Exact, Exact, tuple[int, ...]]:
-    """The matrix (out, in) and the constant (out,) of an affine layer for inputs of `shape`; the result's shape."""
+    """The matrix (out, in) and the constant (out,) of an affine layer for inputs of `shape`; the result's shape.
+
+    Computed once for a layer, which must not change after that.
+    """
     if not isinstance(layer, LINEAR):
         scale, shift = _by_channel(layer, shape)
         matrix = np.full((scale.size, scale.size), Fraction(0), dtype=object)

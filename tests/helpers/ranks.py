@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from certtrain.training.context import RunContext
 from certtrain.training.distributed import Group, process_group
 from certtrain.training.events import Event, Note, Started, Stopped
 from certtrain.training.step import Reading, Stepper
+from certtrain.training.trainer import Trainer
 from helpers.small_runs import small, stop_before
 from helpers.small_steps import PER_EPOCH, SHAPE, batch, network, preset
 
@@ -130,12 +132,31 @@ def refreshed(group: Group) -> list[Tensor]:
     return [tensor for name, tensor in model.state_dict().items() if "running" in name]
 
 
-def work(rank: int, port: int, folder: Path) -> None:
-    """One rank; what it found is left in the folder."""
+def joined(rank: int, port: int) -> AbstractContextManager[Group]:
+    """The group of all ranks, in a process that torchrun has not started."""
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
-    with process_group("cpu") as group:
+    return process_group("cpu")
+
+
+def dying(rank: int, port: int, folder: Path) -> None:
+    """One rank of a run, in the sixth step of which the second rank ends."""
+
+    def step(trainer: Trainer) -> None:
+        if rank == 1 and trainer.progress.step == 5:
+            os._exit(3)
+        whole_step(trainer)
+
+    whole_step = Trainer._step
+    Trainer._step = step  # type: ignore[method-assign]
+    with joined(rank, port) as group:
+        train(small(), folder / "out", RunContext(group=group))
+
+
+def work(rank: int, port: int, folder: Path) -> None:
+    """One rank; what it found is left in the folder."""
+    with joined(rank, port) as group:
         found = {"everything": everything(group), "among": among_ranks(group), "runs": runs(group, folder)}
         found["refreshed"] = refreshed(group)
         assert (group.rank, group.size) == (rank, RANKS)

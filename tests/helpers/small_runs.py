@@ -4,11 +4,13 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from certtrain.attack import PGD
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.context import RunContext
 from certtrain.training.pacing import Pacing
@@ -27,6 +29,7 @@ SMALL = {
     "data.examples": 600,
 }
 PER_EPOCH, STEPS = 10, 30
+STATE_EXAMPLES = 60
 FREQUENT = Pacing(reading=0.0, epoch_checkpoint=0.0, checkpoint_share=math.inf)
 
 
@@ -54,6 +57,15 @@ def without_pages() -> Iterator[None]:
     """Let runs write a page without drawing it, which takes longer than they do; reports/test_report.py draws pages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("certtrain.training.completion.write_report", lambda run, path: path.write_text("drawn"))
+        yield
+
+
+@contextmanager
+def short_runs() -> Iterator[None]:
+    """Runs without pages, which attack in few steps at their end, and whose layers' states are those of few images."""
+    with without_pages(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("certtrain.training.completion.PGD", partial(PGD, steps=2))
+        patch.setattr("certtrain.training.layer_diagnostics.STATE_EXAMPLES", STATE_EXAMPLES)
         yield
 
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from helpers.small_runs import without_pages
+from helpers.small_runs import short_runs
 
 
 @pytest.fixture(scope="module")
-def no_page() -> Iterator[None]:
-    """Runs write a page without drawing it."""
-    with without_pages():
+def short() -> Iterator[None]:
+    """Runs are short where nothing is asked of it: see `short_runs`."""
+    with short_runs():
         yield

@@ -144,7 +144,7 @@ def stepped(preset: Preset, *, compile: bool) -> tuple[nn.Module, dict[str, floa
         ("wide-resnet", "clean", {}, 1, FORWARD_ONLY),
         ("resnext", "centre", {}, 1, FORWARD_ONLY),
         ("mlp", "clean", {"name": "crown-ibp"}, 2, "inductor"),  # without linear bounds after the ramp
-        ("cnn", "centre", {"name": "crown-ibp", "loss_fusion": False}, 2, GRAPHS_ONLY),
+        ("mlp", "centre", {"name": "crown-ibp", "loss_fusion": False}, 2, GRAPHS_ONLY),
     ],
 )
 def test_compiled_and_eager_steps_are_equal_and_one_graph_serves_every_phase(

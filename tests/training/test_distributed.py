@@ -5,14 +5,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.multiprocessing import ProcessContext, start_processes
 
 from certtrain.bounds.statistics import batch_statistics, pooled_statistics
 from certtrain.data import Augmentation, Batches
@@ -21,10 +22,12 @@ from certtrain.runs.checkpoint import RunFolder
 from certtrain.training.api import resume, train
 from certtrain.training.distributed import SINGLE_PROCESS, process_group
 from certtrain.training.events import Note, Started, Stopped
-from helpers.ranks import RANKS, SETTINGS, everything, refreshed, work
+from helpers import processes
+from helpers.ranks import RANKS, SETTINGS, dying, everything, refreshed, work
 from helpers.small_runs import metrics, report, small, without_seconds
 from helpers.small_steps import WITHOUT_GRADIENT
 
+pytestmark = pytest.mark.usefixtures("short")
 ROOT = Path(__file__).parents[2]
 
 
@@ -102,16 +105,22 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch):
 # --- two ranks, in one start of two processes ------------------------------------------------------------
 
 
+def started(function: Callable[[int, int, Path], None], path: Path) -> ProcessContext:
+    """The ranks, each of which calls the function with its number, a free port and the path."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes.context()  # so that torch is loaded once for all
+    return start_processes(function, args=(port, path), nprocs=RANKS, join=False, start_method=processes.METHOD)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the ranks left what they found."""
     path = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["certtrain.training.trainer"])  # so that torch is loaded once for both
-    torch.multiprocessing.start_processes(work, args=(port, path), nprocs=RANKS, start_method="forkserver")
+    ranks = started(work, path)
+    while not ranks.join():
+        pass
     return path
 
 
@@ -241,10 +250,9 @@ def test_torchrun_trains_and_verifies(finished: Path, tmp_path: Path):
 
 
 def interrupted(process: subprocess.Popen[str], out: Path) -> None:
-    """Interrupt a run once it has begun."""
-    while not (out / "checkpoints").is_dir() and process.poll() is None:
+    """Interrupt a run in its second epoch or later."""
+    while not (out / "metrics.jsonl").is_file() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(1.0)
     process.send_signal(2)
 
 
@@ -259,27 +267,9 @@ def test_an_interrupt_stops_all_ranks_at_a_checkpoint(tmp_path: Path):
     assert int(RunFolder(tmp_path / "out").checkpoints()[-1].stem[5:]) > 0
 
 
-@pytest.mark.slow
 def test_no_rank_waits_for_one_that_died(tmp_path: Path):
-    code = f"""
-import sys
-sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
-from pathlib import Path
-from certtrain.training import trainer
-from certtrain.training.context import RunContext
-from certtrain.training.api import train
-from certtrain.training.distributed import process_group
-from helpers.small_runs import small
-with process_group("cpu") as group:
-    step = trainer.Trainer._step
-    def dies(self):
-        if group.rank == 1 and self.progress.step == 5:
-            raise SystemExit(3)
-        step(self)
-    trainer.Trainer._step = dies
-    train(small(), Path("out"), RunContext(group=group))
-"""
-    (tmp_path / "dies.py").write_text(code, encoding="utf-8")
-    process = torchrun(["dies.py"], tmp_path)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    ranks = started(dying, tmp_path).processes
+    for process in ranks:
+        process.join(timeout=60)
+    assert [process.exitcode for process in ranks] == [1, 3]
+    assert not (tmp_path / "out" / "report.json").exists()

@@ -15,7 +15,7 @@ from certtrain.training.pacing import Pacing
 from certtrain.training.tensorboard import TensorBoardLog
 from helpers.small_runs import frequent, metrics, report, small, stop_before
 
-pytestmark = pytest.mark.usefixtures("no_page")
+pytestmark = pytest.mark.usefixtures("short")
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,12 @@ from certtrain.training.distributed import SINGLE_PROCESS
 from certtrain.training.evaluation import natural_accuracy
 from certtrain.training.events import EpochDone, Event, Finished, Note, Started, StepDone, Stopped, Verifying
 from certtrain.training.trainer import Trainer
+from helpers import processes
+from helpers.run_processes import MOMENTS, resume_on_a_full_disk, stand_still, train_until_killed
 from helpers.small_runs import (
     EPS,
     PER_EPOCH,
+    STATE_EXAMPLES,
     STEPS,
     assert_same_run,
     frequent,
@@ -44,9 +47,8 @@ from helpers.small_runs import (
     without_seconds,
 )
 
-pytestmark = pytest.mark.usefixtures("no_page")
+pytestmark = pytest.mark.usefixtures("short")
 ROOT = Path(__file__).parents[2]
-HELPERS = [str(ROOT), str(ROOT / "tests")]  # on the path of processes that tests start
 
 
 def new_folder(path: Path, preset: Preset) -> RunFolder:
@@ -104,7 +106,7 @@ def test_metrics_hold_the_state_of_each_layer(finished: Path):
 
 def test_the_state_of_each_layer_is_what_stats_says_of_the_network(finished: Path):
     last = metrics(finished)[-1]
-    images = load_run_images(small(), None).train.take(1000)
+    images = load_run_images(small(), None).train.take(STATE_EXAMPLES)
     found = model_layer_states(load_model(finished / "model.safetensors"), images, last["eps"])
     for layer, expected in zip(last["layers"], found, strict=True):
         assert LayerState(**layer).name == expected.name
@@ -160,17 +162,6 @@ def test_a_run_without_its_page_is_a_whole_run(error: Exception, tmp_path: Path,
     assert done.page is None
 
 
-def test_only_a_run_that_is_over_has_a_page(tmp_path: Path):
-    events: list[Event] = []
-    context = frequent(emit=events.append, should_stop=stop_before(25))
-    train(small(), tmp_path / "out", context)
-    assert not (tmp_path / "out" / "report.html").exists()
-    resume(tmp_path / "out", frequent(emit=events.append))
-    (done,) = [event for event in events if isinstance(event, Finished)]
-    assert done.page == tmp_path / "out" / "report.html"
-    assert done.page.read_text() == "drawn"
-
-
 def test_the_report_says_when_the_run_was_over(finished: Path):
     when = datetime.fromisoformat(report(finished)["training"]["finished"])
     assert abs(datetime.now(UTC) - when) < timedelta(hours=1)
@@ -204,17 +195,12 @@ def test_the_training_ramp_may_end_above_eps(tmp_path: Path):
     assert [event.eps for event in events if isinstance(event, StepDone)] == pytest.approx([1.5 * EPS] * 2)
 
 
-def test_the_same_preset_gives_the_same_run(finished: Path, tmp_path: Path):
-    train(small(), tmp_path / "again", frequent())
-    assert_same_run(finished, tmp_path / "again")
-
-
 def test_another_seed_gives_another_run(finished: Path, tmp_path: Path):
     train(small(seed=1, train__epochs=1), tmp_path / "other", frequent())
     assert without_seconds(metrics(tmp_path / "other")[0]) != without_seconds(metrics(finished)[0])
 
 
-def test_the_global_random_numbers_decide_nothing(finished: Path, tmp_path: Path):
+def test_the_same_preset_gives_the_same_run_whatever_the_global_random_numbers(finished: Path, tmp_path: Path):
     with torch.random.fork_rng():
         torch.manual_seed(123)
         train(small(), tmp_path / "again", frequent())
@@ -280,10 +266,24 @@ WAYS = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an uninterrupted run, for the name of a way."""
+
+    @cache
+    def run(name: str) -> Path:
+        out = tmp_path_factory.mktemp("way") / "out"
+        assert train(small(**WAYS[name]), out, frequent()) is not None
+        return out
+
+    return run
+
+
 @pytest.mark.parametrize("name", WAYS)
-def test_every_way_of_training_goes_on_as_if_it_had_not_stopped(name: str, finished: Path, tmp_path: Path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(small(**WAYS[name]), whole, frequent()) is not None
+def test_every_way_of_training_goes_on_as_if_it_had_not_stopped(
+    name: str, finished: Path, trained: Callable[[str], Path], tmp_path: Path
+):
+    whole, parts = trained(name), tmp_path / "parts"
     train(small(**WAYS[name]), parts, frequent(should_stop=stop_before(13)))
     assert resume(parts, frequent()) is not None
     assert_same_run(whole, parts)
@@ -292,16 +292,14 @@ def test_every_way_of_training_goes_on_as_if_it_had_not_stopped(name: str, finis
     assert all(line["natural_accuracy"] > 0 for line in metrics(whole))
 
 
-def test_without_a_clean_batch_nothing_is_said_of_its_loss(tmp_path: Path):
-    train(small(train__batch_norm_statistics="centre"), tmp_path / "out", frequent(should_stop=stop_before(20)))
-    for line in metrics(tmp_path / "out"):
+def test_without_a_clean_batch_nothing_is_said_of_its_loss(trained: Callable[[str], Path]):
+    for line in metrics(trained("centre statistics")):
         assert "natural_loss" not in line
         assert line["certified_accuracy"] > 0
 
 
-def test_the_moving_average_is_what_is_kept(tmp_path: Path):
-    out = tmp_path / "out"
-    train(small(train__average=0.9), out, frequent())
+def test_the_moving_average_is_what_is_kept(trained: Callable[[str], Path]):
+    out = trained("moving average")
     kept, last = load_file(out / "model.safetensors"), load_file(RunFolder(out).checkpoints()[-1])
     for name, tensor in kept.items():
         assert torch.equal(tensor, last[f"average/{name}"]), name
@@ -360,7 +358,7 @@ def test_the_linear_rate_rises_and_falls(tmp_path: Path):
 
 
 def test_settings_can_be_chosen_without_the_test_set(tmp_path: Path):
-    train(small(data__verify_on="validation"), tmp_path / "out", frequent())
+    train(small(data__verify_on="validation", train__epochs=1), tmp_path / "out", frequent())
     results = report(tmp_path / "out")["results"]
     assert (results["split"], results["examples"]) == ("validation", 237)
 
@@ -394,8 +392,8 @@ def test_the_test_set_is_verified_once_at_the_end(tmp_path: Path, monkeypatch: p
         return original(model, images, eps, **options)
 
     monkeypatch.setattr(completion, "verify", counting)
-    train(small(), tmp_path / "out", frequent())
-    assert calls == [("test", 3)]
+    train(small(train__epochs=2), tmp_path / "out", frequent())
+    assert calls == [("test", 2)]
 
 
 def test_nothing_but_the_final_verification_sees_the_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -420,9 +418,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(steps: int, finished: Pa
     assert train(small(), out, frequent(should_stop=stop_before(steps), emit=events.append)) is None
     assert events[-1] == Stopped("time is up", steps, STEPS, out, None)
     assert not (out / "report.json").exists()
+    assert not (out / "report.html").exists()
     assert resume(out, frequent(emit=events.append)) is not None
     assert [event.step for event in events if isinstance(event, Started)] == [0, steps]
     assert_same_run(finished, out)
+    (done,) = [event for event in events if isinstance(event, Finished)]
+    assert done.page == out / "report.html"
+    assert done.page.read_text() == "drawn"
 
 
 def test_a_run_may_be_stopped_again_and_again(finished: Path, tmp_path: Path):
@@ -442,57 +444,17 @@ def test_a_run_stopped_while_it_is_verified_verifies_again(finished: Path, tmp_p
     assert_same_run(finished, out)
 
 
-MOMENTS = {
-    "after a step, before its checkpoint": "isinstance(event, StepDone) and event.step == 17",
-    "between an epoch's metrics and its checkpoint": "isinstance(event, EpochDone) and event.record.epoch == 2",
-    "while a checkpoint is written": "event is None and len(syncs) == 9",
-    "while the first checkpoint is written": "event is None and len(syncs) == 2",
-    "while the model is written": "event is None and len(syncs) == 33",
-    "while the report is written": "event is None and len(syncs) == 34",
-    "while it is verified": "isinstance(event, Verifying)",
-}
-
-
-# Trains in a folder for each moment, checkpointing after every step, until it kills itself there. Each is a branch of
-# one process, which has loaded torch and run nothing yet.
-KILLS = f"""
-import os, signal, sys, torch
-from dataclasses import replace
-from pathlib import Path
-sys.path[:0] = {HELPERS!r}
-torch.set_num_threads(1)
-from certtrain import RunContext, storage, train
-from certtrain.training.events import EpochDone, StepDone, Verifying
-from helpers.small_runs import FREQUENT, small
-def run_until(moment, out):
-    syncs, real = [], os.fsync
-    def look(event):
-        if moment(event, syncs):
-            os.kill(os.getpid(), signal.SIGKILL)
-    def fsync(handle):
-        syncs.append(handle)
-        look(None)
-        real(handle)
-    storage.os.fsync = fsync
-    train(small(), out, RunContext(emit=look, pacing=replace(FREQUENT, checkpoint=0.0)))
-for number, moment in enumerate({list(MOMENTS.values())!r}):
-    child = os.fork()
-    if not child:
-        try:
-            run_until(eval("lambda event, syncs: " + moment), Path(str(number)))
-        finally:
-            os._exit(1)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of a run that was killed, for each moment."""
-    place = tmp_path_factory.mktemp("killed")
-    result = subprocess.run([sys.executable, "-c", KILLS], cwd=place, capture_output=True, text=True)
-    assert result.stdout.split() == ["-9"] * len(MOMENTS), result.stderr
-    return {moment: place / str(number) for number, moment in enumerate(MOMENTS)}
+    place, folders = tmp_path_factory.mktemp("killed"), {}
+    for number, moment in enumerate(MOMENTS):
+        folders[moment] = place / str(number)
+        process = processes.context().Process(target=train_until_killed, args=(moment, folders[moment]))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, moment
+    return folders
 
 
 @pytest.mark.slow
@@ -504,11 +466,19 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(moment: str, finished
     assert_same_run(finished, out)
 
 
-def halfway(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run stopped after two epochs, with a checkpoint of each."""
+    folder = tmp_path_factory.mktemp("stopped") / "out"
     train(small(), folder, frequent(should_stop=stop_before(20)))
     assert [path.name[5:14] for path in RunFolder(folder).checkpoints()] == ["000000010", "000000020"]
     return folder
+
+
+@pytest.fixture
+def halfway(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return shutil.copytree(stopped, tmp_path / "out")
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -520,8 +490,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, finished: Path, tmp_path: Path):
-    out, events = halfway(tmp_path / "out"), list[Event]()
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, finished: Path, halfway: Path):
+    out, events = halfway, list[Event]()
     newest = RunFolder(out).checkpoints()[-1]
     DAMAGES[name](newest)
     resume(out, frequent(emit=events.append))
@@ -530,12 +500,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, finished: P
     assert_same_run(finished, out)
 
 
-def test_without_any_readable_checkpoint_there_is_no_going_on(tmp_path: Path):
-    out = halfway(tmp_path / "out")
-    for path in RunFolder(out).checkpoints():
+def test_without_any_readable_checkpoint_there_is_no_going_on(halfway: Path):
+    for path in RunFolder(halfway).checkpoints():
         DAMAGES["truncated"](path)
     with pytest.raises(RunError, match=r"no checkpoint in .*checkpoints can be read; start a new run"):
-        resume(out, frequent())
+        resume(halfway, frequent())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -619,30 +588,20 @@ def test_a_run_that_fails_later_keeps_its_checkpoints(tmp_path: Path, monkeypatc
 
 # --- one process at a time, and one preset ---------------------------------------------------------------
 
-TRAINS = """
-import sys, time
-from pathlib import Path
-from certtrain import resume, train
-from helpers.small_runs import frequent, small
-def wait():
-    print("trains", flush=True)
-    time.sleep(60)
-out, context = Path(sys.argv[1]), frequent(should_stop=wait)
-resume(out, context) if out.exists() else train(small(), out, context)
-"""
-
 
 @contextmanager
-def training(out: Path) -> Iterator[subprocess.Popen[str]]:
+def training(out: Path) -> Iterator[Any]:
     """Another process that trains the run in `out`, and stands still at its first step."""
-    command = [sys.executable, "-c", TRAINS, str(out)]
-    with subprocess.Popen(command, cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "trains\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+    here, there = processes.context().Pipe()
+    process = processes.context().Process(target=stand_still, args=(out, there))
+    process.start()
+    try:
+        assert here.poll(60)
+        assert here.recv() == "trains"
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["resumed", "new"])
@@ -658,7 +617,7 @@ def test_two_processes_do_not_train_one_run(begun: bool, tmp_path: Path):
             train(small(), out, frequent())
         assert contents(out) == before
         process.kill()
-        process.wait()
+        process.join()
         assert resume(out, frequent()) is not None  # the lock has ended with the process
     assert not (out / ".lock").exists()
 
@@ -704,7 +663,7 @@ def test_a_run_whose_preset_was_changed_is_refused(changes: dict[str, Any], name
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path):
     out = tmp_path / "out"
-    train(small(), out, frequent(should_stop=stop_before(3)))
+    train(small(train__epochs=1), out, frequent(should_stop=stop_before(3)))
     for path in RunFolder(out).checkpoints():
         with safe_open(path, framework="pt") as file:
             progress = json.loads(file.metadata()["progress"])
@@ -735,7 +694,7 @@ def test_missing_data_leave_no_folder_behind(tmp_path: Path):
 
 
 def test_weights_that_are_not_a_number_stop_the_run(tmp_path: Path):
-    out, preset = tmp_path / "out", small()
+    out, preset = tmp_path / "out", small(train__epochs=2)
 
     def damage() -> None:
         if trainer.progress.step == 14:
@@ -794,33 +753,18 @@ def test_a_checkpoint_folder_that_is_a_file_is_an_error(tmp_path: Path):
         resume(out, frequent())
 
 
-FULL_DISK = f"""
-import resource, signal, sys, torch
-from pathlib import Path
-sys.path[:0] = {HELPERS!r}
-torch.set_num_threads(1)
-from certtrain import resume
-from certtrain.errors import StorageError
-from helpers.small_runs import frequent
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-limit = Path("out/checkpoints/step-000000000.safetensors").stat().st_size + 100
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    resume(Path("out"), frequent())
-except StorageError as error:
-    print("StorageError:", error)
-"""
-
-
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(finished: Path, tmp_path: Path):
     out = tmp_path / "out"
     train(small(), out, frequent(should_stop=stop_before(0)))
     before = (out / "checkpoints" / "step-000000000.safetensors").read_bytes()
-    result = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith(
-        "StorageError: cannot write out/checkpoints/step-000000010.safetensors: File too large"
-    )
+    here, there = processes.context().Pipe()
+    process = processes.context().Process(target=resume_on_a_full_disk, args=(out, there))
+    process.start()
+    process.join()
+    assert here.poll()
+    checkpoint = out / "checkpoints" / "step-000000010.safetensors"
+    assert here.recv() == f"cannot write {checkpoint}: File too large. Nothing was changed."
     assert [path.read_bytes() for path in (out / "checkpoints").iterdir()] == [before]
     assert resume(out, frequent()) is not None
     assert_same_run(finished, out)
@@ -831,8 +775,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(finished: Path, tmp_path: Path):
 
 def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
-    train(small(), out, frequent(should_stop=stop_before(3)))
-    changed = load_run_images(small(), None)
+    train(small(train__epochs=1), out, frequent(should_stop=stop_before(3)))
+    changed = load_run_images(small(train__epochs=1), None)
     changed.train.images[0, 0, 0, 0] += 1
     monkeypatch.setattr("certtrain.training.api.load_run_images", lambda *arguments: changed)
     with pytest.raises(RunError, match="not those that the run"):

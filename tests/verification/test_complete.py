@@ -35,6 +35,7 @@ from certtrain.verification.verify import Report, verify
 from helpers.tiny_classifier import metadata, mostly_right
 
 EPS = 0.1  # at which trees are needed
+FEW_DOMAINS = replace(VERDICT_SETTINGS, domains=200)
 
 
 def run(model: Classifier, data: ImageSet, eps: float, **options: Any) -> tuple[Report, dict[int, ExampleResult]]:
@@ -63,6 +64,12 @@ def unlimited(method: str) -> tuple[Report, dict[int, ExampleResult]]:
 def alone() -> dict[int, ExampleResult]:
     """What complete verification says of them without limits."""
     return unlimited("complete")[1]
+
+
+@cache
+def limited(arithmetic: str) -> dict[int, ExampleResult]:
+    """What complete verification says of them within 200 domains an example."""
+    return run(*few(), EPS, arithmetic=arithmetic, bounds=FEW_DOMAINS)[1]
 
 
 @cache
@@ -135,18 +142,16 @@ def test_what_bounds_certify_complete_certifies(arithmetic: str):
     x = to_unit(data.images)
     for eps in (0.03, EPS) if arithmetic == "float32" else (EPS,):
         bounded = certify(model, x, data.labels, eps, method="alpha-crown", arithmetic=arithmetic)
-        _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICT_SETTINGS, domains=200))
+        points = limited(arithmetic) if eps == EPS else run(model, data, eps, bounds=FEW_DOMAINS)[1]
         assert all(points[n].verdict == "certified" for n in bounded.certified.nonzero().flatten().tolist())
         assert 0 < int(bounded.certified.sum()) <= verdicts(points).count("certified")
 
 
 @pytest.mark.slow
 def test_less_is_certified_the_more_is_rounded():
-    model, data = few()
-    settings = replace(VERDICT_SETTINGS, domains=100)
     certified = [
-        {n for n, p in run(model, data, EPS, arithmetic=name, bounds=settings)[1].items() if p.verdict == "certified"}
-        for name in ("bf16", "float32", "real")
+        {number for number, point in limited(arithmetic).items() if point.verdict == "certified"}
+        for arithmetic in ("bf16", "float32", "real")
     ]
     assert certified[0] <= certified[1] <= certified[2]
 
@@ -158,15 +163,15 @@ def test_less_is_certified_the_more_is_rounded():
 def test_counterexamples_found_without_an_attack_are_in_the_box_and_misclassified_alone(arithmetic: str):
     number = 0
     learnt, test = digits()
-    for model, data, eps in ((*few(), EPS), (learnt, test.take(3), 0.1)):
-        _, points = run(model, data, eps, arithmetic=arithmetic, bounds=replace(VERDICT_SETTINGS, domains=200))
+    on_test = run(learnt, test.take(3), EPS, arithmetic=arithmetic, bounds=FEW_DOMAINS)[1]
+    for model, data, points in ((*few(), limited(arithmetic)), (learnt, test, on_test)):
         for index, point in points.items():
             assert (point.counterexample is not None) == (point.verdict == "falsified")
             if point.counterexample is None:
                 continue
             x, found = to_unit(data.images[index]).double(), point.counterexample
             assert found.dtype == torch.float32
-            assert bool(((found.double() - x).abs() <= eps).all())
+            assert bool(((found.double() - x).abs() <= EPS).all())
             assert bool(((found >= 0) & (found <= 1)).all())
             assert misclassified_in_batch_of_one(model, found, data.labels[index], arithmetic)
             assert (point.method, point.trees) == ("complete", {})
@@ -289,7 +294,7 @@ def test_without_scipy_complete_still_decides(monkeypatch: pytest.MonkeyPatch):
 def test_the_step_leaves_the_network_as_it_was():
     model, data = few()
     before = copy.deepcopy(model.state_dict())
-    run(model, data, EPS)
+    run(model, data, EPS, bounds=replace(VERDICT_SETTINGS, domains=20))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not model.training
 

@@ -13,6 +13,7 @@ from certtrain.spec.preset import Preset
 from helpers.small_runs import small, stop_before
 from helpers.small_steps import batch, network, preset
 
+pytestmark = pytest.mark.usefixtures("short")
 SAME = """
 from certtrain import Objective, Robust, margin_losses
 

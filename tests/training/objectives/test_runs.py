@@ -11,7 +11,7 @@ from certtrain import RunContext, load_preset, resume, train
 from certtrain.spec.objective import OBJECTIVES
 from certtrain.spec.preset import Preset
 from certtrain.training.context import FinalVerification
-from helpers.small_runs import small, stop_before, without_pages
+from helpers.small_runs import short_runs, small, stop_before
 
 SHIPPED = [name for name in OBJECTIVES if name != "custom"]
 OWN = {
@@ -49,7 +49,7 @@ def test_a_run_ends_with_its_measures_its_report_and_its_page(name: str, tmp_pat
 
 @pytest.mark.parametrize("name", ["pgd", "mtl-ibp", "staps"])
 def test_a_run_that_is_resumed_ends_with_the_same_bits(name: str, tmp_path: Path):
-    with without_pages():
+    with short_runs():
         assert train(preset(name), tmp_path / "whole") is not None
         assert train(preset(name), tmp_path / "stopped", RunContext(should_stop=stop_before(7))) is None
         assert resume(tmp_path / "stopped") is not None
