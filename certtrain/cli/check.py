@@ -76,5 +76,5 @@ def _checked(
     data = contents.header.data
     images = open_split(model, data.split, data_dir, data.examples)
     memory = memory or DEFAULT.memory
-    with render.progress("checking") as on_progress:
+    with render.checking() as on_progress:
         return check(path, contents, file, model, images, limit=limit, memory=memory, on_progress=on_progress)

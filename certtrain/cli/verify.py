@@ -192,7 +192,11 @@ def verify_command(
     saved = open_model(model, limits.device)
     images = open_split(saved, data.split, data.data_dir, data.limit)
     task = _Task(model, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
-    _show(_verified(task, limits), model, output)
+    report = _verified(task, limits)
+    _show(report, model, output)
+    if report.interrupted:
+        _say_stopped(report, output.out)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -241,46 +245,36 @@ def _arguments(model: "Classifier", certificates: CertificateOptions, limits: Li
     }
 
 
-class _Interrupted(Exception):
-    pass
-
-
 @dataclass(frozen=True)
 class _Batches:
-    """Writes and shows each batch of results. After it, an interrupt ends the verification."""
+    """Writes and shows each batch of results."""
 
     writer: "Writer | None"
     view: "VerifyingView"
-    stop: Stopper
 
     def add(self, results: "Sequence[ExampleResult]") -> None:
         if self.writer is not None:
             self.writer.add(results)
         self.view.add(results)
-        if self.stop.interrupted:
-            raise _Interrupted
 
 
 def _verified(task: _Task, limits: LimitOptions) -> "Report":
     """The report of the verification; its certificates are written to the file that --out names."""
     from certtrain import render
 
-    stop = Stopper(None)
     with task.writer() as writer:
         known = () if writer is None else tuple(writer.results.values())
         with render.verifying(known) as view:
-            try:
-                report = _report(task, limits, known, _Batches(writer, view, stop))
-            except _Interrupted:
-                view.close()
-                _say_stopped(writer, len(task.images))
-                raise typer.Exit(ExitCode.INTERRUPTED) from None
-        if writer is not None:
+            stop = Stopper(None, view.stop)
+            report = _report(task, limits, known, _Batches(writer, view), stop)
+        if writer is not None and not report.interrupted:
             writer.seal()
     return report
 
 
-def _report(task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]", batches: _Batches) -> "Report":
+def _report(
+    task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]", batches: _Batches, stop: Stopper
+) -> "Report":
     from certtrain.verification.cascade import Limits
     from certtrain.verification.verify import verify
 
@@ -292,24 +286,28 @@ def _report(task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]",
         known=known,
         on_examples=batches.add,
         on_round=batches.view.begin,
+        on_work=batches.view.work_on,
+        stop=lambda: stop.interrupted,
         **task.arguments,
     )
 
 
-def _say_stopped(writer: "Writer | None", examples: int) -> None:
+def _say_stopped(report: "Report", out: Path | None) -> None:
+    """Say how far a verification came that an interrupt ended, and how to continue it."""
     from certtrain import render
 
-    if writer is None:
-        render.note("stopped; without --out FILE no results are kept")
-        return
-    decided = sum(result.verdict != "open" for result in writer.results.values())
+    examples = report.examples + report.unreached
+    left = report.open + report.unreached
     again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
-    render.note(f"stopped with {decided:,} of {examples:,} examples decided; continue with: {again}")
+    kept = "without --out FILE no results are kept" if out is None else f"continue with: {again}"
+    render.note(f"stopped with {examples - left:,} of {examples:,} examples decided; {kept}")
 
 
 def _show(report: "Report", model: Path, output: CertificateOutput) -> None:
     from certtrain import render
 
+    if not report.examples:  # stopped before the first result
+        return
     if output.as_json:
         render.show_json({"model": str(model), **report.to_dict(), "out": output.out and str(output.out)})
         return

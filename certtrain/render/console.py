@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -44,3 +46,15 @@ def remark(text: str) -> None:
 def show_title(text: str) -> None:
     """The title of the table below it."""
     out.print(Text(text, style="italic"))
+
+
+def fitted(words: Sequence[str], width: int, gap: str = "  ") -> str:
+    """The words in lines of at most `width` columns, broken between two words only."""
+    lines = [""]
+    for word in words:
+        longer = lines[-1] + gap + word if lines[-1] else word
+        if len(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

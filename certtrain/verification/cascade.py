@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import SoundnessError
-from certtrain.runtime.deadline import NEVER, Deadline
+from certtrain.runtime.deadline import NEVER, Deadline, never
 from certtrain.runtime.device import device_of
 from certtrain.verdicts import Verdict
 from certtrain.verification.results import ExampleResult
@@ -21,6 +21,29 @@ BATCH_SECONDS = 0.5  # the most that a batch is expected to take, where time is 
 
 OnExamples = Callable[[list[ExampleResult]], None]
 OnRound = Callable[[tuple[str, ...], int], None]
+
+
+class SearchState(NamedTuple):
+    """The domains of a search so far: how many are closed and open, and the least lower bound of the open ones."""
+
+    closed: int
+    open: int
+    bound: float
+
+
+class Work(NamedTuple):
+    """What begins or goes on: a step on the examples of these `numbers`; `domains` are those of a search.
+
+    seconds: how many each example may take at most; infinity without a limit.
+    """
+
+    step: str
+    numbers: Sequence[int]
+    seconds: float
+    domains: SearchState | None = None
+
+
+OnWork = Callable[[Work], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +72,9 @@ class Cascade:
     """Takes the examples of `images` through `rounds`. `known` are earlier results for some of them.
 
     The first step of the first round is inference. on_round: called at the start of each round, with its steps' names
-    and the number of examples. on_examples: called with the new results of each batch.
+    and the number of examples. on_examples: called with the new results of each batch. on_work: called when a step
+    begins on a batch, and on the way by searches. stop: once it returns True, the cascade ends with the batches that it
+    has finished, and examples that it has not reached have no result.
     """
 
     model: nn.Module
@@ -60,12 +85,17 @@ class Cascade:
     known: Sequence[ExampleResult] = ()
     on_examples: OnExamples = lambda results: None
     on_round: OnRound = lambda names, examples: None
+    on_work: OnWork = lambda work: None
+    stop: Callable[[], bool] = never
     results: dict[int, ExampleResult] = field(default_factory=dict, init=False)
     budget: Deadline = field(default=NEVER, init=False)
 
     def run(self) -> list[ExampleResult]:
-        """The result of every example, by number. Raises SoundnessError if a certificate has a counterexample."""
-        self.budget = Deadline.after(self.limits.budget)
+        """The results in the order of numbers, of every example unless `stop` ended it.
+
+        Raises SoundnessError if a certificate has a counterexample.
+        """
+        self.budget = Deadline.after(self.limits.budget, self.stop)
         self.results = {result.index: result for result in self.known}
         first, *others = self.rounds
         if self.budget.limited:  # the natural accuracy needs all examples, however little time there is
@@ -73,8 +103,10 @@ class Cascade:
         for each in [first] if first.steps else []:
             self._round(each, slow=False)
         for each in others:
+            if self.stop():  # then some examples have no result yet
+                break
             self._round(each, slow=True, share=1.0 if each is others[-1] else SHARE_BEFORE_LAST)
-        return [self.results[index] for index in range(len(self.images))]
+        return [result for _, result in sorted(self.results.items())]
 
     def _classify(self, first: Round) -> Round:
         """Take every example through inference; gives the first round without it."""
@@ -82,6 +114,8 @@ class Cascade:
         new = [index for index in range(len(self.images)) if index not in self.results]
         self.on_round(inference.names, len(new))
         for numbers in _batches(new, first.size):
+            if self.stop():
+                break
             self._keep(self._work(inference.steps, numbers))
         return replace(first, steps=first.steps[1:])
 
@@ -150,7 +184,7 @@ class Cascade:
     ) -> Iterator[ExampleResult]:
         """The results after one step, in which each example may take `seconds` seconds."""
         start = time.monotonic()
-        found = step(self._batch([result.index for result in results], seconds))
+        found = step(self._batch(step.name, [result.index for result in results], seconds))
         rows = list(_rows(found, len(results)))
         took = (time.monotonic() - start) / len(results)
         for result, row in zip(results, rows, strict=True):
@@ -162,13 +196,23 @@ class Cascade:
             return math.inf
         return min(self.limits.timeout - (self._spent(n) if n in self.results else 0.0) for n in numbers)
 
-    def _batch(self, numbers: Sequence[int], seconds: float) -> ExampleBatch:
-        device, rows = device_of(self.model), list(numbers)
-        x = to_unit(self.images.images[rows].to(device))
-        return ExampleBatch(rows, x, self.images.labels[rows].to(device), self.eps, self.budget, seconds)
+    def _batch(self, step: str, rows: list[int], seconds: float) -> ExampleBatch:
+        work, device = Work(step, rows, seconds), device_of(self.model)
+        self.on_work(work)
+
+        def on_domains(closed: int, left: int, bound: float) -> None:
+            self.on_work(work._replace(domains=SearchState(closed, left, bound)))
+
+        x, labels = to_unit(self.images.images[rows].to(device)), self.images.labels[rows].to(device)
+        return ExampleBatch(rows, x, labels, self.eps, self.budget, seconds, on_domains)
 
     def _keep(self, results: list[ExampleResult]) -> None:
-        """Keep and report the new results. After a step that stopped early, some are unchanged."""
+        """Keep and report the new results. After a step that stopped early, some are unchanged.
+
+        What `stop` cut short is not kept, so that continuing gives what would have come without it.
+        """
+        if self.stop():
+            return
         new = [result for result in results if result != self.results.get(result.index)]
         self.results |= {result.index: result for result in new}
         if new:

@@ -65,7 +65,7 @@ class CompleteStep:
 
     def _decided(self, batch: ExampleBatch, row: int) -> CompleteResult:
         deadline = batch.deadline()
-        settings = replace(self.prepared().settings, deadline=deadline)
+        settings = replace(self.prepared().settings, deadline=deadline, on_domains=batch.on_domains)
         with shape_errors_as_data_errors(batch.x):
             result = decide_example(self.example(batch, row), self._classes(batch, row), settings)
         if result.margin is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from certtrain.attack import AttackSettings
 from certtrain.attack import attack as search
 from certtrain.attack.criterion import computing_in
-from certtrain.bounds.settings import VERDICT_SETTINGS
+from certtrain.bounds.settings import VERDICT_SETTINGS, OnDomains, ignore_domains
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.verdicts import Verdict, correct_examples
@@ -23,7 +23,8 @@ INFERENCE, ATTACK = "inference", "attack"
 class ExampleBatch(NamedTuple):
     """Examples of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes.
 
-    budget: the deadline of the whole verification. seconds: the time of each example in a slow step.
+    budget: the deadline of the whole verification. seconds: the time of each example in a slow step. on_domains: called
+    by a search, as in the settings of bounds.
     """
 
     numbers: Sequence[int]
@@ -32,6 +33,7 @@ class ExampleBatch(NamedTuple):
     eps: float
     budget: Deadline = NEVER
     seconds: float = math.inf
+    on_domains: OnDomains = ignore_domains
 
     def deadline(self, examples: int = 1) -> Deadline:
         """The deadline of a step that starts now with `examples` examples together."""

@@ -1,7 +1,7 @@
 """Verification of a model on a set of images, with its report."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,11 +20,12 @@ from certtrain.deprecation import renamed_argument
 from certtrain.errors import DataError, NetworkError
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
+from certtrain.runtime.deadline import never
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import parse_eps
-from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnExamples, OnRound
+from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnExamples, OnRound, OnWork
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, certified_by, count, step_summaries
@@ -38,6 +39,8 @@ class Report:
         results come from. seconds: of this run.
     network: "saved", as in the model's file, or "folded", as `export` writes it.
     unfinished: how many open examples have not been through all steps, for lack of time.
+    interrupted: whether the verification was stopped before its end.
+    unreached: how many examples have no result, for that reason; they are not in `examples`.
     certified_by: the number of certified examples by the step that certified them.
     """
 
@@ -57,22 +60,24 @@ class Report:
     network: NetworkName = "saved"
     arithmetic: str = DEFAULT_ARITHMETIC
     unfinished: int = 0
+    unreached: int = 0
+    interrupted: bool = False
     certified_by: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def natural_accuracy(self) -> float:
         """The share that is classified correctly."""
-        return 1 - self.misclassified / self.examples
+        return 1 - self.misclassified / max(self.examples, 1)
 
     @property
     def pgd_accuracy(self) -> float:
         """The share that no attack falsified, an upper limit on robust accuracy; without one, the natural accuracy."""
-        return (self.certified + self.open) / self.examples
+        return (self.certified + self.open) / max(self.examples, 1)
 
     @property
     def certified_accuracy(self) -> float:
         """The share that is certified: a lower limit on robust accuracy."""
-        return self.certified / self.examples
+        return self.certified / max(self.examples, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, and the accuracies and errors."""
@@ -104,6 +109,8 @@ def verify(
     known: Sequence[ExampleResult] = (),
     on_examples: OnExamples = lambda results: None,
     on_round: OnRound = lambda names, examples: None,
+    on_work: OnWork = lambda work: None,
+    stop: Callable[[], bool] = never,
 ) -> Report:
     """Classify, attack and certify each example.
 
@@ -115,7 +122,9 @@ def verify(
 
     `on_round` is called at the start of each round, with its steps' names and its
     number of examples; `on_examples` with the results of each batch, so once a round
-    for an open example. An exception that they raise ends the verification.
+    for an open example; `on_work` when a step begins on a batch, and on the way by
+    searches. An exception that they raise ends the verification. `stop` is asked several
+    times a second; once it returns True, the report is of the examples that have a result.
 
     Certificates are for the network in `arithmetic`, as for `certify`; inference and
     attack compute in it. Raises DataError if the images do not fit the model,
@@ -129,13 +138,14 @@ def verify(
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
-    results = Cascade(model, images, eps, rounds, limits, known, on_examples, on_round).run()
-    counts, steps = count(results), names_of(method, attack)
+    results = Cascade(model, images, eps, rounds, limits, known, on_examples, on_round, on_work, stop).run()
+    counts, steps, unreached = count(results), names_of(method, attack), len(images) - len(results)
+    unfinished = sum(result.verdict == "open" and not set(steps) <= result.tried.keys() for result in results)
     return Report(
         dataset=images.name,
         split=images.split,
         eps=eps,
-        examples=len(images),
+        examples=len(results),
         certified=counts["certified"],
         open=counts["open"],
         falsified=counts["falsified"],
@@ -148,7 +158,9 @@ def verify(
         network=network,
         arithmetic=arithmetic,
         certified_by=certified_by(results, steps),
-        unfinished=sum(result.verdict == "open" and not set(steps) <= result.tried.keys() for result in results),
+        unfinished=unfinished,
+        unreached=unreached,
+        interrupted=stop() and unreached + unfinished > 0,
     )
 
 

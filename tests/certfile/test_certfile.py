@@ -140,6 +140,18 @@ def test_what_was_written_holds(case: Case):
     assert json.loads(json.dumps(outcome.to_dict(), allow_nan=False))["eps"] == EPS
 
 
+def test_the_progress_of_a_check_counts_each_record_once(case: Case):
+    seen: list[tuple[str, int, int]] = []
+    case.check(on_progress=lambda what, done, total: seen.append((what, done, total)))
+    steps, done, totals = zip(*seen, strict=True)
+    assert set(totals) == {100}
+    assert list(done) == sorted(done)
+    assert (done[0], done[-1]) == (0, 100)
+    assert steps[0] == "inference"
+    assert set(steps) >= {"inference", "ibp"}
+    assert done[steps.index("ibp")] == 100 - lines_of(case)[-1]["counts"]["certified"]
+
+
 def test_a_part_is_checked_as_a_part(case: Case):
     outcome = case.check(limit=30)
     assert (outcome.checked, outcome.partial, sum(outcome.counts.values())) == (30, True, 30)

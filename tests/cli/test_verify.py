@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -123,8 +125,12 @@ def test_a_verification_that_was_stopped_goes_on(
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert out == ""
     assert "Traceback" not in err
+    if number == signal.SIGINT:
+        assert "stopping…" in err
+        assert "robust accuracy lies between" in out
+    else:
+        assert out == ""
     before = _lines(tmp_path / "c.jsonl")
     assert 2 <= before <= 340, "it was not stopped on its way"
     if number == signal.SIGINT:
@@ -172,7 +178,32 @@ def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
     class Interrupted:
         interrupted = True
 
-    monkeypatch.setattr(importlib.import_module("certtrain.cli.verify"), "Stopper", lambda seconds: Interrupted())
+    stopper = importlib.import_module("certtrain.cli.verify")
+    monkeypatch.setattr(stopper, "Stopper", lambda seconds, on_interrupt: Interrupted())
     done = run("verify", str(model))
-    assert (done.code, done.out) == (130, "")
+    assert (done.code, done.out) == (130, "")  # nothing is known yet
+    assert "stopped with 0 of 360 examples decided; without --out FILE no results are kept" in done.err
+
+
+def test_an_interrupt_prints_the_bracket_so_far(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later:
+        """Interrupted once it has been asked a hundred times: in the second batch of an attack of 20 steps."""
+
+        def __init__(self, seconds: None, on_interrupt: Callable[[], None]) -> None:
+            self.asked = count()
+
+        @property
+        def interrupted(self) -> bool:
+            return next(self.asked) >= 100
+
+    monkeypatch.setattr(importlib.import_module("certtrain.cli.verify"), "Stopper", Later)
+    words = ["verify", str(model), "--eps", "0.03", "--batch-size", "50"]
+    done = run(*words, "--json")
+    found = json.loads(done.out)
+    assert (done.code, found["interrupted"], found["examples"] + found["unreached"]) == (130, True, 360)
+    assert 50 <= found["examples"] < 360
+    assert 0 < found["certified_accuracy"] <= found["pgd_accuracy"] <= 1
+    done = run(*words)
+    assert "robust accuracy lies between" in done.out
+    assert "more examples were not reached" in done.out
     assert "without --out FILE no results are kept" in done.err
