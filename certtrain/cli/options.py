@@ -1,6 +1,7 @@
 """The options that several commands share, and the values that they stand for."""
 
 import inspect
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -49,6 +50,11 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise typer.BadParameter(f"{text!r} is not a time above zero")
     return value
+
+
+def seconds_or_none(text: str) -> float:
+    """Seconds as `seconds` reads them; infinity for "none"."""
+    return math.inf if str(text) in ("none", "inf") else seconds(text)
 
 
 def _png_file(text: str) -> Path:

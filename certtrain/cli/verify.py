@@ -1,5 +1,6 @@
 """certtrain verify: natural accuracy, accuracy under attack and certified accuracy over a data set."""
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,9 +32,11 @@ from certtrain.cli.options import (
     open_split,
     options_for,
     seconds,
+    seconds_or_none,
     wrong_usage,
 )
 from certtrain.cli.stopping import Stopper
+from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
     from certtrain.render.verification import VerifyingView
+    from certtrain.verification.cascade import Limits
     from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
@@ -56,9 +60,9 @@ class CertificateOptions:
     method: Annotated[
         MethodName,
         typer.Option(
-            help="How to certify. auto tries all methods but milp, fast ones first, on the examples that are still "
-            "open, which may take long: see --timeout. complete is branch and bound, until each example is decided. "
-            "milp is a second opinion, for --arithmetic real and networks with few ReLUs."
+            help="How to certify. auto tries all methods but milp, fast ones first, and a targeted attack, on the "
+            "examples that are still open. complete is branch and bound, until each example is decided or its "
+            "--timeout is over. milp is a second opinion, for --arithmetic real and networks with few ReLUs."
         ),
     ] = "ibp"
     network: Annotated[
@@ -82,10 +86,13 @@ class AttackOptions:
 
     attack: Annotated[
         AttackName,
-        typer.Option(help="Attack for the upper limit; the apgd attacks take longer than pgd."),
+        typer.Option(
+            help="Attack for the upper limit; the apgd attacks take longer than pgd. strong is pgd, pgd-t, apgd-ce and "
+            "apgd-t one after the other, each on what is left: AutoAttack's gradient attacks, and cheaper ones first."
+        ),
     ] = "pgd"
     pgd_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the attack; if not given, 20 for pgd and 100 for apgd.")
+        int | None, typer.Option(min=1, help="Steps of each attack; if not given, 20 for pgd and 100 for apgd.")
     ] = None
     pgd_restarts: PgdRestarts = 1
     seed: AttackSeed = 0
@@ -121,9 +128,11 @@ class LimitOptions:
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=seconds,
-            metavar="TIME",
-            help="Time limit for each example, like 30s; the attack and ibp do not count.",
+            parser=seconds_or_none,
+            metavar="TIME|none",
+            help="Time limit for each example in the methods beyond ibp, like 5s or 10m; "
+            f"{DEFAULT_TIMEOUT:.0f}s if not given. auto keeps three quarters of it for complete. With --out, the same "
+            "command with a longer limit tries those again that ran out of time.",
         ),
     ] = None
     time_budget: Annotated[
@@ -139,6 +148,13 @@ class LimitOptions:
     ] = 200
     memory: Memory = None
     device: DeviceOption = "auto"
+
+    def limits(self) -> "Limits":
+        """The limits of time; an infinite timeout is none."""
+        from certtrain.verification.cascade import Limits
+
+        timeout = DEFAULT_TIMEOUT if self.timeout is None else self.timeout
+        return Limits(None if timeout == math.inf else timeout, self.time_budget)
 
 
 @dataclass(frozen=True)
@@ -275,14 +291,13 @@ def _verified(task: _Task, limits: LimitOptions) -> "Report":
 def _report(
     task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]", batches: _Batches, stop: Stopper
 ) -> "Report":
-    from certtrain.verification.cascade import Limits
     from certtrain.verification.verify import verify
 
     return verify(
         task.model,
         task.images,
         attack=task.attack,
-        limits=Limits(limits.timeout, limits.time_budget),
+        limits=limits.limits(),
         known=known,
         on_examples=batches.add,
         on_round=batches.view.begin,

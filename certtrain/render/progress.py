@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 
 from certtrain.render.console import err
 
-WIDEST_BAR, NARROWEST_BAR, WORDS = 40, 5, 45  # columns of a bar, and of what stands beside it
+WIDEST_BAR, NARROWEST_BAR, BESIDE_BAR = 40, 6, 45  # columns of a bar, and of what stands beside it
 
 
 def transient_bars() -> Bars:
@@ -18,7 +18,7 @@ def transient_bars() -> Bars:
 
     The clock goes on while nothing else does. No time left is shown, since parts may take very different times.
     """
-    width = min(WIDEST_BAR, max(NARROWEST_BAR, err.width - WORDS))
+    width = min(WIDEST_BAR, max(NARROWEST_BAR, err.width - BESIDE_BAR))
     columns = (TextColumn("{task.description}"), BarColumn(width), MofNCompleteColumn(), TimeElapsedColumn())
     return Bars(*columns, console=err, transient=True, disable=not err.is_terminal)
 

@@ -30,7 +30,8 @@ def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
         return "no attack", report.pgd_accuracy, "upper limit: the natural accuracy"
-    words = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
+    steps = f", {report.attack['steps']} steps" if report.attack["steps"] else ""
+    words = f"{report.attack['name']}{steps} × {report.attack['restarts']}"
     return "under attack", report.pgd_accuracy, f"upper limit; {words}"
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from certtrain.formats import NO_NUMBER, clock, number
 from certtrain.render.cells import new_table
 from certtrain.render.console import GREY, WARNING, err, fitted, note, out, say
+from certtrain.render.progress import NARROWEST_BAR, WIDEST_BAR
 from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
 
 COUNTED = ("certified", "falsified", "open", "misclassified")
 REFRESHES = 4  # a second
-NARROWEST_BAR, WIDEST_BAR = 6, 40
 SOON = 1.0  # seconds after which it is shown what a step is working on
 SEARCHES = ("complete", "milp")  # whose examples take so different times that no time left can be estimated
 STOPPING = "stopping…"
@@ -138,9 +138,11 @@ def stage_table(report: Report) -> Table:
 def unfinished(report: Report) -> str:
     """A sentence about examples that are open because time ran out, or were not reached; empty if there are none."""
     why = "stopped" if report.interrupted else "time ran out"
-    parts = [f"{report.unfinished:,} of the open examples were not tried by every step"] * (report.unfinished > 0)
+    parts = [f"{report.unfinished:,} of the open examples were not tried by every step to its end"]
+    parts = parts * (report.unfinished > 0)
     parts += [f"{report.unreached:,} more examples were not reached"] * (report.unreached > 0)
-    return f"{why}: {'; '.join(parts)}" if parts else ""
+    parts += ["a longer --timeout, with the same --out, tries them again"] * (not report.interrupted)
+    return f"{why}: {'; '.join(parts)}" if report.unfinished + report.unreached else ""
 
 
 def show_checked(checked: Checked) -> None:

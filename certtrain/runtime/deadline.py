@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+DEFAULT_TIMEOUT = 30.0  # seconds for each example in a verification; enough for most, and no night for a few hard ones
+
 
 def never() -> bool:
     """False: nothing asks for a stop."""

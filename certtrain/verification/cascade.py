@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import SoundnessError
-from certtrain.runtime.deadline import NEVER, Deadline, never
+from certtrain.runtime.deadline import DEFAULT_TIMEOUT, NEVER, Deadline, never
 from certtrain.runtime.device import device_of
 from certtrain.verdicts import Verdict
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.steps import INFERENCE, ExampleBatch, Round, StepResult, VerificationStep
 
 SHARE_BEFORE_LAST = 0.25  # of an example's time left that a round may take, if a tighter one follows
+MORE = 1.1  # so many times its last time is tried again
 BATCH_SECONDS = 0.5  # the most that a batch is expected to take, where time is limited
 
 OnExamples = Callable[[list[ExampleResult]], None]
@@ -52,7 +53,8 @@ class Limits:
 
     timeout: for one example in the rounds after the first. Examples in one batch share their time. An example does not
         enter a round that is expected to take longer than its time, unless the round is `timed`. The expectation is the
-        mean time of the examples that went through the round.
+        mean time of the examples that went through the round. A round that was cut short for an example is tried again
+        when it may take longer than it did; it then begins anew, and only its new time counts.
     budget: for everything but inference, which every example goes through first.
 
     A round that another one follows may take a quarter of the time that an example has left, so that the last has most
@@ -60,11 +62,11 @@ class Limits:
     less than a second, by the mean time so far.
     """
 
-    timeout: float | None = None
+    timeout: float | None = DEFAULT_TIMEOUT
     budget: float | None = None
 
 
-UNLIMITED = Limits()
+DEFAULT_LIMITS, UNLIMITED = Limits(), Limits(timeout=None)
 
 
 @dataclass
@@ -89,6 +91,7 @@ class Cascade:
     stop: Callable[[], bool] = never
     results: dict[int, ExampleResult] = field(default_factory=dict, init=False)
     budget: Deadline = field(default=NEVER, init=False)
+    counted: list[str] = field(default_factory=list, init=False)  # the names of the slow rounds that are over
 
     def run(self) -> list[ExampleResult]:
         """The results in the order of numbers, of every example unless `stop` ended it.
@@ -106,6 +109,7 @@ class Cascade:
             if self.stop():  # then some examples have no result yet
                 break
             self._round(each, slow=True, share=1.0 if each is others[-1] else SHARE_BEFORE_LAST)
+            self.counted += each.names
         return [result for _, result in sorted(self.results.items())]
 
     def _classify(self, first: Round) -> Round:
@@ -124,7 +128,7 @@ class Cascade:
 
         share: how much of the time that it has left an example may take.
         """
-        entering = [index for index in range(len(self.images)) if self._needs(index, each)]
+        entering = [index for index in range(len(self.images)) if self._needs(index, each, share)]
         entering = [index for index in entering if not slow or self._has_time(index, 0.0)]
         self.on_round(each.names, len(entering))
         # The time per example is only known after the first one. So with limits, batches start small and double.
@@ -146,24 +150,25 @@ class Cascade:
 
     def _affordable(self, most: int, expected: float, *, slow: bool) -> int:
         """How many examples, up to `most`, one batch and the budget have time for; at least one."""
-        if not self._limited(slow) or expected == 0:
-            return most
         left = self.budget.left
-        return max(1, min(most, int(min(BATCH_SECONDS, BATCH_SECONDS if left is None else left) / expected)))
+        if left is None or expected == 0:
+            return most
+        return max(1, min(most, int(min(BATCH_SECONDS, left) / expected)))
 
-    def _needs(self, index: int, each: Round) -> bool:
+    def _needs(self, index: int, each: Round, share: float) -> bool:
         result = self.results.get(index)
-        if result is None:
-            return True
-        return result.verdict == "open" and not set(each.names) <= result.tried.keys()
+        if result is None or not set(each.names) <= result.tried.keys():
+            return result is None or result.verdict == "open"
+        again = [result.tried[name] for name in each.names if name in result.cut]
+        return bool(again) and share * self._left([index]) > MORE * max(again)
 
     def _has_time(self, index: int, expected: float) -> bool:
         """Whether an example has time for a round in which one takes `expected` seconds."""
         return self.limits.timeout is None or self.limits.timeout - self._spent(index) > expected
 
     def _spent(self, index: int) -> float:
-        fast = self.rounds[0].names
-        return sum(seconds for name, seconds in self.results[index].tried.items() if name not in fast)
+        """The seconds that an example has spent in the slow rounds before this one."""
+        return sum(seconds for name, seconds in self.results[index].tried.items() if name in self.counted)
 
     def _work(self, steps: Sequence[VerificationStep], numbers: list[int], share: float = 1.0) -> list[ExampleResult]:
         """The results of these examples after the steps. A step that all of them have been through is skipped."""
@@ -173,7 +178,7 @@ class Cascade:
         for step in steps:
             # A misclassified example needs no further step.
             rows = [row for row, result in enumerate(results) if result.verdict != "misclassified"]
-            if all(step.name in results[row].tried for row in rows):
+            if all(results[row].finished(step.name) for row in rows):
                 continue
             for row, result in zip(rows, self._step(step, [results[row] for row in rows], seconds), strict=True):
                 results[row] = result
@@ -230,6 +235,7 @@ class Row(NamedTuple):
     margin: float | None
     counterexample: Tensor | None
     trees: Mapping[int, str]
+    cut: bool
 
 
 def _rows(found: StepResult, count: int) -> Iterator[Row]:
@@ -239,24 +245,26 @@ def _rows(found: StepResult, count: int) -> Iterator[Row]:
         verdict = found.verdicts[n]
         inputs = found.counterexamples if verdict == "falsified" else None
         trees = {} if found.trees is None else found.trees[n]
-        yield Row(verdict, margins[n] if finite[n] else None, None if inputs is None else inputs[n].cpu(), trees)
+        margin, counterexample = margins[n] if finite[n] else None, None if inputs is None else inputs[n].cpu()
+        yield Row(verdict, margin, counterexample, trees, found.cut is not None and found.cut[n])
 
 
 def _resolved(result: ExampleResult, name: str, seconds: float, row: Row) -> ExampleResult:
     """The result after a step. An earlier verdict stays; a contradiction raises SoundnessError."""
-    verdict, margin, counterexample, trees = row
+    verdict, margin, counterexample, trees, cut = row
     if result.verdict == "falsified" and verdict == "certified":
         raise SoundnessError(
             f"example {result.index} is certified with margin {margin}, yet an input in its box is misclassified. "
             "A bound is wrong or the margin is within rounding error: do not trust this model's certificates."
         )
-    tried = {**result.tried, name: result.tried.get(name, seconds)}
-    result = replace(result, tried=tried, margin=_greater(result.margin, margin))
+    tried = {**result.tried, name: result.tried[name] if result.finished(name) else seconds}
+    left = tuple(step for step in result.cut if step != name)
+    result = replace(result, tried=tried, margin=_greater(result.margin, margin), cut=(*left, name) if cut else left)
     if result.verdict != "open" or verdict == "open":
-        return result
+        return result if result.verdict == "open" else replace(result, cut=())
     # A step with another batch size may round differently, and only then find the example misclassified by inference.
     method = INFERENCE if verdict == "misclassified" else name
-    return replace(result, verdict=verdict, method=method, counterexample=counterexample, trees=trees)
+    return replace(result, verdict=verdict, method=method, counterexample=counterexample, trees=trees, cut=())
 
 
 def _greater(first: float | None, second: float | None) -> float | None:

@@ -46,7 +46,8 @@ class StepResult(NamedTuple):
     margins: (B,) lower bounds of the smallest margins, if the step has any.
     counterexamples: (B, C, H, W), valid where the verdict is "falsified".
     trees: of each example, if the method has trees, as in `ExampleResult`.
-    complete: False if the step ran out of time: then open examples do not count as tried.
+    complete: False if the budget of the whole verification ended the step: then open examples do not count as tried.
+    cut: which examples' own time ended the step for them; none if not given. With more time it may decide them.
     """
 
     verdicts: Sequence[Verdict]
@@ -54,6 +55,7 @@ class StepResult(NamedTuple):
     counterexamples: Tensor | None = None
     trees: Sequence[Mapping[int, str]] | None = None
     complete: bool = True
+    cut: Sequence[bool] | None = None
 
 
 class VerificationStep(Protocol):
@@ -101,26 +103,30 @@ class InferenceStep:
 
 @dataclass(frozen=True)
 class AttackStep:
-    """The attack, in the named arithmetic."""
+    """The attack, in the named arithmetic. timed: whether it counts towards the time of each example."""
 
     model: nn.Module
     settings: AttackSettings
     arithmetic: str
     name: str = ATTACK
+    timed: bool = False
 
     def __call__(self, batch: ExampleBatch) -> StepResult:
         """As `VerificationStep`."""
         numbers = torch.tensor(batch.numbers)
         about = (batch.x, batch.labels, batch.eps, self.settings, numbers)
-        cut: list[bool] = []
+        deadline = batch.deadline(len(batch.numbers)) if self.timed else batch.budget
+        stopped: list[bool] = []
 
         def stop() -> bool:
-            cut.extend([True] if batch.budget.over() else [])
-            return bool(cut)
+            stopped.extend([True] if deadline.over() else [])
+            return bool(stopped)
 
         found = search(self.model, *about, arithmetic=self.arithmetic, stop=stop)
         verdicts: list[Verdict] = ["falsified" if falsified else "open" for falsified in found.falsified.tolist()]
-        return StepResult(verdicts, None, found.adversarial, complete=not cut)
+        by_budget = bool(stopped) and batch.budget.over()
+        cut = [bool(stopped) and not by_budget] * len(verdicts)
+        return StepResult(verdicts, None, found.adversarial, complete=not by_budget, cut=cut)
 
 
 class BoundStep:
@@ -147,7 +153,9 @@ class BoundStep:
         )
         proved, margins = self.certifier.proved(batch.x, batch.labels, batch.eps, deadline)
         verdicts: list[Verdict] = ["certified" if each else "open" for each in proved.tolist()]
-        return StepResult(verdicts, margins, complete=not batch.budget.over())
+        in_budget = not batch.budget.over()
+        cut = [deadline.over() and in_budget] * len(verdicts)
+        return StepResult(verdicts, margins, complete=in_budget, cut=cut)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import parse_eps
-from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnExamples, OnRound, OnWork
+from certtrain.verification.cascade import DEFAULT_LIMITS, Cascade, Limits, OnExamples, OnRound, OnWork
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, certified_by, count, step_summaries
@@ -38,7 +38,7 @@ class Report:
     method: as requested. stages: a summary of each step, over all runs that the
         results come from. seconds: of this run.
     network: "saved", as in the model's file, or "folded", as `export` writes it.
-    unfinished: how many open examples have not been through all steps, for lack of time.
+    unfinished: how many open examples have not been through all steps to their end, for lack of time.
     interrupted: whether the verification was stopped before its end.
     unreached: how many examples have no result, for that reason; they are not in `examples`.
     certified_by: the number of certified examples by the step that certified them.
@@ -104,7 +104,7 @@ def verify(
     network: NetworkName = "saved",
     arithmetic: str = DEFAULT_ARITHMETIC,
     bounds: BoundSettings = VERDICT_SETTINGS,
-    limits: Limits = UNLIMITED,
+    limits: Limits = DEFAULT_LIMITS,
     batch_size: int = 200,
     known: Sequence[ExampleResult] = (),
     on_examples: OnExamples = lambda results: None,
@@ -115,9 +115,11 @@ def verify(
     """Classify, attack and certify each example.
 
     `method` "auto" is the cascade: attack and interval bounds first, then each
-    tighter method on the examples that are still open, within `limits`. Any other
-    name means that method only. `known` are earlier results: decided examples are not
-    tried again, open ones only by methods that were not tried on them. Without an
+    tighter method, and a targeted attack, on the examples that are still open. Any
+    other name means that method only. The default `limits` give each open example 30 s;
+    Limits(timeout=None) has no limit. `known` are earlier results: decided examples are
+    not tried again, open ones only by methods that were not tried on them, or that ran
+    out of time and may take longer now. Without an
     `attack` (None) no example is falsified. `bounds` are the settings of the bounds.
 
     `on_round` is called at the start of each round, with its steps' names and its
@@ -140,7 +142,7 @@ def verify(
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
     results = Cascade(model, images, eps, rounds, limits, known, on_examples, on_round, on_work, stop).run()
     counts, steps, unreached = count(results), names_of(method, attack), len(images) - len(results)
-    unfinished = sum(result.verdict == "open" and not set(steps) <= result.tried.keys() for result in results)
+    unfinished = sum(result.verdict == "open" and not all(map(result.finished, steps)) for result in results)
     return Report(
         dataset=images.name,
         split=images.split,
