@@ -23,11 +23,13 @@ from certtrain.cli.options import (
     Force,
     Limit,
     Memory,
-    ModelFile,
+    ModelOrNewest,
     PgdRestarts,
     SplitOption,
     check_targets,
     given,
+    network_file,
+    newest_if_none,
     open_model,
     open_split,
     options_for,
@@ -176,8 +178,9 @@ class MovedOptions:
     check: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain check`.")] = None
     vnnlib: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain decide`.")] = None
 
-    def refuse(self, context: typer.Context, model: Path) -> None:
+    def refuse(self, context: typer.Context, given_model: Path | None) -> None:
         """End with the command to use instead, if one of these options is given."""
+        model = given_model or "MODEL"
         if self.check is not None:
             words = ["certtrain", "check", self.check, model, *options_for(check_command, context)]
             wrong_usage("certificates have a command of their own", *words)
@@ -188,13 +191,13 @@ class MovedOptions:
 
 def verify_command(
     context: typer.Context,
-    model: ModelFile,
     certificates: CertificateOptions,
     attack: AttackOptions,
     data: VerificationData,
     limits: LimitOptions,
     output: CertificateOutput,
     moved: MovedOptions,
+    model: ModelOrNewest = None,
 ) -> None:
     """Measure natural accuracy, accuracy under attack and certified accuracy of a model.
 
@@ -205,11 +208,12 @@ def verify_command(
     certificates.check()
     attack.check(context)
     check_targets(True, output.out)
-    saved = open_model(model, limits.device)
+    file = network_file(newest_if_none(model))
+    saved = open_model(file, limits.device, data.data_dir)
     images = open_split(saved, data.split, data.data_dir, data.limit)
-    task = _Task(model, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
+    task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
     report = _verified(task, limits)
-    _show(report, model, output)
+    _show(report, file, output)
     if report.interrupted:
         _say_stopped(report, output.out)
         raise typer.Exit(ExitCode.INTERRUPTED)

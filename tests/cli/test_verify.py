@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,3 +209,53 @@ def test_an_interrupt_prints_the_bracket_so_far(run: Run, model: Path, monkeypat
     assert "robust accuracy lies between" in done.out
     assert "more examples were not reached" in done.out
     assert "without --out FILE no results are kept" in done.err
+
+
+# --- the newest run, and the folder of a run --------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path: Path, trained: Path) -> Path:
+    """Two runs in the folder runs, of which the newer one is not finished."""
+    for number, name in enumerate(("finished", "running")):
+        folder = tmp_path / "runs" / name
+        shutil.copytree(trained, folder)
+        for file in (folder / "model.safetensors", *(folder / "checkpoints").iterdir()):
+            os.utime(file, (1000 * number, 1000 * number))
+    (tmp_path / "runs" / "running" / "model.safetensors").unlink()
+    (tmp_path / "runs" / "empty").mkdir()
+    return tmp_path / "runs"
+
+
+def test_without_a_model_the_newest_run_is_taken_and_named(run: Run, runs: Path) -> None:
+    words = ["verify", "--limit", "20", "--attack", "none"]
+    done = run(*words, "--json")
+    newest = sorted((runs / "running" / "checkpoints").iterdir())[-1]
+    assert json.loads(done.out)["model"] == str(newest.relative_to(runs.parent))
+    assert "the newest run, runs/running" in done.err
+    assert f"is not finished; its newest checkpoint, {newest.name}" in done.err
+    shutil.rmtree(runs / "running")
+    assert json.loads(run(*words, "--json").out)["model"] == "runs/finished/model.safetensors"
+    shutil.rmtree(runs)
+    refused = run(*words)
+    assert (refused.code, refused.out) == (1, "")
+    assert "there is no run with a network in the folder runs; give a model file" in refused.err
+
+
+@pytest.mark.parametrize("name", ["finished", "running"])
+def test_the_folder_of_a_run_is_taken_wherever_a_model_is(run: Run, runs: Path, name: str) -> None:
+    done = run("verify", f"runs/{name}", "--limit", "20", "--out", "c.jsonl", "--json")
+    assert done.code == 0, done.err
+    checked = run("check", "c.jsonl", f"runs/{name}", "--json")
+    assert json.loads(checked.out)["counts"]["certified"] == json.loads(done.out)["certified"]
+    assert "other data" not in run("export", f"runs/{name}", "--weights", "w.safetensors").err
+    assert Path("w.safetensors").is_file()
+    refused = run("verify", "runs/empty")
+    assert (refused.code, "holds no run" in refused.err) == (1, True)
+
+
+def test_a_checkpoint_has_the_network_of_its_run(run: Run, runs: Path) -> None:
+    words = ["--limit", "50", "--attack", "none", "--json"]
+    last = sorted((runs / "finished" / "checkpoints").iterdir())[-1]
+    found = [json.loads(run("verify", str(path), *words).out) for path in (last, runs / "finished")]
+    assert found[0]["certified"] == found[1]["certified"]
