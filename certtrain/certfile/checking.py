@@ -19,6 +19,7 @@ from certtrain.errors import CertificateError, FailedCheck
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.epsilon import format_eps
 from certtrain.verification.complete import COMPLETE, CompleteStep
 from certtrain.verification.methods import assumptions_of, examples_at_once, methods_of, step_named
 from certtrain.verification.results import count
@@ -57,8 +58,15 @@ class Checked:
         return self.checked < self.examples
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and whether the check was partial."""
-        return asdict(self) | {"partial": self.partial}
+        """All fields, whether the check was partial, and the accuracies of the checked examples; ε also as text."""
+        open_ones, certified = self.counts["open"], self.counts["certified"]
+        accuracies = {
+            "natural_accuracy": 1 - self.counts["misclassified"] / self.checked,
+            "pgd_accuracy": (certified + open_ones) / self.checked,
+            "certified_accuracy": certified / self.checked,
+            "eps_text": format_eps(self.eps),
+        }
+        return asdict(self) | accuracies | {"partial": self.partial}
 
 
 @tensor_cores(False)

@@ -34,13 +34,20 @@ def visible(message: str) -> str:
 
 
 def say(text: str, style: str = "") -> None:
-    """One line on the output stream."""
-    out.print(Text(text, style=style), soft_wrap=True)
+    """One line on the output stream; a terminal breaks it between words, and a file keeps it whole."""
+    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
 
 
 def remark(text: str) -> None:
     """An explanation in grey below what it explains."""
     out.print(Text(text, style=GREY))
+
+
+def show_assumptions(assumptions: Sequence[str]) -> None:
+    """How many assumptions a result has, and where to read them."""
+    if assumptions:
+        count = "one assumption" if len(assumptions) == 1 else f"{len(assumptions)} assumptions"
+        remark(f"under {count} about how the network runs: --json lists them, docs/certificates.md explains them")
 
 
 def show_title(text: str) -> None:

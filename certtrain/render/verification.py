@@ -15,9 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from certtrain.formats import NO_NUMBER, clock, number
+from certtrain.formats import NO_NUMBER, clock, duration, short_time
 from certtrain.render.cells import new_table
-from certtrain.render.console import GREY, WARNING, err, fitted, note, out, say
+from certtrain.render.console import GREY, WARNING, err, fitted, note, out, say, show_assumptions
 from certtrain.render.progress import NARROWEST_BAR, WIDEST_BAR
 from certtrain.spec.epsilon import format_eps
 
@@ -127,10 +127,10 @@ def verifying(known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView]:
 
 
 def stage_table(report: Report) -> Table:
-    """A row for each step: the number of examples it was tried on, how many it decided, and seconds for each."""
-    table = new_table("step", "examples", "decided", "s/example")
+    """A row for each step: the number of examples it was tried on, how many it decided, and the time of each."""
+    table = new_table("step", "examples", "decided", "each took")
     for stage in report.stages:
-        seconds = number(stage.seconds_per_example) if stage.examples else NO_NUMBER
+        seconds = short_time(stage.seconds_per_example) if stage.examples else NO_NUMBER
         table.add_row(stage.name, f"{stage.examples:,}", f"{stage.decided:,}", seconds)
     return table
 
@@ -156,10 +156,9 @@ def show_checked(checked: Checked) -> None:
     if checked.partial:
         say(
             f"partial check: the first {checked.checked:,} of {checked.examples:,} records hold ({about}); the others "
-            f"were not checked; {checked.seconds:.1f} s",
+            f"were not checked; {duration(checked.seconds)}",
             "bold",
         )
     else:
-        say(f"all {checked.checked:,} records hold ({about}); {checked.seconds:.1f} s", "bold")
-    for assumption in checked.assumptions:
-        say(f"assumes {assumption}", GREY)
+        say(f"all {checked.checked:,} records hold ({about}); {duration(checked.seconds)}", "bold")
+    show_assumptions(checked.assumptions)

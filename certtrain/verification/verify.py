@@ -24,7 +24,7 @@ from certtrain.runtime.deadline import never
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.choices import NetworkName
-from certtrain.spec.epsilon import parse_eps
+from certtrain.spec.epsilon import format_eps, parse_eps
 from certtrain.verification.cascade import DEFAULT_LIMITS, Cascade, Limits, OnExamples, OnRound, OnWork
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
@@ -80,15 +80,19 @@ class Report:
         return self.certified / max(self.examples, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and the accuracies and errors."""
+        """All fields, and the accuracies and errors, beside the numbers of examples; ε also as text."""
         accuracies = {
+            "eps": self.eps,
+            "eps_text": format_eps(self.eps),
+            "examples": self.examples,
             "natural_accuracy": self.natural_accuracy,
             "pgd_accuracy": self.pgd_accuracy,
             "certified_accuracy": self.certified_accuracy,
             "natural_error": 1 - self.natural_accuracy,
             "verified_error": 1 - self.certified_accuracy,
         }
-        return asdict(self) | {"stages": tuple(stage.to_dict() for stage in self.stages)} | accuracies
+        about = {"dataset": self.dataset, "split": self.split}
+        return about | accuracies | asdict(self) | {"stages": tuple(stage.to_dict() for stage in self.stages)}
 
 
 @renamed_argument("on_points", "on_examples")
