@@ -37,6 +37,7 @@ from certtrain.cli.options import (
     seconds_or_none,
     wrong_usage,
 )
+from certtrain.cli.pictures import show_pictures
 from certtrain.cli.stopping import Stopper
 from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
+DATA_SET_OPTIONS = ("split", "limit", "out", "time_budget", "batch_size")
 ATTACK_OPTIONS = ("pgd_steps", "pgd_restarts", "seed")
 
 
@@ -124,6 +126,32 @@ class VerificationData:
 
 
 @dataclass(frozen=True)
+class PictureOptions:
+    """Images of your own."""
+
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Verify this image, or those in this folder, instead of a data set; may be given several times. It "
+            "must have the size that the model takes. Shows the class, whether it is certified, and the largest ε at "
+            "which it is, and writes a counterexample beside it.",
+        ),
+    ] = None
+    label: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="The right class of the images; the predicted one if not given.")
+    ] = None
+
+    def check(self, context: typer.Context) -> None:
+        """Raise BadParameter for options that have no effect with --image, or without."""
+        if self.image is None and self.label is not None:
+            raise typer.BadParameter("it needs --image", param_hint="--label")
+        unused = [spelling for name, spelling in given(context).items() if name in DATA_SET_OPTIONS]
+        if self.image is not None and unused:
+            raise typer.BadParameter("it is about a data set; it has no effect with --image", param_hint=unused[0])
+
+
+@dataclass(frozen=True)
 class LimitOptions:
     """Time and memory."""
 
@@ -194,6 +222,7 @@ def verify_command(
     certificates: CertificateOptions,
     attack: AttackOptions,
     data: VerificationData,
+    pictures: PictureOptions,
     limits: LimitOptions,
     output: CertificateOutput,
     moved: MovedOptions,
@@ -207,9 +236,16 @@ def verify_command(
     moved.refuse(context, model)
     certificates.check()
     attack.check(context)
+    pictures.check(context)
     check_targets(True, output.out)
     file = network_file(newest_if_none(model))
     saved = open_model(file, limits.device, data.data_dir)
+    if pictures.image is not None:
+        options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
+        del options["batch_size"]
+        options["force"] = output.force
+        show_pictures(saved, file, pictures.image, pictures.label, options, as_json=output.as_json)
+        return
     images = open_split(saved, data.split, data.data_dir, data.limit)
     task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
     report = _verified(task, limits)
