@@ -12,6 +12,7 @@ import typer
 
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.errors import EpsilonError, StorageError
+from certtrain.runtime.threads import use_threads
 from certtrain.spec.choices import DeviceName, SplitName
 from certtrain.spec.epsilon import parse_eps
 
@@ -111,6 +112,23 @@ Memory = Annotated[
     ),
 ]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+
+
+def _use_threads(count: int | None) -> int | None:
+    """Called when the option is read, and so before torch is loaded."""
+    use_threads(count)
+    return count
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        callback=_use_threads,
+        help="Number of threads on a CPU; if not given, one for small work and else one for each core. Fewer help "
+        "where other programs need the cores.",
+    ),
+]
 PlotFile = Annotated[
     Path | None,
     typer.Option("--plot", parser=_png_file, metavar="FILE.png", help="Write a picture of the results to this file."),

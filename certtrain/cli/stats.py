@@ -19,6 +19,7 @@ from certtrain.cli.options import (
     Limit,
     PlotFile,
     SplitOption,
+    Threads,
     check_plots,
     check_targets,
     compute_device,
@@ -49,6 +50,7 @@ class StatsData:
     limit: Limit = 1000
     batch_size: BatchSize = 200
     device: DeviceOption = "auto"
+    threads: Threads = None
 
 
 @dataclass(frozen=True)

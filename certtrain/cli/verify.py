@@ -26,6 +26,7 @@ from certtrain.cli.options import (
     ModelOrNewest,
     PgdRestarts,
     SplitOption,
+    Threads,
     check_targets,
     given,
     network_file,
@@ -178,6 +179,7 @@ class LimitOptions:
     ] = 200
     memory: Memory = None
     device: DeviceOption = "auto"
+    threads: Threads = None
 
     def limits(self) -> "Limits":
         """The limits of time; an infinite timeout is none."""

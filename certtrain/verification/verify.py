@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.deprecation import renamed_argument
 from certtrain.errors import DataError, NetworkError
+from certtrain.formats import percent
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.deadline import never
@@ -25,13 +26,14 @@ from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import format_eps, parse_eps
+from certtrain.verdicts import Verdict
 from certtrain.verification.cascade import DEFAULT_LIMITS, Cascade, Limits, OnExamples, OnRound, OnWork
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, certified_by, count, step_summaries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Counts over a set, with accuracies and errors as shares of all examples.
 
@@ -42,6 +44,7 @@ class Report:
     interrupted: whether the verification was stopped before its end.
     unreached: how many examples have no result, for that reason; they are not in `examples`.
     certified_by: the number of certified examples by the step that certified them.
+    results: the result of each example, in the order of their numbers; not in files and JSON.
     """
 
     dataset: str
@@ -63,6 +66,22 @@ class Report:
     unreached: int = 0
     interrupted: bool = False
     certified_by: Mapping[str, int] = field(default_factory=dict)
+    results: tuple[ExampleResult, ...] = field(default=(), compare=False)
+
+    def __repr__(self) -> str:
+        """The accuracies, and the limits of the robust accuracy."""
+        natural, attacked, certified = (
+            percent(share) for share in (self.natural_accuracy, self.pgd_accuracy, self.certified_accuracy)
+        )
+        about = f"{self.dataset}, {self.split} set, {self.examples:,} examples, ε = {format_eps(self.eps)}"
+        return (
+            f"<Report: {about}: natural {natural}, under attack {attacked}, certified {certified}, open {self.open:,}>"
+        )
+
+    @property
+    def verdicts(self) -> dict[int, Verdict]:
+        """The verdict of each example, by its number."""
+        return {result.index: result.verdict for result in self.results}
 
     @property
     def natural_accuracy(self) -> float:
@@ -92,7 +111,9 @@ class Report:
             "verified_error": 1 - self.certified_accuracy,
         }
         about = {"dataset": self.dataset, "split": self.split}
-        return about | accuracies | asdict(self) | {"stages": tuple(stage.to_dict() for stage in self.stages)}
+        own = asdict(replace(self, results=()))
+        del own["results"]
+        return about | accuracies | own | {"stages": tuple(stage.to_dict() for stage in self.stages)}
 
 
 @renamed_argument("on_points", "on_examples")
@@ -167,6 +188,7 @@ def verify(
         unfinished=unfinished,
         unreached=unreached,
         interrupted=stop() and unreached + unfinished > 0,
+        results=tuple(results),
     )
 
 
