@@ -63,11 +63,11 @@ def test_a_number_of_threads_that_is_asked_for_stands_for_small_and_large_work(m
             assert torch.get_num_threads() == 3
 
 
-@pytest.mark.parametrize("command", ["verify", "stats"])
-def test_commands_take_the_number_of_threads_before_torch_is_loaded(command: str):
+@pytest.mark.parametrize("words", [["verify", "none"], ["stats", "none"], ["train", "--preset", "none"]])
+def test_commands_take_the_number_of_threads_before_torch_is_loaded(words: list[str]):
     code = (
         "import os, sys; from certtrain import cli; from certtrain.errors import CerttrainError\n"
-        f"sys.argv = ['certtrain', '{command}', 'none.safetensors', '--threads', '3']\n"
+        f"sys.argv = {['certtrain', *words, '--threads', '3']!r}\n"
         "try:\n    cli.main()\nexcept SystemExit:\n    print(os.environ['OMP_NUM_THREADS'], 'torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
