@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 NO_NUMBER = "–"
+MILLION = 1e6
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -12,13 +13,16 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number to `digits` significant digits."""
-    return NO_NUMBER if value is None or math.isnan(value) else f"{value:.{digits}g}"
+    """A number to `digits` significant digits; below a million without an exponent, like 1,940."""
+    if value is None or math.isnan(value):
+        return NO_NUMBER
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e+" in text and abs(value) < MILLION else text
 
 
 def times(value: float | None) -> str:
     """A factor to three significant digits."""
-    return NO_NUMBER if value is None or math.isnan(value) else f"{value:.3g}×"
+    return NO_NUMBER if value is None or math.isnan(value) else f"{number(value)}×"
 
 
 def clock(seconds: float) -> str:
@@ -33,6 +37,14 @@ def duration(seconds: float) -> str:
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     return f"{clock(seconds)} {'h' if round(seconds) >= 3600 else 'min'}"
+
+
+def short_time(seconds: float) -> str:
+    """Seconds to three significant digits, as 21.1 µs, 3.4 ms or 1.24 s; from a minute on as `duration`."""
+    if round(seconds, 1) >= 60:
+        return duration(seconds)
+    size, unit = next(((size, unit) for size, unit in ((1.0, "s"), (1e-3, "ms")) if seconds >= size), (1e-6, "µs"))
+    return f"{number(seconds / size)} {unit}"
 
 
 def column(values: Sequence[float], decimals: int = 4) -> list[str]:

@@ -30,10 +30,11 @@ certtrain train --preset mnist-cpu --eps 0.2 --set train.batch_size=64 --out run
 certtrain train --resume runs/mnist
 """,
     "verify": """
-certtrain verify runs/mnist/model.safetensors
+certtrain verify                                          # the newest run
 certtrain verify runs/mnist/model.safetensors --eps 0.1 --pgd-steps 100 --pgd-restarts 5
 certtrain verify runs/mnist/model.safetensors --limit 500 --method ibp --json
-certtrain verify runs/mnist/model.safetensors --timeout 5s --time-budget 2h --out certificates.jsonl
+certtrain verify runs/mnist --method auto --timeout 5s --time-budget 2h --out certificates.jsonl
+certtrain verify runs/mnist --image seven.png --label 7   # an image of your own, of 28×28 pixels
 """,
     "check": """
 certtrain check certificates.jsonl runs/mnist/model.safetensors
@@ -50,6 +51,7 @@ certtrain bench benchmarks/*/instances.csv --timeout 30s --jobs 4 --out results.
 certtrain bench acasxu/instances.csv --expected other-verifier/results.csv
 """,
     "stats": """
+certtrain stats                                           # the newest run
 certtrain stats runs/mnist
 certtrain stats runs/first runs/second other.safetensors --plot side-by-side.png
 certtrain stats runs/first --by-epoch --csv run.csv --plot run.png

@@ -16,7 +16,19 @@ def test_a_percentage_has_the_decimals_that_are_asked_for():
     assert formats.percent(0.12345, 1) == "12.3%"
 
 
-@pytest.mark.parametrize(("value", "shown"), [(1234.5, "1.23e+03"), (0.0, "0"), (None, "–"), (math.nan, "–")])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1234.5, "1,230"),
+        (1940.4, "1,940"),
+        (999_400, "999,000"),
+        (2e6, "2e+06"),
+        (12.345, "12.3"),
+        (0.0, "0"),
+        (None, "–"),
+        (math.nan, "–"),
+    ],
+)
 def test_numbers_and_factors_have_three_digits(value: float | None, shown: str):
     assert formats.number(value) == shown
     assert formats.times(value) == (shown if shown == "–" else f"{shown}×")
@@ -35,6 +47,14 @@ def test_numbers_and_factors_have_three_digits(value: float | None, shown: str):
 )
 def test_seconds_become_times(seconds: float, shown: str):
     assert formats.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0, "0 µs"), (2.11e-5, "21.1 µs"), (0.0034, "3.4 ms"), (1.239, "1.24 s"), (59.9, "59.9 s"), (601, "10:01 min")],
+)
+def test_short_times_have_the_unit_that_fits(seconds: float, shown: str):
+    assert formats.short_time(seconds) == shown
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(7.4, "0:07"), (61, "1:01"), (7384.6, "2:03:05")])

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certtrain.attack.settings import APGD, AttackSettings
+from certtrain.attack.settings import APGD, SingleAttack
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 _TINY = 1e-12  # keeps the ratio finite where the largest logits are equal
 
 
-def loss_of(settings: AttackSettings, classes: int) -> Loss:
+def loss_of(settings: SingleAttack, classes: int) -> Loss:
     """The loss of these settings for a network with `classes` classes."""
     targeted = settings.targets > 0
     if isinstance(settings, APGD) and settings.loss == "ce":

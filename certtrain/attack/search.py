@@ -1,6 +1,6 @@
 """The attack on a batch: several attacks in order, each on the examples that are still robust."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from certtrain.attack.apgd import run_apgd
 from certtrain.attack.criterion import Misclassification, batch_of
 from certtrain.attack.descent import run_pgd
 from certtrain.attack.losses import loss_of
-from certtrain.attack.settings import APGD, AttackSettings
+from certtrain.attack.settings import APGD, AttackSettings, SingleAttack, Strong
 from certtrain.attack.state import AttackState
 from certtrain.bounds.box import PIXEL_RANGE
 from certtrain.bounds.checks import check_input, check_labels, shape_errors_as_data_errors
@@ -57,13 +57,19 @@ def attack(
     check_labels(labels, logits.shape)
     state = AttackState(criterion, batch_of(x, labels, eps), numbers, stop)
     state.record(state.batch, x, logits)
-    for each in (settings,) if not isinstance(settings, Sequence) else settings:
+    for each in _single(settings):
         if eps > 0:
             _run(state, each, logits)
     return AttackResult(state.falsified, state.adversarial)
 
 
-def _run(state: AttackState, settings: AttackSettings, logits: Tensor) -> None:
+def _single(settings: AttackSettings | Sequence[AttackSettings]) -> Iterator[SingleAttack]:
+    """The attacks one by one; a union is taken apart."""
+    for each in settings if isinstance(settings, Sequence) else (settings,):
+        yield from each.parts if isinstance(each, Strong) else (each,)
+
+
+def _run(state: AttackState, settings: SingleAttack, logits: Tensor) -> None:
     """All restarts of one attack, each against every target in turn if it is targeted."""
     classes = logits.shape[1]
     loss, run = loss_of(settings, classes), run_apgd if isinstance(settings, APGD) else run_pgd

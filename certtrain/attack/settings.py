@@ -70,7 +70,40 @@ class APGD:
         return {"name": self.name, **asdict(self)}
 
 
-AttackSettings = PGD | APGD
+@dataclass(frozen=True)
+class Strong:
+    """The union of several attacks: PGD, and AutoAttack's two gradient attacks (Croce and Hein 2020, section 5).
+
+    They follow each other, the fast ones first, each on the examples that are still robust, so this is at least as
+    strong as each of them. AutoAttack's FAB and Square attacks are not among them. steps: of every attack; 0 for each
+    attack's own number. restarts, seed: as in `PGD`.
+    """
+
+    steps: int = 0
+    restarts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, steps=0)
+
+    @property
+    def name(self) -> str:
+        """As in `ATTACKS`."""
+        return "strong"
+
+    @property
+    def parts(self) -> tuple["SingleAttack", ...]:
+        """The attacks, in order."""
+        each = PGD(), PGD(targets=9), APGD(), APGD("dlr", targets=9)
+        return tuple(replace(a, steps=self.steps or a.steps, restarts=self.restarts, seed=self.seed) for a in each)
+
+    def to_dict(self) -> dict[str, int | str]:
+        """The name and all settings."""
+        return {"name": self.name, **asdict(self)}
+
+
+SingleAttack = PGD | APGD
+AttackSettings = SingleAttack | Strong
 
 
 def described(settings: AttackSettings | None) -> dict[str, int | str]:
@@ -78,13 +111,14 @@ def described(settings: AttackSettings | None) -> dict[str, int | str]:
     return {"name": NONE} if settings is None else settings.to_dict()
 
 
-# By name: PGD, AutoAttack's two gradient attacks (apgd-ce, apgd-t), and APGD with the untargeted ratio.
+# By name: PGD, AutoAttack's two gradient attacks (apgd-ce, apgd-t), APGD with the untargeted ratio, and their union.
 ATTACKS: dict[str, Callable[[], AttackSettings]] = {
     "pgd": PGD,
     "pgd-t": lambda: PGD(targets=9),
     "apgd-ce": APGD,
     "apgd-dlr": lambda: APGD("dlr"),
     "apgd-t": lambda: APGD("dlr", targets=9),
+    "strong": Strong,
 }
 
 
@@ -96,10 +130,22 @@ def named(name: str, **changes: int | None) -> AttackSettings:
     if name not in ATTACKS:
         raise MethodError(f"attack {name!r} is not known; choose from: {', '.join(ATTACKS)}")
     given: dict[str, Any] = {field: value for field, value in changes.items() if value is not None}
-    return replace(ATTACKS[name](), **given)
+    chosen = ATTACKS[name]()
+    if "targets" in given and isinstance(chosen, Strong):
+        raise MethodError(f"attack {name!r} has no targets of its own; it is a union of attacks")
+    return replace(chosen, **given)
 
 
-def _check(settings: AttackSettings) -> None:
-    for field, least in (("steps", 1), ("restarts", 1), ("seed", 0), ("targets", 0)):
-        if asdict(settings)[field] < least:
-            raise MethodError(f"{field} of an attack is {asdict(settings)[field]}; it must be at least {least}")
+def targeted_after(attack: AttackSettings) -> PGD | None:
+    """A targeted attack for the examples that an untargeted one left, with its restarts and seed; else None."""
+    if isinstance(attack, Strong) or attack.targets:
+        return None
+    steps = attack.steps if isinstance(attack, PGD) else PGD().steps
+    return PGD(steps, attack.restarts, attack.seed, targets=9)
+
+
+def _check(settings: AttackSettings, steps: int = 1) -> None:
+    values = asdict(settings)
+    for field, least in {"steps": steps, "restarts": 1, "seed": 0, "targets": 0}.items():
+        if values.get(field, least) < least:
+            raise MethodError(f"{field} of an attack is {values[field]}; it must be at least {least}")

@@ -1,6 +1,7 @@
 """The settings of bound methods that a user may choose."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from certtrain.errors import MethodError
@@ -8,6 +9,14 @@ from certtrain.runtime.deadline import NEVER, Deadline
 
 if TYPE_CHECKING:
     from certtrain.bounds.rounding import Rounding
+
+
+OnDomains = Callable[[int, int, float], None]
+"""Called with the number of closed and of open domains of a search, and the least bound of the open ones."""
+
+
+def ignore_domains(closed: int, opened: int, bound: float) -> None:
+    """For searches that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Settings:
     domains: complete verification leaves an example open after this many domains.
     deadline: when to stop. Linear bounds that are not computed by then are minus infinity, and boxes are not tightened
         further.
+    on_domains: called after each step of a search.
     """
 
     rounding: "Rounding | None" = None
@@ -43,6 +53,7 @@ class Settings:
     early_stop: bool = False
     domains: int = 100_000
     deadline: Deadline = NEVER
+    on_domains: OnDomains = field(default=ignore_domains, compare=False)
 
     def __post_init__(self) -> None:
         for name, least in (("memory", 1), ("dense", 0), ("iterations", 0), ("neurons", 0), ("domains", 1)):
@@ -55,11 +66,12 @@ class Settings:
             )
 
     def decisive_fields(self) -> dict[str, Any]:
-        """The settings that a computed bound depends on, besides `rounding`: all but `memory` and `deadline`."""
-        values = asdict(replace(self, rounding=None))
-        return {name: value for name, value in values.items() if name not in ("memory", "rounding", "deadline")}
+        """The settings that a computed bound depends on, besides `rounding`: all but those of `UNDECISIVE`."""
+        values = asdict(replace(self, rounding=None, deadline=NEVER, on_domains=ignore_domains))
+        return {name: value for name, value in values.items() if name not in UNDECISIVE}
 
 
+UNDECISIVE = ("memory", "rounding", "deadline", "on_domains")
 DEFAULT = Settings()
 # A verdict only needs margins above zero, and no CROWN bounds of neurons that are stable by intervals.
 VERDICT_SETTINGS = Settings(dense=0, early_stop=True)

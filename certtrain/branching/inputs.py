@@ -184,7 +184,8 @@ class InputSearch:
         self.problem, self.settings, self.falsifies = problem, settings, falsifies
         self.tree = Tree() if keep_tree else None
         self.waiting = [self.first(problem.lower.flatten(1), problem.upper.flatten(1))]
-        self.least, self.domains, self.falsified, self.unsplittable = torch.inf, 0, False, False
+        self.least, self.domains, self.closed = torch.inf, 0, 0
+        self.falsified, self.unsplittable = False, False
         self.most = MOST_BOXES
 
     def first(self, lower: Tensor, upper: Tensor) -> InputDomains:
@@ -205,8 +206,13 @@ class InputSearch:
         """As `BranchingSearch.run`."""
         while not (self.ended or until.over() or self.settings.deadline.over()):
             self._step(joined(list(newest(self.waiting, self.most))))
+            self._report()
         left = sum(part.total for part in self.waiting)
         return Outcome(self.least, self.tree or Tree(), left, self.domains, self.falsified)
+
+    def _report(self) -> None:
+        bounds = (float(part.bounds.min()) for part in self.waiting)
+        self.settings.on_domains(self.closed, sum(part.total for part in self.waiting), min(bounds, default=self.least))
 
     def _step(self, batch: InputDomains) -> None:
         found = bounded(self.problem, batch, self.settings)
@@ -217,6 +223,7 @@ class InputSearch:
         linear = with_combinations(found.linear)
         left = self._left(linear, batch.cases)
         some = left.cases.any(1)
+        self.closed += int((~some).sum())
         self._closed(linear, batch.cases & ~left.cases)
         if bool(some.any()):
             open_part = batch._replace(lower=left.lower, upper=left.upper, boxes=found.boxes, cases=left.cases)

@@ -84,7 +84,7 @@ class BranchAndBound:
         self.problem, self.settings, self.falsifies = problem, settings, falsifies
         self.fast = problem.in_float32()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
-        self.domains, self.begun, self.falsified, self.unprovable = 0, False, False, False
+        self.domains, self.closed, self.begun, self.falsified, self.unprovable = 0, 0, False, False, False
         self.most = self._most()
         self.reserve = RESERVE * self._rounding_cost()
         self.fast.offsets = self.fast.offsets - self.reserve
@@ -140,8 +140,13 @@ class BranchAndBound:
             self.begin(self.first(torch.zeros(1, self.problem.neurons)))
         while not (self.ended or until.over() or self.settings.deadline.over()):
             self._step(self._take())
+            self._report()
         left = sum(part.total for part in self.waiting)
         return Outcome(self.least, self.tree, left, self.domains, self.falsified)
+
+    def _report(self) -> None:
+        bounds = (float(part.bounds.min()) for part in self.waiting)
+        self.settings.on_domains(self.closed, sum(part.total for part in self.waiting), min(bounds, default=self.least))
 
     @property
     def ended(self) -> bool:
@@ -170,7 +175,7 @@ class BranchAndBound:
             self.unprovable = not self.falsified and (leaf is None or not 0 < leaf.bound < torch.inf)
             if self.falsified or self.unprovable or leaf is None:
                 return False
-            self.least = min(self.least, leaf.bound)
+            self.least, self.closed = min(self.least, leaf.bound), self.closed + 1
         return True
 
     def _split(self, domains: Domains, scores: BranchingScores) -> None:
@@ -187,6 +192,7 @@ class BranchAndBound:
         """Append the open domains to `waiting`, the lowest bounds last."""
         self.domains += domains.total
         closed = is_closed(domains)
+        self.closed += int(closed.sum())
         self.least = min([self.least, *domains.bounds[closed].tolist()])
         if not bool(closed.all()):
             left = domains.take(~closed)

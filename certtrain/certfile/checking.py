@@ -14,15 +14,16 @@ from certtrain.bounds.settings import DEFAULT
 from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model
-from certtrain.data import ImageSet, to_unit
+from certtrain.data import ImageSet, Progress, to_unit
 from certtrain.errors import CertificateError, FailedCheck
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
+from certtrain.spec.epsilon import format_eps
 from certtrain.verification.complete import COMPLETE, CompleteStep
 from certtrain.verification.methods import assumptions_of, examples_at_once, methods_of, step_named
 from certtrain.verification.results import count
-from certtrain.verification.steps import ExampleBatch, correctly_classified, misclassified_in_batch_of_one
+from certtrain.verification.steps import INFERENCE, ExampleBatch, correctly_classified, misclassified_in_batch_of_one
 from certtrain.verification.verify import check_fit, network_of
 
 # Two machines may sum the same float64 terms in different orders. A sum of 10⁴ terms up to 10³ is then uncertain by
@@ -57,8 +58,15 @@ class Checked:
         return self.checked < self.examples
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and whether the check was partial."""
-        return asdict(self) | {"partial": self.partial}
+        """All fields, whether the check was partial, and the accuracies of the checked examples; ε also as text."""
+        open_ones, certified = self.counts["open"], self.counts["certified"]
+        accuracies = {
+            "natural_accuracy": 1 - self.counts["misclassified"] / self.checked,
+            "pgd_accuracy": (certified + open_ones) / self.checked,
+            "certified_accuracy": certified / self.checked,
+            "eps_text": format_eps(self.eps),
+        }
+        return asdict(self) | accuracies | {"partial": self.partial}
 
 
 @tensor_cores(False)
@@ -71,7 +79,7 @@ def check(
     *,
     limit: int | None = None,
     memory: int = DEFAULT.memory,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Progress = lambda what, done, total: None,
 ) -> Checked:
     """Recompute the certificates of `contents`, read from `path`, for the first `limit` examples or all.
 
@@ -80,7 +88,8 @@ def check(
     a method that optimises, the margin may be at most what the optimisation reaches.
     A counterexample must be in the exact box, and inference must misclassify it.
     Exactly the examples that are recorded as misclassified must be misclassified.
-    `memory` is for linear bounds, in bytes.
+    `memory` is for linear bounds, in bytes. `on_progress` is called with the name of
+    the step that is computed again, how many records are checked and how many there are.
 
     Raises CertificateError if the model or the data differ, and FailedCheck if a
     record is about another example or its claim does not hold.
@@ -171,27 +180,31 @@ class _Recheck:
     images: ImageSet
     memory: int
 
-    def disagreements(self, records: Sequence[Record], on_progress: Callable[[int, int], None]) -> Iterator[str]:
-        """A message for each claim that does not hold."""
-        size, done = self.header.batch_size, 0
-        jobs: list[tuple[RecordCheck, list[Record], int]] = [(self._inference, list(records), size)]
+    def disagreements(self, records: Sequence[Record], on_progress: Progress) -> Iterator[str]:
+        """A message for each claim that does not hold.
+
+        A record of a certified example is checked when its bound is computed again, any other after inference.
+        """
+        done = 0
+        for name, check_records, batch in self._batches(records):
+            on_progress(name, done, len(records))
+            yield from check_records(batch)
+            done += sum(name != INFERENCE or record.verdict != "certified" for record in batch)
+        on_progress("", done, len(records))
+
+    def _batches(self, records: Sequence[Record]) -> Iterator[tuple[str, RecordCheck, Sequence[Record]]]:
+        """The batches of each step that is computed again, with its name and its check: inference first."""
+        size = self.header.batch_size
+        yield from ((INFERENCE, self._inference, part) for part in _parts(records, size))
         certified = [record for record in records if record.verdict == "certified"]
         for method in dict.fromkeys(str(record.method) for record in certified):
-            group = [record for record in certified if record.method == method]
-            check_records = self._trees() if method == COMPLETE else self._bounds(method)
-            jobs.append(
-                (
-                    check_records if method in methods_of(self.header.method) else _other_method(method),
-                    group,
-                    examples_at_once(method, size),
-                )
-            )
-        for check_records, group, at_once in jobs:
-            for first in range(0, len(group), at_once):
-                batch = group[first : first + at_once]
-                yield from check_records(batch)
-                done += len(batch)
-                on_progress(done, len(records) + len(certified))
+            group, check_records = [record for record in certified if record.method == method], self._check_of(method)
+            yield from ((method, check_records, part) for part in _parts(group, examples_at_once(method, size)))
+
+    def _check_of(self, method: str) -> RecordCheck:
+        if method not in methods_of(self.header.method):
+            return _other_method(method)
+        return self._trees() if method == COMPLETE else self._bounds(method)
 
     def _inference(self, records: Sequence[Record]) -> Iterator[str]:
         batch = self._batch(records)
@@ -256,6 +269,10 @@ class _Recheck:
         device, rows = device_of(self.model), [record.index for record in records]
         x = to_unit(self.images.images[rows].to(device))
         return ExampleBatch(rows, x, self.images.labels[rows].to(device), self.header.eps.value)
+
+
+def _parts(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
+    return (records[first : first + size] for first in range(0, len(records), size))
 
 
 def _other_method(method: str) -> RecordCheck:

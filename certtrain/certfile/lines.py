@@ -120,7 +120,7 @@ class Header(Line):
 
 
 class Record(Line):
-    """The result for one example: an `ExampleResult`, with the hash of the example."""
+    """The result for one example: an `ExampleResult`, with the hash of the example. An empty `cut` is left out."""
 
     kind: Literal["point"] = "point"
     index: Count
@@ -132,6 +132,7 @@ class Record(Line):
     sha256: Digest
     counterexample: str | None
     trees: dict[int, str]
+    cut: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -145,9 +146,21 @@ class Record(Line):
             raise ValueError("falsified examples have a counterexample, and no others do")
         if bool(self.trees) != (self.verdict == "certified" and self.method == COMPLETE):
             raise ValueError(f"examples certified by {COMPLETE!r} have trees, and no others do")
+        if self.cut and (self.verdict != "open" or not set(self.cut) <= self.tried.keys()):
+            raise ValueError("only steps that were tried on an open example ran out of its time")
         if self.verdict == "certified" and not (self.margin or 0) > 0:
             raise ValueError("a certified example has a margin above zero")
         return self
+
+
+def continues(earlier: Record, later: Record) -> bool:
+    """Whether a later record of the same example may follow an earlier one.
+
+    The earlier one is open. Its steps stay as they are; only those that ran out of time may have been tried again.
+    """
+    kept = {name: seconds for name, seconds in earlier.tried.items() if name not in earlier.cut}
+    more = later.tried != earlier.tried and earlier.tried.keys() <= later.tried.keys()
+    return earlier.verdict == "open" and more and kept.items() <= later.tried.items()
 
 
 class Seal(Line):

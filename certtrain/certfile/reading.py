@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from pydantic import ValidationError
 
-from certtrain.certfile.lines import Header, Line, Record, Seal, decode
+from certtrain.certfile.lines import Header, Line, Record, Seal, continues, decode
 from certtrain.errors import CertificateError
 from certtrain.storage import check_certificate_file
 from certtrain.verdicts import VERDICTS
@@ -41,7 +41,7 @@ class Contents:
 def _result(record: Record, shape: tuple[int, ...]) -> ExampleResult:
     pixels = None if record.counterexample is None else decode(record.counterexample, shape)
     about = (record.index, record.label, record.verdict, record.margin, record.method, dict(record.tried))
-    return ExampleResult(*about, pixels, dict(record.trees))
+    return ExampleResult(*about, pixels, dict(record.trees), record.cut)
 
 
 def read_certificates(path: Path, shape: tuple[int, ...]) -> Contents:
@@ -94,7 +94,7 @@ class _Reader:
         if record.index >= self.header.data.examples:
             raise self._error(f"is about example {record.index}, but there are {self.header.data.examples}")
         earlier = self.records.get(record.index)
-        if earlier is not None and (earlier.verdict != "open" or not earlier.tried.items() < record.tried.items()):
+        if earlier is not None and not continues(earlier, record):
             raise self._error(f"is about example {record.index} again, but does not continue its earlier line")
         if record.counterexample is not None:
             self._check_pixels(record.counterexample)

@@ -151,7 +151,8 @@ class Writer:
 
 
 def _line(value: Line) -> bytes:
-    return (value.model_dump_json() + "\n").encode()
+    empty = {"cut"} if isinstance(value, Record) and not value.cut else None
+    return (value.model_dump_json(exclude=empty) + "\n").encode()
 
 
 def _record(result: ExampleResult, images: ImageSet) -> Record:
@@ -165,4 +166,5 @@ def _record(result: ExampleResult, images: ImageSet) -> Record:
         sha256=images.example_fingerprint(result.index),
         counterexample=None if result.counterexample is None else encode(result.counterexample),
         trees=dict(result.trees),
+        cut=result.cut,
     )

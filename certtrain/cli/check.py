@@ -10,6 +10,7 @@ from certtrain.cli.options import (
     DataDir,
     DeviceOption,
     Memory,
+    network_file,
     open_model,
     open_split,
     wrong_usage,
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 CertificateFile = Annotated[
     Path, typer.Argument(metavar="CERTIFICATES", help="A certificate file that `certtrain verify --out` wrote.")
 ]
-CheckedModel = Annotated[Path, typer.Argument(metavar="MODEL", help="The model file that the certificates are about.")]
+CheckedModel = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="The model file that the certificates are about, or the folder of its run."),
+]
 PartialLimit = Annotated[
     int | None, typer.Option(min=1, help="Check only this many examples, starting with the first: a partial check.")
 ]
@@ -46,7 +50,8 @@ def check_command(
 
     _check_order(certificates, model)
     check_certificate_file(certificates)
-    opened = open_model(model, device)
+    model = network_file(model)
+    opened = open_model(model, device, data_dir)
     checked = _checked(certificates, model, opened, data_dir, limit, memory)
     from certtrain import render
 
@@ -76,5 +81,5 @@ def _checked(
     data = contents.header.data
     images = open_split(model, data.split, data_dir, data.examples)
     memory = memory or DEFAULT.memory
-    with render.progress("checking") as on_progress:
+    with render.checking() as on_progress:
         return check(path, contents, file, model, images, limit=limit, memory=memory, on_progress=on_progress)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certtrain.cli.options import AsJson, AttackSeed, PgdRestarts, check_targets, memory_size, seconds, wrong_usage
+from certtrain.cli.options import (
+    AsJson,
+    AttackSeed,
+    PgdRestarts,
+    check_targets,
+    memory_size,
+    network_file,
+    seconds,
+    wrong_usage,
+)
 from certtrain.spec.choices import PropertyMethodName
 
 if TYPE_CHECKING:
@@ -15,7 +24,8 @@ if TYPE_CHECKING:
     from certtrain.properties.decide import Decision
 
 DecidedNetwork = Annotated[
-    Path, typer.Argument(metavar="NETWORK", help="An ONNX file, or a model file that certtrain wrote.")
+    Path,
+    typer.Argument(metavar="NETWORK", help="An ONNX file, a model file that certtrain wrote, or the folder of a run."),
 ]
 PropertyFile = Annotated[Path, typer.Argument(metavar="PROPERTY", help="A VNN-LIB file.")]
 PropertyMethod = Annotated[
@@ -76,6 +86,7 @@ def decide_command(
     unsat: no input in the box violates the property. sat: one does, and it is shown. unknown: neither was found.
     """
     start = time.monotonic()  # before torch is loaded
+    network = network_file(network)
     _check_files(network, property_file)
     check_targets(True, results, counterexample)
     from certtrain import render

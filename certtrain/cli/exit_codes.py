@@ -52,8 +52,9 @@ EXPLANATIONS = {
     ),
     ExitCode.INTERRUPTED: Explanation(
         "interrupted",
-        "Ctrl-C ended the command. A training then stops at a checkpoint, a verification with --out between two "
-        "batches, and `bench` at once. All say how to continue, and treat SIGTERM like Ctrl-C.",
+        "Ctrl-C ended the command. A training then stops at a checkpoint, `bench` at once, and a verification within "
+        "seconds, with the accuracies so far. With --out a verification can be continued. All say how to continue, and "
+        "treat SIGTERM like Ctrl-C.",
     ),
 }
 

@@ -14,6 +14,7 @@ from certtrain.cli.options import (
     ModelFile,
     SplitOption,
     check_targets,
+    network_file,
     open_model,
     open_split,
 )
@@ -94,8 +95,9 @@ def export_command(model: ModelFile, network: NetworkOptions, properties: Proper
     With --vnnlib, also write a property for each example, for other verifiers: its box of radius ε and its label.
     """
     properties.check()
+    model = network_file(model)
     targets = _targets(model, network, properties.vnnlib)
-    opened = open_model(model, "cpu")
+    opened = open_model(model, "cpu", data.data_dir)
     images = open_split(opened, data.split, data.data_dir, None)
     from certtrain import render
     from certtrain.interchange.exchange import check_examples

@@ -1,6 +1,7 @@
 """The options that several commands share, and the values that they stand for."""
 
 import inspect
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import typer
 
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.errors import EpsilonError, StorageError
+from certtrain.runtime.threads import use_threads
 from certtrain.spec.choices import DeviceName, SplitName
 from certtrain.spec.epsilon import parse_eps
 
@@ -51,6 +53,11 @@ def seconds(text: str) -> float:
     return value
 
 
+def seconds_or_none(text: str) -> float:
+    """Seconds as `seconds` reads them; infinity for "none"."""
+    return math.inf if str(text) in ("none", "inf") else seconds(text)
+
+
 def _png_file(text: str) -> Path:
     if not text.endswith(".png"):
         raise typer.BadParameter(f"{text!r} does not end in .png")
@@ -68,7 +75,18 @@ DataDir = Annotated[
 Eps = Annotated[
     float | None, typer.Option("--eps", parser=_eps, metavar="RADIUS", help="Radius ε of the box, like 8/255 or 0.3.")
 ]
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file that certtrain wrote.")]
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model file that certtrain wrote, or the folder of a run.")
+]
+ModelOrNewest = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A model file that certtrain wrote, a checkpoint, or the folder of a run, for its model or, without one, "
+        "its newest checkpoint. If not given, the newest run in the folder runs.",
+    ),
+]
 PresetName = Annotated[
     str | None, typer.Option("--preset", "-p", metavar="NAME|FILE", help="A shipped preset, or a .toml file.")
 ]
@@ -94,6 +112,23 @@ Memory = Annotated[
     ),
 ]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+
+
+def _use_threads(count: int | None) -> int | None:
+    """Called when the option is read, and so before torch is loaded."""
+    use_threads(count)
+    return count
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        callback=_use_threads,
+        help="Number of threads on a CPU; if not given, one for small work and else one for each core. Fewer help "
+        "where other programs need the cores.",
+    ),
+]
 PlotFile = Annotated[
     Path | None,
     typer.Option("--plot", parser=_png_file, metavar="FILE.png", help="Write a picture of the results to this file."),
@@ -174,8 +209,38 @@ def compute_device(device: DeviceName) -> str:
     return choose_device(device)
 
 
-def open_model(path: Path, device: DeviceName) -> "Classifier":
-    """The network in a model file that certtrain wrote. Raises ModelFileError."""
+def newest_if_none(path: Path | None) -> Path:
+    """The path itself or, for None, the newest run in the folder runs, with a note that names it. Raises RunError."""
+    from certtrain import render
+    from certtrain.runs.runfiles import newest_run
+
+    if path is None:
+        path = newest_run()
+        render.note(f"the newest run, {path}")
+    return path
+
+
+def network_file(path: Path) -> Path:
+    """The path itself or, for the folder of a run, its model, or else its newest checkpoint, with a note.
+
+    Raises RunError for another folder.
+    """
+    from certtrain import render
+    from certtrain.runs.runfiles import find_networks
+
+    if not path.is_dir():
+        return path
+    file = find_networks(path)[0]
+    if file.run is not None:
+        render.note(f"the run in {path} is not finished; its newest checkpoint, {file.path.name}")
+    return file.path
+
+
+def open_model(path: Path, device: DeviceName, data_dir: Path | None = None) -> "Classifier":
+    """The network in a model file that certtrain wrote, or in the checkpoint of a run.
+
+    Raises ModelFileError, and for a checkpoint DataError if the run's data are missing.
+    """
     from certtrain.errors import ModelFileError
     from certtrain.interchange.packed import ending
     from certtrain.storage import check_model_file
@@ -184,9 +249,12 @@ def open_model(path: Path, device: DeviceName) -> "Classifier":
     if ending(path) == ".onnx":
         decide = shlex.join(["certtrain", "decide", str(path), "PROPERTY"])
         raise ModelFileError(f"{path} is an ONNX file; this command needs certtrain's own. For a property: {decide}")
-    from certtrain.network.modelfile import load_model
+    from certtrain import render
+    from certtrain.diagnostics.networks import NetworkLoader
+    from certtrain.runs.runfiles import find_networks
 
-    return load_model(path).to(compute_device(device))
+    with render.loading() as report:
+        return NetworkLoader(data_dir, report).load(find_networks(path)[0]).to(compute_device(device))
 
 
 def open_split(model: "Classifier", split: SplitName, data_dir: Path | None, limit: int | None) -> "ImageSet":

@@ -13,6 +13,7 @@ from certtrain.errors import StorageError
 REPLACEMENTS = {
     "ε": "eps", "α": "alpha", "β": "beta", "λ": "lambda", "τ": "tau", "−": "-", "–": "-", "─": "-", "…": "...",
     "×": "x", "·": "*", "±": "+-", "≤": "<=", "≥": ">=", "²": "^2", "→": "->", "∞": "inf", "█": "#", "▒": "=", "░": ".",
+    "µ": "u",
 }  # fmt: skip
 
 

@@ -19,20 +19,23 @@ from certtrain.cli.options import (
     Limit,
     PlotFile,
     SplitOption,
+    Threads,
     check_plots,
     check_targets,
     compute_device,
+    newest_if_none,
 )
 
 if TYPE_CHECKING:
     from certtrain.diagnostics.comparison import ComparisonOptions
 
 Models = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Argument(
         metavar="MODEL",
+        show_default=False,
         help="Model files, checkpoints, or run folders, for their model or, without one, their newest checkpoint. "
-        "Several are shown side by side.",
+        "Several are shown side by side. If none is given, the newest run in the folder runs.",
     ),
 ]
 
@@ -47,6 +50,7 @@ class StatsData:
     limit: Limit = 1000
     batch_size: BatchSize = 200
     device: DeviceOption = "auto"
+    threads: Threads = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,13 @@ class StatsOutput:
             raise typer.BadParameter("it writes the report of one run, and nothing else", param_hint="--html")
 
 
-def stats_command(models: Models, data: StatsData, output: StatsOutput) -> None:
+def stats_command(data: StatsData, output: StatsOutput, given_models: Models = None) -> None:
     """Show each layer's ReLU states, bound widths and balance ratios (Shi et al. 2021), over data at radius ε.
 
     For a run, also its objective and what that measured in the last epoch.
     Several models are compared on the same data at the same ε, which is the first model's unless given.
     """
+    models = given_models or [newest_if_none(None)]
     output.check(len(models))
     if output.html is not None:
         _write_page(models[0], output.html, output.force)

@@ -2,20 +2,26 @@
 
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 
 class Stopper:
-    """Says whether to stop: after this many `seconds`, or on SIGINT or SIGTERM. A second signal ends the process."""
+    """Says whether to stop: after this many `seconds`, or on SIGINT or SIGTERM. A second signal ends the process.
 
-    def __init__(self, seconds: float | None) -> None:
+    on_interrupt: called at once when the first signal arrives.
+    """
+
+    def __init__(self, seconds: float | None, on_interrupt: Callable[[], None] = lambda: None) -> None:
         self.seconds, self.start, self.interrupted = seconds, time.monotonic(), False
+        self.on_interrupt = on_interrupt
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
         signal.signal(number, signal.SIG_DFL)
+        self.on_interrupt()
 
     def reason(self) -> str | None:
         """The reason to stop; None to continue."""

@@ -17,6 +17,7 @@ from certtrain.cli.options import (
     Overrides,
     PresetName,
     Seed,
+    Threads,
     check_data,
     compute_device,
     resolve_preset,
@@ -67,6 +68,7 @@ class TrainingOptions:
     """Device, time and output."""
 
     device: DeviceOption = "auto"
+    threads: Threads = None
     time_budget: Annotated[
         float | None,
         typer.Option(

@@ -1,5 +1,6 @@
 """certtrain verify: natural accuracy, accuracy under attack and certified accuracy over a data set."""
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,18 +23,24 @@ from certtrain.cli.options import (
     Force,
     Limit,
     Memory,
-    ModelFile,
+    ModelOrNewest,
     PgdRestarts,
     SplitOption,
+    Threads,
     check_targets,
     given,
+    network_file,
+    newest_if_none,
     open_model,
     open_split,
     options_for,
     seconds,
+    seconds_or_none,
     wrong_usage,
 )
+from certtrain.cli.pictures import show_pictures
 from certtrain.cli.stopping import Stopper
+from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
 
 if TYPE_CHECKING:
@@ -42,9 +49,11 @@ if TYPE_CHECKING:
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
     from certtrain.render.verification import VerifyingView
+    from certtrain.verification.cascade import Limits
     from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
+DATA_SET_OPTIONS = ("split", "limit", "out", "time_budget", "batch_size")
 ATTACK_OPTIONS = ("pgd_steps", "pgd_restarts", "seed")
 
 
@@ -56,9 +65,9 @@ class CertificateOptions:
     method: Annotated[
         MethodName,
         typer.Option(
-            help="How to certify. auto tries all methods but milp, fast ones first, on the examples that are still "
-            "open, which may take long: see --timeout. complete is branch and bound, until each example is decided. "
-            "milp is a second opinion, for --arithmetic real and networks with few ReLUs."
+            help="How to certify. auto tries all methods but milp, fast ones first, and a targeted attack, on the "
+            "examples that are still open. complete is branch and bound, until each example is decided or its "
+            "--timeout is over. milp is a second opinion, for --arithmetic real and networks with few ReLUs."
         ),
     ] = "ibp"
     network: Annotated[
@@ -82,10 +91,13 @@ class AttackOptions:
 
     attack: Annotated[
         AttackName,
-        typer.Option(help="Attack for the upper limit; the apgd attacks take longer than pgd."),
+        typer.Option(
+            help="Attack for the upper limit; the apgd attacks take longer than pgd. strong is pgd, pgd-t, apgd-ce and "
+            "apgd-t one after the other, each on what is left: AutoAttack's gradient attacks, and cheaper ones first."
+        ),
     ] = "pgd"
     pgd_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the attack; if not given, 20 for pgd and 100 for apgd.")
+        int | None, typer.Option(min=1, help="Steps of each attack; if not given, 20 for pgd and 100 for apgd.")
     ] = None
     pgd_restarts: PgdRestarts = 1
     seed: AttackSeed = 0
@@ -115,15 +127,43 @@ class VerificationData:
 
 
 @dataclass(frozen=True)
+class PictureOptions:
+    """Images of your own."""
+
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Verify this image, or those in this folder, instead of a data set; may be given several times. It "
+            "must have the size that the model takes. Shows the class, whether it is certified, and the largest ε at "
+            "which it is, and writes a counterexample beside it.",
+        ),
+    ] = None
+    label: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="The right class of the images; the predicted one if not given.")
+    ] = None
+
+    def check(self, context: typer.Context) -> None:
+        """Raise BadParameter for options that have no effect with --image, or without."""
+        if self.image is None and self.label is not None:
+            raise typer.BadParameter("it needs --image", param_hint="--label")
+        unused = [spelling for name, spelling in given(context).items() if name in DATA_SET_OPTIONS]
+        if self.image is not None and unused:
+            raise typer.BadParameter("it is about a data set; it has no effect with --image", param_hint=unused[0])
+
+
+@dataclass(frozen=True)
 class LimitOptions:
     """Time and memory."""
 
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=seconds,
-            metavar="TIME",
-            help="Time limit for each example, like 30s; the attack and ibp do not count.",
+            parser=seconds_or_none,
+            metavar="TIME|none",
+            help="Time limit for each example in the methods beyond ibp, like 5s or 10m; "
+            f"{DEFAULT_TIMEOUT:.0f}s if not given. auto keeps three quarters of it for complete. With --out, the same "
+            "command with a longer limit tries those again that ran out of time.",
         ),
     ] = None
     time_budget: Annotated[
@@ -139,6 +179,14 @@ class LimitOptions:
     ] = 200
     memory: Memory = None
     device: DeviceOption = "auto"
+    threads: Threads = None
+
+    def limits(self) -> "Limits":
+        """The limits of time; an infinite timeout is none."""
+        from certtrain.verification.cascade import Limits
+
+        timeout = DEFAULT_TIMEOUT if self.timeout is None else self.timeout
+        return Limits(None if timeout == math.inf else timeout, self.time_budget)
 
 
 @dataclass(frozen=True)
@@ -160,8 +208,9 @@ class MovedOptions:
     check: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain check`.")] = None
     vnnlib: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain decide`.")] = None
 
-    def refuse(self, context: typer.Context, model: Path) -> None:
+    def refuse(self, context: typer.Context, given_model: Path | None) -> None:
         """End with the command to use instead, if one of these options is given."""
+        model = given_model or "MODEL"
         if self.check is not None:
             words = ["certtrain", "check", self.check, model, *options_for(check_command, context)]
             wrong_usage("certificates have a command of their own", *words)
@@ -172,13 +221,14 @@ class MovedOptions:
 
 def verify_command(
     context: typer.Context,
-    model: ModelFile,
     certificates: CertificateOptions,
     attack: AttackOptions,
     data: VerificationData,
+    pictures: PictureOptions,
     limits: LimitOptions,
     output: CertificateOutput,
     moved: MovedOptions,
+    model: ModelOrNewest = None,
 ) -> None:
     """Measure natural accuracy, accuracy under attack and certified accuracy of a model.
 
@@ -188,11 +238,23 @@ def verify_command(
     moved.refuse(context, model)
     certificates.check()
     attack.check(context)
+    pictures.check(context)
     check_targets(True, output.out)
-    saved = open_model(model, limits.device)
+    file = network_file(newest_if_none(model))
+    saved = open_model(file, limits.device, data.data_dir)
+    if pictures.image is not None:
+        options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
+        del options["batch_size"]
+        options["force"] = output.force
+        show_pictures(saved, file, pictures.image, pictures.label, options, as_json=output.as_json)
+        return
     images = open_split(saved, data.split, data.data_dir, data.limit)
-    task = _Task(model, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
-    _show(_verified(task, limits), model, output)
+    task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
+    report = _verified(task, limits)
+    _show(report, file, output)
+    if report.interrupted:
+        _say_stopped(report, output.out)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -241,75 +303,68 @@ def _arguments(model: "Classifier", certificates: CertificateOptions, limits: Li
     }
 
 
-class _Interrupted(Exception):
-    pass
-
-
 @dataclass(frozen=True)
 class _Batches:
-    """Writes and shows each batch of results. After it, an interrupt ends the verification."""
+    """Writes and shows each batch of results."""
 
     writer: "Writer | None"
     view: "VerifyingView"
-    stop: Stopper
 
     def add(self, results: "Sequence[ExampleResult]") -> None:
         if self.writer is not None:
             self.writer.add(results)
         self.view.add(results)
-        if self.stop.interrupted:
-            raise _Interrupted
 
 
 def _verified(task: _Task, limits: LimitOptions) -> "Report":
     """The report of the verification; its certificates are written to the file that --out names."""
     from certtrain import render
 
-    stop = Stopper(None)
     with task.writer() as writer:
         known = () if writer is None else tuple(writer.results.values())
         with render.verifying(known) as view:
-            try:
-                report = _report(task, limits, known, _Batches(writer, view, stop))
-            except _Interrupted:
-                view.close()
-                _say_stopped(writer, len(task.images))
-                raise typer.Exit(ExitCode.INTERRUPTED) from None
-        if writer is not None:
+            stop = Stopper(None, view.stop)
+            report = _report(task, limits, known, _Batches(writer, view), stop)
+        if writer is not None and not report.interrupted:
             writer.seal()
     return report
 
 
-def _report(task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]", batches: _Batches) -> "Report":
-    from certtrain.verification.cascade import Limits
+def _report(
+    task: _Task, limits: LimitOptions, known: "Sequence[ExampleResult]", batches: _Batches, stop: Stopper
+) -> "Report":
     from certtrain.verification.verify import verify
 
     return verify(
         task.model,
         task.images,
         attack=task.attack,
-        limits=Limits(limits.timeout, limits.time_budget),
+        limits=limits.limits(),
         known=known,
         on_examples=batches.add,
         on_round=batches.view.begin,
+        on_work=batches.view.work_on,
+        stop=lambda: stop.interrupted,
         **task.arguments,
     )
 
 
-def _say_stopped(writer: "Writer | None", examples: int) -> None:
+def _say_stopped(report: "Report", out: Path | None) -> None:
+    """Say how far a verification came that an interrupt ended, and how to continue it."""
     from certtrain import render
 
-    if writer is None:
-        render.note("stopped; without --out FILE no results are kept")
-        return
-    decided = sum(result.verdict != "open" for result in writer.results.values())
+    examples = report.examples + report.unreached
+    left = report.open + report.unreached
     again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
-    render.note(f"stopped with {decided:,} of {examples:,} examples decided; continue with: {again}")
+    kept = "without --out FILE no results are kept" if out is None else f"continue with: {again}"
+    render.note(f"stopped with {examples - left:,} of {examples:,} examples decided; {kept}")
 
 
 def _show(report: "Report", model: Path, output: CertificateOutput) -> None:
     from certtrain import render
 
+    if not report.examples:  # stopped before the first result
+        return
     if output.as_json:
         render.show_json({"model": str(model), **report.to_dict(), "out": output.out and str(output.out)})
         return

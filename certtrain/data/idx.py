@@ -8,6 +8,7 @@ import gzip
 import math
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from certtrain.data.cache import cache_folder
 from certtrain.data.download import download
+from certtrain.data.folders import read_listing
 from certtrain.data.images import ImageSet
+from certtrain.data.listing import check_same_classes, list_folder
 from certtrain.data.request import Request
 from certtrain.errors import DataError
 
@@ -80,10 +83,18 @@ def _read(path: Path) -> bytearray:
 def _load(name: str, torchvision_name: str, class_names: tuple[str, ...], request: Request) -> ImageSet:
     stem = _STEMS[request.split]
     files = f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"
+    if request.data_dir is not None and (request.data_dir / request.split).is_dir():
+        return _read_folder(name, class_names, request.data_dir / request.split, request)
     folder = request.data_dir or _downloaded(name, torchvision_name, files, request)
     paths = _find(name, torchvision_name, files, folder)
     images, labels = read_idx(paths[0], 3).unsqueeze(1), read_idx(paths[1], 1).long()
     return ImageSet(name, request.split, images, labels, class_names)
+
+
+def _read_folder(name: str, class_names: tuple[str, ...], folder: Path, request: Request) -> ImageSet:
+    """The images in the folders 0 to 9, which are the classes by number."""
+    check_same_classes(_DIGITS, folder)
+    return replace(read_listing(name, list_folder(folder), 1, request), class_names=class_names)
 
 
 def _find(name: str, torchvision_name: str, files: tuple[str, ...], folder: Path) -> list[Path]:
@@ -93,7 +104,10 @@ def _find(name: str, torchvision_name: str, files: tuple[str, ...], folder: Path
         if {path.name.removesuffix(".gz") for path in found} == set(files):
             return [next(path for path in found if path.name.startswith(file)) for file in files]
     places = ", ".join(map(str, candidates))
-    raise DataError(f"{name} not found: looked for {' and '.join(files)}, plain or .gz, in {places}.")
+    raise DataError(
+        f"{name} not found: looked for {' and '.join(files)}, plain or .gz, in {places}, and for the image folders "
+        "train/0 to train/9 and test/0 to test/9."
+    )
 
 
 def _variants(path: Path) -> tuple[Path, Path]:

@@ -18,6 +18,8 @@ from certtrain.render.initial import show_initial as show_initial
 from certtrain.render.initial import show_sweep as show_sweep
 from certtrain.render.layers import show_models as show_models
 from certtrain.render.layers import show_states as show_states
+from certtrain.render.pictures import show_picture as show_picture
+from certtrain.render.progress import checking as checking
 from certtrain.render.progress import loading as loading
 from certtrain.render.progress import progress as progress
 from certtrain.render.results import show_comparisons as show_comparisons

@@ -19,11 +19,14 @@ GROWTH_REMARK = "growth: mean width of the bounds at a ReLU's input, divided by 
 
 
 def new_table(*columns: str) -> Table:
-    """A plain table: the first column is aligned to the left, the others to the right."""
+    """A plain table: the first column is aligned to the left, the others, which have numbers, to the right.
+
+    Where space is short, names are cut first, and numbers stay whole.
+    """
     table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column(columns[0], no_wrap=True)
+    table.add_column(columns[0], overflow="ellipsis")
     for column in columns[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -32,8 +34,8 @@ def visible(message: str) -> str:
 
 
 def say(text: str, style: str = "") -> None:
-    """One line on the output stream."""
-    out.print(Text(text, style=style), soft_wrap=True)
+    """One line on the output stream; a terminal breaks it between words, and a file keeps it whole."""
+    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
 
 
 def remark(text: str) -> None:
@@ -41,6 +43,25 @@ def remark(text: str) -> None:
     out.print(Text(text, style=GREY))
 
 
+def show_assumptions(assumptions: Sequence[str]) -> None:
+    """How many assumptions a result has, and where to read them."""
+    if assumptions:
+        count = "one assumption" if len(assumptions) == 1 else f"{len(assumptions)} assumptions"
+        remark(f"under {count} about how the network runs: --json lists them, docs/certificates.md explains them")
+
+
 def show_title(text: str) -> None:
     """The title of the table below it."""
     out.print(Text(text, style="italic"))
+
+
+def fitted(words: Sequence[str], width: int, gap: str = "  ") -> str:
+    """The words in lines of at most `width` columns, broken between two words only."""
+    lines = [""]
+    for word in words:
+        longer = lines[-1] + gap + word if lines[-1] else word
+        if len(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

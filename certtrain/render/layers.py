@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
 
 RATIOS_REMARK = "r: balance of active and inactive ReLUs, in mean and in variance (Shi et al. 2021); 1 is best"
 NUMBERS_WIDTH, LEGEND_WIDTH = 66, 27  # columns: of a live table beside the names, and of the legend above the bars
+STATES_WIDTH = 40 + BAR  # columns of the table of states beside the names
 
 
 def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> RenderableType:
@@ -53,17 +54,21 @@ def show_states(model: ModelStates, heading: str) -> None:
     """All numbers of each ReLU layer, in two tables that fit a narrow terminal, and the findings."""
     show_title(heading)
     states = new_table("layer", "units", "active", "unstable", "inactive", "dead")
-    states.add_column("", justify="left", no_wrap=True)
+    with_bar = out.width >= STATES_WIDTH + max((len(layer.name) for layer in model.layers), default=0)
+    if with_bar:
+        states.add_column("", justify="left", no_wrap=True)
     widths = new_table("layer", "centre", "width", "growth", "r mean", "r variance")
     for layer in model.layers:
-        states.add_row(layer.name, f"{layer.units:,}", *state_cells(layer), state_bar(layer, BAR))
+        bar = [state_bar(layer, BAR)] * with_bar
+        states.add_row(layer.name, f"{layer.units:,}", *state_cells(layer), *bar)
         numbers = number(layer.centre), number(layer.width), growth_cell(layer)
         widths.add_row(layer.name, *numbers, *ratio_cells(layer))
     means = model.means
     states.add_row("mean", "", *state_cells(means), style=GREY)
     widths.add_row("mean", "", "", times(means.growth), *ratio_cells(means), style=GREY)
     out.print(states)
-    out.print(legend())
+    if with_bar:
+        out.print(legend())
     out.print()
     out.print(widths)
     _explain_numbers()
@@ -74,7 +79,7 @@ def show_models(models: Sequence[ModelStates], heading: str) -> None:
     """Several models side by side: for each layer a row for each model, then the means."""
     show_title(heading)
     table = new_table("layer", "model", "growth", "unstable", "inactive", "dead", "r mean", "r var")
-    table.columns[1].justify = "left"
+    table.columns[1].justify, table.columns[1].no_wrap, table.columns[1].overflow = "left", False, "ellipsis"
     names = list(dict.fromkeys(layer.name for model in models for layer in model.layers))
     layers = [{layer.name: layer for layer in model.layers} for model in models]
     for name in names:

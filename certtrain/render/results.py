@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from certtrain.formats import percent
+from certtrain.formats import duration, percent
 from certtrain.render.cells import new_table
-from certtrain.render.console import GREY, out, say, show_title
+from certtrain.render.console import GREY, out, say, show_assumptions, show_title
 from certtrain.render.verification import stage_table, unfinished
 from certtrain.spec.epsilon import format_eps
 
@@ -30,7 +30,8 @@ def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
         return "no attack", report.pgd_accuracy, "upper limit: the natural accuracy"
-    words = f"{report.attack['name']}, {report.attack['steps']} steps × {report.attack['restarts']}"
+    steps = f", {report.attack['steps']} steps" if report.attack["steps"] else ""
+    words = f"{report.attack['name']}{steps} × {report.attack['restarts']}"
     return "under attack", report.pgd_accuracy, f"upper limit; {words}"
 
 
@@ -63,9 +64,10 @@ def show_report(report: Report) -> None:
     say(_bracket(report))
     if words := unfinished(report):
         out.print(Text(words))
-    out.print(Text(f"verified error {percent(1 - report.certified_accuracy)}; {report.seconds:.1f} s", style="bold"))
-    for assumption in report.assumptions:
-        say(f"assumes {assumption}", GREY)
+    out.print(
+        Text(f"verified error {percent(1 - report.certified_accuracy)}; {duration(report.seconds)}", style="bold")
+    )
+    show_assumptions(report.assumptions)
 
 
 def show_comparisons(comparisons: Sequence[Comparison]) -> None:

@@ -2,80 +2,147 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.progress import Progress as Bars
-from rich.progress import TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from certtrain.formats import NO_NUMBER, number
+from certtrain.formats import NO_NUMBER, clock, duration, short_time
 from certtrain.render.cells import new_table
-from certtrain.render.console import GREY, out, say
-from certtrain.render.progress import transient_bars
+from certtrain.render.console import GREY, WARNING, err, fitted, note, out, say, show_assumptions
+from certtrain.render.progress import NARROWEST_BAR, WIDEST_BAR
 from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
     from certtrain.certfile import Checked
+    from certtrain.verification.cascade import SearchState, Work
     from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
 COUNTED = ("certified", "falsified", "open", "misclassified")
+REFRESHES = 4  # a second
+SOON = 1.0  # seconds after which it is shown what a step is working on
+SEARCHES = ("complete", "milp")  # whose examples take so different times that no time left can be estimated
+STOPPING = "stopping…"
 
 
 class VerifyingView:
-    """A progress bar for the examples of a round, and the number of examples with each verdict so far."""
+    """The progress of a round, the number of examples with each verdict so far, and what is being worked on.
 
-    def __init__(self, bars: Bars, known: Iterable[ExampleResult]) -> None:
-        self.bars = bars
+    It is rendered again several times a second, so that the clocks go on while a step computes.
+    """
+
+    def __init__(self, known: Iterable[ExampleResult]) -> None:
         self.verdicts: dict[int, str] = {result.index: result.verdict for result in known}
-        self.task: TaskID | None = None
+        self.names, self.done, self.total, self.since = (), 0, 0, time.monotonic()
+        self.counts = Counter(self.verdicts.values())
+        self.work: Work | None = None
+        self.work_since, self.stopping = 0.0, False
+
+    names: tuple[str, ...]
 
     def begin(self, names: Sequence[str], examples: int) -> None:
         """Begin a round with the steps of these names on this many examples."""
-        self.close()
-        self.task = self.bars.add_task(", ".join(names), total=examples, counts=self._counts())
+        self.work = None
+        self.names, self.done, self.total, self.since = tuple(names), 0, examples, time.monotonic()
+
+    def work_on(self, work: Work) -> None:
+        """Show what a step is working on."""
+        if work.domains is None:
+            self.work_since = time.monotonic()
+        self.work = work
 
     def add(self, results: Sequence[ExampleResult]) -> None:
         """Count the results of this round for some examples."""
         self.verdicts |= {result.index: result.verdict for result in results}
-        if self.task is not None:
-            self.bars.update(self.task, advance=len(results), counts=self._counts())
+        self.counts = Counter(self.verdicts.values())
+        self.work, self.done = None, self.done + len(results)
 
-    def close(self) -> None:
-        """End the round."""
-        if self.task is not None:
-            self.bars.remove_task(self.task)
-        self.task = None
+    def stop(self) -> None:
+        """Say at once that the verification will stop."""
+        self.stopping = True
+        if not err.is_terminal:
+            note(STOPPING)
 
-    def _counts(self) -> str:
-        verdicts = list(self.verdicts.values())
-        return "  ".join(f"{verdict} {verdicts.count(verdict):,}" for verdict in COUNTED)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The lines, each no wider than the terminal."""
+        if self.names:
+            yield self._round(options.max_width)
+        words = [f"{verdict} {self.counts[verdict]:,}" for verdict in COUNTED]
+        yield Text(fitted(words, options.max_width), style=GREY)
+        if work := self._work():
+            yield Text(fitted(work, options.max_width), style=GREY)
+        if self.stopping:
+            yield Text(f"{STOPPING} (Ctrl-C again ends it at once, without the results so far)", style=WARNING)
+
+    def _round(self, width: int) -> Table | Text:
+        """The round's name, how many examples are done, its time, and a bar if there is room for it."""
+        spent = time.monotonic() - self.since
+        words = [", ".join(self.names), f"{self.done:,}/{self.total:,} examples", clock(spent)]
+        if self.done and spent > SOON and not set(self.names) & set(SEARCHES):
+            words.append(f"{clock(spent / self.done * (self.total - self.done))} left")
+        space = width - len("  ".join(words)) - 2
+        if space < NARROWEST_BAR:
+            return Text(fitted(words, width))
+        line = Table.grid(padding=(0, 2, 0, 0))
+        bar = ProgressBar(total=max(self.total, 1), completed=self.done, width=min(space, WIDEST_BAR))
+        line.add_row(words[0], bar, "  ".join(words[1:]))
+        return line
+
+    def _work(self) -> list[str]:
+        """What a step has been working on for a while: the example, its time, and the domains of a search."""
+        work, spent = self.work, time.monotonic() - self.work_since
+        if work is None or spent < SOON:
+            return []
+        single = len(work.numbers) == 1
+        what = f"example {work.numbers[0]}" if single else f"{len(work.numbers):,} examples"
+        limited = f" of {work.seconds:.0f} s" if single and work.seconds < math.inf else ""
+        return [f"{work.step}: {what}", f"{spent:.0f} s{limited}", *_domains(work.domains)]
+
+
+def _domains(domains: SearchState | None) -> list[str]:
+    if domains is None:
+        return []
+    bound = [f"bound {domains.bound:.4f}"] if math.isfinite(domains.bound) else []
+    return [f"domains: {domains.closed:,} closed", f"{domains.open:,} open", *bound]
 
 
 @contextmanager
 def verifying(known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView]:
-    """A progress bar with counts on the error stream, if that is a terminal."""
-    counts = TextColumn("{task.fields[counts]}", style=GREY)
-    with transient_bars(TimeRemainingColumn(), counts, width=24) as bars:
-        yield VerifyingView(bars, known)
+    """The progress of a verification on the error stream, if that is a terminal."""
+    view = VerifyingView(known)
+    if not err.is_terminal:
+        yield view
+        return
+    with Live(view, console=err, transient=True, refresh_per_second=REFRESHES):
+        yield view
 
 
 def stage_table(report: Report) -> Table:
-    """A row for each step: the number of examples it was tried on, how many it decided, and seconds for each."""
-    table = new_table("step", "examples", "decided", "s/example")
+    """A row for each step: the number of examples it was tried on, how many it decided, and the time of each."""
+    table = new_table("step", "examples", "decided", "each took")
     for stage in report.stages:
-        seconds = number(stage.seconds_per_example) if stage.examples else NO_NUMBER
+        seconds = short_time(stage.seconds_per_example) if stage.examples else NO_NUMBER
         table.add_row(stage.name, f"{stage.examples:,}", f"{stage.decided:,}", seconds)
     return table
 
 
 def unfinished(report: Report) -> str:
-    """A sentence about examples that are open because time ran out; empty if there are none."""
-    if not report.unfinished:
-        return ""
-    return f"time ran out: {report.unfinished:,} of the open examples were not tried by every step"
+    """A sentence about examples that are open because time ran out, or were not reached; empty if there are none."""
+    why = "stopped" if report.interrupted else "time ran out"
+    parts = [f"{report.unfinished:,} of the open examples were not tried by every step to its end"]
+    parts = parts * (report.unfinished > 0)
+    parts += [f"{report.unreached:,} more examples were not reached"] * (report.unreached > 0)
+    parts += ["a longer --timeout, with the same --out, tries them again"] * (not report.interrupted)
+    return f"{why}: {'; '.join(parts)}" if report.unfinished + report.unreached else ""
 
 
 def show_checked(checked: Checked) -> None:
@@ -89,10 +156,9 @@ def show_checked(checked: Checked) -> None:
     if checked.partial:
         say(
             f"partial check: the first {checked.checked:,} of {checked.examples:,} records hold ({about}); the others "
-            f"were not checked; {checked.seconds:.1f} s",
+            f"were not checked; {duration(checked.seconds)}",
             "bold",
         )
     else:
-        say(f"all {checked.checked:,} records hold ({about}); {checked.seconds:.1f} s", "bold")
-    for assumption in checked.assumptions:
-        say(f"assumes {assumption}", GREY)
+        say(f"all {checked.checked:,} records hold ({about}); {duration(checked.seconds)}", "bold")
+    show_assumptions(checked.assumptions)

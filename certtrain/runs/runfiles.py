@@ -9,6 +9,7 @@ from certtrain.errors import RunError
 from certtrain.storage import check_model_file
 
 MODEL, CHECKPOINTS, KEPT_EPOCHS = "model.safetensors", "checkpoints", "epochs"
+RUNS = Path("runs")  # where `certtrain train` makes the folder of a new run
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,21 @@ def find_networks(path: Path) -> list[NetworkFile]:
     if not checkpoints:
         raise RunError(f"the run in {path} has no checkpoint yet; try again in a moment")
     return checkpoints
+
+
+def newest_run(runs: Path = RUNS) -> Path:
+    """The run in the folder `runs` whose network was written last. Raises RunError if there is none."""
+    written: dict[Path, float] = {}
+    for preset in runs.glob("*/preset.json"):
+        files = [preset.parent / MODEL, *_numbered(preset.parent / CHECKPOINTS)]
+        if times := [file.stat().st_mtime for file in files if file.is_file()]:
+            written[preset.parent] = max(times)
+    if not written:
+        raise RunError(
+            f"there is no run with a network in the folder {runs}; give a model file or the folder of a run, "
+            "or train one: certtrain train --preset digits"
+        )
+    return max(written, key=lambda run: (written[run], run.name))
 
 
 def check_run(path: Path) -> None:

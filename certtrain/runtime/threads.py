@@ -21,6 +21,18 @@ def wait_passively() -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
+def use_threads(count: int | None) -> None:
+    """Compute with so many threads on a CPU, whatever the size of the work; None leaves the choice as it is.
+
+    Processes that this one starts do the same.
+    """
+    if count is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
 @contextmanager
 def threads_for(work: int, device: str) -> Iterator[None]:
     """A context in which a CPU uses one thread if `work`, the multiplications of inference for a batch, is small.

@@ -21,8 +21,8 @@ MethodName = Literal["auto", "ibp", "crown-ibp", "crown", "alpha-crown", "comple
 PropertyMethodName = Literal["crown-ibp", "complete", "milp"]
 """How a property is decided."""
 
-AttackName = Literal["pgd", "pgd-t", "apgd-ce", "apgd-dlr", "apgd-t", "none"]
-"""How examples are attacked; "none" is no attack."""
+AttackName = Literal["pgd", "pgd-t", "apgd-ce", "apgd-dlr", "apgd-t", "strong", "none"]
+"""How examples are attacked; "strong" is the union of several attacks, "none" is no attack."""
 
 ArithmeticName = Literal["float32", "tf32", "bf16", "real"]
 """The arithmetic of the network that is certified."""

@@ -23,12 +23,20 @@ def _divide(text: str) -> float:
 
 
 def format_eps(eps: float) -> str:
-    """ε as a fraction of 255 if it is one, else as a number with six significant digits."""
-    levels = round(eps * 255)
-    return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-9 else f"{eps:.6g}"
+    """ε as people write it: with one decimal place if it has no more, else as a fraction of 255 if it is one."""
+    return f"{eps:g}" if eps == round(eps, 1) < 1 else _as_levels(eps)
 
 
 def exact_eps(eps: float) -> str:
-    """ε as a text from which `parse_eps` gives the same number: that of `format_eps` if it does, else all digits."""
-    short = format_eps(eps)
+    """ε as a text from which `parse_eps` gives the same number: a fraction of 255 if it is one, else a number.
+
+    It is part of certificate files, and so as in earlier versions: 51/255 rather than 0.2.
+    """
+    short = _as_levels(eps)
     return short if parse_eps(short) == eps else repr(eps)
+
+
+def _as_levels(eps: float) -> str:
+    """A fraction of 255 if it is one, else a number with six significant digits."""
+    levels = round(eps * 255)
+    return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-9 else f"{eps:.6g}"

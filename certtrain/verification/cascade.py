@@ -10,17 +10,41 @@ from torch import Tensor, nn
 
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import SoundnessError
-from certtrain.runtime.deadline import NEVER, Deadline
+from certtrain.runtime.deadline import DEFAULT_TIMEOUT, NEVER, Deadline, never
 from certtrain.runtime.device import device_of
 from certtrain.verdicts import Verdict
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.steps import INFERENCE, ExampleBatch, Round, StepResult, VerificationStep
 
 SHARE_BEFORE_LAST = 0.25  # of an example's time left that a round may take, if a tighter one follows
+MORE = 1.1  # so many times its last time is tried again
 BATCH_SECONDS = 0.5  # the most that a batch is expected to take, where time is limited
 
 OnExamples = Callable[[list[ExampleResult]], None]
 OnRound = Callable[[tuple[str, ...], int], None]
+
+
+class SearchState(NamedTuple):
+    """The domains of a search so far: how many are closed and open, and the least lower bound of the open ones."""
+
+    closed: int
+    open: int
+    bound: float
+
+
+class Work(NamedTuple):
+    """What begins or goes on: a step on the examples of these `numbers`; `domains` are those of a search.
+
+    seconds: how many each example may take at most; infinity without a limit.
+    """
+
+    step: str
+    numbers: Sequence[int]
+    seconds: float
+    domains: SearchState | None = None
+
+
+OnWork = Callable[[Work], None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +53,8 @@ class Limits:
 
     timeout: for one example in the rounds after the first. Examples in one batch share their time. An example does not
         enter a round that is expected to take longer than its time, unless the round is `timed`. The expectation is the
-        mean time of the examples that went through the round.
+        mean time of the examples that went through the round. A round that was cut short for an example is tried again
+        when it may take longer than it did; it then begins anew, and only its new time counts.
     budget: for everything but inference, which every example goes through first.
 
     A round that another one follows may take a quarter of the time that an example has left, so that the last has most
@@ -37,11 +62,11 @@ class Limits:
     less than a second, by the mean time so far.
     """
 
-    timeout: float | None = None
+    timeout: float | None = DEFAULT_TIMEOUT
     budget: float | None = None
 
 
-UNLIMITED = Limits()
+DEFAULT_LIMITS, UNLIMITED = Limits(), Limits(timeout=None)
 
 
 @dataclass
@@ -49,7 +74,9 @@ class Cascade:
     """Takes the examples of `images` through `rounds`. `known` are earlier results for some of them.
 
     The first step of the first round is inference. on_round: called at the start of each round, with its steps' names
-    and the number of examples. on_examples: called with the new results of each batch.
+    and the number of examples. on_examples: called with the new results of each batch. on_work: called when a step
+    begins on a batch, and on the way by searches. stop: once it returns True, the cascade ends with the batches that it
+    has finished, and examples that it has not reached have no result.
     """
 
     model: nn.Module
@@ -60,12 +87,18 @@ class Cascade:
     known: Sequence[ExampleResult] = ()
     on_examples: OnExamples = lambda results: None
     on_round: OnRound = lambda names, examples: None
+    on_work: OnWork = lambda work: None
+    stop: Callable[[], bool] = never
     results: dict[int, ExampleResult] = field(default_factory=dict, init=False)
     budget: Deadline = field(default=NEVER, init=False)
+    counted: list[str] = field(default_factory=list, init=False)  # the names of the slow rounds that are over
 
     def run(self) -> list[ExampleResult]:
-        """The result of every example, by number. Raises SoundnessError if a certificate has a counterexample."""
-        self.budget = Deadline.after(self.limits.budget)
+        """The results in the order of numbers, of every example unless `stop` ended it.
+
+        Raises SoundnessError if a certificate has a counterexample.
+        """
+        self.budget = Deadline.after(self.limits.budget, self.stop)
         self.results = {result.index: result for result in self.known}
         first, *others = self.rounds
         if self.budget.limited:  # the natural accuracy needs all examples, however little time there is
@@ -73,8 +106,11 @@ class Cascade:
         for each in [first] if first.steps else []:
             self._round(each, slow=False)
         for each in others:
+            if self.stop():  # then some examples have no result yet
+                break
             self._round(each, slow=True, share=1.0 if each is others[-1] else SHARE_BEFORE_LAST)
-        return [self.results[index] for index in range(len(self.images))]
+            self.counted += each.names
+        return [result for _, result in sorted(self.results.items())]
 
     def _classify(self, first: Round) -> Round:
         """Take every example through inference; gives the first round without it."""
@@ -82,6 +118,8 @@ class Cascade:
         new = [index for index in range(len(self.images)) if index not in self.results]
         self.on_round(inference.names, len(new))
         for numbers in _batches(new, first.size):
+            if self.stop():
+                break
             self._keep(self._work(inference.steps, numbers))
         return replace(first, steps=first.steps[1:])
 
@@ -90,7 +128,7 @@ class Cascade:
 
         share: how much of the time that it has left an example may take.
         """
-        entering = [index for index in range(len(self.images)) if self._needs(index, each)]
+        entering = [index for index in range(len(self.images)) if self._needs(index, each, share)]
         entering = [index for index in entering if not slow or self._has_time(index, 0.0)]
         self.on_round(each.names, len(entering))
         # The time per example is only known after the first one. So with limits, batches start small and double.
@@ -112,24 +150,25 @@ class Cascade:
 
     def _affordable(self, most: int, expected: float, *, slow: bool) -> int:
         """How many examples, up to `most`, one batch and the budget have time for; at least one."""
-        if not self._limited(slow) or expected == 0:
-            return most
         left = self.budget.left
-        return max(1, min(most, int(min(BATCH_SECONDS, BATCH_SECONDS if left is None else left) / expected)))
+        if left is None or expected == 0:
+            return most
+        return max(1, min(most, int(min(BATCH_SECONDS, left) / expected)))
 
-    def _needs(self, index: int, each: Round) -> bool:
+    def _needs(self, index: int, each: Round, share: float) -> bool:
         result = self.results.get(index)
-        if result is None:
-            return True
-        return result.verdict == "open" and not set(each.names) <= result.tried.keys()
+        if result is None or not set(each.names) <= result.tried.keys():
+            return result is None or result.verdict == "open"
+        again = [result.tried[name] for name in each.names if name in result.cut]
+        return bool(again) and share * self._left([index]) > MORE * max(again)
 
     def _has_time(self, index: int, expected: float) -> bool:
         """Whether an example has time for a round in which one takes `expected` seconds."""
         return self.limits.timeout is None or self.limits.timeout - self._spent(index) > expected
 
     def _spent(self, index: int) -> float:
-        fast = self.rounds[0].names
-        return sum(seconds for name, seconds in self.results[index].tried.items() if name not in fast)
+        """The seconds that an example has spent in the slow rounds before this one."""
+        return sum(seconds for name, seconds in self.results[index].tried.items() if name in self.counted)
 
     def _work(self, steps: Sequence[VerificationStep], numbers: list[int], share: float = 1.0) -> list[ExampleResult]:
         """The results of these examples after the steps. A step that all of them have been through is skipped."""
@@ -139,7 +178,7 @@ class Cascade:
         for step in steps:
             # A misclassified example needs no further step.
             rows = [row for row, result in enumerate(results) if result.verdict != "misclassified"]
-            if all(step.name in results[row].tried for row in rows):
+            if all(results[row].finished(step.name) for row in rows):
                 continue
             for row, result in zip(rows, self._step(step, [results[row] for row in rows], seconds), strict=True):
                 results[row] = result
@@ -150,7 +189,7 @@ class Cascade:
     ) -> Iterator[ExampleResult]:
         """The results after one step, in which each example may take `seconds` seconds."""
         start = time.monotonic()
-        found = step(self._batch([result.index for result in results], seconds))
+        found = step(self._batch(step.name, [result.index for result in results], seconds))
         rows = list(_rows(found, len(results)))
         took = (time.monotonic() - start) / len(results)
         for result, row in zip(results, rows, strict=True):
@@ -162,13 +201,23 @@ class Cascade:
             return math.inf
         return min(self.limits.timeout - (self._spent(n) if n in self.results else 0.0) for n in numbers)
 
-    def _batch(self, numbers: Sequence[int], seconds: float) -> ExampleBatch:
-        device, rows = device_of(self.model), list(numbers)
-        x = to_unit(self.images.images[rows].to(device))
-        return ExampleBatch(rows, x, self.images.labels[rows].to(device), self.eps, self.budget, seconds)
+    def _batch(self, step: str, rows: list[int], seconds: float) -> ExampleBatch:
+        work, device = Work(step, rows, seconds), device_of(self.model)
+        self.on_work(work)
+
+        def on_domains(closed: int, left: int, bound: float) -> None:
+            self.on_work(work._replace(domains=SearchState(closed, left, bound)))
+
+        x, labels = to_unit(self.images.images[rows].to(device)), self.images.labels[rows].to(device)
+        return ExampleBatch(rows, x, labels, self.eps, self.budget, seconds, on_domains)
 
     def _keep(self, results: list[ExampleResult]) -> None:
-        """Keep and report the new results. After a step that stopped early, some are unchanged."""
+        """Keep and report the new results. After a step that stopped early, some are unchanged.
+
+        What `stop` cut short is not kept, so that continuing gives what would have come without it.
+        """
+        if self.stop():
+            return
         new = [result for result in results if result != self.results.get(result.index)]
         self.results |= {result.index: result for result in new}
         if new:
@@ -186,6 +235,7 @@ class Row(NamedTuple):
     margin: float | None
     counterexample: Tensor | None
     trees: Mapping[int, str]
+    cut: bool
 
 
 def _rows(found: StepResult, count: int) -> Iterator[Row]:
@@ -195,24 +245,26 @@ def _rows(found: StepResult, count: int) -> Iterator[Row]:
         verdict = found.verdicts[n]
         inputs = found.counterexamples if verdict == "falsified" else None
         trees = {} if found.trees is None else found.trees[n]
-        yield Row(verdict, margins[n] if finite[n] else None, None if inputs is None else inputs[n].cpu(), trees)
+        margin, counterexample = margins[n] if finite[n] else None, None if inputs is None else inputs[n].cpu()
+        yield Row(verdict, margin, counterexample, trees, found.cut is not None and found.cut[n])
 
 
 def _resolved(result: ExampleResult, name: str, seconds: float, row: Row) -> ExampleResult:
     """The result after a step. An earlier verdict stays; a contradiction raises SoundnessError."""
-    verdict, margin, counterexample, trees = row
+    verdict, margin, counterexample, trees, cut = row
     if result.verdict == "falsified" and verdict == "certified":
         raise SoundnessError(
             f"example {result.index} is certified with margin {margin}, yet an input in its box is misclassified. "
             "A bound is wrong or the margin is within rounding error: do not trust this model's certificates."
         )
-    tried = {**result.tried, name: result.tried.get(name, seconds)}
-    result = replace(result, tried=tried, margin=_greater(result.margin, margin))
+    tried = {**result.tried, name: result.tried[name] if result.finished(name) else seconds}
+    left = tuple(step for step in result.cut if step != name)
+    result = replace(result, tried=tried, margin=_greater(result.margin, margin), cut=(*left, name) if cut else left)
     if result.verdict != "open" or verdict == "open":
-        return result
+        return result if result.verdict == "open" else replace(result, cut=())
     # A step with another batch size may round differently, and only then find the example misclassified by inference.
     method = INFERENCE if verdict == "misclassified" else name
-    return replace(result, verdict=verdict, method=method, counterexample=counterexample, trees=trees)
+    return replace(result, verdict=verdict, method=method, counterexample=counterexample, trees=trees, cut=())
 
 
 def _greater(first: float | None, second: float | None) -> float | None:

@@ -24,6 +24,7 @@ from certtrain.bounds.modules import check_modules
 from certtrain.bounds.rounding import Rounding, arithmetic_named
 from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.bounds.supported import checked_copy
+from certtrain.deprecation import warn_renamed
 from certtrain.errors import UnsupportedLayer
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import arithmetic as run_in
@@ -73,15 +74,16 @@ def certify(
     labels: Tensor,
     eps: float,
     *,
-    method: str = "auto",
+    method: str = "ibp",
     arithmetic: str = DEFAULT_ARITHMETIC,
     memory: int = VERDICT_SETTINGS.memory,
 ) -> Certificates:
     """Try to prove that no input within `eps` of each of `x` (B, …) changes the class from `labels` (B,).
 
-    `x` are pixels in [0, 1]; the model must be in evaluation mode. `method`
-    "auto" is "ibp", the interval bounds; "crown-ibp", "crown" and "alpha-crown" are each tighter on most networks, and
+    `x` are pixels in [0, 1]; the model must be in evaluation mode. `method` is a
+    bound: "ibp", intervals; "crown-ibp", "crown" and "alpha-crown" are each tighter on most networks, and
     slower. Each takes the largest of its own margins and those of the methods before it.
+    The cascade of all methods, "auto", is in `verify`.
     `arithmetic` is what the deployed network computes in: "float32", "tf32",
     "bf16" (under torch.autocast), or "real" for a network that never rounds.
     `memory` is how many bytes the linear bounds may take at once, besides the
@@ -90,6 +92,9 @@ def certify(
     SoundnessError where inference contradicts a bound.
     """
     check_tensor(x)  # before its shape is used
+    if method == "auto":
+        warn_renamed('method="auto" of certify', f'method="{FASTEST}"')
+        method = FASTEST
     settings = replace(VERDICT_SETTINGS, memory=memory)
     shape = tuple(x.shape[1:])
     return Certifier(model, method, arithmetic=arithmetic, settings=settings, shape=shape).certify(x, labels, eps)
@@ -107,7 +112,7 @@ class Certifier:
     def __init__(
         self,
         model: nn.Module,
-        method: str = "auto",
+        method: str = FASTEST,
         *,
         arithmetic: str = DEFAULT_ARITHMETIC,
         settings: Settings = VERDICT_SETTINGS,
@@ -116,7 +121,7 @@ class Certifier:
     ) -> None:
         self.rounding = arithmetic_named(arithmetic)
         self.settings = replace(settings, rounding=self.rounding)
-        self.method = FASTEST if method == "auto" else method
+        self.method = method
         self.bound = (method_named if skip_faster else up_to)(self.method)
         check_modules(model)  # before it is copied, since a copy loses hooks and wrappers
         self.model = plain_model(model)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from certtrain.bounds.checks import shape_errors_as_data_errors
 from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.branching.examples import BoxedExample, CompleteResult, check_trees, decide_example
+from certtrain.runtime.deadline import Deadline
 from certtrain.verdicts import Verdict
 from certtrain.verification.certificate import Certifier
 from certtrain.verification.steps import ExampleBatch, StepResult, correctly_classified
@@ -30,7 +31,11 @@ class CompleteStep:
     def __call__(self, batch: ExampleBatch) -> StepResult:
         """As `VerificationStep`."""
         correct = correctly_classified(self.model, batch.x, batch.labels, self.arithmetic).tolist()
-        found = [self._decided(batch, row) if is_correct else None for row, is_correct in enumerate(correct)]
+        found, cut = list[CompleteResult | None](), list[bool]()
+        for row, is_correct in enumerate(correct):
+            deadline = batch.deadline()
+            found.append(self._decided(batch, row, deadline) if is_correct else None)
+            cut.append(deadline.over() and not batch.budget.over())
         inputs = [None if result is None else result.counterexample for result in found]
         return StepResult(
             [_verdict(result) for result in found],
@@ -38,6 +43,7 @@ class CompleteStep:
             torch.cat([x if c is None else c for c, x in zip(inputs, torch.split(batch.x, 1), strict=True)]),
             [{} if result is None else result.trees for result in found],
             complete=not batch.budget.over(),
+            cut=cut,
         )
 
     def recheck(self, batch: ExampleBatch, row: int, trees: Mapping[int, str], margin: float) -> str | None:
@@ -63,9 +69,8 @@ class CompleteStep:
             self.certifier = Certifier(self.model, arithmetic=self.arithmetic, settings=self.settings)
         return self.certifier
 
-    def _decided(self, batch: ExampleBatch, row: int) -> CompleteResult:
-        deadline = batch.deadline()
-        settings = replace(self.prepared().settings, deadline=deadline)
+    def _decided(self, batch: ExampleBatch, row: int, deadline: Deadline) -> CompleteResult:
+        settings = replace(self.prepared().settings, deadline=deadline, on_domains=batch.on_domains)
         with shape_errors_as_data_errors(batch.x):
             result = decide_example(self.example(batch, row), self._classes(batch, row), settings)
         if result.margin is not None:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from certtrain.attack import AttackSettings
+from certtrain.attack import AttackSettings, targeted_after
 from certtrain.bounds.methods import METHODS, method_named
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.verification.certificate import FASTEST, Certifier
@@ -19,6 +19,8 @@ from certtrain.verification.steps import (
 )
 
 AUTO = "auto"
+TARGETED = "pgd-t"  # the step of the second attack in "auto"
+BEFORE_TARGETED = "crown-ibp"  # the last method that takes less time than that attack
 SLOW_DIVISOR = 10  # batches of methods other than intervals are this much smaller, so that time is checked more often
 ONE_BY_ONE = (COMPLETE, MILP)
 
@@ -33,8 +35,16 @@ def methods_of(method: str) -> tuple[str, ...]:
 
 
 def names_of(method: str, attack: AttackSettings | None) -> tuple[str, ...]:
-    """The names of the steps of `method`, in order, with inference and the attack. Raises MethodError."""
-    return (INFERENCE, *([ATTACK] if attack else []), *methods_of(method))
+    """The names of the steps of `method`, in order, with inference and the attacks. Raises MethodError."""
+    names = [INFERENCE, *([ATTACK] if attack else []), *methods_of(method)]
+    if _second_attack(method, attack) is not None:
+        names.insert(names.index(BEFORE_TARGETED) + 1, TARGETED)
+    return tuple(names)
+
+
+def _second_attack(method: str, attack: AttackSettings | None) -> AttackSettings | None:
+    """In "auto", the targeted attack on what an untargeted `attack` and the fastest bounds leave open; else None."""
+    return targeted_after(attack) if method == AUTO and attack is not None else None
 
 
 def rounds_of(
@@ -48,8 +58,10 @@ def rounds_of(
     fast = [steps.pop(FASTEST)] if FASTEST in steps else []
     attacks = [] if attack is None else [AttackStep(model, attack, arithmetic)]
     first = Round((InferenceStep(model, arithmetic), *attacks, *fast), size)
-    slow = [Round((step,), examples_at_once(name, size), timed=name in ONE_BY_ONE) for name, step in steps.items()]
-    return [first, *slow]
+    if (second := _second_attack(method, attack)) is not None:
+        steps[TARGETED] = AttackStep(model, second, arithmetic, TARGETED, timed=True)
+    slow = [name for name in names_of(method, attack) if name in steps]
+    return [first, *(Round((steps[name],), examples_at_once(name, size), name in ONE_BY_ONE) for name in slow)]
 
 
 def step_named(model: nn.Module, method: str, name: str, arithmetic: str, settings: BoundSettings) -> VerificationStep:
@@ -68,7 +80,7 @@ def examples_at_once(method: str, size: int) -> int:
     """The batch size of a method, where `size` is that of the fast steps."""
     if method in ONE_BY_ONE:
         return 1
-    return size if method == FASTEST else max(1, size // SLOW_DIVISOR)
+    return size if method in (FASTEST, TARGETED) else max(1, size // SLOW_DIVISOR)
 
 
 def assumptions_of(model: nn.Module, method: str, arithmetic: str) -> tuple[str, ...]:

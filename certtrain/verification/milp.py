@@ -11,6 +11,7 @@ from certtrain.bounds.guard import check_margins
 from certtrain.errors import MethodError
 from certtrain.properties.cases import robustness
 from certtrain.properties.milp import TOLERANCE, minimum
+from certtrain.runtime.deadline import Deadline
 from certtrain.verdicts import Verdict
 from certtrain.verification.steps import ExampleBatch, StepResult, correctly_classified, misclassified_in_batch_of_one
 
@@ -35,14 +36,17 @@ class MilpStep:
 
     def __call__(self, batch: ExampleBatch) -> StepResult:
         """As `VerificationStep`."""
-        found = [self._solved(batch, row) for row in range(len(batch.labels))]
+        found, cut = list[tuple[Verdict, float, Tensor]](), list[bool]()
+        for row in range(len(batch.labels)):
+            deadline = batch.deadline()
+            found.append(self._solved(batch, row, deadline))
+            cut.append(deadline.over() and not batch.budget.over())
         verdicts, margins, points = zip(*found, strict=True)
-        return StepResult(
-            verdicts, torch.tensor(margins, dtype=torch.float64), torch.cat(points), complete=not batch.budget.over()
-        )
+        bounds = torch.tensor(margins, dtype=torch.float64)
+        return StepResult(verdicts, bounds, torch.cat(points), complete=not batch.budget.over(), cut=cut)
 
-    def _solved(self, batch: ExampleBatch, row: int) -> tuple[Verdict, float, Tensor]:
-        x, label, deadline = batch.x[row : row + 1], batch.labels[row : row + 1], batch.deadline()
+    def _solved(self, batch: ExampleBatch, row: int, deadline: Deadline) -> tuple[Verdict, float, Tensor]:
+        x, label = batch.x[row : row + 1], batch.labels[row : row + 1]
         if not bool(correctly_classified(self.model, x, label, self.arithmetic)):
             return "misclassified", math.nan, x
         exact, margins = self._exact(), list[float]()

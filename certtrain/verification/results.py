@@ -20,6 +20,7 @@ class ExampleResult:
     counterexample: (C, H, W) float32 on the CPU, if it is falsified.
     trees: by class j, the tree that proves logit[label] − logit[j] to be above zero,
         as text, if complete verification certified it.
+    cut: if it is open, those of the steps in `tried` that ran out of its time.
     """
 
     index: int
@@ -30,6 +31,11 @@ class ExampleResult:
     tried: Mapping[str, float] = field(default_factory=dict)
     counterexample: Tensor | None = field(default=None, compare=False, repr=False)
     trees: Mapping[int, str] = field(default_factory=dict, repr=False)
+    cut: tuple[str, ...] = ()
+
+    def finished(self, step: str) -> bool:
+        """Whether it went through the step to its end."""
+        return step in self.tried and step not in self.cut
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from certtrain.attack import AttackSettings
 from certtrain.attack import attack as search
 from certtrain.attack.criterion import computing_in
-from certtrain.bounds.settings import VERDICT_SETTINGS
+from certtrain.bounds.settings import VERDICT_SETTINGS, OnDomains, ignore_domains
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.verdicts import Verdict, correct_examples
@@ -23,7 +23,8 @@ INFERENCE, ATTACK = "inference", "attack"
 class ExampleBatch(NamedTuple):
     """Examples of a set: their numbers, pixels (B, C, H, W) in [0, 1], labels (B,), and the radius of their boxes.
 
-    budget: the deadline of the whole verification. seconds: the time of each example in a slow step.
+    budget: the deadline of the whole verification. seconds: the time of each example in a slow step. on_domains: called
+    by a search, as in the settings of bounds.
     """
 
     numbers: Sequence[int]
@@ -32,6 +33,7 @@ class ExampleBatch(NamedTuple):
     eps: float
     budget: Deadline = NEVER
     seconds: float = math.inf
+    on_domains: OnDomains = ignore_domains
 
     def deadline(self, examples: int = 1) -> Deadline:
         """The deadline of a step that starts now with `examples` examples together."""
@@ -44,7 +46,8 @@ class StepResult(NamedTuple):
     margins: (B,) lower bounds of the smallest margins, if the step has any.
     counterexamples: (B, C, H, W), valid where the verdict is "falsified".
     trees: of each example, if the method has trees, as in `ExampleResult`.
-    complete: False if the step ran out of time: then open examples do not count as tried.
+    complete: False if the budget of the whole verification ended the step: then open examples do not count as tried.
+    cut: which examples' own time ended the step for them; none if not given. With more time it may decide them.
     """
 
     verdicts: Sequence[Verdict]
@@ -52,6 +55,7 @@ class StepResult(NamedTuple):
     counterexamples: Tensor | None = None
     trees: Sequence[Mapping[int, str]] | None = None
     complete: bool = True
+    cut: Sequence[bool] | None = None
 
 
 class VerificationStep(Protocol):
@@ -99,26 +103,30 @@ class InferenceStep:
 
 @dataclass(frozen=True)
 class AttackStep:
-    """The attack, in the named arithmetic."""
+    """The attack, in the named arithmetic. timed: whether it counts towards the time of each example."""
 
     model: nn.Module
     settings: AttackSettings
     arithmetic: str
     name: str = ATTACK
+    timed: bool = False
 
     def __call__(self, batch: ExampleBatch) -> StepResult:
         """As `VerificationStep`."""
         numbers = torch.tensor(batch.numbers)
         about = (batch.x, batch.labels, batch.eps, self.settings, numbers)
-        cut: list[bool] = []
+        deadline = batch.deadline(len(batch.numbers)) if self.timed else batch.budget
+        stopped: list[bool] = []
 
         def stop() -> bool:
-            cut.extend([True] if batch.budget.over() else [])
-            return bool(cut)
+            stopped.extend([True] if deadline.over() else [])
+            return bool(stopped)
 
         found = search(self.model, *about, arithmetic=self.arithmetic, stop=stop)
         verdicts: list[Verdict] = ["falsified" if falsified else "open" for falsified in found.falsified.tolist()]
-        return StepResult(verdicts, None, found.adversarial, complete=not cut)
+        by_budget = bool(stopped) and batch.budget.over()
+        cut = [bool(stopped) and not by_budget] * len(verdicts)
+        return StepResult(verdicts, None, found.adversarial, complete=not by_budget, cut=cut)
 
 
 class BoundStep:
@@ -145,7 +153,9 @@ class BoundStep:
         )
         proved, margins = self.certifier.proved(batch.x, batch.labels, batch.eps, deadline)
         verdicts: list[Verdict] = ["certified" if each else "open" for each in proved.tolist()]
-        return StepResult(verdicts, margins, complete=not batch.budget.over())
+        in_budget = not batch.budget.over()
+        cut = [deadline.over() and in_budget] * len(verdicts)
+        return StepResult(verdicts, margins, complete=in_budget, cut=cut)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Verification of a model on a set of images, with its report."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,27 +18,33 @@ from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.deprecation import renamed_argument
 from certtrain.errors import DataError, NetworkError
+from certtrain.formats import percent
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
+from certtrain.runtime.deadline import never
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.choices import NetworkName
-from certtrain.spec.epsilon import parse_eps
-from certtrain.verification.cascade import UNLIMITED, Cascade, Limits, OnExamples, OnRound
+from certtrain.spec.epsilon import format_eps, parse_eps
+from certtrain.verdicts import Verdict
+from certtrain.verification.cascade import DEFAULT_LIMITS, Cascade, Limits, OnExamples, OnRound, OnWork
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, certified_by, count, step_summaries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Counts over a set, with accuracies and errors as shares of all examples.
 
     method: as requested. stages: a summary of each step, over all runs that the
         results come from. seconds: of this run.
     network: "saved", as in the model's file, or "folded", as `export` writes it.
-    unfinished: how many open examples have not been through all steps, for lack of time.
+    unfinished: how many open examples have not been through all steps to their end, for lack of time.
+    interrupted: whether the verification was stopped before its end.
+    unreached: how many examples have no result, for that reason; they are not in `examples`.
     certified_by: the number of certified examples by the step that certified them.
+    results: the result of each example, in the order of their numbers; not in files and JSON.
     """
 
     dataset: str
@@ -57,33 +63,57 @@ class Report:
     network: NetworkName = "saved"
     arithmetic: str = DEFAULT_ARITHMETIC
     unfinished: int = 0
+    unreached: int = 0
+    interrupted: bool = False
     certified_by: Mapping[str, int] = field(default_factory=dict)
+    results: tuple[ExampleResult, ...] = field(default=(), compare=False)
+
+    def __repr__(self) -> str:
+        """The accuracies, and the limits of the robust accuracy."""
+        natural, attacked, certified = (
+            percent(share) for share in (self.natural_accuracy, self.pgd_accuracy, self.certified_accuracy)
+        )
+        about = f"{self.dataset}, {self.split} set, {self.examples:,} examples, ε = {format_eps(self.eps)}"
+        return (
+            f"<Report: {about}: natural {natural}, under attack {attacked}, certified {certified}, open {self.open:,}>"
+        )
+
+    @property
+    def verdicts(self) -> dict[int, Verdict]:
+        """The verdict of each example, by its number."""
+        return {result.index: result.verdict for result in self.results}
 
     @property
     def natural_accuracy(self) -> float:
         """The share that is classified correctly."""
-        return 1 - self.misclassified / self.examples
+        return 1 - self.misclassified / max(self.examples, 1)
 
     @property
     def pgd_accuracy(self) -> float:
         """The share that no attack falsified, an upper limit on robust accuracy; without one, the natural accuracy."""
-        return (self.certified + self.open) / self.examples
+        return (self.certified + self.open) / max(self.examples, 1)
 
     @property
     def certified_accuracy(self) -> float:
         """The share that is certified: a lower limit on robust accuracy."""
-        return self.certified / self.examples
+        return self.certified / max(self.examples, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and the accuracies and errors."""
+        """All fields, and the accuracies and errors, beside the numbers of examples; ε also as text."""
         accuracies = {
+            "eps": self.eps,
+            "eps_text": format_eps(self.eps),
+            "examples": self.examples,
             "natural_accuracy": self.natural_accuracy,
             "pgd_accuracy": self.pgd_accuracy,
             "certified_accuracy": self.certified_accuracy,
             "natural_error": 1 - self.natural_accuracy,
             "verified_error": 1 - self.certified_accuracy,
         }
-        return asdict(self) | {"stages": tuple(stage.to_dict() for stage in self.stages)} | accuracies
+        about = {"dataset": self.dataset, "split": self.split}
+        own = asdict(replace(self, results=()))
+        del own["results"]
+        return about | accuracies | own | {"stages": tuple(stage.to_dict() for stage in self.stages)}
 
 
 @renamed_argument("on_points", "on_examples")
@@ -99,23 +129,29 @@ def verify(
     network: NetworkName = "saved",
     arithmetic: str = DEFAULT_ARITHMETIC,
     bounds: BoundSettings = VERDICT_SETTINGS,
-    limits: Limits = UNLIMITED,
+    limits: Limits = DEFAULT_LIMITS,
     batch_size: int = 200,
     known: Sequence[ExampleResult] = (),
     on_examples: OnExamples = lambda results: None,
     on_round: OnRound = lambda names, examples: None,
+    on_work: OnWork = lambda work: None,
+    stop: Callable[[], bool] = never,
 ) -> Report:
     """Classify, attack and certify each example.
 
     `method` "auto" is the cascade: attack and interval bounds first, then each
-    tighter method on the examples that are still open, within `limits`. Any other
-    name means that method only. `known` are earlier results: decided examples are not
-    tried again, open ones only by methods that were not tried on them. Without an
+    tighter method, and a targeted attack, on the examples that are still open. Any
+    other name means that method only. The default `limits` give each open example 30 s;
+    Limits(timeout=None) has no limit. `known` are earlier results: decided examples are
+    not tried again, open ones only by methods that were not tried on them, or that ran
+    out of time and may take longer now. Without an
     `attack` (None) no example is falsified. `bounds` are the settings of the bounds.
 
     `on_round` is called at the start of each round, with its steps' names and its
     number of examples; `on_examples` with the results of each batch, so once a round
-    for an open example. An exception that they raise ends the verification.
+    for an open example; `on_work` when a step begins on a batch, and on the way by
+    searches. An exception that they raise ends the verification. `stop` is asked several
+    times a second; once it returns True, the report is of the examples that have a result.
 
     Certificates are for the network in `arithmetic`, as for `certify`; inference and
     attack compute in it. Raises DataError if the images do not fit the model,
@@ -129,13 +165,14 @@ def verify(
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
-    results = Cascade(model, images, eps, rounds, limits, known, on_examples, on_round).run()
-    counts, steps = count(results), names_of(method, attack)
+    results = Cascade(model, images, eps, rounds, limits, known, on_examples, on_round, on_work, stop).run()
+    counts, steps, unreached = count(results), names_of(method, attack), len(images) - len(results)
+    unfinished = sum(result.verdict == "open" and not all(map(result.finished, steps)) for result in results)
     return Report(
         dataset=images.name,
         split=images.split,
         eps=eps,
-        examples=len(images),
+        examples=len(results),
         certified=counts["certified"],
         open=counts["open"],
         falsified=counts["falsified"],
@@ -148,7 +185,10 @@ def verify(
         network=network,
         arithmetic=arithmetic,
         certified_by=certified_by(results, steps),
-        unfinished=sum(result.verdict == "open" and not set(steps) <= result.tried.keys() for result in results),
+        unfinished=unfinished,
+        unreached=unreached,
+        interrupted=stop() and unreached + unfinished > 0,
+        results=tuple(results),
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from certtrain.attack import APGD, ATTACKS, PGD, AttackSettings, named
+from certtrain.attack import APGD, ATTACKS, PGD, AttackSettings, Strong, named
 from certtrain.errors import MethodError
 
 
@@ -18,7 +18,13 @@ def test_what_is_none_stays_as_it_is():
     assert named("pgd-t", targets=3) == PGD(targets=3)
 
 
-@pytest.mark.parametrize("settings", [PGD(), PGD(targets=2), APGD(), APGD("dlr"), APGD("ce", targets=4)])
+def test_the_strong_attack_is_the_union_of_pgd_and_autoattack_s_gradient_attacks():
+    parts = named("strong", restarts=2, seed=3).parts  # type: ignore[union-attr]
+    assert parts == tuple(named(name, restarts=2, seed=3) for name in ("pgd", "pgd-t", "apgd-ce", "apgd-t"))
+    assert [part.steps for part in named("strong", steps=5).parts] == [5] * 4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("settings", [PGD(), PGD(targets=2), APGD(), APGD("dlr"), APGD("ce", targets=4), Strong()])
 def test_settings_are_plain_values(settings: AttackSettings):
     described = settings.to_dict()
     described.pop("name")
@@ -28,7 +34,12 @@ def test_settings_are_plain_values(settings: AttackSettings):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: named("fgsm"), "attack 'fgsm' is not known; choose from: pgd, pgd-t, apgd-ce, apgd-dlr, apgd-t"),
+        (
+            lambda: named("fgsm"),
+            "attack 'fgsm' is not known; choose from: pgd, pgd-t, apgd-ce, apgd-dlr, apgd-t, strong",
+        ),
+        (lambda: Strong(restarts=0), "restarts of an attack is 0"),
+        (lambda: named("strong", targets=3), "attack 'strong' has no targets of its own"),
         (lambda: APGD("cw"), "loss 'cw' of APGD is not known; choose from: ce, dlr"),
         (lambda: PGD(steps=0), "steps of an attack is 0; it must be at least 1"),
         (lambda: named("apgd-ce", restarts=0), "restarts of an attack is 0"),

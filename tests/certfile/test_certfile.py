@@ -140,6 +140,18 @@ def test_what_was_written_holds(case: Case):
     assert json.loads(json.dumps(outcome.to_dict(), allow_nan=False))["eps"] == EPS
 
 
+def test_the_progress_of_a_check_counts_each_record_once(case: Case):
+    seen: list[tuple[str, int, int]] = []
+    case.check(on_progress=lambda what, done, total: seen.append((what, done, total)))
+    steps, done, totals = zip(*seen, strict=True)
+    assert set(totals) == {100}
+    assert list(done) == sorted(done)
+    assert (done[0], done[-1]) == (0, 100)
+    assert steps[0] == "inference"
+    assert set(steps) >= {"inference", "ibp"}
+    assert done[steps.index("ibp")] == 100 - lines_of(case)[-1]["counts"]["certified"]
+
+
 def test_a_part_is_checked_as_a_part(case: Case):
     outcome = case.check(limit=30)
     assert (outcome.checked, outcome.partial, sum(outcome.counts.values())) == (30, True, 30)
@@ -624,3 +636,49 @@ def test_settings_of_bounds_that_none_has_are_refused(case: Case, name: str, val
 def test_a_file_that_cannot_be_written_is_an_error(case: Case, tmp_path: Path):
     with pytest.raises(StorageError, match="cannot write"):
         write(case._replace(file=tmp_path / "c.jsonl" / "below.jsonl"))
+
+
+# --- examples that ran out of their time -------------------------------------------------------------------
+
+
+def timed_out(case: Case) -> tuple[Lines, dict[str, Any]]:
+    """The lines of a file in which the last step ran out of time for the first open example, and its line."""
+    lines = lines_of(case)
+    record = first(lines[-2:0:-1], "open")  # a line that no later one replaces
+    record["cut"] = [list(record["tried"])[-1]]
+    return lines, record
+
+
+def test_steps_that_ran_out_of_time_are_kept_and_written_for_open_examples_alone(case: Case):
+    assert all("cut" not in line for line in lines_of(case))  # as in files of earlier versions
+    lines, record = timed_out(case)
+    put(case, lines)
+    contents = read_certificates(case.file, SHAPE)
+    result = next(each for each in contents.results(SHAPE) if each.index == record["index"])
+    assert (result.cut, result.finished(record["cut"][0])) == (tuple(record["cut"]), False)
+    assert case.check().counts["open"] == lines[-1]["counts"]["open"]
+    header = contents.header
+    writer = Writer.resume(case.file, header, case.images)
+    writer.add([replace(result, tried={**result.tried, record["cut"][0]: 99.0})])
+    writer.seal()
+    again = [line for line in lines_of(case)[1:-1] if line["index"] == record["index"]]
+    assert [line["cut"] for line in again[-2:]] == [record["cut"]] * 2
+    assert case.check().counts["open"] == lines[-1]["counts"]["open"]
+
+
+def test_a_step_that_came_to_its_end_is_not_tried_again_in_a_file(case: Case):
+    lines, record = timed_out(case)
+    tried = list(record["tried"])
+    changed = record | {"tried": record["tried"] | {tried[0]: 99.0, tried[-1]: 99.0}}
+    put(case, [*lines[:-1], changed, lines[-1]])
+    with pytest.raises(CertificateError, match="does not continue its earlier line"):
+        case.check()
+
+
+@pytest.mark.parametrize("verdict", ["open", "certified"])
+def test_only_a_tried_step_of_an_open_example_can_have_run_out_of_time(case: Case, verdict: str):
+    lines = lines_of(case)
+    first(lines[1:-1], verdict)["cut"] = ["magic" if verdict == "open" else "ibp"]
+    put(case, lines)
+    with pytest.raises(CertificateError, match="ran out of its time"):
+        case.check()

@@ -103,7 +103,7 @@ BAD = {
     "two runs by epoch": (["stats", "MODEL", "MODEL", "--by-epoch"], 2, "give one folder"),
     "a model by epoch": (["stats", "MODEL", "--by-epoch"], 1, "is not a folder"),
     "picture of another kind": (["stats", "MODEL", "--plot", "s.pdf"], 2, ".png"),
-    "folder for a model": (["verify", "."], 1, "is a folder"),
+    "folder for a model": (["verify", "."], 1, "holds no run"),
     "file for a run": (["train", "-p", "digits", "--out", "foreign.safetensors"], 1, "choose another --out"),
     "bad time": (["train", "-p", "digits", "--time-budget", "9x"], 2, "9m"),
     "no validation": (["verify", "MODEL", "--split", "validation"], 1, "--split train"),

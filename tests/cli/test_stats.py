@@ -118,3 +118,13 @@ def test_nothing_is_replaced_without_force(run: Run, model: Path, tmp_path: Path
     assert target.read_text() == "mine"
     assert run("stats", str(model), "--csv", str(target), "--force", "--limit", "5").code == 0
     assert target.read_text() != "mine"
+
+
+def test_without_a_model_the_newest_run_is_shown_and_named(run: Run, trained: Path, tmp_path: Path) -> None:
+    refused = run("stats")
+    assert (refused.code, "there is no run with a network in the folder runs" in refused.err) == (1, True)
+    shutil.copytree(trained, tmp_path / "runs" / "mine")
+    done = run("stats", "--limit", "20")
+    assert "the newest run, runs/mine" in done.err
+    assert done.out.startswith("mine: digits")
+    assert run("stats", "--by-epoch", "--limit", "20").code == 0

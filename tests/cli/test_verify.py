@@ -2,15 +2,18 @@
 
 import importlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from certtrain.bounds.methods import METHODS
 from helpers.command_line import Run, run_here
 
 
@@ -21,7 +24,8 @@ def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Pa
     report = json.loads(done.out)
     assert report["certified_accuracy"] <= report["pgd_accuracy"] <= report["natural_accuracy"]
     assert (report["examples"], report["eps"], report["out"]) == (50, 2 / 255, "c.jsonl")
-    assert [stage["name"] for stage in report["stages"]] == ["inference", "attack", *METHODS, "complete"]
+    names = ["inference", "attack", "ibp", "crown-ibp", "pgd-t", "crown", "alpha-crown", "complete"]
+    assert [stage["name"] for stage in report["stages"]] == names
     header, *points, seal = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert header["eps"] == {"text": "2/255", "value": 2 / 255}
     assert {point["index"] for point in points} == set(range(50))
@@ -123,8 +127,12 @@ def test_a_verification_that_was_stopped_goes_on(
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert out == ""
     assert "Traceback" not in err
+    if number == signal.SIGINT:
+        assert "stopping…" in err
+        assert "robust accuracy lies between" in out
+    else:
+        assert out == ""
     before = _lines(tmp_path / "c.jsonl")
     assert 2 <= before <= 340, "it was not stopped on its way"
     if number == signal.SIGINT:
@@ -172,7 +180,82 @@ def test_without_a_file_an_interrupt_says_that_nothing_is_kept(
     class Interrupted:
         interrupted = True
 
-    monkeypatch.setattr(importlib.import_module("certtrain.cli.verify"), "Stopper", lambda seconds: Interrupted())
+    stopper = importlib.import_module("certtrain.cli.verify")
+    monkeypatch.setattr(stopper, "Stopper", lambda seconds, on_interrupt: Interrupted())
     done = run("verify", str(model))
-    assert (done.code, done.out) == (130, "")
+    assert (done.code, done.out) == (130, "")  # nothing is known yet
+    assert "stopped with 0 of 360 examples decided; without --out FILE no results are kept" in done.err
+
+
+def test_an_interrupt_prints_the_bracket_so_far(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later:
+        """Interrupted once it has been asked a hundred times: in the second batch of an attack of 20 steps."""
+
+        def __init__(self, seconds: None, on_interrupt: Callable[[], None]) -> None:
+            self.asked = count()
+
+        @property
+        def interrupted(self) -> bool:
+            return next(self.asked) >= 100
+
+    monkeypatch.setattr(importlib.import_module("certtrain.cli.verify"), "Stopper", Later)
+    words = ["verify", str(model), "--eps", "0.03", "--batch-size", "50"]
+    done = run(*words, "--json")
+    found = json.loads(done.out)
+    assert (done.code, found["interrupted"], found["examples"] + found["unreached"]) == (130, True, 360)
+    assert 50 <= found["examples"] < 360
+    assert 0 < found["certified_accuracy"] <= found["pgd_accuracy"] <= 1
+    done = run(*words)
+    assert "robust accuracy lies between" in done.out
+    assert "more examples were not reached" in done.out
     assert "without --out FILE no results are kept" in done.err
+
+
+# --- the newest run, and the folder of a run --------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path: Path, trained: Path) -> Path:
+    """Two runs in the folder runs, of which the newer one is not finished."""
+    for number, name in enumerate(("finished", "running")):
+        folder = tmp_path / "runs" / name
+        shutil.copytree(trained, folder)
+        for file in (folder / "model.safetensors", *(folder / "checkpoints").iterdir()):
+            os.utime(file, (1000 * number, 1000 * number))
+    (tmp_path / "runs" / "running" / "model.safetensors").unlink()
+    (tmp_path / "runs" / "empty").mkdir()
+    return tmp_path / "runs"
+
+
+def test_without_a_model_the_newest_run_is_taken_and_named(run: Run, runs: Path) -> None:
+    words = ["verify", "--limit", "20", "--attack", "none"]
+    done = run(*words, "--json")
+    newest = sorted((runs / "running" / "checkpoints").iterdir())[-1]
+    assert json.loads(done.out)["model"] == str(newest.relative_to(runs.parent))
+    assert "the newest run, runs/running" in done.err
+    assert f"is not finished; its newest checkpoint, {newest.name}" in done.err
+    shutil.rmtree(runs / "running")
+    assert json.loads(run(*words, "--json").out)["model"] == "runs/finished/model.safetensors"
+    shutil.rmtree(runs)
+    refused = run(*words)
+    assert (refused.code, refused.out) == (1, "")
+    assert "there is no run with a network in the folder runs; give a model file" in refused.err
+
+
+@pytest.mark.parametrize("name", ["finished", "running"])
+def test_the_folder_of_a_run_is_taken_wherever_a_model_is(run: Run, runs: Path, name: str) -> None:
+    done = run("verify", f"runs/{name}", "--limit", "20", "--out", "c.jsonl", "--json")
+    assert done.code == 0, done.err
+    checked = run("check", "c.jsonl", f"runs/{name}", "--json")
+    assert json.loads(checked.out)["counts"]["certified"] == json.loads(done.out)["certified"]
+    assert "other data" not in run("export", f"runs/{name}", "--weights", "w.safetensors").err
+    assert Path("w.safetensors").is_file()
+    refused = run("verify", "runs/empty")
+    assert (refused.code, "holds no run" in refused.err) == (1, True)
+
+
+def test_a_checkpoint_has_the_network_of_its_run(run: Run, runs: Path) -> None:
+    words = ["--limit", "50", "--attack", "none", "--json"]
+    last = sorted((runs / "finished" / "checkpoints").iterdir())[-1]
+    found = [json.loads(run("verify", str(path), *words).out) for path in (last, runs / "finished")]
+    assert found[0]["certified"] == found[1]["certified"]

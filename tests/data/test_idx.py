@@ -133,3 +133,17 @@ def test_a_failed_download_points_to_data_dir(monkeypatch, error, name, target):
     monkeypatch.setattr(f"torchvision.datasets.{target}", fail)
     with pytest.raises(DataError, match=rf"{name} could not be downloaded .*no route.*--data-dir"):
         load_images(name, "test")
+
+
+@pytest.mark.parametrize(("name", "seventh"), [("mnist", "7"), ("fashion-mnist", "Sneaker")])
+def test_image_folders_are_read_too(tmp_path: Path, paint, name: str, seventh: str):
+    for split in ("train", "test"):
+        for digit in range(10):
+            paint(tmp_path / split / str(digit) / "a.png", 10 * digit, "L", (28, 28))
+    found = load_images(name, "test", data_dir=tmp_path)
+    assert (len(found), found.input_shape, found.class_names[7]) == (10, (1, 28, 28), seventh)
+    for image, label in zip(found.images, found.labels.tolist(), strict=True):
+        assert bool((image == 10 * label).all())
+    (tmp_path / "test" / "3").rename(tmp_path / "test" / "three")
+    with pytest.raises(DataError, match="missing 3; not expected three"):
+        load_images(name, "test", data_dir=tmp_path)

@@ -27,7 +27,7 @@ def test_schemes_are_compared_by_weights_and_in_training(shown: Shown):
     assert "mean and standard deviation of 2 seeds" in text
     assert "BatchNorm has its initial statistics" in text
     lines = [line.split() for line in text.splitlines()]
-    assert ["conv1_relu", "2×", "±71%", "2e+03×", "±0%"] in lines
+    assert ["conv1_relu", "2×", "±71%", "2,000×", "±0%"] in lines
     assert ["conv1_relu", "50×", "±0%", "50×", "±0%"] in lines
     assert "! kaiming: bounds explode" in text
     assert "! ibp" not in text

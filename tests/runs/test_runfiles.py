@@ -1,5 +1,6 @@
 """Where networks are on disk: model files, run folders, checkpoints, and what to call them."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from certtrain.runs.runfiles import (
     check_run,
     find_networks,
     find_run_networks,
+    newest_run,
     short_names,
 )
 
@@ -123,3 +125,19 @@ def test_names_are_as_short_as_they_can_be(paths: list[str], names: list[str]):
 
 def test_a_runs_model_is_named_after_the_run(run: Path):
     assert short_names([run / "model.safetensors", Path("model.safetensors")]) == ["run", "model"]
+
+
+def test_the_newest_run_is_the_one_whose_network_was_written_last(tmp_path: Path):
+    with pytest.raises(RunError, match="there is no run with a network"):
+        newest_run(tmp_path)
+    for name, time in {"b": 3, "a": 2, "c": 1}.items():
+        checkpoint_file = tmp_path / name / "checkpoints" / "step-000000001.safetensors"
+        checkpoint_file.parent.mkdir(parents=True)
+        (tmp_path / name / "preset.json").touch()
+        checkpoint_file.touch()
+        os.utime(checkpoint_file, (time, time))
+    (tmp_path / "without a network").mkdir()
+    (tmp_path / "without a network" / "preset.json").touch()
+    assert newest_run(tmp_path) == tmp_path / "b"
+    (tmp_path / "c" / "model.safetensors").touch()  # now
+    assert newest_run(tmp_path) == tmp_path / "c"

@@ -34,3 +34,13 @@ def test_the_earlier_of_two(now: list[float]):
     first, second = Deadline.after(1.0), Deadline.after(2.0)
     assert first.earlier(second) == second.earlier(first) == first
     assert NEVER.earlier(first) == first.earlier(NEVER) == first
+
+
+def test_a_stop_ends_the_time_at_once_and_outlasts_an_earlier_deadline():
+    asked = [False]
+    stoppable = Deadline.after(None, lambda: asked[0])
+    both = Deadline.after(1000).earlier(stoppable), stoppable.earlier(Deadline.after(1000))
+    assert [each.over() for each in (stoppable, *both)] == [False] * 3
+    assert (stoppable.limited, both[0].limited) == (False, True)
+    asked[0] = True
+    assert [each.over() for each in (stoppable, *both)] == [True] * 3

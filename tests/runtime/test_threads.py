@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from certtrain.runtime.threads import SMALL, threads_for
+from certtrain.runtime.threads import SMALL, threads_for, use_threads
 
 
 def waiting(**chosen: str) -> str:
@@ -49,3 +49,26 @@ def test_the_users_number_of_threads_stands(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with threads_for(1, "cpu"):
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_number_of_threads_that_is_asked_for_stands_for_small_and_large_work(monkeypatch: pytest.MonkeyPatch):
+    use_threads(None)
+    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # so that it is restored after the test
+    use_threads(3)
+    assert (os.environ["OMP_NUM_THREADS"], torch.get_num_threads()) == ("3", 3)
+    for work in (1, SMALL):
+        with threads_for(work, "cpu"):
+            assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("words", [["verify", "none"], ["stats", "none"], ["train", "--preset", "none"]])
+def test_commands_take_the_number_of_threads_before_torch_is_loaded(words: list[str]):
+    code = (
+        "import os, sys; from certtrain import cli; from certtrain.errors import CerttrainError\n"
+        f"sys.argv = {['certtrain', *words, '--threads', '3']!r}\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    print(os.environ['OMP_NUM_THREADS'], 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["3", "False"]

@@ -1,5 +1,6 @@
 """The cascade: order, limits, and what is resumed is what was never stopped."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count, pairwise
@@ -9,17 +10,19 @@ import pytest
 import torch
 
 from certtrain import certify
-from certtrain.attack import PGD
+from certtrain.attack import APGD, PGD, named
 from certtrain.bounds.methods import METHODS, BoundMethod
+from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.data import to_unit
 from certtrain.errors import MethodError, SoundnessError
 from certtrain.runtime.deadline import Deadline
 from certtrain.verification import cascade
-from certtrain.verification.cascade import Cascade, Limits
-from certtrain.verification.methods import examples_at_once
+from certtrain.verification.cascade import DEFAULT_LIMITS, UNLIMITED, Cascade, Limits
+from certtrain.verification.methods import examples_at_once, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, step_summaries
 from certtrain.verification.results import count as count_points
 from certtrain.verification.steps import (
+    AttackStep,
     ExampleBatch,
     Round,
     StepResult,
@@ -45,8 +48,9 @@ def known(points: dict[int, ExampleResult]) -> list[tuple[object, ...]]:
 
 def test_every_step_decides_some_and_the_stages_add_up():
     report, points = run()
-    assert [stage.name for stage in report.stages] == ["inference", "attack", *METHODS, "complete"]
-    assert all(stage.decided > 0 for stage in report.stages if stage.name not in ("crown", "alpha-crown"))
+    names = ["inference", "attack", "ibp", "crown-ibp", "pgd-t", "crown", "alpha-crown", "complete"]
+    assert [stage.name for stage in report.stages] == names
+    assert all(stage.decided > 0 for stage in report.stages if stage.name not in ("pgd-t", "crown", "alpha-crown"))
     assert all(stage.seconds > 0 for stage in report.stages)
     assert sum(stage.decided for stage in report.stages) + report.open == 100
     assert [stage.examples for stage in report.stages[:3]] == [100, 80, 80]
@@ -80,8 +84,9 @@ def test_an_expensive_step_does_not_repeat_the_cheaper_ones(monkeypatch: pytest.
 
     for name in ("ibp", "crown-ibp", "crown"):
         monkeypatch.setitem(METHODS, name, counted(name))
-    report, _ = run()
-    batches = [1, *(-(-stage.examples // 20) for stage in report.stages[3:5])]
+    report, _ = run(limits=UNLIMITED)  # with limits, batches begin with one example
+    slow = {stage.name: stage for stage in report.stages}
+    batches = [1, *(-(-slow[name].examples // 20) for name in ("crown-ibp", "crown"))]
     assert [called.count(name) for name in ("ibp", "crown-ibp", "crown")] == batches
     called.clear()
     run(method="crown")
@@ -170,7 +175,12 @@ def test_expensive_methods_get_few_points_at_once():
     )
     sizes: list[int] = []
     verify(
-        *mostly_right(), WIDE, attack=PGD(steps=5), batch_size=50, on_examples=lambda points: sizes.append(len(points))
+        *mostly_right(),
+        WIDE,
+        attack=PGD(steps=5),
+        batch_size=50,
+        limits=UNLIMITED,
+        on_examples=lambda points: sizes.append(len(points)),
     )
     assert sizes[:2] == [50, 50]
     assert max(sizes[2:]) == 5
@@ -286,9 +296,73 @@ def test_an_expensive_batch_is_no_larger_than_the_budget_lasts_for(clock: list[f
     assert (expensive.seen, clock) == (EVERY[:5], [15.0])
 
 
+class Needs:
+    """A search that certifies an example if it may take `needed` seconds for it, and else runs out of time."""
+
+    def __init__(self, name: str, clock: list[float], needed: float) -> None:
+        self.name, self.clock, self.needed, self.seen = name, clock, needed, list[tuple[int, float]]()
+
+    def __call__(self, batch: ExampleBatch) -> StepResult:
+        (number,) = batch.numbers
+        enough = batch.seconds >= self.needed
+        self.clock[0] += min(self.needed, batch.seconds)
+        self.seen.append((number, batch.seconds))
+        return StepResult(
+            ["certified" if enough else "open"], torch.tensor([1.0 if enough else -1.0]), cut=[not enough]
+        )
+
+
+def test_examples_that_ran_out_of_time_are_tried_again_when_more_is_given(clock: list[float]):
+    model, data = mostly_right(2)
+    alpha, complete = Needs("alpha", clock, 100.0), Needs("complete", clock, 8.0)
+    rounds = [Round((Slow("inference", clock, 0),), 2), Round((alpha,), 1), Round((complete,), 1, timed=True)]
+
+    def tried(timeout: float | None, known: Sequence[ExampleResult]) -> list[ExampleResult]:
+        alpha.seen, complete.seen = [], []
+        return Cascade(model, data, 0.1, rounds, Limits(timeout), known).run()
+
+    first = tried(4.0, [])
+    assert (alpha.seen, complete.seen) == ([(0, 1.0), (1, 1.0)], [(0, 3.0), (1, 3.0)])
+    assert [each.cut for each in first] == [("alpha", "complete")] * 2
+    again = tried(4.0, first)
+    assert (alpha.seen, complete.seen, again) == ([], [], first)  # there is no more time than before
+    more = tried(8.0, first)
+    assert (alpha.seen, complete.seen) == ([(0, 2.0), (1, 2.0)], [(0, 6.0), (1, 6.0)])
+    assert [each.tried["complete"] for each in more] == [6.0, 6.0]
+    last = tried(16.0, more)
+    assert [(each.verdict, each.method, each.cut) for each in last] == [("certified", "complete", ())] * 2
+    assert complete.seen == [(0, 12.0), (1, 12.0)]
+    assert not tried(None, last)[0].cut
+    assert (alpha.seen, complete.seen) == ([], [])
+
+
+def test_the_second_attack_is_targeted_and_comes_before_the_slow_bounds():
+    names = ("inference", "attack", "ibp", "crown-ibp", "pgd-t", "crown", "alpha-crown", "complete")
+    assert names_of("auto", PGD()) == names_of("auto", APGD()) == names
+    for attack in (None, PGD(targets=3), named("apgd-t"), named("strong")):
+        assert "pgd-t" not in names_of("auto", attack)  # there is none, or it is targeted already
+    assert names_of("complete", PGD()) == ("inference", "attack", "complete")
+    rounds = rounds_of(mostly_right()[0], "auto", PGD(steps=7, restarts=2, seed=3), 40, "float32", VERDICT_SETTINGS)
+    assert tuple(name for each in rounds for name in each.names) == names
+    (targeted,) = [step for each in rounds for step in each.steps if step.name == "pgd-t"]
+    assert isinstance(targeted, AttackStep)
+    assert (targeted.settings, targeted.timed) == (PGD(7, 2, 3, targets=9), True)
+
+
+def test_the_targeted_attack_falsifies_what_the_first_one_leaves(monkeypatch: pytest.MonkeyPatch):
+    _, points = run(attack=PGD(steps=1), eps=0.12)
+    found = {point.method for point in points.values() if point.verdict == "falsified"}
+    assert "pgd-t" in found
+
+
+def test_an_example_has_thirty_seconds_unless_said_otherwise():
+    assert (Limits().timeout, DEFAULT_LIMITS, UNLIMITED.timeout) == (30.0, Limits(), None)
+    assert inspect.signature(verify).parameters["limits"].default == DEFAULT_LIMITS
+
+
 def test_when_the_budget_ends_the_first_round_the_rest_is_at_least_classified():
     report, points = run(limits=Limits(budget=1e-9))
-    assert [stage.examples for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0]
+    assert [stage.examples for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0, 0]
     assert (report.misclassified, report.open, report.unfinished) == (20, 80, 80)
     assert report.natural_accuracy == report.pgd_accuracy == 0.8
     assert all(list(point.tried) == ["inference"] for point in points.values())

@@ -152,3 +152,9 @@ def test_a_pruned_network_is_refused_until_its_weights_are_written():
         certify(model.eval(), X, Y, 0.1)
     torch.nn.utils.prune.remove(model[0], "weight")
     assert len(certify(model, X, Y, 0.1).verdicts) == 5
+
+
+def test_auto_is_a_name_of_the_cascade_alone():
+    with pytest.warns(DeprecationWarning, match='method="ibp"'):
+        found = certify(threshold(), X, Y, 0.2, method="auto")
+    assert found.method == certify(threshold(), X, Y, 0.2).method == "ibp"

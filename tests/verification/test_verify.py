@@ -179,3 +179,30 @@ def test_the_old_name_of_a_callback_is_taken_with_a_warning():
         verify(*mostly_right(), EPS, attack=None, method="ibp", on_points=lambda results: sizes.append(len(results)))
     assert warned[0].filename == __file__
     assert sum(sizes) == 100
+
+
+def test_a_report_has_the_verdict_of_each_example_and_reads_as_a_sentence():
+    model, data = mostly_right()
+    report = verify(model, data, EPS, attack=PGD(steps=1), method="ibp")
+    assert list(report.verdicts) == list(range(100))
+    assert list(report.verdicts.values()).count("certified") == report.certified
+    assert [result.index for result in report.results] == list(range(100))
+    assert "results" not in report.to_dict()
+    text = repr(report)
+    assert text.startswith("<Report: ")
+    for share in (report.natural_accuracy, report.pgd_accuracy, report.certified_accuracy):
+        assert f"{100 * share:.2f}%" in text
+
+
+def test_a_report_s_json_has_the_accuracies_beside_the_counts():
+    names = list(verify(*mostly_right(), EPS, attack=None, method="ibp").to_dict())
+    together = {
+        "eps",
+        "examples",
+        "natural_accuracy",
+        "pgd_accuracy",
+        "certified_accuracy",
+        "verified_error",
+        "certified",
+    }
+    assert together <= set(names[:12])

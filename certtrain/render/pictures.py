@@ -1,0 +1,49 @@
+"""What is known about a user's own image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from certtrain.palette import PALETTE
+from certtrain.render.console import BAD, GOOD, GREY, out, say, visible
+from certtrain.spec.epsilon import format_eps
+
+if TYPE_CHECKING:
+    from certtrain.verification.pictures import PictureResult
+
+VERDICT_STYLES = {"certified": GOOD, "falsified": BAD, "open": f"bold {PALETTE['open'].terminal}", "misclassified": BAD}
+
+
+def show_picture(path: Path, result: PictureResult, class_names: Sequence[str], written: Path | None) -> None:
+    """The class of one image, whether it is certified, up to which ε, and where its counterexample is."""
+    label, eps = visible(class_names[result.label]), format_eps(result.eps)
+    meanings = {
+        "certified": f"no change of its pixels by up to ε = {eps} changes the class",
+        "falsified": f"a change of its pixels by up to ε = {eps} gives another class",
+        "open": f"neither proved nor refuted at ε = {eps}; --method auto tries more",
+        "misclassified": f"the label is {label}",
+    }
+    head = Text(visible(f"{path}: class {class_names[result.predicted]}, "))
+    out.print(head.append(result.verdict, VERDICT_STYLES[result.verdict]).append(f": {meanings[result.verdict]}"))
+    if result.verdict != "misclassified":
+        say(f"  largest certified ε: {_radius(result.radius)}", GREY)
+    if written is not None and result.shown_as is not None:
+        same = result.shown_as == result.label
+        shown = (
+            "rounded to 256 levels it is of the right class again" if same else f"class {class_names[result.shown_as]}"
+        )
+        say(visible(f"  counterexample: {written} ({shown})"), GREY)
+
+
+def _radius(radius: float) -> str:
+    """Rounded down, since nothing is certified beyond it."""
+    return f"{_down(radius, 4)}, or {_down(255 * radius, 1)}/255" if radius else "none found"
+
+
+def _down(value: float, digits: int) -> str:
+    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"

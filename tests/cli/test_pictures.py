@@ -1,0 +1,74 @@
+"""certtrain verify --image: a user's own pictures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from certtrain.data import load_images
+from certtrain.data.pictures import write_picture
+from helpers.command_line import Run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with six digits of the test set."""
+    images = load_images("digits", "test").images
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(6):
+        write_picture(folder / f"{number}.png", images[number])
+    return folder
+
+
+def test_each_picture_has_a_class_a_verdict_and_the_largest_radius(run: Run, model: Path, pictures: Path) -> None:
+    words = ["verify", str(model), "--image", "pictures", "--eps", "0.01"]
+    found = json.loads(run(*words, "--json").out)["images"]
+    assert [each["image"] for each in found] == [f"pictures/{number}.png" for number in range(6)]
+    assert all(each["class"] == each["label"] in "0123456789" for each in found)
+    assert any(each["verdict"] == "certified" for each in found)
+    for each in found:
+        assert (each["largest_certified_eps"] >= 0.01) or each["verdict"] != "certified"
+    shown = run(*words).out
+    assert "pictures/0.png: class" in shown
+    assert "largest certified ε: 0.0" in shown
+
+
+def test_a_counterexample_lies_beside_its_picture(run: Run, model: Path, pictures: Path) -> None:
+    words = ["verify", str(model), "--image", "pictures/0.png", "--image", "pictures/1.png", "--eps", "0.5"]
+    done = run(*words)
+    written = sorted(path.name for path in pictures.glob("*-counterexample.png"))
+    assert written == ["0-counterexample.png", "1-counterexample.png"]
+    assert "counterexample: pictures/0-counterexample.png" in done.out
+    with Image.open(pictures / written[0]) as image:
+        assert image.size == (8, 8)
+    refused = run(*words)
+    assert (refused.code, "exists already" in refused.err) == (1, True)
+    assert run(*words, "--force").code == 0
+
+
+def test_the_label_is_a_class_by_name_or_number(run: Run, model: Path, pictures: Path) -> None:
+    words = ["verify", str(model), "--image", "pictures/0.png", "--eps", "0.01", "--json"]
+    (found,) = json.loads(run(*words).out)["images"]
+    wrong = str((int(found["class"]) + 1) % 10)
+    (other,) = json.loads(run(*words, "--label", wrong).out)["images"]
+    assert (other["verdict"], other["class"], other["label"]) == ("misclassified", found["class"], wrong)
+    refused = run(*words, "--label", "cat")
+    assert refused.code == 2
+    assert "is no class of the model" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label", "3"], "it needs --image"),
+        (["--image", "pictures", "--out", "c.jsonl"], "it has no effect with --image"),
+        (["--image", "pictures", "--limit", "3"], "it has no effect with --image"),
+        (["--image", "none.png"], "there is no image file none.png"),
+    ],
+)
+def test_what_does_not_fit_is_refused(run: Run, model: Path, pictures: Path, words: list[str], message: str) -> None:
+    refused = run("verify", str(model), *words)
+    assert refused.code != 0
+    assert message in " ".join(refused.err.replace("│", " ").split())
