@@ -18,6 +18,7 @@ from certtrain.spec.architecture import NETWORKS, Architecture
 from certtrain.spec.choices import Compile as Compile
 from certtrain.spec.choices import Precision as Precision
 from certtrain.spec.choices import Scheme as Scheme
+from certtrain.spec.epochs import SCALED, Change, scaled_fields
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.idle import idle_fields
 from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
@@ -199,8 +200,13 @@ class Preset(Section):
         return self
 
 
-def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
+def load_preset(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, epochs: int | None = None
+) -> Preset:
     """The preset of that name, in that .toml or .json file, or with these fields; `overrides` replace some fields.
+
+    With `epochs` it has that many, and the ramp of ε and the learning rate are scaled with them (`epoch_changes`),
+    apart from what `overrides` set.
 
     A preset may extend another (`preset_fields`); the result has the fields of both.
     Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides` maps
@@ -211,6 +217,8 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     field that the file or an override sets without effect (`idle`).
     """
     title, values = source.get("name", "given") if isinstance(source, Mapping) else str(source), preset_fields(source)
+    for path, change in (epoch_changes(source, epochs) if epochs is not None else {}).items():
+        _replace(values, path, change.after)
     if overrides and "model.name" in overrides:
         change_network(values, overrides["model.name"])
     if overrides and "objective.name" in overrides:
@@ -226,6 +234,23 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     if idle := _idle_fields(preset, source, overrides or {}):
         raise PresetError(f"preset {title!r} is not valid:\n" + "\n".join(f"  {sentence}" for sentence in idle))
     return preset
+
+
+def epoch_changes(source: str | Path | Mapping[str, Any], epochs: int) -> dict[str, Change]:
+    """The fields of a preset, by dotted path, that change if it has this many epochs, train.epochs among them.
+
+    Raises PresetError as `load_preset` if a file cannot be read.
+    """
+    values = preset_fields(source)
+    sections: dict[str, type[Section]] = {"eps": EpsSection, "train": TrainSection}
+    known = {name: values[name] if isinstance(values.get(name), dict) else {} for name in sections}
+    fields = dict[str, Any]()
+    for path in SCALED:
+        section, _, name = path.partition(".")
+        fields[path] = known[section].get(name, sections[section].model_fields[name].default)
+    before = known["train"].get("epochs")
+    of_preset = scaled_fields(fields, before, epochs) if isinstance(before, int) and before > 0 else {}
+    return {"train.epochs": Change(before, epochs)} | of_preset
 
 
 def _idle_fields(preset: Preset, source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
