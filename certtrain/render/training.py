@@ -29,6 +29,7 @@ class JsonView:
                 self._say("note", {"text": event.text})
             case Stopped():
                 facts = {"reason": event.reason, "step": event.step, "steps": event.steps}
+                facts |= {"seconds_left": event.seconds_left}
                 self._say("stopped", facts | {"folder": str(event.folder)})
             case Finished():
                 files = {"model": str(event.model), "page": event.page and str(event.page)}

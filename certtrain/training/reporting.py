@@ -86,6 +86,7 @@ class Reporter:
         self.folder.log(record.to_dict())
         self.context.emit(EpochDone(record))
 
-    def stopped(self, reason: str, step: int) -> None:
-        """Report that the run stops after `step` steps."""
-        self.context.emit(Stopped(reason, step, self.steps, self.folder.path, self.context.data_dir))
+    def stopped(self, reason: str, step: int, seconds_left: float | None) -> None:
+        """Report that the run stops after `step` steps, and about how long the others will take."""
+        data_dir = self.context.data_dir
+        self.context.emit(Stopped(reason, step, self.steps, self.folder.path, data_dir, seconds_left))

@@ -83,7 +83,7 @@ def test_what_was_run_is_said(tmp_path: Path):
         "precision": "fp32",
         "seed": "7",
         "device": "cpu, 2 processes",
-        "trained in": "1:02:05 h, 40 steps",
+        "trained in": "1 h 2 min, 40 steps",
         "verified in": "2.2 s",
         "finished": "5 March 2026, 09:07 UTC",
         "versions": "certtrain 0.1.0, torch 2.6.0",

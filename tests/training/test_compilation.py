@@ -218,8 +218,8 @@ def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
         ("off", 10**9, False, "not compiled, as chosen"),
         ("on", 1, True, "compiled, as chosen"),
         ("auto", 1000, False, "not compiled: that takes up to a minute, and saves about 12 s in this run"),
-        ("auto", 4999, False, "not compiled: that takes up to a minute, and saves about 60 s in this run"),
-        ("auto", 5001, True, "compiled: that takes up to a minute, and saves about 60 s in this run"),
+        ("auto", 4999, False, "not compiled: that takes up to a minute, and saves about 1 min in this run"),
+        ("auto", 5001, True, "compiled: that takes up to a minute, and saves about 1 min in this run"),
         ("auto", 10**5, True, "compiled: that takes up to a minute, and saves about 20 min in this run"),
     ],
 )
