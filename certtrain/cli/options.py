@@ -201,13 +201,6 @@ def open_split(model: "Classifier", split: SplitName, data_dir: Path | None, lim
         return load_split(model.metadata, split, data_dir, report).take(limit)
 
 
-def check_plots() -> None:
-    """Check, before any work is done, that pictures can be drawn. Raises MissingExtra."""
-    from certtrain.reports.plot import check_matplotlib
-
-    check_matplotlib()
-
-
 def check_targets(force: bool, *paths: Path | None) -> None:
     """Raise StorageError, before any work is done, if a file cannot be written, or exists and `force` is not set."""
     from certtrain.storage import check_writable

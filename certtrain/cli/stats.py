@@ -19,7 +19,6 @@ from certtrain.cli.options import (
     Limit,
     PlotFile,
     SplitOption,
-    check_plots,
     check_targets,
     compute_device,
 )
@@ -93,8 +92,6 @@ def stats_command(models: Models, data: StatsData, output: StatsOutput) -> None:
         return
     _check_sources(models, output.by_epoch)
     check_targets(output.force, output.csv_file, output.plot)
-    if output.plot is not None:
-        check_plots()
     _write_results(_results(models, data, output.by_epoch), output)
 
 

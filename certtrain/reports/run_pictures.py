@@ -37,7 +37,7 @@ SINGLE = {
 def curve_pictures(run: Run) -> Iterator[Picture]:
     """Accuracies, losses, regularisers, ε, learning rate and gradient norm over the epochs, at least one.
 
-    Quantities that were not measured are left out. Raises MissingExtra without matplotlib.
+    Quantities that were not measured are left out.
     """
     axis = _axis(run)
     if accuracies := _accuracies(run):
@@ -59,10 +59,7 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
 
 
 def layer_pictures(run: Run) -> Iterator[Picture]:
-    """The growth of the bounds over the epochs, and the ReLU states over the epochs of each layer of the last one.
-
-    Raises MissingExtra without matplotlib.
-    """
+    """The growth of the bounds over the epochs, and the ReLU states over the epochs of each layer of the last one."""
     axis, names = _axis(run), [layer.name for layer in run.layers]
     growths = [
         Curve(name, run.layer_values(name, attrgetter("growth")), colour, dashed=bool(index % 2))
