@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from helpers.command_line import TINY, Run
 
 
