@@ -20,7 +20,7 @@ from certtrain.training import events
 
 SILENCE = 60.0  # seconds: the longest time without a line
 
-EXPLANATIONS = (
+LINE_WORDS = (
     "accuracies: on training images, in the steps of the epoch, each at its ε; unstable, dead: shares of the ReLUs, "
     "means of the layers; growth: how many times as wide as the input the bounds are, in the worst layer"
 )
@@ -81,7 +81,7 @@ class PlainView:
                 self.start, self.first, self.steps = time.monotonic(), event.step, event.steps
                 self.epochs = event.preset.train.epochs
                 self._say(sentences.started_sentence(event))
-                self._say(EXPLANATIONS)
+                self._say(LINE_WORDS)
             case events.EpochDone():
                 self._say(self._epoch(event.record))
                 self._explain(epoch_findings(event.record))

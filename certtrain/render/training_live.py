@@ -27,22 +27,23 @@ from certtrain.training import events
 CELL, PADDING = 17, 2  # columns of a number with its name, and between two of them
 FRAME = 4  # columns of the panel's border and padding
 ROWS_BESIDE_LAYERS = 16  # of a view with its explanations, the shell's own lines included
-EXPLANATIONS = (
-    "rate: the learning rate; clean: the loss without perturbation; robust: the loss of the worst logits in each box; "
+CLEAN_WORDS = "clean: the loss without perturbation; "
+LIVE_WORDS = (
+    "rate: the learning rate; robust: the loss of the worst logits in each box; "
     "tightness, balance: the regularisers of wide bounds and of unbalanced ReLUs, without their weights; "
     "growth: how many times as wide as the input the bounds are"
 )
-RATIOS = "; r mean, r var: balance of active and inactive ReLUs, 1 is best"
+RATIO_WORDS = "; r mean, r var: balance of active and inactive ReLUs, 1 is best"
 
 
-class Count(ProgressColumn):
+class _Count(ProgressColumn):
     """What is done, and of how much, if that is known."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.total is None else f"{int(task.completed)}/{int(task.total)}")
 
 
-class Left(ProgressColumn):
+class _Left(ProgressColumn):
     """The time that is left, as soon as it is known."""
 
     max_refresh = 0.5
@@ -57,8 +58,8 @@ class LiveView:
 
     def __init__(self) -> None:
         name = TextColumn("{task.description}", table_column=Column())  # it wraps, so that numbers are never cut
-        columns = (name, BarColumn(24 if out.width >= 100 else 10), Count())
-        self.bars = Bars(*columns, TimeElapsedColumn(), Left(), console=out)
+        columns = (name, BarColumn(24 if out.width >= 100 else 10), _Count())
+        self.bars = Bars(*columns, TimeElapsedColumn(), _Left(), console=out)
         self.tasks: dict[str, TaskID] = {}
         self.started: events.Started | None = None
         self.step: events.StepDone | None = None
@@ -132,7 +133,7 @@ class LiveView:
         layers = live_layers(step.layers, findings_at(step.eps, step.layers))
         parts = [self._numbers(step), Text(), layers]
         if out.height >= len(step.layers) + ROWS_BESIDE_LAYERS:
-            parts.append(Text(EXPLANATIONS + RATIOS * shows_ratios(step.layers), style=GREY))
+            parts.append(Text(_words(step), style=GREY))
         return Panel(Group(*parts), title=title, title_align="left")
 
     def _numbers(self, step: events.StepDone) -> Table:
@@ -166,6 +167,12 @@ class LiveView:
         if self.held_out is not None:
             yield f"held out [bold]{percent(self.held_out, 1)}[/]"
         yield from (measure_text(name, value) for name, value in own_measures(mean).items())
+
+
+def _words(step: events.StepDone) -> str:
+    """The meaning of the words that the view shows."""
+    clean, ratios = "natural_loss" in step.averages, shows_ratios(step.layers)
+    return CLEAN_WORDS * clean + LIVE_WORDS + RATIO_WORDS * ratios
 
 
 def _loss(value: float) -> str:

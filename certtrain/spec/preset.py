@@ -6,7 +6,7 @@ is saved with all its fields in the run's folder and in the model file.
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +22,7 @@ from certtrain.spec.epochs import SCALED, Change, scaled_fields
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.idle import idle_fields
 from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
+from certtrain.spec.messages import problem_text, suggestion
 from certtrain.spec.migration import FORMAT, RENAMED, migrated
 from certtrain.spec.objective import OBJECTIVES, AnyObjective, AttackSection, CrownIBPSection, IBPSection
 from certtrain.spec.preset_file import change_network, change_objective, own_fields, preset_fields
@@ -296,17 +297,15 @@ def explain(error: ValidationError) -> str:
     for problem in error.errors():
         variant, path = _place(problem["loc"])
         unknown = problem["type"] == "extra_forbidden"
-        message = _suggest(path[-1], variant) if unknown else _message(problem)
+        message = _suggest(path, variant) if unknown else _message(problem)
         lines.append(f"  {'.'.join(path)}: {message}" if path else f"  {message}")
     return "\n".join(lines)
 
 
 def _message(problem: ErrorDetails) -> str:
-    if problem["type"] == "union_tag_invalid":
-        return f"{problem['ctx']['tag']!r} is not known; choose from: {problem['ctx']['expected_tags']}"
     if problem["type"] == "missing" and problem["loc"] == ("name",):
-        return 'Field required: a preset has a name of its own, like "mine", and takes none from one that it extends'
-    return problem["msg"].removeprefix("Value error, ")
+        return 'must be given: a preset has a name of its own, like "mine", and takes none from one that it extends'
+    return problem_text(problem)
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
@@ -317,22 +316,32 @@ def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
     return None, path
 
 
-def _suggest(field: str, variant: str | None) -> str:
+def _suggest(path: Sequence[str], variant: str | None) -> str:
+    """For a field that does not exist: a similar one by its whole path, of the same section if possible."""
+    *section, field = path
     variants: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": ModuleSection, **OBJECTIVES}
-    sections: list[type[Section]] = [
-        Preset,
-        DataSection,
-        *variants.values(),
-        *SECTIONS.values(),
-        EpsSection,
-        AttackSection,
-        RegularizerSection,
-        TrainSection,
-    ]
     if variant is not None:
-        sections = [variants[variant]]
-    known = dict.fromkeys(name for section in sections for name in section.model_fields)
-    near = difflib.get_close_matches(field, known, n=1)
-    if near or variant is None:
-        return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
-    return f"there is no such field; {variant!r} has {', '.join(known)}"
+        known = list(variants[variant].model_fields)
+        return f"there is no such field{suggestion(field, known) or f'; {variant!r} has ' + ', '.join(known)}"
+    here = ".".join(section)
+    paths = _field_paths(here)
+    names = difflib.get_close_matches(field, {path.rpartition(".")[2] for path in paths}, n=1)
+    places = [path for path in paths if path.rpartition(".")[2] in names]
+    near = next((path for path in places if path.rpartition(".")[0] == here), next(iter(places), None))
+    return "there is no such field" + (f"; did you mean {near!r}?" if near else "")
+
+
+def _field_paths(here: str) -> list[str]:
+    """The dotted paths of all fields; those of layers as if they were in the section `here`."""
+    places: list[tuple[str, type[Section]]] = [
+        ("", Preset),
+        ("data", DataSection),
+        ("eps", EpsSection),
+        ("train", TrainSection),
+        ("regularizer", RegularizerSection),
+        ("objective.attack", AttackSection),
+    ]
+    places += [("model", network) for network in (*NETWORKS.values(), Graph, ModuleSection)]
+    places += [("objective", objective) for objective in OBJECTIVES.values()]
+    places += [(here, layer) for layer in SECTIONS.values() if "layers" in here]
+    return [f"{place}.{name}".lstrip(".") for place, section in places for name in section.model_fields]
