@@ -341,7 +341,8 @@ def _field_paths(here: str) -> list[str]:
         ("regularizer", RegularizerSection),
         ("objective.attack", AttackSection),
     ]
-    places += [("model", network) for network in (*NETWORKS.values(), Graph, ModuleSection)]
+    networks: list[type[Section]] = [*NETWORKS.values(), Graph, ModuleSection]
+    places += [("model", network) for network in networks]
     places += [("objective", objective) for objective in OBJECTIVES.values()]
     places += [(here, layer) for layer in SECTIONS.values() if "layers" in here]
     return [f"{place}.{name}".lstrip(".") for place, section in places for name in section.model_fields]
