@@ -16,6 +16,7 @@ from certtrain.render import training_sentences as sentences
 from certtrain.render.console import out
 from certtrain.render.results import show_report
 from certtrain.runs.epoch import Epoch, LayerState, own_measures
+from certtrain.spec.preset import Preset
 from certtrain.training import events
 
 SILENCE = 60.0  # seconds: the longest time without a line
@@ -60,6 +61,7 @@ class PlainView:
 
     def __init__(self, silence: float = SILENCE) -> None:
         self.start, self.first, self.steps, self.epochs = time.monotonic(), 0, 0, 0
+        self.preset: Preset | None = None
         self.explained = set[tuple[str, str]]()
         self.now: events.Event | None = None
         self.since = time.monotonic()
@@ -79,12 +81,12 @@ class PlainView:
                 self._say(sentences.COMPILING)
             case events.Started():
                 self.start, self.first, self.steps = time.monotonic(), event.step, event.steps
-                self.epochs = event.preset.train.epochs
+                self.preset, self.epochs = event.preset, event.preset.train.epochs
                 self._say(sentences.started_sentence(event))
                 self._say(LINE_WORDS)
             case events.EpochDone():
                 self._say(self._epoch(event.record))
-                self._explain(epoch_findings(event.record))
+                self._explain(epoch_findings(event.record, self.preset))
             case events.Note():
                 self._say(f"note: {event.text}")
             case events.Stopped():

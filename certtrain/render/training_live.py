@@ -130,7 +130,7 @@ class LiveView:
     def _panel(self, step: events.StepDone) -> Panel:
         assert self.started is not None  # a run starts before its first step
         title = f"epoch {step.epoch}/{self.started.preset.train.epochs}"
-        layers = live_layers(step.layers, findings_at(step.eps, step.layers))
+        layers = live_layers(step.layers, findings_at(step.eps, step.layers, self.started.preset))
         parts = [self._numbers(step), Text(), layers]
         if out.height >= len(step.layers) + ROWS_BESIDE_LAYERS:
             parts.append(Text(_words(step), style=GREY))

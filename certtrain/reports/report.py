@@ -192,7 +192,7 @@ def _pictures(run: Run) -> dict[str, Any]:
 
 def _layers(run: Run) -> dict[str, Any]:
     """The values that the table of layers uses, and the sentences that `stats` shows about them."""
-    findings = sentences(epoch_findings(run.epochs[-1]), where=LIST_COMMAND) if run.epochs else []
+    findings = sentences(epoch_findings(run.epochs[-1], run.preset), where=LIST_COMMAND) if run.epochs else []
     values = {"states": STATES, "state_shares": state_shares, "state_examples": STATE_EXAMPLES}
     return values | {"findings": findings}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from certtrain.diagnostics.findings import InUse
 from certtrain.errors import NonFiniteError
 from certtrain.network.assembly import Images
 from certtrain.runs.checkpoint import RunFolder, RunProgress
@@ -71,7 +72,8 @@ class Reporter:
             self.diagnostics.update(self.schedules.positive_eps(step))
         except NonFiniteError as error:
             raise not_finite(f"step {step}: after its update {error}", self.folder.last_good) from error
-        if self.schedules.eps(step) > 0 and (sentence := self.diagnostics.new_explosion()):
+        in_use = InUse.by(self.preset, self.schedules.eps(step))
+        if self.schedules.eps(step) > 0 and (sentence := self.diagnostics.new_explosion(in_use)):
             self.context.emit(Note(f"epoch {step // self.per_epoch + 1}: {sentence}"))
 
     def epoch(self, progress: RunProgress) -> None:
