@@ -13,7 +13,7 @@ from certtrain.spec.preset import Preset
 # The thresholds of the findings. The digits preset, trained by the method of Shi et al. 2021, reaches none of them.
 EXPLODING = 1e3  # growth of the mean width, if at least this share of the ReLUs is also unstable:
 EXPLODING_UNSTABLE = 0.5  # while ε is small, bounds that have grown a lot may still be narrow
-DEAD = 0.5  # share of units that are inactive for every example
+DEAD = 0.5  # share of channels that are inactive for every example, everywhere in the image
 INACTIVE = 0.95  # share of inactive ReLUs
 UNSTABLE = 0.8  # share of unstable ReLUs
 UNBALANCED = 0.1  # the smaller of the balance ratios; the regulariser's tolerance τ is 0.5
@@ -199,13 +199,17 @@ def _exploding(layer: LayerState, in_use: InUse) -> Finding | None:
 
 
 def _dead(layer: LayerState, in_use: InUse) -> Finding | None:
-    if layer.dead < DEAD:
+    """Channels count, not units: the weights of a unit that sees nothing but a border learn at other places."""
+    of_units = layer.dead_channels is None or layer.dead_channels == layer.dead
+    share = layer.dead if layer.dead_channels is None else layer.dead_channels
+    if share < DEAD:
         return None
+    what, place = ("units", "") if of_units else ("channels", " at every place")
     sentence = (
-        f"{percent(layer.dead, 1)} of the units of {layer.name!r} are dead: they are inactive for every example and no "
-        f"longer learn{_try('a smaller train.learning_rate', in_use.balance_advice)}"
+        f"{percent(share, 1)} of the {what} of {layer.name!r} are dead: they are inactive for every example{place} and "
+        f"no longer learn{_try('a smaller train.learning_rate', in_use.balance_advice)}"
     )
-    return Finding(layer.name, "dead", layer.dead / DEAD, sentence)
+    return Finding(layer.name, "dead", share / DEAD, sentence)
 
 
 def _inactive(layer: LayerState, in_use: InUse) -> Finding | None:

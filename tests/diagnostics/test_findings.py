@@ -189,3 +189,15 @@ def test_while_eps_rises_no_longer_ramp_is_advised():
         assert advice(kind, preset, preset.eps.max / 2) == "look again at the end of the ramp, since ε still rises"
     assert advice("inactive", preset, preset.eps.max / 2) == "try a larger regularizer.weight"
     assert advice("inactive", preset, preset.eps.max).endswith("or a longer ramp of ε (eps.length)")
+
+
+def test_units_that_see_a_border_are_no_dead_channels():
+    """As in MNIST, where half of the units of a convolution may be off for every image, and no channel is."""
+    assert layer_finding(replace(FINE, dead=0.6, dead_channels=0.0)) is None
+    found = layer_finding(replace(FINE, dead=0.8, dead_channels=0.6))
+    assert found is not None
+    assert "60.0% of the channels of" in found.sentence
+    assert "at every place" in found.sentence
+    linear = layer_finding(replace(FINE, dead=0.6, dead_channels=0.6))
+    assert linear is not None
+    assert "60.0% of the units of" in linear.sentence
