@@ -139,9 +139,9 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
         emit = _with_note(_combined(listeners), changes.scaled(run.preset) if run.preset else "")
         context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
         if preset is not None:
-            api.train(preset, run.out or _new_folder(preset), context)
+            api.start_run(preset, run.out or _new_folder(preset), context)
         elif run.resume is not None:
-            api.resume(run.resume, context)
+            api.resume_run(run.resume, context)
     if stop.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
 

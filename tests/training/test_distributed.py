@@ -15,11 +15,11 @@ import torch.multiprocessing
 from safetensors.torch import load_file
 from torch import Tensor
 
+from certtrain import resume, train
 from certtrain.bounds.statistics import batch_statistics, pooled_statistics
 from certtrain.data import Augmentation, Batches
 from certtrain.errors import DataError, DeviceError
 from certtrain.runs.checkpoint import RunFolder
-from certtrain.training.api import resume, train
 from certtrain.training.distributed import SINGLE_PROCESS, process_group
 from certtrain.training.events import Note, Started, Stopped
 from helpers.ranks import RANKS, SETTINGS, everything, refreshed, work
@@ -268,7 +268,7 @@ sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
 from pathlib import Path
 from certtrain.training import trainer
 from certtrain.training.context import RunContext
-from certtrain.training.api import train
+from certtrain import train
 from certtrain.training.distributed import process_group
 from helpers.small_runs import small
 with process_group("cpu") as group:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from certtrain import train
 from certtrain.data import ImageSet
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training import forecast
-from certtrain.training.api import train
 from certtrain.training.events import Event, Note, Started, Stopped
 from certtrain.training.forecast import Forecast, forecast_sentence
 from helpers.small_runs import frequent, small

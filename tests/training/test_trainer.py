@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from certtrain import load_model
+from certtrain import load_model, resume, train
 from certtrain.data import Batches
 from certtrain.diagnostics.model_states import model_layer_states
 from certtrain.errors import DataError, DeviceError, NonFiniteError, PresetError, RunError, StorageError
@@ -26,7 +26,6 @@ from certtrain.runs.checkpoint import RunFolder, load_checkpoint
 from certtrain.runs.epoch import LayerState
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training import completion
-from certtrain.training.api import resume, train
 from certtrain.training.batch_norm_refresh import BatchNormRefresh
 from certtrain.training.distributed import SINGLE_PROCESS
 from certtrain.training.evaluation import natural_accuracy
