@@ -32,7 +32,12 @@ MEANINGS_OF_VERDICTS = {
 TRAIN_ROWS = {"epochs", "batch_size", "learning_rate", "optimizer", "precision"}  # shown in rows of the settings
 TRAIN_ROWS |= {"schedule", "warmup", "milestones", "decay"}
 ATTACK_UNITS = {"steps": " steps", "restarts": ""}
-LABELS = {"eps": "ε", "learning_rate": "rate", "natural_accuracy": "natural", "certified_accuracy": "certified"}
+LABELS = {
+    "eps": "ε",
+    "learning_rate": "learning rate",
+    "natural_accuracy": "natural",
+    "certified_accuracy": "certified",
+}
 LABELS |= {"validation_natural_accuracy": "held-out natural", "validation_certified_accuracy": "held-out certified"}
 
 

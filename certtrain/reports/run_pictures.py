@@ -45,13 +45,16 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
         yield Picture(svg, "Accuracy", _remark(run, accuracies))
     if losses := _losses(run):
         svg = draw_curves("losses", axis, losses, label="loss", log=_far_apart(losses))
-        yield Picture(svg, "Losses")
+        yield Picture(
+            svg, "Losses", "Natural: without perturbation. Robust: of the objective's worst case in each box."
+        )
     if regularisers := [Curve(label, run.values(name), c) for name, (label, c) in _known(run, REGULARISERS)]:
         svg = draw_curves("regularisers", axis, regularisers, label="regulariser")
         yield Picture(
             svg,
             "Regularisers",
-            "Without their weights. After the warm-up their weight is zero; they are not measured, and shown as zero.",
+            "Tightness penalises bounds that grow from layer to layer, ReLU balance layers with far more inactive than "
+            "active ReLUs or the reverse. Without their weights. After the warm-up their weight is zero; they are not measured, and shown as zero.",
         )
     for name, title in _known(run, SINGLE):
         curve = Curve(title, run.values(name), "ink")

@@ -152,7 +152,12 @@ def test_each_epoch_has_its_numbers(tmp_path: Path):
     rows = page_of(write_run(tmp_path / "run", FOUR)).table("epoch")
     assert [row[0] for row in rows] == ["epoch", "1", "2", "3", "4"]
     last = dict(zip(rows[0], rows[-1], strict=True))
-    assert (last["ε"], last["rate"], last["loss"], last["certified"]) == ("0.0400", "0.0005", "0.625", "25.00%")
+    assert (last["ε"], last["learning rate"], last["loss"], last["certified"]) == (
+        "0.0400",
+        "0.0005",
+        "0.625",
+        "25.00%",
+    )
     assert "step" not in last
 
 
