@@ -3,16 +3,19 @@
 The stages, in order. Each writes its figures as lines of JSON to OUT/gpu.jsonl at once, and its other files to OUT, in
 parts of at most 15 MiB:
 
+first      the commands train, verify and stats on digits: whether everything works on this GPU
 steps      a step of CNN-7 in each arithmetic, eager, compiled and with CUDA graphs, compared with the standard step
 precision  a few epochs in each arithmetic, with held-out images: time for each epoch, and the loss after it
 train      cifar10-160ep, seed 0, in the fastest arithmetic whose loss is that of fp32
 speedrun   cifar10-speedrun
-seeds      cifar10-160ep, seeds 1 and 2
+seed-1, seed-2  cifar10-160ep with other seeds
 
 A stage is started only if the time that is left is enough, judged by the earlier stages. A training that runs out of
 time keeps its metrics.
 
 python benchmarks/gpu.py --data-dir DATA --out OUT --minutes 9
+python benchmarks/gpu.py --data-dir DATA --out OUT --only train --fastest tf32    # without the first stages
+python benchmarks/gpu.py --join OUT/train --out model.safetensors                 # a network from its parts
 python benchmarks/gpu.py --data-dir DATA --out OUT --rehearse     # on a CPU: small networks, few images, all stages
 """
 
@@ -20,19 +23,21 @@ import argparse
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from step import EPOCH, Bench, Way
+from step import Bench, Way
 
-from certtrain import RunContext, load_model, load_preset, train
+from certtrain import RunContext, load_preset, train
 from certtrain.runtime.device import choose_device
-from certtrain.training.step import Stepper
+from certtrain.training.events import EpochDone
 
 PIECE = 15 * 2**20  # the largest file, in bytes
 CLOSE = 0.02  # a loss is that of fp32 if it differs by at most this share
@@ -54,8 +59,15 @@ class Session:
     minutes: float
     rehearsal: bool
     start: float = field(default_factory=time.monotonic)
-    fastest: str = "fp32"
+    fastest: str = "tf32"
+    kept: str = "train"
+    more: dict[str, Any] = field(default_factory=dict)
     epoch_seconds: float = 0.0
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the runs, beside that of the figures."""
+        return self.out.parent / f"{self.out.name}-runs"
 
     @property
     def left(self) -> float:
@@ -72,7 +84,7 @@ class Session:
     def changes(self, **more: Any) -> dict[str, Any]:
         """Changes to a preset: those of a rehearsal, if it is one, and `more`, whose names have __ for dots."""
         named = {name.replace("__", "."): value for name, value in more.items()}
-        return (SMALL if self.rehearsal else {}) | named
+        return (SMALL if self.rehearsal else {}) | self.more | named
 
     @property
     def precisions(self) -> list[str]:
@@ -80,6 +92,26 @@ class Session:
 
 
 # --- the stages ------------------------------------------------------------------------------------------
+
+
+def first(session: Session) -> None:
+    """Train a small network, verify it by every method, and show its layers, as a user would."""
+    model, few = session.runs / "digits" / "model.safetensors", ["--limit", "50"]
+    command(session, "train", "--preset", "digits", "--epochs", "10", "--out", str(model.parent))
+    command(session, "verify", str(model), "--method", "auto", "--timeout", "2s", *few)
+    command(session, "verify", str(model), "--device", "cpu")
+    command(session, "stats", str(model))
+
+
+def command(session: Session, *words: str) -> None:
+    """Run a command of certtrain, and report its time and the end of its output."""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "certtrain", *words], capture_output=True, text=True)
+    text = (done.stdout + done.stderr)[-1500:]
+    print(text, flush=True)
+    session.report(
+        "first", command=" ".join(words), code=done.returncode, seconds=time.monotonic() - start, end=text[-600:]
+    )
 
 
 def steps(session: Session) -> None:
@@ -90,8 +122,11 @@ def steps(session: Session) -> None:
     for _ in range(3):
         standard()
     for way in ways(session):
+        if session.left < 20:
+            session.report("steps", way=str(way), skipped="the time is up")
+            continue
         try:
-            step = captured(bench, way) if way.kind == "graphs" else bench.step(way)
+            step = with_or_without_graphs(bench, way)
             compiling = sum(bench.seconds(step) for _ in range(3))
             pairs = [(bench.seconds(standard), bench.seconds(step)) for _ in range(ROUNDS)]
         except Exception as error:  # if one kind of step fails, go on with the others
@@ -99,23 +134,46 @@ def steps(session: Session) -> None:
             continue
         milliseconds = 1e3 * statistics.median(mine for _, mine in pairs)
         ratio = statistics.median(mine / theirs for theirs, mine in pairs)
-        session.report("steps", way=str(way), ms=milliseconds, ratio=ratio, first_steps_seconds=compiling)
+        row = chained(step)
+        session.report("steps", way=str(way), ms=milliseconds, in_a_row=row, ratio=ratio, first_steps_seconds=compiling)
 
 
 def ways(session: Session) -> Iterator[Way]:
-    for kind in ("standard", "eager", "compiled", "graphs"):
-        for precision in session.precisions:
-            yield Way(kind, precision)
-            if kind == "compiled":
-                yield Way(kind, precision, centre=True)
+    """The kinds of steps; the most important of those that are compiled come first, as each takes its time."""
+    fast = [name for name in session.precisions if name != "fp32"]
+    for kind in ("standard", "eager"):
+        yield from (Way(kind, name) for name in session.precisions)
+    for name in fast:
+        yield Way("graphs", name)
+    for name in fast:
+        yield Way("compiled", name)
+    yield Way("graphs", "bf16", centre=True)
+    yield Way("graphs", "fp32")
+    yield Way("compiled", "fp32")
+    yield Way("compiled", "bf16", centre=True)
 
 
-def captured(bench: Bench, way: Way) -> Callable[[], None]:
-    """The compiled step, with its kernels as CUDA graphs."""
-    settings = bench.preset.train.model_copy(update={"precision": way.precision})
-    stepper = Stepper(bench.preset.model_copy(update={"train": settings}), bench.network(), EPOCH, compile=True)
-    stepper.compiled.graph = torch.compile(stepper._loss, fullgraph=True, dynamic=False, mode="reduce-overhead")
-    return bench.certified(stepper)
+def with_or_without_graphs(bench: Bench, way: Way) -> Callable[[], None]:
+    """A function that takes a step of this kind; a compiled step launches its kernels one by one."""
+    torch._dynamo.reset()  # it compiles a function only so many times
+    graphs = way.kind == "graphs"
+    return bench.step(Way("compiled", way.precision, way.centre) if graphs else way, cuda_graphs=graphs)
+
+
+def chained(step: Callable[[], None], count: int = 50) -> float:
+    """The milliseconds of each of many steps that do not wait for one another."""
+    finish()
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    finish()
+    return 1e3 * (time.perf_counter() - start) / count
+
+
+def finish() -> None:
+    """Wait for the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def precision(session: Session) -> None:
@@ -156,30 +214,54 @@ def whole(session: Session, preset: str, name: str, **more: Any) -> None:
 
 def run(session: Session, name: str, preset: str, changes: dict[str, Any], seconds: float) -> None:
     """Train, and keep the metrics, the results and the network in parts."""
-    folder, end = session.out.parent / f"{session.out.name}-runs" / name, time.monotonic() + seconds
+    torch._dynamo.reset()
+    folder, end = session.runs / name, time.monotonic() + seconds
     shutil.rmtree(folder, ignore_errors=True)
 
     def should_stop() -> str | None:
         return "the time is up" if time.monotonic() >= end else None
 
-    context = RunContext(session.data, session.device, should_stop=should_stop)
+    def on_event(event: Any) -> None:
+        if isinstance(event, EpochDone) and event.record.epoch % 10 == 1:
+            print(json.dumps(event.record.to_dict() | {"layers": None}), flush=True)
+            shutil.copy(folder / "metrics.jsonl", session.out / f"{name}.jsonl")
+
+    context = RunContext(session.data, session.device, should_stop=should_stop, emit=on_event)
     report = train(load_preset(preset, changes), folder, context)
     shutil.copy(folder / "metrics.jsonl", session.out / f"{name}.jsonl")
     if report is None:
         session.report(name, stopped=len(metrics(folder / "metrics.jsonl")))
         return
-    figures = {key: report.to_dict()[key] for key in ("natural_accuracy", "pgd_accuracy", "certified_accuracy")}
-    session.report(name, **figures, seconds=metrics(folder / "metrics.jsonl")[-1]["seconds"])
-    if not name.startswith("short"):
-        keep(folder / "model.safetensors", session.out / name)
+    figures = {"training_seconds": metrics(folder / "metrics.jsonl")[-1]["seconds"], **report.to_dict()}
+    session.report(name, **figures)
+    if name == session.kept:
+        split(folder / "model.safetensors", session.out / name)
 
 
-def keep(model: Path, target: Path) -> None:
-    """Write the weights, rounded to bfloat16, in parts that are small enough."""
-    tensors = {key: t.bfloat16() if t.is_floating_point() else t for key, t in load_model(model).state_dict().items()}
-    data = save(tensors)
-    for number, first in enumerate(range(0, len(data), PIECE)):
-        target.with_suffix(f".{number}.part").write_bytes(data[first : first + PIECE])
+def split(model: Path, target: Path) -> None:
+    """Write a model file in parts that are small enough, its float32 weights rounded to 16 bits of mantissa."""
+    data = bytearray(model.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    for entry in json.loads(data[8:start]).values():
+        if entry.get("dtype") == "F32":
+            first, last = (start + place for place in entry["data_offsets"])
+            weights = torch.frombuffer(data, dtype=torch.uint8)[first:last].view(torch.int32)
+            weights.copy_((weights + 0x80) & ~0xFF)
+    planes = zlib.compress(b"".join(bytes(data[place::4]) for place in range(4)), 1)
+    for number, first in enumerate(range(0, len(planes), PIECE)):
+        target.with_suffix(f".{number}.part").write_bytes(planes[first : first + PIECE])
+
+
+def join(parts: Path, model: Path) -> None:
+    """Write the model file of which `parts`.0.part, `parts`.1.part and so on are the parts."""
+    files = sorted(parts.parent.glob(f"{parts.name}.*.part"), key=lambda file: int(file.suffixes[-2][1:]))
+    planes = zlib.decompress(b"".join(file.read_bytes() for file in files))
+    data, first = bytearray(len(planes)), 0
+    for place in range(4):
+        count = len(range(place, len(planes), 4))
+        data[place::4] = planes[first : first + count]
+        first += count
+    model.write_bytes(data)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
@@ -192,27 +274,37 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 def stages(session: Session) -> Iterator[tuple[str, float, Callable[[], None]]]:
     """Each stage: its name, the seconds that it needs, and its function."""
     epochs = 3 if session.rehearsal else 160
+    yield "first", 0.0, lambda: first(session)
     yield "steps", 0.0, lambda: steps(session)
     yield "precision", 60.0, lambda: precision(session)
     yield "train", 60.0, lambda: whole(session, "cifar10-160ep", "train", seed=0)
     yield "speedrun", session.epoch_seconds * epochs / 3, lambda: whole(session, "cifar10-speedrun", "speedrun")
     for seed in (1, 2):
         needed = session.epoch_seconds * epochs
-        yield f"seed {seed}", needed, lambda seed=seed: whole(session, "cifar10-160ep", f"seed-{seed}", seed=seed)
+        yield f"seed-{seed}", needed, lambda seed=seed: whole(session, "cifar10-160ep", f"seed-{seed}", seed=seed)
 
 
 def main() -> None:
     """Parse the arguments and run the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="by default all")
+    parser.add_argument("--fastest", default="tf32", help="the arithmetic, if the stage precision does not run")
+    parser.add_argument("--keep", default="train", metavar="STAGE", help="the stage whose network is kept in parts")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the presets")
+    parser.add_argument("--join", type=Path, metavar="PARTS", help="put a network's parts together")
     parser.add_argument("--rehearse", action="store_true", help="run everything in small, on any device")
     arguments = parser.parse_args()
+    if arguments.join:
+        join(arguments.join, arguments.out)
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     device = choose_device("auto")
     session = Session(arguments.out, arguments.data_dir, device, arguments.minutes, arguments.rehearse)
+    session.fastest, session.kept = arguments.fastest if device == "cuda" else "fp32", arguments.keep
+    session.more = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     session.report("begin", device=name, torch=torch.__version__, rehearsal=arguments.rehearse)
     for stage, needed, work in stages(session):

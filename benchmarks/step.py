@@ -125,7 +125,7 @@ class Bench:
         ibp_init_(network, torch.Generator().manual_seed(0))
         return network.to(self.device, memory_format=torch.channels_last).train()
 
-    def step(self, way: Way) -> Callable[[], None]:
+    def step(self, way: Way, *, cuda_graphs: bool = True) -> Callable[[], None]:
         """A function that takes one step; its first calls compile it."""
         if way.kind == "standard":
             return self._standard(way.precision)
@@ -133,7 +133,8 @@ class Bench:
         settings = self.preset.train.model_copy(update=changes)
         values = self.preset.model_copy(update={"train": settings}).model_dump()
         preset = load_preset(values | {"objective": OBJECTIVES[way.objective]})
-        return self.certified(Stepper(preset, self.network(), EPOCH, compile=way.kind == "compiled"))
+        compiled = way.kind == "compiled"
+        return self.certified(Stepper(preset, self.network(), EPOCH, compile=compiled, cuda_graphs=cuda_graphs))
 
     def certified(self, stepper: Stepper) -> Callable[[], None]:
         """A function that takes one step of `stepper`, in the middle of the ramp."""

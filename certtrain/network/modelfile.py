@@ -84,7 +84,7 @@ def load_model(path: str | Path) -> Classifier:
 
 
 def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequential:
-    """The network that `metadata` describes, with `tensors` by name.
+    """The network that `metadata` describes, with `tensors` by name; weights may be kept in bfloat16.
 
     It is first built without memory, so that the header of a huge network costs nothing.
     Raises ValueError if the tensors do not fit.
@@ -96,6 +96,7 @@ def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequentia
             network = build_model(metadata.architecture, spec)
     except (DataError, NetworkError, RuntimeError) as error:
         raise ValueError(str(error)) from error
+    tensors = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in tensors.items()}
     _check_tensors(network, tensors)
     network.load_state_dict(tensors, assign=True)
     return network

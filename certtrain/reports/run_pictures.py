@@ -54,8 +54,8 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
             svg,
             "Regularisers",
             "Tightness penalises bounds that grow from layer to layer, ReLU balance layers with far more inactive than "
-            "active ReLUs or the reverse. Without their weights. After the warm-up their weight is zero; they are not "
-            "measured, and shown as zero.",
+            "active ReLUs or the reverse. Without their weights, which are zero after the warm-up. Then only compiled "
+            "steps measure them; else they are shown as zero.",
         )
     for name, title in _known(run, SINGLE):
         curve = Curve(title, run.values(name), "ink")

@@ -14,8 +14,8 @@ from certtrain.spec.preset import Compile
 
 COMPILATION = 60.0  # seconds that it may take; "auto" compiles if the run saves at least as much
 # Seconds that a compiled step saves for each ReLU input of its batch, since it moves less memory. The value for a CPU
-# follows from benchmarks/step.py; the value for a GPU is a guess until it is measured.
-SAVED = {"cpu": 12e-9, "cuda": 0.1e-9}
+# follows from benchmarks/step.py, that for a GPU from benchmarks/gpu.py.
+SAVED = {"cpu": 12e-9, "cuda": 0.7e-9}
 
 TensorFunction = Callable[..., Any]
 Wrap = Callable[[TensorFunction], TensorFunction]  # from a function to a compiled one, or to itself
@@ -73,10 +73,14 @@ def _is_not_about_cuda(record: logging.LogRecord) -> bool:
 
 
 class Compiler:
-    """Functions as compiled graphs, each made at its first use; the functions themselves if one cannot be compiled."""
+    """Functions as compiled graphs, each made at its first use; the functions themselves if one cannot be compiled.
 
-    def __init__(self, on_failure: Callable[[str], None]) -> None:
-        self.on_failure, self.works = on_failure, True
+    cuda_graphs: a GPU launches all kernels of a function together. A function's results are then overwritten by its
+    next call, so this is only for work that calls each function once, and whose results are used before that.
+    """
+
+    def __init__(self, on_failure: Callable[[str], None], *, cuda_graphs: bool = False) -> None:
+        self.on_failure, self.works, self.mode = on_failure, True, "reduce-overhead" if cuda_graphs else None
         self.graphs: dict[TensorFunction, TensorFunction] = {}
         # On a machine without a GPU torch warns about that; the warning would stand between the lines of a training.
         logging.getLogger("torch.utils.cpp_extension").addFilter(_is_not_about_cuda)
@@ -99,7 +103,7 @@ class Compiler:
 
     def _compiled(self, function: TensorFunction) -> TensorFunction:
         if function not in self.graphs:
-            self.graphs[function] = torch.compile(function, fullgraph=True, dynamic=False)
+            self.graphs[function] = torch.compile(function, fullgraph=True, dynamic=False, mode=self.mode)
         return self.graphs[function]
 
 

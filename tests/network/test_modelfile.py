@@ -70,6 +70,18 @@ def test_a_path_may_be_text(path: Path):
     assert load_model(str(path)).metadata == metadata()
 
 
+def test_weights_may_be_kept_in_bfloat16(tmp_path: Path):
+    described = metadata()
+    original = network(described)
+    for layer in original.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.weight = nn.Parameter(layer.weight.detach().bfloat16())
+    save_model(tmp_path / "m.safetensors", original, described)
+    loaded, x = load_model(tmp_path / "m.safetensors"), torch.rand(5, *SHAPE)
+    assert all(not t.is_floating_point() or t.dtype == torch.float32 for t in loaded.state_dict().values())
+    assert torch.equal(loaded(x), original.float()(x))
+
+
 def test_a_loaded_model_can_be_trained_on(path: Path):
     model = load_model(path)
     model(torch.rand(2, *SHAPE)).sum().backward()

@@ -89,6 +89,13 @@ def test_compiled_bounds_give_the_references_values(net: str, method: str):
         assert_close(found, {name: expected[name] for name in found})
 
 
+def test_cuda_graphs_change_nothing_without_a_gpu():
+    x = torch.linspace(-1, 1, 8)
+    compiler = Compiler(pytest.fail, cuda_graphs=True)
+    assert compiler.mode == "reduce-overhead"
+    assert torch.equal(compiler.use(lambda compiled: compiled(torch.relu)(x)), x.relu())
+
+
 # --- a run of steps --------------------------------------------------------------------------------------
 
 
