@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from certtrain.network.initialization import InitRecord as InitRecord
     from certtrain.network.initialization import ibp_init_ as ibp_init_
     from certtrain.network.modelfile import load_model as load_model
+    from certtrain.render.sessions import resume as resume
+    from certtrain.render.sessions import train as train
     from certtrain.spec.objective import AttackSection as AttackSection
     from certtrain.spec.preset import load_preset as load_preset
     from certtrain.spec.schedule import eps_at as eps_at
-    from certtrain.training.api import resume as resume
-    from certtrain.training.api import train as train
     from certtrain.training.context import RunContext as RunContext
     from certtrain.training.loss import LossTerms as LossTerms
     from certtrain.training.loss import objective_terms as objective_terms
@@ -68,8 +68,8 @@ _MODULES = {
     "objective_terms": "training.loss",
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
-    "resume": "training.api",
-    "train": "training.api",
+    "resume": "render.sessions",
+    "train": "render.sessions",
     "verify": "verification.verify",
 }
 __all__ = sorted(_MODULES)

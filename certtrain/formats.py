@@ -26,17 +26,34 @@ def times(value: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 0:59, 9:05 or 2:09:05."""
+    """Seconds as 0:59, 9:05 or 2:09:05; from a day on as `about` has them."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return about(seconds)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 1.3 s, 9:05 min or 2:09:05 h."""
+    """Seconds as 1.3 s, 9 min 5 s, 6 h 8 min or 6 days 4 h."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    return f"{clock(seconds)} {'h' if round(seconds) >= 3600 else 'min'}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else about(seconds)
+
+
+def about(seconds: float) -> str:
+    """Seconds as an estimate: 45 s, 9 min, 6 h 8 min or 6 days 4 h."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} day{'s' * (days > 1)}" + (f" {hours} h" if hours else "")
 
 
 def short_time(seconds: float) -> str:

@@ -143,8 +143,12 @@ def check_source(path: Path, error: type[CerttrainError]) -> None:
 def check_new_run(path: Path) -> None:
     """Raise RunError if `path` exists and is not an empty folder."""
     if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
-        more = f", or resume that run with --resume {path}" if (path / "preset.json").is_file() else ""
-        raise RunError(f"{path} exists already and is not an empty folder; choose another --out{more}")
+        resumable = (path / "preset.json").is_file() and not (path / "report.json").is_file()
+        more = f", or resume that run with --resume {path}" if resumable else ""
+        what = (
+            "holds a finished run" if (path / "report.json").is_file() else "exists already and is not an empty folder"
+        )
+        raise RunError(f"{path} {what}; choose another --out{more}")
 
 
 def check_new_folder(path: Path, force: bool) -> None:

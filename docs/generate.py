@@ -12,57 +12,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from typer.main import get_command
 
 from certtrain import cli
+from certtrain.cli.examples import COMMAND_EXAMPLES
 from certtrain.cli.exit_codes import EXPLANATIONS
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.preset import Preset, load_preset, preset_names
 
 FOLDER = Path(__file__).parent / "commands"
 PRESETS = Path(__file__).parent / "presets.md"
-EXAMPLES = {
-    "init": """
-certtrain init --preset cifar10-160ep                                        # the untrained network and its bounds
-certtrain init --preset cifar10-160ep --compare --seeds 5 --plot growth.png  # the four initialisations side by side
-certtrain init --preset digits --sweep-depth 2,4,8,16 --plot depth.png       # the same for deeper and deeper networks
-""",
-    "train": """
-certtrain train --preset digits
-certtrain train --preset mnist-cpu --eps 0.2 --set train.batch_size=64 --out runs/mnist
-certtrain train --resume runs/mnist
-""",
-    "verify": """
-certtrain verify                                          # the newest run
-certtrain verify runs/mnist/model.safetensors --eps 0.1 --pgd-steps 100 --pgd-restarts 5
-certtrain verify runs/mnist/model.safetensors --limit 500 --method ibp --json
-certtrain verify runs/mnist --method auto --timeout 5s --time-budget 2h --out certificates.jsonl
-certtrain verify runs/mnist --image seven.png --label 7   # an image of your own, of 28×28 pixels
-""",
-    "check": """
-certtrain check certificates.jsonl runs/mnist/model.safetensors
-certtrain check certificates.jsonl runs/mnist/model.safetensors --limit 100   # only the first 100 examples
-""",
-    "decide": """
-certtrain decide net.onnx property.vnnlib
-certtrain decide net.onnx property.vnnlib --method complete --timeout 60s
-certtrain decide runs/mnist/model.safetensors properties/point_00000.vnnlib
-""",
-    "bench": """
-certtrain bench benchmarks/acasxu/instances.csv
-certtrain bench benchmarks/*/instances.csv --timeout 30s --jobs 4 --out results.csv --counterexamples found
-certtrain bench acasxu/instances.csv --expected other-verifier/results.csv
-""",
-    "stats": """
-certtrain stats                                           # the newest run
-certtrain stats runs/mnist
-certtrain stats runs/first runs/second other.safetensors --plot side-by-side.png
-certtrain stats runs/first --by-epoch --csv run.csv --plot run.png
-certtrain stats runs/first --html run.html
-""",
-    "export": """
-certtrain export runs/mnist/model.safetensors                   # both files, next to the model
-certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
-certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
-""",
-}
 SEE_ALSO = {
     "bench": "[Other verifiers](../exchange.md#run-a-benchmark) has the columns of the results.",
     "check": "[How to check one](../certificates.md#how-to-check-one) says what is compared, and what is assumed.",
@@ -78,7 +34,6 @@ ABOUT_PRESETS = (
     "A preset of your own can [extend](quickstart.md#change-something) one of these and say only what differs.",
 )
 DATA_SETS = {"cifar10": "CIFAR-10", "digits": "Digits", "mnist": "MNIST", "tinyimagenet": "TinyImageNet"}
-METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 def pages() -> dict[str, str]:
@@ -128,7 +83,7 @@ def _page(name: str, command: Any) -> str:
         WRITTEN,
         *_plain(command.help).split("\n\n"),
         f"```text\n{usage}\n```",
-        f"```sh\n{EXAMPLES[name].strip()}\n```",
+        f"```sh\n{COMMAND_EXAMPLES[name].strip()}\n```",
         *([SEE_ALSO[name]] if name in SEE_ALSO else []),
     ]
     if arguments:
@@ -163,13 +118,7 @@ def _value(parameter: Any, hint: Any) -> str:
     kind = get_args(hint)[0]
     if get_origin(kind) in (Union, UnionType):
         (kind,) = [part for part in get_args(kind) if part is not type(None)]
-    if kind is bool:
-        return ""
-    if parameter.metavar:
-        return str(parameter.metavar)
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    return METAVARS[kind]
+    return "|".join(get_args(kind)) if get_origin(kind) is Literal else str(parameter.metavar)
 
 
 def _plain(text: str) -> str:

@@ -36,7 +36,7 @@ def test_an_argument_is_given_once_and_known(named: dict[str, int]):
 
 @pytest.mark.parametrize("call", [certtrain.train, certtrain.resume])
 def test_trainings_take_their_context_as_surroundings(call):
-    arguments = ["none"] * (len(inspect.signature(call).parameters) - 1)
+    arguments = ["none"] * list(inspect.signature(call).parameters).index("context")
     with pytest.warns(DeprecationWarning, match="is now context"), pytest.raises(AttributeError, match="resolved"):
         call(*arguments, surroundings="no context")
 

@@ -18,6 +18,7 @@ from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.certfile import Header, Record, Seal
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.diagnostics import findings
+from certtrain.runtime import threads
 from certtrain.spec.layers import SECTIONS
 from certtrain.spec.objective import OBJECTIVES, ObjectiveSection
 from certtrain.spec.preset import load_preset, preset_names
@@ -317,3 +318,8 @@ def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     linked = set(re.findall(r"\]\(([\w./]+\.md)\)", index))
     assert linked == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - {"README.md"}
+
+
+def test_the_answers_name_each_variable_that_leaves_waiting_to_the_user():
+    text = (ROOT / "docs/faq.md").read_text(encoding="utf-8")
+    assert [name for name in (*threads.CHOICES, "OMP_NUM_THREADS") if f"`{name}" not in text] == []

@@ -39,10 +39,12 @@ def test_numbers_and_factors_have_three_digits(value: float | None, shown: str):
     [
         (0.04, "0.0 s"),
         (59.4, "59.4 s"),
-        (59.96, "1:00 min"),
-        (61, "1:01 min"),
-        (3599.7, "1:00:00 h"),
-        (7384.6, "2:03:05 h"),
+        (59.96, "1 min 0 s"),
+        (61, "1 min 1 s"),
+        (3599.7, "1 h"),
+        (7384.6, "2 h 3 min"),
+        (368 * 60, "6 h 8 min"),
+        (6.17 * 86400, "6 days 4 h"),
     ],
 )
 def test_seconds_become_times(seconds: float, shown: str):
@@ -51,10 +53,31 @@ def test_seconds_become_times(seconds: float, shown: str):
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.0, "0 µs"), (2.11e-5, "21.1 µs"), (0.0034, "3.4 ms"), (1.239, "1.24 s"), (59.9, "59.9 s"), (601, "10:01 min")],
+    [(0.0, "0 µs"), (2.11e-5, "21.1 µs"), (0.0034, "3.4 ms"), (1.239, "1.24 s"), (59.9, "59.9 s"), (601, "10 min 1 s")],
 )
 def test_short_times_have_the_unit_that_fits(seconds: float, shown: str):
     assert formats.short_time(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (7.4, "7 s"),
+        (59.7, "1 min"),
+        (569, "9 min"),
+        (3585, "1 h"),
+        (22080, "6 h 8 min"),
+        (86395, "1 day"),
+        (6.17 * 86400, "6 days 4 h"),
+    ],
+)
+def test_estimates_have_one_or_two_units(seconds: float, shown: str):
+    assert formats.about(seconds) == shown
+
+
+def test_a_clock_of_a_day_or_more_has_days():
+    assert formats.clock(86399) == "23:59:59"
+    assert formats.clock(86400 + 3600) == "1 day 1 h"
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(7.4, "0:07"), (61, "1:01"), (7384.6, "2:03:05")])

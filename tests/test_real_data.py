@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from certtrain import train
 from certtrain.data import load_images
 from certtrain.runs.checkpoint import RunFolder
 from certtrain.spec.preset import load_preset
-from certtrain.training.api import train
 from certtrain.training.events import Event, Started, StepDone
 from helpers.small_runs import frequent, stop_before
 

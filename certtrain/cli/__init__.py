@@ -14,9 +14,10 @@ from certtrain import __version__
 from certtrain.cli.bench import bench_command
 from certtrain.cli.check import check_command
 from certtrain.cli.decide import decide_command
+from certtrain.cli.examples import epilog
 from certtrain.cli.exit_codes import exit_code, summary
 from certtrain.cli.export import export_command
-from certtrain.cli.groups import with_groups
+from certtrain.cli.groups import Program, Subcommand, with_groups
 from certtrain.cli.init import init_command
 from certtrain.cli.output import adapt_streams, drop_unwritten
 from certtrain.cli.stats import stats_command
@@ -24,26 +25,29 @@ from certtrain.cli.train import train_command
 from certtrain.cli.verify import verify_command
 from certtrain.errors import CerttrainError
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "init": init_command,
-    "train": train_command,
-    "verify": verify_command,
-    "check": check_command,
-    "decide": decide_command,
-    "bench": bench_command,
-    "stats": stats_command,
-    "export": export_command,
+MAIN = "Commands"
+OTHERS = "Certificates, properties and benchmarks"
+COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {  # each with the panel of the help that lists it
+    "train": (MAIN, train_command),
+    "verify": (MAIN, verify_command),
+    "stats": (MAIN, stats_command),
+    "export": (MAIN, export_command),
+    "init": (MAIN, init_command),
+    "check": (OTHERS, check_command),
+    "decide": (OTHERS, decide_command),
+    "bench": (OTHERS, bench_command),
 }
 
 app = typer.Typer(
     name="certtrain",
-    epilog=summary(),
+    cls=Program,
+    epilog=f"Begin with: certtrain train --preset digits\n\n{summary()}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command in COMMANDS.items():
-    app.command(name)(with_groups(command))
+for name, (panel, command) in COMMANDS.items():
+    app.command(name, cls=Subcommand, epilog=epilog(name), rich_help_panel=panel)(with_groups(command))
 
 
 def _version(wanted: bool) -> None:

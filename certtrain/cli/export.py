@@ -1,6 +1,7 @@
 """certtrain export: write the folded network as safetensors and ONNX, and properties for other verifiers."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -33,7 +34,9 @@ class NetworkOptions:
     weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Safetensors file with BatchNorm folded. If neither file is named, both are written."
+            metavar="FILE",
+            help="Safetensors file with BatchNorm folded. If neither file is named, both are written, the ONNX file if "
+            "the packages for it are installed.",
         ),
     ] = None
     onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX file.")] = None
@@ -119,9 +122,20 @@ def _targets(model: Path, network: NetworkOptions, vnnlib: Path | None) -> _Targ
         check_new_folder(vnnlib, network.force)
         targets = _Targets(network.weights, network.onnx or vnnlib / f"{model.stem}.onnx")
     elif network.weights is None and network.onnx is None:
-        targets = _Targets(model.with_name(f"{model.stem}-folded.safetensors"), model.with_suffix(".onnx"))
+        onnx = model.with_suffix(".onnx") if _has_onnx() else None
+        targets = _Targets(model.with_name(f"{model.stem}-folded.safetensors"), onnx)
     check_targets(network.force, targets.weights, targets.onnx)
     return targets
+
+
+def _has_onnx() -> bool:
+    """Whether the packages for ONNX are installed; if not, say what to install."""
+    if all(find_spec(package) is not None for package in ("onnx", "onnxruntime")):
+        return True
+    from certtrain import render
+
+    render.note('no ONNX file is written; that needs more packages: pip install "certtrain[onnx]"')
+    return False
 
 
 def _export_network(

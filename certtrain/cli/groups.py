@@ -1,4 +1,7 @@
-"""Options in groups. Typer reads a function's parameters; here a parameter may be a dataclass of several options."""
+"""Options in groups. Typer reads a function's parameters; here a parameter may be a dataclass of several options.
+
+Help names the values of options as METAVARS does, and shows no type for switches.
+"""
 
 import copy
 import inspect
@@ -6,9 +9,35 @@ from collections.abc import Callable
 from dataclasses import Field, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter
-from typing import Annotated, Any, get_args
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
+from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
+
+METAVARS: dict[Any, str] = {bool: "", int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
+
+
+class Subcommand(TyperCommand):
+    """A command whose help shows no type for switches, its own --help included."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _untyped_switches(super().get_params(ctx))
+
+
+class Program(TyperGroup):
+    """The program, with such a help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _untyped_switches(super().get_params(ctx))
+
+
+def _untyped_switches(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if parameter.param_type_name == "option" and parameter.is_flag:
+            parameter.metavar = ""
+    return parameters
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -42,7 +71,7 @@ def _title(group: Any) -> str:
 def _expanded(own: Parameter, title: str | None) -> list[Parameter]:
     """The parameter itself, or one for each field of its dataclass; all are keyword-only, since those need no order."""
     if not is_dataclass(own.annotation):
-        return [own.replace(kind=Parameter.KEYWORD_ONLY)]
+        return [own.replace(kind=Parameter.KEYWORD_ONLY, annotation=_with_metavar(own.annotation))]
     return [
         Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=_titled(field, title))
         for field in fields(own.annotation)
@@ -51,8 +80,22 @@ def _expanded(own: Parameter, title: str | None) -> list[Parameter]:
 
 def _titled(field: Field[Any], title: str | None) -> Any:
     """The field's annotation, with its option in the panel of that title."""
-    kind, option = get_args(field.type)
-    option = copy.copy(option)
+    kind, option = get_args(_with_metavar(field.type))
     assert isinstance(option, OptionInfo)
     option.rich_help_panel = title
     return Annotated[kind, option]
+
+
+def _with_metavar(annotation: Any) -> Any:
+    """The annotation of an option, with the name of its values; choices have none, as help lists them."""
+    kind, *about = get_args(annotation) or (annotation,)
+    if not about or not isinstance(about[0], OptionInfo):
+        return annotation
+    option = copy.copy(about[0])
+    (value,) = [part for part in get_args(kind) if part is not type(None)] if _may_be_none(kind) else [kind]
+    option.metavar = METAVARS.get(value) if option.metavar is None else option.metavar
+    return Annotated[kind, option]
+
+
+def _may_be_none(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType)

@@ -19,7 +19,6 @@ from certtrain.cli.options import (
     PresetName,
     Seed,
     check_data,
-    check_plots,
     check_targets,
     compute_device,
     resolve_preset,
@@ -158,8 +157,6 @@ def _loaded(preset: "Preset", data: InitData, output: InitOutput) -> "tuple[Pres
     from certtrain.data import load_images
     from certtrain.network.source import resolve_module
 
-    if output.plot is not None:
-        check_plots()
     with render.loading() as report:
         images = load_images(preset.data.name, "train", data_dir=data.data_dir, on_progress=report)
     return resolve_module(preset, images), images

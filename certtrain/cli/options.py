@@ -165,14 +165,17 @@ def wrong_usage(problem: str, *words: object) -> NoReturn:
 
 
 def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) -> "Preset":
-    """The preset, with fields replaced by --set and by options of their own, which take precedence."""
+    """The preset, with fields replaced by --set and by options of their own, which take precedence.
+
+    With train__epochs, the ramp of ε and the learning rate are scaled with the epochs, apart from what --set replaces.
+    """
     from certtrain.spec.preset import load_preset, parse_override, preset_names
 
     if name is None:
         raise typer.BadParameter(f"missing; shipped presets: {', '.join(preset_names())}", param_hint="--preset")
     changes = dict(parse_override(text) for text in overrides or [])
     changes |= {path.replace("__", "."): value for path, value in named.items() if value is not None}
-    resolved = load_preset(name, changes)
+    resolved = load_preset(name, changes, epochs=named.get("train__epochs"))
     _check_source(resolved)
     return resolved
 
@@ -264,13 +267,6 @@ def open_split(model: "Classifier", split: SplitName, data_dir: Path | None, lim
 
     with render.loading() as report:
         return load_split(model.metadata, split, data_dir, report).take(limit)
-
-
-def check_plots() -> None:
-    """Check, before any work is done, that pictures can be drawn. Raises MissingExtra."""
-    from certtrain.reports.plot import check_matplotlib
-
-    check_matplotlib()
 
 
 def check_targets(force: bool, *paths: Path | None) -> None:

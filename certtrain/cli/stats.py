@@ -20,7 +20,6 @@ from certtrain.cli.options import (
     PlotFile,
     SplitOption,
     Threads,
-    check_plots,
     check_targets,
     compute_device,
     newest_if_none,
@@ -98,8 +97,6 @@ def stats_command(data: StatsData, output: StatsOutput, given_models: Models = N
         return
     _check_sources(models, output.by_epoch)
     check_targets(output.force, output.csv_file, output.plot)
-    if output.plot is not None:
-        check_plots()
     _write_results(_results(models, data, output.by_epoch), output)
 
 

@@ -46,7 +46,14 @@ class ChangeOptions:
     """Changes to the preset."""
 
     eps: Eps = None
-    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs; the preset's if not given.")] = None
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of epochs; the preset's if not given. The ramp of ε, the milestones and all else that counts "
+            "epochs are scaled with it, apart from what --set sets.",
+        ),
+    ] = None
     seed: Seed = None
     precision: Annotated[
         Precision | None, typer.Option(help="Arithmetic of the training steps; tf32 is for NVIDIA GPUs.")
@@ -61,6 +68,19 @@ class ChangeOptions:
         """The preset's fields that have options of their own, as `resolve_preset` takes them."""
         train = {"epochs": self.epochs, "precision": self.precision, "compile": self.compile_}
         return {"eps__max": self.eps, "seed": self.seed} | {f"train__{name}": value for name, value in train.items()}
+
+    def scaled(self, preset: str) -> str:
+        """What --epochs changes in the preset of that name beside them, in a sentence; empty if it changes nothing."""
+        from certtrain.spec.epochs import scaled_sentence
+        from certtrain.spec.preset import epoch_changes, parse_override
+
+        if self.epochs is None:
+            return ""
+        replaced = {parse_override(text)[0] for text in self.overrides or []}
+        changes = epoch_changes(preset, self.epochs)
+        epochs = changes.pop("train.epochs")
+        changes = {path: c for path, c in changes.items() if not {path, path.partition(".")[0]} & replaced}
+        return scaled_sentence(epochs, changes) if changes else ""
 
 
 @dataclass(frozen=True)
@@ -118,12 +138,12 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
     with process_group(device) as group, render.training_view(training.as_json, silent=not group.is_leader) as view:
         listeners = [view, *_tensorboard(training.tensorboard)]
         verification = FinalVerification(training.verify_method, Limits(training.timeout))
-        emit = _combined(listeners)
+        emit = _with_note(_combined(listeners), changes.scaled(run.preset) if run.preset else "")
         context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
         if preset is not None:
-            api.train(preset, run.out or _new_folder(preset), context)
+            api.start_run(preset, run.out or _new_folder(preset), context)
         elif run.resume is not None:
-            api.resume(run.resume, context)
+            api.resume_run(run.resume, context)
     if stop.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -165,6 +185,18 @@ def _combined(listeners: Sequence["Listener"]) -> "Listener":
     def emit(event: "Event") -> None:
         for listener in listeners:
             listener(event)
+
+    return emit
+
+
+def _with_note(listener: "Listener", text: str) -> "Listener":
+    """The listener, which gets a note with this text after the start of the run, if there is any text."""
+    from certtrain.training.events import Note, Started
+
+    def emit(event: "Event") -> None:
+        listener(event)
+        if text and isinstance(event, Started):
+            listener(Note(text))
 
     return emit
 

@@ -45,11 +45,9 @@ def check_same_classes(expected: tuple[str, ...], folder: Path) -> None:
     """Raise DataError, which names the difference, unless `folder` has exactly the expected classes."""
     found = set(class_names(folder))
     missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
-    if missing or extra:
-        raise DataError(
-            f"{folder} has other classes than expected: missing {', '.join(missing) or 'none'}; "
-            f"not expected {', '.join(extra) or 'none'}."
-        )
+    lists = (("missing", missing), ("not expected", extra))
+    if texts := [f"{what} {', '.join(names)}" for what, names in lists if names]:
+        raise DataError(f"{folder} has other classes than expected: {'; '.join(texts)}.")
 
 
 def list_folder(folder: Path, *, beside: Collection[str] = ()) -> Listing:

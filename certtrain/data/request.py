@@ -31,4 +31,4 @@ def first_folder(candidates: Iterable[Path], holds: str, *names: str) -> Path:
         if all((folder / name).exists() for name in names):
             return folder
     places = ", ".join(str(folder) for folder in tried)
-    raise DataError(f"{holds} not found: looked for {' and '.join(names)} in {places}.")
+    raise DataError(f"{holds} not found: looked for {' and '.join(dict.fromkeys(names))} in {places}.")

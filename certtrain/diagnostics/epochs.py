@@ -10,7 +10,7 @@ from certtrain.errors import RunError
 from certtrain.runs.epoch import Epoch, own_measures
 from certtrain.runs.history import METRICS, read_epochs
 from certtrain.spec.objective import ObjectiveSection, described_objective
-from certtrain.spec.preset import load_preset
+from certtrain.spec.preset import Preset, load_preset
 
 EPOCH_ACCURACIES = ("natural_accuracy", "certified_accuracy", "validation_certified_accuracy")
 
@@ -57,9 +57,12 @@ def read_trained(run: Path) -> Trained:
     return Trained(preset.objective, preset.train.epochs, epochs[-1] if epochs else None)
 
 
-def epoch_findings(epoch: Epoch) -> list[Finding]:
-    """The findings about the layers of an epoch, the worst first; none before the ramp."""
-    return findings_at(epoch.eps, epoch.layers)
+def epoch_findings(epoch: Epoch, preset: Preset | None = None) -> list[Finding]:
+    """The findings about the layers of an epoch, the worst first; none before the ramp.
+
+    What a run with this preset uses already is not advised.
+    """
+    return findings_at(epoch.eps, epoch.layers, preset)
 
 
 def epoch_numbers(epoch: Epoch) -> dict[str, float | None]:

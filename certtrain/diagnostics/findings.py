@@ -3,18 +3,22 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Literal, TypeVar, get_args
+from typing import Literal, Self, TypeVar, get_args
 
 from certtrain.formats import percent
 from certtrain.runs.epoch import LayerState
+from certtrain.spec.layers import Graph, ModuleSection
+from certtrain.spec.preset import Preset
 
 # The thresholds of the findings. The digits preset, trained by the method of Shi et al. 2021, reaches none of them.
 EXPLODING = 1e3  # growth of the mean width, if at least this share of the ReLUs is also unstable:
 EXPLODING_UNSTABLE = 0.5  # while ε is small, bounds that have grown a lot may still be narrow
-DEAD = 0.5  # share of units that are inactive for every example
+DEAD = 0.5  # share of channels that are inactive for every example, everywhere in the image
 INACTIVE = 0.95  # share of inactive ReLUs
 UNSTABLE = 0.8  # share of unstable ReLUs
 UNBALANCED = 0.1  # the smaller of the balance ratios; the regulariser's tolerance τ is 0.5
+
+LONGER_RAMP = "a longer ramp of ε (eps.length)"
 
 _T = TypeVar("_T")
 Kind = Literal["exploding", "dead", "inactive", "unstable", "unbalanced"]
@@ -65,6 +69,46 @@ class Finding:
         return {"layer": self.layer, "kind": self.kind, "sentence": self.sentence}
 
 
+@dataclass(frozen=True)
+class InUse:
+    """What a run uses already, which is therefore not advised; by default nothing is known to be in use.
+
+    relu_balance: None if it is not known. on_ramp: ε has not reached its largest value yet, so that a longer ramp
+    would only come later.
+    """
+
+    ibp_init: bool = False
+    batch_norm: bool = False
+    tightness: bool = False
+    relu_balance: bool | None = None
+    on_ramp: bool = False
+
+    @classmethod
+    def by(cls, preset: Preset, eps: float) -> Self:
+        """What a run with this preset uses when it trains at radius `eps`."""
+        model, terms = preset.model, preset.regularizer
+        return cls(
+            ibp_init=preset.init == "ibp",
+            batch_norm=not isinstance(model, Graph | ModuleSection) and model.batch_norm,
+            tightness=terms.weight > 0 and terms.tightness,
+            relu_balance=terms.weight > 0 and terms.relu_balance,
+            on_ramp=eps < preset.eps.max,
+        )
+
+    @property
+    def ramp_advice(self) -> str:
+        """What to do about the ramp of ε."""
+        return "" if self.on_ramp else LONGER_RAMP
+
+    @property
+    def balance_advice(self) -> str:
+        """What to do about the balance of the ReLUs."""
+        return "regularizer.relu_balance = true" if self.relu_balance is False else "a larger regularizer.weight"
+
+
+UNKNOWN = InUse()
+
+
 def layer_means(layers: Sequence[LayerState]) -> LayerMeans:
     """The means of a network's layers."""
 
@@ -82,21 +126,26 @@ def is_exploding(layer: LayerState) -> bool:
     return layer.growth is not None and layer.growth >= EXPLODING and layer.unstable >= EXPLODING_UNSTABLE
 
 
-def layer_finding(layer: LayerState, kinds: Collection[Kind] = KINDS) -> Finding | None:
+def layer_finding(layer: LayerState, kinds: Collection[Kind] = KINDS, in_use: InUse = UNKNOWN) -> Finding | None:
     """The worst finding about a layer, of the given kinds; None if there is none."""
-    found = _exploding(layer), _dead(layer), _inactive(layer), _unstable(layer), _unbalanced(layer)
+    found = (find(layer, in_use) for find in (_exploding, _dead, _inactive, _unstable, _unbalanced))
     return next((finding for finding in found if finding is not None and finding.kind in kinds), None)
 
 
-def ranked_findings(layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
+def ranked_findings(
+    layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS, in_use: InUse = UNKNOWN
+) -> list[Finding]:
     """The worst finding about each layer that has one, ordered by kind, then by severity; the worst first."""
-    found = [finding for layer in layers if (finding := layer_finding(layer, kinds)) is not None]
+    found = [finding for layer in layers if (finding := layer_finding(layer, kinds, in_use)) is not None]
     return sorted(found, key=lambda finding: (KINDS.index(finding.kind), -finding.severity))
 
 
-def findings_at(eps: float, layers: Iterable[LayerState], kinds: Collection[Kind] = KINDS) -> list[Finding]:
-    """As `ranked_findings`, for a training step at radius `eps`; none before the ramp, when boxes have no width."""
-    return ranked_findings(layers, kinds) if eps > 0 else []
+def findings_at(eps: float, layers: Iterable[LayerState], preset: Preset | None = None) -> list[Finding]:
+    """As `ranked_findings`, for a training step at radius `eps`; none before the ramp, when boxes have no width.
+
+    What the run of that preset uses already is not advised.
+    """
+    return ranked_findings(layers, in_use=UNKNOWN if preset is None else InUse.by(preset, eps)) if eps > 0 else []
 
 
 def sentences(
@@ -124,53 +173,73 @@ def worst_of_kinds(found: Iterable[tuple[_T, Finding]]) -> list[tuple[_T, Findin
     return [max(items, key=lambda item: item[1].severity) for items in of_kind if items]
 
 
-def _exploding(layer: LayerState) -> Finding | None:
+def _try(*advice: str) -> str:
+    """The advice that is not empty, as the end of a sentence; without any, when to look again."""
+    *others, last = [part for part in advice if part] or [""]
+    if not last:
+        return "; look again at the end of the ramp, since ε still rises"
+    return f"; try {', '.join(others)} or {last}" if others else f"; try {last}"
+
+
+def _exploding(layer: LayerState, in_use: InUse) -> Finding | None:
     if layer.growth is None or not is_exploding(layer):
         return None
+    regularisers = "" if in_use.tightness and in_use.relu_balance else "the regularisers"
+    advice = _try(
+        "" if in_use.ibp_init else 'init = "ibp"',
+        "" if in_use.batch_norm else "BatchNorm in every layer",
+        regularisers,
+        in_use.ramp_advice,
+    )
     sentence = (
         f"bounds explode: at {layer.name!r} they are {layer.growth:.3g} times as wide as the input, so "
-        'hardly any example can be certified; init = "ibp", BatchNorm in every layer, the regularisers and a longer '
-        "ramp of ε (eps.length) help"
+        f"hardly any example can be certified{advice}"
     )
     return Finding(layer.name, "exploding", layer.growth / EXPLODING, sentence)
 
 
-def _dead(layer: LayerState) -> Finding | None:
-    if layer.dead < DEAD:
+def _dead(layer: LayerState, in_use: InUse) -> Finding | None:
+    """Channels count, not units: the weights of a unit that sees nothing but a border learn at other places."""
+    of_units = layer.dead_channels is None or layer.dead_channels == layer.dead
+    share = layer.dead if layer.dead_channels is None else layer.dead_channels
+    if share < DEAD:
         return None
+    what, place = ("units", "") if of_units else ("channels", " at every place")
     sentence = (
-        f"{percent(layer.dead, 1)} of the units of {layer.name!r} are dead: they are inactive for every example and no "
-        "longer learn; try a smaller train.learning_rate or a larger regularizer.weight"
+        f"{percent(share, 1)} of the {what} of {layer.name!r} are dead: they are inactive for every example{place} and "
+        f"no longer learn{_try('a smaller train.learning_rate', in_use.balance_advice)}"
     )
-    return Finding(layer.name, "dead", layer.dead / DEAD, sentence)
+    return Finding(layer.name, "dead", share / DEAD, sentence)
 
 
-def _inactive(layer: LayerState) -> Finding | None:
+def _inactive(layer: LayerState, in_use: InUse) -> Finding | None:
     if layer.inactive < INACTIVE:
         return None
     sentence = (
         f"{percent(layer.inactive, 1)} of the ReLUs of {layer.name!r} are inactive, so the layer passes on little of "
-        "an image; try a larger regularizer.weight, or a longer ramp of ε (eps.length)"
+        f"an image{_try(in_use.balance_advice, in_use.ramp_advice)}"
     )
     return Finding(layer.name, "inactive", layer.inactive / INACTIVE, sentence)
 
 
-def _unstable(layer: LayerState) -> Finding | None:
+def _unstable(layer: LayerState, in_use: InUse) -> Finding | None:
     if layer.unstable < UNSTABLE:
         return None
     sentence = (
         f"{percent(layer.unstable, 1)} of the ReLUs of {layer.name!r} are unstable: the bounds of their inputs have "
-        "different signs; try a longer ramp of ε (eps.length), or a smaller ε"
+        f"different signs{_try(in_use.ramp_advice, '' if in_use.on_ramp else 'a smaller ε')}"
     )
     return Finding(layer.name, "unstable", layer.unstable / UNSTABLE, sentence)
 
 
-def _unbalanced(layer: LayerState) -> Finding | None:
+def _unbalanced(layer: LayerState, in_use: InUse) -> Finding | None:
+    unknown = "regularizer.relu_balance with a larger regularizer.weight"
+    advice = unknown if in_use.relu_balance is None else in_use.balance_advice
     ratios = [ratio for ratio in (layer.mean_ratio, layer.variance_ratio) if ratio is not None]
     if not ratios or min(ratios) >= UNBALANCED:
         return None
     sentence = (
         f"the active and inactive ReLUs of {layer.name!r} are out of balance (ratio {min(ratios):.2g}; 1 is best, 0.5 "
-        "is good); regularizer.relu_balance with a larger regularizer.weight helps"
+        f"is good){_try(advice)}"
     )
     return Finding(layer.name, "unbalanced", UNBALANCED / max(min(ratios), 1e-9), sentence)

@@ -62,14 +62,14 @@ class _Totals:
             raise NonFiniteError(f"the bounds at the input of {self.name!r} are not finite; try a smaller ε")
         unstable = self.count - int(self.sums[0]) - int(self.sums[1])
         active, inactive, centre, radius, *moments = (self.sums / self.count).tolist()
-        width = 2 * radius
+        width, dead = 2 * radius, self.dead.double().mean().item()
         return LayerState(
             name=self.name,
             units=self.dead.numel(),
             active=active,
             inactive=inactive,
             unstable=unstable / self.count,
-            dead=self.dead.double().mean().item(),
+            dead=dead,
             centre=centre,
             width=width,
             growth=width / input_width if input_width > 0 else None,
@@ -77,6 +77,7 @@ class _Totals:
             variance_ratio=_folded(
                 _spread(active, moments[0], moments[2], centre), _spread(inactive, moments[1], moments[3], centre)
             ),
+            dead_channels=self.dead.flatten(1).all(1).double().mean().item() if self.dead.dim() > 1 else dead,
         )
 
 

@@ -38,8 +38,8 @@ def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> Re
 
     Where space is short the bars are left out; if the layers' names are long, the ratios too.
     """
-    space = out.width - NUMBERS_WIDTH - max((len(layer.name) for layer in layers), default=0)
-    with_ratios, with_bar = space >= 0, space >= LEGEND_WIDTH
+    space = _space(layers)
+    with_ratios, with_bar = shows_ratios(layers), space >= LEGEND_WIDTH
     table = new_table("layer", "growth", "active", "unstable", "inactive", "dead", *(("r mean", "r var") * with_ratios))
     if with_bar:
         table.add_column(legend(), justify="left")
@@ -48,6 +48,16 @@ def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> Re
         bar = [state_bar(layer, min(48, space - 2))] * with_bar
         table.add_row(layer.name, growth_cell(layer), *state_cells(layer), *ratios, *bar)
     return Group(table, *([Text(f"! {first_sentence(findings)}", style=WARNING)] if findings else []))
+
+
+def shows_ratios(layers: Sequence[LayerState]) -> bool:
+    """Whether the balance ratios of these layers fit into the compact form."""
+    return bool(layers) and _space(layers) >= 0
+
+
+def _space(layers: Sequence[LayerState]) -> int:
+    """The columns beside the names and numbers of a compact table."""
+    return out.width - NUMBERS_WIDTH - max((len(layer.name) for layer in layers), default=0)
 
 
 def show_states(model: ModelStates, heading: str) -> None:

@@ -12,23 +12,29 @@ from certtrain.render.results import show_json
 from certtrain.render.training_lines import PlainView
 from certtrain.render.training_live import LiveView
 from certtrain.runs.epoch import Epoch
+from certtrain.spec.preset import Preset
 from certtrain.training.events import EpochDone, Event, Finished, Listener, Note, Started, Stopped
 
 
 class JsonView:
     """Writes a line with a JSON object for each event, apart from those that only show progress."""
 
+    def __init__(self) -> None:
+        self.preset: Preset | None = None
+
     def __call__(self, event: Event) -> None:
         match event:
             case Started():
+                self.preset = event.preset
                 facts = {"folder": str(event.folder), "device": event.device, "step": event.step, "steps": event.steps}
                 self._say("started", facts | {"preset": event.preset.model_dump(mode="json")})
             case EpochDone():
-                self._say("epoch", _epoch(event.record))
+                self._say("epoch", _epoch(event.record, self.preset))
             case Note():
                 self._say("note", {"text": event.text})
             case Stopped():
                 facts = {"reason": event.reason, "step": event.step, "steps": event.steps}
+                facts |= {"seconds_left": event.seconds_left}
                 self._say("stopped", facts | {"folder": str(event.folder)})
             case Finished():
                 files = {"model": str(event.model), "page": event.page and str(event.page)}
@@ -38,11 +44,11 @@ class JsonView:
         show_json({"event": name, **values}, indent=None)
 
 
-def _epoch(record: Epoch) -> dict[str, Any]:
+def _epoch(record: Epoch, preset: Preset | None) -> dict[str, Any]:
     """The epoch's line in metrics.jsonl, with its findings before the layers."""
     values = record.to_dict()
     layers = values.pop("layers")
-    return values | {"findings": [finding.to_dict() for finding in epoch_findings(record)], "layers": layers}
+    return values | {"findings": [finding.to_dict() for finding in epoch_findings(record, preset)], "layers": layers}
 
 
 @contextmanager

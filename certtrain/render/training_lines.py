@@ -16,9 +16,15 @@ from certtrain.render import training_sentences as sentences
 from certtrain.render.console import out
 from certtrain.render.results import show_report
 from certtrain.runs.epoch import Epoch, LayerState, own_measures
+from certtrain.spec.preset import Preset
 from certtrain.training import events
 
 SILENCE = 60.0  # seconds: the longest time without a line
+
+LINE_WORDS = (
+    "accuracies: on training images, in the steps of the epoch, each at its ε; unstable, dead: shares of the ReLUs, "
+    "means of the layers; growth: how many times as wide as the input the bounds are, in the worst layer"
+)
 
 
 class Reminder:
@@ -55,6 +61,7 @@ class PlainView:
 
     def __init__(self, silence: float = SILENCE) -> None:
         self.start, self.first, self.steps, self.epochs = time.monotonic(), 0, 0, 0
+        self.preset: Preset | None = None
         self.explained = set[tuple[str, str]]()
         self.now: events.Event | None = None
         self.since = time.monotonic()
@@ -74,11 +81,12 @@ class PlainView:
                 self._say(sentences.COMPILING)
             case events.Started():
                 self.start, self.first, self.steps = time.monotonic(), event.step, event.steps
-                self.epochs = event.preset.train.epochs
+                self.preset, self.epochs = event.preset, event.preset.train.epochs
                 self._say(sentences.started_sentence(event))
+                self._say(LINE_WORDS)
             case events.EpochDone():
                 self._say(self._epoch(event.record))
-                self._explain(epoch_findings(event.record))
+                self._explain(epoch_findings(event.record, self.preset))
             case events.Note():
                 self._say(f"note: {event.text}")
             case events.Stopped():
@@ -121,7 +129,7 @@ class PlainView:
     def _step(self, event: events.StepDone) -> str:
         mean = event.averages
         certified = mean.get("certified_accuracy")
-        bounded = "" if certified is None else f"  certified {percent(certified)}"
+        bounded = "" if certified is None else f"  certified {_certified(certified, event.eps)}"
         return (
             f"{self._number(event.epoch)}  step {event.step:,} of {self.steps:,}  "
             f"ε {event.eps:.4f}  loss {mean['loss']:.3f}{bounded}{_own(mean)}  "
@@ -141,7 +149,7 @@ class PlainView:
         return (
             f"{self._number(record.epoch)}  ε {record.eps:.4f}  "
             f"loss {record.measured['loss']:.3f}  natural {percent(record.measured['natural_accuracy'])}  "
-            f"certified {percent(record.certified_accuracy)}{validation}{_own(record.measured)}  "
+            f"certified {_certified(record.certified_accuracy, record.eps)}{validation}{_own(record.measured)}  "
             f"{_layers(record.layers)}{clock(self._left(record.step))} left"
         )
 
@@ -151,6 +159,11 @@ class PlainView:
         for finding in new:
             self._say(f"! {first_sentence(findings)}")
             self.explained.add((finding.layer, finding.kind))
+
+
+def _certified(share: float, eps: float) -> str:
+    """The certified accuracy; before the ramp, a dash, since a box without width says nothing about robustness."""
+    return percent(share if eps > 0 else None)
 
 
 def _own(measured: Mapping[str, float | None]) -> str:

@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from certtrain.diagnostics.findings import findings_at
+from certtrain.formats import NO_NUMBER, clock, percent
 from certtrain.palette import PALETTE
 from certtrain.render import training_sentences as sentences
-from certtrain.render.console import NOTE_HEAD, out
-from certtrain.render.layers import live_layers
+from certtrain.render.console import GREY, NOTE_HEAD, out
+from certtrain.render.layers import live_layers, shows_ratios
 from certtrain.render.results import show_report
 from certtrain.render.training_sentences import measure_text
 from certtrain.runs.epoch import own_measures
 from certtrain.training import events
+
+CELL, PADDING = 17, 2  # columns of a number with its name, and between two of them
+FRAME = 4  # columns of the panel's border and padding
+ROWS_BESIDE_LAYERS = 16  # of a view with its explanations, the shell's own lines included
+CLEAN_WORDS = "clean: the loss without perturbation; "
+LIVE_WORDS = (
+    "rate: the learning rate; robust: the loss of the worst logits in each box; "
+    "tightness, balance: the regularisers of wide bounds and of unbalanced ReLUs, without their weights; "
+    "growth: how many times as wide as the input the bounds are"
+)
+RATIO_WORDS = "; r mean, r var: balance of active and inactive ReLUs, 1 is best"
+
+
+class _Count(ProgressColumn):
+    """What is done, and of how much, if that is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{int(task.completed)}/{int(task.total)}")
+
+
+class _Left(ProgressColumn):
+    """The time that is left, as soon as it is known."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        known = task.total is not None and task.time_remaining is not None and not task.finished
+        return Text(f"{clock(task.time_remaining or 0.0)} left" if known else "")
 
 
 class LiveView:
     """Shows the state of a training after its last event."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
-        self.bars = Bars(*columns, *times, console=out)
+        name = TextColumn("{task.description}", table_column=Column())  # it wraps, so that numbers are never cut
+        columns = (name, BarColumn(24 if out.width >= 100 else 10), _Count())
+        self.bars = Bars(*columns, TimeElapsedColumn(), _Left(), console=out)
         self.tasks: dict[str, TaskID] = {}
         self.started: events.Started | None = None
         self.step: events.StepDone | None = None
@@ -100,32 +130,55 @@ class LiveView:
     def _panel(self, step: events.StepDone) -> Panel:
         assert self.started is not None  # a run starts before its first step
         title = f"epoch {step.epoch}/{self.started.preset.train.epochs}"
-        layers = live_layers(step.layers, findings_at(step.eps, step.layers))
-        return Panel(Group(self._numbers(step), Text(), layers), title=title, title_align="left")
+        layers = live_layers(step.layers, findings_at(step.eps, step.layers, self.started.preset))
+        parts = [self._numbers(step), Text(), layers]
+        if out.height >= len(step.layers) + ROWS_BESIDE_LAYERS:
+            parts.append(Text(_words(step), style=GREY))
+        return Panel(Group(*parts), title=title, title_align="left")
 
     def _numbers(self, step: events.StepDone) -> Table:
-        grid = Table.grid(padding=(0, 2))
-        mean = step.averages
-        grid.add_row(
-            f"ε [bold]{step.eps:.5f}[/]",
-            f"rate [bold]{step.learning_rate:.1e}[/]",
-            f"loss [bold]{mean['loss']:.4f}[/]",
-            f"clean [bold]{mean['natural_loss']:.4f}[/]" if "natural_loss" in mean else "",
-            f"robust [bold]{mean['robust_loss']:.4f}[/]",
-        )
-        grid.add_row(
-            _accuracy("natural", mean.get("natural_accuracy", self.natural)),
-            _accuracy("certified", mean.get("certified_accuracy", self.certified)),
-            f"tightness [bold]{mean['tightness_loss']:.3f}[/]",
-            f"balance [bold]{mean['relu_balance_loss']:.3f}[/]",
-            "" if self.held_out is None else f"held out [bold]{100 * self.held_out:.1f}%[/]",
-        )
-        own = [measure_text(name, value) for name, value in own_measures(mean).items()]
-        for first in range(0, len(own), len(grid.columns)):
-            grid.add_row(*own[first : first + len(grid.columns)])
+        """The numbers in as many columns as fit."""
+        columns = max((out.width - FRAME + PADDING) // (CELL + PADDING), 1)
+        grid = Table.grid(padding=(0, PADDING))
+        for _ in range(columns):
+            grid.add_column(min_width=CELL, no_wrap=True)
+        cells = [*self._cells(step)]
+        for first in range(0, len(cells), columns):
+            grid.add_row(*cells[first : first + columns])
         return grid
+
+    def _cells(self, step: events.StepDone) -> Iterator[str]:
+        """The numbers that are known; at ε = 0, bounds say nothing about robustness."""
+        mean, bounded = step.averages, step.eps > 0
+        yield f"ε [bold]{step.eps:.5f}[/]"
+        yield f"rate [bold]{step.learning_rate:.1e}[/]"
+        yield f"loss [bold]{_loss(mean['loss'])}[/]"
+        if "natural_loss" in mean:
+            yield f"clean [bold]{_loss(mean['natural_loss'])}[/]"
+        yield f"robust [bold]{_loss(mean['robust_loss']) if bounded else NO_NUMBER}[/]"
+        natural = mean.get("natural_accuracy", self.natural)
+        certified = mean.get("certified_accuracy", self.certified)
+        if natural is not None:
+            yield _accuracy("natural", natural)
+        if certified is not None:
+            yield _accuracy("certified", certified if bounded else None)
+        yield f"tightness [bold]{mean['tightness_loss']:.3f}[/]"
+        yield f"balance [bold]{mean['relu_balance_loss']:.3f}[/]"
+        if self.held_out is not None:
+            yield f"held out [bold]{percent(self.held_out, 1)}[/]"
+        yield from (measure_text(name, value) for name, value in own_measures(mean).items())
+
+
+def _words(step: events.StepDone) -> str:
+    """The meaning of the words that the view shows."""
+    clean, ratios = "natural_loss" in step.averages, shows_ratios(step.layers)
+    return CLEAN_WORDS * clean + LIVE_WORDS + RATIO_WORDS * ratios
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _accuracy(name: str, share: float | None) -> str:
     """The accuracy as a percentage, in the colour of that name."""
-    return "" if share is None else f"{name} [bold {PALETTE[name].terminal}]{100 * share:.1f}%[/]"
+    return f"{name} [bold {PALETTE[name].terminal}]{percent(share, 1)}[/]"

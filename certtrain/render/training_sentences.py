@@ -1,6 +1,6 @@
 """The sentences that both views of a training use, for its start, its verification, its stop and its end."""
 
-from certtrain.formats import clock, percent
+from certtrain.formats import about, clock, percent
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
 from certtrain.training.events import Finished, Started, Stopped, Verifying
@@ -36,9 +36,15 @@ def stopped_sentence(event: Stopped) -> str:
     options = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
     options += " --tensorboard" if (event.folder / "tensorboard").is_dir() else ""
     return (
-        f"stopped ({event.reason}) at step {event.step} of {event.steps}; "
+        f"stopped ({event.reason}) at step {event.step} of {event.steps}; {_left(event)}"
         f"resume with: certtrain train --resume {event.folder}{options}"
     )
+
+
+def _left(event: Stopped) -> str:
+    if event.step == event.steps:
+        return "only the verification is left; "
+    return "" if event.seconds_left is None else f"about {about(event.seconds_left)} are left; "
 
 
 def finished_sentence(event: Finished) -> str:

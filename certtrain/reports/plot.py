@@ -1,7 +1,6 @@
 """Pictures of layer states and of growth as PNG files, drawn by matplotlib.
 
-Every function that draws writes a file. It raises MissingExtra if matplotlib is
-not installed, and StorageError if the file cannot be written.
+Every function that draws writes a file. It raises StorageError if the file cannot be written.
 """
 
 import io
@@ -14,7 +13,7 @@ from certtrain.diagnostics.epochs import History
 from certtrain.diagnostics.findings import layer_means
 from certtrain.diagnostics.growth import DepthSweep, SchemeGrowth, Spread
 from certtrain.diagnostics.model_states import ModelStates
-from certtrain.errors import MissingExtra, RunError
+from certtrain.errors import RunError
 from certtrain.palette import PALETTE, SERIES, STATES
 from certtrain.reports.axes import drawable, whole_decades
 from certtrain.runs.epoch import LayerState
@@ -29,11 +28,6 @@ GROWTH_AXIS = "mean width of the bounds over the input's"
 Axes = Any
 PlacedLayers = Sequence[tuple[float, Sequence[LayerState]]]
 """A network's layers at each of several epochs."""
-
-
-def check_matplotlib() -> None:
-    """Raise MissingExtra if matplotlib is not installed."""
-    _figure(1, 1)
 
 
 def plot_states(path: Path, models: Sequence[ModelStates], title: str) -> None:
@@ -194,10 +188,8 @@ def _draw_progress(axes: Axes, history: History) -> None:
 
 
 def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra('plots need matplotlib: pip install "certtrain[plot]"') from error
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

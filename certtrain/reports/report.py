@@ -8,7 +8,6 @@ from typing import Any
 
 from certtrain.diagnostics.epochs import epoch_findings
 from certtrain.diagnostics.findings import STATE_EXAMPLES, sentences
-from certtrain.errors import MissingExtra
 from certtrain.formats import column, duration, number, percent
 from certtrain.palette import STATES
 from certtrain.reports.pages import CellValue, Table, render_page
@@ -22,9 +21,6 @@ from certtrain.spec.preset import Preset, TrainSection
 from certtrain.spec.section import Section
 from certtrain.storage import write_atomic
 
-PAGE_COMMAND = "certtrain stats RUN --html report.html"
-"""The command that writes the page of the run in the folder RUN."""
-
 LIST_COMMAND = "certtrain stats RUN --json lists them"
 
 MEANINGS_OF_VERDICTS = {
@@ -36,16 +32,19 @@ MEANINGS_OF_VERDICTS = {
 TRAIN_ROWS = {"epochs", "batch_size", "learning_rate", "optimizer", "precision"}  # shown in rows of the settings
 TRAIN_ROWS |= {"schedule", "warmup", "milestones", "decay"}
 ATTACK_UNITS = {"steps": " steps", "restarts": ""}
-LABELS = {"eps": "ε", "learning_rate": "rate", "natural_accuracy": "natural", "certified_accuracy": "certified"}
+LABELS = {
+    "eps": "ε",
+    "learning_rate": "learning rate",
+    "natural_accuracy": "natural",
+    "certified_accuracy": "certified",
+}
 LABELS |= {"validation_natural_accuracy": "held-out natural", "validation_certified_accuracy": "held-out certified"}
 
 
 def write_report(run_folder: Path, path: Path) -> None:
     """Write the page of the run in `run_folder` to `path`, completely or not at all.
 
-    The run may be unfinished. Without matplotlib the page has tables instead of
-    curves, and says how to get them. The same files give the same bytes. Raises
-    RunError, PresetError or StorageError.
+    The run may be unfinished. The same files give the same bytes. Raises RunError, PresetError or StorageError.
     """
     write_atomic(path, run_page(read_run(run_folder)).encode())
 
@@ -190,21 +189,15 @@ def _execution(run: Run) -> Iterator[tuple[str, CellValue]]:
 
 
 def _pictures(run: Run) -> dict[str, Any]:
-    """The curves and the pictures of layers; without matplotlib, the message about what is missing."""
-    values: dict[str, Any] = {"page_command": PAGE_COMMAND, "end_examples": END_EXAMPLES}
-    values |= {"missing": "", "curves": [], "layer_pictures": []}
-    if not run.epochs:
-        return values
-    try:
-        curves, layers = [*curve_pictures(run)], [*layer_pictures(run)] if run.layers else []
-    except MissingExtra as error:
-        return values | {"missing": str(error)}
-    return values | {"curves": curves, "layer_pictures": layers}
+    """The curves and the pictures of layers; none before the first epoch."""
+    curves = [*curve_pictures(run)] if run.epochs else []
+    layers = [*layer_pictures(run)] if run.layers else []
+    return {"end_examples": END_EXAMPLES, "curves": curves, "layer_pictures": layers}
 
 
 def _layers(run: Run) -> dict[str, Any]:
     """The values that the table of layers uses, and the sentences that `stats` shows about them."""
-    findings = sentences(epoch_findings(run.epochs[-1]), where=LIST_COMMAND) if run.epochs else []
+    findings = sentences(epoch_findings(run.epochs[-1], run.preset), where=LIST_COMMAND) if run.epochs else []
     values = {"states": STATES, "state_shares": state_shares, "state_examples": STATE_EXAMPLES}
     return values | {"findings": findings}
 

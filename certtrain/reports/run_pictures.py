@@ -37,7 +37,7 @@ SINGLE = {
 def curve_pictures(run: Run) -> Iterator[Picture]:
     """Accuracies, losses, regularisers, ε, learning rate and gradient norm over the epochs, at least one.
 
-    Quantities that were not measured are left out. Raises MissingExtra without matplotlib.
+    Quantities that were not measured are left out.
     """
     axis = _axis(run)
     if accuracies := _accuracies(run):
@@ -45,14 +45,17 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
         yield Picture(svg, "Accuracy", _remark(run, accuracies))
     if losses := _losses(run):
         svg = draw_curves("losses", axis, losses, label="loss", log=_far_apart(losses))
-        yield Picture(svg, "Losses")
+        yield Picture(
+            svg, "Losses", "Natural: without perturbation. Robust: of the objective's worst case in each box."
+        )
     if regularisers := [Curve(label, run.values(name), c) for name, (label, c) in _known(run, REGULARISERS)]:
         svg = draw_curves("regularisers", axis, regularisers, label="regulariser")
         yield Picture(
             svg,
             "Regularisers",
-            "Without their weights, which are zero after the warm-up. Then only compiled steps measure them; "
-            "else they are shown as zero.",
+            "Tightness penalises bounds that grow from layer to layer, ReLU balance layers with far more inactive than "
+            "active ReLUs or the reverse. Without their weights, which are zero after the warm-up. Then only compiled "
+            "steps measure them; else they are shown as zero.",
         )
     for name, title in _known(run, SINGLE):
         curve = Curve(title, run.values(name), "ink")
@@ -60,10 +63,7 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
 
 
 def layer_pictures(run: Run) -> Iterator[Picture]:
-    """The growth of the bounds over the epochs, and the ReLU states over the epochs of each layer of the last one.
-
-    Raises MissingExtra without matplotlib.
-    """
+    """The growth of the bounds over the epochs, and the ReLU states over the epochs of each layer of the last one."""
     axis, names = _axis(run), [layer.name for layer in run.layers]
     growths = [
         Curve(name, run.layer_values(name, attrgetter("growth")), colour, dashed=bool(index % 2))

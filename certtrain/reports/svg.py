@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
-from certtrain.errors import MissingExtra
 from certtrain.palette import PALETTE
 from certtrain.reports.axes import drawable, from_zero, whole_decades
 
@@ -86,17 +85,12 @@ class EpochAxis:
 
 
 def in_own_style(draw: Callable[_P, Svg]) -> Callable[_P, Svg]:
-    """Make `draw` use matplotlib in the style of this file, whatever the user's settings.
-
-    The result raises MissingExtra if matplotlib is not installed.
-    """
+    """Make `draw` use matplotlib in the style of this file, whatever the user's settings."""
 
     @functools.wraps(draw)
     def drawn(*args: _P.args, **options: _P.kwargs) -> Svg:
-        try:
-            import matplotlib
-        except ImportError as error:
-            raise MissingExtra('curves need matplotlib: pip install "certtrain[plot]"') from error
+        import matplotlib
+
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)

@@ -39,6 +39,8 @@ class LayerState:
     growth: mean width divided by that of the normalised network input; None if the input has no width.
     mean_ratio, variance_ratio: the balance ratios r_m and r_v of Shi et al. 2021, or their inverses if these are
         smaller; None if no ReLU is active or inactive.
+    dead_channels: share of channels whose units are all dead, so that nothing trains them; in a linear layer each unit
+        is a channel. None in files of earlier versions.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LayerState:
     growth: float | None
     mean_ratio: float | None
     variance_ratio: float | None
+    dead_channels: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""

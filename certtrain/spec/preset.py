@@ -6,7 +6,7 @@ is saved with all its fields in the run's folder and in the model file.
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,9 +18,11 @@ from certtrain.spec.architecture import NETWORKS, Architecture
 from certtrain.spec.choices import Compile as Compile
 from certtrain.spec.choices import Precision as Precision
 from certtrain.spec.choices import Scheme as Scheme
+from certtrain.spec.epochs import SCALED, Change, scaled_fields
 from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.idle import idle_fields
 from certtrain.spec.layers import SECTIONS, Graph, ModuleSection
+from certtrain.spec.messages import problem_text, suggestion
 from certtrain.spec.migration import FORMAT, RENAMED, migrated
 from certtrain.spec.objective import OBJECTIVES, AnyObjective, AttackSection, CrownIBPSection, IBPSection
 from certtrain.spec.preset_file import change_network, change_objective, own_fields, preset_fields
@@ -199,8 +201,13 @@ class Preset(Section):
         return self
 
 
-def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Preset:
+def load_preset(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, epochs: int | None = None
+) -> Preset:
     """The preset of that name, in that .toml or .json file, or with these fields; `overrides` replace some fields.
+
+    With `epochs` it has that many, and the ramp of ε and the learning rate are scaled with them (`epoch_changes`),
+    apart from what `overrides` set.
 
     A preset may extend another (`preset_fields`); the result has the fields of both.
     Fields are nested as in a file ({"train": {"epochs": 3}, …}); `overrides` maps
@@ -211,6 +218,8 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     field that the file or an override sets without effect (`idle`).
     """
     title, values = source.get("name", "given") if isinstance(source, Mapping) else str(source), preset_fields(source)
+    for path, change in (epoch_changes(source, epochs) if epochs is not None else {}).items():
+        _replace(values, path, change.after)
     if overrides and "model.name" in overrides:
         change_network(values, overrides["model.name"])
     if overrides and "objective.name" in overrides:
@@ -226,6 +235,23 @@ def load_preset(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     if idle := _idle_fields(preset, source, overrides or {}):
         raise PresetError(f"preset {title!r} is not valid:\n" + "\n".join(f"  {sentence}" for sentence in idle))
     return preset
+
+
+def epoch_changes(source: str | Path | Mapping[str, Any], epochs: int) -> dict[str, Change]:
+    """The fields of a preset, by dotted path, that change if it has this many epochs, train.epochs among them.
+
+    Raises PresetError as `load_preset` if a file cannot be read.
+    """
+    values = preset_fields(source)
+    sections: dict[str, type[Section]] = {"eps": EpsSection, "train": TrainSection}
+    known = {name: values[name] if isinstance(values.get(name), dict) else {} for name in sections}
+    fields = dict[str, Any]()
+    for path in SCALED:
+        section, _, name = path.partition(".")
+        fields[path] = known[section].get(name, sections[section].model_fields[name].default)
+    before = known["train"].get("epochs")
+    of_preset = scaled_fields(fields, before, epochs) if isinstance(before, int) and before > 0 else {}
+    return {"train.epochs": Change(before, epochs)} | of_preset
 
 
 def _idle_fields(preset: Preset, source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
@@ -271,17 +297,15 @@ def explain(error: ValidationError) -> str:
     for problem in error.errors():
         variant, path = _place(problem["loc"])
         unknown = problem["type"] == "extra_forbidden"
-        message = _suggest(path[-1], variant) if unknown else _message(problem)
+        message = _suggest(path, variant) if unknown else _message(problem)
         lines.append(f"  {'.'.join(path)}: {message}" if path else f"  {message}")
     return "\n".join(lines)
 
 
 def _message(problem: ErrorDetails) -> str:
-    if problem["type"] == "union_tag_invalid":
-        return f"{problem['ctx']['tag']!r} is not known; choose from: {problem['ctx']['expected_tags']}"
     if problem["type"] == "missing" and problem["loc"] == ("name",):
-        return 'Field required: a preset has a name of its own, like "mine", and takes none from one that it extends'
-    return problem["msg"].removeprefix("Value error, ")
+        return 'must be given: a preset has a name of its own, like "mine", and takes none from one that it extends'
+    return problem_text(problem)
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
@@ -292,22 +316,33 @@ def _place(location: tuple[int | str, ...]) -> tuple[str | None, list[str]]:
     return None, path
 
 
-def _suggest(field: str, variant: str | None) -> str:
+def _suggest(path: Sequence[str], variant: str | None) -> str:
+    """For a field that does not exist: a similar one by its whole path, of the same section if possible."""
+    *section, field = path
     variants: dict[str, type[Section]] = {**NETWORKS, "graph": Graph, "module": ModuleSection, **OBJECTIVES}
-    sections: list[type[Section]] = [
-        Preset,
-        DataSection,
-        *variants.values(),
-        *SECTIONS.values(),
-        EpsSection,
-        AttackSection,
-        RegularizerSection,
-        TrainSection,
-    ]
     if variant is not None:
-        sections = [variants[variant]]
-    known = dict.fromkeys(name for section in sections for name in section.model_fields)
-    near = difflib.get_close_matches(field, known, n=1)
-    if near or variant is None:
-        return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else "")
-    return f"there is no such field; {variant!r} has {', '.join(known)}"
+        known = list(variants[variant].model_fields)
+        return f"there is no such field{suggestion(field, known) or f'; {variant!r} has ' + ', '.join(known)}"
+    here = ".".join(section)
+    paths = _field_paths(here)
+    names = difflib.get_close_matches(field, {path.rpartition(".")[2] for path in paths}, n=1)
+    places = [path for path in paths if path.rpartition(".")[2] in names]
+    near = next((path for path in places if path.rpartition(".")[0] == here), next(iter(places), None))
+    return "there is no such field" + (f"; did you mean {near!r}?" if near else "")
+
+
+def _field_paths(here: str) -> list[str]:
+    """The dotted paths of all fields; those of layers as if they were in the section `here`."""
+    places: list[tuple[str, type[Section]]] = [
+        ("", Preset),
+        ("data", DataSection),
+        ("eps", EpsSection),
+        ("train", TrainSection),
+        ("regularizer", RegularizerSection),
+        ("objective.attack", AttackSection),
+    ]
+    networks: list[type[Section]] = [*NETWORKS.values(), Graph, ModuleSection]
+    places += [("model", network) for network in networks]
+    places += [("objective", objective) for objective in OBJECTIVES.values()]
+    places += [(here, layer) for layer in SECTIONS.values() if "layers" in here]
+    return [f"{place}.{name}".lstrip(".") for place, section in places for name in section.model_fields]

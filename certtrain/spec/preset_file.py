@@ -1,5 +1,6 @@
 """Preset files: where they are, what is in them, and what they take over from presets that they extend; no torch."""
 
+import difflib
 import json
 import os
 import tomllib
@@ -147,8 +148,7 @@ def _key(name_or_file: str) -> str:
 def _read(name_or_file: str) -> dict[str, Any]:
     source = _file(name_or_file)
     if not source.is_file():
-        known = f"Presets: {', '.join(preset_names())}; or give a .toml file."
-        raise PresetError(f"there is no preset {name_or_file!r}. {known}")
+        raise PresetError(_not_found(name_or_file))
     try:
         text = source.read_text(encoding="utf-8")
         values = json.loads(text) if name_or_file.endswith(".json") else tomllib.loads(text)
@@ -157,6 +157,17 @@ def _read(name_or_file: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise PresetError(f"preset {name_or_file!r} cannot be read: it must hold fields, not {values!r}")
     return values
+
+
+def _not_found(name_or_file: str) -> str:
+    """Why there is no such preset: no such file, or no shipped preset of that name, with similar ones if there are."""
+    if _is_path(name_or_file) or (name_or_file and Path(name_or_file).is_dir()):
+        what = "it is a folder" if Path(name_or_file).is_dir() else "there is no such file"
+        return f"the preset {name_or_file} cannot be read: {what}; give a .toml file, or the name of a shipped preset"
+    similar = difflib.get_close_matches(name_or_file, preset_names(), n=3)
+    if similar:
+        return f"there is no preset {name_or_file!r}; did you mean {' or '.join(map(repr, similar))}?"
+    return f"there is no preset {name_or_file!r}. Presets: {', '.join(preset_names())}; or give a .toml file."
 
 
 def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:

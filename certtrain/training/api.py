@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from certtrain.deprecation import renamed_argument
 from certtrain.network.assembly import Images, load_run_images
 from certtrain.network.source import changed_source, resolve_module
 from certtrain.runs.checkpoint import RunFolder, locked_run
@@ -19,8 +18,7 @@ from certtrain.training.trainer import Trainer
 from certtrain.verification.verify import Report
 
 
-@renamed_argument("surroundings", "context")
-def train(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
+def start_run(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
     """Train by `preset` into the new folder `out`, verify on the test set, and write model, results and report.
 
     If the preset's network is a user's own code, it is run here, and its layers are
@@ -38,9 +36,8 @@ def train(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CONTEXT
         return _run_or_discard(trainer)
 
 
-@renamed_argument("surroundings", "context")
-def resume(out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
-    """Resume the run in `out` from its last checkpoint, with the layers that it began with. Otherwise as `train`."""
+def resume_run(out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
+    """Resume the run in `out` from its last checkpoint, with the layers that it began with; as `start_run`."""
     context, folder = context.resolved(), RunFolder(Path(out))
     with _locked(folder.path, context.group, new=False):
         preset = context.group.on_leader(folder.resumable_preset)

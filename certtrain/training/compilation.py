@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from certtrain.errors import DeviceError
+from certtrain.formats import about
 from certtrain.spec.preset import Compile
 
 COMPILATION = 60.0  # seconds that it may take; "auto" compiles if the run saves at least as much
@@ -46,12 +47,8 @@ def will_compile(
     if choice == "on":
         return CompileChoice(True, "compiled, as chosen; the first step takes up to a minute")
     saved = steps * relu_inputs * SAVED[device]
-    cost = f"that takes up to a minute, and saves about {_about(saved)} in this run"
+    cost = f"that takes up to a minute, and saves about {about(saved)} in this run"
     return CompileChoice(saved >= COMPILATION, f"{'not ' if saved < COMPILATION else ''}compiled: {cost}")
-
-
-def _about(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def check_compile(choice: Compile, device: str) -> None:

@@ -27,7 +27,8 @@ DEFAULT_VERIFICATION = FinalVerification()
 class RunContext:
     """What a run needs that does not change the network that it trains.
 
-    data_dir: the data folder, as for `load_images`. device: "cpu", "cuda" or "auto".
+    data_dir: the data folder, as for `load_images`. device: "cpu", "cuda", or "auto" for a GPU
+    if there is one.
     should_stop: called before each step; if it returns a reason, the run stops at a checkpoint.
     emit: called with each event of the run. group: the processes that train together; `should_stop` and `emit` are
     called on rank 0 only. pacing: how often the run reads measures, computes diagnostics and saves checkpoints.
@@ -35,7 +36,7 @@ class RunContext:
     """
 
     data_dir: str | Path | None = None
-    device: str = "cpu"
+    device: str = "auto"
     should_stop: Callable[[], str | None] = lambda: None
     emit: Listener = lambda event: None
     group: Group = SINGLE_PROCESS

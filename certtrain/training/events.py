@@ -78,13 +78,17 @@ class Verifying:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The run stopped before its end, at a checkpoint; `data_dir` is that of the context."""
+    """The run stopped before its end, at a checkpoint; `data_dir` is that of the context.
+
+    seconds_left: an estimate for the steps that are left; None after too few steps.
+    """
 
     reason: str
     step: int
     steps: int
     folder: Path
     data_dir: str | Path | None
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)

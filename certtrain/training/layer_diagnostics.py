@@ -3,7 +3,7 @@
 from torch import nn
 
 from certtrain.data import ImageSet
-from certtrain.diagnostics.findings import STATE_EXAMPLES, first_sentence, ranked_findings
+from certtrain.diagnostics.findings import STATE_EXAMPLES, UNKNOWN, InUse, first_sentence, ranked_findings
 from certtrain.diagnostics.layer_states import layer_states
 from certtrain.diagnostics.model_states import traces_over
 from certtrain.runs.epoch import LayerState
@@ -32,8 +32,8 @@ class LayerDiagnostics:
             images = self.images.take(STATE_EXAMPLES)
             self.layers = tuple(layer_states(traces_over(self.network, images, eps, self.batch_size)))
 
-    def new_explosion(self) -> str | None:
+    def new_explosion(self, in_use: InUse = UNKNOWN) -> str | None:
         """A sentence if the bounds explode in the newest states, and did not at the last call; else None."""
-        before, found = self.exploding, ranked_findings(self.layers, ["exploding"])
+        before, found = self.exploding, ranked_findings(self.layers, ["exploding"], in_use)
         self.exploding = bool(found)
         return first_sentence(found) if found and not before else None

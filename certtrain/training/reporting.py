@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from certtrain.diagnostics.findings import InUse
 from certtrain.errors import NonFiniteError
 from certtrain.network.assembly import Images
 from certtrain.runs.checkpoint import RunFolder, RunProgress
@@ -71,7 +72,8 @@ class Reporter:
             self.diagnostics.update(self.schedules.positive_eps(step))
         except NonFiniteError as error:
             raise not_finite(f"step {step}: after its update {error}", self.folder.last_good) from error
-        if self.schedules.eps(step) > 0 and (sentence := self.diagnostics.new_explosion()):
+        in_use = InUse.by(self.preset, self.schedules.eps(step))
+        if self.schedules.eps(step) > 0 and (sentence := self.diagnostics.new_explosion(in_use)):
             self.context.emit(Note(f"epoch {step // self.per_epoch + 1}: {sentence}"))
 
     def epoch(self, progress: RunProgress) -> None:
@@ -86,6 +88,7 @@ class Reporter:
         self.folder.log(record.to_dict())
         self.context.emit(EpochDone(record))
 
-    def stopped(self, reason: str, step: int) -> None:
-        """Report that the run stops after `step` steps."""
-        self.context.emit(Stopped(reason, step, self.steps, self.folder.path, self.context.data_dir))
+    def stopped(self, reason: str, step: int, seconds_left: float | None) -> None:
+        """Report that the run stops after `step` steps, and about how long the others will take."""
+        data_dir = self.context.data_dir
+        self.context.emit(Stopped(reason, step, self.steps, self.folder.path, data_dir, seconds_left))

@@ -24,10 +24,13 @@ from certtrain.training.completion import Completion, VerificationStopped
 from certtrain.training.context import RunContext
 from certtrain.training.events import Compiling, Note
 from certtrain.training.failures import not_finite, out_of_memory
+from certtrain.training.forecast import Forecast, forecast_sentence
 from certtrain.training.pacing import Stopwatch
 from certtrain.training.reporting import Reporter
 from certtrain.training.step import Stepper
 from certtrain.verification.verify import Report
+
+ENOUGH_STEPS = 10  # for an estimate from the time of the whole training, whose first step takes longer
 
 
 class Trainer:
@@ -45,7 +48,7 @@ class Trainer:
         self.reporter = Reporter(preset, folder, images, context, self.stepper)
         self.completion = Completion(preset, folder, images, context, self.stepper.result)
         self.progress = RunProgress()
-        self.clock, self.since_reading = Stopwatch(), Stopwatch()
+        self.clock, self.since_reading, self.forecast = Stopwatch(), Stopwatch(), Forecast()
 
     def run(self) -> Report | None:
         """Train from the last checkpoint to the end, verify, and write the results; None if the run is stopped."""
@@ -57,7 +60,9 @@ class Trainer:
         while self.progress.step < self.steps:
             if self._stops():
                 return None
-            self._step()
+            with self.forecast.timed():
+                self._step()
+            self._foretell()
             self._between_steps()
         return self.group.on_leader(self._complete)
 
@@ -69,8 +74,15 @@ class Trainer:
         if not self.group.agree(reason is not None):
             return False
         self._save()
-        self.reporter.stopped(str(reason), self.progress.step)
+        self.reporter.stopped(str(reason), self.progress.step, self._seconds_left())
         return True
+
+    def _seconds_left(self) -> float | None:
+        """An estimate for the steps that are left; None after too few steps."""
+        each = self.forecast.seconds_per_step if self.context.device == "cpu" else None
+        if each is None and self.progress.step >= ENOUGH_STEPS:
+            each = self.progress.seconds / self.progress.step
+        return None if each is None else each * (self.steps - self.progress.step)
 
     def _step(self) -> None:
         x, labels = self._batch(self.progress.step)
@@ -98,6 +110,14 @@ class Trainer:
         if self.progress.step == self.steps or self.checkpoints.due(ends_epoch=ends_epoch):
             self._save()
 
+    def _foretell(self) -> None:
+        """On a CPU, say once how long the run will take."""
+        if self.context.device == "cpu" and (seconds := self.forecast.first()) is not None:
+            left, compiled = self.steps - self.progress.step, self.compilation.compiled
+            sentence = forecast_sentence(self.preset, self.images.train, seconds, left, compiled=compiled)
+            if sentence:
+                self.context.emit(Note(sentence))
+
     def _end_epoch(self) -> None:
         self.completion.save_epoch(self.progress.step // self.batches.steps_per_epoch)
         self.reporter.epoch(self.progress)
@@ -106,7 +126,7 @@ class Trainer:
         try:
             return self.completion.run(self.steps, self.progress.seconds)
         except VerificationStopped as stop:
-            self.reporter.stopped(str(stop), self.steps)
+            self.reporter.stopped(str(stop), self.steps, 0.0)
             return None
 
     def _read(self) -> None:

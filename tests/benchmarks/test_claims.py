@@ -264,7 +264,6 @@ def test_markdown_has_the_sentences_and_tables_that_fit(incomplete: Any):
 
 
 def test_the_page_has_sentences_tables_and_a_panel_for_each_method(incomplete: Any):
-    pytest.importorskip("matplotlib")
     from claims_found import short
     from claims_plan import METHODS
     from claims_report import page as claims_page
@@ -280,7 +279,6 @@ def test_the_page_has_sentences_tables_and_a_panel_for_each_method(incomplete: A
 
 
 def test_what_has_no_runs_is_left_out_or_empty():
-    pytest.importorskip("matplotlib")
     from claims_found import Found
     from claims_plan import Run
     from claims_report import markdown
@@ -297,7 +295,6 @@ def test_what_has_no_runs_is_left_out_or_empty():
 def test_the_command_reads_a_folder_and_refuses_other_settings(
     incomplete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    pytest.importorskip("matplotlib")
     import json
 
     import claims_report

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from typer.main import get_command
 
 from certtrain import cli
 from helpers.command_line import QUICK, TINY, Run
+
+MAIN_COMMANDS = ("train", "verify", "stats", "export", "init")
+OTHER_COMMANDS = ("check", "decide", "bench")
 
 
 def test_every_command_and_option_has_help() -> None:
@@ -87,3 +91,29 @@ def test_a_folder_of_one_class_is_an_error_that_is_in_nobodys_way(
     for command in ("verify", "stats", "export"):
         refused = run(command, "mine/model.safetensors", "--data-dir", str(one_class))
         assert (refused.code, message in refused.err) == (1, True)
+
+
+def test_help_lists_the_main_commands_first_and_shows_no_type_for_switches(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run("--help").out
+    places = [re.search(rf"│ {name} ", text) for name in (*MAIN_COMMANDS, *OTHER_COMMANDS)]
+    starts = [place.start() for place in places if place is not None]
+    assert len(starts) == 8
+    assert starts == sorted(starts)
+    heading = text.index("Certificates, properties and benchmarks")
+    assert starts[4] < heading < starts[5]
+    assert "<bool>" not in text
+
+
+@pytest.mark.parametrize("name", [*MAIN_COMMANDS, *OTHER_COMMANDS])
+def test_every_command_has_two_examples_that_fit_and_no_types(
+    name: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    text = run(name, "--help").out
+    assert "<bool>" not in text
+    assert "<int" not in text
+    lines = text.partition("Examples:")[2].split("\n")
+    assert sum(line.strip().startswith(f"certtrain {name} ") for line in lines) == 2

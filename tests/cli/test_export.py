@@ -1,6 +1,7 @@
 """certtrain export: networks and properties."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,21 @@ def test_export_writes_both_files_checked(run: Run, model: Path, tmp_path: Path)
     assert done.code == 0, done.err
     assert (tmp_path / "net.onnx").exists()
     assert run("verify", "folded.safetensors", "--limit", "20").code == 0
+
+
+def test_without_the_packages_for_onnx_the_weights_are_written_anyway(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "model.safetensors"
+    copy.write_bytes(model.read_bytes())
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    done = run("export", "model.safetensors", "--limit", "20")
+    assert done.code == 0, done.err
+    assert 'no ONNX file is written; that needs more packages: pip install "certtrain[onnx]"' in done.err
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model-folded.safetensors"}
+    asked = run("export", "model.safetensors", "--onnx", "net.onnx", "--limit", "20")
+    assert asked.code == 1
+    assert 'pip install "certtrain[onnx]"' in asked.err
 
 
 def test_export_writes_properties_for_other_verifiers(run: Run, model: Path, tmp_path: Path) -> None:

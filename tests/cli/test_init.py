@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from helpers.command_line import TINY, Run
 
 
@@ -30,7 +28,6 @@ def test_init_compares_the_schemes_over_seeds_and_writes_no_model(run: Run, tmp_
 
 
 def test_init_compares_in_the_terminal_and_as_a_picture(run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
     done = run("init", "--preset", "digits", "--compare", "--plot", "c.png")
     assert done.code == 0, done.err
     assert "seeds 0 to 2" in done.out
@@ -46,7 +43,6 @@ def test_a_comparison_writes_the_model_it_is_asked_for(run: Run) -> None:
 
 
 def test_init_sweeps_depth(run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
     words = ["init", "-p", "digits", "--sweep-depth", "4,1,2,2", "--seeds", "2", *TINY]
     done = run(*words, "--plot", "s.png")
     assert done.code == 0, done.err

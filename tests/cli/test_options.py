@@ -62,7 +62,7 @@ def test_a_group_of_options_is_shown_and_given_as_one() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", ["init", "train", "verify", "check", "decide", "bench", "stats", "export"]),
+        ("", ["train", "verify", "stats", "export", "init", "check", "decide", "bench"]),
         ("verify --method ", list(get_args(MethodName))),
         ("verify --method c", ["crown-ibp", "crown", "complete"]),
         ("decide --method c", ["crown-ibp", "complete"]),

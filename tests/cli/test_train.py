@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from helpers.command_line import QUICK, Run
+from helpers.command_line import QUICK, TINY, Run
 
 
 def test_train_writes_a_whole_run_and_says_where(run: Run, tmp_path: Path) -> None:
@@ -22,6 +23,21 @@ def test_train_writes_a_whole_run_and_says_where(run: Run, tmp_path: Path) -> No
     assert "verified error" in done.out
     preset = json.loads((tmp_path / "mine" / "preset.json").read_text())
     assert (preset["seed"], preset["eps"]["max"], preset["train"]["epochs"]) == (7, 5 / 255, 2)
+
+
+def test_fewer_epochs_scale_the_ramp_and_say_so(run: Run, tmp_path: Path) -> None:
+    few = run("train", "--preset", "digits", "--epochs", "5", "--out", "few", *TINY[:2], "--set", "train.decay=0.5")
+    assert (few.code, few.err) == (0, "")
+    changes = "eps.start 2 → 1, eps.length 20 → 2, train.milestones [35, 45] → [4, 5]"
+    assert f"note: with 5 epochs in place of 50, these fields are scaled too: {changes}; --set" in few.out
+    written = json.loads((tmp_path / "few" / "preset.json").read_text())
+    assert (written["eps"]["start"], written["eps"]["length"]) == (1, 2)
+    # These figures are for the same network with the ramp of 50 epochs: ε is then 0.003 at the end, and no proof holds.
+    assert json.loads((tmp_path / "few" / "report.json").read_text())["results"]["certified_accuracy"] > 0.15
+    kept = ["--set", "eps.start=2", "--set", "eps.length=20", "--set", "train.milestones=[35]"]
+    old = run("train", "--preset", "digits", "--epochs", "2", "--out", "kept", *TINY[:2], *kept)
+    assert "are scaled too" not in old.out
+    assert "after the end of this run" in old.out
 
 
 def test_train_names_a_new_folder_by_itself(run: Run, tmp_path: Path) -> None:
@@ -37,11 +53,20 @@ def test_a_limit_for_methods_that_are_not_used_is_refused(run: Run, tmp_path: Pa
     assert not (tmp_path / "mine").exists()
 
 
+def test_a_finished_run_is_not_said_to_be_resumable(run: Run, trained: Path) -> None:
+    done = run(*QUICK, "--out", trained)
+    assert done.err.strip().endswith("holds a finished run; choose another --out")
+    half = trained.parent / "half"
+    assert run(*QUICK, "--out", half, "--time-budget", "0.000001s").code == 0
+    assert f"or resume that run with --resume {half}" in run(*QUICK, "--out", half).err
+
+
 def test_train_prints_json_lines(run: Run) -> None:
     done = run(*QUICK, "--out", "mine", "--json")
     events = [json.loads(line) for line in done.out.splitlines()]
-    assert [e["event"] for e in events] == ["started", "note", "epoch", "epoch", "finished"]
-    assert events[1]["text"].startswith("the step is not compiled: that takes up to a minute")
+    assert [e["event"] for e in events] == ["started", "note", "note", "epoch", "epoch", "finished"]
+    assert events[1]["text"].startswith("with 2 epochs in place of 50, these fields are scaled too: train.milestones")
+    assert events[2]["text"].startswith("the step is not compiled: that takes up to a minute")
     assert 0 <= events[-1]["results"]["certified_accuracy"] <= 1
     assert (events[-1]["model"], events[-1]["page"]) == ("mine/model.safetensors", "mine/report.html")
 
@@ -58,15 +83,13 @@ def test_train_writes_event_files(run: Run, tmp_path: Path) -> None:
     assert found.Scalars("active/linear1_relu")
 
 
-def test_without_matplotlib_train_ends_well_and_the_page_says_what_is_missing(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    done = run(*QUICK, "--out", "mine")
-    assert (done.code, done.err) == (0, "")
+def test_the_page_has_its_curves_with_the_default_install(run: Run, tmp_path: Path) -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert any(name.startswith("matplotlib") for name in declared["dependencies"])
+    assert run(*QUICK, "--out", "mine").code == 0
     page = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
-    assert "<svg" not in page
-    assert "pip install &#34;certtrain[plot]&#34;" in page
+    assert page.count("<svg") >= 7
+    assert "missing" not in page
 
 
 def test_a_time_budget_stops_at_a_checkpoint_and_resume_finishes(run: Run, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from certtrain.data import CacheWarning, LeftOutWarning, folders, load_images
 from certtrain.data.cache import cache_folder, cache_path, write_cached
 from certtrain.data.decode import decode_files
+from certtrain.data.listing import check_same_classes
 from certtrain.errors import DataError
 
 RED, BLUE = (200, 10, 20), (5, 6, 250)
@@ -378,3 +379,20 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "certtrain"
+
+
+def test_a_message_names_a_folder_once_and_no_empty_list(tmp_path: Path):
+    with pytest.raises(DataError, match=f"image folder not found: looked for train in {tmp_path}"):
+        load_images("folder", "train", data_dir=tmp_path)
+    check_same_classes(("a", "b"), folder_of(tmp_path, "a", "b"))
+    with pytest.raises(DataError, match=r"other classes than expected: not expected c\.$"):
+        check_same_classes(("a", "b"), folder_of(tmp_path, "c"))
+    with pytest.raises(DataError, match=r"other classes than expected: missing d\.$"):
+        check_same_classes(("a", "b", "c", "d"), tmp_path)
+
+
+def folder_of(path: Path, *names: str) -> Path:
+    """The folder, with folders of these names in it."""
+    for name in names:
+        (path / name).mkdir()
+    return path

@@ -22,6 +22,7 @@ from certtrain.diagnostics.findings import (
     sentences,
 )
 from certtrain.runs.epoch import LayerState
+from certtrain.spec.preset import Preset, load_preset
 
 FINE = LayerState(
     name="fine",
@@ -157,4 +158,46 @@ def test_before_the_ramp_there_are_no_findings():
     layers = [replace(FINE, dead=0.9)]
     assert findings_at(0.0, layers) == []
     assert findings_at(1e-6, layers) == ranked_findings(layers) != []
-    assert findings_at(0.1, layers, ["exploding"]) == []
+
+
+def advice(kind: str, preset: Preset, eps: float) -> str:
+    """What the sentence about a layer with that trouble advises."""
+    troubles = {"exploding": {"growth": 1e5, "unstable": 0.7}, "dead": {"dead": 0.9}, "inactive": {"inactive": 0.99}}
+    troubles |= {"unstable": {"unstable": 0.9}, "unbalanced": {"mean_ratio": 0.01}}
+    (found,) = findings_at(eps, [replace(FINE, **troubles[kind])], preset)
+    assert found.kind == kind
+    return found.sentence.rpartition("; ")[2]
+
+
+def test_what_is_in_use_is_not_advised():
+    preset = load_preset("digits")
+    largest = preset.eps.max
+    assert advice("exploding", preset, largest) == "try a longer ramp of ε (eps.length)"
+    assert advice("unbalanced", preset, largest) == "try a larger regularizer.weight"
+    assert advice("dead", preset, largest) == "try a smaller train.learning_rate or a larger regularizer.weight"
+    changes = {"init": "kaiming", "model.batch_norm": False, "regularizer.relu_balance": False}
+    other = load_preset("digits", changes)
+    assert advice("exploding", other, largest) == (
+        'try init = "ibp", BatchNorm in every layer, the regularisers or a longer ramp of ε (eps.length)'
+    )
+    assert advice("unbalanced", other, largest) == "try regularizer.relu_balance = true"
+
+
+def test_while_eps_rises_no_longer_ramp_is_advised():
+    preset = load_preset("digits")
+    for kind in ("exploding", "unstable"):
+        assert advice(kind, preset, preset.eps.max / 2) == "look again at the end of the ramp, since ε still rises"
+    assert advice("inactive", preset, preset.eps.max / 2) == "try a larger regularizer.weight"
+    assert advice("inactive", preset, preset.eps.max).endswith("or a longer ramp of ε (eps.length)")
+
+
+def test_units_that_see_a_border_are_no_dead_channels():
+    """As in MNIST, where half of the units of a convolution may be off for every image, and no channel is."""
+    assert layer_finding(replace(FINE, dead=0.6, dead_channels=0.0)) is None
+    found = layer_finding(replace(FINE, dead=0.8, dead_channels=0.6))
+    assert found is not None
+    assert "60.0% of the channels of" in found.sentence
+    assert "at every place" in found.sentence
+    linear = layer_finding(replace(FINE, dead=0.6, dead_channels=0.6))
+    assert linear is not None
+    assert "60.0% of the units of" in linear.sentence

@@ -85,6 +85,14 @@ def test_a_unit_is_dead_only_if_all_batches_agree():
     assert layer_states([trace(("a", on)), trace(("a", off))])[0].dead == 0.5
 
 
+def test_a_channel_is_dead_if_all_its_units_are():
+    lower = torch.tensor([[[[-3.0, -3.0], [-3.0, -3.0]], [[-3.0, -3.0], [-3.0, 1.0]]]])  # (1, 2 channels, 2, 2)
+    (state,) = layer_states([trace(("a", Box(lower + 0.5, torch.full_like(lower, 0.5))))])
+    assert (state.dead, state.dead_channels) == (7 / 8, 1 / 2)
+    (linear,) = layer_states([trace(("a", LAYER))])
+    assert linear.dead_channels == linear.dead
+
+
 def test_without_active_and_inactive_units_there_are_no_ratios():
     (state,) = layer_states([trace(("a", box([[-1.0, -2.0]], [[1.0, 2.0]])))])
     assert (state.mean_ratio, state.variance_ratio, state.unstable) == (None, None, 1)

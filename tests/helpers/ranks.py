@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from certtrain import resume, train
 from certtrain.data import Batches
 from certtrain.errors import RunError
 from certtrain.spec.preset import Preset
-from certtrain.training.api import resume, train
 from certtrain.training.batch_norm_refresh import BatchNormRefresh
 from certtrain.training.context import RunContext
 from certtrain.training.distributed import Group, process_group

@@ -43,7 +43,7 @@ def small(**changes: Any) -> Preset:
 
 def frequent(**changes: Any) -> RunContext:
     """The context of a run that is read after every step and saved at the end of every epoch."""
-    return RunContext(pacing=FREQUENT, **changes)
+    return RunContext(**{"device": "cpu", "pacing": FREQUENT, **changes})
 
 
 def stop_before(step: int) -> Callable[[], str | None]:

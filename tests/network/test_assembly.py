@@ -60,7 +60,7 @@ def test_a_run_that_held_nothing_out_has_no_validation_split():
 
 def test_a_model_file_s_preset_that_cannot_be_read_is_one_error():
     metadata = describe(digits(), images().train).model_copy(update={"preset": {"name": "own"}})
-    with pytest.raises(ModelFileError, match=r"holds a preset that certtrain cannot read:\n  data: Field required"):
+    with pytest.raises(ModelFileError, match=r"holds a preset that certtrain cannot read:\n  data: must be given"):
         load_split(metadata, "test", None)
 
 

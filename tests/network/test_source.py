@@ -322,7 +322,7 @@ def preset(**model: Any) -> Preset:
         ({"source": "mynet.toml:MyNet"}, r"model\.source"),
         ({"source": "mynet.py:a b"}, r"model\.source"),
         ({"source": 5}, r"model\.source"),
-        ({}, r"model\.source: Field required"),
+        ({}, r"model\.source: must be given"),
         ({"source": "mynet.py:X", "arguments": 5}, r"model\.arguments"),
         ({"source": "mynet.py:X", "arguments": {"a": float("nan")}}, r"model\.arguments\.a.*finite"),
         ({"source": "mynet.py:X", "arguments": {"a": object()}}, r"model\.arguments\.a"),

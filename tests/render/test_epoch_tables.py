@@ -61,7 +61,7 @@ def test_networks_in_trouble_are_named_though_every_epoch_was_fine(shown: Shown)
     assert "not yet trained for this ε" in text
     assert [line for line in text.splitlines() if line.startswith("!")] == [
         "! network epoch-0001 (epoch 1): 99.0% of the ReLUs of 'linear1_relu' are unstable: the bounds of their inputs "
-        "have different signs; try a longer ramp of ε (eps.length), or a smaller ε"
+        "have different signs; try a longer ramp of ε (eps.length) or a smaller ε"
     ]
     assert "only the three worst kinds of findings are shown, each where it is worst; --json lists all findings" in text
     assert "stands out" not in text

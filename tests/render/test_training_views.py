@@ -37,7 +37,7 @@ def test_plain_lines_show_the_layers_means(shown: Shown):
     view = PlainView()
     for event in (started(), epoch(1, FINE, DEAD)):
         view(event)
-    line = shown().splitlines()[1]
+    line = shown().splitlines()[2]
     assert line.startswith("epoch  1/50  ε 0.1000  loss 1.000")
     assert "unstable 10.50%  dead 43.05%  growth 5.6×" in line
 
@@ -63,9 +63,9 @@ def test_compiling_is_said_when_it_begins_and_when_it_is_done(shown: Shown):
     for event in (started(), Compiling(), step(1), step(2)):
         view(event)
     lines = shown().splitlines()
-    assert lines[1] == "compiling the step"
-    assert lines[2].startswith("compiled in 0:00")
-    assert len(lines) == 3
+    assert lines[2] == "compiling the step"
+    assert lines[3].startswith("compiled in 0:00")
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,66 @@ def test_beside_long_names_the_ratios_make_way(monkeypatch: pytest.MonkeyPatch):
         str.split, text.splitlines()
     )
     assert "r mean" not in text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("own", [{}, {"natural_loss": 2.3, "natural_accuracy": 0.3, "adversarial_accuracy": 0.43}])
+def test_no_number_is_cut_or_wrapped(columns: int, own: dict[str, float], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", "40")
+    view = LiveView()
+    view.started = replace(started(), steps=62560)
+    view.held_out = 0.42
+    averages = {"loss": 168.7, "robust_loss": 1234567.2, "certified_accuracy": 1.0, "tightness_loss": 12.345}
+    view(StepDone(62559, 2, 0.1, 1e-3, averages | {"relu_balance_loss": 0.123} | own, (FINE,)))
+    view(Verifying("validation", 10000, 50000))
+    with out.capture() as captured:
+        out.print(view._draw())
+    text = captured.get()
+    assert all(len(line) <= columns for line in text.splitlines())
+    texts = [
+        "loss 168.7000",
+        "robust 1,234,567",
+        "certified 100.0%",
+        "tightness 12.345",
+        "balance 0.123",
+        "10000/50000",
+    ]
+    texts += ["clean 2.3000", "natural 30.0%", "adversarial 43.0%"] if own else []
+    assert [part for part in texts if part not in text] == []
+    assert ("clean" in text.partition("rate: ")[0]) == bool(own)
+    assert "…" not in text
+
+
+def test_before_the_ramp_what_bounds_say_is_a_dash(monkeypatch: pytest.MonkeyPatch, shown: Shown):
+    text = live_view(80, monkeypatch, FINE, eps=0.0)
+    assert "robust –" in text
+    assert "certified –" in text
+    assert "certified 50.0%" in live_view(80, monkeypatch, FINE)
+    PlainView()(epoch(1, FINE, eps=0.0))
+    assert "certified –  " in shown()
+
+
+def test_words_are_explained_where_they_stand(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(out, "_height", 40)
+    text = live_view(120, monkeypatch, FINE)
+    for word in ("rate:", "robust:", "tightness, balance:", "growth:", "r mean, r var:"):
+        assert word in text
+    monkeypatch.setattr(out, "_height", 16)
+    assert "rate:" not in live_view(120, monkeypatch, FINE)  # there is space for the numbers only
+
+
+def test_no_time_is_left_where_none_is_known(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    view = LiveView()
+    for event in (started(), Compiling()):
+        view(event)
+    with out.capture() as captured:
+        out.print(view._draw())
+    assert "left" not in captured.get()
+    assert "-:--" not in captured.get()
+    assert "compiling the step" in captured.get()
+    assert "0/?" not in captured.get()
 
 
 def test_the_live_view_is_silent_before_the_ramp(monkeypatch: pytest.MonkeyPatch):

@@ -70,9 +70,9 @@ SHOWN: dict[str, tuple[Callable[[], None], str]] = {
     "report": (
         lambda: render.show_report(REPORT),
         "67.89% 32.11% 6,789 45.67% 54.33% 4,567 34.56% 65.44% 3,456 10,000 1,234 123 8/255 (11.11%) 1,111 21.1 µs "
-        "3.5 s 30 2:03:05 h 7 assumptions",
+        "3.5 s 30 2 h 3 min 7 assumptions",
     ),
-    "checked": (lambda: render.show_checked(CHECKED), "3,456 2,222 1,111 3,211 10,000 1:15 min 7 assumptions"),
+    "checked": (lambda: render.show_checked(CHECKED), "3,456 2,222 1,111 3,211 10,000 1 min 15 s 7 assumptions"),
     "states": (
         lambda: render.show_states(states(), "cifar: the title"),
         "32,768 21.7% 8.4% 69.9% 27.7% 0.123 0.457 1,940× 0.987 1.23",

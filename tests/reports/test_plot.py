@@ -1,7 +1,6 @@
 """Pictures: what is in them, and that odd numbers do not spoil them."""
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ import pytest
 from certtrain.diagnostics.epochs import History
 from certtrain.diagnostics.growth import DepthSweep, SchemeGrowth, spread
 from certtrain.diagnostics.model_states import InitialNetwork, ModelStates
-from certtrain.errors import MissingExtra, RunError
+from certtrain.errors import RunError
 from certtrain.reports import plot
 from certtrain.runs.epoch import Epoch, LayerState
-
-pytest.importorskip("matplotlib", reason="plots need the extra 'plot'")
 
 FINE = LayerState("conv1_relu", 10, 0.4, 0.5, 0.1, 0.1, 0.0, 0.2, 2.0, 0.8, 0.9)
 LAST = replace(FINE, name="linear1_relu", growth=30.0)
@@ -146,9 +143,3 @@ def test_many_layers_are_numbered(drawn: tuple[Path, list[Any]]):
     plot.plot_growth(path, [SchemeGrowth("ibp", (InitialNetwork("ibp", 0, [], layers, None),))], "t")
     labels = [label.get_text() for label in figures[0].axes[0].get_xticklabels()]
     assert not any("layer" in label for label in labels)
-
-
-def test_without_matplotlib_one_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtra, match=r"certtrain\[plot\]"):
-        plot.check_matplotlib()

@@ -1,26 +1,17 @@
 """Pictures for a page: their text, colours, axes and stacks."""
 
 import re
-import sys
 
 import pytest
 
-from certtrain.errors import MissingExtra
 from certtrain.palette import PALETTE
 from certtrain.reports.svg import Curve, EpochAxis, Svg, draw_curves, draw_shares
-
-
-@pytest.fixture
-def curves() -> None:
-    """Only where pictures can be drawn."""
-    pytest.importorskip("matplotlib", reason="curves need the extra 'plot'")
 
 
 def texts(svg: Svg) -> list[str]:
     return re.findall(r"<text[^>]*>(.*?)</text>", svg.markup)
 
 
-@pytest.mark.usefixtures("curves")
 def test_a_picture_keeps_text_as_text_and_colours_as_variables():
     svg = draw_curves("n", EpochAxis([1, 2, 3]), [Curve("a<b", [1.0, 2.0, None], "ink")], label="loss & more")
     assert (svg.label, svg.width, svg.height) == ("loss & more over epochs", 360, 210)
@@ -30,7 +21,6 @@ def test_a_picture_keeps_text_as_text_and_colours_as_variables():
     assert "svg" not in svg.markup  # the element itself is the template's
 
 
-@pytest.mark.usefixtures("curves")
 def test_several_curves_have_a_legend_and_one_has_none():
     curves = [Curve("first", [0.1, 0.2], "natural"), Curve("second", [0.3, 0.4], "certified", dashed=True)]
     assert {"first", "second", "50%"} <= set(
@@ -39,7 +29,6 @@ def test_several_curves_have_a_legend_and_one_has_none():
     assert "first" not in texts(draw_curves("n", EpochAxis([1, 2]), curves[:1], label="x"))
 
 
-@pytest.mark.usefixtures("curves")
 def test_the_warm_up_is_shaded():
     curve = Curve("x", [1.0] * 4, "ink")
     assert "var(--shade)" not in draw_curves("n", EpochAxis([1, 2, 3, 4]), [curve], label="x").markup
@@ -50,14 +39,12 @@ def test_the_warm_up_is_shaded():
     assert (float(path[1]), float(path[2])) == pytest.approx((130.0, 278.0), abs=0.5)
 
 
-@pytest.mark.usefixtures("curves")
 def test_a_logarithmic_axis_runs_over_whole_decades():
     curve = Curve("x", [20.0, 0.0, None, 3000.0], "ink")
     shown = texts(draw_curves("n", EpochAxis([1, 2, 3, 4]), [curve], label="x", log=True))
     assert {"10", "100", "1000", "10000"} <= set(shown)
 
 
-@pytest.mark.usefixtures("curves")
 def test_shares_are_stacked():
     shares = {"active": [0.25, 0.5], "unstable": [0.25, None], "inactive": [0.5, 0.5]}
     svg = draw_shares("n", EpochAxis([1, 2]), shares, [0.1, 0.2], label="x")
@@ -72,9 +59,3 @@ def test_shares_are_stacked():
     assert sorted(heights[0]) == pytest.approx(at(0, 0.25, 0.5), abs=0.02)
     assert sorted(heights[1]) == pytest.approx(at(0.25, 0.5), abs=0.02)
     assert sorted(heights[2]) == pytest.approx(at(0.5, 1), abs=0.02)
-
-
-def test_a_picture_without_matplotlib_is_a_missing_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtra, match=r'curves need matplotlib: pip install "certtrain\[plot\]"'):
-        draw_curves("n", EpochAxis([1]), [Curve("x", [1.0], "ink")], label="x")

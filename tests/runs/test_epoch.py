@@ -27,5 +27,6 @@ def test_a_layers_fields_have_their_names_in_the_files():
     assert list(STATE.to_dict()) == [
         "name", "units", "active", "inactive", "unstable", "dead", "centre", "width", "growth", "mean_ratio",
         "variance_ratio",
+        "dead_channels",
     ]  # fmt: skip
     assert LayerState(**STATE.to_dict()) == STATE

@@ -94,7 +94,7 @@ DAMAGES = {
     "no number": ("metrics.jsonl", '{"epoch": 1, "loss": "x"}\n', "(?s)step: .*measured.loss"),
     "no epsilon": ("metrics.jsonl", line(eps=None), "(?s)line 1 of .*metrics.jsonl was not written by .*eps: "),
     "no accuracy": ("metrics.jsonl", line(certified_accuracy=None), "certified_accuracy is missing"),
-    "epoch 0": ("metrics.jsonl", line(epoch=0), "epoch: Input should be greater"),
+    "epoch 0": ("metrics.jsonl", line(epoch=0), "epoch: must be at least 1, not 0"),
     "no layer": ("metrics.jsonl", line(layers=[{"name": "conv1_relu"}]), "layers.0.units"),
     "report": ("report.json", "{}", "report.json was not written by certtrain"),
     "not text": ("report.json", b"\xff", "report.json cannot be read"),

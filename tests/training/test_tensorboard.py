@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from certtrain import resume, train
 from certtrain.errors import MissingExtra, StorageError
-from certtrain.training.api import resume, train
 from certtrain.training.context import RunContext
 from certtrain.training.events import EpochDone, Event
 from certtrain.training.pacing import Pacing

@@ -1,0 +1,61 @@
+"""What is wrong with a value that pydantic refuses, in certtrain's words and with the value."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+SEPARATOR = "', '"  # between the names that pydantic lists
+LONGEST = 40  # characters of a value that is shown
+
+_SAY: dict[str, Callable[[dict[str, Any]], str]] = {
+    "greater_than_equal": lambda context: f"at least {context['ge']}",
+    "greater_than": lambda context: f"above {context['gt']}",
+    "less_than_equal": lambda context: f"at most {context['le']}",
+    "less_than": lambda context: f"below {context['lt']}",
+    "literal_error": lambda context: context["expected"],
+    "too_short": lambda context: f"a list of at least {context['min_length']}",
+    "too_long": lambda context: f"a list of at most {context['max_length']}",
+}
+_KINDS = {
+    "a whole number": ("int_type", "int_parsing", "int_from_float", "int_parsing_size"),
+    "a number": ("float_type", "float_parsing"),
+    "a finite number": ("finite_number",),
+    "true or false": ("bool_type", "bool_parsing"),
+    "text": ("string_type",),
+    "a list, like [1, 2]": ("tuple_type", "list_type"),
+    "a section with fields": ("model_type", "model_attributes_type", "dict_type", "mapping_type", "dataclass_type"),
+    "letters, digits, dots, dashes and underscores": ("string_pattern_mismatch",),
+}
+_EXPECTED = {kind: words for words, kinds in _KINDS.items() for kind in kinds}
+
+
+def problem_text(problem: ErrorDetails) -> str:
+    """What is wrong with one value; a message of certtrain's own stays as it is."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    match kind:
+        case "missing":
+            return "must be given"
+        case "union_tag_not_found":
+            field = context["discriminator"].strip("'")
+            return f"must be a section with fields, {field!r} among them, not {shown(problem['input'])}"
+        case "union_tag_invalid":
+            tag, known = str(context["tag"]), context["expected_tags"]
+            return f"{tag!r} is not known; choose from: {known}{suggestion(tag, known[1:-1].split(SEPARATOR))}"
+    expected = _SAY[kind](context) if kind in _SAY else _EXPECTED.get(kind)
+    if expected is None:
+        return problem["msg"].removeprefix("Value error, ")
+    return f"must be {expected}, not {shown(problem['input'])}"
+
+
+def shown(value: Any) -> str:
+    """A value as text, shortened if it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Like "; did you mean 'train.epochs'?", if something that is known is similar; else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,58 @@
+"""Training from Python: names of presets, the device, and progress where it is wanted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import certtrain
+from certtrain.errors import PresetError
+from certtrain.render import sessions
+from certtrain.training.events import Event, Started
+from helpers.small_runs import frequent, small
+
+Shown = Callable[[], str]
+
+
+def test_a_preset_is_taken_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    taken = []
+    monkeypatch.setattr(
+        sessions.api, "start_run", lambda preset, out, context: taken.append((preset, out, context.device))
+    )
+    certtrain.train("digits", tmp_path / "run")
+    certtrain.train(certtrain.load_preset("digits"), tmp_path / "run")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    certtrain.train("digits", tmp_path / "run")
+    devices = [device for _, _, device in taken]
+    assert [preset for preset, _, _ in taken] == [certtrain.load_preset("digits")] * 3
+    assert devices[-1] == "cuda"
+    with pytest.raises(PresetError, match="did you mean 'digits'"):
+        certtrain.train("digit", tmp_path / "run")
+
+
+def test_progress_is_shown_in_a_notebook_and_where_it_is_asked_for(
+    tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+):
+    events: list[Event] = []
+    preset = small(train__epochs=1)
+    assert certtrain.train(preset, tmp_path / "silent", frequent(emit=events.append)) is not None
+    assert shown() == ""
+    assert isinstance(events[0], Started)
+    certtrain.train(preset, tmp_path / "asked", frequent(), progress=True)
+    assert "epoch 1/1" in shown()
+    monkeypatch.setattr(sessions, "console", SimpleNamespace(is_jupyter=True))
+    certtrain.train(preset, tmp_path / "notebook", frequent(emit=events.append))
+    assert "verified error" in shown()
+    certtrain.train(preset, tmp_path / "off", frequent(), progress=False)
+    assert shown() == ""
+    assert sum(isinstance(event, Started) for event in events) == 2
+
+
+def test_a_resumed_run_shows_its_progress_too(tmp_path: Path, shown: Shown):
+    calls = iter(range(10**6))
+    certtrain.train(
+        small(train__epochs=1), tmp_path / "run", frequent(should_stop=lambda: "now" if next(calls) == 3 else None)
+    )
+    certtrain.resume(tmp_path / "run", frequent(), progress=True)
+    assert "resumed at step 3" in shown()

@@ -1,0 +1,108 @@
+"""A run on a CPU says how long it will take, and advises only what is not in use."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from certtrain import train
+from certtrain.data import ImageSet
+from certtrain.spec.preset import Preset, load_preset
+from certtrain.training import forecast
+from certtrain.training.events import Event, Note, Started, Stopped
+from certtrain.training.forecast import Forecast, forecast_sentence
+from helpers.small_runs import frequent, small
+
+DAY = 86400
+
+
+def sentence(days: float, preset: Preset, images: ImageSet, *, compiled: bool = False) -> str:
+    return forecast_sentence(preset, images, 2.0, round(days * DAY / 2), compiled=compiled)
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    """Images of CIFAR-10's shape."""
+    names = tuple(str(number) for number in range(10))
+    return ImageSet("cifar10", "train", torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10), names)
+
+
+def cnn7(**changes: Any) -> Preset:
+    return load_preset("cifar10-160ep", {path.replace("__", "."): value for path, value in changes.items()})
+
+
+def test_a_run_of_days_says_so_and_what_would_be_faster(images: ImageSet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forecast, "has_compiler", lambda device: True)
+    assert sentence(6.17, cnn7(), images).startswith(
+        "the run will take about 6 days 4 h more on this CPU, at 2 s a step. Faster: a GPU; --precision bf16 "
+        "--compile on, about half the time if the processor has instructions for bfloat16; "
+        "--set train.batch_norm_statistics=centre, which saves a quarter to a third; "
+        "a smaller network, such as --set model.name=cnn5, about "
+    )
+
+
+def test_nothing_in_use_is_advised(images: ImageSet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forecast, "has_compiler", lambda device: True)
+    preset = cnn7(train__precision="bf16", train__batch_norm_statistics="centre", model__name="cnn3")
+    assert sentence(2, preset, images, compiled=True).endswith("a step. Faster: a GPU")
+    assert "compile" not in sentence(2, cnn7(), images, compiled=True)
+    assert "compile" not in sentence(2, cnn7(train__micro_batch=16), images)
+    assert "centre" not in sentence(2, cnn7(train__micro_batch=16), images)
+    assert "centre" not in sentence(2, cnn7(objective__name="mtl-ibp"), images)
+    monkeypatch.setattr(forecast, "has_compiler", lambda device: False)
+    assert "compile" not in sentence(2, cnn7(), images)
+
+
+def test_the_smaller_networks_time_follows_from_its_work(images: ImageSet):
+    share = forecast._work(cnn7(model__name="cnn5"), images) / forecast._work(cnn7(), images)
+    assert 0.05 < share < 0.5
+    assert f"model.name=cnn5, about {forecast.about(share * 10 * DAY)}" in sentence(10, cnn7(), images)
+
+
+def test_a_network_that_images_are_too_small_for_is_not_advised():
+    pixels = torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
+    tiny = ImageSet("digits", "train", pixels, torch.arange(10), tuple("abcdefghij"))
+    preset = load_preset("digits", {"model.name": "mlp", "model.hidden": [3000, 3000]})
+    assert "smaller network" not in sentence(1, preset, tiny)
+
+
+def test_a_run_of_minutes_gets_no_advice_and_a_short_one_no_sentence(images: ImageSet):
+    assert sentence(1 / 24 / 10, cnn7(), images) == "the run will take about 6 min more on this CPU, at 2 s a step"
+    assert sentence(1 / 24 / 60, cnn7(), images) == ""
+
+
+def test_the_first_step_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("certtrain.training.pacing.time.monotonic", lambda: now[0])
+    found = Forecast()
+    for seconds in (100.0, 2.0, 4.0, 50.0):
+        with found.timed():
+            now[0] += seconds
+        if (each := found.first()) is not None:
+            break
+    assert each == 3.0
+    assert found.first() is None
+
+
+def test_a_run_says_it_once_and_a_stop_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("MEASURED_SECONDS", "WORTH_SAYING"):
+        monkeypatch.setattr(forecast, name, 0.0)
+    events: list[Event] = []
+    reasons = iter([None] * 12)
+    context = frequent(emit=events.append, should_stop=lambda: next(reasons, "time is up"))
+    assert train(small(), tmp_path / "run", context) is None
+    texts = [event.text for event in events if isinstance(event, Note)]
+    assert sum("more on this CPU" in text for text in texts) == 1
+    (started,) = (event for event in events if isinstance(event, Started))
+    stopped = events[-1]
+    assert isinstance(stopped, Stopped)
+    assert stopped.step == 12 < started.steps
+    assert stopped.seconds_left is not None
+    assert stopped.seconds_left > 0
+
+
+def test_what_is_said_changes_no_result(images: ImageSet):
+    state = torch.get_rng_state()
+    assert sentence(10, cnn7(), images)
+    assert torch.equal(state, torch.get_rng_state())
