@@ -60,6 +60,11 @@ certtrain export runs/mnist/model.safetensors                   # both files, ne
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
 """,
+    "presets": """
+certtrain presets
+certtrain presets cifar10-160ep
+certtrain presets digits --json
+""",
 }
 SEE_ALSO = {
     "bench": "[Other verifiers](../exchange.md#run-a-benchmark) has the columns of the results.",

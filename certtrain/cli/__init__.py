@@ -19,6 +19,7 @@ from certtrain.cli.export import export_command
 from certtrain.cli.groups import with_groups
 from certtrain.cli.init import init_command
 from certtrain.cli.output import adapt_streams, drop_unwritten
+from certtrain.cli.presets import presets_command
 from certtrain.cli.stats import stats_command
 from certtrain.cli.train import train_command
 from certtrain.cli.verify import verify_command
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench_command,
     "stats": stats_command,
     "export": export_command,
+    "presets": presets_command,
 }
 
 app = typer.Typer(

@@ -18,6 +18,9 @@ from certtrain.render.initial import show_initial as show_initial
 from certtrain.render.initial import show_sweep as show_sweep
 from certtrain.render.layers import show_models as show_models
 from certtrain.render.layers import show_states as show_states
+from certtrain.render.presets import show_presets as show_presets
+from certtrain.render.presets import show_toml as show_toml
+from certtrain.render.presets import toml_width as toml_width
 from certtrain.render.progress import loading as loading
 from certtrain.render.progress import progress as progress
 from certtrain.render.results import show_comparisons as show_comparisons

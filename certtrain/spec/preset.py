@@ -91,7 +91,9 @@ class TrainSection(Section):
     """The optimisation."""
 
     epochs: Positive
+    """Number of passes over the training set."""
     batch_size: int = Field(128, ge=2)
+    """Number of examples in a step."""
     learning_rate: float = Field(5e-4, gt=0)
     """The optimiser's learning rate."""
     optimizer: Literal["adam", "adamw", "radam", "sgd"] = "adam"
@@ -111,6 +113,7 @@ class TrainSection(Section):
     milestones: tuple[Positive, ...] = ()
     """With steps, the epochs after which the learning rate is multiplied by `decay`."""
     decay: float = Field(0.2, gt=0, le=1)
+    """With steps, the factor of the learning rate at each of the `milestones`."""
     average: float = Field(0.0, ge=0, lt=1)
     """Decay per step of a moving average of the weights, which is then the trained network; 0 for no average."""
     average_from: Positive | None = None
@@ -146,6 +149,7 @@ class Preset(Section):
     name: str = Field(pattern=r"^[\w.-]+$")
     """Letters, digits, dots, dashes and underscores; the name of the run's folder begins with it."""
     description: str = ""
+    """What the preset is for, in a few words."""
     seed: int = Field(0, ge=0, lt=2**63)
     """The random seed of the weights, the order of the data and the augmentation."""
     init: Scheme = "ibp"

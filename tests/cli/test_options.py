@@ -62,11 +62,14 @@ def test_a_group_of_options_is_shown_and_given_as_one() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", ["init", "train", "verify", "check", "decide", "bench", "stats", "export"]),
+        ("", ["init", "train", "verify", "check", "decide", "bench", "stats", "export", "presets"]),
         ("verify --method ", list(get_args(MethodName))),
         ("verify --method c", ["crown-ibp", "crown", "complete"]),
         ("decide --method c", ["crown-ibp", "complete"]),
         ("verify --c", []),
+        ("train --preset dig", ["digits"]),
+        ("init -p tinyimagenet-w", ["tinyimagenet-wide-resnet"]),
+        ("presets mnist-0.3-c", ["mnist-0.3-cc-ibp", "mnist-0.3-crown-ibp"]),
         ("train --precision ", list(get_args(Precision))),
     ],
 )
