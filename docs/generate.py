@@ -60,6 +60,10 @@ certtrain export runs/mnist/model.safetensors                   # both files, ne
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
 """,
+    "compare": """
+certtrain compare runs/first runs/second
+certtrain compare runs/* --html compared.html
+""",
     "presets": """
 certtrain presets
 certtrain presets cifar10-160ep

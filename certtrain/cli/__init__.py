@@ -13,6 +13,7 @@ import typer
 from certtrain import __version__
 from certtrain.cli.bench import bench_command
 from certtrain.cli.check import check_command
+from certtrain.cli.compare import compare_command
 from certtrain.cli.decide import decide_command
 from certtrain.cli.exit_codes import exit_code, summary
 from certtrain.cli.export import export_command
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench_command,
     "stats": stats_command,
     "export": export_command,
+    "compare": compare_command,
     "presets": presets_command,
 }
 

@@ -7,6 +7,7 @@ verification.
 from certtrain.render.benchmark import show_contradictions as show_contradictions
 from certtrain.render.benchmark import show_done as show_done
 from certtrain.render.benchmark import show_tallies as show_tallies
+from certtrain.render.comparison import show_comparison as show_comparison
 from certtrain.render.console import error as error
 from certtrain.render.console import note as note
 from certtrain.render.console import say as say

@@ -62,7 +62,7 @@ def test_a_group_of_options_is_shown_and_given_as_one() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", ["init", "train", "verify", "check", "decide", "bench", "stats", "export", "presets"]),
+        ("", ["init", "train", "verify", "check", "decide", "bench", "stats", "export", "compare", "presets"]),
         ("verify --method ", list(get_args(MethodName))),
         ("verify --method c", ["crown-ibp", "crown", "complete"]),
         ("decide --method c", ["crown-ibp", "complete"]),
