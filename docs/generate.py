@@ -64,6 +64,10 @@ certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib propert
 certtrain compare runs/first runs/second
 certtrain compare runs/* --html compared.html
 """,
+    "doctor": """
+certtrain doctor
+certtrain doctor --preset cifar10-160ep     # how long its training would take here
+""",
     "presets": """
 certtrain presets
 certtrain presets cifar10-160ep

@@ -26,7 +26,7 @@ def is_surface(file: Path) -> bool:
 # Each imports from those before it, and from what stands outside of all, which is free to be imported anywhere.
 PACKAGES = (
     "spec", "runtime", "data", "bounds", "attack", "branching", "network", "properties", "verification", "certfile",
-    "runs", "diagnostics", "interchange", "competition", "reports", "training", "render", "cli",
+    "runs", "diagnostics", "interchange", "competition", "reports", "training", "doctor", "render", "cli",
 )  # fmt: skip
 ENGINE = [module_name(file) for file in FILES if not is_surface(file)]
 
@@ -67,6 +67,7 @@ LIGHT = [
     "certtrain.reports.comparison",
     "certtrain.reports.report",
     "certtrain.spec.explained",
+    "certtrain.doctor.checks",
     "certtrain.errors",
     "certtrain.spec.schedule",
     "certtrain.storage",
@@ -116,6 +117,8 @@ ARGUMENTS = [
     ("stats", "none", "--eps", "2"),
     ("compare", "none"),
     ("presets", "none"),
+    ("doctor", "--help"),
+    ("doctor", "--preset", "none"),
     ("stats", "none"),
     ("stats", "tests", "--by-epoch"),
     ("stats", "one", "two", "--by-epoch"),

@@ -15,6 +15,7 @@ from certtrain.cli.bench import bench_command
 from certtrain.cli.check import check_command
 from certtrain.cli.compare import compare_command
 from certtrain.cli.decide import decide_command
+from certtrain.cli.doctor import doctor_command
 from certtrain.cli.exit_codes import exit_code, summary
 from certtrain.cli.export import export_command
 from certtrain.cli.groups import with_groups
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export_command,
     "compare": compare_command,
     "presets": presets_command,
+    "doctor": doctor_command,
 }
 
 app = typer.Typer(
