@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from certtrain.network.initialization import InitRecord as InitRecord
     from certtrain.network.initialization import ibp_init_ as ibp_init_
     from certtrain.network.modelfile import load_model as load_model
+    from certtrain.network.saving import save_model as save_model
     from certtrain.spec.objective import AttackSection as AttackSection
     from certtrain.spec.preset import load_preset as load_preset
     from certtrain.spec.schedule import eps_at as eps_at
@@ -69,6 +70,7 @@ _MODULES = {
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
     "resume": "training.api",
+    "save_model": "network.saving",
     "train": "training.api",
     "verify": "verification.verify",
 }
