@@ -28,6 +28,7 @@ certtrain init --preset digits --sweep-depth 2,4,8,16 --plot depth.png       # t
 certtrain train --preset digits
 certtrain train --preset mnist-cpu --eps 0.2 --set train.batch_size=64 --out runs/mnist
 certtrain train --resume runs/mnist
+certtrain train --preset mnist-cpu --eps 0.2 --from runs/mnist/model.safetensors    # weights to start from
 """,
     "verify": """
 certtrain verify runs/mnist/model.safetensors

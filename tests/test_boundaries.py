@@ -96,6 +96,7 @@ ARGUMENTS = [
     ("train", "--preset", "digits", "--out", "tests"),
     ("train", "--preset", "digits", "--set", "model={name='module', source='none.py:Net'}"),
     ("train", "--resume", "none"),
+    ("train", "--preset", "digits", "--from", "none"),
     ("verify", "none"),
     ("verify", "tests"),
     ("verify", "pyproject.toml", "--check", "none"),

@@ -141,6 +141,15 @@ class TrainSection(Section):
     """Compile the step with torch.compile; auto does so if that saves time overall."""
 
 
+class StartSection(Section):
+    """The weights that a run starts from."""
+
+    file: str = Field(min_length=1)
+    """A model file; its network must be the preset's. The run takes its normalisation too."""
+    sha256: str | None = None
+    """The hash of the file, written into the preset of a run when it begins."""
+
+
 class Preset(Section):
     """Everything that decides the result of one run."""
 
@@ -154,6 +163,8 @@ class Preset(Section):
     """The random seed of the weights, the order of the data and the augmentation."""
     init: Scheme = "ibp"
     """The initialisation of the weights."""
+    start: StartSection | None = None
+    """The weights that the run starts from, in place of those of `init`; `certtrain train --from` sets it."""
     data: DataSection
     model: Annotated[Architecture | ModuleSection, Field(discriminator="name")]
     eps: EpsSection
@@ -306,6 +317,7 @@ def _suggest(field: str, variant: str | None) -> str:
         EpsSection,
         AttackSection,
         RegularizerSection,
+        StartSection,
         TrainSection,
     ]
     if variant is not None:

@@ -8,10 +8,18 @@ from certtrain.errors import PresetError
 from certtrain.spec.architecture import NETWORKS
 from certtrain.spec.explained import explained_preset, field_meanings, toml_lines, toml_value
 from certtrain.spec.objective import OBJECTIVES, AttackSection
-from certtrain.spec.preset import DataSection, EpsSection, Preset, RegularizerSection, TrainSection, load_preset
+from certtrain.spec.preset import (
+    DataSection,
+    EpsSection,
+    Preset,
+    RegularizerSection,
+    StartSection,
+    TrainSection,
+    load_preset,
+)
 from certtrain.spec.preset import preset_names as names
 
-SECTIONS = [DataSection, EpsSection, RegularizerSection, TrainSection, AttackSection]
+SECTIONS = [StartSection, DataSection, EpsSection, RegularizerSection, TrainSection, AttackSection]
 
 
 def text_of(name: str | Path, width: int = 100) -> str:
