@@ -69,6 +69,11 @@ certtrain compare runs/* --html compared.html
 certtrain doctor
 certtrain doctor --preset cifar10-160ep     # how long its training would take here
 """,
+    "tune": """
+certtrain tune digits --space space.toml --trials 20
+certtrain tune mnist-cpu --space space.toml --maximize certified --out tuning/certified
+certtrain tune cifar10-8-255 --space space.toml --storage postgresql://tuner@database/study --time-budget 8h
+""",
     "presets": """
 certtrain presets
 certtrain presets cifar10-160ep

@@ -24,6 +24,7 @@ from certtrain.cli.output import adapt_streams, drop_unwritten
 from certtrain.cli.presets import presets_command
 from certtrain.cli.stats import stats_command
 from certtrain.cli.train import train_command
+from certtrain.cli.tune import tune_command
 from certtrain.cli.verify import verify_command
 from certtrain.errors import CerttrainError
 
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "stats": stats_command,
     "export": export_command,
     "compare": compare_command,
+    "tune": tune_command,
     "presets": presets_command,
     "doctor": doctor_command,
 }
