@@ -39,9 +39,6 @@ def _goals(text: str) -> tuple[Goal, ...]:
 class SearchedOptions:
     """The search."""
 
-    space: Annotated[
-        Path, typer.Option(metavar="FILE", help="A TOML file with the fields to search, and their values or ranges.")
-    ]
     trials: Annotated[int, typer.Option(min=1, help="Number of trials of the whole study, over all processes.")] = 50
     maximize: Annotated[
         Any,
@@ -111,6 +108,9 @@ def tune_command(
             metavar="NAME|FILE", help="A shipped preset, or a .toml file.", autocompletion=completed_presets
         ),
     ],
+    space: Annotated[
+        Path, typer.Option(metavar="FILE", help="A TOML file with the fields to search, and their values or ranges.")
+    ],
     searched: SearchedOptions,
     study: StudyOptions,
     trial: TrialOptions,
@@ -121,7 +121,7 @@ def tune_command(
     """
     from certtrain.tuning.space import read_space
 
-    space = read_space(searched.space)
+    dimensions = read_space(space)
     resolved = resolve_preset(preset, searched.overrides)
     check_data(resolved, trial.data_dir)
     out = study.out or Path("tuning") / resolved.name
@@ -131,7 +131,7 @@ def tune_command(
 
     options = SearchOptions(
         preset,
-        space,
+        dimensions,
         out,
         searched.trials,
         study.storage,

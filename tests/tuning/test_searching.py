@@ -2,10 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +134,37 @@ COMMAND += ["--lost-after", "3s", "--set", "train.epochs=3", "--set", "train.mil
 COMMAND += ["--set", "model={name='mlp', hidden=[8]}", "--json"]
 
 
-def wait_for(what: Any, seconds: float = 120.0) -> None:
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server of its own, which listens on a socket in its folder; the test is skipped if
+    there is no server or no driver.
+    """
+    pytest.importorskip("psycopg2", reason="PostgreSQL needs the driver psycopg2")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("there is no PostgreSQL server (Debian's package postgresql)")
+    user = "postgres" if os.geteuid() == 0 else None  # it does not run as root
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # a short path, as sockets need, which that user can reach
+    if user:
+        shutil.chown(folder, user)
+    server = [programs[-1] / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log"]
+    make = [programs[-1] / "initdb", "-D", folder / "data", "-A", "trust", "-U", "tuner", "--no-sync"]
+    run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL, user=user, cwd="/")
+    run(make)
+    run([*server, "-o", f"-c listen_addresses='' -k {folder}", "start"])
+    try:
+        yield f"postgresql+psycopg2://tuner@/postgres?host={folder}"
+    finally:
+        run([*server, "-m", "immediate", "stop"])
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def sqlite() -> Iterator[None]:
+    yield None
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end
@@ -137,16 +172,21 @@ def wait_for(what: Any, seconds: float = 120.0) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_study_and_one_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", [sqlite, postgresql])
+def test_two_processes_share_a_study_and_one_that_is_killed_loses_nothing(
+    database: Callable[[], AbstractContextManager[str | None]], tmp_path: Path
+) -> None:
     (tmp_path / "space.toml").write_text('"train.learning_rate" = { low = 1e-3, high = 1e-2 }\n')
     quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    first = subprocess.Popen(COMMAND, **quiet)
-    wait_for(lambda: (tmp_path / "t" / "trial-0000" / "metrics.jsonl").exists())
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    two = [subprocess.Popen(COMMAND, **quiet) for _ in range(2)]
-    assert [process.wait(timeout=300) for process in two] == [0, 0]
-    done = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, check=True)
+    with database() as url:
+        command = COMMAND if url is None else [*COMMAND, "--storage", url]
+        first = subprocess.Popen(command, **quiet)
+        wait_for((tmp_path / "t" / "trial-0000" / "metrics.jsonl").exists)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        two = [subprocess.Popen(command, **quiet) for _ in range(2)]
+        assert [process.wait(timeout=300) for process in two] == [0, 0]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     trials = json.loads(done.stdout)["trials"]
     finished = [trial for trial in trials if trial["state"] == "finished"]
     assert len(finished) == len(trials) == 6
