@@ -153,16 +153,16 @@ def _search(options: "SearchOptions", stop: Stopper, trial: TrialOptions) -> "Tr
     from certtrain.tuning.searching import check_folder, search_settings
     from certtrain.verification.cascade import Limits
 
-    def on_trial(record: "TrialRecord", records: "TrialRecords") -> None:
-        if not trial.as_json:
-            render.show_trial(record)
-        write_tuning_page(records, options.out / "study.html")
-
     check_folder(options.out)
-    with render.trial_progress() as emit:
-        verification = FinalVerification(trial.verify_method, Limits(trial.timeout))
-        device = compute_device(trial.device)
-        context = RunContext(trial.data_dir, device, stop.reason, emit, verification=verification)
+    verification = FinalVerification(trial.verify_method, Limits(trial.timeout))
+    device = compute_device(trial.device)
+    with render.TrialView(quiet=trial.as_json) as view:
+
+        def on_trial(record: "TrialRecord", records: "TrialRecords") -> None:
+            view.ended(record)
+            write_tuning_page(records, options.out / "study.html")
+
+        context = RunContext(trial.data_dir, device, stop.reason, view.listen, verification=verification)
         return search_settings(options, context, on_trial)
 
 

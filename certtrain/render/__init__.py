@@ -29,8 +29,7 @@ from certtrain.render.results import show_comparisons as show_comparisons
 from certtrain.render.results import show_json as show_json
 from certtrain.render.results import show_report as show_report
 from certtrain.render.training import training_view as training_view
-from certtrain.render.tuning import show_trial as show_trial
+from certtrain.render.tuning import TrialView as TrialView
 from certtrain.render.tuning import show_trials as show_trials
-from certtrain.render.tuning import trial_progress as trial_progress
 from certtrain.render.verification import show_checked as show_checked
 from certtrain.render.verification import verifying as verifying

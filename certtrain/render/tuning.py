@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.text import Text
 
@@ -13,10 +12,10 @@ from certtrain.render.cells import new_table
 from certtrain.render.console import GREY, err, note, out, remark, say, show_title
 from certtrain.runs.trials import TrialRecord, TrialRecords
 from certtrain.spec.epsilon import format_eps
-from certtrain.training.events import EpochDone, Finished, Note, Started
+from certtrain.training.events import EpochDone, Note, Started
 
 if TYPE_CHECKING:
-    from certtrain.training.events import Event, Listener
+    from certtrain.training.events import Event
 
 
 def show_trial(trial: TrialRecord) -> None:
@@ -41,24 +40,42 @@ def show_trials(records: TrialRecords) -> None:
     remark("the best of many trials looks better on these examples than it is: verify it once on the test set")
 
 
-@contextmanager
-def trial_progress() -> Iterator[Listener]:
-    """A context with a listener that shows how far the trial is; it passes on notes."""
-    noted = set[str]()  # each note once, since every trial has the same
-    with err.status("") as status:
+class TrialView:
+    """Shows how far the trial is that is being trained, and each trial that has ended; with `quiet` only the first."""
 
-        def listen(event: Event) -> None:
-            if isinstance(event, Started):
-                status.update(Text(f"{event.folder.name}: step {event.step} of {event.steps}"))
-            elif isinstance(event, EpochDone):
-                status.update(Text(f"{event.record.epoch} epochs done"))
-            elif isinstance(event, Finished):
-                status.update("")
-            elif isinstance(event, Note) and event.text not in noted:
-                noted.add(event.text)
-                note(event.text)
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.status, self.title = quiet, err.status(""), ""
+        self.noted = set[str]()  # each note is shown once, since every trial has the same
 
-        yield listen
+    def __enter__(self) -> Self:
+        self.status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.status.stop()
+
+    def listen(self, event: Event) -> None:
+        """Show an event of the training of a trial."""
+        if isinstance(event, Started):
+            self.title = f"{event.folder.name}: {{}} of {event.preset.train.epochs} epochs"
+            self.status.update(Text(self.title.format(event.step // event.steps_per_epoch)))
+        elif isinstance(event, EpochDone):
+            self.status.update(Text(self.title.format(event.record.epoch)))
+        elif isinstance(event, Note) and event.text not in self.noted:
+            self.noted.add(event.text)
+            self._between(lambda: note(event.text))
+
+    def ended(self, trial: TrialRecord) -> None:
+        """Show a trial that has ended."""
+        self.status.update("")
+        if not self.quiet:
+            self._between(lambda: show_trial(trial))
+
+    def _between(self, show: Callable[[], None]) -> None:
+        """Show a line while the line of the progress is taken away: it is on the other stream."""
+        self.status.stop()
+        show()
+        self.status.start()
 
 
 def _settings(trial: TrialRecord) -> str:

@@ -11,7 +11,7 @@ from certtrain.reports.svg import Svg, drawing, in_own_style
 from certtrain.runs.trials import TrialRecord, TrialRecords
 from certtrain.storage import write_atomic
 
-WIDE, HIGH = 520, 340  # points
+WIDE, HIGH = 840, 380  # points
 
 
 def write_tuning_page(records: TrialRecords, path: Path) -> None:
