@@ -232,7 +232,7 @@ def run(session: Session, name: str, preset: str, changes: dict[str, Any], secon
     if report is None:
         session.report(name, stopped=len(metrics(folder / "metrics.jsonl")))
         return
-    figures = {"seconds": metrics(folder / "metrics.jsonl")[-1]["seconds"], **report.to_dict()}
+    figures = {"training_seconds": metrics(folder / "metrics.jsonl")[-1]["seconds"], **report.to_dict()}
     session.report(name, **figures)
     if name == session.kept:
         split(folder / "model.safetensors", session.out / name)

@@ -11,12 +11,12 @@ from certtrain.bounds.box import Box
 class AffineError(NamedTuple):
     """The rounding error of an affine layer.
 
-    The network's result is within network_error · (|W||x̂| + constant) of the exact one.
-    Its sums have `length` terms. No number inside the layer is larger than
+    The network's result is within network_error · (|W||x̂| + constant) of the exact one; it is a number, or one for each
+    example, (B, 1, …). Its sums have `length` terms. No number inside the layer is larger than
     (1 + growth)(1 + max|x̂| + offset).
     """
 
-    network_error: float
+    network_error: float | Tensor
     length: int
     constant: Tensor | None
     growth: Tensor | float

@@ -5,7 +5,8 @@ rounding error. So the rule is applied to a box that contains x̂, and the radiu
 its result grows by a bound of this error and of the rule's own float64 rounding:
 
 - affine layers: κ(|W|(|c| + r) + |b|). The first part is |W| times the larger radius r + κ(|c| + r), so it needs no
-  further product; the second part is a constant.
+  further product; the second part is a constant. For a linear layer κ counts only inputs that are not zero in the whole
+  box: after a ReLU the others are many.
 - sums and activations: κ times the result's largest magnitude, and the absolute error of an activation's record.
 - exact layers, ReLU and maximum: the verifier's rounding between centre and radius and the ends of the box.
 
@@ -26,7 +27,13 @@ from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
 from certtrain.bounds.graph import Add, Normalize
 from certtrain.bounds.layer_errors import AffineError, PointwiseError, magnitude
-from certtrain.bounds.rounding import COEFFICIENTS_UNDERFLOW, Rounding, backsubstitution_error, interval_error
+from certtrain.bounds.rounding import (
+    COEFFICIENTS_UNDERFLOW,
+    Error,
+    Rounding,
+    backsubstitution_error,
+    interval_error,
+)
 from certtrain.bounds.shape_layers import REARRANGING, Pad
 from certtrain.bounds.statistics import BatchNorm, Statistics
 
@@ -73,7 +80,7 @@ def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, lo
     if head is None:
         return magnitude(logits) * interval_error(0.0, 0) + UNDERFLOWS * rounding.tiny
     size = magnitude(head_input)
-    terms = _product(rounding, head)
+    terms = _linear(rounding, head, size)
     total = F.linear(size, head.weight.abs(), terms.constant)
     return total * interval_error(terms.network_error, terms.length) + _underflow(rounding, size, terms)
 
@@ -90,12 +97,19 @@ def _affine(rounding: Rounding, step: LayerStep, terms: AffineError, with_error:
     if terms.constant is not None:
         added = underflow + kappa * terms.constant
     if not with_error:
-        out = step.apply(box._replace(radius=torch.add(box.radius, size, alpha=kappa)))
+        out = step.apply(box._replace(radius=_plus(box.radius, size, kappa)))
         return out._replace(radius=out.radius + added), None
     out, weighted = step.apply(box), step.apply(type(box)(size[:0], size)).radius
-    radius = torch.add(out.radius, weighted, alpha=kappa) + added
+    radius = _plus(out.radius, weighted, kappa) + added
     total = weighted if terms.constant is None else weighted + terms.constant
     return out._replace(radius=radius), total * _error_factor(terms.network_error, out, terms.length) + underflow
+
+
+def _plus(radius: Tensor, size: Tensor, kappa: float | Tensor) -> Tensor:
+    """radius + κ·size; κ may be a number for each example."""
+    if isinstance(kappa, Tensor):
+        return torch.addcmul(radius, size, kappa)
+    return torch.add(radius, size, alpha=kappa)
 
 
 def _pointwise(
@@ -129,7 +143,7 @@ def _stored(rounding: Rounding, layer: Pad) -> float:
     return interval_error(rounding.steps(1), 0)
 
 
-def _error_factor(network_error: float, out: Box, length: int) -> float:
+def _error_factor(network_error: Error, out: Box, length: int) -> Error:
     """κ of the error; the factor 1.001 covers the rounding of the sum |Λ| · error."""
     return (network_error + backsubstitution_error(out.radius[:1].numel() + length)) * 1.001
 
@@ -154,6 +168,16 @@ def _product(rounding: Rounding, layer: nn.Module) -> AffineError:
     bias = layer.bias.abs()
     constant = bias.view(1, -1, 1, 1) if isinstance(layer, nn.Conv2d) else bias
     return AffineError(network_error, length, constant, growth, bias.amax())
+
+
+def _linear(rounding: Rounding, layer: nn.Module, size: Tensor) -> AffineError:
+    """As `_product`, for the inputs of magnitude `size` (B, …, F)."""
+    terms = _product(rounding, layer)
+    if not rounding.zeros_are_exact:
+        return terms
+    counts = (size != 0).sum(-1).view(len(size), -1).amax(1)  # NaN counts too
+    errors = size.new_tensor([rounding.products(count) for count in counts.tolist()])
+    return terms._replace(network_error=errors.view(-1, *[1] * (size.dim() - 1)))
 
 
 def _normalize(rounding: Rounding, step: LayerStep) -> AffineError:
@@ -203,7 +227,7 @@ def _max_pool(rounding: Rounding, layer: nn.Module) -> PointwiseError:
 
 # Layer → its rounding error, by exact type. This table and the two below have every layer with an interval rule.
 AFFINE_ERRORS: dict[type[nn.Module], Callable[[Rounding, LayerStep], AffineError]] = {
-    nn.Linear: lambda rounding, step: _product(rounding, step.layer),
+    nn.Linear: lambda rounding, step: _linear(rounding, step.layer, magnitude(step.inputs[0])),
     nn.Conv2d: lambda rounding, step: _product(rounding, step.layer),
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,

@@ -3,7 +3,10 @@
 With unit roundoff u and γ_n = nu/(1 − nu), n operations that each multiply a
 result by a factor in 1 ± u multiply it by one in 1 ± γ_n (Higham 2002, lemma
 3.1). A dot product of length n in any order, with or without fused
-multiply-add, is therefore within γ_n |w|·|x| of the exact one.
+multiply-add, is therefore within γ_n |w|·|x| of the exact one. Terms with x = 0
+do not count: their products are zero, and adding zero rounds nothing. So if k of
+the n terms are not zero, at most k − 1 additions on the way of each term to the
+result round, and the dot product is within γ_k |w|·|x|.
 
 The verifier computes in float64 and rounds as well. `interval_error` adds its
 error to the network's, in every arithmetic.
@@ -11,8 +14,14 @@ error to the network's, in every arithmetic.
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+from torch import Tensor
 
 from certtrain.errors import MethodError
+
+Error = TypeVar("Error", float, Tensor, float | Tensor)  # κ as a number, or as one for each example
 
 UNIT64 = 2.0**-53
 SAFETY_FACTOR = 1 + 2.0**-40  # larger than the rounding in the computation of these constants
@@ -37,6 +46,7 @@ class Rounding:
     results: relative error of any result when it is stored, in addition to `unit`.
     tiny: the smallest normal number; smaller numbers may become zero.
     largest: a magnitude that cannot overflow anywhere inside a layer, at most 2^500.
+    zeros_are_exact: whether it is certain that adding zero to a sum rounds nothing.
     assumptions: what these numbers assume, in sentences.
     """
 
@@ -48,10 +58,13 @@ class Rounding:
     tiny: float
     largest: float
     assumptions: tuple[str, ...]
+    zeros_are_exact: bool = False
 
+    @cache  # noqa: B019 (there are four arithmetics, which are never freed)
     def products(self, length: int) -> float:
         """κ: a convolution or linear layer with sums of `length` products is within κ(|W||x| + |b|) of exact.
 
+        Where `zeros_are_exact`, `length` may be the number of products that are not zero.
         A result may be stored twice: cuDNN's convolutions add the bias to a stored sum.
         """
         return _compound((self.operands, 2), (gamma(length + 2, self.sums), 1), (self.results, 2))
@@ -87,7 +100,7 @@ def _compound(*factors: tuple[float, int]) -> float:
     return math.expm1(sum(times * math.log1p(factor) for factor, times in factors)) * SAFETY_FACTOR
 
 
-def interval_error(network_error: float, length: int) -> float:
+def interval_error(network_error: Error, length: int) -> Error:
     """κ for the float64 bounds of a layer whose sums have `length` terms, where `network_error` is the network's own κ.
 
     Let M = |W|(|c| + r) + |b|, which bounds |W||x̂| + |b| in the box, and
@@ -97,7 +110,7 @@ def interval_error(network_error: float, length: int) -> float:
     (1 − g)(R + κM) ≥ R + (network_error + g)M holds if (1 − g)κ ≥ network_error + 2g.
     """
     own = gamma(length + EXTRA_ROUNDINGS, UNIT64)
-    return (network_error + 2 * own) / (1 - own) * SAFETY_FACTOR if own < 0.5 else math.nan
+    return (network_error + 2 * own) / (1 - own) * SAFETY_FACTOR if own < 0.5 else network_error * math.nan
 
 
 def backsubstitution_error(length: int) -> float:
@@ -130,6 +143,7 @@ ARITHMETICS: dict[str, Rounding] = {
         Rounding(
             "float32", 2.0**-24, 2.0**-24, 0.0, 0.0, 2.0**-126, 2.0**126,
             (f"arithmetic float32: {NEAREST}", NO_TF32, ORDER, UNDERFLOW, VERIFIER),
+            zeros_are_exact=True,
         ),
         Rounding(
             "tf32", 2.0**-24, 2.0**-22, 2.0**-10, 0.0, 2.0**-126, 2.0**126,

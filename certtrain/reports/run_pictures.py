@@ -51,7 +51,8 @@ def curve_pictures(run: Run) -> Iterator[Picture]:
         yield Picture(
             svg,
             "Regularisers",
-            "Without their weights. After the warm-up their weight is zero; they are not measured, and shown as zero.",
+            "Without their weights, which are zero after the warm-up. Then only compiled steps measure them; "
+            "else they are shown as zero.",
         )
     for name, title in _known(run, SINGLE):
         curve = Curve(title, run.values(name), "ink")

@@ -92,6 +92,71 @@ def test_the_float64_bounds_hold_their_own_rounding(network_error: float, length
     assert kappa <= Fraction(network_error) * Fraction(1000001, 1000000) + 4 * Fraction(gamma(length + 64, UNIT64))
 
 
+# --- inputs that are zero in the whole box ---------------------------------------------------------------
+
+
+def half_zero(examples: int, features: int) -> Tensor:
+    """Inputs (B, F) of which the first example has a tenth, the others half that are not zero."""
+    x = torch.randn(examples, features, generator=Generator().manual_seed(3))
+    x[:, features // 2 :] = 0
+    x[0, features // 10 :] = 0
+    return x
+
+
+@torch.no_grad()
+def test_only_inputs_that_are_not_zero_count_in_a_sum():
+    layer, x = nn.Linear(1000, 3).double(), half_zero(4, 1000).double()
+    box = Box(x, 0.1 * (x != 0).double())
+    step = LayerStep(layer, INTERVAL_RULES[nn.Linear], (box,), None)
+    terms = rounded.AFFINE_ERRORS[nn.Linear](FLOAT32, step)
+    assert terms.length == 1000
+    expected = [[FLOAT32.products(100)], *[[FLOAT32.products(500)]] * 3]
+    assert torch.equal(torch.as_tensor(terms.network_error), torch.tensor(expected, dtype=torch.float64))
+    for name in ("tf32", "bf16"):  # there a sum of products may be cut where zeros are added
+        assert rounded.AFFINE_ERRORS[nn.Linear](ARITHMETICS[name], step).network_error == ARITHMETICS[name].products(
+            1000
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [None, 3])
+def test_an_example_has_the_same_box_alone_as_in_a_batch(rows: int | None):
+    layer, x = nn.Linear(1000, 3).double(), half_zero(4, 1000).double()
+    x = x if rows is None else x.unsqueeze(1).expand(-1, rows, -1)
+    box = Box(x, 0.1 * (x != 0).double())
+    step = LayerStep(layer, INTERVAL_RULES[nn.Linear], (box,), None)
+    together, errors = rounded.rounded(FLOAT32, step, with_error=True)
+    for example in range(4):
+        own = step._replace(inputs=(Box(box.centre[example : example + 1], box.radius[example : example + 1]),))
+        alone, error = rounded.rounded(FLOAT32, own, with_error=True)
+        torch.testing.assert_close(alone.radius, together.radius[example : example + 1], rtol=1e-12, atol=0)
+        assert errors is not None
+        torch.testing.assert_close(error, errors[example : example + 1], rtol=1e-12, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["one after another", "in pairs", "zeros first"])
+def test_a_float32_sum_with_zeros_in_any_order_is_within_the_error_of_its_other_terms(order: str):
+    generator = np.random.default_rng(5)
+    for count in (1, 2, 5, 40):
+        terms = np.zeros(200, np.float32)
+        terms[generator.permutation(200)[:count]] = generator.normal(size=count) * 10.0 ** generator.integers(
+            -3, 4, count
+        )
+        if order == "zeros first":
+            terms = np.sort(np.abs(terms)) * np.sign(generator.normal(size=200))
+        terms = terms.astype(np.float32)
+        computed = in_pairs(terms) if order == "in pairs" else np.add.accumulate(terms, dtype=np.float32)[-1]
+        exactly, sizes = sum(map(Fraction, map(float, terms))), sum(abs(Fraction(float(term))) for term in terms)
+        assert abs(Fraction(float(computed)) - exactly) <= Fraction(gamma(count - 1, 2.0**-24)) * sizes
+
+
+def in_pairs(terms: np.ndarray) -> np.float32:
+    while len(terms) > 1:
+        terms = np.concatenate([terms[:-1:2] + terms[1::2], terms[len(terms) // 2 * 2 :]])
+    return terms[0]
+
+
 # --- one layer, exactly ----------------------------------------------------------------------------------
 
 # Where the inputs lie, so that small differences of large numbers are met, and numbers that underflow.
