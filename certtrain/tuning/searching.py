@@ -1,16 +1,18 @@
 """The search itself: each trial is a run that is trained and verified on held-out examples, never on the test set."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certtrain.data import load_images
 from certtrain.errors import NonFiniteError, PresetError, RunError
+from certtrain.locking import one_at_a_time
 from certtrain.runs.history import REPORT, read_run
 from certtrain.runs.trials import GOALS, Goal, TrialRecord, TrialRecords
 from certtrain.spec.preset import Preset, load_preset
-from certtrain.storage import write_atomic
+from certtrain.storage import make_folder, write_atomic
 from certtrain.training.api import resume, train
 from certtrain.training.context import DEFAULT_CONTEXT, RunContext
 from certtrain.training.events import EpochDone, Event, Listener
@@ -78,21 +80,30 @@ class SearchWork:
         self.overrides = options.overrides | _held_out(options, context)
         check_space(options.space, options.preset, self.overrides)
         self.base = load_preset(options.preset, self.overrides)
-        options.out.mkdir(parents=True, exist_ok=True)
-        eps = self.base.eps
-        self.study = studies.open_study(
-            options.storage or f"sqlite:///{options.out.absolute() / 'study.db'}",
-            options.goals,
-            self._settings(),
-            lost_after=options.lost_after,
-            unpruned=eps.start + eps.length,
+        make_folder(options.out)
+        with self._alone():
+            self.study = self._open()
+
+    def _open(self) -> "optuna.Study":
+        """The study; if it is new, its first trial has the preset's own settings."""
+        options, eps = self.options, self.base.eps
+        storage = options.storage or f"sqlite:///{options.out.absolute() / 'study.db'}"
+        study, is_new = studies.open_study(
+            storage, options.goals, self._settings(), lost_after=options.lost_after, unpruned=eps.start + eps.length
         )
-        studies.enqueue_reference(self.study, options.space, _own(self.base, options.space))
+        if is_new:
+            studies.enqueue_reference(study, options.space, _own(self.base, options.space))
+        return study
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """A context for one process at a time of those with the same folder: SQLite has no locks of rows."""
+        return one_at_a_time(self.options.out / ".study.lock")
 
     def run(self) -> TrialRecords:
         """Train trials until the study has all of them."""
         while self.context.should_stop() is None:
-            free, unfinished = studies.open_trials(self.study, self.options.trials)
+            with self._alone():
+                free, unfinished = studies.open_trials(self.study, self.options.trials)
             if unfinished <= 0:
                 break
             if free <= 0:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from certtrain.errors import MissingExtra, RunError
 from certtrain.runs.trials import Goal, State, TrialRecord
@@ -36,9 +36,16 @@ def optuna_module() -> Any:
     return optuna
 
 
+class OpenStudy(NamedTuple):
+    """A study, and whether this process has made it."""
+
+    study: "optuna.Study"
+    is_new: bool
+
+
 def open_study(
     storage: str, goals: tuple[Goal, ...], settings: dict[str, Any], *, lost_after: float, unpruned: int
-) -> "optuna.Study":
+) -> OpenStudy:
     """The study in the database of that URL, made if there is none; it is of these settings.
 
     lost_after: seconds without a sign of life after which a running trial is lost. unpruned: epochs of a trial before
@@ -46,28 +53,30 @@ def open_study(
     be opened or its study is of other settings.
     """
     optuna = optuna_module()
-    beat = max(1, int(lost_after / 4))
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=POLITE_STARTS, n_warmup_steps=unpruned)
+    how = {"sampler": optuna.samplers.TPESampler(), "pruner": pruner if len(goals) == 1 else optuna.pruners.NopPruner()}
     try:
-        with _without_experimental_warnings(optuna):
-            database = optuna.storages.RDBStorage(
-                storage,
-                heartbeat_interval=beat,
-                grace_period=max(2, int(lost_after)),
-                heartbeat_stale_trial_callback=retry,
+        database = _database(optuna, storage, lost_after)
+        try:
+            directions = ["maximize"] * len(goals)
+            opened = OpenStudy(
+                optuna.create_study(storage=database, study_name=STUDY, directions=directions, **how), True
             )
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=POLITE_STARTS, n_warmup_steps=unpruned)
-        study = optuna.create_study(
-            storage=database,
-            study_name=STUDY,
-            sampler=optuna.samplers.TPESampler(),
-            pruner=pruner if len(goals) == 1 else optuna.pruners.NopPruner(),
-            directions=["maximize"] * len(goals),
-            load_if_exists=True,
-        )
+        except optuna.exceptions.DuplicatedStudyError:
+            opened = OpenStudy(optuna.load_study(storage=database, study_name=STUDY, **how), False)
     except Exception as error:  # of the database's driver, whichever that is
         raise RunError(f"the study in {storage} cannot be opened: {type(error).__name__}: {error}") from error
-    _check_settings(study, storage, settings)
-    return study
+    _check_settings(opened.study, storage, settings)
+    return opened
+
+
+def _database(optuna: Any, storage: str, lost_after: float) -> Any:
+    """The database, in which each running trial leaves a sign of life several times before it counts as lost."""
+    beat, grace = max(1, int(lost_after / 4)), max(2, int(lost_after))
+    with _without_experimental_warnings(optuna):
+        return optuna.storages.RDBStorage(
+            storage, heartbeat_interval=beat, grace_period=grace, heartbeat_stale_trial_callback=retry
+        )
 
 
 def retry(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
@@ -75,15 +84,10 @@ def retry(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
     study.enqueue_trial(trial.params, user_attrs=dict(trial.user_attrs))
 
 
-def enqueue_reference(study: "optuna.Study", space: Space, own: dict[str, Any]) -> bool:
-    """Let the first trial have the preset's own settings, if all of them are in the space. Returns whether they are."""
-    if not all(dimension.holds(own[field]) for field, dimension in space.items()):
-        return False
-    if not study.trials:
-        study.enqueue_trial(
-            {f: _kept(space[f], value) for f, value in own.items()}, {REFERENCE: True}, skip_if_exists=True
-        )
-    return True
+def enqueue_reference(study: "optuna.Study", space: Space, own: dict[str, Any]) -> None:
+    """Let the next trial have the preset's own settings, if all of them are in the space."""
+    if all(dimension.holds(own[field]) for field, dimension in space.items()):
+        study.enqueue_trial({field: _kept(space[field], value) for field, value in own.items()}, {REFERENCE: True})
 
 
 def suggested(trial: "optuna.Trial", space: Space) -> dict[str, Any]:
