@@ -66,22 +66,31 @@ def _last_epochs(compared: RunComparison) -> Table:
             continue
         last = run.epochs[-1]
         *accuracies, loss = (last.measured.get(measure) for measure in MEASURED)
-        table.add_row(name, str(last.epoch), format_eps(last.eps), *map(percent, accuracies), number(loss, 4))
+        table.add_row(name, str(last.epoch), number(last.eps), *map(percent, accuracies), number(loss, 4))
     return table
 
 
 def _show_settings(names: Sequence[str], settings: Sequence[Setting]) -> None:
-    """A column for each run if the terminal is wide enough, else the runs one below the other."""
+    """A table with a column for each run, or else for each field; if neither fits, the runs one below the other."""
     if not settings:
         say("the runs have the same settings", GREY)
         return
     show_title("settings that differ")
-    table = new_table("field", *names)
-    for setting in settings:
-        table.add_row(setting.field, *map(setting_text, setting.values))
-    if out.measure(table, options=out.options.update(width=WIDEST)).maximum <= out.width:
-        out.print(table)
-        return
+    by_field = [(setting.field, *map(setting_text, setting.values)) for setting in settings]
+    by_run = [
+        (name, *map(setting_text, values)) for name, *values in zip(names, *(s.values for s in settings), strict=True)
+    ]
+    for header, rows in ((("field", *names), by_field), (("run", *(s.field for s in settings)), by_run)):
+        table = new_table(*header)
+        for row in rows:
+            table.add_row(*row)
+        if out.measure(table, options=out.options.update(width=WIDEST)).maximum <= out.width:
+            out.print(table)
+            return
+    _list_settings(names, settings)
+
+
+def _list_settings(names: Sequence[str], settings: Sequence[Setting]) -> None:
     for index, name in enumerate(names):
         say(name, "bold")
         for setting in settings:

@@ -37,6 +37,16 @@ def test_a_narrow_terminal_shows_the_settings_of_each_run(
     assert "  train.batch_size = 32" in lines[lines.index("second") :]
 
 
+def test_many_runs_with_few_settings_that_differ_are_rows(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.out, "_width", 80)
+    names = [f"run-number-{number}" for number in range(9)]
+    folders = [write_run(tmp_path / name, [], seed=number) for number, name in enumerate(names)]
+    rows = [line.split() for line in run("compare", *folders).out.splitlines()]
+    assert rows[rows.index(["run", "seed"]) + 1 :] == [[name, str(number)] for number, name in enumerate(names)]
+
+
 def test_the_same_as_json(run: Run, runs: list[Path]) -> None:
     found = json.loads(run("compare", *runs, "--json").out)
     first, second = found["runs"]
