@@ -141,7 +141,7 @@ def tune_command(
         study.lost_after,
     )
     records = _search(options, stop, trial)
-    _show(records, out, trial.as_json)
+    _show(records, out, searched.trials, trial.as_json)
     if stop.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -166,7 +166,7 @@ def _search(options: "SearchOptions", stop: Stopper, trial: TrialOptions) -> "Tr
         return search_settings(options, context, on_trial)
 
 
-def _show(records: "TrialRecords", out: Path, as_json: bool) -> None:
+def _show(records: "TrialRecords", out: Path, trials: int, as_json: bool) -> None:
     from certtrain import render
     from certtrain.reports.tuning import write_tuning_page
 
@@ -175,4 +175,7 @@ def _show(records: "TrialRecords", out: Path, as_json: bool) -> None:
         render.show_json(records.to_dict())
         return
     render.show_trials(records)
+    done = sum(trial.state in ("finished", "pruned") for trial in records.trials)
+    if done < trials:
+        render.say(f"{done} of {trials} trials are done; to go on, start the same command again")
     render.say(f"wrote {out / 'study.html'}; the run of a trial is in {out}/trial-NNNN")

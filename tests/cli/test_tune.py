@@ -30,6 +30,13 @@ def test_trials_are_shown_and_written(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("space")
+def test_a_search_that_is_stopped_says_how_to_go_on(run: Run) -> None:
+    stopped = run(*WORDS, "--trials", 2, "--time-budget", "0.001s")
+    assert stopped.code == 0, stopped.err
+    assert "0 of 2 trials are done; to go on, start the same command again" in stopped.out
+
+
+@pytest.mark.usefixtures("space")
 def test_wrong_goals_and_files_in_the_way_are_refused(run: Run, tmp_path: Path) -> None:
     assert run(*WORDS, "--maximize", "speed").code == 2
     (tmp_path / "t").write_text("")
