@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import certtrain
 from certtrain.data.batches import Batches
 from certtrain.network.assembly import describe, load_run_images, make_network
-from certtrain.network.modelfile import save_model
+from certtrain.network.modelfile import write_model
 
 NETWORK = {"name": "cnn", "kernels": [4, 4], "strides": [2, 2], "paddings": [1, 1], "batch_norm": False}
 RATE, BATCH = 2e-3, 128
@@ -47,7 +47,7 @@ def main() -> None:
             schedule.step()
         print(f"epoch {epoch + 1} of {arguments.epochs}: the last batch's loss is {loss.item():.3f}", flush=True)
     note = f"trained against PGD by benchmarks/adversarial.py: {vars(arguments)}"
-    save_model(arguments.out, network, describe(preset, images.train, note=note))
+    write_model(arguments.out, network, describe(preset, images.train, note=note))
 
 
 def _attacked(network: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from certtrain import load_model, load_preset, propagate
 from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import load_run_images
-from certtrain.network.modelfile import Classifier, Metadata, fill_network, save_model
+from certtrain.network.modelfile import Classifier, Metadata, fill_network, write_model
 from certtrain.spec.architecture import CNN
 
 NOTE = "without the channels and units that are never active on training images; weights rounded to bfloat16"
@@ -97,7 +97,7 @@ def main() -> None:
         print(f"{name}: {int(keep.sum())} of {len(keep)} are active on some image")
     network = pruned(model, used)
     round_weights_(network)
-    save_model(arguments.out, network, network.metadata)
+    write_model(arguments.out, network, network.metadata)
 
 
 if __name__ == "__main__":

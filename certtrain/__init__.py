@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from certtrain.network.initialization import InitRecord as InitRecord
     from certtrain.network.initialization import ibp_init_ as ibp_init_
     from certtrain.network.modelfile import load_model as load_model
+    from certtrain.network.saving import save_model as save_model
     from certtrain.render.sessions import resume as resume
     from certtrain.render.sessions import train as train
     from certtrain.spec.objective import AttackSection as AttackSection
@@ -69,6 +70,7 @@ _MODULES = {
     "output_bounds": "bounds.api",
     "propagate": "bounds.api",
     "resume": "render.sessions",
+    "save_model": "network.saving",
     "train": "render.sessions",
     "verify": "verification.verify",
 }

@@ -28,3 +28,22 @@ def locked(path: Path, taken: CerttrainError) -> Iterator[None]:
         with suppress(OSError):  # some systems do not delete an open file; it then stays
             path.unlink()
         lock.release()
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """A context that waits for the lock with the file `path`, whose folder must exist, and holds it.
+
+    Raises StorageError if the file cannot be made.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise StorageError(f"cannot lock {path}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()

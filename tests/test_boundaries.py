@@ -26,7 +26,7 @@ def is_surface(file: Path) -> bool:
 # Each imports from those before it, and from what stands outside of all, which is free to be imported anywhere.
 PACKAGES = (
     "spec", "runtime", "data", "bounds", "attack", "branching", "network", "properties", "verification", "certfile",
-    "runs", "diagnostics", "interchange", "competition", "reports", "training", "render", "cli",
+    "runs", "diagnostics", "interchange", "competition", "reports", "training", "tuning", "doctor", "render", "cli",
 )  # fmt: skip
 ENGINE = [module_name(file) for file in FILES if not is_surface(file)]
 
@@ -55,7 +55,7 @@ def test_the_engine_is_found():
 def test_the_engine_loads_neither_rich_nor_typer():
     loaded = loaded_after("\n".join(f"import {name}" for name in ENGINE))
     assert "torch" in loaded
-    assert not loaded & {"rich", "typer", "click", "matplotlib", "tensorboard"}
+    assert not loaded & {"rich", "typer", "click", "matplotlib", "optuna", "tensorboard"}
 
 
 LIGHT = [
@@ -64,7 +64,12 @@ LIGHT = [
     "certtrain.spec.layers",
     "certtrain.spec.shapes",
     "certtrain.spec.preset",
+    "certtrain.reports.comparison",
     "certtrain.reports.report",
+    "certtrain.spec.explained",
+    "certtrain.doctor.checks",
+    "certtrain.reports.tuning",
+    "certtrain.tuning.space",
     "certtrain.errors",
     "certtrain.spec.schedule",
     "certtrain.storage",
@@ -93,6 +98,7 @@ ARGUMENTS = [
     ("train", "--preset", "digits", "--out", "tests"),
     ("train", "--preset", "digits", "--set", "model={name='module', source='none.py:Net'}"),
     ("train", "--resume", "none"),
+    ("train", "--preset", "digits", "--from", "none"),
     ("verify", "none"),
     ("verify", "tests"),
     ("verify", "pyproject.toml", "--check", "none"),
@@ -112,6 +118,13 @@ ARGUMENTS = [
     ("bench", "none"),
     ("bench", "pyproject.toml"),
     ("stats", "none", "--eps", "2"),
+    ("compare", "none"),
+    ("presets", "none"),
+    ("tune", "--help"),
+    ("tune", "digits", "--space", "none"),
+    ("tune", "digits", "--space", "pyproject.toml"),
+    ("doctor", "--help"),
+    ("doctor", "--preset", "none"),
     ("stats", "none"),
     ("stats", "tests", "--by-epoch"),
     ("stats", "one", "two", "--by-epoch"),

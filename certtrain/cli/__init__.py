@@ -13,20 +13,25 @@ import typer
 from certtrain import __version__
 from certtrain.cli.bench import bench_command
 from certtrain.cli.check import check_command
+from certtrain.cli.compare import compare_command
 from certtrain.cli.decide import decide_command
+from certtrain.cli.doctor import doctor_command
 from certtrain.cli.examples import epilog
 from certtrain.cli.exit_codes import exit_code, summary
 from certtrain.cli.export import export_command
 from certtrain.cli.groups import Program, Subcommand, with_groups
 from certtrain.cli.init import init_command
 from certtrain.cli.output import adapt_streams, drop_unwritten
+from certtrain.cli.presets import presets_command
 from certtrain.cli.stats import stats_command
 from certtrain.cli.train import train_command
+from certtrain.cli.tune import tune_command
 from certtrain.cli.verify import verify_command
 from certtrain.errors import CerttrainError
 
 MAIN = "Commands"
 OTHERS = "Certificates, properties and benchmarks"
+RESEARCH = "Many runs, presets and this machine"
 COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {  # each with the panel of the help that lists it
     "train": (MAIN, train_command),
     "verify": (MAIN, verify_command),
@@ -36,6 +41,10 @@ COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {  # each with the panel 
     "check": (OTHERS, check_command),
     "decide": (OTHERS, decide_command),
     "bench": (OTHERS, bench_command),
+    "compare": (RESEARCH, compare_command),
+    "tune": (RESEARCH, tune_command),
+    "presets": (RESEARCH, presets_command),
+    "doctor": (RESEARCH, doctor_command),
 }
 
 app = typer.Typer(

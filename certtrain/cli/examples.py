@@ -8,6 +8,7 @@ certtrain train --preset digits
 certtrain train --preset mnist-cpu --eps 0.2 --out runs/mnist
 certtrain train --preset mnist-cpu --epochs 10 --set train.batch_size=64
 certtrain train --resume runs/mnist
+certtrain train --preset mnist-cpu --eps 0.2 --from runs/mnist/model.safetensors    # weights to start from
 """,
     "verify": """
 certtrain verify runs/mnist                               # the newest run, if no run is given
@@ -45,6 +46,23 @@ certtrain decide runs/mnist/model.safetensors properties/point_00000.vnnlib
 certtrain bench benchmarks/acasxu/instances.csv
 certtrain bench benchmarks/*/instances.csv --timeout 30s --jobs 4 --out results.csv --counterexamples found
 certtrain bench acasxu/instances.csv --expected other-verifier/results.csv
+""",
+    "compare": """
+certtrain compare runs/first runs/second
+certtrain compare runs/* --html compared.html
+""",
+    "tune": """
+certtrain tune digits --space space.toml --trials 20
+certtrain tune mnist-cpu --space space.toml --maximize certified --out tuning/certified
+certtrain tune cifar10-8-255 --space space.toml --storage postgresql://tuner@database/study --time-budget 8h
+""",
+    "presets": """
+certtrain presets cifar10-160ep
+certtrain presets digits --json
+""",
+    "doctor": """
+certtrain doctor --preset cifar10-160ep     # how long its training would take here
+certtrain doctor --json
 """,
 }
 

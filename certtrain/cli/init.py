@@ -290,7 +290,7 @@ class _View:
 
 def _save(preset: "Preset", images: "ImageSet", out: Path) -> None:
     from certtrain.network.assembly import describe, make_network
-    from certtrain.network.modelfile import save_model
+    from certtrain.network.modelfile import write_model
 
     network, _ = make_network(preset, images)
-    save_model(out, network, describe(preset, images, note=f"initialised by the {preset.init} scheme, not trained"))
+    write_model(out, network, describe(preset, images, note=f"initialised by the {preset.init} scheme, not trained"))

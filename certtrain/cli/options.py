@@ -64,6 +64,14 @@ def _png_file(text: str) -> Path:
     return Path(text)
 
 
+def completed_presets(incomplete: str) -> list[tuple[str, str]]:
+    """The shipped presets whose names begin like that, and their descriptions, for the completion in a shell."""
+    from certtrain.spec.preset_file import own_fields, preset_names
+
+    names = [name for name in preset_names() if name.startswith(incomplete)]
+    return [(name, str(own_fields(name).get("description", ""))) for name in names]
+
+
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -88,7 +96,14 @@ ModelOrNewest = Annotated[
     ),
 ]
 PresetName = Annotated[
-    str | None, typer.Option("--preset", "-p", metavar="NAME|FILE", help="A shipped preset, or a .toml file.")
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        metavar="NAME|FILE",
+        help="A shipped preset, or a .toml file.",
+        autocompletion=completed_presets,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

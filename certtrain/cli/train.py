@@ -36,6 +36,10 @@ class RunOptions:
     """The run."""
 
     preset: PresetName = None
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="MODEL", help="A model file with weights to start from; the same network."),
+    ] = None
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")] = None
     out: Annotated[Path | None, typer.Option(help="Folder for the new run; a new one in runs/ if not given.")] = None
     data_dir: DataDir = None
@@ -150,8 +154,12 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
 
 def _preset(run: RunOptions, changes: ChangeOptions) -> "Preset | None":
     """The preset of a new run; None for a resumed run, which has its own. Raises BadParameter for a change to that."""
-    fields = changes.fields()
+    from certtrain.storage import check_model_file
+
+    fields = changes.fields() | {"start": run.start and {"file": str(run.start)}}
     if run.resume is None:
+        if run.start is not None:
+            check_model_file(run.start)
         preset = resolve_preset(run.preset, changes.overrides, **fields)
         check_data(preset, run.data_dir)
         return preset

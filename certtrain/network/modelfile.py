@@ -55,7 +55,7 @@ class Classifier(nn.Sequential):
         self.metadata = metadata
 
 
-def save_model(path: Path, network: nn.Sequential, metadata: Metadata) -> None:
+def write_model(path: Path, network: nn.Sequential, metadata: Metadata) -> None:
     """Write `network` with `metadata` to `path`, completely or not at all. Raises StorageError."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomic(path, save(tensors, {KEY: metadata.model_dump_json()}))

@@ -7,6 +7,7 @@ verification.
 from certtrain.render.benchmark import show_contradictions as show_contradictions
 from certtrain.render.benchmark import show_done as show_done
 from certtrain.render.benchmark import show_tallies as show_tallies
+from certtrain.render.comparison import show_comparison as show_comparison
 from certtrain.render.console import error as error
 from certtrain.render.console import note as note
 from certtrain.render.console import say as say
@@ -18,7 +19,11 @@ from certtrain.render.initial import show_initial as show_initial
 from certtrain.render.initial import show_sweep as show_sweep
 from certtrain.render.layers import show_models as show_models
 from certtrain.render.layers import show_states as show_states
+from certtrain.render.machine import show_checks as show_checks
 from certtrain.render.pictures import show_picture as show_picture
+from certtrain.render.presets import show_presets as show_presets
+from certtrain.render.presets import show_toml as show_toml
+from certtrain.render.presets import toml_width as toml_width
 from certtrain.render.progress import checking as checking
 from certtrain.render.progress import loading as loading
 from certtrain.render.progress import progress as progress
@@ -26,5 +31,7 @@ from certtrain.render.results import show_comparisons as show_comparisons
 from certtrain.render.results import show_json as show_json
 from certtrain.render.results import show_report as show_report
 from certtrain.render.training import training_view as training_view
+from certtrain.render.tuning import TrialView as TrialView
+from certtrain.render.tuning import show_trials as show_trials
 from certtrain.render.verification import show_checked as show_checked
 from certtrain.render.verification import verifying as verifying

@@ -101,7 +101,7 @@ def _settings(run: Run) -> Iterator[tuple[str, CellValue]]:
     yield "data set", f"{preset.data.name}{_images(run)}{held_out}"
     yield "network", _network(preset)
     yield "parameters", None if run.weights is None else run.weights.parameters
-    yield "initialisation", preset.init
+    yield "initialisation", preset.init if preset.start is None else f"weights of {preset.start.file}"
     yield "objective", described_objective(preset.objective)
     yield "ε", f"{format_eps(preset.eps.max)}; {_ramp(run)}"
     yield "training", ", ".join((f"{train.epochs} epochs, batches of {train.batch_size}", *_changed(train)))

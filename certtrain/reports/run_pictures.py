@@ -67,7 +67,7 @@ def layer_pictures(run: Run) -> Iterator[Picture]:
     axis, names = _axis(run), [layer.name for layer in run.layers]
     growths = [
         Curve(name, run.layer_values(name, attrgetter("growth")), colour, dashed=bool(index % 2))
-        for index, (name, colour) in enumerate(zip(names, _hues(len(names)), strict=True))
+        for index, (name, colour) in enumerate(zip(names, hues(len(names)), strict=True))
     ]
     svg = draw_curves("growth", axis, growths, label="growth of the bounds' width", log=True)
     yield Picture(svg, "Growth: mean width over the input's")
@@ -121,7 +121,7 @@ def _far_apart(curves: list[Curve]) -> bool:
     return len(values) > 1 and max(values) > 100 * min(values)
 
 
-def _hues(count: int) -> list[str]:
-    """Colours from blue to red for the layers from first to last, readable on light and dark pages."""
+def hues(count: int) -> list[str]:
+    """Colours from blue to red for lines from first to last, readable on light and dark pages."""
     colours = [hls_to_rgb((220 - 215 * index / max(count - 1, 1)) / 360, 0.5, 0.65) for index in range(count)]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in colours]

@@ -101,14 +101,21 @@ def in_own_style(draw: Callable[_P, Svg]) -> Callable[_P, Svg]:
 
 @in_own_style
 def draw_curves(
-    name: str, epochs: EpochAxis, curves: Sequence[Curve], *, label: str, percent: bool = False, log: bool = False
+    name: str,
+    epochs: EpochAxis,
+    curves: Sequence[Curve],
+    *,
+    label: str,
+    percent: bool = False,
+    log: bool = False,
+    legend: bool = True,
 ) -> Svg:
-    """Lines over epochs, with a legend above them if there are several; `label` says what they show.
+    """Lines over epochs, with a legend above them if there are several and one is wanted; `label` says what they show.
 
     percent: the values are shares of one, on an axis from 0 to 100%. log: the axis is logarithmic, and shows only
     values above zero.
     """
-    rows = math.ceil(len(curves) / 2) if len(curves) > 1 else 0
+    rows = math.ceil(len(curves) / 2) if legend and len(curves) > 1 else 0
     figure, axes = _empty(epochs, rows, label)
     marker = "o" if len(epochs.numbers) <= MARKED else ""
     for curve in curves:

@@ -13,7 +13,7 @@ FIELDS_SHOWN = 5  # in the error; two networks may differ in many
 def check_unchanged(began: Mapping[str, Any], now: Preset, file: Path) -> None:
     """Raise RunError, naming the fields, if the preset `now`, of `file`, is not the one that the run began with."""
     # Loaded as a preset, so that fields which an earlier version of certtrain did not have get their defaults.
-    before, after = (dict(_fields(each.model_dump(mode="json"))) for each in (load_preset(began), now))
+    before, after = (dict(flat_fields(each.model_dump(mode="json"))) for each in (load_preset(began), now))
     changed = [name for name in before | after if before.get(name) != after.get(name)]
     if changed:
         shown = [f"{name} {_change(before.get(name), after.get(name))}" for name in changed[:FIELDS_SHOWN]]
@@ -24,11 +24,11 @@ def check_unchanged(began: Mapping[str, Any], now: Preset, file: Path) -> None:
         )
 
 
-def _fields(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+def flat_fields(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
     """Each field with its dotted path."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _fields(value, f"{section}{name}.")
+            yield from flat_fields(value, f"{section}{name}.")
         else:
             yield f"{section}{name}", value
 

@@ -202,6 +202,7 @@ class Graph(Section):
 
     name: Literal["graph"]
     layers: tuple[Annotated[AnyLayer, Field(discriminator="type")], ...]
+    """The layers, each after those that give its inputs."""
     origin: Origin | None = None
     """The code from which the layers were read; None if there was none."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 SEPARATOR = "', '"  # between the names that pydantic lists
-LONGEST = 40  # characters of a value that is shown
+LONGEST_SHOWN = 40  # characters of a value that is shown
 
 _SAY: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than_equal": lambda context: f"at least {context['ge']}",
@@ -52,7 +52,7 @@ def problem_text(problem: ErrorDetails) -> str:
 def shown(value: Any) -> str:
     """A value as text, shortened if it is long."""
     text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -93,7 +93,9 @@ class TrainSection(Section):
     """The optimisation."""
 
     epochs: Positive
+    """Number of passes over the training set."""
     batch_size: int = Field(128, ge=2)
+    """Number of examples in a step."""
     learning_rate: float = Field(5e-4, gt=0)
     """The optimiser's learning rate."""
     optimizer: Literal["adam", "adamw", "radam", "sgd"] = "adam"
@@ -113,6 +115,7 @@ class TrainSection(Section):
     milestones: tuple[Positive, ...] = ()
     """With steps, the epochs after which the learning rate is multiplied by `decay`."""
     decay: float = Field(0.2, gt=0, le=1)
+    """With steps, the factor of the learning rate at each of the `milestones`."""
     average: float = Field(0.0, ge=0, lt=1)
     """Decay per step of a moving average of the weights, which is then the trained network; 0 for no average."""
     average_from: Positive | None = None
@@ -140,6 +143,15 @@ class TrainSection(Section):
     """Compile the step with torch.compile; auto does so if that saves time overall."""
 
 
+class StartSection(Section):
+    """The weights that a run starts from."""
+
+    file: str = Field(min_length=1)
+    """A model file; its network must be the preset's. The run takes its normalisation too."""
+    sha256: str | None = None
+    """The hash of the file, written into the preset of a run when it begins."""
+
+
 class Preset(Section):
     """Everything that decides the result of one run."""
 
@@ -148,10 +160,13 @@ class Preset(Section):
     name: str = Field(pattern=r"^[\w.-]+$")
     """Letters, digits, dots, dashes and underscores; the name of the run's folder begins with it."""
     description: str = ""
+    """What the preset is for, in a few words."""
     seed: int = Field(0, ge=0, lt=2**63)
     """The random seed of the weights, the order of the data and the augmentation."""
     init: Scheme = "ibp"
     """The initialisation of the weights."""
+    start: StartSection | None = None
+    """The weights that the run starts from, in place of those of `init`; `certtrain train --from` sets it."""
     data: DataSection
     model: Annotated[Architecture | ModuleSection, Field(discriminator="name")]
     eps: EpsSection
@@ -339,6 +354,7 @@ def _field_paths(here: str) -> list[str]:
         ("eps", EpsSection),
         ("train", TrainSection),
         ("regularizer", RegularizerSection),
+        ("start", StartSection),
         ("objective.attack", AttackSection),
     ]
     networks: list[type[Section]] = [*NETWORKS.values(), Graph, ModuleSection]

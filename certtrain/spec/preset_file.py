@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ def own_fields(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(source, Mapping) or str(source).endswith(".json"):
         return {}
     return migrated(_read(str(source)))
+
+
+def leading_comment(name_or_file: str | Path) -> str:
+    """The comment at the head of the file of a preset, in one line; empty without one. Raises PresetError."""
+    _read(str(name_or_file))
+    lines = _file(str(name_or_file)).read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def extended_presets(name_or_file: str | Path) -> list[str]:
+    """The presets that a preset extends: the one that it names, then what that one extends. Raises PresetError."""
+    found, here = list[str](), str(name_or_file)
+    while "extends" in (fields := _read(here)):
+        here = _base(here, fields["extends"], Path(here).parent)
+        found.append(here)
+    return found
 
 
 def change_network(values: dict[str, Any], name: Any) -> None:

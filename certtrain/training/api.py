@@ -6,6 +6,7 @@ from pathlib import Path
 
 from certtrain.network.assembly import Images, load_run_images
 from certtrain.network.source import changed_source, resolve_module
+from certtrain.network.starting import with_start_hash
 from certtrain.runs.checkpoint import RunFolder, locked_run
 from certtrain.runtime.precision import check_precision
 from certtrain.spec.preset import Preset
@@ -28,7 +29,7 @@ def start_run(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CON
     """
     context = context.resolved()
     images = _load_images(preset, context)  # the folder is made last, so that an earlier error leaves none behind
-    preset = context.group.on_leader(lambda: with_source_hash(resolve_module(preset, images.train)))
+    preset = context.group.on_leader(lambda: with_start_hash(with_source_hash(resolve_module(preset, images.train))))
     folder = RunFolder(Path(out))
     trainer = Trainer(preset, folder, images, context)
     with _locked(folder.path, context.group, new=True):

@@ -43,7 +43,7 @@ def will_compile(
     if in_parts:
         return CompileChoice(False, "not compiled: with train.micro_batch a batch is taken in parts, eagerly")
     if not has_compiler(device):
-        return CompileChoice(False, f"not compiled: that needs {_tools(device)}, which is missing")
+        return CompileChoice(False, f"not compiled: that needs {needed_tools(device)}, which is missing")
     if choice == "on":
         return CompileChoice(True, "compiled, as chosen; the first step takes up to a minute")
     saved = steps * relu_inputs * SAVED[device]
@@ -54,10 +54,12 @@ def will_compile(
 def check_compile(choice: Compile, device: str) -> None:
     """Raise DeviceError if the step must be compiled and the tools for it are missing."""
     if choice == "on" and not has_compiler(device):
-        raise DeviceError(f"compile = on needs {_tools(device)}, which is missing; install it, or choose --compile off")
+        tools = needed_tools(device)
+        raise DeviceError(f"compile = on needs {tools}, which is missing; install it, or choose --compile off")
 
 
-def _tools(device: str) -> str:
+def needed_tools(device: str) -> str:
+    """What torch.compile needs for this device, in words."""
     return "a C++ compiler (g++ or clang++)" if device == "cpu" else "the package triton and a C compiler"
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from certtrain.attack import PGD
 from certtrain.errors import CerttrainError
 from certtrain.network.assembly import Images, describe
-from certtrain.network.modelfile import Classifier, save_model
+from certtrain.network.modelfile import Classifier, write_model
 from certtrain.reports.report import write_report
 from certtrain.runs.checkpoint import RunFolder
 from certtrain.spec.preset import Preset
@@ -42,7 +42,7 @@ class Completion:
         settings = self.preset.train
         if settings.keep_every is not None and epoch % settings.keep_every == 0:
             described = describe(self.preset, self.images.train, note=f"after epoch {epoch} of {settings.epochs}")
-            save_model(self.folder.epoch(epoch), self.network, described)
+            write_model(self.folder.epoch(epoch), self.network, described)
 
     def run(self, steps: int, seconds: float) -> Report:
         """Verify the network, which was trained with `steps` steps in `seconds` seconds, and write all results.
@@ -53,7 +53,7 @@ class Completion:
         results = report.to_dict()
         verification_seconds = results.pop("seconds")
         del results["stages"]  # they contain seconds too, by which the model file of a resumed run would differ
-        save_model(self.folder.model, self.network, describe(self.preset, self.images.train, results=results))
+        write_model(self.folder.model, self.network, describe(self.preset, self.images.train, results=results))
         record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results}
         record |= {"training": self._training(steps, seconds), "verification_seconds": verification_seconds}
         write_json(self.folder.report, record | {"versions": describe(self.preset, self.images.train).versions})

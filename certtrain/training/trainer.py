@@ -14,6 +14,7 @@ from certtrain.data import Augmentation, Batches
 from certtrain.diagnostics.layer_states import relu_units
 from certtrain.errors import DeviceError, RunError
 from certtrain.network.assembly import Images, make_network
+from certtrain.network.starting import load_start_, with_start_hash
 from certtrain.runs.checkpoint import RunFolder, RunProgress
 from certtrain.runtime.threads import threads_for
 from certtrain.spec.preset import Preset
@@ -182,6 +183,8 @@ class Trainer:
         """The stepper with the run's network, and whether its steps are compiled."""
         settings, device, group = self.preset.train, self.context.device, self.group
         network, _ = make_network(self.preset, self.images.train)
+        if not self.folder.checkpoints():  # else the weights come from there
+            load_start_(network, with_start_hash(self.preset), self.images.train)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         relu_inputs = relu_units(network, self.batches.whole_batch(0, 0)[0]) * (settings.batch_size // group.size)
         in_parts = settings.micro_batch is not None

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from certtrain.bounds.methods import METHODS
 from certtrain.data import load_images, to_unit
 from certtrain.network.assembly import describe, make_network
-from certtrain.network.modelfile import save_model
+from certtrain.network.modelfile import write_model
 from certtrain.spec.preset import load_preset
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "certificates.py"
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loss.backward()
         optimizer.step()
     path = tmp_path_factory.mktemp("certificates") / "model.safetensors"
-    save_model(path, network.eval(), describe(preset, train))
+    write_model(path, network.eval(), describe(preset, train))
     return path
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from certtrain import load_model
-from certtrain.network.modelfile import save_model
+from certtrain.network.modelfile import write_model
 from helpers.commands_of_benchmarks import benchmark
 from helpers.tiny_classifier import metadata, network
 
@@ -17,7 +17,7 @@ def test_parts_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpu, "PIECE", 200)
     described = metadata()
     original = network(described)
-    save_model(tmp_path / "model.safetensors", original, described)
+    write_model(tmp_path / "model.safetensors", original, described)
     gpu.split(tmp_path / "model.safetensors", tmp_path / "parts")
     assert len(list(tmp_path.glob("parts.*.part"))) > 1
     gpu.join(tmp_path / "parts", tmp_path / "joined.safetensors")

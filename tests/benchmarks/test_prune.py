@@ -9,7 +9,7 @@ from torch import nn
 from certtrain import load_model, propagate
 from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.network.assembly import describe, make_network
-from certtrain.network.modelfile import Classifier, save_model
+from certtrain.network.modelfile import Classifier, write_model
 from certtrain.spec.preset import load_preset
 from helpers.commands_of_benchmarks import benchmark
 
@@ -54,9 +54,9 @@ def test_without_them_the_network_is_the_same(model: Classifier, images: ImageSe
 
 def test_the_file_is_half_as_large_and_loads(model: Classifier, images: ImageSet, tmp_path: Path):
     smaller = prune.pruned(model, prune.used_channels(model, images, EPS))
-    save_model(tmp_path / "float32.safetensors", smaller, smaller.metadata)
+    write_model(tmp_path / "float32.safetensors", smaller, smaller.metadata)
     prune.round_weights_(smaller)
-    save_model(tmp_path / "bfloat16.safetensors", smaller, smaller.metadata)
+    write_model(tmp_path / "bfloat16.safetensors", smaller, smaller.metadata)
     loaded, x = load_model(tmp_path / "bfloat16.safetensors"), to_unit(images.images)
     assert loaded.metadata.note == prune.NOTE
     torch.testing.assert_close(loaded(x), smaller.float()(x))

@@ -20,7 +20,7 @@ from certtrain.bounds.methods import METHODS, BoundMethod, Bounds
 from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.data import ImageSet, load_images
 from certtrain.network.assembly import describe
-from certtrain.network.modelfile import save_model
+from certtrain.network.modelfile import write_model
 from certtrain.spec.preset import load_preset
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "soundness.py"
@@ -177,7 +177,7 @@ def test_a_model_file_is_tried_on_its_own_data(soundness, tmp_path: Path, capsys
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = soundness.trained(soundness.named(preset.model), train, 0.03, 60, 0)
-    save_model(tmp_path / "model.safetensors", network, describe(preset, train))
+    write_model(tmp_path / "model.safetensors", network, describe(preset, train))
     methods = ["ibp", "crown-ibp"]
     words = ["--points", "200", "--methods", *methods, "--models", str(tmp_path / "model.safetensors")]
     assert soundness.main([*QUICK, *words]) == 0

@@ -24,7 +24,7 @@ from certtrain.certfile import Writer, describe_task, read_certificates
 from certtrain.certfile.lines import REWORDED, Header
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CertificateError, StorageError
-from certtrain.network.modelfile import Classifier, load_model, save_model
+from certtrain.network.modelfile import Classifier, load_model, write_model
 from certtrain.spec.epsilon import exact_eps, parse_eps
 from certtrain.spec.layers import Graph
 from certtrain.verification.certificate import Certifier
@@ -62,7 +62,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Certificates of a small model, written in one go."""
     folder = tmp_path_factory.mktemp("certificates")
     model, images = mostly_right()
-    save_model(folder / "model.safetensors", model, model.metadata)
+    write_model(folder / "model.safetensors", model, model.metadata)
     case = Case(folder / "model.safetensors", load_model(folder / "model.safetensors"), images, folder / "c.jsonl")
     write(case)
     return case
@@ -198,7 +198,7 @@ def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
 ):
     """As they were written before linear bounds were held to shapes, and proofs against inference."""
     model, images = stretched()
-    save_model(tmp_path / "model.safetensors", model, model.metadata)
+    write_model(tmp_path / "model.safetensors", model, model.metadata)
     case = Case(
         tmp_path / "model.safetensors", load_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
     )
@@ -215,14 +215,14 @@ def test_another_model_is_refused(case: Case, tmp_path: Path):
     other = load_model(case.model_file)
     with torch.no_grad():
         other.head.bias[0] += 1e-6
-    save_model(tmp_path / "other.safetensors", other, other.metadata)
+    write_model(tmp_path / "other.safetensors", other, other.metadata)
     with pytest.raises(CertificateError, match=r"about another model than .*: the weights differ"):
         case._replace(model=other, model_file=tmp_path / "other.safetensors").check()
 
 
 def test_the_same_weights_in_another_file_are_refused(case: Case, tmp_path: Path):
     other = load_model(case.model_file)
-    save_model(tmp_path / "other.safetensors", other, other.metadata.model_copy(update={"note": "mine"}))
+    write_model(tmp_path / "other.safetensors", other, other.metadata.model_copy(update={"note": "mine"}))
     with pytest.raises(CertificateError, match="are the same, but the rest of the file is not"):
         case._replace(model_file=tmp_path / "other.safetensors").check()
 

@@ -18,7 +18,7 @@ from certtrain import cli, load_model
 from certtrain.data import load_images
 from certtrain.errors import CerttrainError, ModelFileError
 from certtrain.network.assembly import describe
-from certtrain.network.modelfile import KEY, save_model
+from certtrain.network.modelfile import KEY, write_model
 from certtrain.network.models import InputSpec, build_model
 from certtrain.spec.preset import load_preset
 from helpers.tiny_classifier import metadata, network
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = build_model(described.architecture, InputSpec(described.input_shape, 10, (0.3,), (0.4,)))
-    save_model(tmp_path / "model.safetensors", made, described)
+    write_model(tmp_path / "model.safetensors", made, described)
     return tmp_path / "model.safetensors"
 
 
@@ -231,7 +231,7 @@ def test_weights_that_overflow_certify_nothing(name: str, path: Path, monkeypatc
 
 
 def test_a_damaged_file_ends_the_real_command_with_one_line(tmp_path: Path):
-    save_model(tmp_path / "m.safetensors", network(metadata()), metadata())
+    write_model(tmp_path / "m.safetensors", network(metadata()), metadata())
     (tmp_path / "m.safetensors").write_bytes((tmp_path / "m.safetensors").read_bytes()[:-5])
     command = [sys.executable, "-m", "certtrain", "verify", str(tmp_path / "m.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

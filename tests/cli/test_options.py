@@ -11,6 +11,7 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from certtrain.cli import COMMANDS
 from certtrain.cli.groups import with_groups
 from certtrain.cli.options import memory_size
 from certtrain.spec.choices import MethodName, Precision
@@ -62,11 +63,14 @@ def test_a_group_of_options_is_shown_and_given_as_one() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", ["train", "verify", "stats", "export", "init", "check", "decide", "bench"]),
+        ("", list(COMMANDS)),
         ("verify --method ", list(get_args(MethodName))),
         ("verify --method c", ["crown-ibp", "crown", "complete"]),
         ("decide --method c", ["crown-ibp", "complete"]),
         ("verify --c", []),
+        ("train --preset dig", ["digits"]),
+        ("init -p tinyimagenet-w", ["tinyimagenet-wide-resnet"]),
+        ("presets mnist-0.3-c", ["mnist-0.3-cc-ibp", "mnist-0.3-crown-ibp"]),
         ("train --precision ", list(get_args(Precision))),
     ],
 )

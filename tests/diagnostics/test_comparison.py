@@ -22,7 +22,7 @@ from certtrain.diagnostics.comparison import (
 )
 from certtrain.diagnostics.model_states import model_layer_states
 from certtrain.errors import CerttrainError, DataError, ModelFileError, RunError
-from certtrain.network.modelfile import save_model
+from certtrain.network.modelfile import write_model
 from certtrain.spec.preset import load_preset
 from certtrain.training.pacing import Pacing
 from helpers.tiny_classifier import metadata, network
@@ -176,7 +176,7 @@ def test_a_checkpoint_away_from_its_run_says_where_it_belongs(finished: Path, tm
 
 def test_models_for_other_images_cannot_be_compared(finished: Path, tmp_path: Path):
     described = metadata(dataset="digits")
-    save_model(tmp_path / "small.safetensors", network(described), described)
+    write_model(tmp_path / "small.safetensors", network(described), described)
     with pytest.raises(DataError, match=r"small takes images of shape \(1, 2, 2\).* run of shape \(1, 8, 8\)"):
         compare_models([finished, tmp_path / "small.safetensors"], FEW)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from certtrain import load_model
 from certtrain.errors import ModelFileError, StorageError
-from certtrain.network.modelfile import KEY, save_model
+from certtrain.network.modelfile import KEY, write_model
 from certtrain.spec.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.spec.layers import Graph
 from helpers.tiny_classifier import SHAPE, metadata, network
@@ -49,7 +49,7 @@ ARCHITECTURES: list[Architecture] = [
 def path(tmp_path: Path) -> Path:
     """A good model file."""
     described = metadata()
-    save_model(tmp_path / "model.safetensors", network(described), described)
+    write_model(tmp_path / "model.safetensors", network(described), described)
     return tmp_path / "model.safetensors"
 
 
@@ -57,7 +57,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_saved_model_comes_back(architecture: Architecture, tmp_path: Path):
     described = metadata(architecture=architecture, note="untrained", results={"natural_accuracy": 0.5})
     original = network(described)
-    save_model(tmp_path / "m.safetensors", original, described)
+    write_model(tmp_path / "m.safetensors", original, described)
     loaded, x = load_model(tmp_path / "m.safetensors"), torch.rand(5, *SHAPE)
     assert loaded.metadata == described
     assert not loaded.training
@@ -76,7 +76,7 @@ def test_weights_may_be_kept_in_bfloat16(tmp_path: Path):
     for layer in original.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.weight = nn.Parameter(layer.weight.detach().bfloat16())
-    save_model(tmp_path / "m.safetensors", original, described)
+    write_model(tmp_path / "m.safetensors", original, described)
     loaded, x = load_model(tmp_path / "m.safetensors"), torch.rand(5, *SHAPE)
     assert all(not t.is_floating_point() or t.dtype == torch.float32 for t in loaded.state_dict().values())
     assert torch.equal(loaded(x), original.float()(x))
@@ -90,7 +90,7 @@ def test_a_loaded_model_can_be_trained_on(path: Path):
 
 def test_saving_twice_gives_the_same_bytes(path: Path, tmp_path: Path):
     described = metadata()
-    save_model(tmp_path / "again.safetensors", network(described), described)
+    write_model(tmp_path / "again.safetensors", network(described), described)
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
@@ -102,7 +102,7 @@ def test_saving_leaves_one_readable_file(path: Path):
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cannot write .*model\.safetensors"):
-        save_model(tmp_path / "file" / "model.safetensors", network(metadata()), metadata())
+        write_model(tmp_path / "file" / "model.safetensors", network(metadata()), metadata())
     assert (tmp_path / "file").read_text(encoding="utf-8") == "in the way"
 
 
@@ -268,7 +268,7 @@ def test_no_code_is_run_that_a_file_names(path: Path, tmp_path: Path, monkeypatc
     with pytest.raises(ModelFileError, match="'module' is not known; choose from: "):
         load_model(with_header(path, {"architecture": module}))
     described = metadata(architecture=GRAPH)
-    save_model(path, network(described), described)
+    write_model(path, network(described), described)
     origin = {"source": "evil.py:Net"}
     change = {"architecture": described.model_dump(mode="json")["architecture"] | {"origin": origin}}
     assert load_model(with_header(path, change | {"preset": {"model": module}})).metadata.preset == {"model": module}
@@ -329,7 +329,7 @@ GRAPH_CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 def test_tensors_that_do_not_fit_the_layers_are_named(name: str, path: Path):
     change, message = GRAPH_CHANGES[name]
     described = metadata(architecture=GRAPH)
-    save_model(path, network(described), described)
+    write_model(path, network(described), described)
     assert load_model(with_tensors(path, lambda tensors: None)).metadata == described
     with pytest.raises(ModelFileError, match=rf"does not contain the network that its header describes: .*{message}"):
         load_model(with_tensors(path, change))

@@ -1,0 +1,1 @@
+"""What works on this machine: packages, devices, arithmetics, tools, and how fast a training step is."""

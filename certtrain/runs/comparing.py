@@ -1,0 +1,87 @@
+"""Several runs side by side: their results, and the settings in which they differ; without torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from certtrain.runs.agreement import flat_fields
+from certtrain.runs.history import Results, Run, read_run
+from certtrain.runs.runfiles import check_run, short_names
+from certtrain.spec.epsilon import format_eps
+
+NO_SETTINGS = ("description",)  # fields that decide nothing
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a preset, by its dotted path, and its value in each run; None where a run has no such field."""
+
+    field: str
+    values: tuple[Any, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both, for JSON."""
+        return {"field": self.field, "values": list(self.values)}
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Runs with their folders, and a short name for each."""
+
+    folders: tuple[Path, ...]
+    names: tuple[str, ...]
+    runs: tuple[Run, ...]
+
+    def settings(self) -> list[Setting]:
+        """The fields in which the runs' presets differ."""
+        presets = [dict(flat_fields(run.preset.model_dump(mode="json"))) for run in self.runs]
+        fields = dict.fromkeys(name for preset in presets for name in preset if name not in NO_SETTINGS)
+        found = [Setting(field, tuple(preset.get(field) for preset in presets)) for field in fields]
+        return [setting for setting in found if any(value != setting.values[0] for value in setting.values)]
+
+    def notes(self) -> Iterator[str]:
+        """Sentences about results that do not compare."""
+        found = [run.report.results for run in self.runs if run.report is not None]
+        for what, values in _conditions(found).items():
+            if len(different := dict.fromkeys(values)) > 1:
+                yield f"the results are of different {what} ({', '.join(different)}), so they compare only with care"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that is compared, for JSON."""
+        runs = [_numbers(*each) for each in zip(self.folders, self.names, self.runs, strict=True)]
+        return {"runs": runs, "settings": [setting.to_dict() for setting in self.settings()]}
+
+
+def read_comparison(folders: Sequence[Path]) -> RunComparison:
+    """The runs in these folders, finished or not. Raises RunError or PresetError."""
+    for folder in folders:
+        check_run(folder)
+    return RunComparison(tuple(folders), tuple(short_names(folders)), tuple(map(read_run, folders)))
+
+
+def progress_of(run: Run) -> str:
+    """The number of epochs of a finished run; for another how many of them are done."""
+    done, total = len(run.epochs), run.preset.train.epochs
+    return str(total) if run.report is not None else f"{done} of {total}"
+
+
+def _conditions(results: Sequence[Results]) -> dict[str, list[str]]:
+    """What accuracies depend on beside the network, for each of the results."""
+    return {
+        "data sets": [each.dataset for each in results],
+        "splits": [each.split for each in results],
+        "numbers of examples": [f"{each.examples:,}" for each in results],
+        "ε": [format_eps(each.eps) for each in results],
+        "attacks": [" ".join(f"{name} {value}" for name, value in each.attack.items()) for each in results],
+        "methods": [each.method for each in results],
+    }
+
+
+def _numbers(folder: Path, name: str, run: Run) -> dict[str, Any]:
+    report, last = run.report, run.epochs[-1] if run.epochs else None
+    found = {"run": str(folder), "name": name, "preset": run.preset.name, "seed": run.preset.seed}
+    found |= {"finished": report is not None, "epochs": len(run.epochs), "epochs_of_the_run": run.preset.train.epochs}
+    found["results"] = report and report.results.model_dump(mode="json")
+    found["training"] = report and report.training.model_dump(mode="json")
+    return found | {"last_epoch": last and {"epoch": last.epoch, **last.numbers}}
