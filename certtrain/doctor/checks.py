@@ -18,7 +18,7 @@ from certtrain.errors import DeviceError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDED = ("torch", "torchvision", "typer", "rich", "pydantic", "safetensors", "filelock", "jinja2")
+NEEDED = ("torch", "torchvision", "typer", "rich", "pydantic", "safetensors", "filelock", "jinja2", "matplotlib")
 EXTRAS = {  # packages by the name of the extra; what has a check of its own is not here
     "milp": (("scipy",), "exact answers by a mixed-integer program (--method milp)"),
     "vnnlib": (("vnnlib",), "properties in VNN-LIB 2.0"),
@@ -36,7 +36,7 @@ def all_checks(preset: str = STEP_PRESET, device: str = "auto") -> Iterator[Chec
     yield Check("processor", _processor, "set OMP_NUM_THREADS to the number of cores")
     yield Check("GPU", _gpu, "install the driver and the torch that fit each other, or use --device cpu")
     yield Check("bounds", _bounds, "certificates from this machine would be wrong; report it", needed=True)
-    yield Check("matplotlib", _matplotlib, REINSTALL.format("matplotlib"))
+    yield Check("pictures", _matplotlib, REINSTALL.format("matplotlib"))
     yield Check("ONNX", _onnx, REINSTALL.format("onnx onnxruntime"))
     for extra in EXTRAS:
         yield Check(extra, partial(_extra, extra), REINSTALL.format(f'"certtrain[{extra}]"'))

@@ -39,10 +39,7 @@ class LineStyle:
 
 
 def write_comparison(compared: RunComparison, path: Path) -> None:
-    """Write the page of these runs to `path`, completely or not at all. Raises StorageError.
-
-    Without matplotlib the page has no curves, and says how to get them.
-    """
+    """Write the page of these runs to `path`, completely or not at all. Raises StorageError."""
     write_atomic(path, comparison_page(compared).encode())
 
 
@@ -57,7 +54,7 @@ def comparison_page(compared: RunComparison) -> str:
         settings=_settings(compared),
         several=count > 1,
         legend=[*zip(compared.names, line_styles(count), strict=True)],
-        **_pictures(compared),
+        pictures=[*_curves(compared.runs)] if any(run.epochs for run in compared.runs) else [],
     )
 
 
@@ -92,10 +89,6 @@ def _settings(compared: RunComparison) -> Table:
 
 def _text(value: Any) -> str | None:
     return value if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _pictures(compared: RunComparison) -> dict[str, Any]:
-    return {"pictures": [*_curves(compared.runs)] if any(run.epochs for run in compared.runs) else []}
 
 
 def _curves(runs: Sequence[Run]) -> Iterator[Picture]:

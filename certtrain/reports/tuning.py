@@ -10,6 +10,7 @@ from certtrain.reports.svg import Svg, drawing, in_own_style
 from certtrain.runs.trials import TrialRecord, TrialRecords
 from certtrain.storage import write_atomic
 
+TITLE = "Natural and certified accuracy on held-out examples"
 WIDE, HIGH = 840, 380  # points
 
 
@@ -19,7 +20,7 @@ def write_tuning_page(records: TrialRecords, path: Path) -> None:
 
 
 def tuning_page(records: TrialRecords) -> str:
-    """The page of these trials as HTML; without matplotlib it has no picture, and says how to get it."""
+    """The page of these trials as HTML."""
     best = records.front
     others = [trial for trial in records.trials if trial not in best]
     return render_page(
@@ -28,15 +29,8 @@ def tuning_page(records: TrialRecords) -> str:
         records=records,
         best=_table(records, best),
         others=_table(records, others),
-        **_picture(records),
+        picture=Picture(draw_trials("trials", records), TITLE) if records.finished else None,
     )
-
-
-def _picture(records: TrialRecords) -> dict[str, Any]:
-    if not records.finished:
-        return {"picture": None}
-    title = "Natural and certified accuracy on held-out examples"
-    return {"picture": Picture(draw_trials("trials", records), title)}
 
 
 @in_own_style
