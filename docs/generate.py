@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "commands"
 PRESETS = Path(__file__).parent / "presets.md"
 SEE_ALSO = {
     "bench": "[Other verifiers](../exchange.md#run-a-benchmark) has the columns of the results.",
-    "check": "[How to check one](../certificates.md#how-to-check-one) says what is compared, and what is assumed.",
+    "check": "[How to check one](../certfiles.md#how-to-check-one) says what is compared, and what is assumed.",
 }
 WRITTEN = "<!-- Written by docs/generate.py from the program's own help. -->"
 ABOUT_PRESETS = (
