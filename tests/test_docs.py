@@ -26,9 +26,9 @@ from certtrain.verdicts import VERDICTS
 from certtrain.verification.certificate import PIXEL_INPUTS
 from helpers.documents import DOCS, ROOT, blocks, commands, run
 
-OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES, OBJECTIVES_PAGE = (
+OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES, CERTIFICATE_FILES, METHODS_PAGE, OBJECTIVES_PAGE = (
     (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("own", "quickstart", "diagnostics", "certificates", "objectives")
+    for name in ("own", "quickstart", "diagnostics", "certificates", "certfiles", "methods", "objectives")
 )
 
 
@@ -282,10 +282,10 @@ def test_the_objectives_page_has_the_figures_that_the_presets_name() -> None:
             assert " / ".join(figures) in table, name
 
 
-def test_the_certificates_page_names_every_verdict_method_and_assumption() -> None:
-    verdicts = re.findall(r"^\| `(\w+)` \|", CERTIFICATES.partition("## The file")[0], flags=re.M)
+def test_the_certificates_pages_name_every_verdict_method_and_assumption() -> None:
+    verdicts = re.findall(r"^\| `(\w+)` \|", CERTIFICATES, flags=re.M)
     assert sorted(verdicts) == sorted(VERDICTS)
-    methods = re.findall(r"^- `([\w-]+)`, \w+ bounds:", CERTIFICATES, flags=re.M)
+    methods = re.findall(r"^- `([\w-]+)`, \w+ bounds:", METHODS_PAGE, flags=re.M)
     assert methods == list(METHODS)
     section = CERTIFICATES.partition("## In which arithmetic")[2].partition("\n## ")[0]
     arithmetics = re.findall(r"^- `(\w+)`(?:, the default)?:", section, flags=re.M)
@@ -303,14 +303,14 @@ def test_the_certificates_page_names_every_verdict_method_and_assumption() -> No
     assert "stays in [0, 1]" in CERTIFICATES
 
 
-def test_the_certificates_page_names_every_field_of_the_file() -> None:
+def test_the_page_of_certificate_files_names_every_field() -> None:
     header, record = (
         re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]*) \|", part, flags=re.M)))
-        for part in CERTIFICATES.partition("## The file")[2].split("Then comes a record")
+        for part in CERTIFICATE_FILES.partition("## The file")[2].split("Then comes a record")
     )
     assert header == list(Header.model_fields)
     assert record == list(Record.model_fields)
-    seal = CERTIFICATES.partition("The last line is the seal")[2]
+    seal = CERTIFICATE_FILES.partition("The last line is the seal")[2]
     assert all(f"`{name}`" in seal for name in Seal.model_fields)
 
 
