@@ -5,8 +5,8 @@ rounding error. So the rule is applied to a box that contains x̂, and the radiu
 its result grows by a bound of this error and of the rule's own float64 rounding:
 
 - affine layers: κ(|W|(|c| + r) + |b|). The first part is |W| times the larger radius r + κ(|c| + r), so it needs no
-  further product; the second part is a constant. For a linear layer κ counts only inputs that are not zero in the whole
-  box: after a ReLU the others are many.
+  further product; the second part is a constant. For linear and convolutional layers κ counts only inputs that are not
+  zero in the whole box: after a ReLU the others are many.
 - sums and activations: κ times the result's largest magnitude, and the absolute error of an activation's record.
 - exact layers, ReLU and maximum: the verifier's rounding between centre and radius and the ends of the box.
 
@@ -80,7 +80,7 @@ def logit_errors(rounding: Rounding, head: nn.Linear | None, head_input: Box, lo
     if head is None:
         return magnitude(logits) * interval_error(0.0, 0) + UNDERFLOWS * rounding.tiny
     size = magnitude(head_input)
-    terms = _linear(rounding, head, size)
+    terms = _counted(rounding, head, size)
     total = F.linear(size, head.weight.abs(), terms.constant)
     return total * interval_error(terms.network_error, terms.length) + _underflow(rounding, size, terms)
 
@@ -170,14 +170,26 @@ def _product(rounding: Rounding, layer: nn.Module) -> AffineError:
     return AffineError(network_error, length, constant, growth, bias.amax())
 
 
-def _linear(rounding: Rounding, layer: nn.Module, size: Tensor) -> AffineError:
-    """As `_product`, for the inputs of magnitude `size` (B, …, F)."""
+def _counted(rounding: Rounding, layer: nn.Module, size: Tensor) -> AffineError:
+    """As `_product`, for inputs of magnitude `size` (B, …), with an error for each example."""
     terms = _product(rounding, layer)
     if not rounding.zeros_are_exact:
         return terms
-    counts = (size != 0).sum(-1).view(len(size), -1).amax(1)  # NaN counts too
+    counts = _most_products(layer, size).clamp(max=terms.length)
     errors = size.new_tensor([rounding.products(count) for count in counts.tolist()])
     return terms._replace(network_error=errors.view(-1, *[1] * (size.dim() - 1)))
+
+
+def _most_products(layer: nn.Module, size: Tensor) -> Tensor:
+    """The largest number (B,) of inputs in any sum of each example that are not zero in its box, or more."""
+    used = size != 0  # NaN is not zero either
+    if isinstance(layer, nn.Linear):
+        return used.sum(-1).view(len(size), -1).amax(1)
+    assert isinstance(layer, nn.Conv2d)  # which pads by zeros, or has no rule
+    window = size.new_ones(1, 1, *layer.kernel_size)
+    counts = used.sum(1, keepdim=True).to(size.dtype)  # of all groups
+    sums = F.conv2d(counts, window, None, layer.stride, layer.padding, layer.dilation)
+    return sums.flatten(1).amax(1).round().long()
 
 
 def _normalize(rounding: Rounding, step: LayerStep) -> AffineError:
@@ -227,8 +239,8 @@ def _max_pool(rounding: Rounding, layer: nn.Module) -> PointwiseError:
 
 # Layer → its rounding error, by exact type. This table and the two below have every layer with an interval rule.
 AFFINE_ERRORS: dict[type[nn.Module], Callable[[Rounding, LayerStep], AffineError]] = {
-    nn.Linear: lambda rounding, step: _linear(rounding, step.layer, magnitude(step.inputs[0])),
-    nn.Conv2d: lambda rounding, step: _product(rounding, step.layer),
+    nn.Linear: lambda rounding, step: _counted(rounding, step.layer, magnitude(step.inputs[0])),
+    nn.Conv2d: lambda rounding, step: _counted(rounding, step.layer, magnitude(step.inputs[0])),
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     Normalize: _normalize,

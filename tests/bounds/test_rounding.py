@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,35 @@ def test_only_inputs_that_are_not_zero_count_in_a_sum():
         assert rounded.AFFINE_ERRORS[nn.Linear](ARITHMETICS[name], step).network_error == ARITHMETICS[name].products(
             1000
         )
+
+
+CONVOLUTIONS = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"dilation": 2, "padding": (2, 1)},
+    {"groups": 3},
+    {"kernel_size": 3, "padding": "same"},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_a_convolution_counts_the_inputs_of_its_fullest_window(options: dict[str, Any]):
+    layer = nn.Conv2d(6, 3, **({"kernel_size": (3, 2)} | options)).double()
+    x = torch.randn(3, 6, 7, 7, generator=Generator().manual_seed(4)).double()
+    x *= torch.tensor([0.0, 0.1, 0.6]).view(3, 1, 1, 1) > torch.rand(x.shape, generator=Generator().manual_seed(5))
+    step = LayerStep(layer, INTERVAL_RULES[nn.Conv2d], (Box(x, 0.1 * (x != 0).double()),), None)
+    found = torch.as_tensor(rounded.AFFINE_ERRORS[nn.Conv2d](FLOAT32, step).network_error).flatten().tolist()
+    ones = copy.deepcopy(layer)
+    nn.init.ones_(ones.weight)
+    nn.init.zeros_(ones.bias)
+    counts = ones((x != 0).double()).flatten(1).amax(1).round().int().tolist()  # of the fullest window of any group
+    least = [FLOAT32.products(count) for count in counts]
+    assert all(error >= own for error, own in zip(found, least, strict=True))
+    assert found[2] <= FLOAT32.products(layer.weight[0].numel())
+    if "groups" not in options:
+        assert found == least
+    assert found[0] == FLOAT32.products(0)
 
 
 @torch.no_grad()
