@@ -138,10 +138,10 @@ def stage_table(report: Report) -> Table:
 def unfinished(report: Report) -> str:
     """A sentence about examples that are open because time ran out, or were not reached; empty if there are none."""
     why = "stopped" if report.interrupted else "time ran out"
-    parts = [f"{report.unfinished:,} of the open examples were not tried by every step to its end"]
+    parts = [f"not every step ran to its end for {report.unfinished:,} of the open examples"]
     parts = parts * (report.unfinished > 0)
     parts += [f"{report.unreached:,} more examples were not reached"] * (report.unreached > 0)
-    parts += ["a longer --timeout, with the same --out, tries them again"] * (not report.interrupted)
+    parts += ["with --out FILE, a longer --timeout and the same FILE try them again"] * (not report.interrupted)
     return f"{why}: {'; '.join(parts)}" if report.unfinished + report.unreached else ""
 
 
