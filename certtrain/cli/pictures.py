@@ -48,6 +48,7 @@ def show_pictures(
     if as_json:
         render.show_json({"model": str(file), "images": rows})
     if stop.interrupted:
+        render.note("stopped: images may be missing, and a largest certified ε may be smaller than what is certified")
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 

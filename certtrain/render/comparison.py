@@ -43,7 +43,6 @@ def setting_text(value: object) -> str:
 
 def _results(compared: RunComparison) -> Table:
     table = new_table("run", "epochs", "ε", "split", "natural", "attacked", "certified", "trained in")
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for name, run in zip(compared.names, compared.runs, strict=True):
         table.add_row(name, progress_of(run), format_eps(run.preset.eps.max), *_result_cells(run))
     return table
@@ -58,8 +57,7 @@ def _result_cells(run: Run) -> list[str]:
 
 
 def _last_epochs(compared: RunComparison) -> Table:
-    table = new_table("run", "epoch", "ε", "natural", "certified", "held-out natural", "held-out certified", "loss")
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    table = new_table("run", "epoch", "ε", "natural", "certified", "held-out\nnatural", "held-out\ncertified", "loss")
     for name, run in zip(compared.names, compared.runs, strict=True):
         if not run.epochs:
             table.add_row(name, "0", *[NO_NUMBER] * (1 + len(MEASURED)))
