@@ -38,7 +38,8 @@ def show_pictures(
         watch: dict[str, Any] = {"on_round": view.begin, "on_work": view.work_on, "stop": lambda: stop.interrupted}
         results = verify_pictures(model, pictures, number, **options, **watch)
     rows = []
-    for path, target, result in zip(files, targets, results, strict=False):  # an interrupt leaves some out
+    done = len(results)  # an interrupt leaves some out
+    for path, target, result in zip(files[:done], targets[:done], results, strict=True):
         written = target if result.counterexample is not None else None
         if result.counterexample is not None:
             write_picture(target, result.counterexample)

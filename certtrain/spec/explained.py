@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +99,7 @@ def field_meanings(section: type[BaseModel]) -> dict[str, str]:
         if issubclass(owner, BaseModel) and owner is not BaseModel:
             (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
             assert isinstance(tree, ast.ClassDef)
-            for field, text in zip(tree.body, tree.body[1:], strict=False):
+            for field, text in pairwise(tree.body):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and (said := _text(text)):
                     meanings[field.target.id] = _one_line(said)
     return meanings

@@ -26,7 +26,7 @@ from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import format_eps, parse_eps
-from certtrain.verdicts import Verdict
+from certtrain.verdicts import VERDICTS, Verdict
 from certtrain.verification.cascade import DEFAULT_LIMITS, Cascade, Limits, OnExamples, OnRound, OnWork
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
@@ -158,38 +158,48 @@ def verify(
     MethodError, EpsilonError, UnsupportedLayer, and SoundnessError if a counterexample
     to a certificate was found, which means that a bound is wrong.
     """
-    _check_kinds(model, images)
-    check_fit(model, images)
-    with torch.no_grad():  # the replay in `checked_graph` needs no gradients
-        check_evaluation_mode(checked_graph(model, model.metadata.input_shape))
+    _check(model, images)
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
     results = Cascade(model, images, eps, rounds, limits, known, on_examples, on_round, on_work, stop).run()
-    counts, steps, unreached = count(results), names_of(method, attack), len(images) - len(results)
-    unfinished = sum(result.verdict == "open" and not all(map(result.finished, steps)) for result in results)
     return Report(
         dataset=images.name,
         split=images.split,
         eps=eps,
-        examples=len(results),
-        certified=counts["certified"],
-        open=counts["open"],
-        falsified=counts["falsified"],
-        misclassified=counts["misclassified"],
         method=method,
         attack=described(attack),
         assumptions=assumptions_of(model, method, arithmetic),
         seconds=time.monotonic() - start,
-        stages=step_summaries(results, steps),
         network=network,
         arithmetic=arithmetic,
-        certified_by=certified_by(results, steps),
-        unfinished=unfinished,
-        unreached=unreached,
-        interrupted=stop() and unreached + unfinished > 0,
-        results=tuple(results),
+        **_summary(results, names_of(method, attack), len(images), stop),
     )
+
+
+def _check(model: Classifier, images: ImageSet) -> None:
+    _check_kinds(model, images)
+    check_fit(model, images)
+    with torch.no_grad():  # the replay in `checked_graph` needs no gradients
+        check_evaluation_mode(checked_graph(model, model.metadata.input_shape))
+
+
+def _summary(
+    results: Sequence[ExampleResult], steps: Sequence[str], total: int, stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """The fields of a report that follow from the results of some of `total` examples."""
+    counts, unreached = count(results), total - len(results)
+    unfinished = sum(result.verdict == "open" and not all(map(result.finished, steps)) for result in results)
+    return {
+        "examples": len(results),
+        **{verdict: counts[verdict] for verdict in VERDICTS},
+        "stages": step_summaries(results, steps),
+        "certified_by": certified_by(results, steps),
+        "unfinished": unfinished,
+        "unreached": unreached,
+        "interrupted": stop() and unreached + unfinished > 0,
+        "results": tuple(results),
+    }
 
 
 def network_of(model: Classifier, network: NetworkName) -> Classifier:
