@@ -98,7 +98,7 @@ class Work:
 
 
 def trained(work: Work) -> Path:
-    """The model file of a finished run; trains if there is none yet, from the start, so that its time is that of all."""
+    """The model file of a finished run. Trains, from the start, if there is none: its time is that of the whole."""
     from certtrain import RunContext, load_preset, train
     from certtrain.storage import write_json
 
@@ -130,7 +130,9 @@ def verified(work: Work, split: str, count: int, timeout: float) -> Fields:
     preset = load_preset(str(work.run / "preset.json"))
     images = load_run_images(preset, work.data_dir, lambda what, done, total: None).part(split).take(count)
     report = verify(model, images, preset.eps.max, attack=PGD(steps=40, restarts=2), limits=Limits(timeout))
-    record = report.to_dict() | json.loads(work.time.read_text()) | {"timeout": timeout, "objective": work.fields}
+    record: Fields = (
+        report.to_dict() | json.loads(work.time.read_text()) | {"timeout": timeout, "objective": work.fields}
+    )
     write_json(path, record)
     return record
 
