@@ -134,9 +134,9 @@ class PictureOptions:
         list[Path] | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Verify this image, or those in this folder, instead of a data set; may be given several times. It "
-            "must have the size that the model takes. Shows the class, whether it is certified, and the largest ε at "
-            "which it is, and writes a counterexample beside it.",
+            help="Verify this image, or those in this folder, instead of a data set; more may follow, as in --image "
+            "*.png. It must have the size that the model takes. Shows the class, whether it is certified, and the "
+            "largest ε at which it is, and writes a counterexample beside it.",
         ),
     ] = None
     label: Annotated[
@@ -162,8 +162,9 @@ class LimitOptions:
             parser=seconds_or_none,
             metavar="TIME|none",
             help="Time limit for each example in the methods beyond ibp, like 5s or 10m; "
-            f"{DEFAULT_TIMEOUT:.0f}s if not given. auto keeps three quarters of it for complete. With --out, the same "
-            "command with a longer limit tries those again that ran out of time.",
+            f"{DEFAULT_TIMEOUT:.0f}s if not given. auto keeps three quarters of it for complete. With --image, it is "
+            "for all that is done with an image, and a quarter is kept for its largest ε. With --out, the same command "
+            "with a longer limit tries those again that ran out of time.",
         ),
     ] = None
     time_budget: Annotated[
