@@ -12,6 +12,7 @@ import typer
 
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.errors import EpsilonError, StorageError
+from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.runtime.threads import use_threads
 from certtrain.spec.choices import DeviceName, SplitName
 from certtrain.spec.epsilon import parse_eps
@@ -56,6 +57,12 @@ def seconds(text: str) -> float:
 def seconds_or_none(text: str) -> float:
     """Seconds as `seconds` reads them; infinity for "none"."""
     return math.inf if str(text) in ("none", "inf") else seconds(text)
+
+
+def example_limit(timeout: float | None) -> float | None:
+    """The limit for each example, from what `seconds_or_none` read; the default if --timeout was not given."""
+    limit = DEFAULT_TIMEOUT if timeout is None else timeout
+    return None if limit == math.inf else limit
 
 
 def _png_file(text: str) -> Path:

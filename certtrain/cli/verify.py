@@ -1,6 +1,5 @@
 """certtrain verify: natural accuracy, accuracy under attack and certified accuracy over a data set."""
 
-import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from certtrain.cli.options import (
     SplitOption,
     Threads,
     check_targets,
+    example_limit,
     given,
     network_file,
     newest_if_none,
@@ -183,11 +183,10 @@ class LimitOptions:
     threads: Threads = None
 
     def limits(self) -> "Limits":
-        """The limits of time; an infinite timeout is none."""
+        """The limits of time."""
         from certtrain.verification.cascade import Limits
 
-        timeout = DEFAULT_TIMEOUT if self.timeout is None else self.timeout
-        return Limits(None if timeout == math.inf else timeout, self.time_budget)
+        return Limits(example_limit(self.timeout), self.time_budget)
 
 
 @dataclass(frozen=True)

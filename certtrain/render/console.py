@@ -14,6 +14,8 @@ WARNING = PALETTE["open"].terminal
 GOOD, BAD = f"bold {PALETTE['certified'].terminal}", f"bold {PALETTE['falsified'].terminal}"
 NOTE_HEAD = ("note: ", f"bold {WARNING}")
 
+STOPPING = "stopping…"
+
 out = Console()
 err = Console(stderr=True)
 
@@ -26,6 +28,11 @@ def error(message: str) -> None:
 def note(message: str) -> None:
     """One note, on the error stream."""
     err.print(Text.assemble(NOTE_HEAD, visible(message)), soft_wrap=True)
+
+
+def say_stopping() -> None:
+    """Say on the error stream that the command will stop, for a key that is pressed before there is a view."""
+    note(STOPPING)
 
 
 def visible(message: str) -> str:

@@ -64,9 +64,7 @@ def show_report(report: Report) -> None:
     say(_bracket(report))
     if words := unfinished(report):
         out.print(Text(words))
-    out.print(
-        Text(f"verified error {percent(1 - report.certified_accuracy)}; {duration(report.seconds)}", style="bold")
-    )
+    out.print(Text(f"verified error {percent(report.verified_error)}; {duration(report.seconds)}", style="bold"))
     show_assumptions(report.assumptions)
 
 

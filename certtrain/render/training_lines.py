@@ -13,7 +13,7 @@ from certtrain.diagnostics.epochs import epoch_findings
 from certtrain.diagnostics.findings import Finding, first_sentence, layer_means
 from certtrain.formats import clock, percent, times
 from certtrain.render import training_sentences as sentences
-from certtrain.render.console import out
+from certtrain.render.console import out, say_stopping
 from certtrain.render.results import show_report
 from certtrain.runs.epoch import Epoch, LayerState, own_measures
 from certtrain.spec.preset import Preset
@@ -89,6 +89,8 @@ class PlainView:
                 self._explain(epoch_findings(event.record, self.preset))
             case events.Note():
                 self._say(f"note: {event.text}")
+            case events.Stopping():
+                say_stopping()
             case events.Stopped():
                 self._say(sentences.stopped_sentence(event))
             case events.Loading(done=done, total=total) if done == total:

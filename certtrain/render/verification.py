@@ -17,7 +17,18 @@ from rich.text import Text
 
 from certtrain.formats import NO_NUMBER, clock, duration, short_time
 from certtrain.render.cells import new_table
-from certtrain.render.console import GREY, WARNING, err, fitted, note, out, say, show_assumptions, visible
+from certtrain.render.console import (
+    GREY,
+    STOPPING,
+    WARNING,
+    err,
+    fitted,
+    out,
+    say,
+    say_stopping,
+    show_assumptions,
+    visible,
+)
 from certtrain.render.progress import NARROWEST_BAR, WIDEST_BAR
 from certtrain.spec.epsilon import format_eps
 
@@ -31,7 +42,6 @@ COUNTED = ("certified", "falsified", "open", "misclassified")
 REFRESHES = 4  # a second
 SOON = 1.0  # seconds after which it is shown what a step is working on
 SEARCHES = ("complete", "milp")  # whose examples take so different times that no time left can be estimated
-STOPPING = "stopping…"
 
 
 class VerifyingView:
@@ -72,7 +82,7 @@ class VerifyingView:
         """Say at once that the verification will stop."""
         self.stopping = True
         if not err.is_terminal:
-            note(STOPPING)
+            say_stopping()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The lines, each no wider than the terminal."""

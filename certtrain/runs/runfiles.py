@@ -47,6 +47,11 @@ def find_networks(path: Path) -> list[NetworkFile]:
     return checkpoints
 
 
+def model_of(path: Path) -> Path:
+    """The model of the finished run in the folder `path`; any other path itself."""
+    return path / MODEL if (path / MODEL).is_file() else path
+
+
 def newest_run(runs: Path = RUNS) -> Path:
     """The run in the folder `runs` whose network was written last. Raises RunError if there is none."""
     written: dict[Path, float] = {}

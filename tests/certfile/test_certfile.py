@@ -24,7 +24,7 @@ from certtrain.certfile import Writer, describe_task, read_certificates
 from certtrain.certfile.lines import REWORDED, Header
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CertificateError, StorageError
-from certtrain.network.modelfile import Classifier, load_model, write_model
+from certtrain.network.modelfile import Classifier, read_model, write_model
 from certtrain.spec.epsilon import exact_eps, parse_eps
 from certtrain.spec.layers import Graph
 from certtrain.verification.certificate import Certifier
@@ -63,7 +63,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("certificates")
     model, images = mostly_right()
     write_model(folder / "model.safetensors", model, model.metadata)
-    case = Case(folder / "model.safetensors", load_model(folder / "model.safetensors"), images, folder / "c.jsonl")
+    case = Case(folder / "model.safetensors", read_model(folder / "model.safetensors"), images, folder / "c.jsonl")
     write(case)
     return case
 
@@ -200,7 +200,7 @@ def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
     model, images = stretched()
     write_model(tmp_path / "model.safetensors", model, model.metadata)
     case = Case(
-        tmp_path / "model.safetensors", load_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
+        tmp_path / "model.safetensors", read_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
     )
     with monkeypatch.context() as patch:
         patch.setitem(linear.LINEAR_RULES, Add, lambda visit, coefficients: Substitution((coefficients, coefficients)))
@@ -212,7 +212,7 @@ def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
 
 
 def test_another_model_is_refused(case: Case, tmp_path: Path):
-    other = load_model(case.model_file)
+    other = read_model(case.model_file)
     with torch.no_grad():
         other.head.bias[0] += 1e-6
     write_model(tmp_path / "other.safetensors", other, other.metadata)
@@ -221,7 +221,7 @@ def test_another_model_is_refused(case: Case, tmp_path: Path):
 
 
 def test_the_same_weights_in_another_file_are_refused(case: Case, tmp_path: Path):
-    other = load_model(case.model_file)
+    other = read_model(case.model_file)
     write_model(tmp_path / "other.safetensors", other, other.metadata.model_copy(update={"note": "mine"}))
     with pytest.raises(CertificateError, match="are the same, but the rest of the file is not"):
         case._replace(model_file=tmp_path / "other.safetensors").check()
