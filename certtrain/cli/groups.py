@@ -13,14 +13,26 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from pydantic import ValidationError
+from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
+
+from certtrain.spec.messages import problem_text
 
 METAVARS: dict[Any, str] = {bool: "", int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 class Subcommand(TyperCommand):
-    """A command whose help shows no type for switches, its own --help included."""
+    """A command whose help shows no type for switches, its own --help included, and whose errors are in our words."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except BadParameter as error:
+            if isinstance(cause := error.__cause__, ValidationError):  # Typer passes pydantic's words on
+                error.message = problem_text(cause.errors(include_url=False)[0])
+            raise
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _untyped_switches(super().get_params(ctx))
