@@ -101,7 +101,10 @@ def export_command(
     With --vnnlib, also write a property for each example, for other verifiers: its box of radius ε and its label.
     """
     properties.check()
+    from certtrain.storage import check_model_file
+
     file = network_file(newest_if_none(model))
+    check_model_file(file)
     targets = _targets(file, network, properties.vnnlib)
     opened = open_model(file, "cpu", data.data_dir)
     images = open_split(opened, data.split, data.data_dir, None)

@@ -252,8 +252,9 @@ def network_file(path: Path) -> Path:
     """
     from certtrain import render
     from certtrain.runs.runfiles import find_networks
+    from certtrain.storage import is_folder
 
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     file = find_networks(path)[0]
     if file.run is not None:

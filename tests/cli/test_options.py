@@ -111,3 +111,9 @@ def test_no_message_about_a_wrong_value_is_in_the_words_of_a_library(run: Run, n
 def test_a_wrong_value_is_named_with_what_would_be_right(run: Run, words: list[str], message: str) -> None:
     done = run("verify", *words)
     assert (done.code, message in " ".join(done.err.replace("│", " ").split())) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["verify"], ["stats"], ["export"], ["train", "-p", "digits", "--from"]])
+def test_a_path_that_cannot_be_is_one_error(run: Run, words: list[str]) -> None:
+    done = run(*words, "a" * 5000)
+    assert (done.code, "there can be no model file" in done.err) == (1, True)
