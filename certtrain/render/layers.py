@@ -19,6 +19,7 @@ from certtrain.render.cells import (
     ratio_cells,
     show_first_sentence,
     show_sentences,
+    show_table,
     state_bar,
     state_cells,
 )
@@ -76,11 +77,11 @@ def show_states(model: ModelStates, heading: str) -> None:
     means = model.means
     states.add_row("mean", "", *state_cells(means), style=GREY)
     widths.add_row("mean", "", "", times(means.growth), *ratio_cells(means), style=GREY)
-    out.print(states)
+    show_table(states)
     if with_bar:
         out.print(legend())
     out.print()
-    out.print(widths)
+    show_table(widths)
     _explain_numbers()
     show_sentences(sentences(model.findings), "no layer stands out")
 
@@ -89,7 +90,7 @@ def show_models(models: Sequence[ModelStates], heading: str) -> None:
     """Several models side by side: for each layer a row for each model, then the means."""
     show_title(heading)
     table = new_table("layer", "model", "growth", "unstable", "inactive", "dead", "r mean", "r var")
-    table.columns[1].justify, table.columns[1].no_wrap, table.columns[1].overflow = "left", False, "ellipsis"
+    table.columns[1].justify = "left"
     names = list(dict.fromkeys(layer.name for model in models for layer in model.layers))
     layers = [{layer.name: layer for layer in model.layers} for model in models]
     for name in names:
@@ -97,7 +98,7 @@ def show_models(models: Sequence[ModelStates], heading: str) -> None:
             table.add_row("" if index else name, model.name, *_cells(known.get(name)))
     for index, model in enumerate(models):
         table.add_row("" if index else "mean", model.name, *_cells(model.means), style="bold")
-    out.print(table)
+    show_table(table)
     _explain_numbers()
     for model in models:
         show_first_sentence(model.name, model.findings, f"{model.name}: no layer stands out")

@@ -16,14 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from certtrain.formats import NO_NUMBER, clock, duration, short_time
-from certtrain.render.cells import new_table
+from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import (
     GREY,
     STOPPING,
     WARNING,
     err,
     fitted,
-    out,
     say,
     say_stopping,
     show_assumptions,
@@ -173,7 +172,7 @@ def show_checked(checked: Checked) -> None:
     table = new_table("verdict", "examples")
     for verdict in COUNTED:
         table.add_row(verdict, f"{checked.counts[verdict]:,}")
-    out.print(table)
+    show_table(table)
     about = f"ε = {format_eps(checked.eps)}, the network as {checked.network}, {checked.arithmetic}, "
     about += f"method {checked.method}"
     if checked.partial:
