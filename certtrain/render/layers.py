@@ -31,23 +31,29 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
 
 RATIOS_REMARK = "r: balance of active and inactive ReLUs, in mean and in variance (Shi et al. 2021); 1 is best"
 NUMBERS_WIDTH, LEGEND_WIDTH = 66, 27  # columns: of a live table beside the names, and of the legend above the bars
+LIVE = ("growth", "active", "unstable", "inactive", "dead", "r mean", "r var")  # the numbers of a live table
+# Numbers that a live table is without, if it has less space than this beside its names and all numbers.
+SPARED = (("r mean", 0), ("r var", 0), ("active", -16), ("inactive", -24))
 STATES_WIDTH = 40 + BAR  # columns of the table of states beside the names
 
 
 def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> RenderableType:
     """The numbers of `stats` in a compact form, for a training as it runs, and the sentence about the worst layer.
 
-    Where space is short the bars are left out; if the layers' names are long, the ratios too.
+    Where space is short the bars are left out; if the layers' names are long, the ratios too, and then shares that
+    follow from the others.
     """
     space = _space(layers)
-    with_ratios, with_bar = shows_ratios(layers), space >= LEGEND_WIDTH
-    table = new_table("layer", "growth", "active", "unstable", "inactive", "dead", *(("r mean", "r var") * with_ratios))
+    with_bar, spared = space >= LEGEND_WIDTH, SPARED[: sum(space < least for _, least in SPARED)]
+    kept = [title for title in LIVE if title not in dict(spared)]
+    table = new_table("layer", *kept)
     if with_bar:
         table.add_column(legend(), justify="left")
     for layer in layers:
-        ratios = ratio_cells(layer) * with_ratios
+        numbers: tuple[str | Text, ...] = (growth_cell(layer), *state_cells(layer), *ratio_cells(layer))
+        cells = dict(zip(LIVE, numbers, strict=True))
         bar = [state_bar(layer, min(48, space - 2))] * with_bar
-        table.add_row(layer.name, growth_cell(layer), *state_cells(layer), *ratios, *bar)
+        table.add_row(layer.name, *(cells[title] for title in kept), *bar)
     return Group(table, *([Text(f"! {first_sentence(findings)}", style=WARNING)] if findings else []))
 
 

@@ -185,6 +185,16 @@ def test_beside_long_names_the_ratios_make_way(monkeypatch: pytest.MonkeyPatch):
     assert "r mean" not in text
 
 
+@pytest.mark.parametrize("name", ["conv1_relu", "linear1_relu", "block3.conv12_relu", "layer4.block2.conv2_relu"])
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_no_layer_s_name_is_cut(columns: int, name: str, monkeypatch: pytest.MonkeyPatch):
+    text = live_view(columns, monkeypatch, replace(FINE, name=name))
+    row = next(line.split() for line in text.splitlines() if name in line)
+    assert {"2.34×", "10.5%", "11.1%"} <= set(row), "growth, unstable and dead"
+    assert "…" not in text
+    assert all(len(line) <= columns for line in text.splitlines())
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 @pytest.mark.parametrize("own", [{}, {"natural_loss": 2.3, "natural_accuracy": 0.3, "adversarial_accuracy": 0.43}])
 def test_no_number_is_cut_or_wrapped(columns: int, own: dict[str, float], monkeypatch: pytest.MonkeyPatch):

@@ -128,7 +128,9 @@ def exports() -> None:
 
 def checks() -> None:
     found = "two cores, 24 GiB, torch 2.15.0, and another sentence that is so long that it needs more than one line"
-    render.show_checks([Check("complete verification", lambda: found, "do something about it", False)])
+    place = "0.1.0, in /home/someone/projects/robust/.venv/lib/python3.11"
+    render.show_checks([Check(name, lambda: found, "") for name in ("complete verification", "torch")])
+    render.show_checks([Check("certtrain", lambda: place, "")])
 
 
 SHOWN: dict[str, Callable[[Path], object]] = {
