@@ -17,7 +17,7 @@ from certtrain.diagnostics.findings import findings_at
 from certtrain.formats import NO_NUMBER, clock, percent
 from certtrain.palette import PALETTE
 from certtrain.render import training_sentences as sentences
-from certtrain.render.console import GREY, NOTE_HEAD, STOPPING, WARNING, out
+from certtrain.render.console import GREY, NOTE_HEAD, STOPPING, WARNING, out, show_sentence
 from certtrain.render.layers import live_layers, shows_ratios
 from certtrain.render.results import show_report
 from certtrain.render.training_sentences import measure_text
@@ -95,7 +95,7 @@ class LiveView:
                 self.natural = event.record.measured["natural_accuracy"]
                 self.certified = event.record.measured["certified_accuracy"]
             case events.Note():
-                out.print(Text.assemble(NOTE_HEAD, event.text))
+                show_sentence(out, Text.assemble(NOTE_HEAD, event.text))
             case events.Verifying():
                 self._advance(sentences.verifying_sentence(event), event.done, event.total)
             case events.Stopping():
@@ -126,7 +126,7 @@ class LiveView:
         self.live.stop()
         if self.step is not None:
             out.print(self._panel(self.step))
-        out.print(line, soft_wrap=True)
+        show_sentence(out, line)
 
     def _draw(self) -> RenderableType:
         panel = [] if self.step is None else [self._panel(self.step)]

@@ -1,11 +1,14 @@
 """Every table on narrow terminals: no name and no number is lost, and no word is broken."""
 
+import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from certtrain import render
 from certtrain.certfile.checking import Checked
@@ -16,7 +19,7 @@ from certtrain.diagnostics.model_states import InitialNetwork, ModelStates
 from certtrain.doctor.checking import Check
 from certtrain.interchange.export import Comparison
 from certtrain.network.initialization import InitRecord
-from certtrain.render.console import out
+from certtrain.render.console import out, show_sentence
 from certtrain.runs.comparing import read_comparison
 from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.runs.trials import TrialRecord, TrialRecords
@@ -180,6 +183,18 @@ def test_of_presets_and_layers_all_but_descriptions_and_bars_is_there(
     layers = lines_at(monkeypatch, SHOWN["states"], tmp_path, width).split()
     numbers = "32,768 512 21.7% 8.4% 69.9% 27.7% -0.000166 0.457 1,940× 12,300× 0.987 1.23 block3.conv12_relu"
     assert set(numbers.split()) <= set(layers)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_sentence_is_broken_between_words_and_its_command_is_not(width: int) -> None:
+    shown = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    command = "certtrain train --resume runs/cifar10-160ep-seed0-20261126-123456"
+    sentence = f"stopped (interrupted) at step 269 of 1150; about 29 s are left; resume with: {command}"
+    with shown.capture() as capture:
+        show_sentence(shown, Text(sentence))
+    *lines, last = capture.get().splitlines()
+    assert (last, " ".join(lines) + " " + last) == (command, sentence)
+    assert max(map(len, lines)) <= width
 
 
 def count_words(text: str) -> Counter[str]:
