@@ -193,7 +193,7 @@ def test_a_sentence_is_broken_between_words_and_its_command_is_not(width: int) -
     with shown.capture() as capture:
         show_sentence(shown, Text(sentence))
     *lines, last = capture.get().splitlines()
-    assert (last, " ".join(lines) + " " + last) == (command, sentence)
+    assert (last, " ".join([*map(str.rstrip, lines), last])) == (command, sentence)
     assert max(map(len, lines)) <= width
 
 
