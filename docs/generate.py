@@ -115,6 +115,8 @@ def _option(parameter: Any, hint: Any) -> str:
 
 def _value(parameter: Any, hint: Any) -> str:
     """What stands after an option's name; nothing after a switch."""
+    if parameter.metavar:
+        return str(parameter.metavar)
     kind = get_args(hint)[0]
     if get_origin(kind) in (Union, UnionType):
         (kind,) = [part for part in get_args(kind) if part is not type(None)]

@@ -114,7 +114,7 @@ PresetName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Set any field of the preset, like train.batch_size=64."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Set any field of the preset, like train.epochs=20."),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Random seed; the preset's if not given.")]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data set.")]

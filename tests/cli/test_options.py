@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -117,3 +117,28 @@ def test_a_wrong_value_is_named_with_what_would_be_right(run: Run, words: list[s
 def test_a_path_that_cannot_be_is_one_error(run: Run, words: list[str]) -> None:
     done = run(*words, "a" * 5000)
     assert (done.code, "there can be no model file" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_no_word_of_the_help_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch, name: str | None, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    done = run(*([] if name is None else [name]), "--help")
+    assert max(map(len, done.out.splitlines())) <= width
+    shown = set(done.out.replace("│", " ").split())
+    program = get_command(app)
+    command = program if name is None else program.commands[name]  # type: ignore[attr-defined]
+    texts = [command.help, *(parameter.help for parameter in command.params if not parameter.hidden)]
+    metavars = [str(parameter.metavar) for parameter in command.params if parameter.metavar and not parameter.hidden]
+    choices = [f"<{'|'.join(each)}>" for each in _short_choices(command)]
+    lost = {word for text in (*texts, *metavars, *choices) for word in text.split()} - shown
+    assert lost == set()
+
+
+def _short_choices(command: Any) -> list[tuple[str, ...]]:
+    """The choices that stand in place of a value's name."""
+    hints = get_type_hints(command.callback, include_extras=True) if command.callback else {}
+    own = {p.name for p in command.params if p.metavar is None and not p.hidden}
+    kinds = [part for name in own & hints.keys() for part in (get_args(hints[name])[0],)]
+    kinds += [part for kind in kinds for part in get_args(kind)]
+    return [get_args(kind) for kind in kinds if get_origin(kind) is Literal]
