@@ -156,7 +156,7 @@ def check_new_run(path: Path) -> None:
         what = (
             "holds a finished run" if (path / "report.json").is_file() else "exists already and is not an empty folder"
         )
-        raise RunError(f"{path} {what}; choose another --out{more}")
+        raise RunError(f"{path} {what}; choose another folder (--out){more}")
 
 
 def check_new_folder(path: Path, force: bool) -> None:

@@ -36,13 +36,18 @@ def say_stopping() -> None:
     note(STOPPING)
 
 
+def is_screen(console: Console) -> bool:
+    """Whether lines have the width of a terminal or a notebook; in a file they may have any."""
+    return console.is_terminal or console.is_jupyter
+
+
 def show_sentence(console: Console, line: Text) -> None:
-    """A line, which a terminal breaks between words, and a file keeps whole.
+    """A line, which a terminal and a notebook break between words, and a file keeps whole.
 
     Where it is broken, a command at its end stands on a line of its own and stays in one piece, so that it can be
     copied.
     """
-    if not console.is_terminal or line.cell_len <= console.width:
+    if not is_screen(console) or line.cell_len <= console.width:
         console.print(line, soft_wrap=True)
         return
     head, found, _ = line.plain.rpartition(COMMAND)
@@ -58,8 +63,8 @@ def visible(message: str) -> str:
 
 
 def say(text: str, style: str = "") -> None:
-    """One line on the output stream; a terminal breaks it between words, and a file keeps it whole."""
-    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
+    """One line on the output stream; a screen breaks it between words, and a file keeps it whole."""
+    out.print(Text(text, style=style), soft_wrap=not is_screen(out))
 
 
 def remark(text: str) -> None:

@@ -13,7 +13,7 @@ from certtrain.diagnostics.epochs import epoch_findings
 from certtrain.diagnostics.findings import Finding, first_sentence, layer_means
 from certtrain.formats import clock, percent, times
 from certtrain.render import training_sentences as sentences
-from certtrain.render.console import out, say_stopping
+from certtrain.render.console import out, say_stopping, show_sentence
 from certtrain.render.results import show_report
 from certtrain.runs.epoch import Epoch, LayerState, own_measures
 from certtrain.spec.preset import Preset
@@ -101,7 +101,7 @@ class PlainView:
 
     def _say(self, text: str) -> None:
         self.reminder.restart()
-        out.print(Text(text), soft_wrap=True)
+        show_sentence(out, Text(text))
 
     def _note_activity(self, event: events.Event) -> None:
         """Remember what is being done, and since when."""

@@ -58,7 +58,7 @@ def test_a_limit_for_methods_that_are_not_used_is_refused(run: Run, tmp_path: Pa
 
 def test_a_finished_run_is_not_said_to_be_resumable(run: Run, trained: Path) -> None:
     done = run(*QUICK, "--out", trained)
-    assert done.err.strip().endswith("holds a finished run; choose another --out")
+    assert done.err.strip().endswith("holds a finished run; choose another folder (--out)")
     half = trained.parent / "half"
     assert run(*QUICK, "--out", half, "--time-budget", "0.000001s").code == 0
     assert f"or resume that run with --resume {half}" in run(*QUICK, "--out", half).err
