@@ -85,7 +85,7 @@ class PlainView:
                 self._say(sentences.started_sentence(event))
                 self._say(LINE_WORDS)
             case events.EpochDone():
-                self._say(self._epoch(event.record))
+                self._say(self._epoch(event.record), whole=True)
                 self._explain(epoch_findings(event.record, self.preset))
             case events.Note():
                 self._say(f"note: {event.text}")
@@ -99,9 +99,13 @@ class PlainView:
                 self._say(sentences.finished_sentence(event))
                 show_report(event.report)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, *, whole: bool = False) -> None:
+        """Write a line; where it is as long as a notebook is wide or longer, `whole` keeps its numbers side by side."""
         self.reminder.restart()
-        show_sentence(out, Text(text))
+        if whole:
+            out.print(Text(text), soft_wrap=True)
+        else:
+            show_sentence(out, Text(text))
 
     def _note_activity(self, event: events.Event) -> None:
         """Remember what is being done, and since when."""
@@ -122,7 +126,7 @@ class PlainView:
             case events.Compiling():
                 self._say(f"{sentences.COMPILING}, for {clock(time.monotonic() - self.since)} so far")
             case events.StepDone() as step:
-                self._say(self._step(step))
+                self._say(self._step(step), whole=True)
             case events.Verifying(done=done, total=total) as event:
                 self._say(f"{sentences.verifying_sentence(event)}: {done:,} of {total:,}")
             case _:

@@ -13,7 +13,8 @@ from certtrain.errors import PresetError
 from certtrain.render import sessions
 from certtrain.render.console import is_screen, out
 from certtrain.render.training_lines import PlainView
-from certtrain.training.events import Event, Note, Started
+from certtrain.runs.epoch import Epoch
+from certtrain.training.events import EpochDone, Event, Note, Started
 from helpers.small_runs import frequent, small
 
 Shown = Callable[[], str]
@@ -64,6 +65,8 @@ def test_a_notebook_breaks_lines_between_words_and_a_file_keeps_them(
     PlainView()(Note("a sentence that has so many words in it that it is longer than a line of this notebook"))
     lines = shown().splitlines()
     assert (len(lines) == 1) == whole
+    PlainView()(EpochDone(Epoch(1, 5, 0.1, {"loss": 1.0, "natural_accuracy": 0.9, "certified_accuracy": 0.5}, ())))
+    assert len(shown().splitlines()) == 1, "numbers stay side by side"
     assert whole or max(map(len, lines)) <= 60
 
 
