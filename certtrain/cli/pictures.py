@@ -14,6 +14,7 @@ from certtrain.cli.stopping import Stopper
 
 if TYPE_CHECKING:
     from certtrain.network.modelfile import Classifier
+    from certtrain.verification.pictures import PictureResult
 
 
 class ImageCommand(Subcommand):
@@ -50,34 +51,47 @@ def show_pictures(
     import torch
 
     from certtrain import render
-    from certtrain.data.pictures import counterexample_file, is_own, list_pictures, read_picture, write_picture
+    from certtrain.data.pictures import list_pictures, read_picture
     from certtrain.verification.pictures import verify_pictures
 
     force, names = options.pop("force"), model.metadata.class_names
     number = None if label is None else _class_number(label, names)
     files = list_pictures(paths)
     pictures = torch.stack([read_picture(path, model.metadata.input_shape) for path in files])
-    targets = [counterexample_file(path) for path in files]
-    check_targets(force, *(target for target in targets if not is_own(target)))
-    check_targets(True, *targets)
+    _check_counterexamples(files, force)
     with render.verifying(images=[path.name for path in files]) as view:
         stop = Stopper(None, view.stop)
         watch: dict[str, Any] = {"on_round": view.begin, "on_work": view.work_on, "on_examples": view.add}
         results = verify_pictures(model, pictures, number, stop=lambda: stop.interrupted, **options, **watch)
-    rows = []
-    done = len(results)  # an interrupt leaves some out
-    for path, target, result in zip(files[:done], targets[:done], results, strict=True):
-        written = target if result.counterexample is not None else None
-        if result.counterexample is not None:
-            write_picture(target, result.counterexample)
-        rows.append({"image": str(path), **result.to_dict(names), "counterexample": written and str(written)})
-        if not as_json:
-            render.show_picture(path, result, names, written)
+    done = zip(files[: len(results)], results, strict=True)  # an interrupt leaves some out
+    rows = [_shown(path, result, names, quiet=as_json) for path, result in done]
     if as_json:
         render.show_json({"model": str(file), "images": rows})
     if stop.interrupted:
         render.note("stopped: images may be missing, and a largest certified ε may be smaller than what is certified")
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _check_counterexamples(files: Sequence[Path], force: bool) -> None:
+    """Raise StorageError if a counterexample cannot be written; one that certtrain wrote earlier may be replaced."""
+    from certtrain.data.pictures import counterexample_file, is_own
+
+    targets = [counterexample_file(path) for path in files]
+    check_targets(force, *(target for target in targets if not is_own(target)))
+    check_targets(True, *targets)
+
+
+def _shown(path: Path, result: "PictureResult", names: Sequence[str], *, quiet: bool) -> dict[str, Any]:
+    """Write the counterexample of an image, and show what is known about it. Returns the same for JSON."""
+    from certtrain import render
+    from certtrain.data.pictures import counterexample_file, write_picture
+
+    written = counterexample_file(path) if result.counterexample is not None else None
+    if written is not None and result.counterexample is not None:
+        write_picture(written, result.counterexample)
+    if not quiet:
+        render.show_picture(path, result, names, written)
+    return {"image": str(path), **result.to_dict(names), "counterexample": written and str(written)}
 
 
 def _class_number(label: str, names: Sequence[str]) -> int:
