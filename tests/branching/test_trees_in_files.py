@@ -202,10 +202,10 @@ def opened(case: Case) -> list[bool]:
 
 LINES: dict[str, tuple[int, dict[str, Any], str]] = {
     "no trees": (LARGE, {"trees": {}}, "examples certified by 'complete' have trees, and no others do"),
-    "trees that are none": (LARGE, {"trees": None}, "trees: Input should be an object"),
-    "a list of trees": (LARGE, {"trees": [".", "."]}, "trees: Input should be an object"),
+    "trees that are none": (LARGE, {"trees": None}, "trees: must be a section with fields"),
+    "a list of trees": (LARGE, {"trees": [".", "."]}, "trees: must be a section with fields"),
     "a class that is none": (LARGE, {"trees": {"x": "."}}, "trees.x"),
-    "a tree that is a number": (LARGE, {"trees": {"0": 1}}, "trees.0: Input should be a valid string"),
+    "a tree that is a number": (LARGE, {"trees": {"0": 1}}, "trees.0: must be text, not 1"),
     "trees of a falsified example": (FALSIFIED, {"trees": {"0": "."}}, "have trees, and no others do"),
     "trees of an open point": (
         LARGE,
