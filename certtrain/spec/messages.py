@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 SEPARATOR = "', '"  # between the names that pydantic lists
-OWN = "Value error, "  # what pydantic puts before a message of certtrain's own
+_OWN = "Value error, "  # what pydantic puts before a message of certtrain's own
 LONGEST_SHOWN = 40  # characters of a value that is shown
 
 # A text of a certain form, by its regular expression.
@@ -58,7 +58,7 @@ def problem_text(problem: ErrorDetails) -> str:
             return f"{tag!r} is not known; choose from: {known}{suggestion(tag, known[1:-1].split(SEPARATOR))}"
     expected = _SAY[kind](context) if kind in _SAY else _EXPECTED.get(kind)
     if expected is None:
-        return problem["msg"].removeprefix(OWN)
+        return problem["msg"].removeprefix(_OWN)
     return f"must be {expected}, not {shown(problem['input'])}"
 
 
