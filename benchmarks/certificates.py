@@ -28,7 +28,7 @@ from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import load_split
-from certtrain.network.modelfile import Classifier, load_model
+from certtrain.network.modelfile import Classifier, read_model
 from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.epsilon import parse_eps
@@ -223,7 +223,7 @@ def main(given: list[str] | None = None) -> None:
     keep_freed_memory()
     wanted = list(dict.fromkeys([*arguments.arithmetics, DEPLOYED]))
     for number, file in enumerate(arguments.models):
-        network = load_model(file)
+        network = read_model(file)
         images = load_split(network.metadata, "test", arguments.data_dir).take(arguments.limit)
         eps = parse_eps(arguments.eps[number]) if arguments.eps else network.metadata.eps
         print(f"\n{file}: the first {len(images):,} test examples, ε = {eps:.4f}, ", end="")

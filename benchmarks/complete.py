@@ -13,7 +13,7 @@ from pathlib import Path
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
 from certtrain.network.assembly import load_split
-from certtrain.network.modelfile import load_model
+from certtrain.network.modelfile import read_model
 from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import Limits
@@ -26,7 +26,7 @@ from certtrain.verification.verify import verify
 def main() -> None:
     arguments = _arguments()
     keep_freed_memory()
-    model = load_model(arguments.model)
+    model = read_model(arguments.model)
     images = load_split(model.metadata, arguments.split, arguments.data_dir).take(arguments.limit)
     eps = model.metadata.eps if arguments.eps is None else parse_eps(arguments.eps)
     print("| method | certified | falsified | misclassified | open | decided | s/example, median | slowest |")

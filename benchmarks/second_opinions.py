@@ -40,7 +40,7 @@ from certtrain.interchange.onnxfile import read_onnx
 from certtrain.interchange.vnnlib import read_property
 from certtrain.network.assembly import load_split
 from certtrain.network.folding import fold_batch_norm
-from certtrain.network.modelfile import Classifier, load_model
+from certtrain.network.modelfile import Classifier, read_model
 from certtrain.properties.decide import PROPERTY_METHODS, decide
 
 # The networks are trained with a smaller radius than they are verified with, so that all answers occur.
@@ -122,7 +122,7 @@ def _judged(name: str, folder: Path, arguments: argparse.Namespace) -> list[Opin
 
 def _trained(name: str, folder: Path) -> Classifier:
     certtrain.train(certtrain.load_preset("digits", NETWORKS[name] | TRAINING), folder / "run")
-    return load_model(folder / "run/model.safetensors")
+    return read_model(folder / "run/model.safetensors")
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import load_split
 from certtrain.network.initialization import ibp_init_
-from certtrain.network.modelfile import load_model
+from certtrain.network.modelfile import read_model
 from certtrain.network.models import InputSpec, build_model
 from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.runtime.device import choose_device
@@ -89,7 +89,7 @@ def random_subject(rounds: int, size: int, device: str) -> Subject:
 
 def real_subject(model: Path, data_dir: Path | None, device: str) -> Subject:
     """The network of a model file, on the whole test set of its data, at the ε of its training."""
-    network = load_model(model)
+    network = read_model(model)
     images = load_split(network.metadata, "test", data_dir)
     return Subject(network, images, network.metadata.eps, device)
 

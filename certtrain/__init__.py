@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from certtrain.bounds.api import output_bounds as output_bounds
     from certtrain.bounds.api import propagate as propagate
     from certtrain.bounds.trace import BoundTrace as BoundTrace
+    from certtrain.diagnostics.networks import load_model as load_model
     from certtrain.errors import CerttrainError as CerttrainError
     from certtrain.network.initialization import InitRecord as InitRecord
     from certtrain.network.initialization import ibp_init_ as ibp_init_
-    from certtrain.network.modelfile import load_model as load_model
     from certtrain.network.saving import save_model as save_model
     from certtrain.render.sessions import resume as resume
     from certtrain.render.sessions import train as train
@@ -61,7 +61,7 @@ _MODULES = {
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
     "ibp_init_": "network.initialization",
-    "load_model": "network.modelfile",
+    "load_model": "diagnostics.networks",
     "load_preset": "spec.preset",
     "margin_bounds": "bounds.api",
     "margin_losses": "training.objectives.base",

@@ -96,3 +96,8 @@ class SoundnessError(CerttrainError):
 
 class MissingExtra(CerttrainError):
     """An optional package is missing."""
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong; for an error of the system without its number and its file, which the message names already."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

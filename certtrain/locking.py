@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from certtrain.errors import CerttrainError, StorageError
+from certtrain.errors import CerttrainError, StorageError, reason
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def locked(path: Path, taken: CerttrainError) -> Iterator[None]:
     except Timeout:
         raise taken from None
     except (OSError, NotImplementedError) as error:
-        raise StorageError(f"cannot lock {path}: {error}") from error
+        raise StorageError(f"cannot lock {path}: {reason(error)}") from error
     try:
         yield
     finally:
@@ -42,7 +42,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        raise StorageError(f"cannot lock {path}: {error}") from error
+        raise StorageError(f"cannot lock {path}: {reason(error)}") from error
     try:
         yield
     finally:

@@ -99,6 +99,14 @@ def _umask() -> int:
     return mask
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at `path`; no path that the system refuses, such as one that is too long, is one."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def check_model_file(path: Path) -> None:
     """Raise ModelFileError unless `path` is a file."""
     try:
@@ -148,7 +156,7 @@ def check_new_run(path: Path) -> None:
         what = (
             "holds a finished run" if (path / "report.json").is_file() else "exists already and is not an empty folder"
         )
-        raise RunError(f"{path} {what}; choose another --out{more}")
+        raise RunError(f"{path} {what}; choose another folder (--out){more}")
 
 
 def check_new_folder(path: Path, force: bool) -> None:

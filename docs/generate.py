@@ -1,24 +1,42 @@
-"""Writes docs/commands/, a page for each command and an index, from the program itself, and docs/presets.md.
+"""Writes docs/commands/, a page for each command and an index, from the program itself, docs/presets.md and
+docs/fields.md.
 
 Run as python docs/generate.py.
 """
 
+import inspect
 import re
+from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from certtrain import cli
 from certtrain.cli.examples import COMMAND_EXAMPLES
 from certtrain.cli.exit_codes import EXPLANATIONS
+from certtrain.spec.architecture import NETWORKS
 from certtrain.spec.epsilon import format_eps
-from certtrain.spec.preset import Preset, load_preset, preset_names
+from certtrain.spec.explained import field_meanings, toml_value
+from certtrain.spec.objective import OBJECTIVES, AttackSection, ObjectiveSection
+from certtrain.spec.preset import (
+    DataSection,
+    EpsSection,
+    Preset,
+    RegularizerSection,
+    StartSection,
+    TrainSection,
+    load_preset,
+    preset_names,
+)
 
 FOLDER = Path(__file__).parent / "commands"
 PRESETS = Path(__file__).parent / "presets.md"
+FIELDS = Path(__file__).parent / "fields.md"
 SEE_ALSO = {
     "bench": "[Other verifiers](../exchange.md#run-a-benchmark) has the columns of the results.",
     "check": "[How to check one](../certfiles.md#how-to-check-one) says what is compared, and what is assumed.",
@@ -31,8 +49,27 @@ ABOUT_PRESETS = (
     "ε is the radius at which the network is certified; some presets train at a larger one (`eps.train_factor`). Names "
     "that end in `-ctrain` have settings that others tuned on the test set; figures from them do not compare with "
     "those of settings that were chosen without it.",
-    "A preset of your own can [extend](quickstart.md#change-something) one of these and say only what differs.",
+    "A preset of your own can [extend](quickstart.md#change-something) one of these and say only what differs. "
+    "[The fields of a preset](fields.md) explains each field.",
 )
+ABOUT_FIELDS = (
+    "A preset is a TOML file with these fields. `certtrain presets NAME` shows a shipped one with all of them, "
+    "explained in the same words, and `--set SECTION.FIELD=VALUE` sets any one in a command. A field without a default "
+    "must be given; a dash means that it has no value unless one is given.",
+    "`[model]` and `[objective]` have a `name`, which decides what other fields they have.",
+)
+OWN_NETWORK = (
+    '`name = "module"` is [a network of your own](own.md), and `name = "graph"` one that is listed layer by layer, as '
+    "the files of a run hold it."
+)
+SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
+    "The top of the file": ("", Preset),
+    "Data": ("data", DataSection),
+    "Radius": ("eps", EpsSection),
+    "Training": ("train", TrainSection),
+    "Regularisers": ("regularizer", RegularizerSection),
+    "Weights to start from": ("start", StartSection),
+}
 DATA_SETS = {"cifar10": "CIFAR-10", "digits": "Digits", "mnist": "MNIST", "tinyimagenet": "TinyImageNet"}
 
 
@@ -50,6 +87,73 @@ def presets_page() -> str:
         head = ["| preset | network | ε | objective | epochs | |", "|---|---|---|---|---|---|"]
         parts += [f"## {DATA_SETS[data]}", "\n".join([*head, *map(_preset_row, group)])]
     return "\n\n".join(parts) + "\n"
+
+
+def fields_page() -> str:
+    """The page with every field of a preset: those of each section, objective and network."""
+    parts = [
+        "# The fields of a preset",
+        "<!-- Written by docs/generate.py from the presets' own code. -->",
+        *ABOUT_FIELDS,
+    ]
+    for title, (path, section) in SECTIONS.items():
+        parts += [f"## {title}", *_section(path, section)]
+    parts += ["## Objective", _meaning(ObjectiveSection), _field_table(ObjectiveSection)]
+    parts += ["[Which objective to use](objectives.md) has the formulas, and what to expect."]
+    for name, objective in OBJECTIVES.items():
+        parts += [
+            f"### `{name}`",
+            _meaning(objective),
+            *_own_fields(objective, {"name", *ObjectiveSection.model_fields}),
+        ]
+    parts += ["## Attack in the training step", *_section("objective.attack", AttackSection)]
+    parts += ["## Network", OWN_NETWORK]
+    for name, network in NETWORKS.items():
+        parts += [f"### `{name}`", _meaning(network), *_own_fields(network, {"name"})]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(path: str, section: type[BaseModel]) -> list[str]:
+    place = f"In `[{path}]`. " if path else ""
+    return [place + _meaning(section), _field_table(section)]
+
+
+def _meaning(section: type[BaseModel]) -> str:
+    """What a section's docstring says, each paragraph in one line."""
+    paragraphs = (inspect.getdoc(section) or "").split("\n\n")
+    return _plain("\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
+
+
+def _own_fields(section: type[BaseModel], known: set[str]) -> list[str]:
+    """The table of the fields that are not `known`; nothing if there are none."""
+    return [_field_table(section, known)] if section.model_fields.keys() - known else []
+
+
+def _field_table(section: type[BaseModel], known: Collection[str] = ()) -> str:
+    """A row for each field that is no section itself."""
+    meanings = field_meanings(section)
+    rows = [
+        f"| `{name}` | {_default(field)} | {_plain(meanings.get(name, ''))}{_choices(field.annotation)} |"
+        for name, field in section.model_fields.items()
+        if name not in known and name in meanings
+    ]
+    return "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
+
+
+def _default(field: FieldInfo) -> str:
+    """The default as in a TOML file; empty if there is none, a dash if there is no value then."""
+    if field.is_required():
+        return ""
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return f"`{toml_value(value.model_dump(exclude_defaults=True))}`"
+    return "–" if value is None else f"`{toml_value(value)}`"
+
+
+def _choices(annotation: Any) -> str:
+    """Like " One of: `a`, `b`.", if there are only these values."""
+    literal = get_origin(annotation) is Literal and all(isinstance(value, str) for value in get_args(annotation))
+    return f" One of: {', '.join(f'`{value}`' for value in get_args(annotation))}." if literal else ""
 
 
 def _preset_row(preset: Preset) -> str:
@@ -115,6 +219,8 @@ def _option(parameter: Any, hint: Any) -> str:
 
 def _value(parameter: Any, hint: Any) -> str:
     """What stands after an option's name; nothing after a switch."""
+    if parameter.metavar:
+        return str(parameter.metavar)
     kind = get_args(hint)[0]
     if get_origin(kind) in (Union, UnionType):
         (kind,) = [part for part in get_args(kind) if part is not type(None)]
@@ -123,7 +229,8 @@ def _value(parameter: Any, hint: Any) -> str:
 
 def _plain(text: str) -> str:
     """A help text as Markdown that shows every character as it is."""
-    return re.sub(r"([<*_])", r"\\\1", text)
+    parts = re.split("(`[^`]*`)", text)  # code is shown as it is without more
+    return "".join(part if part.startswith("`") else re.sub(r"([<*_])", r"\\\1", part) for part in parts)
 
 
 def main() -> None:
@@ -132,6 +239,7 @@ def main() -> None:
     for name, text in pages().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
     PRESETS.write_text(presets_page(), encoding="utf-8")
+    FIELDS.write_text(fields_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

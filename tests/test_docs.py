@@ -4,11 +4,14 @@ import json
 import re
 import runpy
 import shlex
+import textwrap
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from certtrain import cli
@@ -19,16 +22,28 @@ from certtrain.certfile import Header, Record, Seal
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.diagnostics import findings
 from certtrain.runtime import threads
+from certtrain.spec.architecture import NETWORKS
+from certtrain.spec.epsilon import parse_eps
 from certtrain.spec.layers import SECTIONS
-from certtrain.spec.objective import OBJECTIVES, ObjectiveSection
+from certtrain.spec.objective import OBJECTIVES, AttackSection, ObjectiveSection
 from certtrain.spec.preset import load_preset, preset_names
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.certificate import PIXEL_INPUTS
 from helpers.documents import DOCS, ROOT, blocks, commands, run
 
-OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES, CERTIFICATE_FILES, METHODS_PAGE, OBJECTIVES_PAGE = (
+OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES, CERTIFICATE_FILES, METHODS_PAGE, OBJECTIVES_PAGE, DURATIONS, EPSILON = (
     (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("own", "quickstart", "diagnostics", "certificates", "certfiles", "methods", "objectives")
+    for name in (
+        "own",
+        "quickstart",
+        "diagnostics",
+        "certificates",
+        "certfiles",
+        "methods",
+        "objectives",
+        "durations",
+        "epsilon",
+    )
 )
 
 
@@ -140,7 +155,7 @@ def test_every_command_argument_and_option_has_help() -> None:
 def test_the_commands_pages_name_every_option_and_its_default() -> None:
     page = GENERATE["pages"]()["verify.md"]
     assert "- `--pgd-restarts N`: Number of random starts of the attack. At least 1. Default: `1`." in page
-    assert "- `--split train|validation|test`: Which part of the data set. Default: `test`." in page
+    assert "- `--split NAME`: Which part of the data set. One of: train, validation, test. Default: `test`." in page
     assert "- `--json`: Print JSON instead of tables." in page
     assert "Environment variable: `CERTTRAIN_DATA_DIR`." in page
     assert "train/\\<class>/\\*" in page
@@ -176,6 +191,64 @@ def test_the_page_of_presets_is_what_they_say() -> None:
     assert page == GENERATE["presets_page"](), "run python docs/generate.py"
     assert re.findall(r"^\| \[`([\w.-]+)`\]\(\.\./presets/\1\.toml\) \|", page, flags=re.M) == preset_names()
     assert "| `cnn7` | 2/255 | `mtl-ibp` | 160 | CIFAR-10, ε = 2/255, by MTL-IBP; " in page
+
+
+def test_the_page_of_fields_is_what_the_presets_code_says_of_each() -> None:
+    page = (DOCS / "fields.md").read_text(encoding="utf-8")
+    assert page == GENERATE["fields_page"](), "run python docs/generate.py"
+    known = Counter(re.findall(r"^\| `(\w+)` \| [^|]* \| .{10,} \|$", page, flags=re.M))
+    base = [section for _, section in GENERATE["SECTIONS"].values()] + [ObjectiveSection, AttackSection]
+    fields = [name for section in base for name, field in section.model_fields.items() if not _is_section(field)]
+    for section in OBJECTIVES.values():
+        fields += section.model_fields.keys() - ObjectiveSection.model_fields.keys() - {"name"}
+    for section in NETWORKS.values():
+        fields += section.model_fields.keys() - {"name"}
+    assert Counter(fields) - known == Counter(), "a field has no docstring"
+
+
+def _is_section(field: FieldInfo) -> bool:
+    """Whether a field of the top is a section, whose own fields are listed."""
+    return field.annotation not in (str, int, float, bool) and "Section" in repr(field.annotation)
+
+
+def test_a_thing_takes_the_same_time_on_every_page() -> None:
+    """Times are of benchmarks/RESULTS.md; the prose may round them."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = {"README.md": readme, "quickstart.md": QUICKSTART, "durations.md": DURATIONS}
+    for name, page in pages.items():
+        assert re.search(r"23 s|0:23", page), name
+        assert not re.search(r"(?:about 20|32) s|0:32|half a minute|five to ten minutes", page), name
+    assert "23 s on two CPU cores" in load_preset("digits").description
+    assert "five minutes on two CPU cores" in load_preset("mnist-cpu").description
+    for name in ("README.md", "durations.md"):
+        assert {"23 s", "4 min 55 s", "6 min 49 s"} <= set(re.findall(r"\d+ min \d+ s|\b\d+ s\b", pages[name])), name
+
+
+def test_the_times_on_the_page_of_durations_are_those_of_the_results() -> None:
+    results = (ROOT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
+    counts = Counter(_anchor(heading) for heading in re.findall(r"^#+ (.*)$", results, flags=re.M))
+    headings = {f"{name}-{n}" if n else name for name, count in counts.items() for n in range(count)}
+    links = re.findall(r"\(\.\./benchmarks/RESULTS\.md#([^)]+)\)", DURATIONS)
+    assert len(links) > 5
+    assert set(links) <= headings
+
+
+def test_the_page_on_epsilon_prints_what_it_says_and_names_presets_of_its_radii(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (example,) = re.findall(r"^  ```python\n(.*?)^  ```$", EPSILON, flags=re.M | re.S)
+    exec(compile(textwrap.dedent(example), "epsilon.md", "exec"), {})
+    assert f"It prints {capsys.readouterr().out.strip()}:" in EPSILON
+    rows = re.findall(r"^\| [\w-]+ \| ([^|]+) \| (`.*`) \|$", EPSILON, flags=re.M)
+    assert len(rows) == 3
+    for radii, names in rows:
+        known = {parse_eps(radius) for radius in re.findall(r"[\d./]+(?<![.])", radii)}
+        assert {load_preset(name).eps.max for name in re.findall(r"`([\w.-]+)`", names)} == known
+
+
+def _anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 # --- the other pages -------------------------------------------------------------------------------------

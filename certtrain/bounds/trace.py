@@ -107,7 +107,7 @@ class Logits:
         return Box(gap, torch.einsum("bkf,bf->bk", difference, self.head_input.radius))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BoundTrace:
     """One pass of a batch and its boxes.
 
@@ -120,6 +120,11 @@ class BoundTrace:
     input: Box
     records: list[LayerRecord]
     logits: Logits
+
+    def __repr__(self) -> str:
+        """The size of the batch, without its numbers."""
+        examples, logits = self.logits.shape
+        return f"<BoundTrace: {examples:,} examples, {logits:,} logits>"
 
     @property
     def output(self) -> Box:

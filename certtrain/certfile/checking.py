@@ -61,7 +61,7 @@ class Checked:
         """All fields, whether the check was partial, and the accuracies of the checked examples; ε also as text."""
         open_ones, certified = self.counts["open"], self.counts["certified"]
         accuracies = {
-            "natural_accuracy": 1 - self.counts["misclassified"] / self.checked,
+            "natural_accuracy": (self.checked - self.counts["misclassified"]) / self.checked,
             "pgd_accuracy": (certified + open_ones) / self.checked,
             "certified_accuracy": certified / self.checked,
             "eps_text": format_eps(self.eps),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from certtrain.certfile.lines import Header, Line, Record, Seal, continues, decode
 from certtrain.errors import CertificateError
+from certtrain.spec.messages import problem_text
 from certtrain.storage import check_certificate_file
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.results import ExampleResult
@@ -131,7 +132,7 @@ class _Reader:
 
 
 def _first(error: ValidationError) -> str:
-    """The first error and its place, without the value, which may be of any length."""
-    problem = error.errors(include_input=False, include_url=False)[0]
+    """The first error and its place, with the value shortened, since it may be of any length."""
+    problem = error.errors(include_url=False)[0]
     where = ".".join(map(str, problem["loc"]))[:100]
-    return (f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, ")[:300]
+    return (f"{where}: " if where else "") + problem_text(problem)[:300]

@@ -22,6 +22,7 @@ from certtrain.cli.export import export_command
 from certtrain.cli.groups import Program, Subcommand, with_groups
 from certtrain.cli.init import init_command
 from certtrain.cli.output import adapt_streams, drop_unwritten
+from certtrain.cli.pictures import ImageCommand
 from certtrain.cli.presets import presets_command
 from certtrain.cli.stats import stats_command
 from certtrain.cli.train import train_command
@@ -56,7 +57,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, (panel, command) in COMMANDS.items():
-    app.command(name, cls=Subcommand, epilog=epilog(name), rich_help_panel=panel)(with_groups(command))
+    kind = ImageCommand if name == "verify" else Subcommand
+    app.command(name, cls=kind, epilog=epilog(name), rich_help_panel=panel)(with_groups(command))
 
 
 def _version(wanted: bool) -> None:

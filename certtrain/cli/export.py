@@ -12,10 +12,11 @@ from certtrain.cli.options import (
     DataDir,
     Eps,
     Force,
-    ModelFile,
+    ModelOrNewest,
     SplitOption,
     check_targets,
     network_file,
+    newest_if_none,
     open_model,
     open_split,
 )
@@ -92,15 +93,20 @@ class _Targets(NamedTuple):
     onnx: Path | None
 
 
-def export_command(model: ModelFile, network: NetworkOptions, properties: PropertyOptions, data: ExportData) -> None:
+def export_command(
+    network: NetworkOptions, properties: PropertyOptions, data: ExportData, model: ModelOrNewest = None
+) -> None:
     """Write the network with BatchNorm folded in, as safetensors and as ONNX, and check each file on real data.
 
     With --vnnlib, also write a property for each example, for other verifiers: its box of radius ε and its label.
     """
     properties.check()
-    model = network_file(model)
-    targets = _targets(model, network, properties.vnnlib)
-    opened = open_model(model, "cpu", data.data_dir)
+    from certtrain.storage import check_model_file
+
+    file = network_file(newest_if_none(model))
+    check_model_file(file)
+    targets = _targets(file, network, properties.vnnlib)
+    opened = open_model(file, "cpu", data.data_dir)
     images = open_split(opened, data.split, data.data_dir, None)
     from certtrain import render
     from certtrain.interchange.exchange import check_examples

@@ -11,16 +11,29 @@ from functools import wraps
 from inspect import Parameter
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import ValidationError
+from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
+from certtrain.spec.messages import problem_text
+
+MOST_CHOICES = 16  # characters of choices where an option's value stands
 METAVARS: dict[Any, str] = {bool: "", int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 class Subcommand(TyperCommand):
-    """A command whose help shows no type for switches, its own --help included."""
+    """A command whose help shows no type for switches, its own --help included, and whose errors are in our words."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except BadParameter as error:
+            if isinstance(cause := error.__cause__, ValidationError):  # Typer passes pydantic's words on
+                error.message = problem_text(cause.errors(include_url=False)[0])
+            raise
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _untyped_switches(super().get_params(ctx))
@@ -61,7 +74,13 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     flat = [part for name, own in signature.parameters.items() for part in _expanded(own, titles.get(name))]
     grouped.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
     grouped.__annotations__ = {own.name: own.annotation for own in flat}
+    grouped.__doc__ = _unwrapped(inspect.getdoc(command) or "")
     return grouped
+
+
+def _unwrapped(text: str) -> str:
+    """The text with each paragraph in one line, which a terminal breaks where it needs to."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _title(group: Any) -> str:
@@ -87,12 +106,18 @@ def _titled(field: Field[Any], title: str | None) -> Any:
 
 
 def _with_metavar(annotation: Any) -> Any:
-    """The annotation of an option, with the name of its values; choices have none, as help lists them."""
+    """The annotation of an option, with the name of its values.
+
+    Help lists a few short choices in place of a name; others, which it would break anywhere, are listed in the text.
+    """
     kind, *about = get_args(annotation) or (annotation,)
     if not about or not isinstance(about[0], OptionInfo):
         return annotation
     option = copy.copy(about[0])
     (value,) = [part for part in get_args(kind) if part is not type(None)] if _may_be_none(kind) else [kind]
+    choices = get_args(value) if get_origin(value) is Literal else ()
+    if len("|".join(choices)) > MOST_CHOICES:
+        option.metavar, option.help = "NAME", f"{option.help} One of: {', '.join(choices)}."
     option.metavar = METAVARS.get(value) if option.metavar is None else option.metavar
     return Annotated[kind, option]
 

@@ -12,6 +12,7 @@ import typer
 
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.errors import EpsilonError, StorageError
+from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.runtime.threads import use_threads
 from certtrain.spec.choices import DeviceName, SplitName
 from certtrain.spec.epsilon import parse_eps
@@ -56,6 +57,12 @@ def seconds(text: str) -> float:
 def seconds_or_none(text: str) -> float:
     """Seconds as `seconds` reads them; infinity for "none"."""
     return math.inf if str(text) in ("none", "inf") else seconds(text)
+
+
+def example_limit(timeout: float | None) -> float | None:
+    """The limit for each example, from what `seconds_or_none` read; the default if --timeout was not given."""
+    limit = DEFAULT_TIMEOUT if timeout is None else timeout
+    return None if limit == math.inf else limit
 
 
 def _png_file(text: str) -> Path:
@@ -107,7 +114,7 @@ PresetName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Set any field of the preset, like train.batch_size=64."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Set any field of the preset, like train.epochs=20."),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Random seed; the preset's if not given.")]
 SplitOption = Annotated[SplitName, typer.Option(help="Which part of the data set.")]
@@ -245,8 +252,9 @@ def network_file(path: Path) -> Path:
     """
     from certtrain import render
     from certtrain.runs.runfiles import find_networks
+    from certtrain.storage import is_folder
 
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     file = find_networks(path)[0]
     if file.run is not None:

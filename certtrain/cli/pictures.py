@@ -1,17 +1,43 @@
 """`certtrain verify --image`: the class of a user's own images, and what is certified about it."""
 
 from collections.abc import Sequence
+from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from certtrain.cli.exit_codes import ExitCode
+from certtrain.cli.groups import Subcommand
 from certtrain.cli.options import check_targets
 from certtrain.cli.stopping import Stopper
 
 if TYPE_CHECKING:
     from certtrain.network.modelfile import Classifier
+    from certtrain.verification.pictures import PictureResult
+
+
+class ImageCommand(Subcommand):
+    """A command whose --image takes several words, as a shell makes them of *.png."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _each_with_option(args))
+
+
+def _each_with_option(words: Sequence[str], option: str = "--image") -> list[str]:
+    """The command line with the option before each of the images that follow it, so that each has one of its own."""
+    spread = list[str]()
+    for word in words:
+        follows = spread[-2:-1] == [option]
+        spread += [option, word] if follows and _is_for_image(Path(word)) else [word]
+    return spread
+
+
+def _is_for_image(path: Path) -> bool:
+    """Whether a word without an option is an image, by its name, or a folder without a run; else it is the model."""
+    if path.is_dir():
+        return not (path / "preset.json").exists()
+    return (guess_type(path.name)[0] or "").startswith("image/")
 
 
 def show_pictures(
@@ -19,38 +45,53 @@ def show_pictures(
 ) -> None:
     """Verify the images in `paths`, show what is known about each, and write counterexamples beside them.
 
-    `options` are those of `verify_pictures`, and whether files may be replaced (`force`). Raises DataError.
+    `options` are those of `verify_pictures`, and whether files may be replaced that certtrain did not write (`force`).
+    Raises DataError, and StorageError for such a file without `force`.
     """
     import torch
 
     from certtrain import render
-    from certtrain.data.pictures import counterexample_file, list_pictures, read_picture, write_picture
+    from certtrain.data.pictures import list_pictures, read_picture
     from certtrain.verification.pictures import verify_pictures
 
     force, names = options.pop("force"), model.metadata.class_names
     number = None if label is None else _class_number(label, names)
     files = list_pictures(paths)
     pictures = torch.stack([read_picture(path, model.metadata.input_shape) for path in files])
-    targets = [counterexample_file(path) for path in files]
-    check_targets(force, *targets)
-    with render.verifying() as view:
+    _check_counterexamples(files, force)
+    with render.verifying(images=[path.name for path in files]) as view:
         stop = Stopper(None, view.stop)
-        watch: dict[str, Any] = {"on_round": view.begin, "on_work": view.work_on, "stop": lambda: stop.interrupted}
-        results = verify_pictures(model, pictures, number, **options, **watch)
-    rows = []
-    done = len(results)  # an interrupt leaves some out
-    for path, target, result in zip(files[:done], targets[:done], results, strict=True):
-        written = target if result.counterexample is not None else None
-        if result.counterexample is not None:
-            write_picture(target, result.counterexample)
-        rows.append({"image": str(path), **result.to_dict(names), "counterexample": written and str(written)})
-        if not as_json:
-            render.show_picture(path, result, names, written)
+        watch: dict[str, Any] = {"on_round": view.begin, "on_work": view.work_on, "on_examples": view.add}
+        results = verify_pictures(model, pictures, number, stop=lambda: stop.interrupted, **options, **watch)
+    done = zip(files[: len(results)], results, strict=True)  # an interrupt leaves some out
+    rows = [_shown(path, result, names, quiet=as_json) for path, result in done]
     if as_json:
         render.show_json({"model": str(file), "images": rows})
     if stop.interrupted:
         render.note("stopped: images may be missing, and a largest certified ε may be smaller than what is certified")
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _check_counterexamples(files: Sequence[Path], force: bool) -> None:
+    """Raise StorageError if a counterexample cannot be written; one that certtrain wrote earlier may be replaced."""
+    from certtrain.data.pictures import counterexample_file, is_own
+
+    targets = [counterexample_file(path) for path in files]
+    check_targets(force, *(target for target in targets if not is_own(target)))
+    check_targets(True, *targets)
+
+
+def _shown(path: Path, result: "PictureResult", names: Sequence[str], *, quiet: bool) -> dict[str, Any]:
+    """Write the counterexample of an image, and show what is known about it. Returns the same for JSON."""
+    from certtrain import render
+    from certtrain.data.pictures import counterexample_file, write_picture
+
+    written = counterexample_file(path) if result.counterexample is not None else None
+    if written is not None and result.counterexample is not None:
+        write_picture(written, result.counterexample)
+    if not quiet:
+        render.show_picture(path, result, names, written)
+    return {"image": str(path), **result.to_dict(names), "counterexample": written and str(written)}
 
 
 def _class_number(label: str, names: Sequence[str]) -> int:

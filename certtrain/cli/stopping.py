@@ -6,13 +6,20 @@ from collections.abc import Callable
 from types import FrameType
 
 
+def _say_stopping() -> None:
+    """Say on the error stream that the command will stop."""
+    from certtrain import render
+
+    render.say_stopping()
+
+
 class Stopper:
     """Says whether to stop: after this many `seconds`, or on SIGINT or SIGTERM. A second signal ends the process.
 
-    on_interrupt: called at once when the first signal arrives.
+    on_interrupt: called at once when the first signal arrives; by default it says that the command will stop.
     """
 
-    def __init__(self, seconds: float | None, on_interrupt: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, seconds: float | None, on_interrupt: Callable[[], None] = _say_stopping) -> None:
         self.seconds, self.start, self.interrupted = seconds, time.monotonic(), False
         self.on_interrupt = on_interrupt
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -20,10 +20,13 @@ from certtrain.cli.options import (
     Threads,
     check_data,
     compute_device,
+    example_limit,
     resolve_preset,
     seconds,
+    seconds_or_none,
 )
 from certtrain.cli.stopping import Stopper
+from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import Compile, MethodName, Precision
 
 if TYPE_CHECKING:
@@ -38,7 +41,11 @@ class RunOptions:
     preset: PresetName = None
     start: Annotated[
         Path | None,
-        typer.Option("--from", metavar="MODEL", help="A model file with weights to start from; the same network."),
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="A model file, or a finished run, with weights to start from; the same network.",
+        ),
     ] = None
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")] = None
     out: Annotated[Path | None, typer.Option(help="Folder for the new run; a new one in runs/ if not given.")] = None
@@ -108,9 +115,10 @@ class TrainingOptions:
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=seconds,
-            metavar="TIME",
-            help="Time for each example in the methods beyond ibp, like 10s. Default: none.",
+            parser=seconds_or_none,
+            metavar="TIME|none",
+            help="Time limit for each example in the methods beyond ibp, like 10s, as for `certtrain verify`; "
+            f"{DEFAULT_TIMEOUT:.0f}s if not given.",
         ),
     ] = None
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")] = False
@@ -136,12 +144,14 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
     from certtrain.training import api
     from certtrain.training.context import FinalVerification, RunContext
     from certtrain.training.distributed import process_group
+    from certtrain.training.events import Stopping
     from certtrain.verification.cascade import Limits
 
     device = compute_device(training.device)
     with process_group(device) as group, render.training_view(training.as_json, silent=not group.is_leader) as view:
+        stop.on_interrupt = lambda: view(Stopping())
         listeners = [view, *_tensorboard(training.tensorboard)]
-        verification = FinalVerification(training.verify_method, Limits(training.timeout))
+        verification = FinalVerification(training.verify_method, Limits(example_limit(training.timeout)))
         emit = _with_note(_combined(listeners), changes.scaled(run.preset) if run.preset else "")
         context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
         if preset is not None:
@@ -154,12 +164,14 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
 
 def _preset(run: RunOptions, changes: ChangeOptions) -> "Preset | None":
     """The preset of a new run; None for a resumed run, which has its own. Raises BadParameter for a change to that."""
+    from certtrain.runs.runfiles import model_of
     from certtrain.storage import check_model_file
 
-    fields = changes.fields() | {"start": run.start and {"file": str(run.start)}}
+    start = None if run.start is None else model_of(run.start)
+    fields = changes.fields() | {"start": start and {"file": str(start)}}
     if run.resume is None:
-        if run.start is not None:
-            check_model_file(run.start)
+        if start is not None:
+            check_model_file(start)
         preset = resolve_preset(run.preset, changes.overrides, **fields)
         check_data(preset, run.data_dir)
         return preset

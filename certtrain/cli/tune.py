@@ -15,11 +15,14 @@ from certtrain.cli.options import (
     check_data,
     completed_presets,
     compute_device,
+    example_limit,
     resolve_preset,
     seconds,
+    seconds_or_none,
 )
 from certtrain.cli.stopping import Stopper
 from certtrain.runs.trials import GOALS, Goal
+from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import MethodName
 
 if TYPE_CHECKING:
@@ -95,7 +98,10 @@ class TrialOptions:
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=seconds, metavar="TIME", help="Time for each example in the methods beyond ibp. Default: none."
+            parser=seconds_or_none,
+            metavar="TIME|none",
+            help="Time limit for each example in the methods beyond ibp, as for `certtrain verify`; "
+            f"{DEFAULT_TIMEOUT:.0f}s if not given.",
         ),
     ] = None
     as_json: AsJson = False
@@ -154,7 +160,7 @@ def _search(options: "SearchOptions", stop: Stopper, trial: TrialOptions) -> "Tr
     from certtrain.verification.cascade import Limits
 
     check_folder(options.out)
-    verification = FinalVerification(trial.verify_method, Limits(trial.timeout))
+    verification = FinalVerification(trial.verify_method, Limits(example_limit(trial.timeout)))
     device = compute_device(trial.device)
     with render.TrialView(quiet=trial.as_json) as view:
 

@@ -1,6 +1,5 @@
 """certtrain verify: natural accuracy, accuracy under attack and certified accuracy over a data set."""
 
-import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from certtrain.cli.options import (
     SplitOption,
     Threads,
     check_targets,
+    example_limit,
     given,
     network_file,
     newest_if_none,
@@ -134,9 +134,9 @@ class PictureOptions:
         list[Path] | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Verify this image, or those in this folder, instead of a data set; may be given several times. It "
-            "must have the size that the model takes. Shows the class, whether it is certified, and the largest ε at "
-            "which it is, and writes a counterexample beside it.",
+            help="Verify this image, or those in this folder, instead of a data set; more may follow, as in --image "
+            "*.png. It must have the size that the model takes. Shows the class, whether it is certified, and the "
+            "largest ε at which it is, and writes a counterexample beside it.",
         ),
     ] = None
     label: Annotated[
@@ -162,8 +162,9 @@ class LimitOptions:
             parser=seconds_or_none,
             metavar="TIME|none",
             help="Time limit for each example in the methods beyond ibp, like 5s or 10m; "
-            f"{DEFAULT_TIMEOUT:.0f}s if not given. auto keeps three quarters of it for complete. With --out, the same "
-            "command with a longer limit tries those again that ran out of time.",
+            f"{DEFAULT_TIMEOUT:.0f}s if not given. auto keeps three quarters of it for complete. With --image, it is "
+            "for all that is done with an image, and a quarter is kept for its largest ε. With --out, the same command "
+            "with a longer limit tries those again that ran out of time.",
         ),
     ] = None
     time_budget: Annotated[
@@ -182,11 +183,10 @@ class LimitOptions:
     threads: Threads = None
 
     def limits(self) -> "Limits":
-        """The limits of time; an infinite timeout is none."""
+        """The limits of time."""
         from certtrain.verification.cascade import Limits
 
-        timeout = DEFAULT_TIMEOUT if self.timeout is None else self.timeout
-        return Limits(None if timeout == math.inf else timeout, self.time_budget)
+        return Limits(example_limit(self.timeout), self.time_budget)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from certtrain.competition.instances import Key
-from certtrain.errors import BenchmarkError
+from certtrain.errors import BenchmarkError, reason
 from certtrain.locking import locked
 from certtrain.storage import append, append_line, check_writable, make_folder, truncate
 
@@ -101,7 +101,7 @@ def _complete(path: Path) -> list[str]:
         data = path.read_bytes() if path.exists() else b""
         return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
     except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{path} cannot be read: {error}") from error
+        raise BenchmarkError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _check_options(path: Path, written: list[str], options: Mapping[str, Any]) -> None:

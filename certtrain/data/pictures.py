@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from certtrain.data.decode import decode_file
@@ -12,14 +13,28 @@ from certtrain.data.listing import hidden
 from certtrain.errors import DataError, StorageError
 
 COUNTEREXAMPLE = "-counterexample"  # the end of the name of a picture that certtrain wrote
+WRITER = ("Software", "certtrain")  # PNG's own key for the program that wrote a file
 
 
 def list_pictures(paths: Sequence[Path]) -> list[Path]:
     """The files, and those in the folders, by name, without the counterexamples that certtrain wrote there.
 
-    Raises DataError if a path does not exist, or a folder has no image.
+    A counterexample that is named itself stays, unless its picture is named too, as by *.png. Raises DataError if a
+    folder has no image.
     """
-    return [file for path in paths for file in (_inside(path) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (_inside(path) if path.is_dir() else [path])]
+    own = {counterexample_file(file) for file in files}
+    return [file for file in files if not (file in own and is_own(file))]
+
+
+def is_own(path: Path) -> bool:
+    """Whether the file is a picture that certtrain wrote."""
+    key, program = WRITER
+    try:
+        with Image.open(path) as image:
+            return image.info.get(key) == program
+    except OSError:  # no image, or no file
+        return False
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -61,10 +76,12 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
 
 
 def write_picture(path: Path, pixels: Tensor) -> None:
-    """Write uint8 pixels (C, H, W), with one channel or three, as a PNG file. Raises StorageError."""
+    """Write uint8 pixels (C, H, W), with one channel or three, as a PNG file of certtrain's. Raises StorageError."""
+    about = PngInfo()
+    about.add_text(*WRITER)
     array = pixels.permute(1, 2, 0).contiguous().numpy()
     try:
-        Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array).save(path)
+        Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array).save(path, pnginfo=about)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -1,15 +1,29 @@
 """Networks loaded from model files, and from checkpoints, which need their run's preset too."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from certtrain.data import Progress, load_images
 from certtrain.errors import ModelFileError
 from certtrain.network.assembly import describe
-from certtrain.network.modelfile import Classifier, Metadata, load_model
+from certtrain.network.modelfile import Classifier, Metadata, read_model
 from certtrain.runs.checkpoint import load_checkpoint
-from certtrain.runs.runfiles import NetworkFile
+from certtrain.runs.runfiles import NetworkFile, find_networks
 from certtrain.spec.preset import load_preset
+
+
+def load_model(path: str | Path, data_dir: str | Path | None = None) -> Classifier:
+    """The network in a model file, a checkpoint or the folder of a run, in evaluation mode, with its `metadata`.
+
+    Of a run's folder it is the model or, if the run is not finished, the newest checkpoint that is not damaged. For a
+    checkpoint the images of its run are read, from `data_dir` as `load_images` does.
+    Raises ModelFileError if a file is missing or damaged, was not written by certtrain, or has weights that do not fit
+    its metadata or are not finite; RunError if the folder holds no run, or the run no network yet; for a checkpoint
+    also PresetError and DataError.
+    """
+    loader = NetworkLoader(None if data_dir is None else Path(data_dir), on_note=warnings.warn)
+    return loader.load_newest(find_networks(Path(path)))[1]
 
 
 class NetworkLoader:
@@ -33,7 +47,7 @@ class NetworkLoader:
         Raises ModelFileError if the file is damaged or was not written by certtrain, and PresetError or DataError if
         the preset or the data of a checkpoint's run are missing.
         """
-        return load_model(file.path) if file.run is None else load_checkpoint(file.path, self.describe(file.run))
+        return read_model(file.path) if file.run is None else load_checkpoint(file.path, self.describe(file.run))
 
     def describe(self, run: Path) -> Metadata:
         """The metadata of a run's networks. The training images that its preset names are read for it, once."""

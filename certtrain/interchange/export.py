@@ -28,7 +28,7 @@ from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MissingExtra, SoundnessError, StorageError, UnsupportedLayer
 from certtrain.interchange.operators import operators_of
 from certtrain.network.folding import fold_batch_norm
-from certtrain.network.modelfile import Classifier, Metadata, load_model, versions, write_model
+from certtrain.network.modelfile import Classifier, Metadata, read_model, versions, write_model
 from certtrain.storage import write_atomic
 from certtrain.verification.verify import check_fit
 
@@ -98,7 +98,7 @@ def export_weights(model: Classifier, path: Path) -> Classifier:
     """
     folded = fold_batch_norm(model)
     write_model(path, folded, folded.metadata)
-    return load_model(path)
+    return read_model(path)
 
 
 def export_onnx(model: Classifier, path: Path) -> None:

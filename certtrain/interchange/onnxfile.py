@@ -26,7 +26,7 @@ from certtrain.interchange.onnxshaping import materialized
 from certtrain.interchange.onnxvalues import DTYPES, Constant, Node, OnnxValue, array, optional_module
 from certtrain.interchange.packed import ending
 from certtrain.network.graphs import GraphNetwork, build_graph
-from certtrain.network.modelfile import load_model
+from certtrain.network.modelfile import read_model
 from certtrain.spec.layer_section import LayerSection
 from certtrain.spec.layers import NETWORK_INPUT, SECTIONS, Graph
 from certtrain.spec.preset import explain
@@ -66,12 +66,12 @@ def read_onnx(path: Path) -> Imported:
 def open_network(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     """The network in an .onnx or .onnx.gz file, or in a model file of certtrain, and the shape of its input.
 
-    Raises what `read_onnx` and `load_model` raise.
+    Raises what `read_onnx` and `read_model` raise.
     """
     if ending(path) == ".onnx":
         found = read_onnx(path)
         return found.network, found.shape
-    model = load_model(path)
+    model = read_model(path)
     return model, model.metadata.input_shape
 
 

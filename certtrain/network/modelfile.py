@@ -61,8 +61,8 @@ def write_model(path: Path, network: nn.Sequential, metadata: Metadata) -> None:
     write_atomic(path, save(tensors, {KEY: metadata.model_dump_json()}))
 
 
-def load_model(path: str | Path) -> Classifier:
-    """The network in that file, in evaluation mode, with its `metadata`.
+def read_model(path: str | Path) -> Classifier:
+    """The network in that model file, in evaluation mode, with its `metadata`.
 
     Raises ModelFileError if the file is missing or damaged, was not written by
     certtrain, or has weights that do not fit its metadata or are not finite.

@@ -9,7 +9,7 @@ from torch import nn
 from certtrain.bounds.graph import Normalize
 from certtrain.data import ImageSet
 from certtrain.errors import ModelFileError
-from certtrain.network.modelfile import Classifier, load_model
+from certtrain.network.modelfile import Classifier, read_model
 from certtrain.spec.architecture import Architecture
 from certtrain.spec.preset import Preset
 from certtrain.storage import check_model_file
@@ -37,7 +37,7 @@ def load_start_(network: nn.Module, preset: Preset, train: ImageSet) -> None:
     """
     if preset.start is None:
         return
-    model = load_model(preset.start.file)
+    model = read_model(preset.start.file)
     if problem := _misfit(model, preset, train):
         raise ModelFileError(f"{preset.start.file} holds no weights for this run: {problem}")
     network.load_state_dict(model.state_dict())

@@ -10,7 +10,7 @@ from rich.text import Text
 from certtrain.competition.results import WORDS
 from certtrain.competition.summary import Tally
 from certtrain.palette import PALETTE
-from certtrain.render.cells import new_table, show_sentences
+from certtrain.render.cells import new_table, show_sentences, show_table
 from certtrain.render.console import BAD, GOOD, GREY, out, visible
 
 if TYPE_CHECKING:
@@ -40,15 +40,12 @@ def show_tallies(tallies: Sequence[Tally]) -> None:
     """
     compared = any(each.expected for each in tallies)
     table = new_table("category", "tried", *WORDS, "seconds", *(["differ"] if compared else []))
-    for column in table.columns:
-        column.no_wrap = column.header != "category"
-    table.columns[0].overflow = "fold"
     whole = [Tally("all").with_others(tallies)] if len(tallies) > 1 else []
     for tally in (*tallies, *whole):
         counts = (tally.tried, *(tally.words[word] for word in WORDS))
         differ = [f"{tally.differing:,} of {tally.expected:,}"] if compared else []
         table.add_row(tally.category, *(f"{count:,}" for count in counts), f"{tally.seconds:,.1f}", *differ)
-    out.print(table)
+    show_table(table)
 
 
 def show_contradictions(instances: Sequence[Instance], results: Mapping[Key, InstanceResult]) -> None:

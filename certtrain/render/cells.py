@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from rich.table import Table
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.segment import Segment, SegmentLines
+from rich.table import Column, Table
 from rich.text import Text
 
 from certtrain.diagnostics.findings import Finding, LayerMeans, first_sentence, is_exploding
 from certtrain.formats import number, percent, times
 from certtrain.palette import PALETTE, STATES
-from certtrain.render.console import BAD, GREY, WARNING, out, say
+from certtrain.render.console import BAD, GREY, WARNING, fitted, out, say
 from certtrain.runs.epoch import LayerState
 
 BAR = 20  # characters of a layer's bar
+GAP = 2  # columns between two columns of a table, or one less where space is short
+INDENT = 2  # columns before what stands below a name
+WIDEST = 10_000  # characters of a terminal in which every table fits
 STATE_SIGNS = tuple(zip(STATES, "█▒░", (PALETTE[state].terminal for state in STATES), strict=True))
 GROWTH_REMARK = "growth: mean width of the bounds at a ReLU's input, divided by that at the network's input"
 
@@ -21,13 +28,82 @@ GROWTH_REMARK = "growth: mean width of the bounds at a ReLU's input, divided by 
 def new_table(*columns: str) -> Table:
     """A plain table: the first column is aligned to the left, the others, which have numbers, to the right.
 
-    Where space is short, names are cut first, and numbers stay whole.
+    `show_table` shows it; a column that may be broken between words must be set to `no_wrap=False`.
     """
     table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column(columns[0], overflow="ellipsis")
+    table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def show_table(table: Table) -> None:
+    """A table, of which no name and no number is cut, however narrow the terminal is.
+
+    Where it does not fit, its columns are moved together. Where it still does not, each name in the first column gets a
+    line of its own, above its numbers. Where these do not fit either, each of them follows the name of its column.
+    """
+    if _fits(table, out.width):
+        out.print(table)
+    elif _fits(rest := _without_names(table), out.width - INDENT):
+        _show_below_names(table, rest)
+    else:
+        _show_in_words(table)
+
+
+def _fits(table: Table, width: int) -> bool:
+    """Whether the table is whole at that width; its columns are moved together if it is then."""
+    least = sum(map(_width, table.columns))
+    for gap in (GAP, GAP - 1):
+        if least + gap * (len(table.columns) - 1) <= width:
+            table.padding = (0, gap, 0, 0)
+            return True
+    return False
+
+
+def _width(column: Column) -> int:
+    """The least width at which a column is whole."""
+    options = out.options.update(width=WIDEST)
+    measured = [Measurement.get(out, options, part) for part in (column.header, *column.cells)]
+    return max(each.maximum if column.no_wrap else each.minimum for each in measured)
+
+
+def _without_names(table: Table) -> Table:
+    """The table without its first column."""
+    rest = Table(header_style="bold", box=None, pad_edge=False)
+    rest.columns = [replace(column, _index=index) for index, column in enumerate(table.columns[1:])]
+    rest.rows = table.rows
+    return rest
+
+
+def _show_below_names(table: Table, rest: Table) -> None:
+    """The names of the first column, each on a line above its row of the `rest`; a name without a row stands alone."""
+    for column in rest.columns:
+        column.no_wrap = True
+    lines = out.render_lines(rest, out.options.update(width=out.width - INDENT), pad=False)
+    head, body = lines[: -len(table.rows)], lines[-len(table.rows) :]
+    out.print(Text(str(table.columns[0].header), "bold"), soft_wrap=True)
+    _show_lines(head)
+    for name, line in zip(table.columns[0].cells, body, strict=True):
+        if str(name):
+            out.print(name, soft_wrap=True)
+        _show_lines([line] if any(segment.text.strip() for segment in line) else [])
+
+
+def _show_lines(lines: Iterable[list[Segment]]) -> None:
+    for line in lines:
+        out.print(SegmentLines([[Segment(" " * INDENT), *line]], new_lines=True), end="")
+
+
+def _show_in_words(table: Table) -> None:
+    """Each row as its name, and below it the name of each column with its value."""
+    title, *heads = (" ".join(str(column.header).split()) for column in table.columns)
+    for name, *values in zip(*(column.cells for column in table.columns), strict=True):
+        if str(name):
+            out.print(Text.assemble((f"{title}: " if title else "", "bold"), str(name)), soft_wrap=True)
+        words = [f"{head} {value}".strip() for head, value in zip(heads, values, strict=True) if str(value)]
+        for line in fitted(words, out.width - INDENT).splitlines():
+            out.print(Padding(Text(line), (0, 0, 0, INDENT)))
 
 
 def growth_cell(layer: LayerState) -> Text:

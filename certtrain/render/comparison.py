@@ -8,14 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from certtrain.formats import NO_NUMBER, duration, number, percent
-from certtrain.render.cells import new_table
+from certtrain.render.cells import WIDEST, new_table, show_table
 from certtrain.render.console import GREY, out, remark, say, show_title
 from certtrain.runs.comparing import RunComparison, Setting, progress_of
 from certtrain.runs.history import Run
 from certtrain.spec.epsilon import format_eps
 
 LONGEST_VALUE = 40  # characters of a setting in a table
-WIDEST = 10_000  # characters of a terminal in which every table fits
 HELD_OUT = ("validation_natural_accuracy", "validation_certified_accuracy")
 MEASURED = ("natural_accuracy", "certified_accuracy", *HELD_OUT, "loss")
 
@@ -23,13 +22,13 @@ MEASURED = ("natural_accuracy", "certified_accuracy", *HELD_OUT, "loss")
 def show_comparison(compared: RunComparison) -> None:
     """The results of each run, what its last epoch measured, and the settings in which the runs differ."""
     show_title("results")
-    out.print(_results(compared))
+    show_table(_results(compared))
     for note in compared.notes():
         remark(note)
     if any(run.epochs for run in compared.runs):
         out.print()
         show_title("the last epoch, in training")
-        out.print(_last_epochs(compared))
+        show_table(_last_epochs(compared))
     if len(compared.runs) > 1:
         out.print()
         _show_settings(compared.names, compared.settings())
@@ -83,7 +82,7 @@ def _show_settings(names: Sequence[str], settings: Sequence[Setting]) -> None:
         for row in rows:
             table.add_row(*row)
         if out.measure(table, options=out.options.update(width=WIDEST)).maximum <= out.width:
-            out.print(table)
+            show_table(table)
             return
     _list_settings(names, settings)
 

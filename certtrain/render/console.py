@@ -14,18 +14,47 @@ WARNING = PALETTE["open"].terminal
 GOOD, BAD = f"bold {PALETTE['certified'].terminal}", f"bold {PALETTE['falsified'].terminal}"
 NOTE_HEAD = ("note: ", f"bold {WARNING}")
 
+STOPPING = "stopping…"
+COMMAND = ": certtrain "  # what stands before a command, and begins it
+
 out = Console()
 err = Console(stderr=True)
 
 
 def error(message: str) -> None:
     """One error, on the error stream."""
-    err.print(Text.assemble(("error: ", BAD), visible(message)), soft_wrap=True)
+    show_sentence(err, Text.assemble(("error: ", BAD), visible(message)))
 
 
 def note(message: str) -> None:
     """One note, on the error stream."""
-    err.print(Text.assemble(NOTE_HEAD, visible(message)), soft_wrap=True)
+    show_sentence(err, Text.assemble(NOTE_HEAD, visible(message)))
+
+
+def say_stopping() -> None:
+    """Say on the error stream that the command will stop, for a key that is pressed before there is a view."""
+    note(STOPPING)
+
+
+def is_screen(console: Console) -> bool:
+    """Whether lines have the width of a terminal or a notebook; in a file they may have any."""
+    return console.is_terminal or console.is_jupyter
+
+
+def show_sentence(console: Console, line: Text) -> None:
+    """A line, which a terminal and a notebook break between words, and a file keeps whole.
+
+    Where it is broken, a command at its end stands on a line of its own and stays in one piece, so that it can be
+    copied.
+    """
+    if not is_screen(console) or line.cell_len <= console.width:
+        console.print(line, soft_wrap=True)
+        return
+    head, found, _ = line.plain.rpartition(COMMAND)
+    end = len(head) + 1 if found else len(line.plain)
+    console.print(line[:end])
+    if found:
+        console.print(line[end + 1 :], soft_wrap=True)
 
 
 def visible(message: str) -> str:
@@ -34,8 +63,8 @@ def visible(message: str) -> str:
 
 
 def say(text: str, style: str = "") -> None:
-    """One line on the output stream; a terminal breaks it between words, and a file keeps it whole."""
-    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
+    """One line on the output stream; a screen breaks it between words, and a file keeps it whole."""
+    out.print(Text(text, style=style), soft_wrap=not is_screen(out))
 
 
 def remark(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from certtrain.diagnostics.epochs import History, Trained, epoch_findings
 from certtrain.diagnostics.findings import MOST_SENTENCES, layer_means
 from certtrain.formats import column, percent, times
-from certtrain.render.cells import finding_cell, new_table, ratio_cells, show_sentences, state_cells
+from certtrain.render.cells import finding_cell, new_table, ratio_cells, show_sentences, show_table, state_cells
 from certtrain.render.console import out, remark, say, show_title
 from certtrain.render.training_sentences import measure_text
 from certtrain.runs.epoch import Epoch, losses_and_accuracies, own_measures
@@ -76,7 +76,7 @@ def _show_epochs(epochs: Sequence[Epoch]) -> None:
         numbers = *state_cells(means)[1:], times(means.largest_growth)
         accuracies = [percent(epoch.measured.get(name) or 0.0, 1) for name in ("certified_accuracy", *own)]
         table.add_row(str(epoch.epoch), eps, *accuracies, *numbers, finding_cell(epoch_findings(epoch)))
-    out.print(table)
+    show_table(table)
     if not epochs:
         remark("no epoch is finished yet")
         return
@@ -103,7 +103,7 @@ def _show_networks(networks: Sequence[ModelStates], heading: str) -> None:
         means = network.means
         numbers = *state_cells(means)[1:], times(means.largest_growth), *ratio_cells(means)
         table.add_row(_time_trained(network), *numbers, finding_cell(network.findings))
-    out.print(table)
+    show_table(table)
     if any(network.findings for network in networks):
         remark(AT_ONE_EPS)
 

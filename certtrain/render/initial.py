@@ -10,7 +10,14 @@ from rich.text import Text
 
 from certtrain.diagnostics.findings import EXPLODING, Finding, sentences
 from certtrain.formats import times
-from certtrain.render.cells import GROWTH_REMARK, growth_cell, new_table, show_first_sentence, show_sentences
+from certtrain.render.cells import (
+    GROWTH_REMARK,
+    growth_cell,
+    new_table,
+    show_first_sentence,
+    show_sentences,
+    show_table,
+)
 from certtrain.render.console import BAD, GOOD, out, remark, show_title
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
@@ -37,7 +44,7 @@ def show_initial(network: InitialNetwork, heading: str, findings: Sequence[Findi
     records = new_table("layer", "fan-in", "std of the weights", "halved")
     for record in network.records:
         records.add_row(record.name, f"{record.fan_in:,}", f"{record.std:.3e}", "yes" if record.halved else "no")
-    out.print(records)
+    show_table(records)
     out.print()
     show_title(heading)
     trained = network.in_training
@@ -45,7 +52,7 @@ def show_initial(network: InitialNetwork, heading: str, findings: Sequence[Findi
     table = new_table("growth at", *columns)
     for index, layer in enumerate(network.by_weights):
         table.add_row(layer.name, growth_cell(layer), *([] if trained is None else [growth_cell(trained[index])]))
-    out.print(table)
+    show_table(table)
     remark(GROWTH_REMARK)
     if trained is not None:
         remark(f"by the weights: {BY_WEIGHTS_REMARK}")
@@ -59,12 +66,12 @@ def show_compared(schemes: Sequence[SchemeGrowth], heading: str) -> None:
     remark(f"{GROWTH_REMARK}{_over_seeds(len(schemes[0].networks))}")
     out.print()
     names = [scheme.scheme for scheme in schemes]
-    out.print(_growth_table("by the weights", names, [scheme.by_weights for scheme in schemes]))
+    show_table(_growth_table("by the weights", names, [scheme.by_weights for scheme in schemes]))
     with_batch_norm = [layers for scheme in schemes if (layers := scheme.in_training) is not None]
     if with_batch_norm:
         remark(BY_WEIGHTS_REMARK)
         out.print()
-        out.print(_growth_table("in training", names, with_batch_norm))
+        show_table(_growth_table("in training", names, with_batch_norm))
         remark(IN_TRAINING_REMARK)
     for scheme in schemes:
         show_first_sentence(scheme.scheme, scheme.findings)
@@ -78,7 +85,7 @@ def show_sweep(sweeps: Sequence[DepthSweep], heading: str) -> None:
     table = new_table("ReLU layers", *(sweep.scheme for sweep in sweeps))
     for index, depth in enumerate(sweeps[0].depths):
         table.add_row(str(depth), *(_spread(sweep.growth[index]) for sweep in sweeps))
-    out.print(table)
+    show_table(table)
     out.print()
     for sweep in sweeps:
         style = BAD if sweep.trend == "exponential" else GOOD

@@ -19,6 +19,7 @@ from certtrain.render.cells import (
     ratio_cells,
     show_first_sentence,
     show_sentences,
+    show_table,
     state_bar,
     state_cells,
 )
@@ -30,23 +31,29 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
 
 RATIOS_REMARK = "r: balance of active and inactive ReLUs, in mean and in variance (Shi et al. 2021); 1 is best"
 NUMBERS_WIDTH, LEGEND_WIDTH = 66, 27  # columns: of a live table beside the names, and of the legend above the bars
+LIVE = ("growth", "active", "unstable", "inactive", "dead", "r mean", "r var")  # the numbers of a live table
+# Numbers that a live table is without, if it has less space than this beside its names and all numbers.
+SPARED = (("r mean", 0), ("r var", 0), ("active", -16), ("inactive", -24))
 STATES_WIDTH = 40 + BAR  # columns of the table of states beside the names
 
 
 def live_layers(layers: Sequence[LayerState], findings: Sequence[Finding]) -> RenderableType:
     """The numbers of `stats` in a compact form, for a training as it runs, and the sentence about the worst layer.
 
-    Where space is short the bars are left out; if the layers' names are long, the ratios too.
+    Where space is short the bars are left out; if the layers' names are long, the ratios too, and then shares that
+    follow from the others.
     """
     space = _space(layers)
-    with_ratios, with_bar = shows_ratios(layers), space >= LEGEND_WIDTH
-    table = new_table("layer", "growth", "active", "unstable", "inactive", "dead", *(("r mean", "r var") * with_ratios))
+    with_bar, spared = space >= LEGEND_WIDTH, SPARED[: sum(space < least for _, least in SPARED)]
+    kept = [title for title in LIVE if title not in dict(spared)]
+    table = new_table("layer", *kept)
     if with_bar:
         table.add_column(legend(), justify="left")
     for layer in layers:
-        ratios = ratio_cells(layer) * with_ratios
+        numbers: tuple[str | Text, ...] = (growth_cell(layer), *state_cells(layer), *ratio_cells(layer))
+        cells = dict(zip(LIVE, numbers, strict=True))
         bar = [state_bar(layer, min(48, space - 2))] * with_bar
-        table.add_row(layer.name, growth_cell(layer), *state_cells(layer), *ratios, *bar)
+        table.add_row(layer.name, *(cells[title] for title in kept), *bar)
     return Group(table, *([Text(f"! {first_sentence(findings)}", style=WARNING)] if findings else []))
 
 
@@ -76,11 +83,11 @@ def show_states(model: ModelStates, heading: str) -> None:
     means = model.means
     states.add_row("mean", "", *state_cells(means), style=GREY)
     widths.add_row("mean", "", "", times(means.growth), *ratio_cells(means), style=GREY)
-    out.print(states)
+    show_table(states)
     if with_bar:
         out.print(legend())
     out.print()
-    out.print(widths)
+    show_table(widths)
     _explain_numbers()
     show_sentences(sentences(model.findings), "no layer stands out")
 
@@ -89,7 +96,7 @@ def show_models(models: Sequence[ModelStates], heading: str) -> None:
     """Several models side by side: for each layer a row for each model, then the means."""
     show_title(heading)
     table = new_table("layer", "model", "growth", "unstable", "inactive", "dead", "r mean", "r var")
-    table.columns[1].justify, table.columns[1].no_wrap, table.columns[1].overflow = "left", False, "ellipsis"
+    table.columns[1].justify = "left"
     names = list(dict.fromkeys(layer.name for model in models for layer in model.layers))
     layers = [{layer.name: layer for layer in model.layers} for model in models]
     for name in names:
@@ -97,7 +104,7 @@ def show_models(models: Sequence[ModelStates], heading: str) -> None:
             table.add_row("" if index else name, model.name, *_cells(known.get(name)))
     for index, model in enumerate(models):
         table.add_row("" if index else "mean", model.name, *_cells(model.means), style="bold")
-    out.print(table)
+    show_table(table)
     _explain_numbers()
     for model in models:
         show_first_sentence(model.name, model.findings, f"{model.name}: no layer stands out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -37,5 +38,9 @@ def _show(result: CheckResult) -> None:
     text = Text(visible(result.found))
     if result.status != "pass" and result.advice:
         text.append(f"\n→ {visible(result.advice)}", GREY)
-    grid.add_row(result.name, Text(result.status, style=STATUS_STYLES[result.status]), text)
+    status, room = Text(result.status, style=STATUS_STYLES[result.status]), out.width - NAME - STATUS - 4
+    below = max(map(len, text.plain.split()), default=0) > room  # a path, which is not broken
+    grid.add_row(result.name, status, "" if below else text)
     out.print(grid)
+    if below:
+        out.print(Padding(text, (0, 0, 0, 2)))

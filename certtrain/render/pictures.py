@@ -31,7 +31,8 @@ def show_picture(path: Path, result: PictureResult, class_names: Sequence[str], 
     head = Text(visible(f"{path}: class {class_names[result.predicted]}, "))
     out.print(head.append(result.verdict, VERDICT_STYLES[result.verdict]).append(f": {meanings[result.verdict]}"))
     if result.verdict != "misclassified":
-        say(f"  largest certified ε: {_radius(result.radius)}", GREY)
+        more = "; its time ran out, and a longer --timeout may give more" if result.cut else ""
+        say(f"  largest certified ε: {_radius(result.radius)}{more}", GREY)
     if written is not None and result.shown_as is not None:
         same = result.shown_as == result.label
         shown = (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from certtrain.render.cells import new_table
+from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import GREY, out, remark
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.explained import TomlLine
@@ -26,7 +27,7 @@ def show_presets(presets: Sequence[Preset]) -> None:
     """A row for each preset, by data set; where the terminal is wide enough, with the beginning of its description."""
     table = _table(presets)
     room = out.width - out.measure(table).maximum - 2
-    out.print(_table(presets, room) if room >= LEAST_DESCRIPTION else table)
+    show_table(_table(presets, room) if room >= LEAST_DESCRIPTION else table)
     remark("certtrain presets NAME shows what one is for, where its settings come from, and every field")
 
 
@@ -36,13 +37,18 @@ def _table(presets: Sequence[Preset], description: int = 0) -> Table:
     for column in table.columns[1:4]:
         column.justify, column.no_wrap = "left", True
     if description:
-        table.add_column("", style=GREY, no_wrap=True, overflow="ellipsis", max_width=description)
+        table.add_column("", style=GREY, no_wrap=True)
     for data, group in groupby(sorted(presets, key=_data), _data):
         table.add_row(Text(data, style="italic"))
         for p in group:
             cells = (p.name, format_eps(p.eps.max), p.objective.name, p.model.name, str(p.train.epochs))
-            table.add_row(*cells, *([p.description] if description else []))
+            table.add_row(*cells, *([_begin(p.description, description)] if description else []))
     return table
+
+
+def _begin(text: str, width: int) -> str:
+    """The first words of the text, as many as fit."""
+    return shorten(text, width, placeholder=" …", break_on_hyphens=False)
 
 
 def _data(preset: Preset) -> str:

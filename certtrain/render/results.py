@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from certtrain.formats import duration, percent
-from certtrain.render.cells import new_table
+from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import GREY, out, say, show_assumptions, show_title
 from certtrain.render.verification import stage_table, unfinished
 from certtrain.spec.epsilon import format_eps
@@ -59,14 +59,12 @@ def show_report(report: Report) -> None:
     for name, share, meaning in rows:
         count = round(share * report.examples)
         table.add_row(name, percent(share), percent(1 - share), f"{count:,}", meaning)
-    out.print(table)
-    out.print(stage_table(report))
+    show_table(table)
+    show_table(stage_table(report))
     say(_bracket(report))
     if words := unfinished(report):
         out.print(Text(words))
-    out.print(
-        Text(f"verified error {percent(1 - report.certified_accuracy)}; {duration(report.seconds)}", style="bold")
-    )
+    out.print(Text(f"verified error {percent(report.verified_error)}; {duration(report.seconds)}", style="bold"))
     show_assumptions(report.assumptions)
 
 
@@ -76,4 +74,4 @@ def show_comparisons(comparisons: Sequence[Comparison]) -> None:
     for c in comparisons:
         numbers = (f"{c.largest_difference:.2e}", f"{c.tolerance:.2e}", f"{c.largest_logit:.3g}")
         table.add_row(c.what, f"{c.examples:,}", *numbers, f"{c.same_classes:,}")
-    out.print(table)
+    show_table(table)

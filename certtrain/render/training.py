@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from certtrain.diagnostics.epochs import epoch_findings
-from certtrain.render.console import out
+from certtrain.render.console import out, say_stopping
 from certtrain.render.results import show_json
 from certtrain.render.training_lines import PlainView
 from certtrain.render.training_live import LiveView
 from certtrain.runs.epoch import Epoch
 from certtrain.spec.preset import Preset
-from certtrain.training.events import EpochDone, Event, Finished, Listener, Note, Started, Stopped
+from certtrain.training.events import EpochDone, Event, Finished, Listener, Note, Started, Stopped, Stopping
 
 
 class JsonView:
@@ -32,6 +32,8 @@ class JsonView:
                 self._say("epoch", _epoch(event.record, self.preset))
             case Note():
                 self._say("note", {"text": event.text})
+            case Stopping():
+                say_stopping()
             case Stopped():
                 facts = {"reason": event.reason, "step": event.step, "steps": event.steps}
                 facts |= {"seconds_left": event.seconds_left}

@@ -13,7 +13,7 @@ from certtrain.diagnostics.epochs import epoch_findings
 from certtrain.diagnostics.findings import Finding, first_sentence, layer_means
 from certtrain.formats import clock, percent, times
 from certtrain.render import training_sentences as sentences
-from certtrain.render.console import out
+from certtrain.render.console import out, say_stopping, show_sentence
 from certtrain.render.results import show_report
 from certtrain.runs.epoch import Epoch, LayerState, own_measures
 from certtrain.spec.preset import Preset
@@ -85,10 +85,12 @@ class PlainView:
                 self._say(sentences.started_sentence(event))
                 self._say(LINE_WORDS)
             case events.EpochDone():
-                self._say(self._epoch(event.record))
+                self._say(self._epoch(event.record), whole=True)
                 self._explain(epoch_findings(event.record, self.preset))
             case events.Note():
                 self._say(f"note: {event.text}")
+            case events.Stopping():
+                say_stopping()
             case events.Stopped():
                 self._say(sentences.stopped_sentence(event))
             case events.Loading(done=done, total=total) if done == total:
@@ -97,9 +99,13 @@ class PlainView:
                 self._say(sentences.finished_sentence(event))
                 show_report(event.report)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, *, whole: bool = False) -> None:
+        """Write a line; where it is as long as a notebook is wide or longer, `whole` keeps its numbers side by side."""
         self.reminder.restart()
-        out.print(Text(text), soft_wrap=True)
+        if whole:
+            out.print(Text(text), soft_wrap=True)
+        else:
+            show_sentence(out, Text(text))
 
     def _note_activity(self, event: events.Event) -> None:
         """Remember what is being done, and since when."""
@@ -120,7 +126,7 @@ class PlainView:
             case events.Compiling():
                 self._say(f"{sentences.COMPILING}, for {clock(time.monotonic() - self.since)} so far")
             case events.StepDone() as step:
-                self._say(self._step(step))
+                self._say(self._step(step), whole=True)
             case events.Verifying(done=done, total=total) as event:
                 self._say(f"{sentences.verifying_sentence(event)}: {done:,} of {total:,}")
             case _:

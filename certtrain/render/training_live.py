@@ -17,7 +17,7 @@ from certtrain.diagnostics.findings import findings_at
 from certtrain.formats import NO_NUMBER, clock, percent
 from certtrain.palette import PALETTE
 from certtrain.render import training_sentences as sentences
-from certtrain.render.console import GREY, NOTE_HEAD, out
+from certtrain.render.console import GREY, NOTE_HEAD, STOPPING, WARNING, out, show_sentence
 from certtrain.render.layers import live_layers, shows_ratios
 from certtrain.render.results import show_report
 from certtrain.render.training_sentences import measure_text
@@ -27,6 +27,7 @@ from certtrain.training import events
 CELL, PADDING = 17, 2  # columns of a number with its name, and between two of them
 FRAME = 4  # columns of the panel's border and padding
 ROWS_BESIDE_LAYERS = 16  # of a view with its explanations, the shell's own lines included
+STOPS = f"{STOPPING} (Ctrl-C again ends it at once, and loses what came after the last checkpoint)"
 CLEAN_WORDS = "clean: the loss without perturbation; "
 LIVE_WORDS = (
     "rate: the learning rate; robust: the loss of the worst logits in each box; "
@@ -63,6 +64,7 @@ class LiveView:
         self.tasks: dict[str, TaskID] = {}
         self.started: events.Started | None = None
         self.step: events.StepDone | None = None
+        self.stopping = False
         self.held_out: float | None = None
         # Of the last epoch; used where the steps do not measure them.
         self.natural: float | None = None
@@ -93,9 +95,11 @@ class LiveView:
                 self.natural = event.record.measured["natural_accuracy"]
                 self.certified = event.record.measured["certified_accuracy"]
             case events.Note():
-                out.print(Text.assemble(NOTE_HEAD, event.text))
+                show_sentence(out, Text.assemble(NOTE_HEAD, event.text))
             case events.Verifying():
                 self._advance(sentences.verifying_sentence(event), event.done, event.total)
+            case events.Stopping():
+                self.stopping = True
             case events.Stopped():
                 self._close(Text(sentences.stopped_sentence(event)))
             case events.Finished():
@@ -122,10 +126,11 @@ class LiveView:
         self.live.stop()
         if self.step is not None:
             out.print(self._panel(self.step))
-        out.print(line, soft_wrap=True)
+        show_sentence(out, line)
 
     def _draw(self) -> RenderableType:
-        return Group(self._panel(self.step), self.bars) if self.step is not None else self.bars
+        panel = [] if self.step is None else [self._panel(self.step)]
+        return Group(*panel, self.bars, *([Text(STOPS, style=WARNING)] if self.stopping else []))
 
     def _panel(self, step: events.StepDone) -> Panel:
         assert self.started is not None  # a run starts before its first step

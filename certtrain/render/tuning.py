@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.text import Text
 
 from certtrain.formats import NO_NUMBER, duration, percent
-from certtrain.render.cells import new_table
+from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import GREY, err, note, out, remark, say, show_title
 from certtrain.runs.trials import TrialRecord, TrialRecords
 from certtrain.spec.epsilon import format_eps
@@ -30,11 +30,11 @@ def show_trials(records: TrialRecords) -> None:
     """The trials that no other one beats, and how they compare with the preset's own settings."""
     show_title(f"{records.preset}: {records.examples:,} held-out examples, ε = {format_eps(records.eps)}")
     table = new_table("trial", "natural", "certified", "trained in", "settings")
-    table.columns[-1].justify = "left"
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     for trial in records.front:
         seconds = NO_NUMBER if trial.seconds is None else duration(trial.seconds)
         table.add_row(str(trial.number), percent(trial.natural), percent(trial.certified), seconds, _settings(trial))
-    out.print(table)
+    show_table(table)
     for sentence in records.sentences():
         say(sentence)
     remark("the best of many trials looks better on these examples than it is: verify it once on the test set")

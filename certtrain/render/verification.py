@@ -16,8 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 from certtrain.formats import NO_NUMBER, clock, duration, short_time
-from certtrain.render.cells import new_table
-from certtrain.render.console import GREY, WARNING, err, fitted, note, out, say, show_assumptions
+from certtrain.render.cells import new_table, show_table
+from certtrain.render.console import (
+    GREY,
+    STOPPING,
+    WARNING,
+    err,
+    fitted,
+    say,
+    say_stopping,
+    show_assumptions,
+    visible,
+)
 from certtrain.render.progress import NARROWEST_BAR, WIDEST_BAR
 from certtrain.spec.epsilon import format_eps
 
@@ -31,16 +41,17 @@ COUNTED = ("certified", "falsified", "open", "misclassified")
 REFRESHES = 4  # a second
 SOON = 1.0  # seconds after which it is shown what a step is working on
 SEARCHES = ("complete", "milp")  # whose examples take so different times that no time left can be estimated
-STOPPING = "stopping…"
 
 
 class VerifyingView:
     """The progress of a round, the number of examples with each verdict so far, and what is being worked on.
 
-    It is rendered again several times a second, so that the clocks go on while a step computes.
+    It is rendered again several times a second, so that the clocks go on while a step computes. images: the names of
+    single images, which are then shown in place of examples' numbers.
     """
 
-    def __init__(self, known: Iterable[ExampleResult]) -> None:
+    def __init__(self, known: Iterable[ExampleResult] = (), images: Sequence[str] = ()) -> None:
+        self.images = images
         self.verdicts: dict[int, str] = {result.index: result.verdict for result in known}
         self.names, self.done, self.total, self.since = (), 0, 0, time.monotonic()
         self.counts = Counter(self.verdicts.values())
@@ -56,7 +67,7 @@ class VerifyingView:
 
     def work_on(self, work: Work) -> None:
         """Show what a step is working on."""
-        if work.domains is None:
+        if work.begins:
             self.work_since = time.monotonic()
         self.work = work
 
@@ -70,7 +81,7 @@ class VerifyingView:
         """Say at once that the verification will stop."""
         self.stopping = True
         if not err.is_terminal:
-            note(STOPPING)
+            say_stopping()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The lines, each no wider than the terminal."""
@@ -86,7 +97,8 @@ class VerifyingView:
     def _round(self, width: int) -> Table | Text:
         """The round's name, how many examples are done, its time, and a bar if there is room for it."""
         spent = time.monotonic() - self.since
-        words = [", ".join(self.names), f"{self.done:,}/{self.total:,} examples", clock(spent)]
+        counted = "images" if self.images else "examples"
+        words = [", ".join(self.names), f"{self.done:,}/{self.total:,} {counted}", clock(spent)]
         if self.done and spent > SOON and not set(self.names) & set(SEARCHES):
             words.append(f"{clock(spent / self.done * (self.total - self.done))} left")
         space = width - len("  ".join(words)) - 2
@@ -98,14 +110,24 @@ class VerifyingView:
         return line
 
     def _work(self) -> list[str]:
-        """What a step has been working on for a while: the example, its time, and the domains of a search."""
+        """What a step has been working on for a while: the example, its time, and the domains or the radius tried."""
         work, spent = self.work, time.monotonic() - self.work_since
         if work is None or spent < SOON:
             return []
         single = len(work.numbers) == 1
-        what = f"example {work.numbers[0]}" if single else f"{len(work.numbers):,} examples"
+        what = self._named(work.numbers)
         limited = f" of {work.seconds:.0f} s" if single and work.seconds < math.inf else ""
-        return [f"{work.step}: {what}", f"{spent:.0f} s{limited}", *_domains(work.domains)]
+        tried = [] if work.radius is None else [f"ε = {work.radius:.4f}"]
+        return [f"{work.step}: {what}", f"{spent:.0f} s{limited}", *tried, *_domains(work.domains)]
+
+    def _named(self, numbers: Sequence[int]) -> str:
+        """What these numbers are: examples, or images."""
+        if len(numbers) > 1:
+            return f"{len(numbers):,} {'images' if self.images else 'examples'}"
+        (number,) = numbers
+        if not self.images:
+            return f"example {number}"
+        return f"image {number + 1} of {len(self.images)}, {visible(self.images[number])}"
 
 
 def _domains(domains: SearchState | None) -> list[str]:
@@ -116,9 +138,9 @@ def _domains(domains: SearchState | None) -> list[str]:
 
 
 @contextmanager
-def verifying(known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView]:
-    """The progress of a verification on the error stream, if that is a terminal."""
-    view = VerifyingView(known)
+def verifying(known: Iterable[ExampleResult] = (), images: Sequence[str] = ()) -> Iterator[VerifyingView]:
+    """The progress of a verification on the error stream, if that is a terminal; `images` as in `VerifyingView`."""
+    view = VerifyingView(known, images)
     if not err.is_terminal:
         yield view
         return
@@ -150,7 +172,7 @@ def show_checked(checked: Checked) -> None:
     table = new_table("verdict", "examples")
     for verdict in COUNTED:
         table.add_row(verdict, f"{checked.counts[verdict]:,}")
-    out.print(table)
+    show_table(table)
     about = f"ε = {format_eps(checked.eps)}, the network as {checked.network}, {checked.arithmetic}, "
     about += f"method {checked.method}"
     if checked.partial:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from certtrain.errors import RunError
+from certtrain.errors import RunError, reason
 from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.spec.preset import Preset, explain, load_preset
 
@@ -148,7 +148,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        raise RunError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _object(where: str, text: str) -> dict[str, Any]:

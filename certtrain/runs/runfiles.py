@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certtrain.errors import RunError
-from certtrain.storage import check_model_file
+from certtrain.storage import check_model_file, is_folder
 
 MODEL, CHECKPOINTS, KEPT_EPOCHS = "model.safetensors", "checkpoints", "epochs"
 RUNS = Path("runs")  # where `certtrain train` makes the folder of a new run
@@ -35,7 +35,7 @@ def find_networks(path: Path) -> list[NetworkFile]:
     The newest checkpoint is first; the older ones are for the case that it is damaged. Raises ModelFileError if there
     is no such file, RunError if the run has no network yet.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         check_model_file(path)
         return [NetworkFile(path, _run_of(path))]
     check_run(path)
@@ -45,6 +45,11 @@ def find_networks(path: Path) -> list[NetworkFile]:
     if not checkpoints:
         raise RunError(f"the run in {path} has no checkpoint yet; try again in a moment")
     return checkpoints
+
+
+def model_of(path: Path) -> Path:
+    """The model of the finished run in the folder `path`; any other path itself."""
+    return path / MODEL if is_folder(path) and (path / MODEL).is_file() else path
 
 
 def newest_run(runs: Path = RUNS) -> Path:

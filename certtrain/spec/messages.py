@@ -7,8 +7,15 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 SEPARATOR = "', '"  # between the names that pydantic lists
+_OWN = "Value error, "  # what pydantic puts before a message of certtrain's own
 LONGEST_SHOWN = 40  # characters of a value that is shown
 
+# A text of a certain form, by its regular expression.
+_PATTERNS = {
+    r"^[\w.-]+$": "letters, digits, dots, dashes and underscores",
+    r"(?s)^.+\.py:[^\W\d]\w*$": "a file and a name in it, like mine.py:Mine",
+    "^[0-9a-f]{64}$": "a hash of 64 hexadecimal digits",
+}
 _SAY: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than_equal": lambda context: f"at least {context['ge']}",
     "greater_than": lambda context: f"above {context['gt']}",
@@ -17,6 +24,9 @@ _SAY: dict[str, Callable[[dict[str, Any]], str]] = {
     "literal_error": lambda context: context["expected"],
     "too_short": lambda context: f"a list of at least {context['min_length']}",
     "too_long": lambda context: f"a list of at most {context['max_length']}",
+    "string_too_short": lambda context: f"text of at least {_characters(context['min_length'])}",
+    "string_too_long": lambda context: f"text of at most {_characters(context['max_length'])}",
+    "string_pattern_mismatch": lambda context: _PATTERNS.get(context["pattern"], f"like {context['pattern']}"),
 }
 _KINDS = {
     "a whole number": ("int_type", "int_parsing", "int_from_float", "int_parsing_size"),
@@ -26,7 +36,6 @@ _KINDS = {
     "text": ("string_type",),
     "a list, like [1, 2]": ("tuple_type", "list_type"),
     "a section with fields": ("model_type", "model_attributes_type", "dict_type", "mapping_type", "dataclass_type"),
-    "letters, digits, dots, dashes and underscores": ("string_pattern_mismatch",),
 }
 _EXPECTED = {kind: words for words, kinds in _KINDS.items() for kind in kinds}
 
@@ -37,6 +46,10 @@ def problem_text(problem: ErrorDetails) -> str:
     match kind:
         case "missing":
             return "must be given"
+        case "extra_forbidden":
+            return "there is no such field"
+        case "json_invalid":
+            return f"is not JSON: {context['error']}"
         case "union_tag_not_found":
             field = context["discriminator"].strip("'")
             return f"must be a section with fields, {field!r} among them, not {shown(problem['input'])}"
@@ -45,8 +58,12 @@ def problem_text(problem: ErrorDetails) -> str:
             return f"{tag!r} is not known; choose from: {known}{suggestion(tag, known[1:-1].split(SEPARATOR))}"
     expected = _SAY[kind](context) if kind in _SAY else _EXPECTED.get(kind)
     if expected is None:
-        return problem["msg"].removeprefix("Value error, ")
+        return problem["msg"].removeprefix(_OWN)
     return f"must be {expected}, not {shown(problem['input'])}"
+
+
+def _characters(count: int) -> str:
+    return "1 character" if count == 1 else f"{count} characters"
 
 
 def shown(value: Any) -> str:

@@ -66,6 +66,7 @@ class AttackedObjective(ObjectiveSection):
     """The fields of the objectives that attack."""
 
     attack: AttackSection = AttackSection()
+    """The attack on the input, a section of its own."""
 
 
 class IBPSection(ObjectiveSection):

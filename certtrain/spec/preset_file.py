@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from certtrain.errors import PresetError
+from certtrain.errors import PresetError, reason
 from certtrain.spec.architecture import NETWORKS
 from certtrain.spec.migration import migrated
 from certtrain.spec.objective import OBJECTIVES
@@ -170,7 +170,7 @@ def _read(name_or_file: str) -> dict[str, Any]:
         text = source.read_text(encoding="utf-8")
         values = json.loads(text) if name_or_file.endswith(".json") else tomllib.loads(text)
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise PresetError(f"preset {name_or_file!r} cannot be read: {error}") from error
+        raise PresetError(f"preset {name_or_file!r} cannot be read: {reason(error)}") from error
     if not isinstance(values, dict):
         raise PresetError(f"preset {name_or_file!r} cannot be read: it must hold fields, not {values!r}")
     return values

@@ -9,7 +9,7 @@ from certtrain.runtime.device import choose_device
 from certtrain.training.distributed import SINGLE_PROCESS, Group
 from certtrain.training.events import Listener
 from certtrain.training.pacing import DEFAULT_PACING, Pacing
-from certtrain.verification.cascade import UNLIMITED, Limits
+from certtrain.verification.cascade import DEFAULT_LIMITS, Limits
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class FinalVerification:
     """How a run verifies the trained network at its end; the fields are those of `certtrain.verify`."""
 
     method: str = "ibp"
-    limits: Limits = UNLIMITED
+    limits: Limits = DEFAULT_LIMITS
 
 
 DEFAULT_VERIFICATION = FinalVerification()

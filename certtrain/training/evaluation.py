@@ -49,7 +49,7 @@ def certified_accuracy(network: nn.Module, images: ImageSet, eps: float, device:
     for x, labels in _parts(images, device):
         verdicts += certifier.certify(x, labels, eps).verdicts
     wrong, proved = verdicts.count("misclassified"), verdicts.count("certified")
-    return 1 - wrong / len(verdicts), proved / len(verdicts)
+    return (len(verdicts) - wrong) / len(verdicts), proved / len(verdicts)
 
 
 def _parts(images: ImageSet, device: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -77,6 +77,11 @@ class Verifying:
 
 
 @dataclass(frozen=True)
+class Stopping:
+    """The user asked for a stop; the run will end at a checkpoint when its current step is done."""
+
+
+@dataclass(frozen=True)
 class Stopped:
     """The run stopped before its end, at a checkpoint; `data_dir` is that of the context.
 
@@ -101,5 +106,5 @@ class Finished:
     page: Path | None = None
 
 
-Event = Started | Loading | Compiling | StepDone | EpochDone | Note | Verifying | Stopped | Finished
+Event = Started | Loading | Compiling | StepDone | EpochDone | Note | Verifying | Stopping | Stopped | Finished
 Listener = Callable[[Event], None]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from certtrain.errors import PresetError
+from certtrain.errors import PresetError, reason
 from certtrain.spec.preset import load_preset
 
 RANGE_KEYS = {"low", "high", "log", "step"}
@@ -70,7 +70,7 @@ def read_space(path: Path) -> Space:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise PresetError(f"the space {path} cannot be read: {error}") from error
+        raise PresetError(f"the space {path} cannot be read: {reason(error)}") from error
     space = {field: _dimension(path, field, value) for field, value in _fields(values)}
     if not space:
         raise PresetError(f"the space {path} names no field; for train.learning_rate and others {HELP}")

@@ -35,13 +35,19 @@ class SearchState(NamedTuple):
 class Work(NamedTuple):
     """What begins or goes on: a step on the examples of these `numbers`; `domains` are those of a search.
 
-    seconds: how many each example may take at most; infinity without a limit.
+    seconds: how many each example may take at most; infinity without a limit. radius: what a bisection tries now.
     """
 
     step: str
     numbers: Sequence[int]
     seconds: float
     domains: SearchState | None = None
+    radius: float | None = None
+
+    @property
+    def begins(self) -> bool:
+        """Whether it begins; False if it goes on."""
+        return self.domains is None and self.radius is None
 
 
 OnWork = Callable[[Work], None]

@@ -28,10 +28,10 @@ from certtrain.deprecation import warn_renamed
 from certtrain.errors import UnsupportedLayer
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import arithmetic as run_in
-from certtrain.spec.epsilon import parse_eps
+from certtrain.spec.epsilon import format_eps, parse_eps
 from certtrain.spec.preset import Precision
 from certtrain.spec.shapes import Shape
-from certtrain.verdicts import Verdict, certified_examples, correct_examples
+from certtrain.verdicts import VERDICTS, Verdict, certified_examples, correct_examples
 
 DEFAULT_ARITHMETIC = "float32"
 FASTEST = "ibp"
@@ -43,7 +43,7 @@ OBSERVED_IN_FLOAT64 = 1e-9  # the float64 rounding error that an observed value 
 AS_GIVEN = "the network computes layer by layer, as given: folding BatchNorm into other layers changes its rounding"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificates:
     """The certificates of one batch.
 
@@ -61,6 +61,12 @@ class Certificates:
     method: str
     assumptions: tuple[str, ...]
     arithmetic: str
+
+    def __repr__(self) -> str:
+        """What was proved, as counts."""
+        counts = [f"{self.verdicts.count(name):,} {name}" for name in VERDICTS if name in self.verdicts]
+        about = f"{len(self.verdicts):,} examples, ε = {format_eps(self.eps)}, {self.method}, {self.arithmetic}"
+        return f"<Certificates: {about}: {', '.join(counts)}>"
 
     @property
     def certified(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Verification of single images: the class, the certificate, the largest certified radius, the counterexample."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +20,14 @@ from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
 from certtrain.spec.choices import NetworkName
 from certtrain.verdicts import Verdict
-from certtrain.verification.cascade import DEFAULT_LIMITS, Limits
+from certtrain.verification.cascade import DEFAULT_LIMITS, Limits, OnExamples, OnRound, OnWork, Work
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC, Certifier
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import network_of, verify
 
 RADIUS_STEP = 1 / 2550  # a tenth of a grey level: how exactly the largest certified radius is found
+SHARE_OF_VERDICT = 0.75  # of an image's time: the rest is kept for its largest radius
+RADIUS = "largest certified ε"  # the name of this work where progress is shown
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class PictureResult:
     """What is known about one image.
 
     predicted: its class by inference, and label: the class that is certified, both as numbers. radius: the largest ε at
-    which the class is certified, by bisection, or more where `eps` itself is; 0 if none is known. counterexample: uint8
-    (C, H, W), rounded to 256 levels, and shown_as: its class after this rounding.
+    which the class is certified, by bisection, or more where `eps` itself is; 0 if none is known. cut: whether the
+    image's time ended the bisection, so that a larger one may be certified. counterexample: uint8 (C, H, W), rounded to
+    256 levels, and shown_as: its class after this rounding.
     """
 
     predicted: int
@@ -43,6 +46,7 @@ class PictureResult:
     method: str | None
     eps: float
     radius: float
+    cut: bool = False
     counterexample: Tensor | None = None
     shown_as: int | None = None
 
@@ -55,6 +59,7 @@ class PictureResult:
             "method": self.method,
             "eps": self.eps,
             "largest_certified_eps": self.radius,
+            "out_of_time": self.cut,
         }
 
 
@@ -72,68 +77,113 @@ def verify_pictures(
     bounds: Settings = VERDICT_SETTINGS,
     limits: Limits = DEFAULT_LIMITS,
     stop: Callable[[], bool] = never,
-    **watch: Any,
+    on_examples: OnExamples = lambda results: None,
+    on_round: OnRound = lambda names, examples: None,
+    on_work: OnWork = lambda work: None,
 ) -> list[PictureResult]:
     """Verify `pictures`, uint8 (N, C, H, W), of the class `label`; None for the class that inference gives each.
 
-    The largest radius is by the bound `method`; by "alpha-crown" for methods that search, which would take long.
-    `stop` and `watch` are as in `verify`, whose errors are raised too.
+    The largest radius is by the bound `method`; by "alpha-crown" for methods that search, which would take long. The
+    timeout of `limits` is for all of an image: three quarters of it for the verdict, and what is left then for the
+    radius. `stop` and what begins with on_ are as in `verify`, whose errors are raised too; the search for the largest
+    radii is a round of its own.
     """
     chosen = network_of(model, network)
     predicted = _classes(chosen, pictures, arithmetic)
     labels = predicted if label is None else torch.full_like(predicted, label)
     images = ImageSet("images", "test", pictures, labels, tuple(model.metadata.class_names))
-    results: dict[int, ExampleResult] = {}
-
-    def keep(done: list[ExampleResult]) -> None:
-        results.update({result.index: result for result in done})
-
-    options: dict[str, Any] = {"arithmetic": arithmetic, "bounds": bounds, "limits": limits, "on_examples": keep}
-    verify(model, images, eps, attack=attack, method=method, network=network, stop=stop, **options, **watch)
+    options: dict[str, Any] = {"arithmetic": arithmetic, "bounds": bounds, "limits": _for_verdicts(limits)}
+    watch: dict[str, Any] = {"stop": stop, "on_examples": on_examples, "on_round": on_round, "on_work": on_work}
+    found = verify(model, images, eps, attack=attack, method=method, network=network, **options, **watch).results
     certifier = Certifier(chosen, _bound(method), arithmetic=arithmetic, settings=bounds)
+    on_round((RADIUS,), len(found))
+    described = []
+    for result in found:
+        search = _RadiusSearch(certifier, images, result, limits.timeout, stop, on_work)
+        described.append(_described(chosen, result, int(predicted[result.index]), eps, search))
+        on_examples([result])
+    return described
 
-    def certified(number: int, radius: float) -> bool:
-        x, label = (part[number : number + 1].to(device_of(chosen)) for part in (pictures, labels))
-        return bool(certifier.proved(to_unit(x), label, radius, Deadline.after(limits.timeout, stop))[0])
 
-    return [
-        _described(chosen, results[number], int(predicted[number]), eps, arithmetic, partial(certified, number))
-        for number in sorted(results)
-    ]
+def _for_verdicts(limits: Limits) -> Limits:
+    timeout = None if limits.timeout is None else SHARE_OF_VERDICT * limits.timeout
+    return replace(limits, timeout=timeout)
 
 
 def _bound(method: str) -> str:
     return method if method in METHODS else "alpha-crown"
 
 
+class _RadiusSearch:
+    """The bisection for the largest radius at which one image is certified, in what its verdict left of its time.
+
+    Each radius that is tried may take an equal share of the time that is left, so that the first ones, which are large
+    and seldom certified, leave time for the others.
+    """
+
+    def __init__(
+        self,
+        certifier: Certifier,
+        images: ImageSet,
+        result: ExampleResult,
+        timeout: float | None,
+        stop: Callable[[], bool],
+        on_work: OnWork,
+    ) -> None:
+        device = device_of(certifier.model)
+        row = slice(result.index, result.index + 1)
+        self.certifier, self.stop, self.on_work, self.cut = certifier, stop, on_work, False
+        self.x, self.label = to_unit(images.images[row].to(device)), images.labels[row].to(device)
+        left = None if timeout is None else max(timeout - sum(result.tried.values()), 0.0)
+        self.deadline = Deadline.after(left, stop)
+        self.work = Work(RADIUS, [result.index], math.inf if left is None else left)
+
+    def largest(self, known: float, most: float) -> float:
+        """As `largest_radius`."""
+        self.on_work(self.work)
+        return largest_radius(self._certified, known, most)
+
+    def _certified(self, radius: float, steps: int) -> bool:
+        if self.deadline.over():
+            self.cut = True
+            return False
+        self.on_work(self.work._replace(radius=radius))
+        left = self.deadline.left
+        own = Deadline.after(None if left is None else left / steps, self.stop)
+        proved = bool(self.certifier.proved(self.x, self.label, radius, own)[0])
+        self.cut |= not proved and own.over()
+        return proved
+
+
 def _described(
-    model: Classifier,
-    result: ExampleResult,
-    predicted: int,
-    eps: float,
-    arithmetic: str,
-    certified: Callable[[float], bool],
+    model: Classifier, result: ExampleResult, predicted: int, eps: float, search: _RadiusSearch
 ) -> PictureResult:
     found = PictureResult(predicted, result.label, result.verdict, result.method, eps, 0.0)
     if result.verdict == "misclassified":
         return found
     known = eps if result.verdict == "certified" else 0.0
     most = eps if result.verdict == "falsified" else 1.0
-    found = replace(found, radius=largest_radius(certified, known, most))
+    radius = search.largest(known, most)
+    found = replace(found, radius=radius, cut=search.cut)
     if result.counterexample is None:
         return found
     shown = to_levels(result.counterexample)
-    return replace(found, counterexample=shown, shown_as=int(_classes(model, shown.unsqueeze(0), arithmetic)))
+    shown_as = _classes(model, shown.unsqueeze(0), search.certifier.rounding.name)
+    return replace(found, counterexample=shown, shown_as=int(shown_as))
 
 
-def largest_radius(certified: Callable[[float], bool], known: float, most: float, step: float = RADIUS_STEP) -> float:
+def largest_radius(
+    certified: Callable[[float, int], bool], known: float, most: float, step: float = RADIUS_STEP
+) -> float:
     """The largest radius for which `certified` returned True in a bisection between `known` and `most`.
 
-    `known` is certified already, or 0. It ends where the interval is no wider than `step`.
+    `known` is certified already, or 0. It ends where the interval is no wider than `step`. `certified` is also told how
+    many radii are left to try, this one included.
     """
     while most - known > step:
         middle = (known + most) / 2
-        known, most = (middle, most) if certified(middle) else (known, middle)
+        left = math.ceil(math.log2((most - known) / step))
+        known, most = (middle, most) if certified(middle, left) else (known, middle)
     return known
 
 

@@ -86,7 +86,7 @@ class Report:
     @property
     def natural_accuracy(self) -> float:
         """The share that is classified correctly."""
-        return 1 - self.misclassified / max(self.examples, 1)
+        return (self.examples - self.misclassified) / max(self.examples, 1)
 
     @property
     def pgd_accuracy(self) -> float:
@@ -98,6 +98,16 @@ class Report:
         """The share that is certified: a lower limit on robust accuracy."""
         return self.certified / max(self.examples, 1)
 
+    @property
+    def natural_error(self) -> float:
+        """The share that is misclassified; like all shares from counts, since 1 − a share has a rounding error."""
+        return self.misclassified / max(self.examples, 1)
+
+    @property
+    def verified_error(self) -> float:
+        """The share that is not certified: an upper limit on robust error."""
+        return (self.examples - self.certified) / max(self.examples, 1)
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, and the accuracies and errors, beside the numbers of examples; ε also as text."""
         accuracies = {
@@ -107,8 +117,8 @@ class Report:
             "natural_accuracy": self.natural_accuracy,
             "pgd_accuracy": self.pgd_accuracy,
             "certified_accuracy": self.certified_accuracy,
-            "natural_error": 1 - self.natural_accuracy,
-            "verified_error": 1 - self.certified_accuracy,
+            "natural_error": self.natural_error,
+            "verified_error": self.verified_error,
         }
         about = {"dataset": self.dataset, "split": self.split}
         own = asdict(replace(self, results=()))

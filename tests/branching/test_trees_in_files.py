@@ -17,7 +17,7 @@ from certtrain.branching.examples import margin_problem
 from certtrain.certfile import Writer, describe_task
 from certtrain.data import to_unit
 from certtrain.errors import CertificateError
-from certtrain.network.modelfile import load_model, write_model
+from certtrain.network.modelfile import read_model, write_model
 from certtrain.spec.architecture import MLP
 from certtrain.verification.complete import CompleteStep
 from certtrain.verification.steps import ExampleBatch
@@ -40,7 +40,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Case:
         labels = model(to_unit(data.images)).argmax(1)
     data = replace(data, images=data.images[CHOSEN], labels=labels[CHOSEN])
     write_model(folder / "model.safetensors", model, model.metadata)
-    saved = load_model(folder / "model.safetensors")
+    saved = read_model(folder / "model.safetensors")
     case = Case(folder / "model.safetensors", saved, data, folder / "c.jsonl")
     asked: dict[str, Any] = {"method": "complete", "network": "saved", "arithmetic": "float32", "batch_size": 10}
     header = describe_task(case.model_file, saved, data, eps=EPS, attack=described(None), **asked)
@@ -202,10 +202,10 @@ def opened(case: Case) -> list[bool]:
 
 LINES: dict[str, tuple[int, dict[str, Any], str]] = {
     "no trees": (LARGE, {"trees": {}}, "examples certified by 'complete' have trees, and no others do"),
-    "trees that are none": (LARGE, {"trees": None}, "trees: Input should be an object"),
-    "a list of trees": (LARGE, {"trees": [".", "."]}, "trees: Input should be an object"),
+    "trees that are none": (LARGE, {"trees": None}, "trees: must be a section with fields"),
+    "a list of trees": (LARGE, {"trees": [".", "."]}, "trees: must be a section with fields"),
     "a class that is none": (LARGE, {"trees": {"x": "."}}, "trees.x"),
-    "a tree that is a number": (LARGE, {"trees": {"0": 1}}, "trees.0: Input should be a valid string"),
+    "a tree that is a number": (LARGE, {"trees": {"0": 1}}, "trees.0: must be text, not 1"),
     "trees of a falsified example": (FALSIFIED, {"trees": {"0": "."}}, "have trees, and no others do"),
     "trees of an open point": (
         LARGE,

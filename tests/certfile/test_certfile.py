@@ -24,7 +24,7 @@ from certtrain.certfile import Writer, describe_task, read_certificates
 from certtrain.certfile.lines import REWORDED, Header
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CertificateError, StorageError
-from certtrain.network.modelfile import Classifier, load_model, write_model
+from certtrain.network.modelfile import Classifier, read_model, write_model
 from certtrain.spec.epsilon import exact_eps, parse_eps
 from certtrain.spec.layers import Graph
 from certtrain.verification.certificate import Certifier
@@ -63,7 +63,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("certificates")
     model, images = mostly_right()
     write_model(folder / "model.safetensors", model, model.metadata)
-    case = Case(folder / "model.safetensors", load_model(folder / "model.safetensors"), images, folder / "c.jsonl")
+    case = Case(folder / "model.safetensors", read_model(folder / "model.safetensors"), images, folder / "c.jsonl")
     write(case)
     return case
 
@@ -200,7 +200,7 @@ def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
     model, images = stretched()
     write_model(tmp_path / "model.safetensors", model, model.metadata)
     case = Case(
-        tmp_path / "model.safetensors", load_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
+        tmp_path / "model.safetensors", read_model(tmp_path / "model.safetensors"), images, tmp_path / "c.jsonl"
     )
     with monkeypatch.context() as patch:
         patch.setitem(linear.LINEAR_RULES, Add, lambda visit, coefficients: Substitution((coefficients, coefficients)))
@@ -212,7 +212,7 @@ def test_false_certificates_of_a_sum_that_stretches_a_side_do_not_hold(
 
 
 def test_another_model_is_refused(case: Case, tmp_path: Path):
-    other = load_model(case.model_file)
+    other = read_model(case.model_file)
     with torch.no_grad():
         other.head.bias[0] += 1e-6
     write_model(tmp_path / "other.safetensors", other, other.metadata)
@@ -221,7 +221,7 @@ def test_another_model_is_refused(case: Case, tmp_path: Path):
 
 
 def test_the_same_weights_in_another_file_are_refused(case: Case, tmp_path: Path):
-    other = load_model(case.model_file)
+    other = read_model(case.model_file)
     write_model(tmp_path / "other.safetensors", other, other.metadata.model_copy(update={"note": "mine"}))
     with pytest.raises(CertificateError, match="are the same, but the rest of the file is not"):
         case._replace(model_file=tmp_path / "other.safetensors").check()
@@ -409,24 +409,36 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "two headers": (lambda text: text.partition("\n")[0].encode() + b"\n" + text.encode(), "line 2 .* is not a record"),
     "settings beyond bounds": (
         lambda text: spoilt(text, '"neurons":256', f'"neurons":{10**30}'),
-        "neurons: Input should",
+        "neurons: must be at most 2147483647, not",
     ),
-    "another format": (lambda text: spoilt(text, '"format":1', '"format":2'), "format: Input should be 1"),
-    "unknown field": (lambda text: spoilt(text, '"index":0', '"more":1,"index":0'), "line 2 .*more: Extra inputs"),
-    "missing field": (lambda text: spoilt(text, '"label":', '"lable":'), "line 2 .*label: Field required"),
+    "another format": (lambda text: spoilt(text, '"format":1', '"format":2'), "format: must be 1, not 2"),
+    "unknown field": (
+        lambda text: spoilt(text, '"index":0', '"more":1,"index":0'),
+        "line 2 .*more: there is no such field",
+    ),
+    "missing field": (lambda text: spoilt(text, '"label":', '"lable":'), "line 2 .*label: must be given"),
     "margin NaN": (lambda text: spoilt(text, '"margin":', '"margin":NaN,"x":'), "line 2 .*margin: .*finite"),
     "margin infinite": (lambda text: spoilt(text, '"margin":', '"margin":1e999,"x":'), "line 2 .*margin: .*finite"),
-    "seconds below zero": (lambda text: spoilt(text, '"attack":0', '"attack":-1'), "greater than or equal to 0"),
-    "number as text": (lambda text: spoilt(text, '"index":0', '"index":"0"'), "index: Input should be a valid integer"),
-    "true as a number": (lambda text: spoilt(text, '"index":0', '"index":true'), "index: Input should be a valid int"),
+    "seconds below zero": (
+        lambda text: spoilt(text, '"attack":0', '"attack":-1'),
+        "attack: must be at least 0.0, not -1",
+    ),
+    "number as text": (lambda text: spoilt(text, '"index":0', '"index":"0"'), "index: must be a whole number, not '0'"),
+    "true as a number": (
+        lambda text: spoilt(text, '"index":0', '"index":true'),
+        "index: must be a whole number, not True",
+    ),
     "index too large": (lambda text: spoilt(text, '"index":0', '"index":100'), "is about example 100, but there are"),
     "index astronomic": (lambda text: spoilt(text, '"index":0', f'"index":{10**40}'), "is about example 1000000"),
-    "index negative": (lambda text: spoilt(text, '"index":0', '"index":-1'), "greater than or equal to 0"),
-    "unknown verdict": (lambda text: spoilt(text, '"certified"', '"sure"'), "verdict: Input should be 'certified'"),
+    "index negative": (lambda text: spoilt(text, '"index":0', '"index":-1'), "index: must be at least 0, not -1"),
+    "unknown verdict": (lambda text: spoilt(text, '"certified"', '"sure"'), "verdict: must be 'certified'"),
     "radii that differ": (lambda text: spoilt(text, '"text":"0.06"', '"text":"8/255"'), "are two radii"),
     "radius of nothing": (lambda text: spoilt(text, '"text":"0.06"', '"text":"8/0"'), "is not a number"),
-    "no digest": (lambda text: spoilt(text, '"sha256":"', '"sha256":"../../'), "sha256: String should match"),
-    "split as a path": (lambda text: spoilt(text, '"split":"test"', '"split":"../test"'), "split: Input should be"),
+    "no digest": (
+        lambda text: spoilt(text, '"sha256":"', '"sha256":"../../'),
+        "sha256: must be a hash of 64 hexadecimal digits, not",
+    ),
+    "split as a path": (lambda text: spoilt(text, '"split":"test"', '"split":"../test"'), "split: must be .train."),
     "many examples": (
         lambda text: spoilt(text, '"examples":100', f'"examples":{10**18}'),
         "but 999,999,999,999,999,900 examples have no record, such as example 100",

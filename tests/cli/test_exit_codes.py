@@ -104,7 +104,7 @@ BAD = {
     "a model by epoch": (["stats", "MODEL", "--by-epoch"], 1, "is not a folder"),
     "picture of another kind": (["stats", "MODEL", "--plot", "s.pdf"], 2, ".png"),
     "folder for a model": (["verify", "."], 1, "holds no run"),
-    "file for a run": (["train", "-p", "digits", "--out", "foreign.safetensors"], 1, "choose another --out"),
+    "file for a run": (["train", "-p", "digits", "--out", "foreign.safetensors"], 1, "choose another folder (--out)"),
     "bad time": (["train", "-p", "digits", "--time-budget", "9x"], 2, "9m"),
     "no validation": (["verify", "MODEL", "--split", "validation"], 1, "--split train"),
     "no cuda": (["train", "-p", "digits", "--device", "cuda", "--out", "o"], 1, "--device cpu"),

@@ -1,6 +1,7 @@
 """certtrain export: networks and properties."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_without_the_packages_for_onnx_the_weights_are_written_anyway(
     asked = run("export", "model.safetensors", "--onnx", "net.onnx", "--limit", "20")
     assert asked.code == 1
     assert 'pip install "certtrain[onnx]"' in asked.err
+
+
+def test_without_a_model_the_newest_run_is_exported_and_named(run: Run, trained: Path, tmp_path: Path) -> None:
+    refused = run("export")
+    assert (refused.code, "there is no run with a network in the folder runs" in refused.err) == (1, True)
+    shutil.copytree(trained, tmp_path / "runs" / "mine")
+    done = run("export", "--weights", "folded.safetensors", "--limit", "20")
+    assert (done.code, "the newest run, runs/mine" in done.err) == (0, True)
+    assert (tmp_path / "folded.safetensors").exists()
 
 
 def test_export_writes_properties_for_other_verifiers(run: Run, model: Path, tmp_path: Path) -> None:

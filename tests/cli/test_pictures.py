@@ -30,7 +30,7 @@ def test_each_picture_has_a_class_a_verdict_and_the_largest_radius(run: Run, mod
     assert any(each["verdict"] == "certified" for each in found)
     for each in found:
         assert (each["largest_certified_eps"] >= 0.01) or each["verdict"] != "certified"
-    shown = run(*words, "--force").out  # the first run wrote counterexamples
+    shown = run(*words).out
     assert "pictures/0.png: class" in shown
     assert "largest certified ε: 0.0" in shown
 
@@ -43,9 +43,45 @@ def test_a_counterexample_lies_beside_its_picture(run: Run, model: Path, picture
     assert "counterexample: pictures/0-counterexample.png" in done.out
     with Image.open(pictures / written[0]) as image:
         assert image.size == (8, 8)
+
+
+def test_a_second_run_replaces_its_own_pictures_and_no_others(run: Run, model: Path, pictures: Path) -> None:
+    words = ["verify", str(model), "--image", "pictures/0.png", "--eps", "0.5"]
+    written = pictures / "0-counterexample.png"
+    write_picture(written, load_images("digits", "test").images[5])
+    before = written.read_bytes()
+    assert run(*words).code == 0
+    assert written.read_bytes() != before
+    Image.new("L", (8, 8)).save(written)  # by another program
     refused = run(*words)
     assert (refused.code, "exists already" in refused.err) == (1, True)
     assert run(*words, "--force").code == 0
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+def test_images_may_follow_each_other_as_a_shell_gives_them(
+    run: Run, model: Path, pictures: Path, model_first: bool
+) -> None:
+    words = ["--image", *(f"pictures/{number}.png" for number in range(3)), "--eps", "0.5", "--json"]
+    words = [str(model), *words] if model_first else [*words, str(model)]
+    names = [f"pictures/{number}.png" for number in range(3)]
+    for _ in range(2):  # the second time *.png has the counterexamples of the first among its files
+        found = json.loads(run("verify", *words).out)["images"]
+        assert [each["image"] for each in found] == names
+        words.insert(words.index("pictures/0.png") + 1, "pictures/0-counterexample.png")
+    other = pictures.rename(pictures.with_name("other"))
+    pictures.mkdir()
+    write_picture(pictures / "a.png", load_images("digits", "test").images[0])
+    found = json.loads(run("verify", "--image", "pictures", str(other), str(model), "--json").out)["images"]
+    assert [each["image"] for each in found] == ["pictures/a.png", *(f"{other}/{number}.png" for number in range(6))]
+
+
+def test_a_model_among_the_images_is_the_model(run: Run, model: Path, trained: Path, pictures: Path) -> None:
+    for named in (model, trained):
+        done = run("verify", "--image", "pictures/0.png", str(named), "--json")
+        assert json.loads(done.out)["model"] == str(model)
+    refused = run("verify", str(model), "--image", "pictures/0.png", "notes.txt")
+    assert (refused.code, "(notes.txt)" in refused.err) == (2, True)
 
 
 def test_the_label_is_a_class_by_name_or_number(run: Run, model: Path, pictures: Path) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from certtrain import RunContext
+from certtrain.cli.stopping import Stopper
+from certtrain.training import api
 from helpers.command_line import QUICK, TINY, Run
 
 
@@ -55,7 +58,7 @@ def test_a_limit_for_methods_that_are_not_used_is_refused(run: Run, tmp_path: Pa
 
 def test_a_finished_run_is_not_said_to_be_resumable(run: Run, trained: Path) -> None:
     done = run(*QUICK, "--out", trained)
-    assert done.err.strip().endswith("holds a finished run; choose another --out")
+    assert done.err.strip().endswith("holds a finished run; choose another folder (--out)")
     half = trained.parent / "half"
     assert run(*QUICK, "--out", half, "--time-budget", "0.000001s").code == 0
     assert f"or resume that run with --resume {half}" in run(*QUICK, "--out", half).err
@@ -114,4 +117,34 @@ def test_an_interrupt_stops_at_a_checkpoint(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in out
+    assert "stopping…" in err
     assert "Traceback" not in err
+
+
+def test_an_interrupt_is_answered_before_torch_is_loaded_and_before_there_is_a_view(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop = Stopper(None)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert "stopping…" in capsys.readouterr().err
+    assert stop.reason() == "interrupted"
+
+
+@pytest.mark.parametrize(("words", "seconds"), [([], 30.0), (["--timeout", "5s"], 5.0), (["--timeout", "none"], None)])
+def test_the_time_for_each_example_is_that_of_verify(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], seconds: float | None
+) -> None:
+    taken: list[RunContext] = []
+    monkeypatch.setattr(api, "start_run", lambda preset, out, context: taken.append(context))
+    assert run(*QUICK, "--verify-method", "auto", *words).code == 0
+    assert (taken[0].verification.method, taken[0].verification.limits.timeout) == ("auto", seconds)
+
+
+def test_a_run_starts_from_the_model_of_another_run_by_its_folder(run: Run, trained: Path) -> None:
+    done = run(*QUICK, "--from", trained, "--out", "second")
+    assert done.code == 0, done.err
+    assert json.loads(Path("second/preset.json").read_text())["start"]["file"] == str(trained / "model.safetensors")

@@ -52,6 +52,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("comparison") / "run")
 
 
+def test_a_model_is_loaded_from_a_file_a_checkpoint_or_the_folder_of_a_run(finished: Path, tmp_path: Path):
+    newest = sorted((finished / "checkpoints").iterdir())[-1]
+    x = torch.rand(3, 1, 8, 8)
+    logits = load_model(finished / "model.safetensors")(x)
+    for place in (finished, str(finished), newest):
+        assert torch.equal(load_model(place)(x), logits)
+    unfinished = Path(shutil.copytree(finished, tmp_path / "run"))
+    (unfinished / "model.safetensors").unlink()
+    loaded = load_model(unfinished)
+    assert torch.equal(loaded(x), logits)
+    assert (loaded.metadata.dataset, loaded.training) == ("digits", False)
+    (unfinished / "checkpoints" / newest.name).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="an older one is used"):
+        older = load_model(unfinished)
+    assert not torch.equal(older(x), logits)
+    with pytest.raises(RunError, match="holds no run"):
+        load_model(tmp_path)
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy to damage."""

@@ -23,7 +23,7 @@ from certtrain.interchange import export as exporting
 from certtrain.interchange.export import compare, export, export_onnx, export_weights, onnx_runner
 from certtrain.interchange.operators import OPERATORS as OPERATORS_OF_LAYERS
 from certtrain.network.folding import _fold, fold_batch_norm
-from certtrain.network.modelfile import Classifier, load_model
+from certtrain.network.modelfile import Classifier, read_model
 from certtrain.spec.architecture import Architecture
 from certtrain.spec.layers import Graph, Origin, SharedSection
 from helpers.activation_cases import CASES
@@ -212,13 +212,13 @@ def test_a_graph_is_exported_with_the_batch_norm_that_stays(tmp_path: Path) -> N
     operators = [node.op_type for node in exported(model, tmp_path).graph.node]
     assert operators.count("BatchNormalization") == len(KEPT)
     assert close(onnx_runner(tmp_path / "n.onnx")(points(20)), model(points(20)))
-    loaded = load_model(tmp_path / "w.safetensors")
+    loaded = read_model(tmp_path / "w.safetensors")
     assert torch.equal(loaded(points(4)), fold_batch_norm(model)(points(4)))
 
 
 def test_the_weights_file_holds_the_folded_network(cnn: Classifier, tmp_path: Path) -> None:
     loaded = export_weights(cnn, tmp_path / "new" / "folded.safetensors")
-    assert torch.equal(load_model(tmp_path / "new" / "folded.safetensors")(points(4)), loaded(points(4)))
+    assert torch.equal(read_model(tmp_path / "new" / "folded.safetensors")(points(4)), loaded(points(4)))
     assert torch.equal(fold_batch_norm(cnn)(points(4)), loaded(points(4)))
 
 
@@ -447,7 +447,7 @@ def test_a_failed_check_leaves_every_file_as_it_was(
 def test_a_checked_export_replaces_an_earlier_file(cnn: Classifier, tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"an earlier export")
     export(cnn, images(), weights=tmp_path / "w.safetensors")
-    assert load_model(tmp_path / "w.safetensors").metadata.note
+    assert read_model(tmp_path / "w.safetensors").metadata.note
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from certtrain import load_model
 from certtrain.errors import ModelFileError, StorageError
-from certtrain.network.modelfile import KEY, write_model
+from certtrain.network.modelfile import KEY, read_model, write_model
 from certtrain.spec.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.spec.layers import Graph
 from helpers.tiny_classifier import SHAPE, metadata, network
@@ -113,7 +113,7 @@ def test_a_missing_file_names_the_commands_that_write_one(tmp_path: Path):
     with pytest.raises(ModelFileError, match=r"there is no model file .*certtrain train"):
         load_model(tmp_path / "none.safetensors")
     with pytest.raises(ModelFileError, match=r"is a folder; the model of a run is .*model\.safetensors"):
-        load_model(tmp_path)
+        read_model(tmp_path)
 
 
 CONTENTS: dict[str, Callable[[bytes], bytes]] = {

@@ -1,15 +1,20 @@
 """Training from Python: names of presets, the device, and progress where it is wanted."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import certtrain
 from certtrain.errors import PresetError
 from certtrain.render import sessions
-from certtrain.training.events import Event, Started
+from certtrain.render.console import is_screen, out
+from certtrain.render.training_lines import PlainView
+from certtrain.runs.epoch import Epoch
+from certtrain.training.events import EpochDone, Event, Note, Started
 from helpers.small_runs import frequent, small
 
 Shown = Callable[[], str]
@@ -47,6 +52,22 @@ def test_progress_is_shown_in_a_notebook_and_where_it_is_asked_for(
     certtrain.train(preset, tmp_path / "off", frequent(), progress=False)
     assert shown() == ""
     assert sum(isinstance(event, Started) for event in events) == 2
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_notebook_breaks_lines_between_words_and_a_file_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, shown: Shown, whole: bool
+):
+    assert is_screen(Console(file=io.StringIO(), force_jupyter=True))
+    assert not is_screen(Console(file=io.StringIO()))
+    monkeypatch.setattr(out, "_width", 60)
+    monkeypatch.setattr("certtrain.render.console.is_screen", lambda console: not whole)
+    PlainView()(Note("a sentence that has so many words in it that it is longer than a line of this notebook"))
+    lines = shown().splitlines()
+    assert (len(lines) == 1) == whole
+    PlainView()(EpochDone(Epoch(1, 5, 0.1, {"loss": 1.0, "natural_accuracy": 0.9, "certified_accuracy": 0.5}, ())))
+    assert len(shown().splitlines()) == 1, "numbers stay side by side"
+    assert whole or max(map(len, lines)) <= 60
 
 
 def test_a_resumed_run_shows_its_progress_too(tmp_path: Path, shown: Shown):

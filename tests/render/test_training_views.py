@@ -14,12 +14,20 @@ from certtrain.render.training_lines import PlainView
 from certtrain.render.training_live import LiveView
 from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.spec.preset import load_preset
-from certtrain.training.events import Compiling, EpochDone, Event, Loading, Note, Started, StepDone, Verifying
+from certtrain.training.events import Compiling, EpochDone, Event, Loading, Note, Started, StepDone, Stopping, Verifying
 
 FINE = LayerState("conv1_relu", 10, 0.412, 0.483, 0.105, 0.111, 0.0, 0.2, 2.34, 0.81, 0.92)
 DEAD = replace(FINE, name="linear1_relu", active=0.3, inactive=0.6, dead=0.75, growth=5.6)
 WIDE = replace(FINE, name="linear1_relu", unstable=0.99, growth=1.2e4)
 UNSTABLE = replace(FINE, name="linear1_relu", unstable=0.9)
+
+MEASURED = {
+    "loss": 168.7,
+    "robust_loss": 1234567.2,
+    "certified_accuracy": 1.0,
+    "tightness_loss": 12.345,
+    "relu_balance_loss": 0.123,
+}
 
 Shown = Callable[[], str]
 
@@ -89,6 +97,28 @@ def test_after_a_silence_what_goes_on_is_said(event: Event, line: str, shown: Sh
     assert line in text
 
 
+@pytest.mark.parametrize("view", [PlainView, JsonView])
+def test_an_interrupt_is_answered_beside_the_lines(
+    view: Callable[[], Callable[[Event], None]], capsys: pytest.CaptureFixture[str]
+):
+    view()(Stopping())
+    said = capsys.readouterr()
+    assert ("stopping…" in said.err, said.out) == (True, "")
+
+
+def test_an_interrupt_is_answered_in_the_live_view_before_and_after_the_first_step(shown: Shown):
+    view = LiveView()
+    view(started())
+    view(Stopping())
+    shown()
+    for event in (None, replace(step(1), averages=MEASURED)):
+        if event is not None:
+            view(event)
+        out.print(view._draw())
+        text = " ".join(shown().split())
+        assert "stopping… (Ctrl-C again ends it at once, and loses what came after the last checkpoint)" in text
+
+
 def test_while_lines_come_nothing_is_added(shown: Shown):
     with PlainView(silence=30.0) as view:
         for number in range(1, 4):
@@ -155,6 +185,16 @@ def test_beside_long_names_the_ratios_make_way(monkeypatch: pytest.MonkeyPatch):
     assert "r mean" not in text
 
 
+@pytest.mark.parametrize("name", ["conv1_relu", "linear1_relu", "block3.conv12_relu", "layer4.block2.conv2_relu"])
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_no_layer_s_name_is_cut(columns: int, name: str, monkeypatch: pytest.MonkeyPatch):
+    text = live_view(columns, monkeypatch, replace(FINE, name=name))
+    row = next(line.split() for line in text.splitlines() if name in line)
+    assert {"2.34×", "10.5%", "11.1%"} <= set(row), "growth, unstable and dead"
+    assert "…" not in text
+    assert all(len(line) <= columns for line in text.splitlines())
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 @pytest.mark.parametrize("own", [{}, {"natural_loss": 2.3, "natural_accuracy": 0.3, "adversarial_accuracy": 0.43}])
 def test_no_number_is_cut_or_wrapped(columns: int, own: dict[str, float], monkeypatch: pytest.MonkeyPatch):
@@ -163,8 +203,7 @@ def test_no_number_is_cut_or_wrapped(columns: int, own: dict[str, float], monkey
     view = LiveView()
     view.started = replace(started(), steps=62560)
     view.held_out = 0.42
-    averages = {"loss": 168.7, "robust_loss": 1234567.2, "certified_accuracy": 1.0, "tightness_loss": 12.345}
-    view(StepDone(62559, 2, 0.1, 1e-3, averages | {"relu_balance_loss": 0.123} | own, (FINE,)))
+    view(StepDone(62559, 2, 0.1, 1e-3, MEASURED | own, (FINE,)))
     view(Verifying("validation", 10000, 50000))
     with out.capture() as captured:
         out.print(view._draw())

@@ -46,6 +46,22 @@ def test_every_number_is_shown_at_every_width(width: int) -> None:
         assert part in words
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_an_image_is_named_with_its_number_and_the_radius_that_is_tried(width: int) -> None:
+    shown = VerifyingView(images=["six.png", "seven.png", "eight.png"])
+    shown.begin(("largest certified ε",), 3)
+    shown.add([ExampleResult(0, 6, "open", None)])
+    work = Work("largest certified ε", [1], 20.0)
+    shown.work_on(work)
+    shown.work_since -= 5
+    shown.work_on(work._replace(radius=0.0625))
+    found = lines(shown, width)
+    assert max(map(len, found)) <= width
+    words = " ".join(" ".join(found).split())
+    for part in ("1/3 images", "largest certified ε: image 2 of 3, seven.png", "5 s of 20 s", "ε = 0.0625"):
+        assert part in words
+
+
 def test_the_clock_goes_on_while_a_step_computes() -> None:
     shown = view()
     before = lines(shown, 100)

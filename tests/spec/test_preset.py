@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -583,3 +584,33 @@ def test_an_unknown_name_has_similar_ones_and_a_file_that_is_missing_is_named(tm
     for name in ("no/such/file", "../presets/digits"):
         with pytest.raises(PresetError, match=rf"^the preset {name} cannot be read: there is no such file"):
             load_preset(name)
+
+
+# --- messages --------------------------------------------------------------------------------------------
+
+OF_PYDANTIC = re.compile(r"Value error|should (be|have|match)|Extra inputs|Field required|Input tag|unable to|valid ")
+WRONG_VALUES = ["x y", "", [1], [[]], {"x": 1}, -1, 3.5, True, 10**30, float("nan")]
+
+
+def places() -> dict[str, tuple[dict[str, Any], type]]:
+    """The sections of presets with the overrides that bring each about."""
+    sections: dict[str, type] = {"": Preset} | {
+        name: field.annotation for name, field in Preset.model_fields.items() if isinstance(field.annotation, type)
+    }
+    found = {name: ({}, section) for name, section in sections.items() if hasattr(section, "model_fields")}
+    found |= {f"objective of {name}": ({"objective.name": name}, section) for name, section in OBJECTIVES.items()}
+    return found | {f"model of {name}": ({"model": {"name": name}}, section) for name, section in NETWORKS.items()}
+
+
+@pytest.mark.parametrize("place", places())
+def test_no_message_about_a_field_is_in_the_words_of_pydantic(place: str):
+    first, section = places()[place]
+    path, messages = place.partition(" of ")[0], list[str]()
+    for field in section.model_fields:
+        for value in WRONG_VALUES:
+            try:
+                load_preset("digits", {**first, f"{path}.{field}".lstrip("."): value})
+            except PresetError as error:
+                messages += str(error).split("\n")[1:]
+    assert len(messages) >= len(WRONG_VALUES) / 2
+    assert [message for message in messages if OF_PYDANTIC.search(message)] == []

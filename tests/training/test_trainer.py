@@ -514,7 +514,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(RunError, match=r"not an empty folder; choose another --out$"):
+    with pytest.raises(RunError, match=r"not an empty folder; choose another folder \(--out\)$"):
         train(small(), tmp_path, frequent())
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 

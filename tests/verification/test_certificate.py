@@ -5,12 +5,12 @@ import torch
 import torch.nn.utils.prune
 from torch import Tensor, nn
 
-from certtrain import certify, margin_bounds
+from certtrain import certify, margin_bounds, propagate
 from certtrain.data import to_unit
 from certtrain.errors import DataError, EpsilonError, MethodError, UnsupportedLayer
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.certificate import Certifier
-from helpers.tiny_classifier import classifier, images
+from helpers.tiny_classifier import classifier, images, mostly_right
 
 
 def threshold() -> nn.Sequential:
@@ -158,3 +158,13 @@ def test_auto_is_a_name_of_the_cascade_alone():
     with pytest.warns(DeprecationWarning, match='method="ibp"'):
         found = certify(threshold(), X, Y, 0.2, method="auto")
     assert found.method == certify(threshold(), X, Y, 0.2).method == "ibp"
+
+
+def test_what_python_shows_of_certificates_and_bounds_is_one_short_line():
+    model, data = mostly_right(10)
+    x = to_unit(data.images)
+    found = certify(model, x, data.labels, 0.05)
+    counts = [f"{found.verdicts.count(name)} {name}" for name in ("certified", "open") if name in found.verdicts]
+    assert repr(found).startswith("<Certificates: 10 examples, ε = 0.05, ibp, float32: ")
+    assert all(count in repr(found) for count in counts)
+    assert repr(propagate(model, x, 0.05)) == "<BoundTrace: 10 examples, 3 logits>"

@@ -1,10 +1,13 @@
 """Single images: what is said of them holds."""
 
+import time
+
 import torch
 
 from certtrain import certify
 from certtrain.attack import PGD
 from certtrain.data import to_unit
+from certtrain.verification.cascade import Limits, Work
 from certtrain.verification.pictures import RADIUS_STEP, largest_radius, verify_pictures
 from helpers.tiny_classifier import mostly_right
 
@@ -14,15 +17,17 @@ EPS = 0.05
 def test_the_largest_radius_was_certified_and_a_step_more_was_not():
     tried: dict[float, bool] = {}
 
-    def certified(radius: float) -> bool:
+    def certified(radius: float, left: int) -> bool:
+        assert left == 12 - len(tried), "each knows how many are left"
         tried[radius] = radius <= 0.1234
         return tried[radius]
 
     found = largest_radius(certified, 0.0, 1.0)
     assert tried[found]
     assert 0.1234 - RADIUS_STEP <= found <= 0.1234
-    assert largest_radius(lambda radius: False, 0.0, 1.0) == 0.0
-    assert largest_radius(lambda radius: False, 0.3, 1.0) == 0.3, "what is known stays"
+    assert len(tried) == 12
+    assert largest_radius(lambda radius, left: False, 0.0, 1.0) == 0.0
+    assert largest_radius(lambda radius, left: False, 0.3, 1.0) == 0.3, "what is known stays"
 
 
 def test_the_radius_is_certified_and_no_point_within_it_has_another_class():
@@ -41,6 +46,49 @@ def test_the_radius_is_certified_and_no_point_within_it_has_another_class():
         assert (result.verdict == "certified") <= (result.radius >= EPS)
         signs = torch.randint(0, 2, (200, *x.shape[1:]), generator=generator) * 2.0 - 1
         assert bool((model((x + result.radius * signs).clamp(0, 1)).argmax(1) == label).all())
+
+
+def test_the_timeout_is_for_an_image_and_not_for_each_radius():
+    model, data = mostly_right(3)
+    seen: list[Work] = []
+    timeout = 0.05
+
+    def slow(work: Work) -> None:
+        seen.append(work)
+        if work.radius is not None:
+            time.sleep(0.02)
+
+    limits = Limits(timeout)
+    found = verify_pictures(model, data.images, None, EPS, attack=None, method="crown", limits=limits, on_work=slow)
+    tried = [[work for work in seen if work.numbers == [n] and work.radius is not None] for n in range(3)]
+    assert all(0 < len(each) < 12 for each in tried), "of the 12 radii the time is enough for some"
+    assert all(result.cut for result in found)
+    assert all(work.seconds <= timeout for each in tried for work in each)
+    in_time = verify_pictures(model, data.images, None, EPS, attack=None, method="crown", limits=Limits(None))
+    assert not any(result.cut for result in in_time)
+    assert all(a.radius <= b.radius for a, b in zip(found, in_time, strict=True))
+
+
+def test_what_is_done_is_told_image_by_image_and_radius_by_radius():
+    model, data = mostly_right(3)
+    rounds: list[tuple[tuple[str, ...], int]] = []
+    done: list[int] = []
+    seen: list[Work] = []
+    verify_pictures(
+        model,
+        data.images,
+        None,
+        EPS,
+        attack=None,
+        on_round=lambda names, count: rounds.append((names, count)),
+        on_examples=lambda results: done.extend(result.index for result in results),
+        on_work=seen.append,
+    )
+    assert rounds[-1] == (("largest certified ε",), 3)
+    assert done[-3:] == [0, 1, 2]
+    last = [work for work in seen if work.step == "largest certified ε" and work.numbers == [2]]
+    assert [last[0].radius, last[0].begins] == [None, True]
+    assert len({work.radius for work in last[1:]}) == len(last) - 1 > 5
 
 
 def test_a_counterexample_is_given_as_a_picture_in_the_box():

@@ -43,12 +43,21 @@ def test_the_bracket_is_in_order_and_adds_up(eps: float):
 def test_the_report_as_plain_values():
     report, _ = verified()
     found = report.to_dict()
-    assert found["natural_error"] == pytest.approx(0.2)
-    assert found["verified_error"] == pytest.approx(1 - report.certified / 100)
+    assert found["natural_error"] == 0.2
+    assert found["verified_error"] == (100 - report.certified) / 100
     assert found["pgd_accuracy"] == (report.certified + report.open) / 100
     assert (found["dataset"], found["split"], found["eps"], found["method"]) == ("folder", "test", EPS, "ibp")
     assert found["attack"] == {"name": "pgd", "steps": 10, "restarts": 1, "seed": 0, "targets": 0}
     assert json.loads(json.dumps(found, allow_nan=False))["assumptions"] == list(report.assumptions)
+
+
+def test_no_share_has_a_rounding_error_of_its_own():
+    report, _ = verified()
+    for count in range(361):
+        counts = {"examples": 360, "misclassified": 360 - count, "certified": count, "open": 0, "falsified": 0}
+        found = replace(report, **counts).to_dict()
+        assert found["natural_accuracy"] == found["certified_accuracy"] == count / 360
+        assert found["natural_error"] == found["verified_error"] == (360 - count) / 360
 
 
 def test_without_eps_all_that_is_correct_is_certified():
