@@ -41,13 +41,19 @@ class VerifyingView:
     """
 
     def __init__(self, known: Iterable[ExampleResult]) -> None:
+        self.stopping = False
+        self.restart(known)
+
+    names: tuple[str, ...]
+
+    def restart(self, known: Iterable[ExampleResult], title: str = "") -> None:
+        """Begin a verification of which these results are known; `title` is shown before its rounds' names."""
+        self.title = title
         self.verdicts: dict[int, str] = {result.index: result.verdict for result in known}
         self.names, self.done, self.total, self.since = (), 0, 0, time.monotonic()
         self.counts = Counter(self.verdicts.values())
         self.work: Work | None = None
-        self.work_since, self.stopping = 0.0, False
-
-    names: tuple[str, ...]
+        self.work_since = 0.0
 
     def begin(self, names: Sequence[str], examples: int) -> None:
         """Begin a round with the steps of these names on this many examples."""
@@ -86,7 +92,7 @@ class VerifyingView:
     def _round(self, width: int) -> Table | Text:
         """The round's name, how many examples are done, its time, and a bar if there is room for it."""
         spent = time.monotonic() - self.since
-        words = [", ".join(self.names), f"{self.done:,}/{self.total:,} examples", clock(spent)]
+        words = [", ".join((*filter(None, [self.title]), *self.names)), f"{self.done:,}/{self.total:,} examples", clock(spent)]
         if self.done and spent > SOON and not set(self.names) & set(SEARCHES):
             words.append(f"{clock(spent / self.done * (self.total - self.done))} left")
         space = width - len("  ".join(words)) - 2
