@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
     from certtrain.render.verification import VerifyingView
+    from certtrain.verification.radii import RadiusSweep
     from certtrain.verification.results import ExampleResult
-    from certtrain.verification.sweep import Sweep
 
 
 def _radii(text: str | tuple[float, ...]) -> tuple[float, ...]:
@@ -39,7 +39,7 @@ Radii = Annotated[
 ]
 
 
-def show_sweep(
+def verify_at_radii(
     model: "Classifier",
     file: Path,
     images: "ImageSet",
@@ -51,17 +51,17 @@ def show_sweep(
 ) -> None:
     """Verify the images at these radii, and show accuracies against ε; `options` are those of `verify`."""
     from certtrain import render
-    from certtrain.verification.sweep import verify_radii
+    from certtrain.verification.radii import verify_radii
 
     with render.verifying() as view:
         stop = Stopper(None, view.stop)
-        watch = {"on_examples": view.add, "on_round": view.begin, "on_work": view.work_on}
-        asked = {"on_radius": _restart(view), "stop": lambda: stop.interrupted}
-        found = verify_radii(model, images, radii, **options, **watch, **asked)
+        watch: dict[str, Any] = {"on_examples": view.add, "on_round": view.begin, "on_work": view.work_on}
+        watch |= {"on_radius": _restart(view), "stop": lambda: stop.interrupted}
+        found = verify_radii(model, images, radii, **options, **watch)
     if as_json:
         render.show_json({"model": str(file), **found.to_dict()})
     elif found.radii:
-        render.show_sweep(found)
+        render.show_radii(found)
     if html is not None and found.radii:
         _write(found, file, html, as_json=as_json)
     if found.missing:
@@ -77,10 +77,10 @@ def _restart(view: "VerifyingView") -> Any:
     return restart
 
 
-def _write(found: "Sweep", file: Path, html: Path, *, as_json: bool) -> None:
+def _write(found: "RadiusSweep", file: Path, html: Path, *, as_json: bool) -> None:
     from certtrain import render
-    from certtrain.reports.sweep import write_sweep
+    from certtrain.reports.radii import write_radii
 
-    write_sweep(found, str(file), html)
+    write_radii(found, str(file), html)
     if not as_json:
         render.say(f"wrote {html}")

@@ -38,7 +38,7 @@ from certtrain.cli.options import (
     wrong_usage,
 )
 from certtrain.cli.pictures import show_pictures
-from certtrain.cli.radii import Radii, show_sweep
+from certtrain.cli.radii import Radii, verify_at_radii
 from certtrain.cli.stopping import Stopper
 from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
@@ -265,7 +265,7 @@ def verify_command(
     if certificates.several:
         options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
         del options["eps"]
-        show_sweep(saved, file, images, certificates.eps, options, html=output.html, as_json=output.as_json)
+        verify_at_radii(saved, file, images, certificates.eps, options, html=output.html, as_json=output.as_json)
         return
     task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
     report = _verified(task, limits)

@@ -27,10 +27,10 @@ from certtrain.render.presets import toml_width as toml_width
 from certtrain.render.progress import checking as checking
 from certtrain.render.progress import loading as loading
 from certtrain.render.progress import progress as progress
+from certtrain.render.radii import show_radii as show_radii
 from certtrain.render.results import show_comparisons as show_comparisons
 from certtrain.render.results import show_json as show_json
 from certtrain.render.results import show_report as show_report
-from certtrain.render.sweep import show_sweep as show_sweep
 from certtrain.render.training import training_view as training_view
 from certtrain.render.tuning import TrialView as TrialView
 from certtrain.render.tuning import show_trials as show_trials

@@ -92,7 +92,11 @@ class VerifyingView:
     def _round(self, width: int) -> Table | Text:
         """The round's name, how many examples are done, its time, and a bar if there is room for it."""
         spent = time.monotonic() - self.since
-        words = [", ".join((*filter(None, [self.title]), *self.names)), f"{self.done:,}/{self.total:,} examples", clock(spent)]
+        words = [
+            ", ".join((*filter(None, [self.title]), *self.names)),
+            f"{self.done:,}/{self.total:,} examples",
+            clock(spent),
+        ]
         if self.done and spent > SOON and not set(self.names) & set(SEARCHES):
             words.append(f"{clock(spent / self.done * (self.total - self.done))} left")
         space = width - len("  ".join(words)) - 2

@@ -10,6 +10,7 @@ from certtrain import render
 from certtrain.certfile.checking import Checked
 from certtrain.diagnostics.model_states import ModelStates
 from certtrain.runs.epoch import LayerState
+from certtrain.verification.radii import RadiusResults, RadiusSweep
 from certtrain.verification.results import StepSummary
 from certtrain.verification.verify import Report
 
@@ -49,6 +50,9 @@ CHECKED = Checked(
 )
 
 
+SWEEP = RadiusSweep((RadiusResults(REPORT, 9876), RadiusResults(REPORT, 0)), (), 14769.2)
+
+
 def states() -> ModelStates:
     layer = LayerState(
         name="conv_relu",
@@ -73,6 +77,10 @@ SHOWN: dict[str, tuple[Callable[[], None], str]] = {
         "3.5 s 30 2 h 3 min 7 assumptions",
     ),
     "checked": (lambda: render.show_checked(CHECKED), "3,456 2,222 1,111 3,211 10,000 1 min 15 s 7 assumptions"),
+    "radii": (
+        lambda: render.show_radii(SWEEP),
+        "8/255 67.89% 45.67% 34.56% 1,111 9,876 4 h 6 min 0.0000;",
+    ),
     "states": (
         lambda: render.show_states(states(), "cifar: the title"),
         "32,768 21.7% 8.4% 69.9% 27.7% 0.123 0.457 1,940× 0.987 1.23",
@@ -102,7 +110,7 @@ def test_no_number_is_lost_and_no_word_is_broken(monkeypatch: pytest.MonkeyPatch
 def lines_at(monkeypatch: pytest.MonkeyPatch, show: Callable[[], None], width: int) -> str:
     """What is shown on a terminal of that width."""
     shown = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=True)
-    for module in ("cells", "console", "layers", "results", "verification"):
+    for module in ("cells", "console", "layers", "radii", "results", "verification"):
         monkeypatch.setattr(f"certtrain.render.{module}.out", shown)
     with shown.capture() as capture:
         show()

@@ -12,10 +12,10 @@ from certtrain.render.console import out, remark, say, show_assumptions, show_ti
 from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
-    from certtrain.verification.sweep import Sweep
+    from certtrain.verification.radii import RadiusSweep
 
 
-def show_sweep(sweep: Sweep) -> None:
+def show_radii(sweep: RadiusSweep) -> None:
     """The accuracies at each radius, and the mean of the images' certified radii."""
     first, *_ = sweep.reports
     show_title(f"{first.dataset}, {first.split} set, {first.examples:,} examples, {first.method}, {first.arithmetic}")
@@ -23,15 +23,18 @@ def show_sweep(sweep: Sweep) -> None:
     remark("implied: verdicts that follow from another radius, and were not computed again")
     if unfinished := sum(report.unfinished for report in sweep.reports):
         say(f"time ran out: not every step ran to its end for {unfinished:,} of the open examples")
-    say(f"mean certified radius, among these radii: {sweep.mean_certified_radius:.4f}; {duration(sweep.seconds)}", "bold")
+    say(
+        f"mean certified radius, among these radii: {sweep.mean_certified_radius:.4f}; {duration(sweep.seconds)}",
+        "bold",
+    )
     show_assumptions(first.assumptions)
 
 
-def _table(sweep: Sweep) -> Table:
-    table = new_table("ε", "natural", "attacked", "certified", "open", "implied", "took")
+def _table(sweep: RadiusSweep) -> Table:
+    table = new_table("ε", "natural", "attacked", "certified", "open", "implied")
     for radius in sweep.radii:
         report = radius.report
         shares = (report.natural_accuracy, report.pgd_accuracy, report.certified_accuracy)
         counts = (f"{report.open:,}", f"{radius.implied:,}")
-        table.add_row(format_eps(report.eps), *map(percent, shares), *counts, duration(report.seconds))
+        table.add_row(format_eps(report.eps), *map(percent, shares), *counts)
     return table

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 from certtrain.formats import duration, percent
 from certtrain.palette import PALETTE
 from certtrain.reports.pages import Picture, Table, render_page
-from certtrain.reports.svg import Svg, drawing, in_own_style
+from certtrain.reports.svg import HIGH, WIDE, Svg, drawing, in_own_style
 from certtrain.spec.epsilon import format_eps
 from certtrain.storage import write_atomic
 
 if TYPE_CHECKING:  # so that pages can be made without torch
-    from certtrain.verification.sweep import Sweep
+    from certtrain.verification.radii import RadiusSweep
 
-WIDE, HIGH = 840, 380  # points
 LINES = {  # label, colour
     "natural_accuracy": ("natural", "natural"),
     "pgd_accuracy": ("under attack", "falsified"),
@@ -21,28 +20,28 @@ LINES = {  # label, colour
 }
 
 
-def write_sweep(sweep: "Sweep", model: str, path: Path) -> None:
+def write_radii(sweep: "RadiusSweep", model: str, path: Path) -> None:
     """Write the page of these results of `model` to `path`, completely or not at all. Raises StorageError."""
-    write_atomic(path, sweep_page(sweep, model).encode())
+    write_atomic(path, radii_page(sweep, model).encode())
 
 
-def sweep_page(sweep: "Sweep", model: str) -> str:
+def radii_page(sweep: "RadiusSweep", model: str) -> str:
     """The page as HTML."""
     first = sweep.reports[0]
     return render_page(
-        "sweep.html",
+        "radii.html",
         title=f"{model}: accuracy against ε",
         sweep=sweep,
         first=first,
         attack=" ".join(f"{name} {value}" for name, value in first.attack.items() if name != "name"),
         missing=[format_eps(eps) for eps in sweep.missing],
         table=_table(sweep),
-        picture=Picture(draw_sweep("sweep", sweep), "Accuracy against ε"),
+        picture=Picture(draw_radii("sweep", sweep), "Accuracy against ε"),
     )
 
 
 @in_own_style
-def draw_sweep(name: str, sweep: "Sweep") -> Svg:
+def draw_radii(name: str, sweep: "RadiusSweep") -> Svg:
     """Natural, attacked and certified accuracy over ε; robust accuracy lies in the shaded range."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -61,7 +60,7 @@ def draw_sweep(name: str, sweep: "Sweep") -> Svg:
     return drawing(figure, name, "natural, attacked and certified accuracy against ε")
 
 
-def _table(sweep: "Sweep") -> Table:
+def _table(sweep: "RadiusSweep") -> Table:
     header = ("ε", "natural", "under attack", "certified", "verified error", "open examples", "implied", "took")
     return Table(header, [_row(radius.report, radius.implied) for radius in sweep.radii], "r" * len(header))
 

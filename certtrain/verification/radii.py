@@ -15,7 +15,7 @@ from certtrain.data import ImageSet
 from certtrain.errors import EpsilonError
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.deadline import never
-from certtrain.spec.epsilon import format_eps, parse_eps
+from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import DEFAULT_LIMITS, Limits, OnExamples
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, verify
@@ -24,7 +24,7 @@ LEAST_BUDGET = 1e-3  # seconds; with less, a radius has no time for more than in
 
 
 @dataclass(frozen=True)
-class Radius:
+class RadiusResults:
     """The results at one radius: its report, and how many of the examples have a verdict that follows from another."""
 
     report: Report
@@ -44,13 +44,13 @@ SHARED = ("dataset", "split", "examples", "method", "attack", "network", "arithm
 
 
 @dataclass(frozen=True)
-class Sweep:
+class RadiusSweep:
     """The results at several radii, in ascending order.
 
     missing: the radii that were not verified to their end, because the verification was stopped. seconds: of all.
     """
 
-    radii: tuple[Radius, ...]
+    radii: tuple[RadiusResults, ...]
     missing: tuple[float, ...]
     seconds: float
 
@@ -111,14 +111,14 @@ def verify_radii(
     on_examples: OnExamples = lambda results: None,
     stop: Callable[[], bool] = never,
     **options: Any,
-) -> Sweep:
+) -> RadiusSweep:
     """Verify at each of the radii; arguments and errors are those of `verify`, which verifies at one.
 
     No accuracy is looser than by `verify` at that radius alone: what follows from another radius is certified or
     falsified there too. `limits.timeout` is for an example at one radius, `limits.budget` for all radii. `on_radius`
     is called before each radius, with the results that follow from others. Raises EpsilonError without radii.
     """
-    wanted, start, reports = sorted({parse_eps(eps) for eps in radii}), time.monotonic(), dict[float, Radius]()
+    wanted, start, reports = sorted({parse_eps(eps) for eps in radii}), time.monotonic(), dict[float, RadiusResults]()
     if not wanted:
         raise EpsilonError("there is no radius to verify at")
     for place in bisection_order(len(wanted)):
@@ -130,9 +130,9 @@ def verify_radii(
         given: dict[str, Any] = {"known": known, "on_examples": on_examples, "stop": stop, **options}
         report = verify(model, images, eps, attack=attack, limits=_left(limits, start), **given)
         if not report.interrupted:
-            reports[eps] = Radius(report, len(known))
+            reports[eps] = RadiusResults(report, len(known))
     missing = tuple(eps for eps in wanted if eps not in reports)
-    return Sweep(tuple(reports[eps] for eps in wanted if eps in reports), missing, time.monotonic() - start)
+    return RadiusSweep(tuple(reports[eps] for eps in wanted if eps in reports), missing, time.monotonic() - start)
 
 
 def bisection_order(count: int) -> list[int]:
@@ -167,9 +167,3 @@ def _left(limits: Limits, start: float) -> Limits:
     if limits.budget is None:
         return limits
     return replace(limits, budget=max(limits.budget - (time.monotonic() - start), LEAST_BUDGET))
-
-
-def described_radii(sweep: Sweep) -> str:
-    """The radii in words, like "ε from 0.05 to 0.3"."""
-    first, last = sweep.reports[0].eps, sweep.reports[-1].eps
-    return f"ε from {format_eps(first)} to {format_eps(last)}" if first < last else f"ε = {format_eps(first)}"
