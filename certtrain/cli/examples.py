@@ -7,6 +7,7 @@ COMMAND_EXAMPLES = {
 certtrain train --preset digits
 certtrain train --preset mnist-cpu --eps 0.2 --out runs/mnist
 certtrain train --preset mnist-cpu --epochs 10 --set train.batch_size=64
+certtrain train --preset mnist-cpu --seeds 3 --out runs/three     # three seeds, mean and standard deviation
 certtrain train --resume runs/mnist
 certtrain train --preset mnist-cpu --eps 0.2 --from runs/mnist/model.safetensors    # weights to start from
 """,

@@ -23,6 +23,7 @@ from certtrain.cli.options import (
     resolve_preset,
     seconds,
 )
+from certtrain.cli.seeds import Seeds, resumed_seeds, train_and_compare, wanted_seeds
 from certtrain.cli.stopping import Stopper
 from certtrain.spec.choices import Compile, MethodName, Precision
 
@@ -59,6 +60,7 @@ class ChangeOptions:
         ),
     ] = None
     seed: Seed = None
+    seeds: Seeds = None
     precision: Annotated[
         Precision | None, typer.Option(help="Arithmetic of the training steps; tf32 is for NVIDIA GPUs.")
     ] = None
@@ -130,7 +132,9 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
     """
     preset = _preset(run, changes)
     training.check()
-    _check_run(run.resume, run.out)
+    many = wanted_seeds(preset, changes.seeds, run.out) or resumed_seeds(run.resume)
+    if many is None:
+        _check_run(run.resume, run.out)
     stop = Stopper(training.time_budget)
     from certtrain import render
     from certtrain.training import api
@@ -144,7 +148,9 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
         verification = FinalVerification(training.verify_method, Limits(training.timeout))
         emit = _with_note(_combined(listeners), changes.scaled(run.preset) if run.preset else "")
         context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
-        if preset is not None:
+        if many is not None:
+            train_and_compare(many, context, as_json=training.as_json)
+        elif preset is not None:
             api.start_run(preset, run.out or _new_folder(preset), context)
         elif run.resume is not None:
             api.resume_run(run.resume, context)
@@ -163,6 +169,7 @@ def _preset(run: RunOptions, changes: ChangeOptions) -> "Preset | None":
         preset = resolve_preset(run.preset, changes.overrides, **fields)
         check_data(preset, run.data_dir)
         return preset
+    fields |= {"seeds": changes.seeds}
     if run.preset or run.out or changes.overrides or any(value is not None for value in fields.values()):
         message = "a resumed run keeps its preset; it takes no --preset, no --out and no changed field"
         raise typer.BadParameter(message, param_hint="--resume")

@@ -1,8 +1,9 @@
 """Several runs side by side: their results, and the settings in which they differ; without torch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from certtrain.runs.agreement import flat_fields
@@ -11,6 +12,7 @@ from certtrain.runs.runfiles import check_run, short_names
 from certtrain.spec.epsilon import format_eps
 
 NO_SETTINGS = ("description",)  # fields that decide nothing
+FIGURES = {"natural_accuracy": "natural", "pgd_accuracy": "attacked", "certified_accuracy": "certified"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,17 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A figure over several seeds: mean, standard deviation of a sample (with n − 1), smallest and largest value."""
+
+    figure: str
+    mean: float
+    deviation: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
 class RunComparison:
     """Runs with their folders, and a short name for each."""
 
@@ -35,7 +48,11 @@ class RunComparison:
 
     def settings(self) -> list[Setting]:
         """The fields in which the runs' presets differ."""
-        presets = [dict(flat_fields(run.preset.model_dump(mode="json"))) for run in self.runs]
+        return self._settings(self.runs)
+
+    @staticmethod
+    def _settings(runs: Sequence[Run]) -> list[Setting]:
+        presets = [dict(flat_fields(run.preset.model_dump(mode="json"))) for run in runs]
         fields = dict.fromkeys(name for preset in presets for name in preset if name not in NO_SETTINGS)
         found = [Setting(field, tuple(preset.get(field) for preset in presets)) for field in fields]
         return [setting for setting in found if any(value != setting.values[0] for value in setting.values)]
@@ -47,10 +64,21 @@ class RunComparison:
             if len(different := dict.fromkeys(values)) > 1:
                 yield f"the results are of different {what} ({', '.join(different)}), so they compare only with care"
 
+    def spread(self) -> list[Spread]:
+        """Each accuracy over the finished runs, if these are several that differ in their seeds and in nothing else."""
+        finished = [run for run in self.runs if run.report is not None]
+        seeds = {run.preset.seed for run in finished}
+        differing = {setting.field for setting in self._settings(finished)}
+        if len(finished) < 2 or len(seeds) < len(finished) or differing != {"seed"} or [*self.notes()]:
+            return []
+        results = [run.report.results.model_dump() for run in finished if run.report is not None]
+        return [_spread(label, [result[name] for result in results]) for name, label in FIGURES.items()]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that is compared, for JSON."""
         runs = [_numbers(*each) for each in zip(self.folders, self.names, self.runs, strict=True)]
-        return {"runs": runs, "settings": [setting.to_dict() for setting in self.settings()]}
+        spread = [asdict(each) for each in self.spread()]
+        return {"runs": runs, "settings": [setting.to_dict() for setting in self.settings()], "spread": spread}
 
 
 def read_comparison(folders: Sequence[Path]) -> RunComparison:
@@ -58,6 +86,10 @@ def read_comparison(folders: Sequence[Path]) -> RunComparison:
     for folder in folders:
         check_run(folder)
     return RunComparison(tuple(folders), tuple(short_names(folders)), tuple(map(read_run, folders)))
+
+
+def _spread(figure: str, values: Sequence[float]) -> Spread:
+    return Spread(figure, mean(values), stdev(values), min(values), max(values))
 
 
 def progress_of(run: Run) -> str:

@@ -50,7 +50,7 @@ def find_networks(path: Path) -> list[NetworkFile]:
 def newest_run(runs: Path = RUNS) -> Path:
     """The run in the folder `runs` whose network was written last. Raises RunError if there is none."""
     written: dict[Path, float] = {}
-    for preset in runs.glob("*/preset.json"):
+    for preset in [*runs.glob("*/preset.json"), *runs.glob("*/seed-*/preset.json")]:
         files = [preset.parent / MODEL, *_numbered(preset.parent / CHECKPOINTS)]
         if times := [file.stat().st_mtime for file in files if file.is_file()]:
             written[preset.parent] = max(times)
