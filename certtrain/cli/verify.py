@@ -39,6 +39,7 @@ from certtrain.cli.options import (
 )
 from certtrain.cli.pictures import show_pictures
 from certtrain.cli.radii import Radii, verify_at_radii
+from certtrain.cli.sheets import PicturesFolder, by_class, check_pictures, write_pictures
 from certtrain.cli.stopping import Stopper
 from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
-DATA_SET_OPTIONS = ("split", "limit", "out", "time_budget", "batch_size")
+DATA_SET_OPTIONS = ("split", "limit", "out", "sheets", "html", "time_budget", "batch_size")
 ATTACK_OPTIONS = ("pgd_steps", "pgd_restarts", "seed")
 
 
@@ -210,6 +211,7 @@ class CertificateOutput:
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With several radii, write a page with the curves to this file.")
     ] = None
+    sheets: PicturesFolder = None
     force: Force = False
     as_json: AsJson = False
 
@@ -269,7 +271,7 @@ def verify_command(
         return
     task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
     report = _verified(task, limits)
-    _show(report, file, output)
+    _show(report, task)
     if report.interrupted:
         _say_stopped(report, output.out)
         raise typer.Exit(ExitCode.INTERRUPTED)
@@ -279,12 +281,15 @@ def _check_output(certificates: CertificateOptions, pictures: PictureOptions, ou
     """Raise BadParameter or StorageError for what cannot be written."""
     if output.out is not None:
         certificates.check_one_radius("--out")
+    if output.sheets is not None:
+        certificates.check_one_radius("--pictures")
     if pictures.image is not None:
         certificates.check_one_radius("--image")
     if output.html is not None and not certificates.several:
         raise typer.BadParameter("it is for several radii, as in --eps 0.1,0.2", param_hint="--html")
     check_targets(True, output.out)
     check_targets(output.force, output.html)
+    check_pictures(output.sheets, output.force)
 
 
 @dataclass(frozen=True)
@@ -390,14 +395,17 @@ def _say_stopped(report: "Report", out: Path | None) -> None:
     render.note(f"stopped with {examples - left:,} of {examples:,} examples decided; {kept}")
 
 
-def _show(report: "Report", model: Path, output: CertificateOutput) -> None:
+def _show(report: "Report", task: _Task) -> None:
     from certtrain import render
 
     if not report.examples:  # stopped before the first result
         return
+    output, about = task.output, (task.model, task.images, report)
+    pictures = [] if output.sheets is None else write_pictures(*about, output.sheets)
     if output.as_json:
-        render.show_json({"model": str(model), **report.to_dict(), "out": output.out and str(output.out)})
+        files = {"out": output.out and str(output.out), "pictures": pictures}
+        render.show_json({"model": str(task.file), **report.to_dict(), **by_class(*about), **files})
         return
     render.show_report(report)
-    if output.out is not None:
-        render.say(f"wrote {output.out}")
+    for written in [*([] if output.out is None else [output.out]), *pictures]:
+        render.say(f"wrote {written}")

@@ -10,7 +10,7 @@ from rich.text import Text
 from certtrain.formats import NO_NUMBER, duration, number, percent
 from certtrain.render.cells import new_table
 from certtrain.render.console import GREY, out, remark, say, show_title
-from certtrain.runs.comparing import RunComparison, Setting, Spread, progress_of
+from certtrain.runs.comparing import RunComparison, Setting, SeedSpread, progress_of
 from certtrain.runs.history import Run
 from certtrain.spec.epsilon import format_eps
 
@@ -52,7 +52,7 @@ def _results(compared: RunComparison) -> Table:
     return table
 
 
-def _spread(spread: Sequence[Spread]) -> Table:
+def _spread(spread: Sequence[SeedSpread]) -> Table:
     table = new_table("accuracy", "mean", "standard deviation", "lowest", "highest")
     for each in spread:
         table.add_row(each.figure, *map(percent, (each.mean, each.deviation, each.lowest, each.highest)))

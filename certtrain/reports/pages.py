@@ -6,6 +6,7 @@ variables of the style sheet, so that pictures follow the reader's light or dark
 `page.html` is the base template of every page. `blocks.html` has its parts: tables, bars, tiles, figures.
 """
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,20 @@ class Picture:
     svg: Svg
     title: str
     caption: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A picture of pixels with its title and its caption, inside the page as a data URI."""
+
+    uri: str
+    title: str
+    caption: str = ""
+
+    @classmethod
+    def read(cls, path: Path, title: str, caption: str = "") -> "Sheet":
+        """The PNG file at `path`."""
+        return cls(f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}", title, caption)
 
 
 def render_page(template: str, folder: Path | None = None, **values: Any) -> str:

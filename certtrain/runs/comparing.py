@@ -28,7 +28,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedSpread:
     """A figure over several seeds: mean, standard deviation of a sample (with n − 1), smallest and largest value."""
 
     figure: str
@@ -64,7 +64,7 @@ class RunComparison:
             if len(different := dict.fromkeys(values)) > 1:
                 yield f"the results are of different {what} ({', '.join(different)}), so they compare only with care"
 
-    def spread(self) -> list[Spread]:
+    def spread(self) -> list[SeedSpread]:
         """Each accuracy over the finished runs, if these are several that differ in their seeds and in nothing else."""
         finished = [run for run in self.runs if run.report is not None]
         seeds = {run.preset.seed for run in finished}
@@ -88,8 +88,8 @@ def read_comparison(folders: Sequence[Path]) -> RunComparison:
     return RunComparison(tuple(folders), tuple(short_names(folders)), tuple(map(read_run, folders)))
 
 
-def _spread(figure: str, values: Sequence[float]) -> Spread:
-    return Spread(figure, mean(values), stdev(values), min(values), max(values))
+def _spread(figure: str, values: Sequence[float]) -> SeedSpread:
+    return SeedSpread(figure, mean(values), stdev(values), min(values), max(values))
 
 
 def progress_of(run: Run) -> str:

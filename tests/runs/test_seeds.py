@@ -26,7 +26,7 @@ def test_the_record_is_read_back(tmp_path: Path) -> None:
 def test_seeds_are_added_to_the_same_settings_alone(tmp_path: Path) -> None:
     SeedRuns(tmp_path, PRESET, (0, 7)).write()
     assert new_or_more_seeds(tmp_path, load_preset("digits", {"seed": 5}), [7, 3]).seeds == (0, 7, 3)
-    with pytest.raises(RunError, match="other settings: train.batch_size was 64 and is 32"):
+    with pytest.raises(RunError, match=r"other settings: train\.batch_size was 64 and is 32"):
         new_or_more_seeds(tmp_path, load_preset("digits", {"train.batch_size": 32}), [1])
     assert new_or_more_seeds(tmp_path / "new", PRESET, [1]).seeds == (1,)
 
