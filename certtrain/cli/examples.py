@@ -9,6 +9,7 @@ certtrain train --preset mnist-cpu --eps 0.2 --out runs/mnist
 certtrain train --preset mnist-cpu --epochs 10 --set train.batch_size=64
 certtrain train --preset mnist-cpu --seeds 3 --out runs/three     # three seeds, mean and standard deviation
 certtrain train --resume runs/mnist
+certtrain train --resume runs/mnist --set train.epochs=30         # a finished run, with more epochs
 certtrain train --preset mnist-cpu --eps 0.2 --from runs/mnist/model.safetensors    # weights to start from
 """,
     "verify": """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from certtrain.spec.preset import Preset
     from certtrain.training.context import RunContext
 
-MOST = 1000
+MOST_SEEDS = 1000
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
@@ -21,8 +21,8 @@ def _seeds(text: str) -> int | tuple[int, ...]:
     if not all(word.isdecimal() and len(word) < 19 for word in words):
         raise typer.BadParameter(f"{text!r} is neither a number of seeds, like 3, nor a list of them, like 0,4,7")
     numbers = tuple(map(int, words))
-    if len(numbers) == 1 and not 1 <= numbers[0] <= MOST:
-        raise typer.BadParameter(f"{text!r} is no number of seeds from 1 to {MOST:,}; a list is like 0,4,7")
+    if len(numbers) == 1 and not 1 <= numbers[0] <= MOST_SEEDS:
+        raise typer.BadParameter(f"{text!r} is no number of seeds from 1 to {MOST_SEEDS:,}; a list is like 0,4,7")
     if len(set(numbers)) < len(numbers):
         raise typer.BadParameter(f"{text!r} has a seed twice")
     return numbers[0] if len(numbers) == 1 else numbers

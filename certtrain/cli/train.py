@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from certtrain.spec.preset import Preset
     from certtrain.training.events import Event, Listener
 
+MORE_EPOCHS = "train.epochs="  # the one field of a resumed run that may be set
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -41,7 +43,14 @@ class RunOptions:
         Path | None,
         typer.Option("--from", metavar="MODEL", help="A model file with weights to start from; the same network."),
     ] = None
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")] = None
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Resume the run in this folder, or the runs of several seeds. With --set train.epochs=N the run goes on "
+            "to N epochs in all, even if it is finished.",
+        ),
+    ] = None
     out: Annotated[Path | None, typer.Option(help="Folder for the new run; a new one in runs/ if not given.")] = None
     data_dir: DataDir = None
 
@@ -130,11 +139,13 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
 
     A run that Ctrl-C or --time-budget stops ends at a checkpoint, and says how to resume it.
     """
-    preset = _preset(run, changes)
+    preset, more = _preset(run, changes), _more_epochs(run, changes)
     training.check()
     many = wanted_seeds(preset, changes.seeds, run.out) or resumed_seeds(run.resume)
     if many is None:
-        _check_run(run.resume, run.out)
+        _check_run(run.resume, run.out, extended=more is not None)
+    elif more is not None:
+        raise typer.BadParameter("the runs of several seeds get more epochs one by one", param_hint="--set")
     stop = Stopper(training.time_budget)
     from certtrain import render
     from certtrain.training import api
@@ -153,7 +164,7 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
         elif preset is not None:
             api.start_run(preset, run.out or _new_folder(preset), context)
         elif run.resume is not None:
-            api.resume_run(run.resume, context)
+            api.resume_run(run.resume, context, epochs=more)
     if stop.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -170,18 +181,33 @@ def _preset(run: RunOptions, changes: ChangeOptions) -> "Preset | None":
         check_data(preset, run.data_dir)
         return preset
     fields |= {"seeds": changes.seeds}
-    if run.preset or run.out or changes.overrides or any(value is not None for value in fields.values()):
-        message = "a resumed run keeps its preset; it takes no --preset, no --out and no changed field"
+    changed = [text for text in changes.overrides or [] if not text.startswith(MORE_EPOCHS)]
+    if run.preset or run.out or changed or any(value is not None for value in fields.values()):
+        message = (
+            "a resumed run keeps its preset; it takes no --preset, no --out and no changed field, but for more epochs: "
+            f"--set {MORE_EPOCHS}N"
+        )
         raise typer.BadParameter(message, param_hint="--resume")
     return None
 
 
-def _check_run(resume: Path | None, out: Path | None) -> None:
+def _more_epochs(run: RunOptions, changes: ChangeOptions) -> int | None:
+    """The number of epochs that a resumed run is to have in all, if it is given. Raises BadParameter."""
+    if run.resume is None or not changes.overrides:
+        return None
+    text = changes.overrides[-1].removeprefix(MORE_EPOCHS)
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not a number of epochs", param_hint="--set")
+    return int(text)
+
+
+def _check_run(resume: Path | None, out: Path | None, *, extended: bool) -> None:
     """Check, before torch is loaded, that the run to resume exists, or that the folder of a new one is free."""
+    from certtrain.runs.runfiles import check_run
     from certtrain.storage import check_new_run, check_unfinished_run
 
     if resume is not None:
-        check_unfinished_run(resume)
+        (check_run if extended else check_unfinished_run)(resume)
     elif out is not None:
         check_new_run(out)
 

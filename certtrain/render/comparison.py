@@ -10,7 +10,7 @@ from rich.text import Text
 from certtrain.formats import NO_NUMBER, duration, number, percent
 from certtrain.render.cells import new_table
 from certtrain.render.console import GREY, out, remark, say, show_title
-from certtrain.runs.comparing import RunComparison, Setting, SeedSpread, progress_of
+from certtrain.runs.comparing import RunComparison, SeedSpread, Setting, progress_of
 from certtrain.runs.history import Run
 from certtrain.spec.epsilon import format_eps
 

@@ -26,9 +26,9 @@ SAMPLES = 8  # for each verdict on the sheet of attacks
 VERDICT_ORDER: "tuple[Verdict, ...]" = ("certified", "open", "falsified", "misclassified")
 COLUMNS, MOST_CLASSES = 20, 20  # of the sheet of verdicts
 LEAST_PIXELS = 48  # the width of an image on a sheet; smaller ones are enlarged by a whole factor
-FRAME, GAP = 4, 4  # pixels
+FRAME_PIXELS, GAP = 4, 4  # pixels
 DPI = 100
-GREY = 0.5  # of the picture of a perturbation: no change
+NO_CHANGE = 0.5  # of the picture of a perturbation: no change
 
 
 def write_sheets(model: "nn.Module", images: "ImageSet", report: "Report", folder: Path) -> list[Path]:
@@ -104,7 +104,7 @@ def _parts(sample: "Sample", eps: float) -> tuple[Any, Any, Any]:
     from certtrain.data import to_unit
 
     change = sample.attacked - to_unit(sample.clean.unsqueeze(0))[0]
-    amplified = (GREY + (change * (0.5 / eps) if eps > 0 else 0 * change)).clamp(0, 1)
+    amplified = (NO_CHANGE + (change * (0.5 / eps) if eps > 0 else 0 * change)).clamp(0, 1)
     return _picture(sample.clean), _picture(sample.attacked * 255), _picture(amplified * 255)
 
 
@@ -130,9 +130,9 @@ def _framed(picture: Any, verdict: str) -> Any:
 
     colour = PALETTE[verdict].light
     height, width, _ = picture.shape
-    framed = np.empty((height + 2 * FRAME, width + 2 * FRAME, 3), np.uint8)
+    framed = np.empty((height + 2 * FRAME_PIXELS, width + 2 * FRAME_PIXELS, 3), np.uint8)
     framed[:] = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
-    framed[FRAME:-FRAME, FRAME:-FRAME] = picture
+    framed[FRAME_PIXELS:-FRAME_PIXELS, FRAME_PIXELS:-FRAME_PIXELS] = picture
     return framed
 
 

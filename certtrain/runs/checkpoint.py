@@ -58,11 +58,15 @@ def locked_run(path: Path, *, new: bool) -> Iterator[None]:
         make_folder(path)
     else:
         check_unfinished_run(path)
-    taken = RunError(
+    with locked(path / LOCK, taken_run(path)):
+        yield
+
+
+def taken_run(path: Path) -> RunError:
+    """The error for a run that another process trains."""
+    return RunError(
         f"another process is training the run in {path}; wait until it ends, or stop it, then use --resume {path}"
     )
-    with locked(path / LOCK, taken):
-        yield
 
 
 @dataclass

@@ -12,7 +12,7 @@ from certtrain.runs.runfiles import check_run, short_names
 from certtrain.spec.epsilon import format_eps
 
 NO_SETTINGS = ("description",)  # fields that decide nothing
-FIGURES = {"natural_accuracy": "natural", "pgd_accuracy": "attacked", "certified_accuracy": "certified"}
+ACCURACY_LABELS = {"natural_accuracy": "natural", "pgd_accuracy": "attacked", "certified_accuracy": "certified"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RunComparison:
         if len(finished) < 2 or len(seeds) < len(finished) or differing != {"seed"} or [*self.notes()]:
             return []
         results = [run.report.results.model_dump() for run in finished if run.report is not None]
-        return [_spread(label, [result[name] for result in results]) for name, label in FIGURES.items()]
+        return [_spread(label, [result[name] for result in results]) for name, label in ACCURACY_LABELS.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that is compared, for JSON."""

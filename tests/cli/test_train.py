@@ -121,3 +121,19 @@ def test_an_interrupt_stops_at_a_checkpoint(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     assert "interrupted" in out
     assert "Traceback" not in err
+
+
+def test_a_finished_run_goes_on_for_more_epochs(run: Run, tmp_path: Path) -> None:
+    assert run(*QUICK, "--out", "mine").code == 0
+    more = ["train", "--resume", "mine"]
+    done = run(*more, "--set", "train.epochs=3")
+    assert done.code == 0, done.err
+    assert "the run goes on from 2 to 3 epochs; its model and report so far are in mine/earlier/epochs-0002" in done.out
+    assert "resumed at step 46" in done.out
+    assert json.loads((tmp_path / "mine" / "report.json").read_text())["training"]["steps"] == 69
+    assert (tmp_path / "mine" / "earlier" / "epochs-0002" / "model.safetensors").is_file()
+    assert "For more epochs: certtrain train --resume mine --set train.epochs=N" in run(*more).err
+    fewer = run(*more, "--set", "train.epochs=3")
+    assert (fewer.code, "must be more than that, not 3" in fewer.err) == (1, True)
+    for words in (["--set", "train.epochs=x"], ["--set", "train.batch_size=3"], ["--epochs", "5"]):
+        assert run(*more, *words).code == 2

@@ -14,7 +14,7 @@ from certtrain.errors import StorageError
 from certtrain.palette import PALETTE
 from certtrain.reports.confusion import Confusion
 from certtrain.reports.sheets import (
-    FRAME,
+    FRAME_PIXELS,
     LEAST_PIXELS,
     VERDICT_ORDER,
     chosen_places,
@@ -46,7 +46,7 @@ def top_of(pixels: np.ndarray, verdict: str) -> int:
     return int(np.argwhere((pixels == np.array(colour(verdict))).all(axis=2))[:, 0].min())
 
 
-FRAME_AREA = (LEAST_PIXELS + 2 * FRAME) ** 2 - LEAST_PIXELS**2
+FRAME_AREA = (LEAST_PIXELS + 2 * FRAME_PIXELS) ** 2 - LEAST_PIXELS**2
 
 
 def test_places_have_the_shares_of_the_verdicts_and_their_order():
