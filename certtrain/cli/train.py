@@ -47,8 +47,8 @@ class RunOptions:
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Resume the run in this folder, or the runs of several seeds. With --set train.epochs=N the run goes on "
-            "to N epochs in all, even if it is finished.",
+            help="Resume the run in this folder, or the runs of several seeds. With --set train.epochs=N it has N "
+            "epochs in all, even if it is finished.",
         ),
     ] = None
     out: Annotated[Path | None, typer.Option(help="Folder for the new run; a new one in runs/ if not given.")] = None
@@ -125,6 +125,17 @@ class TrainingOptions:
         ),
     ] = None
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")] = False
+    mlflow: Annotated[
+        bool,
+        typer.Option(
+            "--mlflow",
+            help="Log to MLflow, at MLFLOW_TRACKING_URI, in experiment certtrain unless MLFLOW_EXPERIMENT_NAME is set.",
+        ),
+    ] = False
+    wandb: Annotated[
+        bool,
+        typer.Option("--wandb", help="Log to Weights & Biases, in project certtrain unless WANDB_PROJECT is set."),
+    ] = False
     as_json: AsJson = False
 
     def check(self) -> None:
@@ -155,7 +166,7 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
 
     device = compute_device(training.device)
     with process_group(device) as group, render.training_view(training.as_json, silent=not group.is_leader) as view:
-        listeners = [view, *_tensorboard(training.tensorboard)]
+        listeners = [view, *_loggers(training)] if group.is_leader else [view]
         verification = FinalVerification(training.verify_method, Limits(training.timeout))
         emit = _with_note(_combined(listeners), changes.scaled(run.preset) if run.preset else "")
         context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
@@ -212,12 +223,14 @@ def _check_run(resume: Path | None, out: Path | None, *, extended: bool) -> None
         check_new_run(out)
 
 
-def _tensorboard(wanted: bool) -> "list[Listener]":
-    if not wanted:
-        return []
+def _loggers(training: TrainingOptions) -> "list[Listener]":
+    """The listeners that log to other programs. Raises MissingExtra."""
     from certtrain.training.tensorboard import TensorBoardLog
+    from certtrain.training.tracking import MLflow, TrackedRun, WeightsAndBiases
 
-    return [TensorBoardLog()]
+    loggers: list[Listener] = [TensorBoardLog()] if training.tensorboard else []
+    loggers += [TrackedRun(MLflow())] if training.mlflow else []
+    return loggers + ([TrackedRun(WeightsAndBiases())] if training.wandb else [])
 
 
 def _combined(listeners: Sequence["Listener"]) -> "Listener":

@@ -8,6 +8,7 @@ model.safetensors       the trained network, written when the run is finished
 report.json             its results
 report.html             the report for people
 pictures/*.png          sheets of test images, with their verdicts and under attack
+tracking.json           the run's ids in MLflow and Weights & Biases, and the last epoch that they have
 .lock                   exists while a process trains the run
 """
 
@@ -28,6 +29,7 @@ from certtrain.errors import ModelFileError, RunError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, Metadata, fill_network
 from certtrain.runs.agreement import check_unchanged
+from certtrain.runs.runfiles import TRACKING
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.storage import (
     append_line,
@@ -117,8 +119,9 @@ class RunFolder:
 
     def discard(self) -> None:
         """Delete the files of a run that failed before its first step, and the folder if it is then empty."""
-        (self.path / PRESET).unlink(missing_ok=True)
-        for name in ("checkpoints", "tensorboard"):
+        for name in (PRESET, TRACKING):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "tensorboard", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         with suppress(OSError):
             (self.path / LOCK).unlink()

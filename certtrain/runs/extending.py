@@ -17,7 +17,7 @@ from certtrain.spec.preset import Preset, load_preset
 from certtrain.storage import write_atomic, write_json
 
 EARLIER = "earlier"  # the folder of what a run had before it got more epochs
-RESULTS = (REPORT, MODEL, "report.html", "README.md", "pictures/verdicts.png", "pictures/attacks.png")
+RESULT_FILES = (REPORT, MODEL, "report.html", "README.md", "pictures/verdicts.png", "pictures/attacks.png")
 
 
 def extend_run(path: Path, epochs: int) -> str:
@@ -65,7 +65,7 @@ def _check_checkpoints(path: Path, after: Preset) -> None:
 def _keep_results(path: Path, epochs: int) -> Path:
     """Copy the results of a finished run, then remove them from its folder: the report first, then it is unfinished."""
     kept = path / EARLIER / f"epochs-{epochs:04d}"
-    found = [name for name in (PRESET, *RESULTS) if (path / name).is_file()]
+    found = [name for name in (PRESET, *RESULT_FILES) if (path / name).is_file()]
     for name in found:
         write_atomic(kept / name, (path / name).read_bytes())
     for name in found:

@@ -13,7 +13,7 @@ from certtrain.runtime.device import device_of
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.results import ExampleResult, count
 
-AT_ONCE = 200  # examples at a time
+BATCH = 200  # examples at a time
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def shown_classes(
     """The class of each example under attack, as `ClassResults` describes it."""
     shown = [result.label for result in results]
     wrong = [place for place, result in enumerate(results) if result.verdict in ("misclassified", "falsified")]
-    for first in range(0, len(wrong), AT_ONCE):
-        places = wrong[first : first + AT_ONCE]
+    for first in range(0, len(wrong), BATCH):
+        places = wrong[first : first + BATCH]
         inputs = torch.stack([_attacked(images, results[place]) for place in places])
         labels = torch.tensor([shown[place] for place in places])
         for place, other in zip(places, _other_classes(model, inputs, labels, arithmetic), strict=True):
