@@ -30,6 +30,7 @@ certtrain stats runs/first --html run.html
     "export": """
 certtrain export runs/mnist/model.safetensors                   # both files, next to the model
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
+certtrain export runs/mnist --card README.md                    # the model card again
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
 """,
     "init": """

@@ -7,6 +7,7 @@ variables of the style sheet, so that pictures follow the reader's light or dark
 """
 
 import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,14 @@ def _environment(folder: Path | None) -> Environment:
     own = PackageLoader("certtrain.reports")
     environment = Environment(
         loader=own if folder is None else ChoiceLoader([FileSystemLoader(folder), own]),
-        autoescape=True,
+        autoescape=lambda name: not str(name).endswith(".md"),  # Markdown and YAML have escapes of their own
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "times": times, "duration": duration, "eps": format_eps}
-    environment.filters |= {"value": shown_value, "colour": known_colour}
+    environment.filters |= {"value": shown_value, "colour": known_colour, "quoted": quoted}
     return environment
 
 
@@ -101,6 +102,11 @@ def shown_value(value: CellValue) -> str:
         case float():
             return number(value)
     return value
+
+
+def quoted(value: object) -> str:
+    """A value as YAML, of which JSON is a part."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def known_colour(name: str) -> str:

@@ -76,7 +76,7 @@ def run_page(run: Run, sheets: Sequence[Sheet] = ()) -> str:
     parts = (_results, _by_class, _last_accuracies, _pictures, _layers)
     values = {name: value for part in parts for name, value in part(run).items()}
     title = f"{run.preset.name}, seed {run.preset.seed}"
-    settings = [*_settings(run), *_execution(run)]
+    settings = run_facts(run)
     numbers, shown = _numbers(run), sheets if run.report is not None else ()
     return render_page("run.html", title=title, run=run, settings=settings, numbers=numbers, sheets=shown, **values)
 
@@ -93,7 +93,7 @@ def _results(run: Run) -> dict[str, Any]:
     shares = {name: count / found.examples for name, count in counts.items()}
     rows = [(name, counts[name], percent(shares[name]), meaning) for name, meaning in MEANINGS_OF_VERDICTS.items()]
     table = Table(("verdict", "examples", "share", "meaning"), rows, "lrrl")
-    return {"attack": _attack(found), "shares": shares, "verdicts": table}
+    return {"attack": attack_words(found), "shares": shares, "verdicts": table}
 
 
 def _by_class(run: Run) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _by_class(run: Run) -> dict[str, Any]:
     return {"by_class": table, "confusion": Confusion.of([c.class_name for c in classes], run.report.confusion)}
 
 
-def _attack(found: Results) -> str:
+def attack_words(found: Results) -> str:
     """Like 20 steps × 1."""
     return " × ".join(f"{found.attack[name]}{unit}" for name, unit in ATTACK_UNITS.items() if name in found.attack)
 
@@ -125,6 +125,11 @@ def _measured_on(name: str, run: Run) -> str:
 
 
 # --- the settings ----------------------------------------------------------------------------------------
+
+
+def run_facts(run: Run) -> list[tuple[str, CellValue]]:
+    """The settings of a run, and where and when it was trained, each with its name."""
+    return [*_settings(run), *_execution(run)]
 
 
 def _settings(run: Run) -> Iterator[tuple[str, CellValue]]:

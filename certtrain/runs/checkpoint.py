@@ -7,6 +7,7 @@ epochs/*.safetensors    the network each train.keep_every epochs, as a model fil
 model.safetensors       the trained network, written when the run is finished
 report.json             its results
 report.html             the report for people
+README.md               the model card
 pictures/*.png          sheets of test images, with their verdicts and under attack
 tracking.json           the run's ids in MLflow and Weights & Biases, and the last epoch that they have
 .lock                   exists while a process trains the run

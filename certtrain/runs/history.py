@@ -44,6 +44,8 @@ class Results(_Record):
     pgd_accuracy: float
     certified_accuracy: float
     verified_error: float
+    arithmetic: str = "float32"
+    """The arithmetic of the network that the certificates are about."""
     certified_by: dict[str, int] = Field(default_factory=dict)
     """The number of certified examples by the step that certified them; empty in runs of earlier versions."""
 

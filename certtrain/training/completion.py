@@ -11,6 +11,7 @@ from certtrain.attack import PGD
 from certtrain.errors import CerttrainError
 from certtrain.network.assembly import Images, describe
 from certtrain.network.modelfile import Classifier, write_model
+from certtrain.reports.card import CARD, write_card
 from certtrain.reports.report import write_report
 from certtrain.reports.sheets import SHEETS, write_sheets
 from certtrain.runs.checkpoint import RunFolder
@@ -62,6 +63,9 @@ class Completion:
         record |= {"versions": describe(self.preset, self.images.train).versions}
         write_json(self.folder.report, record | self._by_class(report))
         self._guarded(self.folder.path / SHEETS, lambda: self._draw_sheets(report))
+        card = self.folder.path / CARD
+        if not card.exists():  # a card that its user has edited stays
+            self._guarded(card, lambda: write_card(self.folder.path, card))
         wrote = self._guarded(self.folder.page, lambda: write_report(self.folder.path, self.folder.page))
         self.context.emit(Finished(self.folder.model, report, seconds, self.folder.page if wrote else None))
         return report

@@ -8,7 +8,7 @@ LAYER_NUMBERS = ("active", "unstable", "inactive", "dead", "width", "growth")
 RESULTS = ("natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_error")
 
 
-def epoch_numbers(record: Epoch) -> dict[str, float]:
+def logged_numbers(record: Epoch) -> dict[str, float]:
     """The numbers of an epoch that are known, by names like accuracy/certified_accuracy and dead/conv1_relu."""
     numbers = {_tag(name): value for name, value in record.numbers.items() if name != "step"}
     for layer in map(LayerState.to_dict, record.layers):

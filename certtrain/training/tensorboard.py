@@ -9,7 +9,7 @@ from certtrain.errors import MissingExtra, StorageError
 from certtrain.runs.epoch import Epoch
 from certtrain.runs.history import read_epochs
 from certtrain.training.events import EpochDone, Event, Finished, Started, Stopped
-from certtrain.training.logged import epoch_numbers, result_numbers
+from certtrain.training.logged import logged_numbers, result_numbers
 
 
 class TensorBoardLog:
@@ -62,7 +62,7 @@ class TensorBoardLog:
 
     def _add(self, record: Epoch, when: float | None = None) -> None:
         assert self._writer is not None  # a run starts before its first epoch ends
-        for tag, value in epoch_numbers(record).items():
+        for tag, value in logged_numbers(record).items():
             self._writer.add_scalar(tag, value, record.epoch, when)
         self._epoch = record.epoch
 

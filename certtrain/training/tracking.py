@@ -18,7 +18,7 @@ from certtrain.runs.runfiles import TRACKING, tracking_record
 from certtrain.spec.preset import Preset
 from certtrain.storage import write_json
 from certtrain.training.events import EpochDone, Event, Finished, Started, Stopped
-from certtrain.training.logged import epoch_numbers, result_numbers
+from certtrain.training.logged import logged_numbers, result_numbers
 
 PROJECT = "certtrain"  # the experiment or project, unless the service's own environment variable names another
 LONGEST_PARAMETER, MOST_PARAMETERS = 500, 100  # characters of a value, and values in a request, that MLflow takes
@@ -56,7 +56,7 @@ class TrackedRun:
             case Started():
                 self._open(event)
             case EpochDone(record=record):
-                self._try(lambda: self._log(epoch_numbers(record), record.epoch))
+                self._try(lambda: self._log(logged_numbers(record), record.epoch))
             case Finished(report=report):
                 self._try(lambda: self.service.log(result_numbers(report.to_dict()), self.epoch))
                 self._try(lambda: self.service.close(finished=True))
@@ -75,7 +75,7 @@ class TrackedRun:
         self.works = True
         self._keep()
         for record in read_epochs(event.folder):
-            self._try(lambda record=record: self._log(epoch_numbers(record), record.epoch))
+            self._try(lambda record=record: self._log(logged_numbers(record), record.epoch))
 
     def _log(self, numbers: dict[str, float], epoch: int) -> None:
         if epoch > self.epoch:

@@ -18,7 +18,7 @@ def test_train_writes_a_whole_run_and_says_where(run: Run, tmp_path: Path) -> No
     assert done.code == 0, done.err
     names = {path.name for path in (tmp_path / "mine").iterdir()}
     results = {"model.safetensors", "report.json", "report.html"}
-    assert names == {"preset.json", "metrics.jsonl", "checkpoints", "pictures"} | results
+    assert names == {"preset.json", "metrics.jsonl", "checkpoints", "pictures", "README.md"} | results
     assert {path.name for path in (tmp_path / "mine" / "pictures").iterdir()} >= {"verdicts.png"}
     written = json.loads((tmp_path / "mine" / "report.json").read_text())
     assert sum(each["examples"] for each in written["classes"]) == sum(map(sum, written["confusion"])) == 360

@@ -11,7 +11,7 @@ from certtrain import resume, train
 from certtrain.errors import MissingExtra, RunError
 from certtrain.spec.preset import Preset
 from certtrain.training.events import EpochDone, Event
-from certtrain.training.logged import epoch_numbers
+from certtrain.training.logged import logged_numbers
 from certtrain.training.tracking import MLflow, TrackedRun, WeightsAndBiases
 from helpers.small_runs import PER_EPOCH, frequent, metrics, report, small, stop_before
 
@@ -178,6 +178,6 @@ def test_numbers_that_are_not_known_are_left_out(tmp_path: Path) -> None:
     events: list[Event] = []
     train(small(train__epochs=1), tmp_path / "out", frequent(emit=events.append))
     (record,) = [event.record for event in events if isinstance(event, EpochDone)]
-    numbers = epoch_numbers(record)
+    numbers = logged_numbers(record)
     assert all(isinstance(value, float) for value in numbers.values())
     assert "training/step" not in numbers
