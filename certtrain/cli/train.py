@@ -152,6 +152,8 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
     """
     preset, more = _preset(run, changes), _more_epochs(run, changes)
     training.check()
+    if changes.seed is not None and isinstance(changes.seeds, tuple):
+        raise typer.BadParameter("it has no effect with a list of seeds", param_hint="--seed")
     many = wanted_seeds(preset, changes.seeds, run.out) or resumed_seeds(run.resume)
     if many is None:
         _check_run(run.resume, run.out, extended=more is not None)

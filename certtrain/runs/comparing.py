@@ -9,6 +9,7 @@ from typing import Any
 from certtrain.runs.agreement import flat_fields
 from certtrain.runs.history import Results, Run, read_run
 from certtrain.runs.runfiles import check_run, short_names
+from certtrain.runs.seeds import run_folders
 from certtrain.spec.epsilon import format_eps
 
 NO_SETTINGS = ("description",)  # fields that decide nothing
@@ -82,7 +83,8 @@ class RunComparison:
 
 
 def read_comparison(folders: Sequence[Path]) -> RunComparison:
-    """The runs in these folders, finished or not. Raises RunError or PresetError."""
+    """The runs in these folders, which may be of several seeds, finished or not. Raises RunError or PresetError."""
+    folders = [run for folder in folders for run in run_folders(folder)]
     for folder in folders:
         check_run(folder)
     return RunComparison(tuple(folders), tuple(short_names(folders)), tuple(map(read_run, folders)))

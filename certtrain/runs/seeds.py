@@ -59,6 +59,14 @@ def is_of_seeds(path: Path) -> bool:
     return (path / SEEDS).is_file()
 
 
+def run_folders(path: Path) -> list[Path]:
+    """The folders of the runs that have begun in a folder of several seeds; for another folder, itself."""
+    if not is_of_seeds(path):
+        return [path]
+    runs = read_seeds(path)
+    return [runs.folder(seed) for seed in runs.seeds if (runs.folder(seed) / "preset.json").is_file()]
+
+
 def read_seeds(path: Path) -> SeedRuns:
     """What the record in the folder says. Raises RunError or PresetError."""
     try:

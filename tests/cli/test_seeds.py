@@ -20,11 +20,15 @@ def test_a_report_with_mean_and_deviation_and_no_seed_twice(run: Run, tmp_path: 
     assert [event["folder"] for event in events if event["event"] == "started"] == ["many/seed-4"]
     assert [each["seed"] for each in events[-1]["runs"]] == [0, 1, 4]
     assert {each["figure"] for each in events[-1]["spread"]} == {"natural", "attacked", "certified"}
-    compared = run("compare", "many/seed-0", "many/seed-1", "many/seed-4")
+    compared = run("compare", "many")
     assert "standard deviation" in compared.out
+    assert compared.out == run("compare", "many/seed-0", "many/seed-1", "many/seed-4").out
     other = run(*words, "--seeds", "2", "--set", "train.batch_size=32")
     assert (other.code, "other settings: train.batch_size was 64 and is 32" in other.err) == (1, True)
-    assert run("verify", "--limit", "10").code == 1, "no folder runs here"
+    (tmp_path / "many").rename(tmp_path / "moved")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "runs" / "many")
+    assert "the newest run, runs/many/seed-4" in run("verify", "--limit", "10", "--attack", "none").err
 
 
 def test_a_stop_says_how_to_go_on(run: Run, tmp_path: Path) -> None:
@@ -41,6 +45,7 @@ def test_a_stop_says_how_to_go_on(run: Run, tmp_path: Path) -> None:
     [
         (["--seeds", "0"], "is no number of seeds"),
         (["--seeds", "1,1"], "has a seed twice"),
+        (["--seeds", "1,2", "--seed", "3"], "it has no effect with a list of seeds"),
         (["--seeds", "a"], "is neither a number of seeds"),
         (["--seeds", "-1"], "is neither a number of seeds"),
         (["--resume", "many", "--seeds", "2"], "a resumed run keeps its preset"),
