@@ -10,15 +10,18 @@ python benchmarks/ideas.py cifar10 --data-dir DATA --out ideas.jsonl    # for ci
 import argparse
 import json
 import statistics
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seeds import run
-
+from certtrain import RunContext, train
+from certtrain.runs.history import read_run
 from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.runtime.device import choose_device
+from certtrain.spec.preset import load_preset
 
+FIGURES = ("natural_accuracy", "pgd_accuracy", "certified_accuracy")
 Overrides = dict[str, Any]
 
 
@@ -85,6 +88,16 @@ TRIALS = {
 }
 
 
+def run(preset: str, seed: int, changes: Overrides, data_dir: Path | None, device: str) -> dict[str, float]:
+    """The results of one training, and its seconds with those of the verification."""
+    with tempfile.TemporaryDirectory() as folder:
+        train(load_preset(preset, changes | {"seed": seed}), Path(folder) / "run", RunContext(data_dir, device))
+        report = read_run(Path(folder) / "run").report
+    assert report is not None  # since nothing stops the run
+    seconds = report.training.seconds + report.verification_seconds
+    return {name: getattr(report.results, name) for name in FIGURES} | {"seconds": seconds}
+
+
 def known(path: Path, trial: str) -> dict[tuple[str, int], dict[str, float]]:
     """The trial's results in the file, by idea and seed."""
     if not path.exists():
@@ -132,8 +145,7 @@ def main() -> None:
             if (idea, seed) in found:
                 continue
             changes = HELD_OUT | trial.short | trial.ideas[idea]
-            overrides = [f"{field}={json.dumps(value)}" for field, value in changes.items()]
-            found[idea, seed] = run(trial.preset, seed, overrides, arguments.data_dir, device)
+            found[idea, seed] = run(trial.preset, seed, changes, arguments.data_dir, device)
             with arguments.out.open("a", encoding="utf-8") as file:
                 about = {"trial": arguments.trial, "idea": idea, "seed": seed}
                 file.write(json.dumps(about | found[idea, seed]) + "\n")

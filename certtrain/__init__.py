@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from certtrain.training.passes import Search as Search
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
+    from certtrain.verification.radii import verify_radii as verify_radii
     from certtrain.verification.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -73,6 +74,7 @@ _MODULES = {
     "save_model": "network.saving",
     "train": "render.sessions",
     "verify": "verification.verify",
+    "verify_radii": "verification.radii",
 }
 __all__ = sorted(_MODULES)
 _RENAMED = {"Surroundings": "RunContext"}

@@ -173,4 +173,7 @@ def check_unfinished_run(path: Path) -> None:
     if not (path / "preset.json").is_file():
         raise RunError(f"{path} holds no run to resume; --resume takes the folder that `certtrain train` wrote")
     if (path / "report.json").is_file():
-        raise RunError(f"the run in {path} is finished; its model is {path / 'model.safetensors'}")
+        raise RunError(
+            f"the run in {path} is finished; its model is {path / 'model.safetensors'}. For more epochs: "
+            f"certtrain train --resume {path} --set train.epochs=N"
+        )

@@ -269,7 +269,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     """A folder in which the quickstart has been followed, without installs and downloads; what each block printed."""
     folder = tmp_path_factory.mktemp("quickstart")
     shell = [block for block in commands(QUICKSTART) if not re.search("pip install|mnist|torchrun", block)]
-    assert len(shell) == 4
+    assert len(shell) == 6
     with pytest.MonkeyPatch.context() as patch:  # the states of layers over fewer than 1000 images, which take long
         patch.setattr("certtrain.training.layer_diagnostics.STATE_EXAMPLES", 100)
         return folder, {block: run(block, folder) for block in shell}
@@ -286,6 +286,8 @@ def test_the_quickstart_runs_and_prints_what_it_shows(quickstart: tuple[Path, di
     results = json.loads((folder / "runs/digits/report.json").read_text())["results"]
     assert results["certified_accuracy"] > 0.7  # the page shows 78.89 %
     assert (folder / "runs/stopped/report.json").is_file()  # it was stopped, and went on to its end
+    assert (folder / "runs/stopped/earlier/epochs-0010/model.safetensors").is_file()
+    assert len(json.loads((folder / "runs/seeds/report.json").read_text())["runs"]) == 2
 
 
 @pytest.mark.slow

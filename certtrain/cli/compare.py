@@ -9,7 +9,9 @@ from certtrain.cli.options import AsJson, Force, check_targets
 
 
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, finished or not.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Folders of runs, finished or not, or of several seeds.")
+    ],
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with the curves of all runs to this file.")
     ] = None,

@@ -7,12 +7,16 @@ COMMAND_EXAMPLES = {
 certtrain train --preset digits
 certtrain train --preset mnist-cpu --eps 0.2 --out runs/mnist
 certtrain train --preset mnist-cpu --epochs 10 --set train.batch_size=64
+certtrain train --preset mnist-cpu --seeds 3 --out runs/three     # three seeds, mean and standard deviation
 certtrain train --resume runs/mnist
+certtrain train --resume runs/mnist --set train.epochs=30         # a finished run, with more epochs
 certtrain train --preset mnist-cpu --eps 0.2 --from runs/mnist/model.safetensors    # weights to start from
 """,
     "verify": """
 certtrain verify runs/mnist                               # the newest run, if no run is given
 certtrain verify runs/mnist --method auto --timeout 5s --time-budget 2h --out certificates.jsonl
+certtrain verify runs/mnist --eps 0.05..0.3:6 --html accuracies.html    # accuracy against ε, at six radii
+certtrain verify runs/mnist --pictures sheets                           # sheets of test images, as PNG files
 certtrain verify runs/mnist --image seven.png --label 7   # an image of your own, of 28×28 pixels
 certtrain verify runs/mnist/model.safetensors --eps 0.1 --pgd-steps 100 --pgd-restarts 5
 certtrain verify runs/mnist/model.safetensors --limit 500 --method ibp --json
@@ -26,6 +30,7 @@ certtrain stats runs/first --html run.html
     "export": """
 certtrain export runs/mnist/model.safetensors                   # both files, next to the model
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx
+certtrain export runs/mnist --card README.md                    # the model card again
 certtrain export runs/mnist/model.safetensors --onnx mnist.onnx --vnnlib properties --count 200 --eps 0.1
 """,
     "init": """

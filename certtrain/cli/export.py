@@ -41,6 +41,14 @@ class NetworkOptions:
         ),
     ] = None
     onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="ONNX file.")] = None
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Model card of a run, a README.md with metadata in YAML, as model hubs show it. `certtrain train` "
+            "writes one beside the model. If only this file is named, nothing else is written.",
+        ),
+    ] = None
     limit: Annotated[
         int, typer.Option(min=1, help="Check the exports on this many examples, starting with the first.")
     ] = 1000
@@ -105,6 +113,10 @@ def export_command(
 
     file = network_file(newest_if_none(model))
     check_model_file(file)
+    if network.card is not None:
+        _write_card(file, network.card, network)
+        if network.weights is None and network.onnx is None and properties.vnnlib is None:
+            return
     targets = _targets(file, network, properties.vnnlib)
     opened = open_model(file, "cpu", data.data_dir)
     images = open_split(opened, data.split, data.data_dir, None)
@@ -117,6 +129,21 @@ def export_command(
         written.append(_export_properties(opened, images, targets.onnx, properties, network.as_json))
     if network.as_json:
         render.show_json(written)
+
+
+def _write_card(model: Path, card: Path, network: NetworkOptions) -> None:
+    """Write the card of the run whose model this is. Raises RunError if it is no run's."""
+    from certtrain import render
+    from certtrain.errors import RunError
+    from certtrain.reports.card import write_card
+    from certtrain.runs.runfiles import MODEL
+
+    if model.name != MODEL or not (model.parent / "report.json").is_file():
+        raise RunError(f"{model} is not the model of a finished run; a card is made from the report.json beside that")
+    check_targets(network.force, card)
+    write_card(model.parent, card)
+    if not network.as_json:
+        render.say(f"wrote {card}")
 
 
 def _targets(model: Path, network: NetworkOptions, vnnlib: Path | None) -> _Targets:

@@ -25,6 +25,7 @@ from certtrain.cli.options import (
     seconds,
     seconds_or_none,
 )
+from certtrain.cli.seeds import Seeds, resumed_seeds, train_and_compare, wanted_seeds
 from certtrain.cli.stopping import Stopper
 from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import Compile, MethodName, Precision
@@ -32,6 +33,8 @@ from certtrain.spec.choices import Compile, MethodName, Precision
 if TYPE_CHECKING:
     from certtrain.spec.preset import Preset
     from certtrain.training.events import Event, Listener
+
+MORE_EPOCHS = "train.epochs="  # the one field of a resumed run that may be set
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,14 @@ class RunOptions:
             help="A model file, or a finished run, with weights to start from; the same network.",
         ),
     ] = None
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume the run in this folder.")] = None
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Resume the run in this folder, or the runs of several seeds. With --set train.epochs=N it has N "
+            "epochs in all, even if it is finished.",
+        ),
+    ] = None
     out: Annotated[Path | None, typer.Option(help="Folder for the new run; a new one in runs/ if not given.")] = None
     data_dir: DataDir = None
 
@@ -66,6 +76,7 @@ class ChangeOptions:
         ),
     ] = None
     seed: Seed = None
+    seeds: Seeds = None
     precision: Annotated[
         Precision | None, typer.Option(help="Arithmetic of the training steps; tf32 is for NVIDIA GPUs.")
     ] = None
@@ -122,6 +133,17 @@ class TrainingOptions:
         ),
     ] = None
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into the run's folder.")] = False
+    mlflow: Annotated[
+        bool,
+        typer.Option(
+            "--mlflow",
+            help="Log to MLflow, at the server and in the experiment that its own variables name; else in experiment certtrain.",
+        ),
+    ] = False
+    wandb: Annotated[
+        bool,
+        typer.Option("--wandb", help="Log to Weights & Biases, in project certtrain unless WANDB_PROJECT is set."),
+    ] = False
     as_json: AsJson = False
 
     def check(self) -> None:
@@ -136,9 +158,15 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
 
     A run that Ctrl-C or --time-budget stops ends at a checkpoint, and says how to resume it.
     """
-    preset = _preset(run, changes)
+    preset, more = _preset(run, changes), _more_epochs(run, changes)
     training.check()
-    _check_run(run.resume, run.out)
+    if changes.seed is not None and isinstance(changes.seeds, tuple):
+        raise typer.BadParameter("it has no effect with a list of seeds", param_hint="--seed")
+    many = wanted_seeds(preset, changes.seeds, run.out) or resumed_seeds(run.resume)
+    if many is None:
+        _check_run(run.resume, run.out, extended=more is not None)
+    elif more is not None:
+        raise typer.BadParameter("the runs of several seeds get more epochs one by one", param_hint="--set")
     stop = Stopper(training.time_budget)
     from certtrain import render
     from certtrain.training import api
@@ -150,14 +178,16 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
     device = compute_device(training.device)
     with process_group(device) as group, render.training_view(training.as_json, silent=not group.is_leader) as view:
         stop.on_interrupt = lambda: view(Stopping())
-        listeners = [view, *_tensorboard(training.tensorboard)]
+        listeners = [view, *_loggers(training)] if group.is_leader else [view]
         verification = FinalVerification(training.verify_method, Limits(example_limit(training.timeout)))
         emit = _with_note(_combined(listeners), changes.scaled(run.preset) if run.preset else "")
         context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
-        if preset is not None:
+        if many is not None:
+            train_and_compare(many, context, as_json=training.as_json)
+        elif preset is not None:
             api.start_run(preset, run.out or _new_folder(preset), context)
         elif run.resume is not None:
-            api.resume_run(run.resume, context)
+            api.resume_run(run.resume, context, epochs=more)
     if stop.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -175,28 +205,46 @@ def _preset(run: RunOptions, changes: ChangeOptions) -> "Preset | None":
         preset = resolve_preset(run.preset, changes.overrides, **fields)
         check_data(preset, run.data_dir)
         return preset
-    if run.preset or run.out or changes.overrides or any(value is not None for value in fields.values()):
-        message = "a resumed run keeps its preset; it takes no --preset, no --out and no changed field"
+    fields |= {"seeds": changes.seeds}
+    changed = [text for text in changes.overrides or [] if not text.startswith(MORE_EPOCHS)]
+    if run.preset or run.out or changed or any(value is not None for value in fields.values()):
+        message = (
+            "a resumed run keeps its preset; it takes no --preset, no --out and no changed field, but for more epochs: "
+            f"--set {MORE_EPOCHS}N"
+        )
         raise typer.BadParameter(message, param_hint="--resume")
     return None
 
 
-def _check_run(resume: Path | None, out: Path | None) -> None:
+def _more_epochs(run: RunOptions, changes: ChangeOptions) -> int | None:
+    """The number of epochs that a resumed run is to have in all, if it is given. Raises BadParameter."""
+    if run.resume is None or not changes.overrides:
+        return None
+    text = changes.overrides[-1].removeprefix(MORE_EPOCHS)
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not a number of epochs", param_hint="--set")
+    return int(text)
+
+
+def _check_run(resume: Path | None, out: Path | None, *, extended: bool) -> None:
     """Check, before torch is loaded, that the run to resume exists, or that the folder of a new one is free."""
+    from certtrain.runs.runfiles import check_run
     from certtrain.storage import check_new_run, check_unfinished_run
 
     if resume is not None:
-        check_unfinished_run(resume)
+        (check_run if extended else check_unfinished_run)(resume)
     elif out is not None:
         check_new_run(out)
 
 
-def _tensorboard(wanted: bool) -> "list[Listener]":
-    if not wanted:
-        return []
+def _loggers(training: TrainingOptions) -> "list[Listener]":
+    """The listeners that log to other programs. Raises MissingExtra."""
     from certtrain.training.tensorboard import TensorBoardLog
+    from certtrain.training.tracking import MLflow, TrackedRun, WeightsAndBiases
 
-    return [TensorBoardLog()]
+    loggers: list[Listener] = [TensorBoardLog()] if training.tensorboard else []
+    loggers += [TrackedRun(MLflow())] if training.mlflow else []
+    return loggers + ([TrackedRun(WeightsAndBiases())] if training.wandb else [])
 
 
 def _combined(listeners: Sequence["Listener"]) -> "Listener":

@@ -18,7 +18,6 @@ from certtrain.cli.options import (
     AttackSeed,
     DataDir,
     DeviceOption,
-    Eps,
     Force,
     Limit,
     Memory,
@@ -39,6 +38,8 @@ from certtrain.cli.options import (
     wrong_usage,
 )
 from certtrain.cli.pictures import show_pictures
+from certtrain.cli.radii import Radii, verify_at_radii
+from certtrain.cli.sheets import PicturesFolder, by_class, check_pictures, write_pictures
 from certtrain.cli.stopping import Stopper
 from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from certtrain.verification.results import ExampleResult
     from certtrain.verification.verify import Report
 
-DATA_SET_OPTIONS = ("split", "limit", "out", "time_budget", "batch_size")
+DATA_SET_OPTIONS = ("split", "limit", "out", "sheets", "html", "time_budget", "batch_size")
 ATTACK_OPTIONS = ("pgd_steps", "pgd_restarts", "seed")
 
 
@@ -61,7 +62,7 @@ ATTACK_OPTIONS = ("pgd_steps", "pgd_restarts", "seed")
 class CertificateOptions:
     """What is certified, and how."""
 
-    eps: Eps = None
+    eps: Radii = None
     method: Annotated[
         MethodName,
         typer.Option(
@@ -83,6 +84,16 @@ class CertificateOptions:
         """Raise BadParameter for a method in an arithmetic that it does not support."""
         if self.method == "milp" and self.arithmetic != "real":
             raise typer.BadParameter("milp ignores rounding; it needs --arithmetic real", param_hint="--method")
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several radii."""
+        return self.eps is not None and len(self.eps) > 1
+
+    def check_one_radius(self, option: str) -> None:
+        """Raise BadParameter if there are several radii, with an option that is about one."""
+        if self.several:
+            raise typer.BadParameter("it takes one radius; --eps has several", param_hint=option)
 
 
 @dataclass(frozen=True)
@@ -197,6 +208,10 @@ class CertificateOutput:
         Path | None,
         typer.Option(metavar="FILE", help="Write the certificates to this file, or continue it if it exists."),
     ] = None
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With several radii, write a page with the curves to this file.")
+    ] = None
+    sheets: PicturesFolder = None
     force: Force = False
     as_json: AsJson = False
 
@@ -239,7 +254,7 @@ def verify_command(
     certificates.check()
     attack.check(context)
     pictures.check(context)
-    check_targets(True, output.out)
+    _check_output(certificates, pictures, output)
     file = network_file(newest_if_none(model))
     saved = open_model(file, limits.device, data.data_dir)
     if pictures.image is not None:
@@ -249,12 +264,32 @@ def verify_command(
         show_pictures(saved, file, pictures.image, pictures.label, options, as_json=output.as_json)
         return
     images = open_split(saved, data.split, data.data_dir, data.limit)
+    if certificates.several:
+        options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
+        del options["eps"]
+        verify_at_radii(saved, file, images, certificates.eps, options, html=output.html, as_json=output.as_json)
+        return
     task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
     report = _verified(task, limits)
-    _show(report, file, output)
+    _show(report, task)
     if report.interrupted:
         _say_stopped(report, output.out)
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _check_output(certificates: CertificateOptions, pictures: PictureOptions, output: CertificateOutput) -> None:
+    """Raise BadParameter or StorageError for what cannot be written."""
+    if output.out is not None:
+        certificates.check_one_radius("--out")
+    if output.sheets is not None:
+        certificates.check_one_radius("--pictures")
+    if pictures.image is not None:
+        certificates.check_one_radius("--image")
+    if output.html is not None and not certificates.several:
+        raise typer.BadParameter("it is for several radii, as in --eps 0.1,0.2", param_hint="--html")
+    check_targets(True, output.out)
+    check_targets(output.force, output.html)
+    check_pictures(output.sheets, output.force)
 
 
 @dataclass(frozen=True)
@@ -294,7 +329,7 @@ def _arguments(model: "Classifier", certificates: CertificateOptions, limits: Li
 
     bounds = VERDICT_SETTINGS if limits.memory is None else replace(VERDICT_SETTINGS, memory=limits.memory)
     return {
-        "eps": model.metadata.eps if certificates.eps is None else certificates.eps,
+        "eps": model.metadata.eps if certificates.eps is None else certificates.eps[0],
         "method": certificates.method,
         "network": certificates.network,
         "arithmetic": certificates.arithmetic,
@@ -360,14 +395,17 @@ def _say_stopped(report: "Report", out: Path | None) -> None:
     render.note(f"stopped with {examples - left:,} of {examples:,} examples decided; {kept}")
 
 
-def _show(report: "Report", model: Path, output: CertificateOutput) -> None:
+def _show(report: "Report", task: _Task) -> None:
     from certtrain import render
 
     if not report.examples:  # stopped before the first result
         return
+    output, about = task.output, (task.model, task.images, report)
+    pictures = [] if output.sheets is None else write_pictures(*about, output.sheets)
     if output.as_json:
-        render.show_json({"model": str(model), **report.to_dict(), "out": output.out and str(output.out)})
+        files = {"out": output.out and str(output.out), "pictures": pictures}
+        render.show_json({"model": str(task.file), **report.to_dict(), **by_class(*about), **files})
         return
     render.show_report(report)
-    if output.out is not None:
-        render.say(f"wrote {output.out}")
+    for written in [*([] if output.out is None else [output.out]), *pictures]:
+        render.say(f"wrote {written}")

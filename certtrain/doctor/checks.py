@@ -23,6 +23,8 @@ EXTRAS = {  # packages by the name of the extra; what has a check of its own is 
     "milp": (("scipy",), "exact answers by a mixed-integer program (--method milp)"),
     "vnnlib": (("vnnlib",), "properties in VNN-LIB 2.0"),
     "tensorboard": (("tensorboard",), "event files (train --tensorboard)"),
+    "mlflow": (("mlflow", "sqlalchemy", "alembic"), "curves and results in MLflow (train --mlflow)"),
+    "wandb": (("wandb",), "curves and results in Weights & Biases (train --wandb)"),
     "tune": (("optuna", "sqlalchemy"), "search of settings (certtrain tune)"),
 }
 REINSTALL = "install it again: pip install --force-reinstall {}"

@@ -28,6 +28,7 @@ from certtrain.render.presets import toml_width as toml_width
 from certtrain.render.progress import checking as checking
 from certtrain.render.progress import loading as loading
 from certtrain.render.progress import progress as progress
+from certtrain.render.radii import show_radii as show_radii
 from certtrain.render.results import show_comparisons as show_comparisons
 from certtrain.render.results import show_json as show_json
 from certtrain.render.results import show_report as show_report

@@ -10,7 +10,7 @@ from rich.text import Text
 from certtrain.formats import NO_NUMBER, duration, number, percent
 from certtrain.render.cells import WIDEST, new_table, show_table
 from certtrain.render.console import GREY, out, remark, say, show_title
-from certtrain.runs.comparing import RunComparison, Setting, progress_of
+from certtrain.runs.comparing import RunComparison, SeedSpread, Setting, progress_of
 from certtrain.runs.history import Run
 from certtrain.spec.epsilon import format_eps
 
@@ -25,6 +25,10 @@ def show_comparison(compared: RunComparison) -> None:
     show_table(_results(compared))
     for note in compared.notes():
         remark(note)
+    if spread := compared.spread():
+        out.print()
+        show_title("over the seeds")
+        show_table(_spread(spread))
     if any(run.epochs for run in compared.runs):
         out.print()
         show_title("the last epoch, in training")
@@ -44,6 +48,13 @@ def _results(compared: RunComparison) -> Table:
     table = new_table("run", "epochs", "ε", "split", "natural", "attacked", "certified", "trained in")
     for name, run in zip(compared.names, compared.runs, strict=True):
         table.add_row(name, progress_of(run), format_eps(run.preset.eps.max), *_result_cells(run))
+    return table
+
+
+def _spread(spread: Sequence[SeedSpread]) -> Table:
+    table = new_table("accuracy", "mean", "standard deviation", "lowest", "highest")
+    for each in spread:
+        table.add_row(each.figure, *map(percent, (each.mean, each.deviation, each.lowest, each.highest)))
     return table
 
 

@@ -42,10 +42,19 @@ def train(
 
 
 @renamed_argument("surroundings", "context")
-def resume(out: str | Path, context: RunContext = DEFAULT_CONTEXT, *, progress: bool | None = None) -> Report | None:
-    """Resume the run in `out` from its last checkpoint, with the layers that it began with. Otherwise as `train`."""
+def resume(
+    out: str | Path,
+    context: RunContext = DEFAULT_CONTEXT,
+    *,
+    epochs: int | None = None,
+    progress: bool | None = None,
+) -> Report | None:
+    """Resume the run in `out` from its last checkpoint, with the layers that it began with. Otherwise as `train`.
+
+    With `epochs` the run has so many in all, more than before, and may be finished.
+    """
     with _shown(context.resolved(), progress) as shown:
-        return api.resume_run(out, shown)
+        return api.resume_run(out, shown, epochs=epochs)
 
 
 @contextmanager

@@ -69,7 +69,10 @@ class LiveView:
         # Of the last epoch; used where the steps do not measure them.
         self.natural: float | None = None
         self.certified: float | None = None
-        self.live = Live(get_renderable=self._draw, console=out, refresh_per_second=4, transient=True)
+        self.live = self._new_live()
+
+    def _new_live(self) -> Live:
+        return Live(get_renderable=self._draw, console=out, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -107,7 +110,10 @@ class LiveView:
                 show_report(event.report)
 
     def _begin(self, event: events.Started) -> None:
-        self.started = event
+        self.started, self.step = event, None
+        if not self.live.is_started:  # after another run; a live display that is started again erases what is above it
+            self.live = self._new_live()
+            self.live.start()
         for task in self.tasks.values():
             self.bars.remove_task(task)
         self.tasks = {"steps": self.bars.add_task("steps", total=event.steps, completed=event.step)}

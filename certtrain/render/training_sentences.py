@@ -1,6 +1,7 @@
 """The sentences that both views of a training use, for its start, its verification, its stop and its end."""
 
 from certtrain.formats import about, clock, percent
+from certtrain.runs.runfiles import tracking_record
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
 from certtrain.training.events import Finished, Started, Stopped, Verifying
@@ -35,6 +36,7 @@ def stopped_sentence(event: Stopped) -> str:
     """Why and where the run stopped, and the command that resumes it."""
     options = "" if event.data_dir is None else f" --data-dir {event.data_dir}"
     options += " --tensorboard" if (event.folder / "tensorboard").is_dir() else ""
+    options += "".join(f" --{name}" for name in tracking_record(event.folder))
     return (
         f"stopped ({event.reason}) at step {event.step} of {event.steps}; {_left(event)}"
         f"resume with: certtrain train --resume {event.folder}{options}"

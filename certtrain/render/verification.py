@@ -52,13 +52,19 @@ class VerifyingView:
 
     def __init__(self, known: Iterable[ExampleResult] = (), images: Sequence[str] = ()) -> None:
         self.images = images
+        self.stopping = False
+        self.restart(known)
+
+    names: tuple[str, ...]
+
+    def restart(self, known: Iterable[ExampleResult], title: str = "") -> None:
+        """Begin a verification of which these results are known; `title` is shown before its rounds' names."""
+        self.title = title
         self.verdicts: dict[int, str] = {result.index: result.verdict for result in known}
         self.names, self.done, self.total, self.since = (), 0, 0, time.monotonic()
         self.counts = Counter(self.verdicts.values())
         self.work: Work | None = None
-        self.work_since, self.stopping = 0.0, False
-
-    names: tuple[str, ...]
+        self.work_since = 0.0
 
     def begin(self, names: Sequence[str], examples: int) -> None:
         """Begin a round with the steps of these names on this many examples."""
@@ -98,7 +104,11 @@ class VerifyingView:
         """The round's name, how many examples are done, its time, and a bar if there is room for it."""
         spent = time.monotonic() - self.since
         counted = "images" if self.images else "examples"
-        words = [", ".join(self.names), f"{self.done:,}/{self.total:,} {counted}", clock(spent)]
+        words = [
+            ", ".join((*filter(None, [self.title]), *self.names)),
+            f"{self.done:,}/{self.total:,} {counted}",
+            clock(spent),
+        ]
         if self.done and spent > SOON and not set(self.names) & set(SEARCHES):
             words.append(f"{clock(spent / self.done * (self.total - self.done))} left")
         space = width - len("  ".join(words)) - 2

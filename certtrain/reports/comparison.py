@@ -38,19 +38,20 @@ class LineStyle:
     dashed: bool = False
 
 
-def write_comparison(compared: RunComparison, path: Path) -> None:
+def write_comparison(compared: RunComparison, path: Path, title: str = "") -> None:
     """Write the page of these runs to `path`, completely or not at all. Raises StorageError."""
-    write_atomic(path, comparison_page(compared).encode())
+    write_atomic(path, comparison_page(compared, title).encode())
 
 
-def comparison_page(compared: RunComparison) -> str:
-    """The page of these runs as HTML."""
+def comparison_page(compared: RunComparison, title: str = "") -> str:
+    """The page of these runs as HTML; its title is their number if none is given."""
     count = len(compared.runs)
     return render_page(
         "comparison.html",
-        title=f"{count} runs" if count > 1 else compared.names[0],
+        title=title or (f"{count} runs" if count > 1 else compared.names[0]),
         results=_results(compared),
         notes=[*compared.notes()],
+        spread=_spread(compared),
         settings=_settings(compared),
         several=count > 1,
         legend=[*zip(compared.names, line_styles(count), strict=True)],
@@ -70,6 +71,15 @@ def _results(compared: RunComparison) -> Table:
     rows = [
         (name, progress_of(run), format_eps(run.preset.eps.max), run.preset.data.name, *_cells(run))
         for name, run in zip(compared.names, compared.runs, strict=True)
+    ]
+    return Table(header, rows)
+
+
+def _spread(compared: RunComparison) -> Table:
+    header = ("accuracy", "mean", "standard deviation", "lowest", "highest")
+    rows = [
+        (each.figure, *map(as_percent, (each.mean, each.deviation, each.lowest, each.highest)))
+        for each in compared.spread()
     ]
     return Table(header, rows)
 

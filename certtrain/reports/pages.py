@@ -6,6 +6,8 @@ variables of the style sheet, so that pictures follow the reader's light or dark
 `page.html` is the base template of every page. `blocks.html` has its parts: tables, bars, tiles, figures.
 """
 
+import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,20 @@ class Picture:
     caption: str = ""
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A picture of pixels with its title and its caption, inside the page as a data URI."""
+
+    uri: str
+    title: str
+    caption: str = ""
+
+    @classmethod
+    def read(cls, path: Path, title: str, caption: str = "") -> "Sheet":
+        """The PNG file at `path`."""
+        return cls(f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}", title, caption)
+
+
 def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
     """A page from the template of that name, in `folder` or beside this file, filled with `values`.
 
@@ -65,14 +81,14 @@ def _environment(folder: Path | None) -> Environment:
     own = PackageLoader("certtrain.reports")
     environment = Environment(
         loader=own if folder is None else ChoiceLoader([FileSystemLoader(folder), own]),
-        autoescape=True,
+        autoescape=lambda name: not str(name).endswith(".md"),  # Markdown and YAML have escapes of their own
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "times": times, "duration": duration, "eps": format_eps}
-    environment.filters |= {"value": shown_value, "colour": known_colour}
+    environment.filters |= {"value": shown_value, "colour": known_colour, "quoted": quoted}
     return environment
 
 
@@ -86,6 +102,11 @@ def shown_value(value: CellValue) -> str:
         case float():
             return number(value)
     return value
+
+
+def quoted(value: object) -> str:
+    """A value as YAML, of which JSON is a part."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def known_colour(name: str) -> str:

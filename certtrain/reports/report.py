@@ -1,7 +1,7 @@
 """A run as one HTML page: its results, curves, layers and preset, from nothing but the files in its folder."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from certtrain.diagnostics.epochs import epoch_findings
 from certtrain.diagnostics.findings import STATE_EXAMPLES, sentences
 from certtrain.formats import column, duration, number, percent
 from certtrain.palette import STATES
-from certtrain.reports.pages import CellValue, Table, render_page
+from certtrain.reports.confusion import Confusion
+from certtrain.reports.pages import CellValue, Sheet, Table, render_page
 from certtrain.reports.run_pictures import ACCURACIES, curve_pictures, layer_pictures
+from certtrain.reports.sheets import ATTACKS_SHEET, SHEETS, VERDICTS_SHEET
 from certtrain.runs.epoch import END_EXAMPLES, LayerState
 from certtrain.runs.history import Results, Run, read_run
 from certtrain.spec.epsilon import format_eps
@@ -23,6 +25,20 @@ from certtrain.storage import write_atomic
 
 LIST_COMMAND = "certtrain stats RUN --json lists them"
 
+SHEET_WORDS = (
+    (
+        VERDICTS_SHEET,
+        "Verdicts",
+        "In each row, the shares of the frames are those of the whole class; the number is its share of certified "
+        "images.",
+    ),
+    (
+        ATTACKS_SHEET,
+        "Under attack",
+        "Perturbations are amplified: grey is no change, black and white are a change of ε. Of an image without a "
+        "counterexample, the attacked one is the input with the smallest margin that 20 steps found.",
+    ),
+)
 MEANINGS_OF_VERDICTS = {
     "certified": "proved: no input in the box changes the class",
     "open": "neither certified nor falsified",
@@ -46,16 +62,23 @@ def write_report(run_folder: Path, path: Path) -> None:
 
     The run may be unfinished. The same files give the same bytes. Raises RunError, PresetError or StorageError.
     """
-    write_atomic(path, run_page(read_run(run_folder)).encode())
+    write_atomic(path, run_page(read_run(run_folder), sheets_of(run_folder)).encode())
 
 
-def run_page(run: Run) -> str:
-    """The page of a run as HTML."""
-    parts = (_results, _last_accuracies, _pictures, _layers)
+def sheets_of(run_folder: Path) -> list[Sheet]:
+    """The sheets of test images in the folder of a run."""
+    found = [(run_folder / SHEETS / name, title, caption) for name, title, caption in SHEET_WORDS]
+    return [Sheet.read(path, title, caption) for path, title, caption in found if path.is_file()]
+
+
+def run_page(run: Run, sheets: Sequence[Sheet] = ()) -> str:
+    """The page of a run as HTML, with these sheets of test images if it is finished."""
+    parts = (_results, _by_class, _last_accuracies, _pictures, _layers)
     values = {name: value for part in parts for name, value in part(run).items()}
     title = f"{run.preset.name}, seed {run.preset.seed}"
-    settings = [*_settings(run), *_execution(run)]
-    return render_page("run.html", title=title, run=run, settings=settings, numbers=_numbers(run), **values)
+    settings = run_facts(run)
+    numbers, shown = _numbers(run), sheets if run.report is not None else ()
+    return render_page("run.html", title=title, run=run, settings=settings, numbers=numbers, sheets=shown, **values)
 
 
 # --- results ---------------------------------------------------------------------------------------------
@@ -70,10 +93,20 @@ def _results(run: Run) -> dict[str, Any]:
     shares = {name: count / found.examples for name, count in counts.items()}
     rows = [(name, counts[name], percent(shares[name]), meaning) for name, meaning in MEANINGS_OF_VERDICTS.items()]
     table = Table(("verdict", "examples", "share", "meaning"), rows, "lrrl")
-    return {"attack": _attack(found), "shares": shares, "verdicts": table}
+    return {"attack": attack_words(found), "shares": shares, "verdicts": table}
 
 
-def _attack(found: Results) -> str:
+def _by_class(run: Run) -> dict[str, Any]:
+    """The table of accuracies by class, and the confusion under attack; empty for an unfinished or an old run."""
+    if run.report is None or not run.report.classes:
+        return {"by_class": None, "confusion": None}
+    classes = run.report.classes
+    rows: list[list[CellValue]] = [[c.class_name, c.examples, *map(percent, c.accuracies)] for c in classes]
+    table = Table(("class", "examples", "natural", "under attack", "certified"), rows)
+    return {"by_class": table, "confusion": Confusion.of([c.class_name for c in classes], run.report.confusion)}
+
+
+def attack_words(found: Results) -> str:
     """Like 20 steps × 1."""
     return " × ".join(f"{found.attack[name]}{unit}" for name, unit in ATTACK_UNITS.items() if name in found.attack)
 
@@ -92,6 +125,11 @@ def _measured_on(name: str, run: Run) -> str:
 
 
 # --- the settings ----------------------------------------------------------------------------------------
+
+
+def run_facts(run: Run) -> list[tuple[str, CellValue]]:
+    """The settings of a run, and where and when it was trained, each with its name."""
+    return [*_settings(run), *_execution(run)]
 
 
 def _settings(run: Run) -> Iterator[tuple[str, CellValue]]:

@@ -19,6 +19,7 @@ _P = ParamSpec("_P")
 Series = Sequence[float | None]
 
 WIDTH, HEIGHT = 360, 210  # points, without the legend
+WIDE, HIGH = 840, 380  # points, of a picture that is alone on its page
 LEFT, RIGHT, BOTTOM, TOP = 56, 8, 38, 10  # margins, in points
 LEGEND_ROW = 16  # points
 PAPER, INK, MUTED, GRID, SHADE = (PALETTE[name].light for name in ("paper", "ink", "muted", "grid", "shade"))

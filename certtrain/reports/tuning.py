@@ -6,12 +6,11 @@ from typing import Any
 from certtrain.formats import duration, percent
 from certtrain.palette import PALETTE
 from certtrain.reports.pages import Picture, Table, render_page
-from certtrain.reports.svg import Svg, drawing, in_own_style
+from certtrain.reports.svg import HIGH, WIDE, Svg, drawing, in_own_style
 from certtrain.runs.trials import TrialRecord, TrialRecords
 from certtrain.storage import write_atomic
 
 TITLE = "Natural and certified accuracy on held-out examples"
-WIDE, HIGH = 840, 380  # points
 
 
 def write_tuning_page(records: TrialRecords, path: Path) -> None:

@@ -7,6 +7,9 @@ epochs/*.safetensors    the network each train.keep_every epochs, as a model fil
 model.safetensors       the trained network, written when the run is finished
 report.json             its results
 report.html             the report for people
+README.md               the model card
+pictures/*.png          sheets of test images, with their verdicts and under attack
+tracking.json           the run's ids in MLflow and Weights & Biases, and the last epoch that they have
 .lock                   exists while a process trains the run
 """
 
@@ -27,6 +30,7 @@ from certtrain.errors import ModelFileError, RunError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, Metadata, fill_network
 from certtrain.runs.agreement import check_unchanged
+from certtrain.runs.runfiles import TRACKING
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.storage import (
     append_line,
@@ -57,11 +61,15 @@ def locked_run(path: Path, *, new: bool) -> Iterator[None]:
         make_folder(path)
     else:
         check_unfinished_run(path)
-    taken = RunError(
+    with locked(path / LOCK, taken_run(path)):
+        yield
+
+
+def taken_run(path: Path) -> RunError:
+    """The error for a run that another process trains."""
+    return RunError(
         f"another process is training the run in {path}; wait until it ends, or stop it, then use --resume {path}"
     )
-    with locked(path / LOCK, taken):
-        yield
 
 
 @dataclass
@@ -112,8 +120,9 @@ class RunFolder:
 
     def discard(self) -> None:
         """Delete the files of a run that failed before its first step, and the folder if it is then empty."""
-        (self.path / PRESET).unlink(missing_ok=True)
-        for name in ("checkpoints", "tensorboard"):
+        for name in (PRESET, TRACKING):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "tensorboard", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         with suppress(OSError):
             (self.path / LOCK).unlink()

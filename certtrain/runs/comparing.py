@@ -1,16 +1,19 @@
 """Several runs side by side: their results, and the settings in which they differ; without torch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from certtrain.runs.agreement import flat_fields
 from certtrain.runs.history import Results, Run, read_run
 from certtrain.runs.runfiles import check_run, short_names
+from certtrain.runs.seeds import run_folders
 from certtrain.spec.epsilon import format_eps
 
 NO_SETTINGS = ("description",)  # fields that decide nothing
+ACCURACY_LABELS = {"natural_accuracy": "natural", "pgd_accuracy": "attacked", "certified_accuracy": "certified"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,17 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class SeedSpread:
+    """A figure over several seeds: mean, standard deviation of a sample (with n − 1), smallest and largest value."""
+
+    figure: str
+    mean: float
+    deviation: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
 class RunComparison:
     """Runs with their folders, and a short name for each."""
 
@@ -35,7 +49,11 @@ class RunComparison:
 
     def settings(self) -> list[Setting]:
         """The fields in which the runs' presets differ."""
-        presets = [dict(flat_fields(run.preset.model_dump(mode="json"))) for run in self.runs]
+        return self._settings(self.runs)
+
+    @staticmethod
+    def _settings(runs: Sequence[Run]) -> list[Setting]:
+        presets = [dict(flat_fields(run.preset.model_dump(mode="json"))) for run in runs]
         fields = dict.fromkeys(name for preset in presets for name in preset if name not in NO_SETTINGS)
         found = [Setting(field, tuple(preset.get(field) for preset in presets)) for field in fields]
         return [setting for setting in found if any(value != setting.values[0] for value in setting.values)]
@@ -47,17 +65,33 @@ class RunComparison:
             if len(different := dict.fromkeys(values)) > 1:
                 yield f"the results are of different {what} ({', '.join(different)}), so they compare only with care"
 
+    def spread(self) -> list[SeedSpread]:
+        """Each accuracy over the finished runs, if these are several that differ in their seeds and in nothing else."""
+        finished = [run for run in self.runs if run.report is not None]
+        seeds = {run.preset.seed for run in finished}
+        differing = {setting.field for setting in self._settings(finished)}
+        if len(finished) < 2 or len(seeds) < len(finished) or differing != {"seed"} or [*self.notes()]:
+            return []
+        results = [run.report.results.model_dump() for run in finished if run.report is not None]
+        return [_spread(label, [result[name] for result in results]) for name, label in ACCURACY_LABELS.items()]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that is compared, for JSON."""
         runs = [_numbers(*each) for each in zip(self.folders, self.names, self.runs, strict=True)]
-        return {"runs": runs, "settings": [setting.to_dict() for setting in self.settings()]}
+        spread = [asdict(each) for each in self.spread()]
+        return {"runs": runs, "settings": [setting.to_dict() for setting in self.settings()], "spread": spread}
 
 
 def read_comparison(folders: Sequence[Path]) -> RunComparison:
-    """The runs in these folders, finished or not. Raises RunError or PresetError."""
+    """The runs in these folders, which may be of several seeds, finished or not. Raises RunError or PresetError."""
+    folders = [run for folder in folders for run in run_folders(folder)]
     for folder in folders:
         check_run(folder)
     return RunComparison(tuple(folders), tuple(short_names(folders)), tuple(map(read_run, folders)))
+
+
+def _spread(figure: str, values: Sequence[float]) -> SeedSpread:
+    return SeedSpread(figure, mean(values), stdev(values), min(values), max(values))
 
 
 def progress_of(run: Run) -> str:

@@ -44,6 +44,8 @@ class Results(_Record):
     pgd_accuracy: float
     certified_accuracy: float
     verified_error: float
+    arithmetic: str = "float32"
+    """The arithmetic of the network that the certificates are about."""
     certified_by: dict[str, int] = Field(default_factory=dict)
     """The number of certified examples by the step that certified them; empty in runs of earlier versions."""
 
@@ -59,6 +61,21 @@ class Training(_Record):
     """Date and time of the end, in UTC; None in runs of earlier versions."""
 
 
+class ClassAccuracies(_Record):
+    """The accuracies of the examples of one class; None for a class without examples."""
+
+    class_name: str = Field(alias="class")
+    examples: int
+    natural_accuracy: float | None
+    pgd_accuracy: float | None
+    certified_accuracy: float | None
+
+    @property
+    def accuracies(self) -> tuple[float | None, float | None, float | None]:
+        """Natural, attacked, certified."""
+        return self.natural_accuracy, self.pgd_accuracy, self.certified_accuracy
+
+
 class RunReport(_Record):
     """The contents of report.json."""
 
@@ -66,6 +83,10 @@ class RunReport(_Record):
     training: Training
     verification_seconds: float
     versions: dict[str, str]
+    classes: tuple[ClassAccuracies, ...] = ()
+    """By class; empty in runs of earlier versions."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """By the right class, and by the class under attack: the number of examples; empty in runs of earlier versions."""
 
 
 @dataclass(frozen=True)

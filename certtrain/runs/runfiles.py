@@ -1,14 +1,17 @@
 """Networks on disk: model files, run folders, and the checkpoints in them; without torch."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from certtrain.errors import RunError
 from certtrain.storage import check_model_file, is_folder
 
 MODEL, CHECKPOINTS, KEPT_EPOCHS = "model.safetensors", "checkpoints", "epochs"
+TRACKING = "tracking.json"  # the run's ids in other programs, by their names
 RUNS = Path("runs")  # where `certtrain train` makes the folder of a new run
 
 
@@ -55,7 +58,7 @@ def model_of(path: Path) -> Path:
 def newest_run(runs: Path = RUNS) -> Path:
     """The run in the folder `runs` whose network was written last. Raises RunError if there is none."""
     written: dict[Path, float] = {}
-    for preset in runs.glob("*/preset.json"):
+    for preset in [*runs.glob("*/preset.json"), *runs.glob("*/seed-*/preset.json")]:
         files = [preset.parent / MODEL, *_numbered(preset.parent / CHECKPOINTS)]
         if times := [file.stat().st_mtime for file in files if file.is_file()]:
             written[preset.parent] = max(times)
@@ -89,6 +92,15 @@ def find_run_networks(run: Path, steps_per_epoch: int | None, epochs: int) -> li
         found.append(RunNetwork(NetworkFile(run / MODEL), per and epochs * per, epochs))
     latest = {(network.step, None if per else network.epoch): network for network in found}
     return sorted(latest.values(), key=lambda network: (network.step or 0, network.epoch or 0))
+
+
+def tracking_record(run: Path) -> dict[str, Any]:
+    """The ids of the run in MLflow and Weights & Biases, and the last epoch that is there; empty if there is none."""
+    try:
+        record = json.loads((run / TRACKING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -1,6 +1,10 @@
-"""The radius ε of an L∞ box, in pixels of [0, 1], as text: 8/255, 0.3."""
+"""The radius ε of an L∞ box, in pixels of [0, 1], as text: 8/255, 0.3; and several of them, in a list or a range."""
+
+from fractions import Fraction
 
 from certtrain.errors import EpsilonError
+
+MOST_RADII = 1000  # in a list; more are a slip of the pen
 
 
 def parse_eps(value: str | float) -> float:
@@ -20,6 +24,39 @@ def parse_eps(value: str | float) -> float:
 def _divide(text: str) -> float:
     above, slash, below = text.partition("/")
     return float(above) / float(below) if slash else float(text)
+
+
+def parse_radii(text: str) -> tuple[float, ...]:
+    """Radii in ascending order, each once, from a list like "0.1,0.2" whose parts may be ranges like "0..8/255:5".
+
+    A range FIRST..LAST:COUNT has COUNT radii at equal distances, both ends among them. Raises EpsilonError.
+    """
+    found = sorted({radius for part in text.split(",") for radius in _part(part.strip())})
+    if len(found) > MOST_RADII:
+        raise EpsilonError(f"{text!r} has {len(found):,} radii; at most {MOST_RADII:,} are verified at a time")
+    return tuple(found)
+
+
+def _part(text: str) -> list[float]:
+    """The radii of one part of a list."""
+    first, dots, rest = text.partition("..")
+    if not dots:
+        return [parse_eps(text)]
+    last, _, number = rest.partition(":")
+    if not number.strip().isdecimal() or not 2 <= int(number.strip()[:9]) <= MOST_RADII:
+        raise EpsilonError(
+            f"the range {text!r} needs its number of radii, from 2 to {MOST_RADII:,}; write it like 0.05..0.3:6"
+        )
+    if not parse_eps(first) < parse_eps(last):
+        raise EpsilonError(f"the range {text!r} begins with its larger end; write it like 0.05..0.3:6")
+    low, high, steps = _exact(first), _exact(last), int(number) - 1
+    return [float(low + (high - low) * step / steps) for step in range(steps + 1)]
+
+
+def _exact(text: str) -> Fraction:
+    """The number that `parse_eps` rounds, so that 0..8/255:9 has 1/255 to 8/255 as they are given one by one."""
+    above, slash, below = text.strip().partition("/")
+    return Fraction(above) / Fraction(below) if slash else Fraction(above)
 
 
 def format_eps(eps: float) -> str:

@@ -8,6 +8,7 @@ from certtrain.network.assembly import Images, load_run_images
 from certtrain.network.source import changed_source, resolve_module
 from certtrain.network.starting import with_start_hash
 from certtrain.runs.checkpoint import RunFolder, locked_run
+from certtrain.runs.extending import extend_run
 from certtrain.runtime.precision import check_precision
 from certtrain.spec.preset import Preset
 from certtrain.training.compilation import check_compile
@@ -37,9 +38,14 @@ def start_run(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CON
         return _run_or_discard(trainer)
 
 
-def resume_run(out: str | Path, context: RunContext = DEFAULT_CONTEXT) -> Report | None:
-    """Resume the run in `out` from its last checkpoint, with the layers that it began with; as `start_run`."""
+def resume_run(out: str | Path, context: RunContext = DEFAULT_CONTEXT, *, epochs: int | None = None) -> Report | None:
+    """Resume the run in `out` from its last checkpoint, with the layers that it began with; as `start_run`.
+
+    With `epochs` it gets so many in all, and may be finished; what it has by then is kept (`extend_run`).
+    """
     context, folder = context.resolved(), RunFolder(Path(out))
+    if epochs is not None:
+        context.emit(Note(context.group.on_leader(lambda: extend_run(folder.path, epochs))))
     with _locked(folder.path, context.group, new=False):
         preset = context.group.on_leader(folder.resumable_preset)
         if file := changed_source(preset):

@@ -1,5 +1,6 @@
 """The end of a run: verify the trained network, and write the model file, the results and the report."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from certtrain.attack import PGD
 from certtrain.errors import CerttrainError
 from certtrain.network.assembly import Images, describe
 from certtrain.network.modelfile import Classifier, write_model
+from certtrain.reports.card import CARD, write_card
 from certtrain.reports.report import write_report
+from certtrain.reports.sheets import SHEETS, write_sheets
 from certtrain.runs.checkpoint import RunFolder
 from certtrain.spec.preset import Preset
 from certtrain.storage import write_json
 from certtrain.training.context import RunContext
 from certtrain.training.events import Finished, Note, Verifying
+from certtrain.verification.classes import class_results
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, check_fit, verify
 
@@ -56,9 +60,23 @@ class Completion:
         write_model(self.folder.model, self.network, describe(self.preset, self.images.train, results=results))
         record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results}
         record |= {"training": self._training(steps, seconds), "verification_seconds": verification_seconds}
-        write_json(self.folder.report, record | {"versions": describe(self.preset, self.images.train).versions})
-        self.context.emit(Finished(self.folder.model, report, seconds, self._write_page()))
+        record |= {"versions": describe(self.preset, self.images.train).versions}
+        write_json(self.folder.report, record | self._by_class(report))
+        self._guarded(self.folder.path / SHEETS, lambda: self._draw_sheets(report))
+        card = self.folder.path / CARD
+        if not card.exists():  # a card that its user has edited stays
+            self._guarded(card, lambda: write_card(self.folder.path, card))
+        wrote = self._guarded(self.folder.page, lambda: write_report(self.folder.path, self.folder.page))
+        self.context.emit(Finished(self.folder.model, report, seconds, self.folder.page if wrote else None))
         return report
+
+    def _by_class(self, report: Report) -> dict[str, Any]:
+        images = self.images.part(self.preset.data.verify_on)
+        return class_results(self._classifier(), images, report.results).to_dict()
+
+    def _draw_sheets(self, report: Report) -> None:
+        images = self.images.part(self.preset.data.verify_on)
+        write_sheets(self._classifier(), images, report, self.folder.path / SHEETS)
 
     def _training(self, steps: int, seconds: float) -> dict[str, Any]:
         """Steps, seconds, device, number of processes and date of the training, for the report."""
@@ -97,11 +115,12 @@ class Completion:
     def _classifier(self) -> Classifier:
         return Classifier(self.network, describe(self.preset, self.images.train)).eval()
 
-    def _write_page(self) -> Path | None:
+    def _guarded(self, path: Path, write: Callable[[], None]) -> bool:
+        """Write something for people; whether that was possible."""
         try:
-            write_report(self.folder.path, self.folder.page)
+            write()
         except Exception as error:  # the results are written by now, so a run must not fail because of its page
             what = str(error) if isinstance(error, CerttrainError) else f"{type(error).__name__}: {error}"
-            self.context.emit(Note(f"{self.folder.page} was not written: {what}"))
-            return None
-        return self.folder.page
+            self.context.emit(Note(f"{path} was not written: {what}"))
+            return False
+        return True

@@ -4,15 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from certtrain.errors import MissingExtra, StorageError
-from certtrain.runs.epoch import Epoch, LayerState
+from certtrain.runs.epoch import Epoch
 from certtrain.runs.history import read_epochs
 from certtrain.training.events import EpochDone, Event, Finished, Started, Stopped
-
-LAYER_NUMBERS = ("active", "unstable", "inactive", "dead", "width", "growth")
-RESULTS = ("natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_error")
+from certtrain.training.logged import logged_numbers, result_numbers
 
 
 class TensorBoardLog:
@@ -45,7 +42,7 @@ class TensorBoardLog:
                     self._writer.flush()  # so that the files of a killed run have all its epochs
             case Finished() if self._writer is not None:
                 with _written(Path(self._writer.log_dir)):
-                    self._add_results(event.report.split, event.report.to_dict())
+                    self._add_results(result_numbers(event.report.to_dict()))
                     self._writer.close()
             case Stopped() if self._writer is not None:
                 with _written(Path(self._writer.log_dir)):
@@ -65,27 +62,14 @@ class TensorBoardLog:
 
     def _add(self, record: Epoch, when: float | None = None) -> None:
         assert self._writer is not None  # a run starts before its first epoch ends
-        numbers = {_tag(name): value for name, value in record.numbers.items() if name != "step"}
-        for layer in map(LayerState.to_dict, record.layers):
-            numbers |= {f"{name}/{layer['name']}": layer[name] for name in LAYER_NUMBERS}
-        for tag, value in numbers.items():
-            if value is not None:
-                self._writer.add_scalar(tag, value, record.epoch, when)
+        for tag, value in logged_numbers(record).items():
+            self._writer.add_scalar(tag, value, record.epoch, when)
         self._epoch = record.epoch
 
-    def _add_results(self, split: str, results: dict[str, Any]) -> None:
+    def _add_results(self, results: dict[str, float]) -> None:
         assert self._writer is not None  # as above
-        for name in RESULTS:
-            self._writer.add_scalar(f"result/{split}_{name}", results[name], self._epoch)
-
-
-def _tag(name: str) -> str:
-    """A number's name, with the group in which TensorBoard shows it."""
-    if name.endswith("accuracy"):
-        return f"accuracy/{name}"
-    if name.endswith("loss"):
-        return f"loss/{name}"
-    return f"training/{name}"
+        for tag, value in results.items():
+            self._writer.add_scalar(tag, value, self._epoch)
 
 
 def _seconds(epoch: Epoch) -> float:

@@ -77,3 +77,21 @@ def test_options_of_properties_ask_for_their_folder(run: Run, model: Path, optio
     assert done.code == 2
     assert "--vnnlib" in done.err
     assert run("export", str(model), "--vnnlib", "props", "--timeout", "0").code == 2
+
+
+def test_the_card_of_a_run_and_its_own_code(run: Run, trained: Path, tmp_path: Path) -> None:
+    done = run("export", trained, "--card", "card.md")
+    assert (done.code, done.out) == (0, "wrote card.md\n"), done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
+    text = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert text == (trained / "README.md").read_text(encoding="utf-8")
+    (python,) = [part.removeprefix("python\n") for part in text.split("```") if part.startswith("python")]
+    (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
+    exec(python, {})
+    (command,) = [line for line in text.splitlines() if line.startswith("certtrain verify")]
+    verified = json.loads(run(*command.split()[1:], "--json").out)
+    assert verified["certified"] == json.loads((trained / "report.json").read_text())["results"]["certified"]
+    refused = run("export", trained, "--card", "card.md")
+    assert (refused.code, "card.md exists already" in refused.err) == (1, True)
+    other = run("export", "model.safetensors", "--card", "other.md")
+    assert (other.code, "is not the model of a finished run" in other.err) == (1, True)

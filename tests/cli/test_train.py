@@ -21,7 +21,13 @@ def test_train_writes_a_whole_run_and_says_where(run: Run, tmp_path: Path) -> No
     assert done.code == 0, done.err
     names = {path.name for path in (tmp_path / "mine").iterdir()}
     results = {"model.safetensors", "report.json", "report.html"}
-    assert names == {"preset.json", "metrics.jsonl", "checkpoints"} | results
+    assert names == {"preset.json", "metrics.jsonl", "checkpoints", "pictures", "README.md"} | results
+    assert {path.name for path in (tmp_path / "mine" / "pictures").iterdir()} >= {"verdicts.png"}
+    written = json.loads((tmp_path / "mine" / "report.json").read_text())
+    assert sum(each["examples"] for each in written["classes"]) == sum(map(sum, written["confusion"])) == 360
+    page = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
+    assert "Confusion under attack" in page
+    assert page.count('src="data:image/png;base64,') >= 1
     assert "model: mine/model.safetensors; report: mine/report.html" in done.out
     assert "verified error" in done.out
     preset = json.loads((tmp_path / "mine" / "preset.json").read_text())
@@ -148,3 +154,19 @@ def test_a_run_starts_from_the_model_of_another_run_by_its_folder(run: Run, trai
     done = run(*QUICK, "--from", trained, "--out", "second")
     assert done.code == 0, done.err
     assert json.loads(Path("second/preset.json").read_text())["start"]["file"] == str(trained / "model.safetensors")
+
+
+def test_a_finished_run_goes_on_for_more_epochs(run: Run, tmp_path: Path) -> None:
+    assert run(*QUICK, "--out", "mine").code == 0
+    more = ["train", "--resume", "mine"]
+    done = run(*more, "--set", "train.epochs=3")
+    assert done.code == 0, done.err
+    assert "the run goes on from 2 to 3 epochs; its model and report so far are in mine/earlier/epochs-0002" in done.out
+    assert "resumed at step 46" in done.out
+    assert json.loads((tmp_path / "mine" / "report.json").read_text())["training"]["steps"] == 69
+    assert (tmp_path / "mine" / "earlier" / "epochs-0002" / "model.safetensors").is_file()
+    assert "For more epochs: certtrain train --resume mine --set train.epochs=N" in run(*more).err
+    fewer = run(*more, "--set", "train.epochs=3")
+    assert (fewer.code, "must be more than that, not 3" in fewer.err) == (1, True)
+    for words in (["--set", "train.epochs=x"], ["--set", "train.batch_size=3"], ["--epochs", "5"]):
+        assert run(*more, *words).code == 2

@@ -47,6 +47,22 @@ def test_verify_agrees_with_the_run_s_own_report(run: Run, trained: Path, model:
     assert {name: again[name] for name in first} == first
 
 
+def test_classes_and_sheets_of_images(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ["verify", str(model), "--limit", "60", "--pictures", "sheets"]
+    found = json.loads(run(*words, "--json").out)
+    assert found["pictures"] == ["sheets/verdicts.png", "sheets/attacks.png"]
+    assert {path.name for path in (tmp_path / "sheets").iterdir()} == {"verdicts.png", "attacks.png"}
+    assert [each["class"] for each in found["classes"]] == [*"0123456789"]
+    assert sum(map(sum, found["confusion"])) == 60
+    certified = sum(round(each["examples"] * (each["certified_accuracy"] or 0)) for each in found["classes"])
+    assert certified == found["certified"]
+    refused = run(*words)
+    assert (refused.code, "sheets/verdicts.png exists already" in refused.err) == (1, True)
+    assert "wrote sheets/verdicts.png" in run(*words, "--force").out
+    assert run(*words, "--eps", "0.1,0.2").code == 2
+    assert run("verify", str(model), "--image", "seven.png", "--pictures", "sheets").code == 2
+
+
 def test_without_an_attack_the_report_says_so(run: Run, model: Path) -> None:
     words = ["verify", str(model), "--limit", "20", "--attack", "none", "--method", "ibp"]
     found = json.loads(run(*words, "--json").out)

@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "img"}
 LOADING = {"src", "srcset", "href", "xlink:href", "data", "poster", "action", "background"}
 
 

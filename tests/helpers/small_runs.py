@@ -57,6 +57,7 @@ def without_pages() -> Iterator[None]:
     """Let runs write a page without drawing it, which takes longer than they do; reports/test_report.py draws pages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("certtrain.training.completion.write_report", lambda run, path: path.write_text("drawn"))
+        patch.setattr("certtrain.training.completion.write_sheets", lambda model, images, report, folder: None)
         yield
 
 

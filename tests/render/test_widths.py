@@ -24,6 +24,7 @@ from certtrain.runs.comparing import read_comparison
 from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.runs.trials import TrialRecord, TrialRecords
 from certtrain.spec.preset import load_preset, preset_names
+from certtrain.verification.radii import RadiusResults, RadiusSweep
 from certtrain.verification.results import StepSummary
 from certtrain.verification.verify import Report
 from helpers.run_folders import epoch, write_run
@@ -64,6 +65,7 @@ CHECKED = Checked(
 )
 
 
+SWEEP = RadiusSweep((RadiusResults(REPORT, 9876), RadiusResults(REPORT, 0)), (), 14769.2)
 LONG = "cifar10-160ep-seed0-20261126-123456-second"  # the name of a run
 LAYER = LayerState(
     name="block3.conv12_relu",
@@ -149,6 +151,7 @@ SHOWN: dict[str, Callable[[Path], object]] = {
     "presets": lambda folder: render.show_presets([load_preset(name) for name in preset_names()]),
     "tallies": lambda folder: render.show_tallies(tallies()),
     "trials": lambda folder: render.show_trials(trials()),
+    "radii": lambda folder: render.show_radii(SWEEP),
     "exports": lambda folder: exports(),
     "checks": lambda folder: checks(),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from certtrain.errors import CerttrainError, EpsilonError
-from certtrain.spec.epsilon import format_eps, parse_eps
+from certtrain.spec.epsilon import format_eps, parse_eps, parse_radii
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,3 +77,41 @@ def test_eps_is_shown_as_it_is_written(eps: float, text: str):
 @pytest.mark.parametrize("level", range(1, 256))
 def test_what_is_shown_is_the_eps(level: int):
     assert parse_eps(format_eps(level / 255)) == pytest.approx(level / 255, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "radii"),
+    [
+        ("0.1", (0.1,)),
+        ("8/255", (8 / 255,)),
+        ("0.3, 0.1,0.2,0.1", (0.1, 0.2, 0.3)),
+        ("0.05..0.3:6", (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)),
+        ("0..8/255:9", tuple(level / 255 for level in range(9))),
+        ("0.5/255..1/255:2", (0.5 / 255, 1 / 255)),
+        ("0..0.2:3,0.3", (0.0, 0.1, 0.2, 0.3)),
+    ],
+)
+def test_lists_and_ranges_have_the_very_numbers_that_are_given_one_by_one(text: str, radii: tuple[float, ...]):
+    assert parse_radii(text) == radii
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a number"),
+        ("0.1,", "is not a number"),
+        ("0.1;0.2", "is not a number"),
+        ("0.1..2:3", r"is outside \[0, 1\]"),
+        ("0.1..0.2", "needs its number of radii"),
+        ("0.1..0.2:1", "needs its number of radii"),
+        ("0.1..0.2:x", "needs its number of radii"),
+        ("0.1..0.2:1001", "needs its number of radii"),
+        ("0.1..0.2:99999999999999999999", "needs its number of radii"),
+        ("0.2..0.1:3", "begins with its larger end"),
+        ("0.1..0.1:3", "begins with its larger end"),
+        ("0..0.1:600,0.2..0.3:600", "has 1,200 radii"),
+    ],
+)
+def test_what_is_no_list_of_radii(text: str, message: str):
+    with pytest.raises(EpsilonError, match=message):
+        parse_radii(text)

@@ -243,7 +243,9 @@ def test_torchrun_trains_and_verifies(finished: Path, tmp_path: Path):
     assert stdout.count("epoch 3/3") == 1
     assert_alike(finished, tmp_path / "out")
     names = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (finished, tmp_path / "out")]
-    assert [name for name in names[1] if "step-" not in name] == [name for name in names[0] if "step-" not in name]
+    alike = [[name for name in each if not name.startswith(("checkpoints/step-", "pictures"))] for each in names]
+    assert alike[0] == alike[1]
+    assert "pictures/verdicts.png" in names[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "small.json"]
     about = without_seconds(report(tmp_path / "out"))
     assert about["training"] == {"steps": 30, "device": "cpu", "processes": 2}

@@ -78,7 +78,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> P
 def test_a_run_leaves_all_its_files(finished: Path):
     found = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
     checkpoints = [f"checkpoints/step-{step:09d}.safetensors" for step in (20, 30)]
-    assert found == [*checkpoints, "metrics.jsonl", "model.safetensors", "preset.json", "report.html", "report.json"]
+    assert found == [
+        "README.md",
+        *checkpoints,
+        "metrics.jsonl",
+        "model.safetensors",
+        "preset.json",
+        "report.html",
+        "report.json",
+    ]
 
 
 def test_the_resolved_preset_is_kept(finished: Path):

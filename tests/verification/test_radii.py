@@ -1,0 +1,147 @@
+"""Verification at several radii: what follows from another radius is not computed, and nothing is looser."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from certtrain.attack import PGD
+from certtrain.bounds.methods import METHODS
+from certtrain.data import to_unit
+from certtrain.errors import EpsilonError
+from certtrain.verification.cascade import UNLIMITED, Limits
+from certtrain.verification.radii import RadiusSweep, bisection_order, implied_results, verify_radii
+from certtrain.verification.results import ExampleResult
+from certtrain.verification.verify import verify
+from helpers.tiny_classifier import mostly_right
+
+RADII = (0.01, 0.02, 0.04, 0.06, 0.1, 0.2)
+
+
+def swept(radii: Sequence[float] = RADII, **options: Any) -> RadiusSweep:
+    asked = {"attack": PGD(steps=10), "method": "ibp", "limits": UNLIMITED} | options
+    return verify_radii(*mostly_right(), radii, **asked)
+
+
+def alone(eps: float, **options: Any) -> Any:
+    asked = {"attack": PGD(steps=10), "method": "ibp", "limits": UNLIMITED} | options
+    return verify(*mostly_right(), eps, **asked)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 64])
+def test_the_order_has_each_place_once_and_begins_in_the_middle(count: int):
+    order = bisection_order(count)
+    assert sorted(order) == list(range(count))
+    assert order[0] == count // 2
+
+
+def test_no_figure_is_looser_than_that_of_a_verification_at_that_radius_alone():
+    sweep = swept()
+    assert [radius.report.eps for radius in sweep.radii] == sorted(RADII)
+    differing = 0
+    for report in sweep.reports:
+        single = alone(report.eps)
+        for index, verdict in single.verdicts.items():
+            assert verdict in ("open", report.verdicts[index])
+            differing += verdict != report.verdicts[index]
+        assert report.certified + report.open + report.falsified + report.misclassified == 100
+    assert differing < 10, "of 600"
+
+
+def test_accuracies_fall_with_the_radius_and_verdicts_are_monotone():
+    reports = swept((*RADII, 0.5)).reports
+    assert reports[0].certified > reports[-1].certified == 0
+    for smaller, larger in pairwise(reports):
+        assert smaller.natural_accuracy == larger.natural_accuracy == 0.8
+        assert smaller.certified_accuracy >= larger.certified_accuracy
+        assert smaller.pgd_accuracy >= larger.pgd_accuracy
+        for index, verdict in larger.verdicts.items():
+            assert verdict != "certified" or smaller.verdicts[index] == "certified"
+            assert smaller.verdicts[index] != "falsified" or verdict == "falsified"
+
+
+def test_no_input_within_the_certified_radius_has_another_class():
+    model, data = mostly_right()
+    generator = torch.Generator().manual_seed(0)
+    radii = {index: radius for index, radius in swept().certified_radii().items() if radius is not None}
+    assert len(radii) > 30
+    for index, radius in radii.items():
+        x, label = to_unit(data.images[index : index + 1]), data.labels[index]
+        signs = torch.randint(0, 2, (100, *x.shape[1:]), generator=generator) * 2.0 - 1
+        assert bool((model((x + radius * signs).clamp(0, 1)).argmax(1) == label).all())
+
+
+def test_what_follows_is_not_bounded_again(monkeypatch: pytest.MonkeyPatch):
+    bounded: list[int] = []
+    method = METHODS["ibp"]
+
+    def counted(graph: Any, box: Any, settings: Any) -> Any:
+        bounded.append(len(box.centre))
+        return method(graph, box, settings)
+
+    monkeypatch.setitem(METHODS, "ibp", counted)
+    sweep = swept()
+    at_once = sum(bounded)
+    bounded.clear()
+    for eps in RADII:
+        alone(eps)
+    assert 0 < at_once < 0.75 * sum(bounded)
+    assert sum(radius.implied for radius in sweep.radii) > 200
+    assert [radius.implied for radius in sweep.radii if radius.implied == 0] == [0], "only the first has to do all"
+
+
+def result(index: int, verdict: Any) -> ExampleResult:
+    return ExampleResult(index, 0, verdict, None, "ibp", {"ibp": 1.0}, cut=("attack",))
+
+
+def test_only_what_follows_is_implied():
+    at = {0.1: [result(n, v) for n, v in enumerate(("certified", "falsified", "open", "misclassified"))]}
+    larger, smaller = ({r.index: r.verdict for r in implied_results(at, eps)} for eps in (0.2, 0.05))
+    assert larger == {1: "falsified", 3: "misclassified"}
+    assert smaller == {0: "certified", 3: "misclassified"}
+    assert all((r.tried, r.cut) == ({}, ()) for r in implied_results(at, 0.2))
+
+
+def test_the_radii_of_examples_and_their_mean():
+    sweep = swept()
+    certified, falsified = sweep.certified_radii(), sweep.falsified_radii()
+    for index in range(100):
+        verdicts = {report.eps: report.verdicts[index] for report in sweep.reports}
+        assert certified[index] == max((e for e, v in verdicts.items() if v == "certified"), default=None)
+        assert falsified[index] == min((e for e, v in verdicts.items() if v == "falsified"), default=None)
+        assert not (certified[index] and falsified[index]) or certified[index] < falsified[index]
+    assert sweep.mean_certified_radius == pytest.approx(sum(radius or 0 for radius in certified.values()) / 100)
+
+
+def test_everything_as_json():
+    found = json.loads(json.dumps(swept((0.1, 0.02)).to_dict(), allow_nan=False))
+    assert [each["eps"] for each in found["radii"]] == [0.02, 0.1]
+    assert {"natural_accuracy", "pgd_accuracy", "certified_accuracy", "implied"} <= found["radii"][0].keys()
+    assert (found["dataset"], found["examples"], found["missing"]) == ("folder", 100, [])
+    assert [each["index"] for each in found["certified_radius"]] == list(range(100))
+
+
+def test_a_stop_leaves_whole_radii_out_and_keeps_the_others():
+    asked: list[float] = []
+    sweep = swept(on_radius=lambda eps, known: asked.append(eps), stop=lambda: len(asked) > 2)
+    assert len(asked) == 3
+    assert [report.eps for report in sweep.reports] == sorted(asked[:2])
+    assert set(sweep.missing) == set(RADII) - set(asked[:2])
+    nothing = swept(stop=lambda: True)
+    assert (nothing.radii, nothing.missing) == ((), RADII)
+    assert nothing.to_dict()["radii"] == []
+
+
+def test_the_budget_is_for_all_radii_and_leaves_examples_open():
+    sweep = swept(limits=Limits(None, 1e-9))
+    assert len(sweep.radii) == len(RADII)
+    assert {report.natural_accuracy for report in sweep.reports} == {0.8}
+    assert all(report.unfinished > 0 for report in sweep.reports)
+
+
+def test_no_radius_is_an_error():
+    with pytest.raises(EpsilonError, match="no radius"):
+        swept(())
