@@ -137,7 +137,7 @@ class TrainingOptions:
         bool,
         typer.Option(
             "--mlflow",
-            help="Log to MLflow, at the server and in the experiment that its own variables name; else in experiment certtrain.",
+            help="Log to MLflow, at the server and in the experiment that its variables name, or in `certtrain`.",
         ),
     ] = False
     wandb: Annotated[
