@@ -10,6 +10,7 @@ from certtrain.cli.options import compute_device, open_model
 from certtrain.errors import DataError
 from certtrain.interchange.packed import ending
 from certtrain.spec.choices import DatasetName, DeviceName, Layout, NetworkName
+from certtrain.storage import is_folder
 
 if TYPE_CHECKING:
     from certtrain.network.modelfile import Classifier
@@ -97,7 +98,7 @@ class ForeignOptions:
 
     def reads(self, path: Path) -> bool:
         """Whether a file holds a network that certtrain did not train."""
-        return not path.is_dir() and (self.module is not None or ending(path) in WHOLE_NETWORKS)
+        return (self.module is not None or ending(path) in WHOLE_NETWORKS) and not is_folder(path)
 
     def check(self, path: Path, eps: object, network: NetworkName = "saved") -> None:
         """Raise BadParameter if an option is missing for the network in that file, or has no effect on it."""

@@ -151,6 +151,8 @@ def test_an_interrupt_stops_all_of_them(model: Path, tmp_path: Path) -> None:
 def test_workers_are_refused_where_they_make_no_sense(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("verify", model, "--image", "a.png", "--workers", "2")
     assert (done.code, "--workers" in done.err) == (2, True)
+    done = run("verify", model, "--eps", "0.1,0.2", "--workers", "2")
+    assert (done.code, "it takes one radius" in done.err) == (2, True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "leave --workers out" in run("verify", model, "--workers", "2").err
     monkeypatch.delenv("RANK", raising=False)
