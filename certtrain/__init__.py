@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from certtrain.bounds.trace import BoundTrace as BoundTrace
     from certtrain.diagnostics.networks import load_model as load_model
     from certtrain.errors import CerttrainError as CerttrainError
+    from certtrain.interchange.foreign import load_network as load_network
     from certtrain.network.initialization import InitRecord as InitRecord
     from certtrain.network.initialization import ibp_init_ as ibp_init_
     from certtrain.network.saving import save_model as save_model
@@ -63,6 +64,7 @@ _MODULES = {
     "eps_at": "spec.schedule",
     "ibp_init_": "network.initialization",
     "load_model": "diagnostics.networks",
+    "load_network": "interchange.foreign",
     "load_preset": "spec.preset",
     "margin_bounds": "bounds.api",
     "margin_losses": "training.objectives.base",

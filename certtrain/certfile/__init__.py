@@ -2,7 +2,7 @@
 
 from certtrain.certfile.checking import Checked, check, check_model
 from certtrain.certfile.lines import Header, Record, Seal, differences
-from certtrain.certfile.reading import Contents, read_certificates
+from certtrain.certfile.reading import Contents, read_certificates, read_header
 from certtrain.certfile.writing import Writer, describe_task, locked_certificates
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "differences",
     "locked_certificates",
     "read_certificates",
+    "read_header",
 ]

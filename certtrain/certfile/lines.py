@@ -18,6 +18,7 @@ from certtrain.bounds.activations.gated import GELU_STATEMENT
 from certtrain.bounds.rounding import EXACT_NETWORK
 from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.errors import EpsilonError
+from certtrain.network.reading import FileReading
 from certtrain.spec.choices import NetworkName, SplitName
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verdicts import Verdict
@@ -117,6 +118,8 @@ class Header(Line):
     attack: dict[Name, int | float | Name]
     batch_size: int = Field(ge=1)
     versions: dict[Name, Name]
+    reading: FileReading | None = None
+    """How the file of a network that certtrain did not train is read; left out for certtrain's own."""
 
 
 class Record(Line):
@@ -199,6 +202,7 @@ def differences(recorded: Header, wanted: Header) -> list[str]:
         "attack": "the attack",
         "batch_size": "the batch size",
         "versions": "the versions of certtrain and torch",
+        "reading": "how the network's file is read",
     }
     before, now = recorded.model_dump(), wanted.model_dump()
     return [_difference(words, before[name], now[name]) for name, words in names.items() if before[name] != now[name]]

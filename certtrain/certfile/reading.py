@@ -36,10 +36,11 @@ class Contents:
 
     def results(self, shape: tuple[int, ...]) -> list[ExampleResult]:
         """The results in the records, with counterexamples of that shape (C, H, W)."""
-        return [_result(record, shape) for record in self.records.values()]
+        return [result_of(record, shape) for record in self.records.values()]
 
 
-def _result(record: Record, shape: tuple[int, ...]) -> ExampleResult:
+def result_of(record: Record, shape: tuple[int, ...]) -> ExampleResult:
+    """The result in a record, with a counterexample of that shape (C, H, W)."""
     pixels = None if record.counterexample is None else decode(record.counterexample, shape)
     about = (record.index, record.label, record.verdict, record.margin, record.method, dict(record.tried))
     return ExampleResult(*about, pixels, dict(record.trees), record.cut)
@@ -57,6 +58,15 @@ def read_certificates(path: Path, shape: tuple[int, ...]) -> Contents:
     longest = MOST_LINE_BYTES + 6 * torch.Size(shape).numel()
     with path.open("rb") as file:
         return _Reader(path, shape).read(iter(lambda: file.readline(longest + 1), b""), longest)
+
+
+def read_header(path: Path) -> Header:
+    """The task of the file `path`, from its first line. Raises CertificateError as `read_certificates`."""
+    check_certificate_file(path)
+    with path.open("rb") as file:
+        first = file.readline(MOST_LINE_BYTES + 1)
+    found = _Reader(path, ()).read(iter([first]), MOST_LINE_BYTES)
+    return found.header
 
 
 class _Reader:

@@ -28,6 +28,7 @@ from certtrain.data import ImageSet
 from certtrain.errors import CertificateError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, versions
+from certtrain.network.reading import ForeignMetadata
 from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import exact_eps
 from certtrain.storage import append, make_folder, truncate, write_atomic
@@ -63,6 +64,7 @@ def describe_task(
         attack=dict(attack),
         batch_size=batch_size,
         versions=versions(),
+        reading=model.metadata.reading if isinstance(model.metadata, ForeignMetadata) else None,
     )
 
 
@@ -87,6 +89,9 @@ def hash_model(path: Path, model: Classifier) -> ModelHashes:
     said = model.metadata.model_dump(mode="json", include={"architecture", "input_shape", "class_names"})
     architecture = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     return ModelHashes(file=of_file, tensors=tensors.hexdigest(), architecture=architecture)
+
+
+LEFT_OUT_IF_EMPTY = ("cut", "reading")  # fields that came later, so that other lines are as in earlier versions
 
 
 @contextmanager
@@ -135,7 +140,7 @@ class Writer:
 
     def add(self, results: Sequence[ExampleResult]) -> None:
         """Write a record for each. Raises StorageError."""
-        lines = b"".join(_line(_record(result, self.images)) for result in results)
+        lines = b"".join(_line(record_of(result, self.images)) for result in results)
         append(self.path, lines)
         self.digest.update(lines)
         self.results |= {result.index: result for result in results}
@@ -151,11 +156,12 @@ class Writer:
 
 
 def _line(value: Line) -> bytes:
-    empty = {"cut"} if isinstance(value, Record) and not value.cut else None
+    empty = {name for name in LEFT_OUT_IF_EMPTY if not getattr(value, name, True)}
     return (value.model_dump_json(exclude=empty) + "\n").encode()
 
 
-def _record(result: ExampleResult, images: ImageSet) -> Record:
+def record_of(result: ExampleResult, images: ImageSet) -> Record:
+    """The record of a result for one of the `images`."""
     return Record(
         index=result.index,
         label=result.label,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from certtrain.cli.networks import ModuleOption, options_of
 from certtrain.cli.options import (
     AsJson,
     DataDir,
@@ -15,6 +16,7 @@ from certtrain.cli.options import (
     open_split,
     wrong_usage,
 )
+from certtrain.spec.choices import DeviceName
 
 if TYPE_CHECKING:
     from certtrain.certfile import Checked
@@ -39,6 +41,7 @@ def check_command(
     limit: PartialLimit = None,
     memory: Memory = None,
     device: DeviceOption = "auto",
+    module: ModuleOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute the certificates in a file again, and check whether they hold.
@@ -46,12 +49,13 @@ def check_command(
     The file says what is checked, and by which method. Nothing else in it is trusted. If a certificate does not hold,
     the exit code is 3.
     """
-    from certtrain.storage import check_certificate_file
+    from certtrain.storage import check_certificate_file, check_model_file
 
     _check_order(certificates, model)
     check_certificate_file(certificates)
     model = network_file(model)
-    opened = open_model(model, device, data_dir)
+    check_model_file(model)
+    opened = _opened(certificates, model, device, data_dir, module)
     checked = _checked(certificates, model, opened, data_dir, limit, memory)
     from certtrain import render
 
@@ -59,6 +63,22 @@ def check_command(
         render.show_json({"model": str(model), **checked.to_dict()})
     else:
         render.show_checked(checked)
+
+
+def _opened(
+    certificates: Path, model: Path, device: DeviceName, data_dir: Path | None, module: str | None
+) -> "Classifier":
+    """The network that the certificates are about; one that certtrain did not train is read as they say."""
+    from certtrain.certfile import read_header
+
+    header = read_header(certificates)
+    if header.reading is None:
+        return open_model(model, device, data_dir)
+    from certtrain import render
+
+    render.note(f"as the certificates say, {header.reading.preprocessing}")
+    options = options_of(header.reading, header.data.name, module)
+    return options.open(model, header.eps.value, device, data_dir, header.data.split)
 
 
 def _check_order(certificates: Path, model: Path) -> None:

@@ -20,12 +20,16 @@ certtrain verify runs/mnist --pictures sheets                           # sheets
 certtrain verify runs/mnist --image seven.png --label 7   # an image of your own, of 28×28 pixels
 certtrain verify runs/mnist/model.safetensors --eps 0.1 --pgd-steps 100 --pgd-restarts 5
 certtrain verify runs/mnist/model.safetensors --limit 500 --method ibp --json
+certtrain verify runs/mnist --method auto --out certificates.jsonl --workers 4
+certtrain verify net.onnx --data cifar10 --eps 2/255 --mean 0.4914,0.4822,0.4465 --std 0.2471,0.2435,0.2616
+certtrain verify --module my.py:MyNet --weights w.pt --data mnist --eps 0.1
 """,
     "stats": """
 certtrain stats runs/mnist                                # the newest run, if no run is given
 certtrain stats runs/first runs/second other.safetensors --plot side-by-side.png
 certtrain stats runs/first --by-epoch --csv run.csv --plot run.png
 certtrain stats runs/first --html run.html
+certtrain stats runs/first net.onnx --data mnist --eps 0.1
 """,
     "export": """
 certtrain export runs/mnist/model.safetensors                   # both files, next to the model
@@ -41,6 +45,8 @@ certtrain init --preset digits --sweep-depth 2,4,8,16 --plot depth.png       # t
     "check": """
 certtrain check certificates.jsonl runs/mnist/model.safetensors
 certtrain check certificates.jsonl runs/mnist/model.safetensors --limit 100   # only the first 100 examples
+certtrain check certificates.jsonl net.onnx
+certtrain check certificates.jsonl w.pt --module my.py:MyNet
 """,
     "decide": """
 certtrain decide net.onnx property.vnnlib

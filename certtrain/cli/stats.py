@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from certtrain.cli.networks import ForeignOptions
 from certtrain.cli.options import (
     AsJson,
     BatchSize,
@@ -27,6 +28,7 @@ from certtrain.cli.options import (
 
 if TYPE_CHECKING:
     from certtrain.diagnostics.comparison import ComparisonOptions
+    from certtrain.network.modelfile import Classifier
 
 Models = Annotated[
     list[Path] | None,
@@ -84,30 +86,37 @@ class StatsOutput:
             raise typer.BadParameter("it writes the report of one run, and nothing else", param_hint="--html")
 
 
-def stats_command(data: StatsData, output: StatsOutput, given_models: Models = None) -> None:
+def stats_command(data: StatsData, output: StatsOutput, foreign: ForeignOptions, given_models: Models = None) -> None:
     """Show each layer's ReLU states, bound widths and balance ratios (Shi et al. 2021), over data at radius ε.
 
     For a run, also its objective and what that measured in the last epoch.
     Several models are compared on the same data at the same ε, which is the first model's unless given.
     """
-    models = given_models or [newest_if_none(None)]
+    models = given_models or [newest_if_none(foreign.file(None))]
     output.check(len(models))
     if output.html is not None:
         _write_page(models[0], output.html, output.force)
         return
     _check_sources(models, output.by_epoch)
+    for model in filter(foreign.reads, models) if any(map(foreign.reads, models)) else models:
+        foreign.check(model, data.eps)
     check_targets(output.force, output.csv_file, output.plot)
-    _write_results(_results(models, data, output.by_epoch), output)
+    _write_results(_results(models, data, foreign, output.by_epoch), output)
 
 
-def _results(models: Sequence[Path], data: StatsData, by_epoch: bool) -> "_Results":
+def _results(models: Sequence[Path], data: StatsData, foreign: ForeignOptions, by_epoch: bool) -> "_Results":
     from certtrain import render
     from certtrain.diagnostics.comparison import ComparisonOptions
 
+    def open_foreign(path: Path) -> "Classifier | None":
+        chosen = path in models and foreign.reads(path)
+        return foreign.open(path, data.eps, data.device, data.data_dir, data.split) if chosen else None
+
     with render.loading() as report:
         device = compute_device(data.device)
+        callbacks = (report, render.note, open_foreign)
         options = ComparisonOptions(
-            data.eps, data.split, data.limit, data.batch_size, device, data.data_dir, report, render.note
+            data.eps, data.split, data.limit, data.batch_size, device, data.data_dir, *callbacks
         )
         return _run(models[0], options) if by_epoch else _models(models, options)
 

@@ -13,6 +13,7 @@ import typer
 from certtrain.cli.check import check_command
 from certtrain.cli.decide import decide_command
 from certtrain.cli.exit_codes import ExitCode
+from certtrain.cli.networks import ForeignOptions, say_if_guessing
 from certtrain.cli.options import (
     AsJson,
     AttackSeed,
@@ -30,7 +31,6 @@ from certtrain.cli.options import (
     given,
     network_file,
     newest_if_none,
-    open_model,
     open_split,
     options_for,
     seconds,
@@ -41,20 +41,22 @@ from certtrain.cli.pictures import show_pictures
 from certtrain.cli.radii import Radii, verify_at_radii
 from certtrain.cli.sheets import PicturesFolder, by_class, check_pictures, write_pictures
 from certtrain.cli.stopping import Stopper
+from certtrain.cli.workers import Ranks, ranks_of
 from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
 
 if TYPE_CHECKING:
     from certtrain.attack import AttackSettings
-    from certtrain.certfile import Writer
+    from certtrain.certfile import Header, Writer
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
     from certtrain.render.verification import VerifyingView
     from certtrain.verification.cascade import Limits
     from certtrain.verification.results import ExampleResult
+    from certtrain.verification.shares import Shares
     from certtrain.verification.verify import Report
 
-DATA_SET_OPTIONS = ("split", "limit", "out", "sheets", "html", "time_budget", "batch_size")
+DATA_SET_OPTIONS = ("split", "limit", "out", "sheets", "html", "time_budget", "batch_size", "workers")
 ATTACK_OPTIONS = ("pgd_steps", "pgd_restarts", "seed")
 
 
@@ -162,6 +164,11 @@ class PictureOptions:
         if self.image is not None and unused:
             raise typer.BadParameter("it is about a data set; it has no effect with --image", param_hint=unused[0])
 
+    def check_one_process(self) -> None:
+        """Raise BadParameter for images that several processes would verify."""
+        if self.image is not None:
+            raise typer.BadParameter("one process verifies images of your own", param_hint="--image")
+
 
 @dataclass(frozen=True)
 class LimitOptions:
@@ -192,6 +199,15 @@ class LimitOptions:
     memory: Memory = None
     device: DeviceOption = "auto"
     threads: Threads = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of processes on this machine that share the examples; 1 if not given. On several machines: "
+            "torchrun --nnodes … -m certtrain verify …",
+        ),
+    ] = None
 
     def limits(self) -> "Limits":
         """The limits of time."""
@@ -239,6 +255,7 @@ def verify_command(
     certificates: CertificateOptions,
     attack: AttackOptions,
     data: VerificationData,
+    foreign: ForeignOptions,
     pictures: PictureOptions,
     limits: LimitOptions,
     output: CertificateOutput,
@@ -255,8 +272,32 @@ def verify_command(
     attack.check(context)
     pictures.check(context)
     _check_output(certificates, pictures, output)
-    file = network_file(newest_if_none(model))
-    saved = open_model(file, limits.device, data.data_dir)
+    if limits.workers not in (None, 1):
+        certificates.check_one_radius("--workers")
+    file = network_file(newest_if_none(foreign.file(model)))
+    foreign.check(file, certificates.eps, certificates.network)
+    with ranks_of(limits.workers) as ranks:
+        _verify(ranks, file, certificates, attack, data, foreign, pictures, limits, output)
+
+
+def _verify(
+    ranks: Ranks,
+    file: Path,
+    certificates: CertificateOptions,
+    attack: AttackOptions,
+    data: VerificationData,
+    foreign: ForeignOptions,
+    pictures: PictureOptions,
+    limits: LimitOptions,
+    output: CertificateOutput,
+) -> None:
+    """Verify as one of the ranks."""
+    if ranks.size > 1:
+        certificates.check_one_radius("torchrun")
+        pictures.check_one_process()
+    ranks.take_device(limits.device)
+    eps = None if certificates.eps is None else certificates.eps[0]
+    saved = foreign.open(file, eps, limits.device, data.data_dir, data.split)
     if pictures.image is not None:
         options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
         del options["batch_size"]
@@ -269,9 +310,14 @@ def verify_command(
         del options["eps"]
         verify_at_radii(saved, file, images, certificates.eps, options, html=output.html, as_json=output.as_json)
         return
-    task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output)
+    ranks.ready()
+    task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output, ranks)
     report = _verified(task, limits)
+    if not ranks.leads:
+        return
     _show(report, task)
+    if foreign.reads(file):
+        say_if_guessing(report, len(saved.metadata.class_names))
     if report.interrupted:
         _say_stopped(report, output.out)
         raise typer.Exit(ExitCode.INTERRUPTED)
@@ -302,6 +348,7 @@ class _Task:
     attack: "AttackSettings | None"
     arguments: dict[str, Any]
     output: CertificateOutput
+    ranks: Ranks
 
     @contextmanager
     def writer(self) -> "Iterator[Writer | None]":
@@ -309,18 +356,34 @@ class _Task:
 
         No other process writes the file meanwhile.
         """
-        if self.output.out is None:
+        if self.output.out is None or not self.ranks.leads:
             yield None
             return
-        from certtrain.attack import described
-        from certtrain.certfile import Writer, describe_task, locked_certificates
-        from certtrain.verification.verify import check_fit
+        from certtrain.certfile import Writer, locked_certificates
 
-        check_fit(self.model, self.images)
-        header = describe_task(self.file, self.model, self.images, attack=described(self.attack), **self.arguments)
+        header = self.header()
         new = self.output.force or not self.output.out.exists()
         with locked_certificates(self.output.out):
             yield (Writer if new else Writer.resume)(self.output.out, header, self.images)
+
+    def header(self) -> "Header":
+        """The header of its certificates. Raises DataError."""
+        from certtrain.attack import described
+        from certtrain.certfile import describe_task
+        from certtrain.verification.verify import check_fit
+
+        check_fit(self.model, self.images)
+        return describe_task(self.file, self.model, self.images, attack=described(self.attack), **self.arguments)
+
+    def shares(self) -> "Shares":
+        """The share of this process. Raises RunError if another one has another task."""
+        from certtrain.verification.shares import ALONE
+
+        shared = self.ranks.share(self.images)
+        if shared is None:
+            return ALONE
+        shared.agree(self.header())
+        return shared
 
 
 def _arguments(model: "Classifier", certificates: CertificateOptions, limits: LimitOptions) -> dict[str, Any]:
@@ -380,6 +443,7 @@ def _report(
         on_round=batches.view.begin,
         on_work=batches.view.work_on,
         stop=lambda: stop.interrupted,
+        shares=task.shares(),
         **task.arguments,
     )
 

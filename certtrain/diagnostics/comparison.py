@@ -24,7 +24,7 @@ class ComparisonOptions:
 
     eps: None for the radius that the first network was trained for. limit: number of examples, starting with the first;
     None for all. on_progress: called with what is being done, how much is done and how much there is. on_note: called
-    with a sentence about something that is left out.
+    with a sentence about something that is left out. foreign: as for `NetworkLoader`.
     """
 
     eps: float | None = None
@@ -35,10 +35,11 @@ class ComparisonOptions:
     data_dir: Path | None = None
     on_progress: Progress = lambda what, done, total: None
     on_note: Callable[[str], None] = lambda text: None
+    foreign: Callable[[Path], Classifier | None] = lambda path: None
 
     def loader(self) -> NetworkLoader:
         """A loader with the same data folder and callbacks."""
-        return NetworkLoader(self.data_dir, self.on_progress, self.on_note)
+        return NetworkLoader(self.data_dir, self.on_progress, self.on_note, self.foreign)
 
     def images(self, network: Classifier) -> ImageSet:
         """The images of the data set that the network's file names."""

@@ -30,6 +30,7 @@ class NetworkLoader:
     """Loads networks.
 
     data_dir, on_progress: as for `load_images`. on_note: called with a sentence for each damaged checkpoint.
+    foreign: loads a file that certtrain did not write; None for a file that it may have written.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class NetworkLoader:
         data_dir: Path | None = None,
         on_progress: Progress | None = None,
         on_note: Callable[[str], None] = lambda text: None,
+        foreign: Callable[[Path], Classifier | None] = lambda path: None,
     ) -> None:
         self.data_dir, self.on_progress, self.on_note = data_dir, on_progress, on_note
+        self.foreign = foreign
         self._described: dict[Path, Metadata] = {}
 
     def load(self, file: NetworkFile) -> Classifier:
@@ -47,7 +50,9 @@ class NetworkLoader:
         Raises ModelFileError if the file is damaged or was not written by certtrain, and PresetError or DataError if
         the preset or the data of a checkpoint's run are missing.
         """
-        return read_model(file.path) if file.run is None else load_checkpoint(file.path, self.describe(file.run))
+        if file.run is not None:
+            return load_checkpoint(file.path, self.describe(file.run))
+        return self.foreign(file.path) or read_model(file.path)
 
     def describe(self, run: Path) -> Metadata:
         """The metadata of a run's networks. The training images that its preset names are read for it, once."""

@@ -23,6 +23,7 @@ class Builder(Protocol):
     batch: the size of the batch's dimension, None if it is free.
     single_input: whether the batch is one input, so that its dimension may be mixed with others.
     dtype: of the network. shapes: of the results, by layer. activated: the activation layers.
+    combined: the nodes at which operators are combined that may round more, one by one, than certificates add.
     """
 
     batch: int | None
@@ -30,6 +31,7 @@ class Builder(Protocol):
     dtype: torch.dtype
     shapes: dict[str, Shape]
     activated: dict[str, ActivationLayer]
+    combined: list[str]
 
     def add(
         self, node: Node, kind: str, inputs: Sequence[OnnxValue], state: dict[str, Tensor], **arguments: Any

@@ -40,13 +40,15 @@ class Imported:
     """A network in evaluation mode that takes inputs (B, *shape), channels first, and gives outputs (B, K).
 
     Inputs and weights have the file's dtype, float32 or float64. A file for a fixed
-    batch of several inputs is read as the network for each of them.
+    batch of several inputs is read as the network for each of them. `combined` names nodes at which
+    the file's operators, run one by one, may round more than certificates add for the layers that they are read as.
     """
 
     network: GraphNetwork
     shape: tuple[int, ...]
     outputs: int
     graph: Graph
+    combined: tuple[str, ...] = ()
 
 
 def read_onnx(path: Path) -> Imported:
@@ -124,6 +126,7 @@ class Reader:
         self.origins: dict[str, str] = {}  # by layer, the result of its node
         self.shapes: dict[str, Shape] = {}  # by layer, of its result
         self.activated: dict[str, ActivationLayer] = {}
+        self.combined: list[str] = []
         self.single_input, self.unbatched = unbatched, unbatched
         self.batch: int | None = None
         self.input_asked, self.dtype = False, torch.float32
@@ -244,7 +247,8 @@ class Reader:
         except ValidationError as error:
             raise UnsupportedLayer(f"it cannot be written as layers:\n{explain(error)}") from error
         self._fill(network.to(self.dtype))
-        return Imported(network.eval(), self.shapes[NETWORK_INPUT], end.shape[0], graph)
+        combined = tuple(dict.fromkeys(self.combined))
+        return Imported(network.eval(), self.shapes[NETWORK_INPUT], end.shape[0], graph, combined)
 
     def _drop_unused(self, end: OnnxValue) -> None:
         """Remove layers that the output does not depend on, so that the last layer gives the output."""

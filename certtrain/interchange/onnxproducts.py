@@ -118,6 +118,8 @@ def gemm(builder: Builder, node: Node) -> OnnxValue:
     else:
         value, weight, of_value, of_weight = node.value(0), _matrix(node, 1).double(), "transA", "transB"
     weight = (weight.T if node.attributes.get(of_weight, 0) else weight) * node.attributes.get("alpha", 1.0)
+    if any(abs(node.attributes.get(name, 1.0)) != 1 for name in ("alpha", "beta")):
+        builder.combined.append(node.title)
     if len(full_shape(builder, value)) != 2:
         raise node.error(f"it multiplies matrices, not values of shape {value.shape} for one input")
     if node.attributes.get(of_value, 0):

@@ -42,6 +42,8 @@ def materialized(builder: Builder, value: OnnxValue, node: Node) -> OnnxValue:
 
     If scale or shift differ within a channel, each value becomes a channel of its own.
     """
+    if value.steps is not None and not value.steps.within(value.scale, value.shift):
+        builder.combined.append(node.title)
     if value.scale is None or value.shift is None:
         return in_layer_shape(builder, value, node)
     if len(value.shape) > 3 or not (_by_channel(value.scale) and _by_channel(value.shift)):

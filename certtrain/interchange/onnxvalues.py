@@ -51,6 +51,45 @@ class Pending(NamedTuple):
     limit: float = 0.0
 
 
+# A BatchNorm's rounding (`bounds/rounded.py`) counts this many operations. Underflow may cost this many times the
+# smallest normal number, and 8 times for each unit of the scale.
+COUNTED_STEPS, MOST_LOST = 16, 12
+
+
+class Steps(NamedTuple):
+    """The file's sums and products that are combined in scale · v + shift, each of which rounds when they run.
+
+    total: how many. added: the sum of the magnitudes of what they add, scaled as by the later ones. lost: how often a
+    smallest normal number is lost if all of them underflow. Both have the value's shape, in float64.
+    """
+
+    total: int
+    added: Tensor
+    lost: Tensor
+
+    def then(self, scale: Tensor, shift: Tensor) -> Steps:
+        """These, and then a product with `scale` and a sum with `shift`, unless they do nothing."""
+        more = int(bool((scale.abs() != 1).any())) + int(bool(shift.any()))
+        return Steps(self.total + more, scale.abs() * self.added + shift.abs(), scale.abs() * self.lost + more)
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> Steps:
+        return self._replace(added=move(self.added), lost=move(self.lost))
+
+    def within(self, scale: Tensor | None, shift: Tensor | None) -> bool:
+        """Whether they round no more than certificates add for a BatchNorm with that weight and bias.
+
+        With S the scale, k steps are within γ_k(|S||v| + added) of exact (Higham 2002, lemma 3.1); rounding weight and
+        bias costs u(|S||v| + |shift|). Where no BatchNorm is left, nothing is added.
+        """
+        if self.total == 0:
+            return True
+        if scale is None or shift is None:
+            return False
+        each = self.total + 3  # the weight, the bias, and the products of these small numbers
+        few = each <= COUNTED_STEPS and bool((each * self.added <= COUNTED_STEPS * shift.abs()).all())
+        return few and bool((self.lost <= MOST_LOST + 8 * scale.abs()).all())
+
+
 class OnnxValue(NamedTuple):
     """scale · v + shift, where v is the result of the layer `layer`, or of "input".
 
@@ -58,7 +97,8 @@ class OnnxValue(NamedTuple):
     in memory. Scale and shift have this shape and are float64, or None for 1 and 0.
     ONNX's tensor has the batch's dimension before `shape`, unless the value is
     `unbatched`: then `shape` is the whole shape. If the value is `pending`, v is the
-    result of the pending operator, for a value of the same shape.
+    result of the pending operator, for a value of the same shape. `steps` are the file's operators that scale and
+    shift combine; None for none.
     """
 
     layer: str
@@ -67,19 +107,22 @@ class OnnxValue(NamedTuple):
     shift: Tensor | None = None
     unbatched: bool = False
     pending: Pending | None = None
+    steps: Steps | None = None
 
     def affine(self, scale: Tensor, shift: Tensor) -> OnnxValue:
         """scale · self + shift."""
         own_scale = torch.ones(self.shape, dtype=torch.float64) if self.scale is None else self.scale
         own_shift = torch.zeros(self.shape, dtype=torch.float64) if self.shift is None else self.shift
+        nothing = torch.zeros(self.shape, dtype=torch.float64)
+        steps = (self.steps or Steps(0, nothing, nothing)).then(scale, shift)
         scale, shift = scale * own_scale, scale * own_shift + shift
         if bool((scale == 1).all()) and not bool(shift.any()):
-            return self._replace(scale=None, shift=None)
-        return self._replace(scale=scale.expand(self.shape), shift=shift.expand(self.shape))
+            return self._replace(scale=None, shift=None, steps=steps)
+        return self._replace(scale=scale.expand(self.shape), shift=shift.expand(self.shape), steps=steps)
 
     def layer_result(self) -> OnnxValue:
         """The value without scale and shift."""
-        return self._replace(scale=None, shift=None)
+        return self._replace(scale=None, shift=None, steps=None)
 
     def reshaped(self, shape: Shape, *, unbatched: bool) -> OnnxValue:
         """The same values in another shape."""
@@ -92,7 +135,8 @@ class OnnxValue(NamedTuple):
     def mapped(self, move: Callable[[Tensor], Tensor]) -> OnnxValue:
         """The value with scale and shift changed by `move`."""
         scale, shift = (None if part is None else move(part) for part in (self.scale, self.shift))
-        return self._replace(scale=scale, shift=shift)
+        steps = None if self.steps is None else self.steps.mapped(move)
+        return self._replace(scale=scale, shift=shift, steps=steps)
 
 
 class Node(NamedTuple):

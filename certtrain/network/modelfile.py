@@ -46,6 +46,14 @@ class Metadata(BaseModel):
     results: dict[str, Any] | None = None
     """The results of the verification at the end of the training; None before."""
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What certificates of this network assume beside those of its layers."""
+        return ()
+
+    def check_arithmetic(self, name: str) -> None:
+        """Raise MethodError if no certificate of this network can be in that arithmetic; any can by itself."""
+
 
 class Classifier(nn.Sequential):
     """A network with the metadata of its file. It maps pixels (B, C, H, W) in [0, 1] to logits (B, K)."""
@@ -70,7 +78,7 @@ def read_model(path: str | Path) -> Classifier:
     path = Path(path)
     check_model_file(path)
     try:
-        _check_header(path)
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -109,7 +117,7 @@ def versions() -> dict[str, str]:
     return {"certtrain": __version__, **{name: packages.version(name) for name in ("torch", "torchvision")}}
 
 
-def _check_header(path: Path) -> None:
+def check_header(path: Path) -> None:
     """Raise ModelFileError if reading the header would take minutes. The file begins with its length, in 8 bytes."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -61,12 +61,11 @@ def save_model(
     if (mean is None) != (std is None):
         raise NetworkError("mean and std go together: give both or neither")
     normalization = (mean or (0.0,) * shape[0], std or (1.0,) * shape[0])
-    images = {"name": dataset, "mean": [*normalization[0]], "std": [*normalization[1]]}
-    with _in_evaluation_mode(network):
-        found = _layers(network, shape)
-        metadata = _metadata(found.graph, shape, classes, images, parse_eps(eps), note)
-        model = _model(found, metadata, normalization)
-        _check_same(network, model, normalization)
+    with in_evaluation_mode(network):
+        found = layers_as_data(network, shape)
+        metadata = metadata_of_network(found.graph, shape, classes, dataset, normalization, parse_eps(eps), note)
+        model = classifier_of(found, metadata, normalization)
+        check_same(network, model, normalization)
     write_model(Path(path), model, metadata)
     return model
 
@@ -85,7 +84,7 @@ def _images(
 
 
 @contextmanager
-def _in_evaluation_mode(network: nn.Module) -> Iterator[None]:
+def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
     """A context in which the network is in evaluation mode; afterwards each of its modules is in its own again."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
@@ -96,7 +95,8 @@ def _in_evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _layers(network: nn.Module, shape: ImageShape) -> NetworkData:
+def layers_as_data(network: nn.Module, shape: ImageShape) -> NetworkData:
+    """The layers and tensors of a network in evaluation mode. Raises NetworkError and UnsupportedLayer."""
     for name, parameter in network.named_parameters():
         if parameter.dtype != torch.float32:
             raise NetworkError(f"{name!r} is {parameter.dtype}; a model file has float32: write network.float()")
@@ -108,10 +108,23 @@ def _layers(network: nn.Module, shape: ImageShape) -> NetworkData:
         raise UnsupportedLayer(f"the network's forward pass cannot be traced: {error_text(error)}") from error
 
 
-def _metadata(
-    graph: Graph, shape: ImageShape, classes: tuple[str, ...], images: dict[str, Any], eps: float, note: str
+Normalization = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
+
+
+def metadata_of_network(
+    graph: Graph,
+    shape: ImageShape,
+    classes: tuple[str, ...],
+    dataset: str,
+    normalization: Normalization,
+    eps: float,
+    note: str,
 ) -> Metadata:
-    """The metadata of the file. Its preset holds what commands read: images, network and ε; it has no training."""
+    """The metadata of a network that no run made. Its preset holds images, network and ε; it has no training.
+
+    Raises PresetError, as for an unknown data set or a std of 0.
+    """
+    images: dict[str, Any] = {"name": dataset, "mean": [*normalization[0]], "std": [*normalization[1]]}
     fields = {"name": "own", "description": note, "data": images, "model": graph.model_dump(mode="json")}
     preset = load_preset(fields | {"eps": {"max": eps, "length": 0}, "train": {"epochs": 1}})
     return Metadata(
@@ -127,10 +140,8 @@ def _metadata(
     )
 
 
-def _model(
-    found: NetworkData, metadata: Metadata, normalization: tuple[Sequence[float], Sequence[float]]
-) -> Classifier:
-    """The network as the file will have it, checked as it will be when the file is loaded."""
+def classifier_of(found: NetworkData, metadata: Metadata, normalization: Normalization) -> Classifier:
+    """The network as a file has it, checked as when a file is loaded. Raises NetworkError, as for NaN."""
     mean, std = (tuple(map(float, values)) for values in normalization)
     spec = InputSpec(metadata.input_shape, len(metadata.class_names), mean, std)
     own = {f"network.{name}": tensor.detach().cpu().clone() for name, tensor in found.state.items()}
@@ -138,12 +149,12 @@ def _model(
     try:
         return Classifier(fill_network(metadata, tensors), metadata).eval()
     except ValueError as error:
-        raise NetworkError(f"the network cannot be saved: {error}") from error
+        raise NetworkError(f"the network cannot be used: {error}") from error
 
 
 @torch.no_grad()
-def _check_same(network: nn.Module, model: Classifier, normalization: tuple[Sequence[float], Sequence[float]]) -> None:
-    """Raise UnsupportedLayer unless the saved network computes what the given one does, on random images."""
+def check_same(network: nn.Module, model: Classifier, normalization: Normalization) -> None:
+    """Raise UnsupportedLayer unless the network made from data computes what the given one does, on random images."""
     x = torch.rand(RANDOM_IMAGES, *model.metadata.input_shape, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in normalization)
     device = device_of(network)

@@ -51,6 +51,18 @@ def read_network(module: ModuleSection, shape: ImageShape, classes: int) -> Grap
     return found.graph.model_copy(update={"origin": origin})
 
 
+def make_network_from(source: str, shape: ImageShape, classes: int) -> nn.Module:
+    """The module that the user's code, like "my.py:MyNet", makes for images of `shape`, on the CPU in float32.
+
+    Raises NetworkError.
+    """
+    with user_code():
+        maker = callable_from(source, NetworkError)
+        network = _call(maker, {}, shape, classes)
+        check_logits(maker.title, tuple(_logits(maker.title, network, torch.randn(2, *shape)).shape), shape, classes)
+    return network
+
+
 def changed_source(preset: Preset) -> str | None:
     """The file from which a run's layers were read, if it exists and has changed since."""
     origin = preset.model.origin if isinstance(preset.model, Graph) else None

@@ -12,6 +12,7 @@ from certtrain.render.console import error as error
 from certtrain.render.console import note as note
 from certtrain.render.console import say as say
 from certtrain.render.console import say_stopping as say_stopping
+from certtrain.render.console import silent as silent
 from certtrain.render.decision import show_decision as show_decision
 from certtrain.render.epochs import show_history as show_history
 from certtrain.render.epochs import show_trained as show_trained

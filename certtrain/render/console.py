@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
@@ -55,6 +56,16 @@ def show_sentence(console: Console, line: Text) -> None:
     console.print(line[:end])
     if found:
         console.print(line[end + 1 :], soft_wrap=True)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """A context in which nothing is shown, as in a process beside another one that shows everything."""
+    out.quiet = err.quiet = True
+    try:
+        yield
+    finally:
+        out.quiet = err.quiet = False
 
 
 def visible(message: str) -> str:

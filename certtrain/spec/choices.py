@@ -33,5 +33,11 @@ NetworkName = Literal["saved", "folded"]
 SplitName = Literal["train", "validation", "test"]
 """Which part of a data set."""
 
+DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
+"""The data sets; "folder" is a folder of your own images."""
+
+Layout = Literal["chw", "hwc", "cwh"]
+"""The order of an image's values: channel by channel; pixel by pixel; or channel by channel, each in columns."""
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 """Where to compute; "auto" takes a GPU if there is one."""

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from certtrain.errors import EpsilonError, PresetError
 from certtrain.spec.architecture import NETWORKS, Architecture
 from certtrain.spec.choices import Compile as Compile
+from certtrain.spec.choices import DatasetName as DatasetName
 from certtrain.spec.choices import Precision as Precision
 from certtrain.spec.choices import Scheme as Scheme
 from certtrain.spec.epochs import SCALED, Change, scaled_fields
@@ -28,8 +29,6 @@ from certtrain.spec.objective import OBJECTIVES, AnyObjective, AttackSection, Cr
 from certtrain.spec.preset_file import change_network, change_objective, own_fields, preset_fields
 from certtrain.spec.preset_file import preset_names as preset_names
 from certtrain.spec.section import Positive, Section
-
-DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "tinyimagenet", "folder"]
 
 
 def _radius(value: Any) -> float:

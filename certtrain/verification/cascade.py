@@ -14,6 +14,7 @@ from certtrain.runtime.deadline import DEFAULT_TIMEOUT, NEVER, Deadline, never
 from certtrain.runtime.device import device_of
 from certtrain.verdicts import Verdict
 from certtrain.verification.results import ExampleResult
+from certtrain.verification.shares import ALONE, Shares
 from certtrain.verification.steps import INFERENCE, ExampleBatch, Round, StepResult, VerificationStep
 
 SHARE_BEFORE_LAST = 0.25  # of an example's time left that a round may take, if a tighter one follows
@@ -82,7 +83,7 @@ class Cascade:
     The first step of the first round is inference. on_round: called at the start of each round, with its steps' names
     and the number of examples. on_examples: called with the new results of each batch. on_work: called when a step
     begins on a batch, and on the way by searches. stop: once it returns True, the cascade ends with the batches that it
-    has finished, and examples that it has not reached have no result.
+    has finished, and examples that it has not reached have no result. shares: the processes that share each round.
     """
 
     model: nn.Module
@@ -95,6 +96,7 @@ class Cascade:
     on_round: OnRound = lambda names, examples: None
     on_work: OnWork = lambda work: None
     stop: Callable[[], bool] = never
+    shares: Shares = ALONE
     results: dict[int, ExampleResult] = field(default_factory=dict, init=False)
     budget: Deadline = field(default=NEVER, init=False)
     counted: list[str] = field(default_factory=list, init=False)  # the names of the slow rounds that are over
@@ -104,7 +106,7 @@ class Cascade:
 
         Raises SoundnessError if a certificate has a counterexample.
         """
-        self.budget = Deadline.after(self.limits.budget, self.stop)
+        self.budget = Deadline.after(self.limits.budget, self._stopped)
         self.results = {result.index: result for result in self.known}
         first, *others = self.rounds
         if self.budget.limited:  # the natural accuracy needs all examples, however little time there is
@@ -112,7 +114,7 @@ class Cascade:
         for each in [first] if first.steps else []:
             self._round(each, slow=False)
         for each in others:
-            if self.stop():  # then some examples have no result yet
+            if self._stopped():  # then some examples have no result yet
                 break
             self._round(each, slow=True, share=1.0 if each is others[-1] else SHARE_BEFORE_LAST)
             self.counted += each.names
@@ -122,12 +124,19 @@ class Cascade:
         """Take every example through inference; gives the first round without it."""
         inference = replace(first, steps=first.steps[:1])
         new = [index for index in range(len(self.images)) if index not in self.results]
+        new = self.shares.begin(new, self.results, self._receive)
         self.on_round(inference.names, len(new))
-        for numbers in _batches(new, first.size):
-            if self.stop():
+        for part in self.shares.parts(new, first.size):
+            self._infer(inference, part)
+        self._infer(inference, [index for index in self.shares.end(self._stopped) if index not in self.results])
+        return replace(first, steps=first.steps[1:])
+
+    def _infer(self, inference: Round, new: list[int]) -> None:
+        """Take these examples through inference, in batches."""
+        for numbers in _batches(new, inference.size):
+            if self._stopped():
                 break
             self._keep(self._work(inference.steps, numbers))
-        return replace(first, steps=first.steps[1:])
 
     def _round(self, each: Round, *, slow: bool, share: float = 1.0) -> None:
         """Take every batch through the steps: in the first round all examples, in slow rounds the open ones.
@@ -136,19 +145,27 @@ class Cascade:
         """
         entering = [index for index in range(len(self.images)) if self._needs(index, each, share)]
         entering = [index for index in entering if not slow or self._has_time(index, 0.0)]
+        entering = self.shares.begin(entering, self.results, self._receive)
         self.on_round(each.names, len(entering))
         # The time per example is only known after the first one. So with limits, batches start small and double.
-        most = 1 if self._limited(slow) else each.size
-        spent, finished = 0.0, 0
+        pace = _Pace(1 if self._limited(slow) else each.size)
+        for part in self.shares.parts(entering, each.size):
+            self._take(each, part, pace, slow=slow, share=share)
+            if self.budget.over():
+                break
+        left = [index for index in self.shares.end(self._stopped) if self._needs(index, each, share)]
+        self._take(each, left, pace, slow=slow, share=share)
+
+    def _take(self, each: Round, entering: list[int], pace: "_Pace", *, slow: bool, share: float) -> None:
+        """Take these examples through the steps of a round, in batches."""
         while entering and not self.budget.over():
-            expected = spent / finished if finished else 0.0
-            count = self._affordable(most, expected, slow=slow)
-            chunk, entering, most = entering[:count], entering[count:], min(2 * most, each.size)
-            known = 0.0 if each.timed else expected
+            count = self._affordable(pace.most, pace.expected, slow=slow)
+            chunk, entering, pace.most = entering[:count], entering[count:], min(2 * pace.most, each.size)
+            known = 0.0 if each.timed else pace.expected
             if numbers := [index for index in chunk if not slow or self._has_time(index, known)]:
                 done = self._work(each.steps, numbers, share)
-                spent += sum(result.tried.get(name, 0.0) for result in done for name in each.names)
-                finished += len(done)
+                pace.spent += sum(result.tried.get(name, 0.0) for result in done for name in each.names)
+                pace.finished += len(done)
                 self._keep(done)
 
     def _limited(self, slow: bool) -> bool:
@@ -222,12 +239,35 @@ class Cascade:
 
         What `stop` cut short is not kept, so that continuing gives what would have come without it.
         """
-        if self.stop():
+        if self._stopped():
             return
         new = [result for result in results if result != self.results.get(result.index)]
+        self._receive(new)
+        if new:
+            self.shares.send(new)
+
+    def _receive(self, new: list[ExampleResult]) -> None:
+        """Keep and report results, which may come from another process."""
         self.results |= {result.index: result for result in new}
         if new:
             self.on_examples(new)
+
+    def _stopped(self) -> bool:
+        return self.shares.stopped() or self.stop()
+
+
+@dataclass
+class _Pace:
+    """How fast a round is: the size of its next batch, and the seconds and the number of examples so far."""
+
+    most: int
+    spent: float = 0.0
+    finished: int = 0
+
+    @property
+    def expected(self) -> float:
+        """The seconds that an example takes, by the mean so far; 0 before the first."""
+        return self.spent / self.finished if self.finished else 0.0
 
 
 def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:

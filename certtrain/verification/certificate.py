@@ -26,6 +26,7 @@ from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.bounds.supported import checked_copy
 from certtrain.deprecation import warn_renamed
 from certtrain.errors import UnsupportedLayer
+from certtrain.network.modelfile import Classifier
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import arithmetic as run_in
 from certtrain.spec.epsilon import format_eps, parse_eps
@@ -126,6 +127,8 @@ class Certifier:
         shape: Shape | None = None,
     ) -> None:
         self.rounding = arithmetic_named(arithmetic)
+        if isinstance(model, Classifier):
+            model.metadata.check_arithmetic(arithmetic)
         self.settings = replace(settings, rounding=self.rounding)
         self.method = method
         self.bound = (method_named if skip_faster else up_to)(self.method)

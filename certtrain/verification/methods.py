@@ -5,6 +5,7 @@ from torch import nn
 from certtrain.attack import AttackSettings, targeted_after
 from certtrain.bounds.methods import METHODS, method_named
 from certtrain.bounds.settings import Settings as BoundSettings
+from certtrain.network.modelfile import Classifier
 from certtrain.verification.certificate import FASTEST, Certifier
 from certtrain.verification.complete import COMPLETE, CompleteStep
 from certtrain.verification.milp import MILP, MilpStep
@@ -87,4 +88,5 @@ def assumptions_of(model: nn.Module, method: str, arithmetic: str) -> tuple[str,
     """What certificates of a network by that method, in that arithmetic, assume. Raises MethodError."""
     methods_of(method)
     found = Certifier(model, FASTEST, arithmetic=arithmetic).assumptions
+    found = (*found, *model.metadata.assumptions) if isinstance(model, Classifier) else found
     return (*MilpStep(model, arithmetic).assumptions, *found) if method == MILP else found

@@ -31,6 +31,7 @@ from certtrain.verification.cascade import DEFAULT_LIMITS, Cascade, Limits, OnEx
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, certified_by, count, step_summaries
+from certtrain.verification.shares import ALONE, Shares
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,6 +147,7 @@ def verify(
     on_round: OnRound = lambda names, examples: None,
     on_work: OnWork = lambda work: None,
     stop: Callable[[], bool] = never,
+    shares: Shares = ALONE,
 ) -> Report:
     """Classify, attack and certify each example.
 
@@ -162,6 +164,8 @@ def verify(
     for an open example; `on_work` when a step begins on a batch, and on the way by
     searches. An exception that they raise ends the verification. `stop` is asked several
     times a second; once it returns True, the report is of the examples that have a result.
+    `shares` are those of several processes that verify together (`certfile/sharing.py`); the report of the first
+    one is of all results.
 
     Certificates are for the network in `arithmetic`, as for `certify`; inference and
     attack compute in it. Raises DataError if the images do not fit the model,
@@ -172,7 +176,8 @@ def verify(
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
-    results = Cascade(model, images, eps, rounds, limits, known, on_examples, on_round, on_work, stop).run()
+    callbacks = (on_examples, on_round, on_work, stop)
+    results = Cascade(model, images, eps, rounds, limits, known, *callbacks, shares).run()
     return Report(
         dataset=images.name,
         split=images.split,

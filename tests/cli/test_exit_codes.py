@@ -62,9 +62,9 @@ def test_a_command_line_of_another_form_is_answered_with_the_right_one(run: Run,
     assert done.err.count("\n") == 1, "it can be copied whole"
 
 
-def test_an_onnx_file_that_is_verified_is_answered_with_decide(run: Run, tmp_path: Path) -> None:
+def test_an_onnx_file_that_is_exported_is_answered_with_decide(run: Run, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"")
-    done = run("verify", "net.onnx")
+    done = run("export", "net.onnx", "--onnx", "other.onnx")
     assert done.code == 1
     assert "net.onnx is an ONNX file" in done.err
     assert "For a property: certtrain decide net.onnx PROPERTY" in done.err
