@@ -35,7 +35,7 @@ UNIT32 = 2.0**-24
 MOST_INPUTS = 2**20  # the slack is proved for fewer
 SMALLEST = 2.0**-900  # a smaller sum of coefficients may have lost some to underflow
 NEURONS = 200  # of a domain that are clipped: those whose relaxations reduce its bound the most
-MULTIPLIERS = (0.125, 0.5, 2.0, 8.0, 32.0)  # μ, in units of the sums of a and g; powers of two
+MULTIPLIERS = (0.5, 1.0, 2.0, 4.0, 16.0)  # μ, in units of the sums of a and g; powers of two
 BYTES = 2**28  # of the coefficients of all neurons; the same for all settings, so that they find the same trees
 GATHERED = 2**24  # bytes of coefficients that are gathered at once
 
@@ -151,9 +151,11 @@ def clipped(problem: Problem, known: NeuronBounds, domains: Domains, threshold: 
             break
         each, own = neurons[rows], margins.take(rows)
         own = own._replace(constants=own.constants - threshold)
-        above, below = (_least(bound, known.places[each], own) for bound in (known.lower, known.negated))
-        lower[rows] = lower[rows].scatter_reduce(1, each, _rounded_down(above), "amax")
-        upper[rows] = upper[rows].scatter_reduce(1, each, -_rounded_down(below), "amin")
+        for ends, bound, sign in ((lower, known.lower, 1), (upper, known.negated, -1)):
+            found = _least(bound, known.places[each], own)
+            tighter = found > sign * problem.ends[0 if sign > 0 else 1][each]
+            new = sign * _rounded_down(found.where(tighter, -torch.inf))
+            ends[rows] = ends[rows].scatter_reduce(1, each, new, "amax" if sign > 0 else "amin")
     return domains._replace(lower=lower, upper=upper, thresholds=torch.full_like(domains.thresholds, threshold))
 
 
