@@ -1,8 +1,9 @@
 """Tests of bounds and certificates of random networks by sampling, attacks and exact minimisation.
 
 Each network is tested with every bound method in real arithmetic; with certificates in every arithmetic; with complete
-verification by `verify`, as saved or with BatchNorm folded; with splits of its inputs and of its neurons; in training mode with the
-statistics of a batch; and, if it is piecewise linear and small, against the exact minimum from a mixed-integer program.
+verification by `verify`, as saved or with BatchNorm folded; with splits of its inputs and of its neurons; in training
+mode with the statistics of a batch; and, if it is piecewise linear and small, against the exact minimum from a
+mixed-integer program.
 """
 
 import copy
@@ -255,8 +256,9 @@ def neuron_splits(trial: Trial, x: Tensor, eps: float, generator: Generator) -> 
     outcome = search.run()
     trial.claims += 1
     trial.certified += outcome.proved
-    if outcome.proved and not bool((values.amax(1) > outcome.bound - tolerance).all()):
-        trial.report(f"splits of neurons in {arithmetic}: proved {outcome.bound:g}, but a value is {values.amax(1).min():g}")
+    least = float(values.amax(1).min())
+    if outcome.proved and not least > outcome.bound - tolerance:
+        trial.report(f"splits of neurons in {arithmetic}: proved {outcome.bound:g}, but a value is {least:g}")
     if problem.neurons and (known := neuron_bounds(problem, settings)) is not None:
         clipped_ends(trial, search, known, points[:, 0], values)
 

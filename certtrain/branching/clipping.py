@@ -34,13 +34,15 @@ from certtrain.runtime.deadline import Deadline
 UNIT32 = 2.0**-24
 MOST_INPUTS = 2**20  # the slack is proved for fewer
 SMALLEST = 2.0**-900  # a smaller sum of coefficients may have lost some to underflow
-NEURONS = 200  # of a domain that are clipped: those whose relaxations reduce its bound the most
+MOST_NEURONS = 200  # of a domain that are clipped: those whose relaxations reduce its bound the most
 MULTIPLIERS = (0.5, 1.0, 2.0, 4.0, 16.0)  # μ, in units of the sums of a and g; powers of two
-BYTES = 2**28  # of the coefficients of all neurons; the same for all settings, so that they find the same trees
+COEFFICIENT_BYTES = (
+    2**28
+)  # of the coefficients of all neurons; the same for all settings, so that they find the same trees
 GATHERED = 2**24  # bytes of coefficients that are gathered at once
 
 
-class LinearBounds(NamedTuple):
+class CentredBounds(NamedTuple):
     """Linear lower bounds of U values over the input box of a problem.
 
     coefficients: (U, N) of float32, gᵢ rᵢ in units of the sum of their sizes. sums: (U,), these sums.
@@ -52,7 +54,7 @@ class LinearBounds(NamedTuple):
     constants: Tensor
 
     @classmethod
-    def of(cls, bounds: Tensor, coefficients: Tensor, radius: Tensor) -> "LinearBounds":
+    def of(cls, bounds: Tensor, coefficients: Tensor, radius: Tensor) -> "CentredBounds":
         """From lower bounds (U,) over the whole box, their coefficients (U, N), and the box's radius (N,)."""
         scaled = coefficients * radius
         sums = scaled.abs().sum(1)
@@ -62,9 +64,9 @@ class LinearBounds(NamedTuple):
         shares = (scaled / sums.unsqueeze(1)).where(known.unsqueeze(1), 0.0)
         return cls(shares.float(), sums, (bounds + sums - lost).where(known, -torch.inf))
 
-    def take(self, chosen: Tensor) -> "LinearBounds":
+    def take(self, chosen: Tensor) -> "CentredBounds":
         """Some of the bounds; the result has the shape of `chosen` in place of U."""
-        return LinearBounds(*(part[chosen] for part in self))
+        return CentredBounds(*(part[chosen] for part in self))
 
 
 class NeuronBounds(NamedTuple):
@@ -74,8 +76,8 @@ class NeuronBounds(NamedTuple):
     """
 
     places: Tensor
-    lower: LinearBounds
-    negated: LinearBounds
+    lower: CentredBounds
+    negated: CentredBounds
 
 
 @torch.no_grad()
@@ -84,7 +86,7 @@ def neuron_bounds(problem: Problem, settings: Settings) -> NeuronBounds | None:
     start = problem.prefix.start
     if start.radius.numel() >= MOST_INPUTS:
         return None
-    chosen = _chosen(problem, BYTES // (8 * start.radius.numel()))
+    chosen = _chosen(problem, COEFFICIENT_BYTES // (8 * start.radius.numel()))
     parts = list(_parts(problem, chosen, settings))
     if not parts:
         return None
@@ -108,7 +110,7 @@ def _chosen(problem: Problem, most: int) -> Tensor:
 
 def _parts(
     problem: Problem, chosen: Tensor, settings: Settings
-) -> Iterator[tuple[Tensor, tuple[LinearBounds, LinearBounds]]]:
+) -> Iterator[tuple[Tensor, tuple[CentredBounds, CentredBounds]]]:
     """The numbers of the chosen neurons among the T, and both bounds, in parts that fit the memory."""
     for number in problem.numbers:
         own, record = problem.parts[number], problem.prefix.records[number]
@@ -124,16 +126,16 @@ def _parts(
             yield own.start + part, (lower, negated)
 
 
-def _linear_bounds(problem: Problem, prefix: Prefix, index: Tensor, like: Tensor, sign: float) -> LinearBounds:
+def _linear_bounds(problem: Problem, prefix: Prefix, index: Tensor, like: Tensor, sign: float) -> CentredBounds:
     """The bounds of sign · z for some neurons of a layer, by flat index; its inputs have the shape of `like`."""
     every, found = slice(None), dict[int, Tensor]()
     functions = signed_coordinates(index.unsqueeze(0), sign, like)(every, every)
     bounds = backsubstitute(prefix, functions, rounding=problem.rounding, on_coefficients=found.__setitem__)
-    return LinearBounds.of(bounds[0], found[0][0].flatten(1), prefix.start.radius.flatten())
+    return CentredBounds.of(bounds[0], found[0][0].flatten(1), prefix.start.radius.flatten())
 
 
-def _concatenated(parts: Sequence[LinearBounds]) -> LinearBounds:
-    return LinearBounds(*(torch.cat(each) for each in zip(*parts, strict=True)))
+def _concatenated(parts: Sequence[CentredBounds]) -> CentredBounds:
+    return CentredBounds(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -142,30 +144,29 @@ def clipped(problem: Problem, known: NeuronBounds, domains: Domains, threshold: 
     relaxed, variables = relaxed_domains(problem, domains)
     found = dict[int, Tensor]()
     bounds = relaxed.bounds(*variables, on_coefficients=found.__setitem__)
-    margins = LinearBounds.of(bounds, found[0][:, 0].flatten(1), problem.prefix.start.radius.flatten())
+    margins = CentredBounds.of(bounds, found[0][:, 0].flatten(1), problem.prefix.start.radius.flatten())
     worth = reductions(problem, relaxed.prefix, domains.signs, found).where(known.places >= 0, -1.0)
-    neurons = worth.topk(min(NEURONS, problem.neurons), 1).indices
+    neurons = worth.topk(min(MOST_NEURONS, problem.neurons), 1).indices
     lower, upper = domains.lower.clone(), domains.upper.clone()
     for rows in _domains_at_once(margins, neurons):
         if deadline.over():
             break
         each, own = neurons[rows], margins.take(rows)
         own = own._replace(constants=own.constants - threshold)
-        for ends, bound, sign in ((lower, known.lower, 1), (upper, known.negated, -1)):
-            found = _least(bound, known.places[each], own)
-            tighter = found > sign * problem.ends[0 if sign > 0 else 1][each]
-            new = sign * _rounded_down(found.where(tighter, -torch.inf))
-            ends[rows] = ends[rows].scatter_reduce(1, each, new, "amax" if sign > 0 else "amin")
+        above = _tighter(problem.ends[0][each], _least(known.lower, known.places[each], own))
+        below = _tighter(-problem.ends[1][each], _least(known.negated, known.places[each], own))
+        lower[rows] = lower[rows].scatter_reduce(1, each, above, "amax")
+        upper[rows] = upper[rows].scatter_reduce(1, each, -below, "amin")
     return domains._replace(lower=lower, upper=upper, thresholds=torch.full_like(domains.thresholds, threshold))
 
 
-def _domains_at_once(margins: LinearBounds, neurons: Tensor) -> tuple[Tensor, ...]:
+def _domains_at_once(margins: CentredBounds, neurons: Tensor) -> tuple[Tensor, ...]:
     """The numbers of all domains, in parts."""
     size = margins.coefficients.shape[1] * margins.coefficients.element_size() * neurons.shape[1]
     return torch.split(torch.arange(len(neurons), device=neurons.device), max(1, GATHERED // size))
 
 
-def _least(known: LinearBounds, places: Tensor, margins: LinearBounds) -> Tensor:
+def _least(known: CentredBounds, places: Tensor, margins: CentredBounds) -> Tensor:
     """Lower bounds (D, C) of the values at `places` (D, C) where the margin of each of D domains is not positive.
 
     −∞ where the place is −1.
@@ -181,6 +182,11 @@ def _least(known: LinearBounds, places: Tensor, margins: LinearBounds) -> Tensor
         lost = 8 * UNIT64 * (values.constants.abs() + values.sums * (moved.abs() + distances))
         best = torch.fmax(best, found - lost)
     return best.where((places >= 0) & (best < torch.inf), -torch.inf)
+
+
+def _tighter(least: Tensor, found: Tensor) -> Tensor:
+    """The lower bounds `found` in float32 where they are above the ones before, else −∞."""
+    return _rounded_down(found.where(found > least, -torch.inf))
 
 
 def _slack(count: int, multiplier: float) -> float:

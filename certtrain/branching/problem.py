@@ -145,7 +145,7 @@ class Problem:
         return prefix._replace(records=records)
 
     def known_signs(self, domains: Domains) -> Tensor:
-        """The signs (D, T) of the neurons' inputs by splits or by clipping; 0 where both are possible, or in the box."""
+        """The signs (D, T) of the neurons' inputs by splits or by clipping; 0 for the others."""
         clipped = (domains.lower >= 0).to(torch.int8) - (domains.upper <= 0).to(torch.int8)
         return torch.where(domains.signs != 0, domains.signs, clipped)
 

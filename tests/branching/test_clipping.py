@@ -1,6 +1,5 @@
 """Clipped ends of neurons' inputs: they hold wherever the margin is small, and only there."""
 
-import itertools
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -11,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from certtrain.branching import search
 from certtrain.branching.bounds import domain_bounds, optimised
-from certtrain.branching.clipping import MULTIPLIERS, LinearBounds, _least, clipped, neuron_bounds
+from certtrain.branching.clipping import MULTIPLIERS, CentredBounds, _least, _rounded_down, clipped, neuron_bounds
 from certtrain.branching.domains import Domains, concatenated
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound, branch_and_bound, unproved_leaves
@@ -104,7 +103,7 @@ def test_the_dual_bound_is_not_above_its_exact_value(seed: int):
     radius, values = random(9).abs(), random(3, 9) * scale[0]
     g = (values[:1] * -0.5 if seed % 3 == 0 else random(1, 9) * scale[1]).clone()  # nearly cancels
     bounds, margin = random(3) * scale[2], random(1) * scale[3]
-    known, own = LinearBounds.of(bounds, values, radius), LinearBounds.of(margin, g, radius)
+    known, own = CentredBounds.of(bounds, values, radius), CentredBounds.of(margin, g, radius)
     found = _least(known, PLACES, own)[0]
     r = [Fraction(v) for v in radius.tolist()]
 
@@ -119,18 +118,26 @@ def test_the_dual_bound_is_not_above_its_exact_value(seed: int):
         exact = []
         for multiplier in map(Fraction, MULTIPLIERS):
             mu = multiplier * size / g_size
-            exact.append(p + mu * h - sum((abs(a + mu * b) for a, b in zip(scaled, g_scaled, strict=True)), Fraction(0)))
+            distances = [abs(a + mu * b) for a, b in zip(scaled, g_scaled, strict=True)]
+            exact.append(p + mu * h - sum(distances, Fraction(0)))
         assert Fraction(float(found[number])) <= max(exact)
         units = Fraction(1, 10**4) * (abs(p) + size + max(MULTIPLIERS) * size * (1 + abs(h) / g_size))
         assert Fraction(float(found[number])) >= max(exact) - units
 
 
+def test_ends_are_rounded_outwards():
+    values = torch.tensor([0.1, -0.1, 1.0, 1e-300, -1e-300, 1e300, -1e300, -torch.inf]).double()
+    assert bool((_rounded_down(values).double() <= values).all())
+    assert _rounded_down(values)[2].item() == 1.0
+    assert (_rounded_down(values[:2]).double() - values[:2]).abs().max().item() < 1e-8
+
+
 def test_bounds_that_are_not_finite_or_vanish_clip_nothing():
     bounds, radius = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0, 1.0, 1.0]), torch.ones(2).double()
     rows = torch.tensor([[1.0, 1.0]] * 3 + [[0.0, 0.0], [torch.nan, 1.0], [1e-300, 0.0]]).double()
-    odd = LinearBounds.of(bounds.double(), rows, radius)
+    odd = CentredBounds.of(bounds.double(), rows, radius)
     assert odd.constants.tolist() == [-torch.inf] * 6
-    fine = LinearBounds.of(torch.zeros(6).double(), torch.ones(6, 2).double(), radius)
+    fine = CentredBounds.of(torch.zeros(6).double(), torch.ones(6, 2).double(), radius)
     places = torch.arange(6).expand(6, 6)
     assert bool((_least(fine, places, odd) == -torch.inf).all())
     assert bool((_least(odd, places, fine) == -torch.inf).all())
@@ -147,12 +154,12 @@ def assert_holds(problem: Problem, inputs: Tensor, values: Tensor, seed: int) ->
     Returns how many inputs these are, and how many others are outside the ends.
     """
     generator, inside, outside = Generator().manual_seed(seed), 0, 0
-    for decided, share in itertools.product((0, 2, 6, 30), (0.01, 0.3)):
+    for decided, share in ((0, 0.01), (6, 0.3), (30, 0.01)):
         found = domain(problem, some_signs(problem, inputs[decided], decided, generator), generator, 0.0)
         fits = inputs_with_signs(inputs, found.signs)
         threshold = float(values[fits].amax(1).quantile(share))
-        for _ in range(3):
-            found = clip(problem, optimised(problem, found, 20), threshold)
+        for _ in range(2):
+            found = clip(problem, optimised(problem, found, 10), threshold)
             small = fits & (values.amax(1) <= threshold)
             lower, upper = found.lower.double(), found.upper.double()
             holds = ((inputs >= lower) & (inputs <= upper)).all(1)
@@ -181,11 +188,11 @@ def test_no_input_with_a_small_margin_is_outside_the_ends(name: str):
     logits, inputs = problem.run(boxed_samples(x, EPS, SAMPLES).double())
     slack = 1e-12 * (1 + logits.abs().amax(1, keepdim=True))
     inside, _ = assert_holds(problem, inputs, logits @ TWO.T + slack, 5)
-    assert inside > 100
+    assert inside > 40
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_in_two_dimensions_the_ends_are_close_and_hold(seed: int):
     inside, _ = in_two_dimensions(seed)
     assert inside > 1000
@@ -230,7 +237,7 @@ def clear(seed: int) -> Problem:
 
 def test_fewer_domains_are_needed_and_their_leaves_are_proved_again():
     saved = 0
-    for seed in range(8):
+    for seed in range(4):
         problem = clear(seed)
         settings = settings_of(problem)
         with_clips, without = (branch_and_bound(problem, settings, clips=clips) for clips in (True, False))
@@ -239,7 +246,7 @@ def test_fewer_domains_are_needed_and_their_leaves_are_proved_again():
         saved += without.domains - with_clips.domains
         again = Problem(problem.prefix, TWO[:1], problem.offsets - 0.999 * with_clips.bound, problem.rounding)
         assert unproved_leaves(again, leaves_of(str(with_clips.tree)), settings) == 0
-    assert saved > 20
+    assert saved > 10
 
 
 def test_the_whole_and_its_parts_are_clipped_alike():
@@ -268,7 +275,7 @@ def test_a_deadline_ends_it_with_what_holds_so_far(monkeypatch: pytest.MonkeyPat
 
 def test_where_memory_is_short_the_largest_relaxations_are_clipped(monkeypatch: pytest.MonkeyPatch):
     problem = clear(3)
-    monkeypatch.setattr("certtrain.branching.clipping.BYTES", 3 * 8 * 16)
+    monkeypatch.setattr("certtrain.branching.clipping.COEFFICIENT_BYTES", 3 * 8 * 16)
     known = neuron_bounds(problem, settings_of(problem))
     assert known is not None
     assert len(known.lower.sums) == int((known.places >= 0).sum()) == 3
