@@ -1,8 +1,9 @@
 """Tests of bounds and certificates of random networks by sampling, attacks and exact minimisation.
 
 Each network is tested with every bound method in real arithmetic; with certificates in every arithmetic; with complete
-verification by `verify`, as saved or with BatchNorm folded; with splits of its inputs; in training mode with the
-statistics of a batch; and, if it is piecewise linear and small, against the exact minimum from a mixed-integer program.
+verification by `verify`, as saved or with BatchNorm folded; with splits of its inputs and of its neurons; in training
+mode with the statistics of a batch; and, if it is piecewise linear and small, against the exact minimum from a
+mixed-integer program.
 """
 
 import copy
@@ -26,7 +27,12 @@ from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import NONLINEAR, BoundTrace
 from certtrain.bounds.tracing import trace_layers
+from certtrain.branching.bounds import optimised
+from certtrain.branching.boxes import crown_prefix
+from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
 from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch
+from certtrain.branching.problem import Problem
+from certtrain.branching.search import BranchAndBound
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import CerttrainError, SoundnessError
 from certtrain.network.graphs import graph_of
@@ -34,7 +40,7 @@ from certtrain.network.modelfile import Classifier, Metadata
 from certtrain.network.models import InputSpec, build_model
 from certtrain.properties.cases import robustness
 from certtrain.properties.milp import RULES, minimum
-from certtrain.runtime.deadline import Deadline
+from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.spec.choices import NetworkName
 from certtrain.verdicts import correct_examples
 from certtrain.verification.results import ExampleResult
@@ -70,7 +76,8 @@ def try_network(number: int, network: RandomNetwork, shape: Shape) -> Trial:
     trial, generator = Trial(number, network, shape), Generator().manual_seed(number)
     x = torch.rand(EXAMPLES, *shape, generator=generator)
     eps = RADII[number % len(RADII)]
-    for step in (real_bounds, certificates, complete_verification, input_splits, in_training, exact_minima):
+    steps = (real_bounds, certificates, complete_verification, input_splits, neuron_splits, in_training, exact_minima)
+    for step in steps:
         try:
             step(trial, x, eps, generator)
         except SoundnessError as error:
@@ -230,6 +237,46 @@ def input_splits(trial: Trial, x: Tensor, eps: float, generator: Generator) -> N
         values = (seen @ functions.T + offsets).amax(1)
         if not bool((values > -tolerance).all()):
             trial.report(f"splits of inputs in {arithmetic}: proved, but a value is {float(values.min()):g}")
+
+
+def neuron_splits(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
+    """Test branch and bound over neurons, and the clipped ends of their inputs, for a case that is nearly violated."""
+    arithmetic = "real" if trial.number % 2 else "float32"
+    real = arithmetic == "real"
+    network = copy.deepcopy(trial.network).double() if real else trial.network
+    points = sample_points(network, x[:1].double() if real else x[:1], eps, generator)
+    seen = outputs_at(network, points, arithmetic)[:, 0]
+    functions, offsets = nearly_violated(seen, generator)
+    settings = replace(SMALL, domains=20, rounding=ARITHMETICS[arithmetic])
+    graph = checked_graph(copy.deepcopy(trial.network).double(), trial.shape)
+    prefix = crown_prefix(graph, input_box(x[:1].double(), eps), settings)
+    problem = Problem(prefix, functions, offsets, settings.rounding)
+    values, tolerance = (seen @ functions.T + offsets), EXACT * max(1.0, float(seen.abs().max())) if real else 0.0
+    search = BranchAndBound(problem, settings)
+    outcome = search.run()
+    trial.claims += 1
+    trial.certified += outcome.proved
+    least = float(values.amax(1).min())
+    if outcome.proved and not least > outcome.bound - tolerance:
+        trial.report(f"splits of neurons in {arithmetic}: proved {outcome.bound:g}, but a value is {least:g}")
+    if problem.neurons and (known := neuron_bounds(problem, settings)) is not None:
+        clipped_ends(trial, search, known, points[:, 0], values)
+
+
+def clipped_ends(trial: Trial, search: BranchAndBound, known: NeuronBounds, points: Tensor, values: Tensor) -> None:
+    """Test the ends of neurons' inputs at the points whose largest value is at most some threshold."""
+    problem = search.problem
+    inputs = (problem if points.dtype == torch.float64 else problem.in_float32()).run(points)[1].double()
+    for threshold in values.amax(1).clamp(min=0).double().quantile(torch.tensor([0.2, 0.6]).double()).tolist():
+        domain = optimised(search.fast, search.first(torch.zeros(1, problem.neurons)), 5)
+        for _ in range(3):
+            domain = clipped(problem, known, domain, threshold, NEVER)
+            small = inputs[values.amax(1) <= threshold]
+            slack = EXACT * inputs.abs().amax(0) if points.dtype == torch.float64 else 0.0
+            trial.claims += problem.neurons
+            if not bool(((small >= domain.lower.double() - slack) & (small <= domain.upper.double() + slack)).all()):
+                trial.report(f"clipped ends at threshold {threshold:g}")
+            domain = optimised(search.fast, domain, 5)
 
 
 def nearly_violated(seen: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

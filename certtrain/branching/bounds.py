@@ -42,8 +42,8 @@ class RelaxedDomains:
 
     @classmethod
     def of(cls, problem: Problem, domains: Domains) -> "RelaxedDomains":
-        prefix = problem.restricted(domains.signs)
-        return cls(problem, domains.signs.to(prefix.start.radius.dtype), prefix, problem.slopes(prefix))
+        prefix = problem.restricted(domains)
+        return cls(problem, problem.known_signs(domains).to(prefix.start.radius.dtype), prefix, problem.slopes(prefix))
 
     def examples(self, chosen: Tensor) -> "RelaxedDomains":
         """Some of the domains."""
@@ -121,10 +121,16 @@ def optimised(problem: Problem, domains: Domains, steps: int, deadline: Deadline
 @torch.no_grad()
 def domain_bounds(problem: Problem, domains: Domains) -> Tensor:
     """The bounds (D,) with the current slopes, multipliers and weights, in the precision of the problem."""
+    relaxed, variables = relaxed_domains(problem, domains)
+    return relaxed.bounds(*variables)
+
+
+def relaxed_domains(problem: Problem, domains: Domains) -> tuple[RelaxedDomains, list[Tensor]]:
+    """The domains relaxed in the precision of the problem, with their slopes, multipliers and weights."""
     relaxed, like = RelaxedDomains.of(problem, domains), problem.prefix.start.radius
-    values = [value.to(like.dtype, copy=True) for value in (domains.alphas, domains.betas, domains.weights)]
-    relaxed.project(*values)
-    return relaxed.bounds(*values)
+    variables = [value.to(like.dtype, copy=True) for value in (domains.alphas, domains.betas, domains.weights)]
+    relaxed.project(*variables)
+    return relaxed, variables
 
 
 def _gradients(relaxed: RelaxedDomains, *values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -15,6 +15,9 @@ class Domains(NamedTuple):
         in the sum that is bounded; only their proportions count.
     bounds: (D,), the lower bounds of these sums. One above zero closes the domain: everywhere in it, some function is
         above zero.
+    lower, upper: (D, T) of float32, bounds of the neurons' inputs where clipping made them tighter; else infinite.
+    thresholds: (D,), what a bound must exceed: zero, or the margin c up to which `lower` and `upper` hold. Above it,
+        the bound holds for the inputs with smaller margins only, so there are none, and c is a bound for all.
     nodes: (D,), the domains' numbers in the tree.
     """
 
@@ -23,7 +26,27 @@ class Domains(NamedTuple):
     betas: Tensor
     weights: Tensor
     bounds: Tensor
+    lower: Tensor
+    upper: Tensor
+    thresholds: Tensor
     nodes: Tensor
+
+    @classmethod
+    def of(cls, signs: Tensor, alphas: Tensor, betas: Tensor, weights: Tensor) -> "Domains":
+        """Domains that are not bounded yet, without clipped ends, all at node 0."""
+        zeros = weights.new_zeros(len(signs), dtype=torch.float64)
+        none = torch.full_like(signs, -torch.inf, dtype=torch.float32)
+        return cls(signs.to(torch.int8), alphas, betas, weights, zeros - torch.inf, none, -none, zeros, zeros.long())
+
+    @property
+    def closed(self) -> Tensor:
+        """Which domains (D,) are proved; NaN and infinity prove none."""
+        return (self.bounds > self.thresholds) & self.bounds.isfinite()
+
+    @property
+    def proved(self) -> Tensor:
+        """The lower bounds (D,) that closed domains have proved for all their inputs."""
+        return torch.where(self.thresholds > 0, self.thresholds, self.bounds)
 
     @property
     def total(self) -> int:
@@ -33,6 +56,11 @@ class Domains(NamedTuple):
     def take(self, chosen: Tensor | slice) -> Self:
         """Some of the domains."""
         return type(self)(*(part[chosen] for part in self))
+
+    def unclipped(self) -> Self:
+        """The domains without what clipping found."""
+        lower, upper = torch.full_like(self.lower, -torch.inf), torch.full_like(self.upper, torch.inf)
+        return self._replace(lower=lower, upper=upper, thresholds=torch.zeros_like(self.thresholds))
 
     @property
     def bytes(self) -> int:
@@ -68,3 +96,8 @@ def newest(waiting: list[D], most: int) -> Iterator[D]:
 def concatenated(parts: list[Domains]) -> Domains:
     """All domains of the parts, in their order."""
     return parts[0] if len(parts) == 1 else Domains(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def replaced(domains: Domains, rows: Tensor, others: Domains) -> Domains:
+    """The domains with others at some rows."""
+    return Domains(*(part.index_copy(0, rows, new.to(part)) for part, new in zip(domains, others, strict=True)))

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from certtrain.bounds.activations import RECTIFIERS, slope_of
-from certtrain.bounds.box import Box
+from certtrain.bounds.box import Box, containing_exact
 from certtrain.bounds.linear import Prefix, backsubstitute
 from certtrain.bounds.lines import Slopes
 from certtrain.bounds.relaxation import free_slopes
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
+from certtrain.branching.domains import Domains
 
 
 class Neuron(NamedTuple):
@@ -28,7 +29,8 @@ class Problem:
         functions. rounding: that of the prefix. A problem without rounding, in any precision, is enough for the search.
 
     The T neurons of all rectifiers are numbered in order: a tensor (D, T) has a value for each neuron in each of D
-    domains. unstable: (T,), which neurons are unstable in the box. stable: (T,), the signs of the others.
+    domains. ends: the lower and upper bounds (T,) of their inputs over the box. unstable: (T,), which neurons are
+    unstable in the box. stable: (T,), the signs of the others.
     scale: (T,), the size of Λ at each neuron, the unit of its multiplier.
     """
 
@@ -39,9 +41,9 @@ class Problem:
         ends = [0, *accumulate(sizes)]
         self.parts = {n: slice(a, b) for n, a, b in zip(self.numbers, ends[:-1], ends[1:], strict=True)}
         self.neurons = ends[-1]
-        boxes = self._boxes()
-        self.unstable = self.flat({number: (box.lower < 0) & (box.upper > 0) for number, box in boxes.items()})[0]
-        self.stable = self.flat({number: (box.lower >= 0) * 2 - 1 for number, box in boxes.items()})[0]
+        lower, upper = self.ends = self._ends()
+        self.unstable = (lower < 0) & (upper > 0)
+        self.stable = (lower >= 0) * 2 - 1
         self.scale = self._scale()
 
     def in_float32(self) -> "Problem":
@@ -102,9 +104,11 @@ class Problem:
                 values[number + 1] = inputs[0] * torch.where(rising, 1.0, slope_of(layer))
         return values[len(self.prefix.records)], self.flat(layer_inputs, len(x))
 
-    def _boxes(self) -> dict[int, Box]:
+    def _ends(self) -> tuple[Tensor, Tensor]:
         found = {number: self.prefix.records[number].box for number in self.numbers}
-        return {number: box for number, box in found.items() if box is not None}
+        boxes = {number: box for number, box in found.items() if box is not None}
+        lower, upper = ({n: getattr(box, end) for n, box in boxes.items()} for end in ("lower", "upper"))
+        return self.flat(lower)[0], self.flat(upper)[0]
 
     def flat(self, parts: dict[int, Tensor], rows: int = 1) -> Tensor:
         """(D, T) from tensors (D, …), one for each rectifier. D is `rows` for a network without rectifiers."""
@@ -128,21 +132,45 @@ class Problem:
             raise ValueError(f"the network has no neuron {neuron.record}:{neuron.place}")
         return int(part.start) + neuron.place
 
-    def restricted(self, signs: Tensor) -> Prefix:
-        """The prefix over D domains, in which the neurons' inputs have these `signs` (D, T); 0 allows both."""
-        prefix = self.prefix.examples(torch.zeros(len(signs), dtype=torch.long, device=signs.device))
+    def restricted(self, domains: Domains) -> Prefix:
+        """The prefix over D domains, with the neurons' inputs restricted to their signs and clipped ends."""
+        prefix = self.prefix.examples(torch.zeros_like(domains.nodes))
         records = list(prefix.records)
+        ends = (domains.lower.to(prefix.start.radius), domains.upper.to(prefix.start.radius))
         for number in self.numbers:
             record = records[number]
             assert record.box is not None  # it is a nonlinear layer
-            records[number] = record._replace(box=_halved(record.box, self.part(signs, number).squeeze(1)))
+            box = _clipped(record.box, *(self.part(end, number).squeeze(1) for end in ends))
+            records[number] = record._replace(box=_halved(box, self.part(domains.signs, number).squeeze(1)))
         return prefix._replace(records=records)
+
+    def known_signs(self, domains: Domains) -> Tensor:
+        """The signs (D, T) of the neurons' inputs by splits or by clipping; 0 for the others."""
+        clipped = (domains.lower >= 0).to(torch.int8) - (domains.upper <= 0).to(torch.int8)
+        return torch.where(domains.signs != 0, domains.signs, clipped)
+
+    def empty(self, domains: Domains) -> Tensor:
+        """Which domains (D,) have no input where the clipped ends hold."""
+        lower, upper = self.ends
+        lower, upper = torch.maximum(domains.lower, lower), torch.minimum(domains.upper, upper)
+        below, above = (domains.signs > 0) & (upper < 0), (domains.signs < 0) & (lower > 0)
+        return ((lower > upper) | below | above).any(1)
 
     def slopes(self, prefix: Prefix) -> dict[int, Slopes]:
         """The slopes of the rectifiers that have one to choose, by record."""
         records = {number: prefix.records[number] for number in self.numbers}
         found = {n: free_slopes(v.call.layer, v.box) for n, v in records.items() if v.box is not None}
         return {number: slopes for number, slopes in found.items() if slopes is not None}
+
+
+def _clipped(box: Box, lower: Tensor, upper: Tensor) -> Box:
+    """The intersection of `box` (1 or D, …) with the clipped ends; the unchanged box where they are not tighter."""
+    tighter = (lower > box.lower) | (upper < box.upper)
+    if not bool(tighter.any()):
+        return box
+    lower, upper = torch.maximum(box.lower, lower), torch.minimum(box.upper, upper)
+    found = containing_exact(Box((lower + upper) / 2, ((upper - lower) / 2).clamp(min=0)))
+    return Box(torch.where(tighter, found.centre, box.centre), torch.where(tighter, found.radius, box.radius))
 
 
 def _halved(box: Box, signs: Tensor) -> Box:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -11,7 +12,8 @@ from certtrain.bounds.chunks import between_checks, row_bytes, row_work
 from certtrain.bounds.settings import Settings
 from certtrain.branching.alternation import Falsifies, Outcome
 from certtrain.branching.bounds import domain_bounds, optimised
-from certtrain.branching.domains import Domains, concatenated, newest
+from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
+from certtrain.branching.domains import Domains, concatenated, newest, replaced
 from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
 from certtrain.branching.selection import BranchingScores, branching_scores, chosen_neurons, sides
@@ -22,22 +24,29 @@ FIRST_STEPS, STEPS = 50, 5  # steps of ascent for the whole box, and for each la
 MOST_DOMAINS = 512  # in a batch
 FEW_DOMAINS = 50  # of a short search
 RETRY_DOMAINS, RETRY_STEPS = 200, 200  # limits for proving a leaf again: domains, and steps of ascent
+CLIPS, CLIP_STEPS = 6, 3  # how often a domain is clipped at most, and the steps of ascent after each time
+GAIN = 0.1  # a domain is clipped again while its bound rises by this share of its distance from zero
+SHARE_OF_RESERVE, LEAST_THRESHOLD = 0.01, 2.0**-500  # the threshold of clipped domains, and what it is at least
 RESERVE = 1.25  # the float32 search aims above zero by this many times what rounding costs the bound of the whole box
 
 
-def branch_and_bound(problem: Problem, settings: Settings, *, falsifies: Falsifies = lambda inputs: False) -> Outcome:
+def branch_and_bound(
+    problem: Problem, settings: Settings, *, falsifies: Falsifies = lambda inputs: False, clips: bool = True
+) -> Outcome:
     """Split the box of `problem` until, in every domain, one of its functions is proved to be above zero.
 
     `falsifies` is called with the inputs (D, …) that minimise the bounds of some domains; if it returns True, the
     search ends. Domains stay open at the settings' deadline, after `domains` domains, or when the open domains take
-    more than `memory`. A domain without unstable neurons stays open if its bound is not above zero.
+    more than `memory`. A domain without unstable neurons stays open if its bound is not above zero. clips: whether the
+    boxes of open domains are clipped.
     """
-    return BranchAndBound(problem, settings, falsifies).run()
+    return BranchAndBound(problem, settings, falsifies, clips=clips).run()
 
 
 def by_few_domains(problem: Problem, settings: Settings, falsifies: Falsifies) -> Outcome:
     """A short search, for boxes that are not tightened yet: many problems need no more."""
-    return branch_and_bound(problem, replace(settings, domains=min(FEW_DOMAINS, settings.domains)), falsifies=falsifies)
+    few = replace(settings, domains=min(FEW_DOMAINS, settings.domains))
+    return branch_and_bound(problem, few, falsifies=falsifies, clips=False)
 
 
 def unproved_leaves(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:
@@ -50,18 +59,13 @@ def unproved_leaves(problem: Problem, leaves: Iterable[Path], settings: Settings
     rows = (_signs(problem, path) for path in leaves)
     while part := list(islice(rows, search.most)):
         left = torch.stack(part).to(problem.prefix.start.radius.device)
-        left = left[~is_closed(search.bound(search.first(left), FIRST_STEPS))]
-        left = left[~is_closed(search.bound(search.first(left), RETRY_STEPS))] if len(left) else left
+        left = left[~search.bound(search.first(left), FIRST_STEPS).closed]
+        left = left[~search.bound(search.first(left), RETRY_STEPS).closed] if len(left) else left
         if len(left):
             again = BranchAndBound(problem, replace(settings, domains=RETRY_DOMAINS * len(left)))
             again.begin(again.first(left))
             unproved += 0 if again.run().proved else len(left)
     return unproved
-
-
-def is_closed(domains: Domains) -> Tensor:
-    """Which domains (D,) are closed; NaN and infinity close none."""
-    return (domains.bounds > 0) & domains.bounds.isfinite()
 
 
 def _signs(problem: Problem, path: Path) -> Tensor:
@@ -80,14 +84,22 @@ class BranchAndBound:
     The search uses `fast`, in float32. Only a bound of `problem`, with all rounding, closes a domain.
     """
 
-    def __init__(self, problem: Problem, settings: Settings, falsifies: Falsifies = lambda inputs: False) -> None:
-        self.problem, self.settings, self.falsifies = problem, settings, falsifies
+    def __init__(
+        self,
+        problem: Problem,
+        settings: Settings,
+        falsifies: Falsifies = lambda inputs: False,
+        *,
+        clips: bool = True,
+    ) -> None:
+        self.problem, self.settings, self.falsifies, self.clips = problem, settings, falsifies, clips
         self.fast = problem.in_float32()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
         self.domains, self.closed, self.begun, self.falsified, self.unprovable = 0, 0, False, False, False
         self.most = self._most()
         self.reserve = RESERVE * self._rounding_cost()
         self.fast.offsets = self.fast.offsets - self.reserve
+        self.threshold = max(self.reserve * SHARE_OF_RESERVE, LEAST_THRESHOLD)
 
     def _most(self) -> int:
         """Domains per batch: as many as fit the memory and, with a deadline, take well under a second for one step."""
@@ -108,16 +120,38 @@ class BranchAndBound:
         for number, slopes in self.fast.slopes(self.fast.prefix).items():
             alphas[self.fast.parts[number]] = slopes.first.flatten()
         zeros = like.new_zeros(signs.shape)
-        return Domains(
-            signs=signs.to(like.device, torch.int8),
-            alphas=alphas.expand_as(zeros).clone(),
-            betas=zeros,
-            weights=like.new_ones(len(signs), len(self.problem.functions)),
-            bounds=like.new_full((len(signs),), -torch.inf),
-            nodes=torch.zeros(len(signs), dtype=torch.long, device=like.device),
-        )
+        weights = like.new_ones(len(signs), len(self.problem.functions))
+        return Domains.of(signs.to(like.device), alphas.expand_as(zeros).clone(), zeros, weights)
 
     def bound(self, domains: Domains, steps: int) -> Domains:
+        """The domains with optimised slopes and multipliers, clipped ends, and proved bounds if they may be closed."""
+        found = self._optimised(domains, steps)
+        for _ in range(CLIPS if self.clips else 0):
+            left = self._worth_clipping(found, domains)
+            if not len(left) or self.known is None or self.settings.deadline.over():
+                break
+            domains = found
+            found = replaced(found, left, self._clipped(found.take(left)))
+        return found
+
+    def _worth_clipping(self, found: Domains, before: Domains) -> Tensor:
+        """The numbers of the open domains whose bounds have just become better by a share of what is missing."""
+        gains = found.bounds - before.bounds
+        return (~found.closed & (gains > GAIN * found.bounds.abs())).nonzero().flatten()
+
+    @cached_property
+    def known(self) -> NeuronBounds | None:
+        """The linear bounds of the neurons, computed when a domain is clipped first."""
+        return neuron_bounds(self.problem, self.settings)
+
+    def _clipped(self, domains: Domains) -> Domains:
+        """The domains clipped, and bounded anew."""
+        assert self.known is not None
+        domains = clipped(self.problem, self.known, domains, self.threshold, self.settings.deadline)
+        found, empty = self._optimised(domains, CLIP_STEPS), self.problem.empty(domains)
+        return found._replace(bounds=found.bounds.where(~empty, 2 * self.threshold))
+
+    def _optimised(self, domains: Domains, steps: int) -> Domains:
         """The domains with optimised slopes and multipliers, and proved bounds where they may be closed.
 
         A bound of a domain holds in the domains that it is split into. NaN and infinity are not bounds.
@@ -170,7 +204,8 @@ class BranchAndBound:
         for row in range(domains.total):
             if self.settings.deadline.over():
                 return False
-            leaf = leaf_solution(self.problem, domains.take(slice(row, row + 1)), self.settings.deadline)
+            domain = domains.take(slice(row, row + 1)).unclipped()  # all signs are fixed
+            leaf = leaf_solution(self.problem, domain, self.settings.deadline)
             self.falsified = leaf is not None and self.falsifies(leaf.inputs)
             self.unprovable = not self.falsified and (leaf is None or not 0 < leaf.bound < torch.inf)
             if self.falsified or self.unprovable or leaf is None:
@@ -191,9 +226,9 @@ class BranchAndBound:
     def _sort(self, domains: Domains) -> None:
         """Append the open domains to `waiting`, the lowest bounds last."""
         self.domains += domains.total
-        closed = is_closed(domains)
+        closed = domains.closed
         self.closed += int(closed.sum())
-        self.least = min([self.least, *domains.bounds[closed].tolist()])
+        self.least = min([self.least, *domains.proved[closed].tolist()])
         if not bool(closed.all()):
             left = domains.take(~closed)
             self.waiting.append(left.take(left.bounds.argsort(descending=True)))

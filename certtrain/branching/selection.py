@@ -7,6 +7,7 @@ the most that a neuron's relaxation can reduce the bound: the chord's offset tim
 tried as a score as well, and led to more domains.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +45,20 @@ def branching_scores(problem: Problem, domains: Domains) -> BranchingScores:
     """The minimisers of the domains' bounds, and the scores."""
     relaxed, found = RelaxedDomains.of(problem, domains), dict[int, Tensor]()
     relaxed.bounds(domains.alphas, domains.betas, domains.weights, on_coefficients=found.__setitem__)
-    start, rows = relaxed.prefix.start, domains.total
+    start = relaxed.prefix.start
     minimisers = start.centre - start.radius * found[0][:, 0].sign()
-    coefficients = problem.flat({n: _or_zero(found.get(n + 1), rows, relaxed.prefix, n) for n in problem.numbers}, rows)
-    lower, upper = _ends(problem, relaxed.prefix)
-    unstable = (lower < 0) & (upper > 0) & (domains.signs == 0)
-    return BranchingScores(minimisers, _offset(lower, upper) * (-coefficients).relu() * unstable, unstable)
+    # A neuron that only clipping made stable may be split, and is needed once no other is left.
+    unstable = problem.unstable & (domains.signs == 0)
+    return BranchingScores(minimisers, reductions(problem, relaxed.prefix, domains.signs, found), unstable)
+
+
+def reductions(problem: Problem, prefix: Prefix, signs: Tensor, coefficients: Mapping[int, Tensor]) -> Tensor:
+    """The most that each neuron's relaxation can reduce the bound (D, T), from Λ by the number of its value."""
+    rows = len(signs)
+    each = problem.flat({n: _or_zero(coefficients.get(n + 1), rows, prefix, n) for n in problem.numbers}, rows)
+    lower, upper = _ends(problem, prefix)
+    unstable = (lower < 0) & (upper > 0) & (signs == 0)
+    return _offset(lower, upper) * (-each).relu() * unstable
 
 
 @torch.no_grad()

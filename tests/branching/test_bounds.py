@@ -121,7 +121,7 @@ def by_hand() -> tuple[Problem, Domains]:
         layers[2].weight[:] = torch.tensor([[-1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
         layers[2].bias[:] = torch.tensor([-1.0, 0.0, 0.0])
     problem = root_of(layers, torch.tensor([[0.5]]), 0.5)
-    return problem, Domains(*domain(problem, torch.tensor([[1, 0]]), Generator(), 0.0))
+    return problem, domain(problem, torch.tensor([[1, 0]]), Generator(), 0.0)
 
 
 @pytest.mark.parametrize(("sign", "beta", "expected"), [

@@ -107,9 +107,8 @@ def domain(problem: Problem, signs: Tensor, generator: Generator, strength: floa
     shape = signs.shape
     alphas = torch.rand(shape, generator=generator, dtype=torch.float64)
     betas = strength * torch.rand(shape, generator=generator, dtype=torch.float64).square()
-    nothing = torch.full((len(signs),), -torch.inf, dtype=torch.float64)
     weights = torch.rand(len(signs), len(problem.functions), generator=generator, dtype=torch.float64)
-    return Domains(signs.to(torch.int8), alphas, betas, weights, nothing, torch.zeros(len(signs), dtype=torch.long))
+    return Domains.of(signs, alphas, betas, weights)
 
 
 def some_signs(problem: Problem, inputs: Tensor, count: int, generator: Generator) -> Tensor:

@@ -174,7 +174,7 @@ def test_a_leafs_linear_program_is_not_written_after_the_deadline(monkeypatch: p
     signs = torch.where(given.unstable, 1, 0).to(torch.int8)[None]
     nothing = torch.zeros(1, units).double()
     one = torch.ones(1, 1).double()
-    leaf = Domains(signs, nothing, nothing, one, torch.zeros(1).double(), torch.zeros(1, dtype=torch.long))
+    leaf = Domains.of(signs, nothing, nothing, one)
     optimize = pytest.importorskip("scipy.optimize")
     solve = optimize.linprog
     monkeypatch.setattr(optimize, "linprog", lambda *a, **k: (asked.append(k["options"]), solve(*a, **k))[1])
