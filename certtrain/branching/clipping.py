@@ -34,12 +34,12 @@ from certtrain.runtime.deadline import Deadline
 UNIT32 = 2.0**-24
 MOST_INPUTS = 2**20  # the slack is proved for fewer
 SMALLEST = 2.0**-900  # a smaller sum of coefficients may have lost some to underflow
-MOST_NEURONS = 200  # of a domain that are clipped: those whose relaxations reduce its bound the most
+MOST_NEURONS = 100  # of a domain that are clipped: those whose relaxations reduce its bound the most
 MULTIPLIERS = (0.5, 1.0, 2.0, 4.0, 16.0)  # μ, in units of the sums of a and g; powers of two
 COEFFICIENT_BYTES = (
     2**28
 )  # of the coefficients of all neurons; the same for all settings, so that they find the same trees
-GATHERED = 2**24  # bytes of coefficients that are gathered at once
+GATHERED = 2**22  # bytes of coefficients that are gathered at once
 
 
 class CentredBounds(NamedTuple):
@@ -173,9 +173,9 @@ def _least(known: CentredBounds, places: Tensor, margins: CentredBounds) -> Tens
     """
     values = known.take(places.clamp(min=0))
     ratios = (margins.constants / margins.sums).unsqueeze(1)
-    best = torch.full_like(values.constants, -torch.inf)
+    best, both = torch.full_like(values.constants, -torch.inf), torch.empty_like(values.coefficients)
     for multiplier in MULTIPLIERS:
-        both = torch.add(values.coefficients, margins.coefficients.unsqueeze(1), alpha=multiplier)
+        torch.add(values.coefficients, margins.coefficients.unsqueeze(1), alpha=multiplier, out=both)
         distances = both.abs_().sum(2).double() + _slack(both.shape[2], multiplier)
         moved = multiplier * ratios
         found = values.constants + values.sums * (moved - distances)
