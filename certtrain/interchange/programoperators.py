@@ -14,6 +14,8 @@ from certtrain.bounds.shape_layers import Concat, Permute, Reshape
 from certtrain.errors import UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
+FIRST_ARGUMENTS = ("self", "input")  # their names in torch's operators
+
 
 class Value(NamedTuple):
     """A result that depends on the input: its number among the values, and its shape without the batch."""
@@ -50,8 +52,8 @@ class Call(NamedTuple):
 
     def value(self) -> Value:
         """The first argument, which must depend on the input."""
-        found = next(iter(self.arguments.values()), None)
-        if not isinstance(found, Value):
+        name, found = next(iter(self.arguments.items()), ("", None))
+        if name not in FIRST_ARGUMENTS or not isinstance(found, Value):
             raise self.error("its first argument must depend on the network's input")
         return found
 

@@ -197,12 +197,41 @@ def _without_nodes(program: Any) -> None:
     program["graph_module"]["graph"]["nodes"] = []
 
 
+def _other_output(program: Any) -> None:
+    """An earlier result as the signature's output."""
+    module = program["graph_module"]
+    earlier = module["graph"]["nodes"][-1]["inputs"][0]["arg"]["as_tensor"]
+    module["signature"]["output_specs"][0]["user_output"]["arg"]["as_tensor"].update(earlier)
+
+
+def _other_inputs(program: Any) -> None:
+    """Two parameters of the signature with each other's names in the graph."""
+    specs = program["graph_module"]["signature"]["input_specs"]
+    first, second = [about for spec in specs if (about := spec.get("parameter"))][-2:]
+    first["arg"], second["arg"] = second["arg"], first["arg"]
+
+
+def _renamed(program: Any) -> None:
+    """A node whose first argument has a name that its operator does not know."""
+    program["graph_module"]["graph"]["nodes"][-1]["inputs"][0]["name"] = "other"
+
+
+def _twice(program: Any) -> None:
+    """A node with two values of one argument."""
+    inputs = program["graph_module"]["graph"]["nodes"][-1]["inputs"]
+    inputs.append(dict(inputs[0]))
+
+
 HOSTILE: dict[str, Callable[[str, bytes], bytes | None]] = {
     "code in a size": _in_json(_expression),
     "another version": _in_json(lambda program: program["schema_version"].update(major=9)),
     "no signature": _in_json(lambda program: program["graph_module"].pop("signature")),
     "no nodes": _in_json(_without_nodes),
     "nodes that are no list": _in_json(lambda program: program["graph_module"]["graph"].update(nodes=7)),
+    "another output": _in_json(_other_output),
+    "other inputs": _in_json(_other_inputs),
+    "an unknown argument": _in_json(_renamed),
+    "an argument twice": _in_json(_twice),
     "a list": lambda name, data: b"[]" if name.endswith("model.json") else data,
     "deep JSON": lambda name, data: b"[" * 100_000 if name.endswith("model.json") else data,
     "no JSON": lambda name, data: data[:100] if name.endswith("model.json") else data,
