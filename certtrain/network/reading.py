@@ -101,7 +101,7 @@ def chosen_layout(image: ImageShape, wanted: Shape, layout: Layout | None) -> La
             return layout
         raise DataError(f"the network takes values of shape {wanted}, which is not {LAYOUT_NAMES[layout]} of {image}")
     for name in ("chw", "hwc"):
-        if _sides(wanted) == _sides(orders[name]) or image[0] == 1:
+        if _sides(wanted) == _sides(orders[name]) or (image[0] == 1 and _is_flat(wanted)):
             return name
     if _is_flat(wanted):
         raise DataError(

@@ -111,6 +111,9 @@ def test_the_order_follows_from_the_shape_where_it_can() -> None:
     for wanted, layout in (((60,), None), ((3, 5, 4), None), ((3, 4, 5), "hwc"), ((59,), "chw")):
         with pytest.raises(DataError):
             chosen_layout((3, 4, 5), wanted, layout)
+    for sides in ((4, 2, 2), (2, 8), (2, 2, 4)):  # parts of one image in an order that nobody knows
+        with pytest.raises(DataError, match="the network takes"):
+            chosen_layout((1, 4, 4), sides, None)
 
 
 @pytest.mark.parametrize("sides", [["N", 1, 8, 8], [1, 1, 8, 8], [2, 1, 8, 8], [1, 64, 1], [64], ["N", 8, 8, 1]])
