@@ -19,9 +19,10 @@ from certtrain.interchange.onnxpatterns import ONE, ZERO
 from certtrain.interchange.onnxruns import check_runs_as_read
 from certtrain.interchange.onnxvalues import OnnxValue
 from certtrain.network.modelfile import Classifier
-from certtrain.network.reading import ForeignMetadata, chosen_layout
+from certtrain.network.reading import ONNX_SIGMOID, ForeignMetadata, chosen_layout
+from certtrain.verification.methods import assumptions_of
 from helpers.foreign_networks import CODE, MEAN, STD, Net, save_program, trained_net
-from helpers.onnx_files import exported, node, random, save
+from helpers.onnx_files import exported, node, random, run, save
 
 EPS = 4 / 255
 ABOUT = {"dataset": "digits", "eps": EPS, "mean": (MEAN,), "std": (STD,)}
@@ -76,6 +77,25 @@ def test_every_form_has_the_verdicts_of_the_model_file(
         assert margin == expected if expected is None else margin == pytest.approx(expected, rel=1e-5, abs=1e-9)
     assert set(reports[0].assumptions) < set(reports[1].assumptions)
     assert any(f"mean {MEAN}, std {STD}" in line for line in reports[1].assumptions)
+
+
+def test_an_onnx_file_with_sigmoid_says_that_onnx_runtime_is_less_accurate(tmp_path: Path) -> None:
+    said: list[bool] = []
+    for kind in ("Sigmoid", "Tanh"):
+        nodes = [node("MatMul", "x w", "h"), node(kind, "h", "y")]
+        file = save(tmp_path, nodes, ["N", 64], ["N", 10], w=random(64, 10))
+        model = certtrain.load_network(file, dataset="digits", eps=EPS)
+        said.append(ONNX_SIGMOID in assumptions_of(model, "ibp", "float32"))
+    assert said == [True, False]
+
+
+def test_onnx_runtimes_sigmoid_is_less_accurate_than_torchs(tmp_path: Path) -> None:
+    x = torch.linspace(-18, 18, 1001).unsqueeze(1)
+    exact = x.double().sigmoid()
+    error = (run(save(tmp_path, [node("Sigmoid", "x", "y")], ["N", 1], ["N", 1]), x).double() - exact).abs()
+    assert bool((error <= 2.0**-22).all())
+    assert bool((error > 8 * 2.0**-23 * exact).any()), "the assumption is not needed any more"
+    assert bool(((x.sigmoid().double() - exact).abs() <= 8 * 2.0**-23 * exact).all())
 
 
 def test_a_flat_network_is_given_the_values_in_its_order(tmp_path: Path) -> None:
