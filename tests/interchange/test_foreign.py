@@ -265,6 +265,13 @@ def test_what_does_not_fit_is_refused(forms: dict[str, tuple[Path, str | None]],
         certtrain.load_network(file, dataset="digits", eps=EPS)
 
 
+def test_batch_norm_of_a_file_is_not_folded(forms: dict[str, tuple[Path, str | None]]) -> None:
+    """Folded, it would not be the operators of the file, about which its certificates are."""
+    model, images = certtrain.load_network(forms["onnx"][0], **ABOUT), load_images("digits", "test").take(2)
+    with pytest.raises(NetworkError, match="only certtrain's own networks are folded"):
+        certtrain.verify(model, images, EPS, attack=None, method="ibp", network="folded")
+
+
 def test_autocast_is_no_arithmetic_of_an_onnx_file(forms: dict[str, tuple[Path, str | None]]) -> None:
     images = load_images("digits", "test").take(4)
     for form in ("onnx", "pt2"):
