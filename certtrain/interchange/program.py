@@ -29,6 +29,7 @@ TENSOR_TYPES = {5: torch.int64, 7: torch.float32}  # by their number there
 MOST_JSON, MOST_BYTES = 2**26, 2**31
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, OverflowError)
 SIZE_OF = "torch.ops.aten.sym_size.int"
+POSITIONAL = 1  # the kind of an argument that torch gives an operator by its place
 GUARDS = ("torch.ops.aten._assert_tensor_metadata.default",)  # they compute nothing
 
 
@@ -238,7 +239,8 @@ class _Reader:
         name = str(about["name"])
         if name in self.values:
             raise ValueError(f"two nodes give {name!r}")
-        operation = Call(target, name, arguments, self.batch, frozenset(self.sizes))
+        positional = frozenset(entry["name"] for entry in node["inputs"] if entry.get("kind") == POSITIONAL)
+        operation = Call(target, name, arguments, positional, self.batch, frozenset(self.sizes))
         if operation.in_place:
             self._check_overwritten(node, uses)
         self.values[name] = self._append(operation)
