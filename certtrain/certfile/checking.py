@@ -13,7 +13,7 @@ from certtrain.bounds.methods import SEARCH_METHODS
 from certtrain.bounds.settings import DEFAULT
 from certtrain.certfile.lines import Header, Record, decode
 from certtrain.certfile.reading import Contents
-from certtrain.certfile.writing import data_of, hash_model
+from certtrain.certfile.writing import data_of, hash_model, reading_of
 from certtrain.data import ImageSet, Progress, to_unit
 from certtrain.errors import CertificateError, FailedCheck
 from certtrain.network.modelfile import Classifier
@@ -139,6 +139,8 @@ def _check_header(path: Path, header: Header, model_file: Path, model: Classifie
     if header.inputs != PIXEL_RANGE:
         known = f"certtrain certifies pixels in {PIXEL_RANGE}"
         raise CertificateError(f"{path} is about inputs in {header.inputs}; {known}")
+    if header.reading != reading_of(model):
+        raise CertificateError(f"{path} says that the network's file is read in another way than it is read here")
     if header.assumptions != assumptions_of(network_of(model, header.network), header.method, header.arithmetic):
         raise CertificateError(f"{path} states assumptions that are not those of its certificates")
     methods_of(header.method)

@@ -28,7 +28,7 @@ from certtrain.data import ImageSet
 from certtrain.errors import CertificateError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, versions
-from certtrain.network.reading import ForeignMetadata
+from certtrain.network.reading import FileReading, ForeignMetadata
 from certtrain.spec.choices import NetworkName
 from certtrain.spec.epsilon import exact_eps
 from certtrain.storage import append, make_folder, truncate, write_atomic
@@ -64,8 +64,13 @@ def describe_task(
         attack=dict(attack),
         batch_size=batch_size,
         versions=versions(),
-        reading=model.metadata.reading if isinstance(model.metadata, ForeignMetadata) else None,
+        reading=reading_of(model),
     )
+
+
+def reading_of(model: Classifier) -> FileReading | None:
+    """How the file of a network that certtrain did not train was read; None for certtrain's own."""
+    return model.metadata.reading if isinstance(model.metadata, ForeignMetadata) else None
 
 
 def data_of(images: ImageSet) -> dict[str, Any]:

@@ -29,6 +29,7 @@ TENSOR_TYPES = {5: torch.int64, 7: torch.float32}  # by their number there
 MOST_JSON, MOST_BYTES = 2**26, 2**31
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, OverflowError)
 SIZE_OF = "torch.ops.aten.sym_size.int"
+POSITIONAL = 1  # the kind of an argument that torch gives an operator by its place
 GUARDS = ("torch.ops.aten._assert_tensor_metadata.default",)  # they compute nothing
 
 
@@ -125,6 +126,15 @@ def _names(argument: Mapping[str, Any]) -> list[str]:
     )()
 
 
+def _check_interface(signature: Mapping[str, Any], graph: Mapping[str, Any], result: str) -> None:
+    """Raise ValueError unless the graph takes and gives the values that the signature names, which is what is read."""
+    specs = [about["arg"] for spec in signature["input_specs"] for about in spec.values()]
+    named = [about.get("as_tensor", about)["name"] for about in specs]
+    taken, given = ([name for part in graph[end] for name in _names(part)] for end in ("inputs", "outputs"))
+    if (taken, given) != (named, [result]):
+        raise ValueError("its graph has other inputs or outputs than its signature")
+
+
 def _single(outputs: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """The kind and the description of a node's only output; "several" for another number."""
     if len(outputs) != 1:
@@ -163,6 +173,7 @@ class _Reader:
         self._inputs(signature, graph, uses)
         result = self._output(signature)
         uses[result] += 1
+        _check_interface(signature, graph, result)
         for node in graph["nodes"]:
             self._node(node, uses)
         end = self._value(result)
@@ -215,6 +226,8 @@ class _Reader:
     def _node(self, node: Mapping[str, Any], uses: Mapping[str, int]) -> None:
         target = str(node["target"])
         arguments = {entry["name"]: self._argument(entry["arg"]) for entry in node["inputs"]}
+        if len(arguments) < len(node["inputs"]):
+            raise ValueError(f"a node {target!r} has two arguments of one name")
         if target in GUARDS:
             return
         kind, about = _single(node["outputs"])
@@ -226,7 +239,8 @@ class _Reader:
         name = str(about["name"])
         if name in self.values:
             raise ValueError(f"two nodes give {name!r}")
-        operation = Call(target, name, arguments, self.batch, frozenset(self.sizes))
+        positional = frozenset(entry["name"] for entry in node["inputs"] if entry.get("kind") == POSITIONAL)
+        operation = Call(target, name, arguments, positional, self.batch, frozenset(self.sizes))
         if operation.in_place:
             self._check_overwritten(node, uses)
         self.values[name] = self._append(operation)

@@ -14,6 +14,8 @@ from certtrain.bounds.shape_layers import Concat, Permute, Reshape
 from certtrain.errors import UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
+FIRST_ARGUMENTS = ("self", "input")  # their names in torch's operators
+
 
 class Value(NamedTuple):
     """A result that depends on the input: its number among the values, and its shape without the batch."""
@@ -31,12 +33,14 @@ class Unread(NamedTuple):
 class Call(NamedTuple):
     """A call of an operator, with its arguments by name: values, constants as tensors, and plain numbers.
 
-    batch: the size of the batch, if it is fixed. sizes: the names of its size, if the program reads it.
+    positional: the names of those that torch gives the operator by their places. batch: the size of the batch, if it is
+    fixed. sizes: the names of its size, if the program reads it.
     """
 
     target: str
     name: str
     arguments: Mapping[str, Any]
+    positional: frozenset[str]
     batch: int | None
     sizes: frozenset[str]
 
@@ -50,8 +54,8 @@ class Call(NamedTuple):
 
     def value(self) -> Value:
         """The first argument, which must depend on the input."""
-        found = next(iter(self.arguments.values()), None)
-        if not isinstance(found, Value):
+        name, found = next(iter(self.arguments.items()), ("", None))
+        if name not in FIRST_ARGUMENTS or not isinstance(found, Value):
             raise self.error("its first argument must depend on the network's input")
         return found
 
@@ -74,14 +78,27 @@ def layers_of_call(call: Call) -> Made:
     """
     kind = call.target.removeprefix("torch.ops.aten.").replace("_.", ".")
     try:
-        if kind in PROGRAM_OPERATORS:
-            return PROGRAM_OPERATORS[kind](call)
-        if kind in FORMS:
-            return _by_form(call, FORMS[kind])
+        if kind in PROGRAM_OPERATORS or kind in FORMS:
+            _check_arguments(call)
+            return PROGRAM_OPERATORS[kind](call) if kind in PROGRAM_OPERATORS else _by_form(call, FORMS[kind])
     except (TypeError, ValueError, RuntimeError) as error:
         raise call.error(str(error)) from error
     known = ", ".join(sorted([*PROGRAM_OPERATORS, *FORMS]))
     raise call.error(f"there is no rule for this operator. Operators that are read: {known}")
+
+
+def _check_arguments(call: Call) -> None:
+    """Raise unless torch gives the operator its arguments as they are named.
+
+    It ignores names that the operator does not have. Positional arguments it gives by their places, so that one that
+    is left out moves those after it.
+    """
+    operator, overload = call.target.removeprefix("torch.ops.aten.").split(".")
+    names = [argument.name for argument in getattr(getattr(torch.ops.aten, operator), overload)._schema.arguments]
+    if unknown := sorted(call.arguments.keys() - set(names)):
+        raise call.error(f"it has no argument {unknown[0]!r}")
+    if call.positional != set(names[: len(call.positional)]):
+        raise call.error(f"its arguments {sorted(call.positional)} are not the first of {names}")
 
 
 def _by_form(call: Call, form: FunctionForm) -> Made:

@@ -190,8 +190,9 @@ class Cascade:
         return self.limits.timeout is None or self.limits.timeout - self._spent(index) > expected
 
     def _spent(self, index: int) -> float:
-        """The seconds that an example has spent in the slow rounds before this one."""
-        return sum(seconds for name, seconds in self.results[index].tried.items() if name in self.counted)
+        """The seconds that an example has spent in the slow rounds before this one; 0 if no result is known here."""
+        known = self.results.get(index)  # several processes: each knows the results of its own examples only
+        return 0.0 if known is None else sum(known.tried[name] for name in known.tried if name in self.counted)
 
     def _work(self, steps: Sequence[VerificationStep], numbers: list[int], share: float = 1.0) -> list[ExampleResult]:
         """The results of these examples after the steps. A step that all of them have been through is skipped."""
@@ -219,10 +220,10 @@ class Cascade:
             yield _resolved(result, step.name, took, row) if found.complete or row.verdict != "open" else result
 
     def _left(self, numbers: Sequence[int]) -> float:
-        """The seconds that each of the examples may still take. Examples without a result are in the first round."""
+        """The seconds that each of the examples may still take."""
         if self.limits.timeout is None:
             return math.inf
-        return min(self.limits.timeout - (self._spent(n) if n in self.results else 0.0) for n in numbers)
+        return min(self.limits.timeout - self._spent(number) for number in numbers)
 
     def _batch(self, step: str, rows: list[int], seconds: float) -> ExampleBatch:
         work, device = Work(step, rows, seconds), device_of(self.model)

@@ -21,6 +21,7 @@ from certtrain.errors import DataError, NetworkError
 from certtrain.formats import percent
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
+from certtrain.network.reading import ForeignMetadata
 from certtrain.runtime.deadline import never
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
@@ -218,9 +219,11 @@ def _summary(
 
 
 def network_of(model: Classifier, network: NetworkName) -> Classifier:
-    """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer."""
+    """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer and NetworkError."""
     if network == "saved":
         return model
+    if isinstance(model.metadata, ForeignMetadata):  # its certificates are about the operators of its file
+        raise NetworkError("only certtrain's own networks are folded, not one from a file of another program")
     return fold_batch_norm(model).to(device_of(model))
 
 

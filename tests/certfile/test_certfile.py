@@ -347,6 +347,10 @@ def greater_radius(lines: Lines) -> None:
     lines[0]["eps"] = {"text": "0.07", "value": 0.07}
 
 
+def another_reading(lines: Lines) -> None:
+    lines[0]["reading"] = {"kind": "onnx", "mean": [0.5], "std": [0.25], "layout": "chw"}
+
+
 FORGED: dict[Callable[[Lines], None], str] = {
     open_as_certified: r"example \d+ is recorded as certified, but is open by crown-ibp here",
     misclassified_as_open: "is recorded as open, but is misclassified here",
@@ -364,6 +368,7 @@ FORGED: dict[Callable[[Lines], None], str] = {
     stronger_arithmetic: "'exact'",
     unknown_method: "'magic' is not known",
     wider_inputs: "about inputs in",
+    another_reading: "read in another way",
     greater_radius: "does not hold: .*; and .* more",
 }
 

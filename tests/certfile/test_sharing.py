@@ -44,7 +44,11 @@ class Ended(Exception):
 
 
 def together(
-    size: int, model: Classifier, data: ImageSet, ends: Callable[[int, list[int]], bool] = lambda rank, part: False
+    size: int,
+    model: Classifier,
+    data: ImageSet,
+    ends: Callable[[int, list[int]], bool] = lambda rank, part: False,
+    limits: Limits = UNLIMITED,
 ) -> tuple[Report, list[ExampleResult]]:
     """The report of rank 0, and the results that it was given one after the other; a thread stands for each process.
 
@@ -72,11 +76,13 @@ def together(
     def work(rank: int) -> None:
         shares = Ending(store, rank, size, data, lambda: frozenset(ended))
         told = kept.extend if rank == 0 else lambda results: None
-        about = {"attack": PGD(5), "method": "auto", "limits": UNLIMITED, "batch_size": 20}
+        about = {"attack": PGD(5), "method": "auto", "limits": limits, "batch_size": 20}
         with turn:
             try:
                 reports[rank] = verify(model, data, EPS, shares=shares, on_examples=told, **about)
             except Ended:
+                pass
+            finally:
                 ended.add(rank)
 
     others = [threading.Thread(target=work, args=(rank,)) for rank in range(1, size)]
@@ -96,10 +102,12 @@ def tiny() -> tuple[Classifier, ImageSet, Report]:
     return model, data, verify(model, data, EPS, attack=PGD(5), method="auto", limits=UNLIMITED, batch_size=20)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_several_processes_have_the_verdicts_of_one(size: int, tiny: tuple[Classifier, ImageSet, Report]) -> None:
+@pytest.mark.parametrize(("size", "limits"), [(2, UNLIMITED), (4, UNLIMITED), (2, Limits(timeout=600.0))])
+def test_several_processes_have_the_verdicts_of_one(
+    size: int, limits: Limits, tiny: tuple[Classifier, ImageSet, Report]
+) -> None:
     model, data, alone = tiny
-    report, kept = together(size, model, data)
+    report, kept = together(size, model, data, limits=limits)
     assert report.verdicts == alone.verdicts
     assert [result.method for result in report.results] == [result.method for result in alone.results]
     for found, expected in zip(report.results, alone.results, strict=True):

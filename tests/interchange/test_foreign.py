@@ -19,9 +19,10 @@ from certtrain.interchange.onnxpatterns import ONE, ZERO
 from certtrain.interchange.onnxruns import check_runs_as_read
 from certtrain.interchange.onnxvalues import OnnxValue
 from certtrain.network.modelfile import Classifier
-from certtrain.network.reading import ForeignMetadata, chosen_layout
+from certtrain.network.reading import ONNX_SIGMOID, ForeignMetadata, chosen_layout
+from certtrain.verification.methods import assumptions_of
 from helpers.foreign_networks import CODE, MEAN, STD, Net, save_program, trained_net
-from helpers.onnx_files import exported, node, random, save
+from helpers.onnx_files import exported, node, random, run, save
 
 EPS = 4 / 255
 ABOUT = {"dataset": "digits", "eps": EPS, "mean": (MEAN,), "std": (STD,)}
@@ -78,6 +79,25 @@ def test_every_form_has_the_verdicts_of_the_model_file(
     assert any(f"mean {MEAN}, std {STD}" in line for line in reports[1].assumptions)
 
 
+def test_an_onnx_file_with_sigmoid_says_that_onnx_runtime_is_less_accurate(tmp_path: Path) -> None:
+    said: list[bool] = []
+    for kind in ("Sigmoid", "Tanh"):
+        nodes = [node("MatMul", "x w", "h"), node(kind, "h", "y")]
+        file = save(tmp_path, nodes, ["N", 64], ["N", 10], w=random(64, 10))
+        model = certtrain.load_network(file, dataset="digits", eps=EPS)
+        said.append(ONNX_SIGMOID in assumptions_of(model, "ibp", "float32"))
+    assert said == [True, False]
+
+
+def test_onnx_runtimes_sigmoid_is_less_accurate_than_torchs(tmp_path: Path) -> None:
+    x = torch.linspace(-18, 18, 1001).unsqueeze(1)
+    exact = x.double().sigmoid()
+    error = (run(save(tmp_path, [node("Sigmoid", "x", "y")], ["N", 1], ["N", 1]), x).double() - exact).abs()
+    assert bool((error <= 2.0**-22).all())
+    assert bool((error > 8 * 2.0**-23 * exact).any()), "the assumption is not needed any more"
+    assert bool(((x.sigmoid().double() - exact).abs() <= 8 * 2.0**-23 * exact).all())
+
+
 def test_a_flat_network_is_given_the_values_in_its_order(tmp_path: Path) -> None:
     """Weights for one order, permuted for another, are the same network in that order."""
     torch.manual_seed(0)
@@ -111,6 +131,9 @@ def test_the_order_follows_from_the_shape_where_it_can() -> None:
     for wanted, layout in (((60,), None), ((3, 5, 4), None), ((3, 4, 5), "hwc"), ((59,), "chw")):
         with pytest.raises(DataError):
             chosen_layout((3, 4, 5), wanted, layout)
+    for sides in ((4, 2, 2), (2, 8), (2, 2, 4)):  # parts of one image in an order that nobody knows
+        with pytest.raises(DataError, match="the network takes"):
+            chosen_layout((1, 4, 4), sides, None)
 
 
 @pytest.mark.parametrize("sides", [["N", 1, 8, 8], [1, 1, 8, 8], [2, 1, 8, 8], [1, 64, 1], [64], ["N", 8, 8, 1]])
@@ -240,6 +263,13 @@ def test_what_does_not_fit_is_refused(forms: dict[str, tuple[Path, str | None]],
     file = save(tmp_path, nodes, ["N", 1, 8, 8], ["N", 10], kind=11, w=random(64, 10).double())
     with pytest.raises(UnsupportedLayer, match="float64"):
         certtrain.load_network(file, dataset="digits", eps=EPS)
+
+
+def test_batch_norm_of_a_file_is_not_folded(forms: dict[str, tuple[Path, str | None]]) -> None:
+    """Folded, it would not be the operators of the file, about which its certificates are."""
+    model, images = certtrain.load_network(forms["onnx"][0], **ABOUT), load_images("digits", "test").take(2)
+    with pytest.raises(NetworkError, match="only certtrain's own networks are folded"):
+        certtrain.verify(model, images, EPS, attack=None, method="ibp", network="folded")
 
 
 def test_autocast_is_no_arithmetic_of_an_onnx_file(forms: dict[str, tuple[Path, str | None]]) -> None:

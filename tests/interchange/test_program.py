@@ -197,12 +197,69 @@ def _without_nodes(program: Any) -> None:
     program["graph_module"]["graph"]["nodes"] = []
 
 
+def _other_output(program: Any) -> None:
+    """An earlier result as the signature's output."""
+    module = program["graph_module"]
+    earlier = module["graph"]["nodes"][-1]["inputs"][0]["arg"]["as_tensor"]
+    module["signature"]["output_specs"][0]["user_output"]["arg"]["as_tensor"].update(earlier)
+
+
+def _other_inputs(program: Any) -> None:
+    """Two parameters of the signature with each other's names in the graph."""
+    specs = program["graph_module"]["signature"]["input_specs"]
+    first, second = [about for spec in specs if (about := spec.get("parameter"))][-2:]
+    first["arg"], second["arg"] = second["arg"], first["arg"]
+
+
+def _renamed(program: Any) -> None:
+    """A node whose first argument has a name that its operator does not know."""
+    program["graph_module"]["graph"]["nodes"][-1]["inputs"][0]["name"] = "other"
+
+
+def _twice(program: Any) -> None:
+    """A node with two values of one argument."""
+    inputs = program["graph_module"]["graph"]["nodes"][-1]["inputs"]
+    inputs.append(dict(inputs[0]))
+
+
+def test_an_argument_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    """Without the lower limit, torch takes the upper one for it."""
+    network = nn.Sequential(nn.Hardtanh(-0.3, 0.5), nn.Flatten(), nn.Linear(32, 3)).eval()
+    path, x = save_program(network, tmp_path / "net.pt2", (2, 4, 4)), torch.rand(2, 2, 4, 4)
+
+    def left_out(program: Any) -> None:
+        program["graph_module"]["graph"]["nodes"][0]["inputs"].pop(1)
+
+    changed = _changed(path, _in_json(left_out))
+    program: Any = torch.export.load(changed).module()
+    assert torch.allclose(program(x), network[1:](x.clamp(0.5, 1.0)), atol=1e-6), "torch goes by places"
+    with pytest.raises(UnsupportedLayer, match="are not the first of"):
+        read_program(changed)
+
+
+def test_an_argument_that_the_operator_does_not_have_is_refused(tmp_path: Path) -> None:
+    """Torch ignores it; for `view` it would be the shape."""
+    network = Written(lambda net, x: net.head(net.conv(x).reshape(1, 64))).eval()
+    path = save_program(network, tmp_path / "net.pt2", (2, 4, 4), batch=1)
+
+    def added(program: Any) -> None:
+        (found,) = [n for n in program["graph_module"]["graph"]["nodes"] if n["target"].endswith("reshape.default")]
+        found["inputs"].append({"name": "size", "arg": {"as_ints": [1, 64]}, "kind": 2})
+
+    with pytest.raises(UnsupportedLayer, match="no argument 'size'"):
+        read_program(_changed(path, _in_json(added)))
+
+
 HOSTILE: dict[str, Callable[[str, bytes], bytes | None]] = {
     "code in a size": _in_json(_expression),
     "another version": _in_json(lambda program: program["schema_version"].update(major=9)),
     "no signature": _in_json(lambda program: program["graph_module"].pop("signature")),
     "no nodes": _in_json(_without_nodes),
     "nodes that are no list": _in_json(lambda program: program["graph_module"]["graph"].update(nodes=7)),
+    "another output": _in_json(_other_output),
+    "other inputs": _in_json(_other_inputs),
+    "an unknown argument": _in_json(_renamed),
+    "an argument twice": _in_json(_twice),
     "a list": lambda name, data: b"[]" if name.endswith("model.json") else data,
     "deep JSON": lambda name, data: b"[" * 100_000 if name.endswith("model.json") else data,
     "no JSON": lambda name, data: data[:100] if name.endswith("model.json") else data,
