@@ -30,6 +30,7 @@ from certtrain.spec.preset import load_preset, preset_names
 from certtrain.verdicts import VERDICTS
 from certtrain.verification.certificate import PIXEL_INPUTS
 from helpers.documents import DOCS, ROOT, blocks, commands, run
+from helpers.small_runs import without_pages
 
 OWN, QUICKSTART, DIAGNOSTICS, CERTIFICATES, CERTIFICATE_FILES, METHODS_PAGE, OBJECTIVES_PAGE, DURATIONS, EPSILON = (
     (DOCS / f"{name}.md").read_text(encoding="utf-8")
@@ -67,6 +68,14 @@ def _draw(page: str, folder: Path, how_many: dict[str, int]) -> None:
             image.save(place / f"{number + 1:04}.png")
 
 
+def _followed(shell: list[str], folder: Path) -> list[str]:
+    """What each block prints in the folder; pages are drawn in the first one alone, as they take longer than runs."""
+    first, *others = shell
+    printed = run(first, folder)
+    with without_pages():
+        return [printed, *(run(block, folder) for block in others)]
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder in which the page on one's own model and data has been followed, and what each command printed."""
@@ -75,7 +84,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     for block in blocks(OWN):
         if block.file is not None:
             (folder / block.file).write_text(block.text, encoding="utf-8")
-    return folder, [run(command, folder) for command in commands(OWN)]
+    return folder, _followed(commands(OWN), folder)
 
 
 @pytest.mark.slow
@@ -266,13 +275,18 @@ def test_the_shape_of_a_line_does_not_depend_on_how_fast_the_machine_is() -> Non
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A folder in which the quickstart has been followed, without installs and downloads; what each block printed."""
+    """A folder in which the quickstart has been followed, without installs and downloads; what each block printed.
+
+    Its first run has fewer epochs, by the option that the page explains later on.
+    """
     folder = tmp_path_factory.mktemp("quickstart")
     shell = [block for block in commands(QUICKSTART) if not re.search("pip install|mnist|torchrun", block)]
     assert len(shell) == 6
+    first, *others = shell
+    shorter = first.replace("--preset digits", "--preset digits --epochs 15")
     with pytest.MonkeyPatch.context() as patch:  # the states of layers over fewer than 1000 images, which take long
         patch.setattr("certtrain.training.layer_diagnostics.STATE_EXAMPLES", 100)
-        return folder, {block: run(block, folder) for block in shell}
+        return folder, dict(zip(shell, _followed([shorter, *others], folder), strict=True))
 
 
 @pytest.mark.slow

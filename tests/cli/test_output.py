@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,12 +50,16 @@ FULL = Path("/dev/full")
 pytestmark = pytest.mark.slow
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
 
-# One process for all commands, as torch is loaded once then; each has a standard output of its own.
+# A process for each kind of output, forked from one that has loaded torch; each command has a standard output of its
+# own. Pages, which are not printed, are not drawn.
 RUN_ALL = """
 import io, json, os, shutil, sys
 from certtrain import cli, render
-kind, commands, found, kept = sys.argv[1], json.loads(sys.argv[2]), {}, []
-for name, words in commands.items():
+from certtrain.training import api, completion
+completion.write_report = lambda run, path: path.write_text("drawn")
+completion.write_sheets = lambda model, images, report, folder: None
+kept = []
+def outcome(kind, words):
     shutil.rmtree("run", ignore_errors=True)
     render.console.out.quiet = False  # as Rich leaves it where a pipe is closed
     if kind == "closed":
@@ -75,10 +77,14 @@ for name, words in commands.items():
     except SystemExit as stop:
         code = stop.code or 0
     text = open("out", encoding=kind).read() if kind in ("ascii", "latin-1") else ""
-    found[name] = code, sys.stderr.getvalue(), text, os.path.exists("run")
-with open("found.json", "w") as file:
-    json.dump(found, file)
-os._exit(0)
+    return code, sys.stderr.getvalue(), text, os.path.exists("run")
+for kind, commands in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        found = {name: outcome(kind, words) for name, words in commands.items()}
+        with open(f"{kind}.json", "w") as file:
+            json.dump(found, file)
+        os._exit(0)
+    os.wait()
 """
 
 
@@ -91,12 +97,12 @@ class Outcome(NamedTuple):
     run: bool
 
 
-All = Callable[[str], dict[str, Outcome]]
+All = dict[str, dict[str, Outcome]]
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> All:
-    """What becomes of each command with an output of that kind: full, closed, or an encoding's name."""
+    """For each kind of output (full, closed, or an encoding's name) what becomes of each command."""
     place = tmp_path_factory.mktemp("output")
     (place / "p.vnnlib").write_text(PROPERTY)
     for words in (
@@ -109,28 +115,30 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> All:
     for name in NAMES:
         shutil.copy(place / "m.safetensors", place / f"{name}.safetensors")
 
-    @cache
-    def run(kind: str) -> dict[str, Outcome]:
-        chosen = IN_LATIN if kind == "latin-1" else COMMANDS
-        command = [sys.executable, "-c", RUN_ALL, kind, json.dumps(chosen)]
-        subprocess.run(command, check=True, capture_output=True, cwd=place)
-        found = json.loads((place / "found.json").read_text(encoding="utf-8"))
-        return {name: Outcome(*values) for name, values in found.items()}
+    asked = {"full": COMMANDS, "closed": COMMANDS, "ascii": COMMANDS, "latin-1": IN_LATIN}
+    if not FULL.exists():
+        del asked["full"]
+    command = [sys.executable, "-c", RUN_ALL, json.dumps(asked)]
+    subprocess.run(command, check=True, capture_output=True, cwd=place)
+    return {kind: _outcomes(place / f"{kind}.json") for kind in asked}
 
-    return run
+
+def _outcomes(path: Path) -> dict[str, Outcome]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {name: Outcome(*values) for name, values in found.items()}
 
 
 @needs_full
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_output_that_is_full_is_one_error(name: str, outcomes: All) -> None:
-    found = outcomes("full")[name]
+    found = outcomes["full"][name]
     assert (found.code, found.err) == (1, "error: cannot write to the standard output: No space left on device\n")
     assert not found.run  # nothing is in the way of the next try
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_output_that_is_closed_ends_it_quietly(name: str, outcomes: All) -> None:
-    found = outcomes("closed")[name]
+    found = outcomes["closed"][name]
     assert (found.code, found.err, found.run) == (1, "", False)
 
 
@@ -138,7 +146,7 @@ def test_an_output_that_is_closed_ends_it_quietly(name: str, outcomes: All) -> N
     ("encoding", "name"), [*(("ascii", name) for name in COMMANDS), *(("latin-1", name) for name in IN_LATIN)]
 )
 def test_any_encoding_will_do(encoding: str, name: str, outcomes: All) -> None:
-    found = outcomes(encoding)[name]
+    found = outcomes[encoding][name]
     assert (found.code, found.err) == (0, "")
     if "--json" in COMMANDS[name]:
         assert [json.loads(part) for part in (found.out.splitlines() if name.startswith("train") else [found.out])]
@@ -148,7 +156,7 @@ def test_any_encoding_will_do(encoding: str, name: str, outcomes: All) -> None:
 
 
 def test_what_an_encoding_lacks_is_spelt(outcomes: All) -> None:
-    text = outcomes("ascii")["stats"].out
+    text = outcomes["ascii"]["stats"].out
     assert "m: digits, train set, 50 examples, eps = 0.02" in text
     assert "# active = unstable . inactive" in text
     assert all(words.isascii() for words in REPLACEMENTS.values())

@@ -1,15 +1,18 @@
 """A page of the documentation: its fenced blocks, and running them as they stand."""
 
+import io
 import re
+import runpy
 import shlex
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 
-from helpers.command_line import Outcome, run_here
+from helpers.command_line import run_here
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -40,7 +43,8 @@ def commands(page: str) -> list[str]:
 def run(block: str, folder: Path) -> str:
     """What the lines of a shell block print in `folder`, one command each; any failure of a line is an error.
 
-    `certtrain` is run in this process, which has loaded torch; `python` in another, with this checkout as certtrain.
+    `certtrain` and `python` are run in this process, which has loaded torch; what a script imports from the folder is
+    forgotten after it.
     """
     return "".join(_run_line(shlex.split(line, comments=True), folder) for line in block.splitlines())
 
@@ -49,16 +53,30 @@ def _run_line(words: list[str], folder: Path) -> str:
     terminal = {"COLUMNS": "160", "PYTHONIOENCODING": "utf-8", "CERTTRAIN_CACHE": str(folder / ".cache")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, value in (terminal | {"PYTHONPATH": str(ROOT)}).items():
+        for name, value in terminal.items():
             patch.setenv(name, value)
-        code, out, err = _PROGRAMS[words[0]](*words[1:])
+        return _PROGRAMS[words[0]](*words[1:])
+
+
+def _certtrain(*words: str) -> str:
+    code, out, err = run_here(*words)
     assert code == 0, err
     return out
 
 
-def _python(*words: str) -> Outcome:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    return Outcome(done.returncode, done.stdout, done.stderr)
+def _python(script: str) -> str:
+    out, before = io.StringIO(), set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.syspath_prepend(".")
+        runpy.run_path(script, run_name="__main__")
+        for name in set(sys.modules) - before:
+            if _is_in(Path.cwd(), sys.modules[name]):
+                del sys.modules[name]
+    return out.getvalue()
 
 
-_PROGRAMS = {"certtrain": run_here, "python": _python}
+def _is_in(folder: Path, module: ModuleType) -> bool:
+    return Path(getattr(module, "__file__", None) or "/").resolve().is_relative_to(folder.resolve())
+
+
+_PROGRAMS = {"certtrain": _certtrain, "python": _python}

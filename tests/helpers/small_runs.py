@@ -62,11 +62,19 @@ def without_pages() -> Iterator[None]:
 
 
 @contextmanager
-def short_runs() -> Iterator[None]:
-    """Runs without pages, which attack in few steps at their end, and whose layers' states are those of few images."""
-    with without_pages(), pytest.MonkeyPatch.context() as patch:
+def quick_ends() -> Iterator[None]:
+    """Runs that attack in few steps at their end and draw no test images, whose layers' states are of few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("certtrain.training.completion.write_sheets", lambda model, images, report, folder: None)
         patch.setattr("certtrain.training.completion.PGD", partial(PGD, steps=2))
         patch.setattr("certtrain.training.layer_diagnostics.STATE_EXAMPLES", STATE_EXAMPLES)
+        yield
+
+
+@contextmanager
+def short_runs() -> Iterator[None]:
+    """The same, without pages."""
+    with without_pages(), quick_ends():
         yield
 
 

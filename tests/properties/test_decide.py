@@ -158,7 +158,8 @@ def test_an_output_that_overflows_is_no_counterexample(method: str) -> None:
         for layer, weight, bias in zip(network, (1e200, -1e200), (1e200, 0.0), strict=True):
             layer.weight.fill_(weight)
             layer.bias.fill_(bias)
-    lower, upper, one = torch.zeros(1).double(), torch.ones(1).double(), torch.ones(1, 1).double()
-    assert network(upper) == -torch.inf
+    upper, one = torch.ones(1).double(), torch.ones(1, 1).double()
+    lower = upper - 2**-49  # 16 numbers, so that the search comes to its end
+    assert network(upper) == network(lower) == -torch.inf
     asked = Property(1, 1, (Case(lower, upper, one, torch.zeros(1).double()),))
     assert decide(network, (1,), asked, method=method).result == "unknown"

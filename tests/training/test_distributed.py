@@ -1,6 +1,7 @@
 """Several processes give the run of one: sums, statistics, gradients, files, stopping and going on."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -106,13 +107,17 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch):
 # --- two ranks, in one start of two processes ------------------------------------------------------------
 
 
-def started(function: Callable[[int, int, Path], None], path: Path) -> ProcessContext:
-    """The ranks, each of which calls the function with its number, a free port and the path."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+def started(function: Callable[[int, int, Path], None], path: Path) -> ProcessContext:
+    """The ranks, each of which calls the function with its number, a free port and the path."""
     processes.context()  # so that torch is loaded once for all
-    return start_processes(function, args=(port, path), nprocs=RANKS, join=False, start_method=processes.METHOD)
+    return start_processes(function, args=(free_port(), path), nprocs=RANKS, join=False, start_method=processes.METHOD)
 
 
 @pytest.fixture(scope="module")
@@ -227,47 +232,64 @@ def test_a_run_stopped_on_two_ranks_goes_on_in_one(folder: Path, ranks: list[dic
     assert_alike(finished, out)
 
 
-def torchrun(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
+# A whole run, and then one to be interrupted, for which torch is loaded already; its ranks meet at another place.
+TWO_RUNS = """
+import os, sys
+from certtrain.cli import main
+elsewhere = {"MASTER_PORT": sys.argv[1], "TORCHELASTIC_USE_AGENT_STORE": "False"}
+for name, place in (("small", {}), ("long", elsewhere)):
+    os.environ.update(place)
+    sys.argv = ["certtrain", "train", "--preset", f"{name}.json", "--out", name]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which torchrun has trained both runs, and what it printed."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "two_runs.py").write_text(TWO_RUNS, encoding="utf-8")
+    for name, preset in (("small", small()), ("long", small(train__epochs=1000, train__compile="off"))):
+        (folder / f"{name}.json").write_text(preset.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen([*command, *arguments], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        [*command, "two_runs.py", str(free_port())], cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+    while not (folder / "long" / "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (folder / "long" / "metrics.jsonl").is_file(), stderr
+    return folder, stdout
 
 
 @pytest.mark.slow
-def test_torchrun_trains_and_verifies(finished: Path, tmp_path: Path):
-    (tmp_path / "small.json").write_text(small().model_dump_json(), encoding="utf-8")
-    process = torchrun(["-m", "certtrain", "train", "--preset", "small.json", "--out", "out"], tmp_path)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
+def test_torchrun_trains_and_verifies(finished: Path, launched: tuple[Path, str]):
+    folder, stdout = launched
     assert stdout.count("epoch 3/3") == 1
-    assert_alike(finished, tmp_path / "out")
-    names = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (finished, tmp_path / "out")]
+    assert_alike(finished, folder / "small")
+    names = [sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (finished, folder / "small")]
     alike = [[name for name in each if not name.startswith(("checkpoints/step-", "pictures"))] for each in names]
     assert alike[0] == alike[1]
     assert "pictures/verdicts.png" in names[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "small.json"]
-    about = without_seconds(report(tmp_path / "out"))
+    expected = ["long", "long.json", "small", "small.json", "two_runs.py"]
+    assert sorted(path.name for path in folder.iterdir()) == expected
+    about = without_seconds(report(folder / "small"))
     assert about["training"] == {"steps": 30, "device": "cpu", "processes": 2}
     assert about["results"]["examples"] == 360
 
 
-def interrupted(process: subprocess.Popen[str], out: Path) -> None:
-    """Interrupt a run in its second epoch or later."""
-    while not (out / "metrics.jsonl").is_file() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(2)
-
-
 @pytest.mark.slow
-def test_an_interrupt_stops_all_ranks_at_a_checkpoint(tmp_path: Path):
-    long = small(train__epochs=1000, train__compile="off")
-    (tmp_path / "long.json").write_text(long.model_dump_json(), encoding="utf-8")
-    process = torchrun(["-m", "certtrain", "train", "--preset", "long.json", "--out", "out"], tmp_path)
-    interrupted(process, tmp_path / "out")
-    stdout, stderr = process.communicate(timeout=60)
-    assert "interrupted" in stdout, stderr
-    assert int(RunFolder(tmp_path / "out").checkpoints()[-1].stem[5:]) > 0
+def test_an_interrupt_stops_all_ranks_at_a_checkpoint(launched: tuple[Path, str]):
+    folder, stdout = launched
+    assert "interrupted" in stdout
+    assert int(RunFolder(folder / "long").checkpoints()[-1].stem[5:]) > 0
 
 
 def test_no_rank_waits_for_one_that_died(tmp_path: Path):

@@ -22,6 +22,8 @@ from certtrain.training.context import RunContext
 from certtrain.tuning import searching
 from certtrain.tuning.searching import SearchOptions, search_settings
 from certtrain.tuning.space import Choices, Range
+from helpers import processes
+from helpers.command_line import run_here, run_in
 from helpers.small_runs import without_pages
 
 optuna = pytest.importorskip("optuna", reason="a search needs the extra 'tune'")
@@ -129,9 +131,9 @@ def test_the_last_trial_is_not_taken_twice(tmp_path: Path) -> None:
     assert searching.studies.is_surplus(study, other.number, 3)
 
 
-COMMAND = [sys.executable, "-m", "certtrain", "tune", "digits", "--space", "space.toml", "--trials", "6", "--out", "t"]
-COMMAND += ["--lost-after", "3s", "--set", "train.epochs=3", "--set", "train.milestones=[2]", "--set", "eps.length=1"]
-COMMAND += ["--set", "model={name='mlp', hidden=[8]}", "--json"]
+COMMAND = ["tune", "digits", "--space", "space.toml", "--trials", "4", "--out", "t", "--lost-after", "3s", "--json"]
+COMMAND += ["--set", "train.epochs=3", "--set", "train.milestones=[2]", "--set", "eps.length=1"]
+COMMAND += ["--set", "model={name='mlp', hidden=[8]}"]
 
 
 @contextmanager
@@ -174,22 +176,28 @@ def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("database", [sqlite, postgresql])
 def test_two_processes_share_a_study_and_one_that_is_killed_loses_nothing(
-    database: Callable[[], AbstractContextManager[str | None]], tmp_path: Path
+    database: Callable[[], AbstractContextManager[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "space.toml").write_text('"train.learning_rate" = { low = 1e-3, high = 1e-2 }\n')
-    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with database() as url:
         command = COMMAND if url is None else [*COMMAND, "--storage", url]
-        first = subprocess.Popen(command, **quiet)
+        first, *two = (
+            processes.context().Process(target=run_in, args=(tmp_path, *command), daemon=True) for _ in range(3)
+        )
+        first.start()
         wait_for((tmp_path / "t" / "trial-0000" / "metrics.jsonl").exists)
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
-        two = [subprocess.Popen(command, **quiet) for _ in range(2)]
-        assert [process.wait(timeout=300) for process in two] == [0, 0]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    trials = json.loads(done.stdout)["trials"]
+        first.kill()
+        first.join()
+        for process in two:
+            process.start()
+        for process in two:
+            process.join(300)
+        assert [process.exitcode for process in (first, *two)] == [-signal.SIGKILL, 0, 0]
+        monkeypatch.chdir(tmp_path)
+        done = run_here(*command)
+    trials = json.loads(done.out)["trials"]
     finished = [trial for trial in trials if trial["state"] == "finished"]
-    assert len(finished) == len(trials) == 6
+    assert len(finished) == len(trials) == 4
     assert sum(trial["reference"] for trial in finished) == 1  # of the killed process
-    assert len({json.dumps(trial["settings"]) for trial in finished}) == 6
-    assert len(list((tmp_path / "t").glob("trial-*"))) == 6
+    assert len({json.dumps(trial["settings"]) for trial in finished}) == 4
+    assert len(list((tmp_path / "t").glob("trial-*"))) == 4

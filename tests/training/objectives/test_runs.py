@@ -11,7 +11,7 @@ from certtrain import RunContext, load_preset, resume, train
 from certtrain.spec.objective import OBJECTIVES
 from certtrain.spec.preset import Preset
 from certtrain.training.context import FinalVerification
-from helpers.small_runs import short_runs, small, stop_before
+from helpers.small_runs import quick_ends, short_runs, small, stop_before
 
 SHIPPED = [name for name in OBJECTIVES if name != "custom"]
 OWN = {
@@ -27,14 +27,16 @@ OWN = {
 
 def preset(name: str) -> Preset:
     fields: dict[str, Any] = {"name": name}
-    if "latent_attack" in OBJECTIVES[name].model_fields:
-        fields["latent_attack"] = {"steps": 2}
+    fields |= {
+        attack: {"steps": 2} for attack in ("attack", "latent_attack") if attack in OBJECTIVES[name].model_fields
+    }
     return load_preset(small().model_dump(mode="json") | {"objective": fields})
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_run_ends_with_its_measures_its_report_and_its_page(name: str, tmp_path: Path):
-    report = train(preset(name), tmp_path / "run", RunContext(verification=FinalVerification("auto")))
+    with quick_ends():
+        report = train(preset(name), tmp_path / "run", RunContext(verification=FinalVerification("auto")))
     assert report is not None
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
