@@ -203,9 +203,15 @@ def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) 
 
 
 def check_data(preset: "Preset", data_dir: Path | None) -> None:
-    """Check, before torch is loaded, that the data folder exists. Raises DataError."""
+    """Check, before torch is loaded, that the data folder exists, and that the data set has one. Raises DataError."""
+    from certtrain.errors import DataError
     from certtrain.storage import check_data_folder
 
+    if preset.data.name == "digits" and data_dir is not None:
+        raise DataError(
+            "digits come with certtrain, so nothing would be read from --data-dir; leave it out, or name the data set of "
+            "the folder: --set data.name=folder for your own images."
+        )
     check_data_folder(preset.data.name, data_dir)
 
 

@@ -34,11 +34,17 @@ class History:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run trains: its objective, the number of its epochs, and the last finished one; None before the first."""
+    """How a run trains: its objective, the number of its epochs, its largest ε, and the last finished epoch, or None."""
 
     objective: ObjectiveSection
     epochs: int
+    eps_max: float
     last: Epoch | None
+
+    @property
+    def on_ramp(self) -> bool:
+        """Whether ε has not reached its largest value yet."""
+        return self.last is not None and self.last.eps < self.eps_max
 
     @property
     def title(self) -> str:
@@ -54,7 +60,8 @@ class Trained:
 def read_trained(run: Path) -> Trained:
     """How the run in that folder trains. Raises PresetError, and RunError as `read_history`."""
     preset, epochs = load_preset(str(run / "preset.json")), read_history(run).epochs
-    return Trained(preset.objective, preset.train.epochs, epochs[-1] if epochs else None)
+    last = epochs[-1] if epochs else None
+    return Trained(preset.objective, preset.train.epochs, preset.eps.max, last)
 
 
 def epoch_findings(epoch: Epoch, preset: Preset | None = None) -> list[Finding]:

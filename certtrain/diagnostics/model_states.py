@@ -15,7 +15,15 @@ from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.data import ImageSet, to_unit
 from certtrain.diagnostics.epochs import Trained
-from certtrain.diagnostics.findings import AT_START, Finding, LayerMeans, layer_means, ranked_findings, worst_of_kinds
+from certtrain.diagnostics.findings import (
+    AT_START,
+    Finding,
+    InUse,
+    LayerMeans,
+    layer_means,
+    ranked_findings,
+    worst_of_kinds,
+)
 from certtrain.diagnostics.layer_states import layer_states
 from certtrain.errors import EpsilonError, NetworkError, NonFiniteError
 from certtrain.network.assembly import make_network
@@ -77,7 +85,8 @@ class ModelStates:
     @property
     def findings(self) -> list[Finding]:
         """The worst finding about each layer that has one, the worst first."""
-        return ranked_findings(self.layers)
+        on_ramp = self.trained is not None and self.trained.on_ramp
+        return ranked_findings(self.layers, in_use=InUse(on_ramp=on_ramp))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything by name; step, epoch and how its run trains only if they are known."""

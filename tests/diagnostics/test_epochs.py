@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from certtrain.diagnostics.epochs import epoch_findings, epoch_numbers, epoch_summary, read_history
+from certtrain.diagnostics.epochs import epoch_findings, epoch_numbers, epoch_summary, read_history, read_trained
 from certtrain.diagnostics.findings import layer_means
+from certtrain.diagnostics.model_states import ModelStates
 from certtrain.errors import RunError
 from certtrain.runs.epoch import LayerState
+from helpers.run_folders import epoch, write_run
 
 FINE = LayerState("conv1_relu", 10, 0.4, 0.5, 0.1, 0.1, 0.0, 0.2, 2.0, 0.8, 0.9)
 
@@ -74,6 +76,16 @@ def test_a_damaged_line_is_named(tmp_path: Path, damaged: str, message: str):
     (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(line(1))}\n{damaged}\n{json.dumps(line(3))}\n")
     with pytest.raises(RunError, match=message):
         read_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reached", "advice"), [(0.1, "; try a longer ramp of ε (eps.length) or a smaller ε"), (0.01, "")]
+)
+def test_a_longer_ramp_is_not_advised_to_a_run_that_ended_on_it(tmp_path: Path, reached: float, advice: str):
+    trained = read_trained(write_run(tmp_path / "run", [epoch(1, eps=reached)], eps__max=0.1))
+    assert trained.on_ramp == (reached < 0.1)
+    (finding,) = ModelStates("run", tmp_path, [replace(FINE, unstable=0.9)], trained=trained).findings
+    assert finding.sentence.endswith(f"have different signs{advice}")
 
 
 def test_before_the_ramp_nothing_is_wrong(tmp_path: Path):
