@@ -85,7 +85,9 @@ def test_torchrun_starts_the_processes(model: Path, alone: Path, tmp_path: Path)
 
 def children(pid: int) -> list[int]:
     """The processes that it started with multiprocessing, without the one that tracks resources."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
     lines = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
     return [int(number) for number, words in lines if "spawn_main" in words]
 
@@ -101,13 +103,20 @@ def lines_of(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def at_work(process: "subprocess.Popen[Any]", out: Path, workers: int) -> list[int]:
+    """The processes that it started, once the first record is in the file; looked up before, since that takes long."""
+    wait_for(lambda: len(children(process.pid)) == workers - 1)
+    found = children(process.pid)
+    wait_for(lambda: lines_of(out) > 1)
+    return found
+
+
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_that_it_sent(model: Path, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.jsonl"
     words = command(model, out, "--workers", "3")
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        wait_for(lambda: lines_of(out) > 1)
-        os.kill(children(process.pid)[0], signal.SIGKILL)
+        os.kill(at_work(process, out, 3)[0], signal.SIGKILL)
         _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert b"ended early (exit code -9)" in err
@@ -119,16 +128,15 @@ def test_a_verification_of_which_rank_0_is_killed_goes_on(model: Path, alone: Pa
     out = tmp_path / "c.jsonl"
     words = command(model, out, "--workers", "2")
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        wait_for(lambda: lines_of(out) > 1)
-        (other,) = children(process.pid)
+        (other,) = at_work(process, out, 2)
         process.kill()
         process.wait()
-        wait_for(lambda: not Path(f"/proc/{other}").exists(), seconds=30)
     before = lines_of(out)
     done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert lines_of(out) > before
     check_same(out, alone)
+    wait_for(lambda: not Path(f"/proc/{other}").exists(), seconds=30)  # it finds out late that rank 0 is gone
 
 
 @pytest.mark.slow
@@ -136,8 +144,7 @@ def test_an_interrupt_stops_all_of_them(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.jsonl"
     words = command(model, out, "--workers", "2")
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: lines_of(out) > 1)
-        (other,) = children(process.pid)
+        (other,) = at_work(process, out, 2)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

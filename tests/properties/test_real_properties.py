@@ -19,10 +19,13 @@ def test_a_large_constant_that_absorbs_the_input_proves_nothing():
         network[0].bias.fill_(2.0**53)
         network[2].weight.copy_(torch.tensor([[1.0, -1.0]]))
         network[2].bias.zero_()
+    one, offset = torch.ones(1, 1, dtype=torch.float64), torch.tensor([-3.3], dtype=torch.float64)
     lower, upper = torch.full((12,), 0.25, dtype=torch.float64), torch.full((12,), 0.26, dtype=torch.float64)
-    case = Case(lower, upper, torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([-3.3], dtype=torch.float64))
-    for method in ("crown-ibp", "complete"):
-        assert decide(network, (12,), Property(12, 1, (case,)), method=method).result != "unsat"
+    narrow = lower.clone()
+    narrow[0] += 2**-50  # 16 numbers, so that the search comes to its end
+    for method, end, limit in (("crown-ibp", upper, None), ("complete", upper, 1.0), ("complete", narrow, None)):
+        case = Case(lower, end, one, offset)
+        assert decide(network, (12,), Property(12, 1, (case,)), method=method, time_limit=limit).result != "unsat"
 
 
 @pytest.mark.parametrize("seed", range(40))
