@@ -34,7 +34,7 @@ class History:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run trains: its objective, the number of its epochs, its largest ε, and the last finished epoch, or None."""
+    """How a run trains: its objective, its epochs, its largest ε, and the last finished epoch; None before the first."""
 
     objective: ObjectiveSection
     epochs: int
