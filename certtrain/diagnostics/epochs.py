@@ -34,7 +34,7 @@ class History:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run trains: its objective, its epochs, its largest ε, and the last finished epoch; None before the first."""
+    """How a run trains: objective, epochs, largest ε, and the last finished epoch, which is None before the first."""
 
     objective: ObjectiveSection
     epochs: int
