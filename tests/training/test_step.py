@@ -192,6 +192,7 @@ def test_bf16_is_near_fp32():
 def flags() -> tuple[bool, bool]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_bf16_reduced_precision_reduction = True  # as PyTorch has it, whatever another test has left
     yield before
     matmul.allow_tf32, cudnn.allow_tf32 = before
 
@@ -200,7 +201,6 @@ def flags() -> tuple[bool, bool]:
 def test_tensor_cores_are_switched_and_switched_back(allowed: bool, flags: tuple[bool, bool]):
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     matmul.allow_tf32, cudnn.allow_tf32 = not allowed, not allowed
-    assert matmul.allow_bf16_reduced_precision_reduction  # as PyTorch has it
     with contextlib.suppress(KeyError), tensor_cores(allowed):
         assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
         assert not matmul.allow_bf16_reduced_precision_reduction
