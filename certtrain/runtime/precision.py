@@ -36,8 +36,8 @@ def tensor_cores(allowed: bool) -> Iterator[None]:
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = allowed, allowed, False
     try:
+        matmul.allow_tf32, cudnn.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = allowed, allowed, False
         with torch.backends.nnpack.flags(enabled=False):
             yield
     finally:
