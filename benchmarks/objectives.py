@@ -183,7 +183,7 @@ def _now() -> str:
 
 
 def candidates(arguments: argparse.Namespace, setting: str, objective: str) -> list[Work]:
-    """The candidates of an objective, with the first seed; none if there is no choice."""
+    """The candidates of an objective, with seed 0; none if there is no choice."""
     numbers = range(len(OBJECTIVES[objective]))
     if len(numbers) == 1:
         return []

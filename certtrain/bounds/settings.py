@@ -24,9 +24,10 @@ class Settings:
     """How a bound method computes.
 
     rounding: the arithmetic whose rounding the bounds include, besides this program's own; None for no rounding.
-    memory: bytes that one backsubstitution may take, besides the network and its
-        boxes. More functions or examples than fit are computed in parts. One
-        function of one example is never split.
+    memory: bytes that one backsubstitution may take, besides the network, its
+        boxes and, in complete verification, 256 MiB of neurons' linear bounds.
+        More functions or examples than fit are computed in parts. One function
+        of one example is never split.
     dense: CROWN bounds all neurons of a nonlinear layer that has at most this
         many, as in the paper. In a larger layer it bounds only those that are
         unstable by intervals, which is much cheaper, and tighter where it differs.

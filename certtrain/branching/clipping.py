@@ -36,9 +36,7 @@ MOST_INPUTS = 2**20  # the slack is proved for fewer
 SMALLEST = 2.0**-900  # a smaller sum of coefficients may have lost some to underflow
 MOST_NEURONS = 100  # of a domain that are clipped: those whose relaxations reduce its bound the most
 MULTIPLIERS = (0.5, 1.0, 2.0, 4.0, 16.0)  # μ, in units of the sums of a and g; powers of two
-COEFFICIENT_BYTES = (
-    2**28
-)  # of the coefficients of all neurons; the same for all settings, so that they find the same trees
+COEFFICIENT_BYTES = 2**28  # of all neurons; whatever the memory is, so that it changes no tree
 GATHERED = 2**22  # bytes of coefficients that are gathered at once
 
 

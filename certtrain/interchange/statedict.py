@@ -1,6 +1,5 @@
 """Files of plain weights, read without running anything in them."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         return _safetensors(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # torch's errors for damaged files have no other common base
         first = str(error).partition("\n")[0]
         raise ModelFileError(
             f"{path} is damaged, or holds more than tensors, and nothing of it was run: {first} "
             "Save the weights alone: torch.save(network.state_dict(), file)"
         ) from error
-    except Exception as error:  # torch's errors for damaged files have no other common base
-        raise ModelFileError(f"{path} is not a complete file of torch.save: {error}") from error
     return _tensors(path, found)
 
 

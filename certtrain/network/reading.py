@@ -3,6 +3,7 @@
 This is a part of what is certified: ε and the range of inputs are those of pixels in [0, 1], before all of it.
 """
 
+from itertools import pairwise
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -146,7 +147,7 @@ def taking_images(graph: Graph, image: ImageShape, wanted: Shape, layout: Layout
     names = [NETWORK_INPUT, *(f"image_{kind.lower()}" for kind, _ in added)]
     front = [
         SECTIONS[kind].model_validate({"name": name, "type": kind, "inputs": (before,)} | fields)
-        for (kind, fields), before, name in zip(added, names, names[1:], strict=False)
+        for (kind, fields), (before, name) in zip(added, pairwise(names), strict=True)
     ]
     moved = [
         layer.model_copy(

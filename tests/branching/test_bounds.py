@@ -19,23 +19,14 @@ from helpers.branching_problems import (
     network,
     pixels,
     root_of,
+    samples_around,
     settings_of,
     some_signs,
 )
-from helpers.sampling import points_inside
 
 EVERY = pytest.mark.parametrize("name", NETWORKS)
 EPS, SAMPLES = 0.25, 3000
 TWO = torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
-
-
-@torch.no_grad()
-def samples(problem: Problem, x: Tensor, eps: float, count: int = SAMPLES) -> Tensor:
-    """Inputs (count, …) of the box in float32, corners among them; those that rounding put outside are x."""
-    lower, upper = (x[0].double() - eps).clamp(0, 1), (x[0].double() + eps).clamp(0, 1)
-    points = points_inside(lower, upper, count).float()
-    inside = (points.double() >= lower) & (points.double() <= upper)
-    return torch.where(inside, points, x)
 
 
 def variables_of(found: Domains) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +69,7 @@ def tried(problem: Problem, inputs: Tensor, values: Tensor, seed: int) -> int:
 def test_no_input_with_the_signs_is_below_the_bound(name: str, seed: int):
     x = pixels(seed)
     problem = root_of(network(name, seed), x, EPS, functions=TWO)
-    logits, inputs = problem.run(samples(problem, x, EPS).double())
+    logits, inputs = problem.run(samples_around(x, EPS, SAMPLES).double())
     count = tried(problem, inputs, logits @ TWO.T + 1e-12 * (1 + logits.abs().amax(1, keepdim=True)), seed)
     assert count > 100
     assert bool(problem.unstable.any())
@@ -90,7 +81,7 @@ def test_no_input_with_the_signs_is_below_the_bound(name: str, seed: int):
 def test_what_float32_computes_with_the_signs_is_not_below_the_bound(name: str, offset: float, eps: float):
     x = pixels(3)
     problem = root_of(network(name, 3, offset), x, eps, "float32", TWO)
-    logits, inputs = problem.in_float32().run(samples(problem, x, eps, 300))
+    logits, inputs = problem.in_float32().run(samples_around(x, eps, 300))
     assert tried(problem, inputs, logits.double() @ TWO.T, 3) > 0
 
 
@@ -102,7 +93,7 @@ def test_what_float32_computes_goes_below_the_real_bounds(name: str):
     for seed in range(3, 9):
         x = pixels(seed)
         problem = root_of(network(name, seed, 1e6), x, 1e-6, "real", TWO)
-        logits, _ = problem.in_float32().run(samples(problem, x, 1e-6, 300))
+        logits, _ = problem.in_float32().run(samples_around(x, 1e-6, 300))
         signs = torch.zeros(1, problem.neurons, dtype=torch.int8)
         found = domain(problem, signs, Generator().manual_seed(seed), 0.0)
         summed = logits.double() @ TWO.T @ (found.weights[0] / found.weights.sum())
@@ -164,7 +155,7 @@ def test_what_rounds_where_a_multiplier_is_added_is_taken_off():
 def searching(name: str, seed: int, arithmetic: str = "real") -> tuple[BranchAndBound, Tensor]:
     x = pixels(seed)
     problem = root_of(network(name, seed), x, EPS, arithmetic)
-    return BranchAndBound(problem, settings_of(problem)), problem.run(samples(problem, x, EPS, 50).double())[1]
+    return BranchAndBound(problem, settings_of(problem)), problem.run(samples_around(x, EPS, 50).double())[1]
 
 
 @EVERY

@@ -23,12 +23,12 @@ from helpers.branching_problems import (
     network,
     pixels,
     root_of,
+    samples_around,
     settings_of,
     some_signs,
 )
 from helpers.deadlines import CountedDeadline
 from helpers.enumeration import random_network
-from helpers.sampling import points_inside
 
 EPS, SAMPLES = 0.25, 4000
 TWO = torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
@@ -174,18 +174,11 @@ def assert_holds(problem: Problem, inputs: Tensor, values: Tensor, seed: int) ->
 
 
 @torch.no_grad()
-def boxed_samples(x: Tensor, eps: float, count: int) -> Tensor:
-    lower, upper = (x[0].double() - eps).clamp(0, 1), (x[0].double() + eps).clamp(0, 1)
-    points = points_inside(lower, upper, count).float()
-    return torch.where((points.double() >= lower) & (points.double() <= upper), points, x)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_input_with_a_small_margin_is_outside_the_ends(name: str):
     x = pixels(5)
     problem = root_of(network(name, 5), x, EPS, functions=TWO)
-    logits, inputs = problem.run(boxed_samples(x, EPS, SAMPLES).double())
+    logits, inputs = problem.run(samples_around(x, EPS, SAMPLES).double())
     slack = 1e-12 * (1 + logits.abs().amax(1, keepdim=True))
     inside, _ = assert_holds(problem, inputs, logits @ TWO.T + slack, 5)
     assert inside > 40
@@ -204,7 +197,7 @@ def in_two_dimensions(seed: int) -> tuple[int, int]:
     model = nn.Sequential(*random_network(generator, 2, (6, 6), 3)).eval()
     x = torch.rand(1, 2, generator=generator)
     problem = root_of(model, x, 0.2, functions=TWO[:1])
-    logits, inputs = problem.run(boxed_samples(x, 0.2, 20_000).double())
+    logits, inputs = problem.run(samples_around(x, 0.2, 20_000).double())
     slack = 1e-12 * (1 + logits.abs().amax(1, keepdim=True))
     return assert_holds(problem, inputs, logits @ TWO[:1].T + slack, seed)
 
@@ -214,7 +207,7 @@ def in_two_dimensions(seed: int) -> tuple[int, int]:
 def test_what_float32_computes_with_a_small_margin_is_inside_the_ends(name: str):
     x = pixels(3)
     problem = root_of(network(name, 3, 1e6), x, 1e-6, "float32", TWO)
-    logits, inputs = problem.in_float32().run(boxed_samples(x, 1e-6, 300))
+    logits, inputs = problem.in_float32().run(samples_around(x, 1e-6, 300))
     assert_holds(problem, inputs.double(), logits.double() @ TWO.T, 3)
 
 
@@ -230,7 +223,7 @@ def clear(seed: int) -> Problem:
     """A problem over a box of 16 inputs that is true at many samples with a margin of a fifth of the outputs' size."""
     x = pixels(seed)
     problem = root_of(network("mlp", seed), x, EPS, functions=TWO[:1])
-    logits, _ = problem.run(boxed_samples(x, EPS, SAMPLES).double())
+    logits, _ = problem.run(samples_around(x, EPS, SAMPLES).double())
     least = float((logits @ TWO[:1].T).min())
     return Problem(problem.prefix, TWO[:1], TWO.new_tensor([0.2 * logits.abs().mean() - least]), problem.rounding)
 

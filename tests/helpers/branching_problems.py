@@ -13,6 +13,7 @@ from certtrain.bounds.supported import checked_graph
 from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
+from helpers.sampling import points_inside
 
 SETTINGS = replace(VERDICT_SETTINGS, iterations=5, neurons=8)
 CLASSES = 3
@@ -83,6 +84,15 @@ def network(name: str, seed: int, offset: float = 0.0) -> nn.Module:
 
 def pixels(seed: int, shape: tuple[int, ...] = (1, 1, 4, 4)) -> Tensor:
     return torch.rand(shape, generator=Generator().manual_seed(1000 + seed))
+
+
+@torch.no_grad()
+def samples_around(x: Tensor, eps: float, count: int) -> Tensor:
+    """Inputs (count, …) of the box in float32, corners among them; those that rounding put outside are x."""
+    lower, upper = (x[0].double() - eps).clamp(0, 1), (x[0].double() + eps).clamp(0, 1)
+    points = points_inside(lower, upper, count).float()
+    inside = (points.double() >= lower) & (points.double() <= upper)
+    return torch.where(inside, points, x)
 
 
 @torch.no_grad()
