@@ -17,6 +17,7 @@ from certtrain.certfile.sharing import Shared, handed_out
 from certtrain.data import ImageSet
 from certtrain.errors import CerttrainError, RunError, SoundnessError
 from certtrain.network.modelfile import Classifier
+from certtrain.runtime.precision import tensor_cores
 from certtrain.verification.cascade import Limits
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, verify
@@ -86,7 +87,8 @@ def together(
                 ended.add(rank)
 
     others = [threading.Thread(target=work, args=(rank,)) for rank in range(1, size)]
-    with pytest.MonkeyPatch.context() as patch:
+    # The flags of tensor cores belong to the whole process, so that threads would put back each other's.
+    with tensor_cores(False), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharing, "time", SimpleNamespace(sleep=let_others_run, monotonic=time.monotonic))
         for thread in others:
             thread.start()
