@@ -22,8 +22,8 @@ from certtrain.bounds.chunks import Bound, Functions, in_parts, rows_at_once
 from certtrain.bounds.crown import LowerBounds, intersection, tighten
 from certtrain.bounds.interval import LayerRecord, Tighten
 from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
-from certtrain.bounds.lines import Slopes
-from certtrain.bounds.relaxation import free_slopes
+from certtrain.bounds.lines import FreeLines
+from certtrain.bounds.relaxation import free_lines
 from certtrain.bounds.settings import Settings
 
 # The search for a bound has stalled if the bound rose by less than this share of its size in this many steps.
@@ -143,7 +143,7 @@ class SlopeSearch:
         self.ascent.keep(examples)
         self.free = {n: f.examples(examples) for n, f in self.free.items()}
 
-    def _free(self) -> dict[int, Slopes]:
+    def _free(self) -> dict[int, FreeLines]:
         records = ((n, self.prefix.records[n]) for n in self.prefix.used())
-        found = {n: free_slopes(v.call.layer, v.box) for n, v in records if v.box is not None}
-        return {number: slopes for number, slopes in found.items() if slopes is not None}
+        found = {n: free_lines(v.call.layer, v.box) for n, v in records if v.box is not None}
+        return {number: lines for number, lines in found.items() if lines is not None}

@@ -1,7 +1,7 @@
 """Lower and upper lines of a function over an interval, which replace a nonlinear layer in backsubstitution."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -27,10 +27,53 @@ class Lines(NamedTuple):
         """The same lines (B, 1, …) for all functions of an example."""
         return self._each(lambda part: part.unsqueeze(1))
 
+    def of_first_function(self) -> "Lines":
+        """The lines (B, …) of the first function, of lines (B, S, …)."""
+        return self._each(lambda part: part[:, 0])
+
+    def distance(self, x: Tensor) -> Tensor:
+        """How far the upper line is above the lower one at x."""
+        lower, upper = self._part(1), self._part(3)
+        return (self.upper_slope - self.lower_slope) * x + (upper - lower)
+
+    def where(self, below: Tensor, above: Tensor, others: "Lines") -> "Lines":
+        """The lower lines where `below` is true and the upper lines where `above` is, elsewhere those of `others`."""
+        places = (below, below, above, above)
+        return Lines(*(self._part(n).where(place, others._part(n)) for n, place in enumerate(places)))
+
+    def _part(self, number: int) -> Tensor:
+        part = self[number]
+        return torch.zeros_like(self.lower_slope) if part is None else part
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Lines":
         lower, below, upper, above = self
         changed = (None if offset is None else change(offset) for offset in (below, above))
         return Lines(change(lower), next(changed), change(upper), next(changed))
+
+
+class FreeLines(Protocol):
+    """Lines over the boxes of a layer (B, …) with a number α to choose for each function and neuron, or several.
+
+    Every α between `least` and `most` (B, 1, …) gives sound lines, rounding included. `first` is where to start.
+    """
+
+    @property
+    def first(self) -> Tensor:
+        """The initial α."""
+
+    @property
+    def least(self) -> Tensor:
+        """The least α."""
+
+    @property
+    def most(self) -> Tensor:
+        """The largest α."""
+
+    def examples(self, chosen: Tensor) -> Self:
+        """The lines of some examples of the batch."""
+
+    def at(self, alpha: Tensor) -> Lines:
+        """The lines (B, S, …) for α (B, S, …), one for each function."""
 
 
 class _Within(torch.autograd.Function):

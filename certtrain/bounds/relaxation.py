@@ -1,10 +1,12 @@
-"""The relaxation of an activation: the lines of its record, or lines with a slope to optimise."""
+"""The relaxation of an activation: the lines of its record, or lines with numbers to optimise."""
+
+from collections.abc import Sequence
 
 from torch import nn
 
-from certtrain.bounds.activations import ACTIVATIONS, RECTIFIERS, slope_of
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.box import Box
-from certtrain.bounds.lines import Lines, Slopes
+from certtrain.bounds.lines import FreeLines, Lines
 
 
 def relaxed(layer: nn.Module, box: Box) -> Lines:
@@ -12,12 +14,13 @@ def relaxed(layer: nn.Module, box: Box) -> Lines:
     return ACTIVATIONS[type(layer)].lines(layer, box)
 
 
-def free_slopes(layer: nn.Module, box: Box) -> Slopes | None:
-    """The lines of a rectifier with a slope to choose; None for another layer, or without an unstable neuron."""
-    if type(layer) not in RECTIFIERS:
-        return None
-    lower, upper, slope = box.lower.unsqueeze(1), box.upper.unsqueeze(1), slope_of(layer)
-    if slope == 1 or not bool(((lower < 0) & (upper > 0)).any()):
-        return None
-    rises, falls = (lower >= 0).to(lower.dtype), (upper > 0).to(lower.dtype)
-    return Slopes(relaxed(layer, box).for_functions(), slope, rises, falls, (lower + upper > 0).to(lower.dtype))
+def free_lines(layer: nn.Module, box: Box) -> FreeLines | None:
+    """The lines of an activation with numbers to choose; None for another layer, or if no neuron has a choice."""
+    record = ACTIVATIONS.get(type(layer))
+    return None if record is None else record.free_lines(layer, box)
+
+
+def alpha_shape(layer: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the numbers that `free_lines` leaves to choose, for inputs of `shape` without the batch."""
+    record = ACTIVATIONS[type(layer)]
+    return tuple(shape) if record.rectifier is not None else (2, *shape)

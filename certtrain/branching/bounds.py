@@ -20,7 +20,7 @@ from torch import Tensor
 
 from certtrain.bounds.ascent import Ascent
 from certtrain.bounds.linear import LinesOf, OnCoefficients, Prefix, backsubstitute
-from certtrain.bounds.lines import Slopes
+from certtrain.bounds.lines import FreeLines
 from certtrain.bounds.rounding import UNIT64
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
@@ -38,16 +38,17 @@ class RelaxedDomains:
     problem: Problem
     signs: Tensor
     prefix: Prefix
-    free: dict[int, Slopes]
+    free: dict[int, FreeLines]
 
     @classmethod
     def of(cls, problem: Problem, domains: Domains) -> "RelaxedDomains":
         prefix = problem.restricted(domains)
-        return cls(problem, problem.known_signs(domains).to(prefix.start.radius.dtype), prefix, problem.slopes(prefix))
+        signs = problem.known_signs(domains).to(prefix.start.radius.dtype)
+        return cls(problem, signs, prefix, problem.free_lines(prefix))
 
     def examples(self, chosen: Tensor) -> "RelaxedDomains":
         """Some of the domains."""
-        free = {number: slopes.examples(chosen) for number, slopes in self.free.items()}
+        free = {number: lines.examples(chosen) for number, lines in self.free.items()}
         return RelaxedDomains(self.problem, self.signs[chosen], self.prefix.examples(chosen), free)
 
     def bounds(
@@ -60,7 +61,7 @@ class RelaxedDomains:
     ) -> Tensor:
         """Lower bounds (D,) of the weighted sums of functions and offsets; `on_coefficients` as in `backsubstitute`."""
         part, problem = self.problem.part, self.problem
-        lines: LinesOf = {number: slopes.at(part(alphas, number)) for number, slopes in self.free.items()}
+        lines: LinesOf = {n: free.at(problem.alpha(alphas, n)) for n, free in self.free.items()}
         multipliers = -betas * self.signs * problem.scale
         added = {number: part(multipliers, number) for number in problem.numbers}
         functions, offsets = problem.weighted(weights)
@@ -79,9 +80,9 @@ class RelaxedDomains:
 
     def project(self, alphas: Tensor, betas: Tensor, weights: Tensor) -> None:
         """Project slopes, multipliers and weights onto their sound values, in place."""
-        for number, slopes in self.free.items():
-            part = self.problem.part(alphas, number)
-            torch.clamp(part, slopes.least, slopes.most, out=part)
+        for number, free in self.free.items():
+            part = self.problem.alpha(alphas, number)
+            torch.clamp(part, free.least, free.most, out=part)
         betas.clamp_(min=0).mul_(self.signs != 0)
         weights.clamp_(min=LEAST_WEIGHT)
 

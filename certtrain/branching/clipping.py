@@ -80,7 +80,7 @@ class NeuronBounds(NamedTuple):
 
 @torch.no_grad()
 def neuron_bounds(problem: Problem, settings: Settings) -> NeuronBounds | None:
-    """The bounds of the unstable neurons, or of fewer if the memory or the time is short; None if there are none."""
+    """The bounds of the relaxed neurons, or of fewer if the memory or the time is short; None if there are none."""
     start = problem.prefix.start
     if start.radius.numel() >= MOST_INPUTS:
         return None
@@ -96,14 +96,15 @@ def neuron_bounds(problem: Problem, settings: Settings) -> NeuronBounds | None:
 
 
 def _chosen(problem: Problem, most: int) -> Tensor:
-    """Which unstable neurons (T,) are bounded, at most so many: those with the largest relaxations."""
-    if int(problem.unstable.sum()) <= most:
-        return problem.unstable
+    """Which relaxed neurons (T,) are bounded, at most so many: those with the largest relaxations."""
+    if int(problem.relaxed.sum()) <= most:
+        return problem.relaxed
     lower, upper = problem.ends
-    worth = (problem.scale * lower * upper / (lower - upper)).where(problem.unstable, 0.0)
-    chosen = torch.zeros_like(problem.unstable)
+    size = torch.where(problem.unstable, lower * upper / (lower - upper), (upper - lower) / 4)
+    worth = (problem.scale * size).where(problem.relaxed, 0.0)
+    chosen = torch.zeros_like(problem.relaxed)
     chosen[worth.topk(most).indices] = True
-    return chosen & problem.unstable
+    return chosen & problem.relaxed
 
 
 def _parts(
@@ -143,7 +144,7 @@ def clipped(problem: Problem, known: NeuronBounds, domains: Domains, threshold: 
     found = dict[int, Tensor]()
     bounds = relaxed.bounds(*variables, on_coefficients=found.__setitem__)
     margins = CentredBounds.of(bounds, found[0][:, 0].flatten(1), problem.prefix.start.radius.flatten())
-    worth = reductions(problem, relaxed.prefix, domains.signs, found).where(known.places >= 0, -1.0)
+    worth = reductions(problem, relaxed.prefix, found).where(known.places >= 0, -1.0)
     neurons = worth.topk(min(MOST_NEURONS, problem.neurons), 1).indices
     lower, upper = domains.lower.clone(), domains.upper.clone()
     for rows in _domains_at_once(margins, neurons):

@@ -11,8 +11,8 @@ class Domains(NamedTuple):
     """D domains of one problem.
 
     signs: (D, T) of int8: 1 where a neuron's input is ≥ 0, −1 where it is ≤ 0, and 0 where it is not split.
-    alphas, betas: (D, T), the best slopes and multipliers found. weights: (D, S), not negative, those of the functions
-        in the sum that is bounded; only their proportions count.
+    alphas: (D, A), the best α found. betas: (D, T), the best multipliers. weights: (D, S), not negative, those of the
+        functions in the sum that is bounded; only their proportions count.
     bounds: (D,), the lower bounds of these sums. One above zero closes the domain: everywhere in it, some function is
         above zero.
     lower, upper: (D, T) of float32, bounds of the neurons' inputs where clipping made them tighter; else infinite.

@@ -1,22 +1,24 @@
-"""A verification problem: one box, the network's bounds over it, and the rectifiers whose signs can be split."""
+"""A verification problem: one box, the network's bounds over it, and the neurons that can be split by sign."""
 
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from certtrain.bounds.activations import RECTIFIERS, slope_of
+from certtrain.bounds.activations import ACTIVATIONS, SPLITTABLE, slope_of
 from certtrain.bounds.box import Box, containing_exact
 from certtrain.bounds.linear import Prefix, backsubstitute
-from certtrain.bounds.lines import Slopes
-from certtrain.bounds.relaxation import free_slopes
+from certtrain.bounds.lines import FreeLines
+from certtrain.bounds.relaxation import alpha_shape, free_lines
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.branching.domains import Domains
 
 
 class Neuron(NamedTuple):
-    """A neuron of a rectifier: the number of its record, and its flat index there."""
+    """A neuron of an activation: the number of its record, and its flat index there."""
 
     record: int
     place: int
@@ -28,22 +30,27 @@ class Problem:
     prefix: the records of all layers over the box. functions: (S, K), linear in the logits. offsets: (S,), added to the
         functions. rounding: that of the prefix. A problem without rounding, in any precision, is enough for the search.
 
-    The T neurons of all rectifiers are numbered in order: a tensor (D, T) has a value for each neuron in each of D
-    domains. ends: the lower and upper bounds (T,) of their inputs over the box. unstable: (T,), which neurons are
-    unstable in the box. stable: (T,), the signs of the others.
+    The T neurons of all splittable activations are numbered in order: a tensor (D, T) has a value for each neuron in
+    each of D domains. A tensor (D, A) has a value for each number α of the lines of all activations.
+    ends: the lower and upper bounds (T,) of the neurons' inputs over the box. unstable: (T,), which of them have either
+    sign in the box. stable: (T,), the signs of the others. relaxed: (T,), the neurons whose lines are not exact.
     scale: (T,), the size of Λ at each neuron, the unit of its multiplier.
     """
 
     def __init__(self, prefix: Prefix, functions: Tensor, offsets: Tensor, rounding: Rounding | None = None) -> None:
         self.prefix, self.functions, self.offsets, self.rounding = prefix, functions, offsets, rounding
-        self.numbers = [n for n, v in enumerate(prefix.records) if isinstance(v.call.layer, RECTIFIERS)]
-        sizes = [prefix.records[number].shape[1:].numel() for number in self.numbers]
-        ends = [0, *accumulate(sizes)]
-        self.parts = {n: slice(a, b) for n, a, b in zip(self.numbers, ends[:-1], ends[1:], strict=True)}
-        self.neurons = ends[-1]
+        layers = {number: record.call.layer for number, record in enumerate(prefix.records)}
+        self.numbers = [number for number, layer in layers.items() if isinstance(layer, SPLITTABLE)]
+        self.parts = _parts({number: prefix.records[number].shape[1:] for number in self.numbers})
+        self.neurons = sum(part.stop - part.start for part in self.parts.values())
+        each = {number: layer for number, layer in layers.items() if type(layer) in ACTIVATIONS}
+        self.alpha_shapes = {n: alpha_shape(layer, prefix.records[n].shape[1:]) for n, layer in each.items()}
+        self.alpha_parts = _parts(self.alpha_shapes)
+        self.alphas = sum(part.stop - part.start for part in self.alpha_parts.values())
         lower, upper = self.ends = self._ends()
         self.unstable = (lower < 0) & (upper > 0)
         self.stable = (lower >= 0) * 2 - 1
+        self.relaxed = self._relaxed()
         self.scale = self._scale()
 
     def in_float32(self) -> "Problem":
@@ -70,7 +77,7 @@ class Problem:
 
     @torch.no_grad()
     def _scale(self) -> Tensor:
-        """(T,) the mean |Λ| at each neuron's rectifier, which its multipliers must be able to outweigh.
+        """(T,) the mean |Λ| at the results of each neuron's layer, which its multipliers must be able to outweigh.
 
         Where it is 0, it is replaced by the largest of the others, or by 1, since Λ may not be 0 in every domain.
         """
@@ -82,7 +89,7 @@ class Problem:
 
         functions = self.functions.unsqueeze(0)
         backsubstitute(self.prefix, functions, rounding=self.rounding, on_coefficients=on_coefficients)
-        # A rectifier whose result is not used has no Λ.
+        # A layer whose result is not used has no Λ.
         none = self.prefix.start.radius.new_zeros(1, 1)
         scale = self.flat({n: sizes.get(n, none.expand(1, p.stop - p.start)) for n, p in self.parts.items()})[0]
         largest = max(scale.tolist(), default=0.0) or 1.0
@@ -91,7 +98,8 @@ class Problem:
     def run(self, x: Tensor, signs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The logits (D, K) of inputs (D, …), and the neurons' inputs (D, T).
 
-        With `signs` (D, T), none of them 0, each neuron is replaced by its line on that side of zero.
+        With `signs` (D, T), none of them 0, each neuron is replaced by its line on that side of zero; all must be those
+        of rectifiers.
         """
         values, layer_inputs = {0: x}, {}
         for number, record in enumerate(self.prefix.records):
@@ -110,15 +118,24 @@ class Problem:
         lower, upper = ({n: getattr(box, end) for n, box in boxes.items()} for end in ("lower", "upper"))
         return self.flat(lower)[0], self.flat(upper)[0]
 
+    def _relaxed(self) -> Tensor:
+        records = {number: self.prefix.records[number] for number in self.numbers}
+        layers = {n: ACTIVATIONS[type(v.call.layer)].unstable(v.call.layer, v.box) for n, v in records.items() if v.box}
+        return self.flat(layers)[0]
+
     def flat(self, parts: dict[int, Tensor], rows: int = 1) -> Tensor:
-        """(D, T) from tensors (D, …), one for each rectifier. D is `rows` for a network without rectifiers."""
+        """(D, T) from tensors (D, …), one for each splittable layer. D is `rows` for a network without any."""
         flat = [parts[number].flatten(1) for number in self.numbers]
         return torch.cat(flat, 1) if flat else self.prefix.start.radius.new_zeros(rows, 0)
 
     def part(self, values: Tensor, number: int) -> Tensor:
-        """The values (D, 1, …) of one rectifier, out of (D, T), for all functions."""
+        """The values (D, 1, …) of one layer's neurons, out of (D, T), for all functions."""
         shape = self.prefix.records[number].shape[1:]
         return values[:, self.parts[number]].view(len(values), 1, *shape)
+
+    def alpha(self, alphas: Tensor, number: int) -> Tensor:
+        """The α (D, 1, …) of one layer, out of (D, A), for all functions."""
+        return alphas[:, self.alpha_parts[number]].view(len(alphas), 1, *self.alpha_shapes[number])
 
     def neuron(self, index: int) -> Neuron:
         """The neuron with this number among the T."""
@@ -156,11 +173,17 @@ class Problem:
         below, above = (domains.signs > 0) & (upper < 0), (domains.signs < 0) & (lower > 0)
         return ((lower > upper) | below | above).any(1)
 
-    def slopes(self, prefix: Prefix) -> dict[int, Slopes]:
-        """The slopes of the rectifiers that have one to choose, by record."""
-        records = {number: prefix.records[number] for number in self.numbers}
-        found = {n: free_slopes(v.call.layer, v.box) for n, v in records.items() if v.box is not None}
-        return {number: slopes for number, slopes in found.items() if slopes is not None}
+    def free_lines(self, prefix: Prefix) -> dict[int, FreeLines]:
+        """The lines of the activations that have a choice, by record."""
+        records = {number: prefix.records[number] for number in self.alpha_shapes}
+        found = {n: free_lines(v.call.layer, v.box) for n, v in records.items() if v.box is not None}
+        return {number: lines for number, lines in found.items() if lines is not None}
+
+
+def _parts(shapes: Mapping[int, Sequence[int]]) -> dict[int, slice]:
+    """The place of each layer's numbers in a row of all layers' numbers."""
+    ends = [0, *accumulate(prod(shape) for shape in shapes.values())]
+    return {number: slice(a, b) for number, a, b in zip(shapes, ends[:-1], ends[1:], strict=True)}
 
 
 def _clipped(box: Box, lower: Tensor, upper: Tensor) -> Box:

@@ -14,7 +14,7 @@ from certtrain.branching.alternation import Falsifies, Outcome
 from certtrain.branching.bounds import domain_bounds, optimised
 from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
 from certtrain.branching.domains import Domains, concatenated, newest, replaced
-from certtrain.branching.leaves import leaf_solution
+from certtrain.branching.leaves import affine, leaf_solution
 from certtrain.branching.problem import Problem
 from certtrain.branching.selection import BranchingScores, branching_scores, chosen_neurons, sides
 from certtrain.branching.tree import Cut, Path, Tree
@@ -23,7 +23,7 @@ from certtrain.runtime.deadline import NEVER, Deadline
 FIRST_STEPS, STEPS = 50, 5  # steps of ascent for the whole box, and for each later domain
 MOST_DOMAINS = 512  # in a batch
 FEW_DOMAINS = 50  # of a short search
-RETRY_DOMAINS, RETRY_STEPS = 200, 200  # limits for proving a leaf again: domains, and steps of ascent
+RETRY_DOMAINS, RETRIES = 200, (200, 50, 50, 50, 50)  # to prove a leaf again: domains, and steps of each further ascent
 CLIPS, CLIP_STEPS = 6, 3  # how often a domain is clipped at most, and the steps of ascent after each time
 GAIN = 0.1  # a domain is clipped again while its bound rises by this share of its distance from zero
 SHARE_OF_RESERVE, LEAST_THRESHOLD = 0.01, 2.0**-500  # the threshold of clipped domains, and what it is at least
@@ -44,8 +44,11 @@ def branch_and_bound(
 
 
 def by_few_domains(problem: Problem, settings: Settings, falsifies: Falsifies) -> Outcome:
-    """A short search, for boxes that are not tightened yet: many problems need no more."""
-    few = replace(settings, domains=min(FEW_DOMAINS, settings.domains))
+    """A short search, for boxes that are not tightened yet: many problems need no more.
+
+    It splits nothing if the network has curves, whose lines are far from them over such boxes.
+    """
+    few = replace(settings, domains=min(FEW_DOMAINS if affine(problem) else 1, settings.domains))
     return branch_and_bound(problem, few, falsifies=falsifies, clips=False)
 
 
@@ -59,13 +62,27 @@ def unproved_leaves(problem: Problem, leaves: Iterable[Path], settings: Settings
     rows = (_signs(problem, path) for path in leaves)
     while part := list(islice(rows, search.most)):
         left = torch.stack(part).to(problem.prefix.start.radius.device)
-        left = left[~search.bound(search.first(left), FIRST_STEPS).closed]
-        left = left[~search.bound(search.first(left), RETRY_STEPS).closed] if len(left) else left
+        left = _unproved(search, left)
         if len(left):
             again = BranchAndBound(problem, replace(settings, domains=RETRY_DOMAINS * len(left)))
             again.begin(again.first(left))
             unproved += 0 if again.run().proved else len(left)
     return unproved
+
+
+def _unproved(search: "BranchAndBound", signs: Tensor) -> Tensor:
+    """The signs (D, T) of those leaves that ascent alone does not prove.
+
+    Each ascent begins where the one before has ended, with long steps again: in a domain without any input the
+    multipliers, and the bound with them, grow without limit.
+    """
+    found = search.first(signs)
+    for steps in (FIRST_STEPS, *RETRIES):
+        found = search.bound(found, steps)
+        found = found.take(~found.closed)
+        if not found.total:
+            break
+    return found.signs
 
 
 def _signs(problem: Problem, path: Path) -> Tensor:
@@ -114,14 +131,14 @@ class BranchAndBound:
         return float(cost.clamp(min=0).nan_to_num(0.0))
 
     def first(self, signs: Tensor) -> Domains:
-        """Domains with these signs (D, T) and the initial slopes of the box."""
+        """Domains with these signs (D, T), and the initial lines over their boxes."""
         like = self.fast.prefix.start.radius
-        alphas = like.new_zeros(self.problem.neurons)
-        for number, slopes in self.fast.slopes(self.fast.prefix).items():
-            alphas[self.fast.parts[number]] = slopes.first.flatten()
-        zeros = like.new_zeros(signs.shape)
+        alphas = like.new_zeros(len(signs), self.problem.alphas)
         weights = like.new_ones(len(signs), len(self.problem.functions))
-        return Domains.of(signs.to(like.device), alphas.expand_as(zeros).clone(), zeros, weights)
+        domains = Domains.of(signs.to(like.device), alphas, like.new_zeros(signs.shape), weights)
+        for number, lines in self.fast.free_lines(self.fast.restricted(domains)).items():
+            self.fast.alpha(alphas, number).copy_(lines.first)
+        return domains
 
     def bound(self, domains: Domains, steps: int) -> Domains:
         """The domains with optimised slopes and multipliers, clipped ends, and proved bounds if they may be closed."""

@@ -3,8 +3,9 @@
 The few neurons with the highest scores are tried: the gain of a split is measured
 by the bounds of both sides, with the current slopes and multipliers. The score is
 the most that a neuron's relaxation can reduce the bound: the chord's offset times Λ
-(Bunel et al. 2020). The reduction at the input that minimises the domain's bound was
-tried as a score as well, and led to more domains.
+(Bunel et al. 2020), and for a curve the distance of its lines at the centre times
+|Λ|. The reduction at the input that minimises the domain's bound was tried as a
+score as well, and led to more domains.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certtrain.bounds.box import Box
+from certtrain.bounds.activations import RECTIFIERS
+from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix
+from certtrain.bounds.relaxation import free_lines, relaxed
 from certtrain.branching.bounds import RelaxedDomains, domain_bounds
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
@@ -43,22 +46,35 @@ class BranchingScores:
 @torch.no_grad()
 def branching_scores(problem: Problem, domains: Domains) -> BranchingScores:
     """The minimisers of the domains' bounds, and the scores."""
-    relaxed, found = RelaxedDomains.of(problem, domains), dict[int, Tensor]()
-    relaxed.bounds(domains.alphas, domains.betas, domains.weights, on_coefficients=found.__setitem__)
-    start = relaxed.prefix.start
+    bounded, found = RelaxedDomains.of(problem, domains), dict[int, Tensor]()
+    bounded.bounds(domains.alphas, domains.betas, domains.weights, on_coefficients=found.__setitem__)
+    start = bounded.prefix.start
     minimisers = start.centre - start.radius * found[0][:, 0].sign()
     # A neuron that only clipping made stable may be split, and is needed once no other is left.
     unstable = problem.unstable & (domains.signs == 0)
-    return BranchingScores(minimisers, reductions(problem, relaxed.prefix, domains.signs, found), unstable)
+    return BranchingScores(minimisers, reductions(problem, bounded.prefix, found) * unstable, unstable)
 
 
-def reductions(problem: Problem, prefix: Prefix, signs: Tensor, coefficients: Mapping[int, Tensor]) -> Tensor:
+def reductions(problem: Problem, prefix: Prefix, coefficients: Mapping[int, Tensor]) -> Tensor:
     """The most that each neuron's relaxation can reduce the bound (D, T), from Λ by the number of its value."""
-    rows = len(signs)
-    each = problem.flat({n: _or_zero(coefficients.get(n + 1), rows, prefix, n) for n in problem.numbers}, rows)
-    lower, upper = _ends(problem, prefix)
-    unstable = (lower < 0) & (upper > 0) & (signs == 0)
-    return _offset(lower, upper) * (-each).relu() * unstable
+    rows, found = len(prefix.start.radius), dict[int, Tensor]()
+    for number in problem.numbers:
+        record, each = prefix.records[number], coefficients.get(number + 1)
+        assert record.box is not None  # it is a nonlinear layer
+        like = record.box.radius
+        found[number] = like.new_zeros(rows, *like.shape[1:]) if each is None else _reduction(record, each[:, 0])
+    return problem.flat(found, rows)
+
+
+def _reduction(record: LayerRecord, coefficients: Tensor) -> Tensor:
+    """The same for one layer (D, …): the distance of its lines from each other times Λ, or from the function."""
+    layer, box = record.call.layer, record.box
+    assert box is not None
+    if isinstance(layer, RECTIFIERS):
+        return _offset(box.lower, box.upper) * (-coefficients).relu() * ((box.lower < 0) & (box.upper > 0))
+    free = free_lines(layer, box)
+    lines = relaxed(layer, box) if free is None else free.at(free.first).of_first_function()
+    return lines.distance(box.centre) * coefficients.abs()
 
 
 @torch.no_grad()
@@ -93,18 +109,3 @@ def _offset(lower: Tensor, upper: Tensor) -> Tensor:
     """The height at zero of the chord of max(x, 0) over [lower, upper], its largest distance from the function."""
     above, below = upper.relu(), (-lower).relu()
     return above * below / (above + below).clamp(min=torch.finfo(above.dtype).tiny)
-
-
-def _ends(problem: Problem, prefix: Prefix) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds of all neurons' inputs (D, T)."""
-    boxes: dict[int, Box] = {n: box for n in problem.numbers if (box := prefix.records[n].box) is not None}
-    lower, upper = {n: box.lower for n, box in boxes.items()}, {n: box.upper for n, box in boxes.items()}
-    rows = len(prefix.start.radius)
-    return problem.flat(lower, rows), problem.flat(upper, rows)
-
-
-def _or_zero(coefficients: Tensor | None, rows: int, prefix: Prefix, number: int) -> Tensor:
-    """Λ (D, …); zero if the layer's result is not used."""
-    if coefficients is not None:
-        return coefficients[:, 0]
-    return prefix.start.radius.new_zeros(rows, *prefix.records[number].shape[1:])

@@ -4,6 +4,7 @@ import copy
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Generator, Tensor, nn
@@ -14,8 +15,9 @@ from certtrain.bounds.activations.clamps import Clamp
 from certtrain.bounds.activations.record import BASIC, Accuracy, Activation
 from certtrain.bounds.box import Box
 from certtrain.bounds.interval import INTERVAL_RULES
+from certtrain.bounds.lines import Lines
 from certtrain.bounds.methods import METHODS
-from certtrain.bounds.relaxation import relaxed
+from certtrain.bounds.relaxation import free_lines, relaxed
 from certtrain.bounds.rounded import LayerStep, rounded
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.errors import UnsupportedLayer
@@ -82,6 +84,29 @@ def test_difficult_lines_lie_on_their_sides(name: str):
     assert bool((above >= values - slack).all())
 
 
+@EACH
+def test_difficult_lines_of_any_choice_lie_on_their_sides(name: str):
+    layer, box = layer_of(name).double(), difficult_boxes()
+    free = free_lines(layer, Box(box.centre.unsqueeze(0), box.radius.unsqueeze(0)))
+    assert free is not None
+    some = torch.rand(6, *free.first.shape[2:], generator=Generator().manual_seed(2), dtype=torch.float64)
+    alphas = torch.cat([free.first, free.least, free.most, some.unsqueeze(0)], 1).clamp(free.least, free.most)
+    lines, points = free.at(alphas), inside(box).unsqueeze(1)
+    values = layer(points.clone())
+    size = torch.maximum(box.lower.abs(), box.upper.abs())
+    steepest = max(1.0, float(lines.lower_slope.abs().max()), float(lines.upper_slope.abs().max()))
+    slack = 1e-13 * (1 + size) * (1 + steepest)
+    below, above = (line[0] for line in heights_of(lines, points.unsqueeze(0)))
+    assert bool((below <= values + slack).all())
+    assert bool((above >= values - slack).all())
+
+
+def heights_of(lines: Lines, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the lower and the upper lines at x."""
+    lower, upper = (0.0 if offset is None else offset for offset in (lines.lower_offset, lines.upper_offset))
+    return lines.lower_slope * x + lower, lines.upper_slope * x + upper
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if "low threshold" not in name])
 def test_bends_are_all_places_at_which_lines_are_not_exact(name: str):
     layer, box = layer_of(name).double(), difficult_boxes()
@@ -127,6 +152,47 @@ def test_lines_leave_no_more_area_than_the_best_ones(name: str, ends: tuple[floa
     slack = 5e-5 * (ends[1] - ends[0])  # of the grid, which steps over bends
     assert above <= best_area(layer, *ends, 1.0) + slack
     assert below <= best_area(layer, *ends, -1.0) + slack
+
+
+def convex_hull(x: Tensor, y: Tensor) -> Tensor:
+    """The heights at x of the largest convex function below the points (x, y), x in order."""
+    corners: list[int] = []
+    for place in range(len(x)):
+        while len(corners) > 1 and _above(x, y, corners[-2], corners[-1], place):
+            corners.pop()
+        corners.append(place)
+    return torch.from_numpy(numpy.interp(x.numpy(), x[corners].numpy(), y[corners].numpy()))
+
+
+def _above(x: Tensor, y: Tensor, left: int, middle: int, right: int) -> bool:
+    """Whether the point in the middle is not below the chord of the others."""
+    return bool((y[middle] - y[left]) * (x[right] - x[left]) >= (y[right] - y[left]) * (x[middle] - x[left]))
+
+
+# But for ELU above alpha = 1, whose upper line turns about the kink: there it is the one of least area.
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", *(name for name in CURVES if name != "elu, steep")])
+def test_lines_of_all_choices_reach_the_convex_hull(name: str):
+    """Everywhere, some choice of the lower line is as high as the hull, and of the upper line as low."""
+    layer, ends = layer_of(name).double(), torch.tensor(INTERVALS, dtype=torch.float64)
+    free = free_lines(layer, Box(ends.mean(1, keepdim=True), (ends[:, 1:] - ends[:, :1]) / 2))
+    assert free is not None
+    alphas = torch.linspace(0, 1, 401, dtype=torch.float64).view(1, -1, *[1] * (free.first.dim() - 2))
+    alphas = torch.cat([alphas.expand(len(ends), -1, *free.first.shape[2:]), free.first], 1)
+    lines = free.at(alphas.clamp(free.least, free.most))
+    for row, (low, high) in enumerate(INTERVALS):
+        x = torch.linspace(low, high, 501, dtype=torch.float64)
+        y = layer(x.clone())
+        below, above = _best(lines, row, x)
+        slack = 2e-3 * float(y.max() - y.min()) + 2 * float(x[1] - x[0])  # bends lie between points of the grid
+        assert bool((below >= convex_hull(x, y) - slack).all()), (low, high)
+        assert bool((above <= -convex_hull(x, -y) + slack).all()), (low, high)
+
+
+def _best(lines: Lines, row: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest lower line and the lowest upper line of one interval at each x."""
+    parts = (part if part is None or part.shape[0] == 1 else part[row : row + 1] for part in lines)
+    below, above = heights_of(Lines(*parts), x)
+    return below.flatten(0, -2).amax(0), above.flatten(0, -2).amin(0)
 
 
 def heights(layer: nn.Module, ends: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from certtrain.bounds.graph import Add
 from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix, backsubstitute
 from certtrain.bounds.methods import METHODS, up_to
-from certtrain.bounds.relaxation import free_slopes
+from certtrain.bounds.relaxation import free_lines
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.bounds.settings import DEFAULT, Settings
 from certtrain.bounds.shape_layers import Concat
@@ -133,7 +133,7 @@ def test_a_search_closes_much_of_the_gap():
 def test_lines_of_any_slope_lie_on_their_side_without_any_rounding(layer: nn.Module):
     ends = torch.tensor([[-3.0, 1.0], [-0.1, 0.3], [-1e-8, 7.0], [1.0, 2.0], [-2.0, -1.0]], dtype=torch.float64)
     box = Box(ends.mean(1, keepdim=True), (ends[:, 1:] - ends[:, :1]) / 2)
-    slopes = free_slopes(layer, box)
+    slopes = free_lines(layer, box)
     assert slopes is not None
     for share in torch.linspace(0, 1, 101, dtype=torch.float64):
         lines = slopes.at(share.expand(5, 1, 1).clamp(slopes.least, slopes.most))
@@ -144,10 +144,12 @@ def test_lines_of_any_slope_lie_on_their_side_without_any_rounding(layer: nn.Mod
                 assert bool((lines.upper_slope * x >= layer(x)).all())
 
 
-def test_a_layer_without_open_signs_has_no_slopes():
+def test_a_layer_without_unstable_neurons_has_no_choice_of_lines():
     box = Box(torch.tensor([[2.0, -2.0]]), torch.tensor([[1.0, 1.0]]))
-    assert free_slopes(nn.ReLU(), box) is None
-    assert free_slopes(nn.Tanh(), Box(torch.zeros(1, 1), torch.ones(1, 1))) is None
+    assert free_lines(nn.ReLU(), box) is None
+    assert free_lines(nn.Hardtanh(), Box(torch.zeros(1, 1), torch.ones(1, 1))) is None
+    assert free_lines(nn.Tanh(), Box(torch.ones(1, 1), torch.zeros(1, 1))) is None
+    assert free_lines(nn.Flatten(), Box(torch.zeros(1, 1), torch.ones(1, 1))) is None
 
 
 # --- in parts --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The slopes that α-CROWN and branch and bound choose: every activation that has one gains by the search."""
+"""The lines that α-CROWN and branch and bound choose: every activation gains by the search."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 import certtrain
-from certtrain.bounds.activations import RECTIFIERS
+from certtrain.bounds.activations import ACTIVATIONS
+from certtrain.bounds.activations.clamps import Clamp
 from certtrain.bounds.alpha import quick_slope_bounds, slope_search_bounds
 from certtrain.bounds.box import input_box
 from certtrain.bounds.interval import interval_pass
@@ -23,6 +24,15 @@ WITH_SLOPES: dict[str, Callable[[], nn.Module]] = {
     "leaky 0.1": lambda: nn.LeakyReLU(0.1),
     "leaky 0.01": lambda: nn.LeakyReLU(0.01),
     "leaky 2.5": lambda: nn.LeakyReLU(2.5),
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+    "hardtanh": lambda: nn.Hardtanh(-0.5, 0.5),
+    "relu6": nn.ReLU6,
+    "clamp": lambda: Clamp(-0.3, None),
 }
 EACH = pytest.mark.parametrize("name", WITH_SLOPES)
 
@@ -30,16 +40,17 @@ EACH = pytest.mark.parametrize("name", WITH_SLOPES)
 def network(name: str) -> tuple[nn.Module, Tensor]:
     """A network of two layers of that activation, and pixels (8, 1, 4, 4)."""
     act, generator = WITH_SLOPES[name], Generator().manual_seed(1)
+    gain = 4.0 if name in ("sigmoid", "softplus") else 1.2  # over narrow intervals these are nearly lines
     layers = [nn.Flatten(), nn.Linear(16, 20), act(), nn.Linear(20, 20), act(), nn.Linear(20, 3)]
     model = nn.Sequential(*layers).eval().requires_grad_(False)
     for parameter in model.parameters():
         fan_in = parameter.shape[-1]
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.2 / fan_in**0.5)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / fan_in**0.5)
     return model, torch.rand(8, 1, 4, 4, generator=generator)
 
 
-def test_every_activation_with_a_slope_is_tried():
-    assert {type(make()) for make in WITH_SLOPES.values()} == set(RECTIFIERS)
+def test_every_activation_is_tried():
+    assert {type(make()) for make in WITH_SLOPES.values()} == set(ACTIVATIONS)
 
 
 @EACH

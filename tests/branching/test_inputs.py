@@ -291,7 +291,7 @@ FLOAT32 = replace(SETTINGS, rounding=arithmetic_named("float32"))
 
 
 def test_an_example_without_rectifiers_is_certified_by_splits_of_inputs():
-    example, classes = sigmoid_example(0.2)
+    example, classes = sigmoid_example(0.005)
     result = decide_example(example, classes, FLOAT32)
     assert result.proved
     assert result.trees[1].startswith("x")
@@ -307,6 +307,6 @@ def test_a_falsifiable_example_gets_a_counterexample():
 
 
 def test_many_inputs_are_not_split(monkeypatch: pytest.MonkeyPatch):
-    example, classes = sigmoid_example(0.2)
+    example, classes = sigmoid_example(0.005)
     monkeypatch.setattr(examples, "FEW_INPUTS", 2)
     assert not decide_example(example, classes, FLOAT32).proved

@@ -25,7 +25,15 @@ from certtrain.branching.leaves import leaf_solution
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound, Outcome, branch_and_bound, unproved_leaves
 from certtrain.branching.tree import Tree, leaves_of
-from helpers.branching_problems import NETWORKS, inputs_with_signs, network, pixels, root_of, settings_of
+from helpers.branching_problems import (
+    NETWORKS,
+    inputs_with_signs,
+    network,
+    pixels,
+    root_of,
+    samples_around,
+    settings_of,
+)
 from helpers.deadlines import CountedDeadline
 from helpers.enumeration import least, random_network
 from helpers.sampling import points_inside
@@ -235,7 +243,7 @@ def linear_program(problem: Problem, domain: Domains, at: Tensor) -> float:
     return float(found.fun)
 
 
-AFFINE = [name for name in NETWORKS if name not in ("curves", "max pool")]
+AFFINE = [name for name in NETWORKS if name not in ("curves", "bends", "max pool")]
 BOTH = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
 
 
@@ -354,3 +362,49 @@ def test_boxes_stay_as_wide_as_they_are_once_time_is_over():
         widths.append(sum(float(record.box.radius.sum()) for record in prefix.records if record.box is not None))
     assert widths[0] > widths[-1]
     assert sorted(widths, reverse=True) == widths
+
+
+# --- curves ----------------------------------------------------------------------------------------------
+
+CURVED: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+    "elu, steep": lambda: nn.ELU(3.0),
+}
+
+
+def curved(name: str) -> nn.Sequential:
+    """A network of two layers of the activation, and of no other."""
+    generator = Generator().manual_seed(2)
+    layers = [nn.Linear(16, 12), CURVED[name](), nn.Linear(12, 12), CURVED[name](), nn.Linear(12, 3)]
+    for layer in layers:
+        for tensor in layer.parameters():
+            tensor.data.normal_(generator=generator).mul_(3 * tensor.shape[-1] ** -0.5)
+    return nn.Sequential(nn.Flatten(), *layers).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CURVED)
+def test_splits_of_curves_prove_more_than_the_whole_box_and_are_proved_again(name: str):
+    model, x, eps = curved(name), pixels(2), 0.3
+    root = root_of(model, x, eps)
+    low = Problem(root.prefix, root.functions, ONE * -1e3, root.rounding)  # ascent stops above zero
+    whole = BranchAndBound(low, settings_of(low), clips=False)
+    bound = 1e3 + float(whole.bound(whole.first(torch.zeros(1, root.neurons)), search.FIRST_STEPS).bounds)
+    seen = root.run(samples_around(x, eps, 3000).double())[0] @ root.functions.T
+    missing = 0.05 * (float(seen.min()) - bound)
+    assert missing > 0
+    problem = Problem(root.prefix, root.functions, ONE * (-bound - missing), root.rounding)
+    outcome = BranchAndBound(problem, settings_of(problem), clips=False).run()
+    assert outcome.proved
+    assert outcome.domains > 1
+    assert float(seen.min()) - bound - missing >= outcome.bound
+    leaves = list(leaves_of(str(outcome.tree)))
+    assert len(leaves) > 1
+    assert unproved_leaves(problem, leaves, settings_of(problem)) == 0
+    less = Problem(root.prefix, root.functions, ONE * (-float(seen.min()) - 1e-3), root.rounding)
+    assert unproved_leaves(less, leaves, settings_of(less)) > 0

@@ -1,4 +1,4 @@
-"""Small networks of every kind with rectifiers, their roots, and domains of them."""
+"""Small networks of every kind with splittable neurons, their roots, and domains of them."""
 
 import copy
 from dataclasses import replace
@@ -46,6 +46,7 @@ NETWORKS = {
     "leaky above 1": lambda: mlp(nn.LeakyReLU(2.5), nn.ReLU(), nn.LeakyReLU(1.5)),
     "batch norm": lambda: mlp(nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8), nn.ReLU()),
     "curves": lambda: mlp(nn.Sigmoid(), nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1)),
+    "bends": lambda: mlp(nn.GELU(), nn.ELU(2.0), nn.SiLU(), nn.Hardtanh(-0.5, 0.5), nn.Softplus()),
     "rectifier first": lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), *list(mlp(nn.ReLU()))[1:]),
     "cnn": lambda: nn.Sequential(
         nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(),
@@ -114,9 +115,8 @@ def settings_of(problem: Problem) -> Settings:
 
 def domain(problem: Problem, signs: Tensor, generator: Generator, strength: float = 1.0) -> Domains:
     """Of these signs (D, T), with random slopes and multipliers, in float64."""
-    shape = signs.shape
-    alphas = torch.rand(shape, generator=generator, dtype=torch.float64)
-    betas = strength * torch.rand(shape, generator=generator, dtype=torch.float64).square()
+    alphas = torch.rand(len(signs), problem.alphas, generator=generator, dtype=torch.float64)
+    betas = strength * torch.rand(signs.shape, generator=generator, dtype=torch.float64).square()
     weights = torch.rand(len(signs), len(problem.functions), generator=generator, dtype=torch.float64)
     return Domains.of(signs, alphas, betas, weights)
 

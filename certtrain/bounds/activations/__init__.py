@@ -52,6 +52,8 @@ def _check(record: Activation) -> None:
 ACTIVATIONS = by_layer((RELU, LEAKY_RELU, SIGMOID, TANH, GELU, SILU, SOFTPLUS, ELU, HARDTANH, RELU6, CLAMP))
 # Activations that are a line through zero on each side of zero.
 RECTIFIERS = tuple(layer for layer, record in ACTIVATIONS.items() if record.rectifier is not None)
+# Activations whose neurons complete verification splits.
+SPLITTABLE = tuple(layer for layer, record in ACTIVATIONS.items() if record.splittable)
 
 
 def slope_of(layer: nn.Module) -> float:

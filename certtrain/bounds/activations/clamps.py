@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,18 +65,66 @@ def _interval(layer: nn.Module, box: Box) -> Box:
     return monotone_box(lambda x: torch.clamp(x, *limits_of(layer)), box)
 
 
-def _lines(layer: nn.Module, box: Box) -> Lines:
-    """The lower line is constant or a chord; the upper one is the same, mirrored.
+class _ClampLines(NamedTuple):
+    """Lines through a corner of the function: any slope from zero, a constant, to that of the chord is sound.
 
-    The constant is the function's least value in the box. The chord starts where the function leaves that value.
-    The lower line is the higher of these two at the centre of the box.
+    leaves, reaches: where the function leaves its least value in the box, and where it reaches its largest one. least,
+    most: these values. below, above: the slopes of the chords from there to the other end.
     """
+
+    leaves: Tensor
+    reaches: Tensor
+    least: Tensor
+    most: Tensor
+    below: Tensor
+    above: Tensor
+
+    def lines(self, below: Tensor | float, above: Tensor | float) -> Lines:
+        """The lines whose slopes are these shares of the chords'."""
+        lower, upper = below * self.below, above * self.above
+        return Lines(lower, self.least - lower * self.leaves, upper, self.most - upper * self.reaches)
+
+
+def _clamp_lines(layer: nn.Module, box: Box) -> _ClampLines:
     (first, last), low, high = _ends(layer), box.lower, box.upper
     leaves, reaches = low.clamp(min=first), high.clamp(max=last)
     least, most = leaves.clamp(max=last), reaches.clamp(min=first)
-    below = torch.where(box.centre > leaves, _share(high.clamp(first, last) - least, high - leaves), 0.0)
-    above = torch.where(box.centre < reaches, _share(most - low.clamp(first, last), reaches - low), 0.0)
-    return Lines(below, least - below * leaves, above, most - above * reaches)
+    below = _share(high.clamp(first, last) - least, high - leaves)
+    above = _share(most - low.clamp(first, last), reaches - low)
+    return _ClampLines(leaves, reaches, least, most, below, above)
+
+
+def _lines(layer: nn.Module, box: Box) -> Lines:
+    """The lower line is constant or a chord, the higher of both at the centre; the upper one is its mirror image."""
+    each = _clamp_lines(layer, box)
+    return each.lines((box.centre > each.leaves).to(each.below), (box.centre < each.reaches).to(each.above))
+
+
+class ClampSlopes(NamedTuple):
+    """The lines over boxes (B, 1, …) with slopes to choose: those of the chords times α (B, S, 2, …) in [0, 1]."""
+
+    clamped: _ClampLines
+    first: Tensor
+    least: Tensor
+    most: Tensor
+
+    def examples(self, chosen: Tensor) -> "ClampSlopes":
+        """The slopes of some examples of the batch."""
+        clamped = _ClampLines(*(part[chosen] for part in self.clamped))
+        return ClampSlopes(clamped, *(number[chosen] for number in self[1:]))
+
+    def at(self, alpha: Tensor) -> Lines:
+        """The lines (B, S, …) for α (B, S, 2, …), one for each function; sound for any α in [0, 1]."""
+        return self.clamped.lines(alpha[:, :, 0], alpha[:, :, 1])
+
+
+def _free_lines(layer: nn.Module, box: Box) -> ClampSlopes | None:
+    if not bool(_unstable(layer, box).any()):
+        return None
+    each = _clamp_lines(layer, box)
+    first = torch.stack((box.centre > each.leaves, box.centre < each.reaches), 1).unsqueeze(1).to(each.below)
+    each = _ClampLines(*(part.unsqueeze(1) for part in each))
+    return ClampSlopes(each, first, torch.zeros_like(first), torch.ones_like(first))
 
 
 def _share(rise: Tensor, run: Tensor) -> Tensor:
@@ -114,7 +162,9 @@ def _record(
         monotone=True,
         interval=_interval,
         lines=_lines,
+        free_lines=_free_lines,
         unstable=_unstable,
+        splittable=False,
         rectifier=None,
         accuracy=BASIC,
         error=_error,

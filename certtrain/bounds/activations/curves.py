@@ -48,7 +48,8 @@ class ActivationCurve(NamedTuple):
     """A function and its derivative: convex from `left` to `right`, concave outside.
 
     At a kink, the derivative is that of the convex part, or between the derivatives of both sides.
-    slopes: the least and the largest derivative. touching: None for a curve that is convex everywhere.
+    slopes: the least and the largest derivative. touching: None for a curve that is convex everywhere. kink: whether
+        the derivative jumps at `right`, where the upper line turns about one point.
     """
 
     value: Pointwise
@@ -57,9 +58,10 @@ class ActivationCurve(NamedTuple):
     right: float
     slopes: tuple[float, float]
     touching: Touching | None
+    kink: bool = False
 
 
-class _Interval(NamedTuple):
+class CurveInterval(NamedTuple):
     """Intervals (B, …): their ends and midpoints, and which of them are wide enough for a chord."""
 
     low: Tensor
@@ -74,12 +76,17 @@ def curve_lines(curve: ActivationCurve, box: Box) -> Lines:
     Rounding of the slopes and touching points does no harm, since each offset is sound for the slope as computed. The
     rounding of the offsets themselves is part of the error in the activation's record.
     """
+    at = interval_of(box)
+    lower_slope, touched = slope_below(curve, at)
+    upper_slope, left, right = slope_above(curve, at)
+    lower_offset = least_offset(curve, at, lower_slope, touched)
+    return Lines(lower_slope, lower_offset, upper_slope, largest_offset(curve, at, upper_slope, left, right))
+
+
+def interval_of(box: Box) -> CurveInterval:
+    """The intervals of the neurons of `box` (B, …)."""
     low, high, middle = box.lower, box.upper, box.centre
-    at = _Interval(low, high, middle, high - low > NARROW_CURVE * (1 + middle.detach().abs()))
-    lower_slope, touched = _slope_below(curve, at)
-    upper_slope, left, right = _slope_above(curve, at)
-    lower_offset = _least(curve, at, lower_slope, touched)
-    return Lines(lower_slope, lower_offset, upper_slope, _largest(curve, at, upper_slope, left, right))
+    return CurveInterval(low, high, middle, high - low > NARROW_CURVE * (1 + middle.detach().abs()))
 
 
 # --- slopes ----------------------------------------------------------------------------------------------
@@ -92,7 +99,7 @@ class _Chord(NamedTuple):
     point: Tensor
 
 
-def _slope_below(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor]:
+def slope_below(curve: ActivationCurve, at: CurveInterval) -> tuple[Tensor, Tensor]:
     """The slope of the lower line, and the point where it should touch the convex part.
 
     Where both ends are in concave parts, it is the line through the nearer end, or the tangent at the midpoint.
@@ -105,7 +112,7 @@ def _slope_below(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor]
     return _through(curve, at, chord, tangent, wide & (from_low | (high > curve.right)))
 
 
-def _slope_above(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor, Tensor]:
+def slope_above(curve: ActivationCurve, at: CurveInterval) -> tuple[Tensor, Tensor, Tensor]:
     """The slope of the upper line, and the points where it should touch the left and the right concave part.
 
     Where both ends are in concave parts, it is the chord: all these curves are nearly linear there.
@@ -122,7 +129,7 @@ def _slope_above(curve: ActivationCurve, at: _Interval) -> tuple[Tensor, Tensor,
     return slope, torch.where(both, low, touched), torch.where(both, high, touched)
 
 
-def _chord(at: _Interval, from_low: Tensor, side: int, touching: Pointwise) -> _Chord:
+def _chord(at: CurveInterval, from_low: Tensor, side: int, touching: Pointwise) -> _Chord:
     """From the lower or the upper end to the point that `touching` gives, or the other end where it is not inside.
 
     `side` is −1 if `touching` is for upper ends, so that lower ones are mirrored, and 1 if it is for lower ones.
@@ -134,7 +141,7 @@ def _chord(at: _Interval, from_low: Tensor, side: int, touching: Pointwise) -> _
 
 
 def _through(
-    curve: ActivationCurve, at: _Interval, chord: _Chord, tangent: Tensor, allowed: Tensor
+    curve: ActivationCurve, at: CurveInterval, chord: _Chord, tangent: Tensor, allowed: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Slope and point of the chord where it is allowed and spans the midpoint, else of the tangent at the midpoint.
 
@@ -149,7 +156,7 @@ def _through(
 # --- offsets ---------------------------------------------------------------------------------------------
 
 
-def _least(curve: ActivationCurve, at: _Interval, slope: Tensor, touched: Tensor) -> Tensor:
+def least_offset(curve: ActivationCurve, at: CurveInterval, slope: Tensor, touched: Tensor) -> Tensor:
     """A lower bound of f(x) − slope · x in the interval: from its ends, and from the convex part."""
     ends = torch.minimum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
     part = (at.low.clamp(curve.left, curve.right), at.high.clamp(curve.left, curve.right))
@@ -157,7 +164,7 @@ def _least(curve: ActivationCurve, at: _Interval, slope: Tensor, touched: Tensor
     return torch.where(inside, torch.minimum(ends, _by_tangent(curve, slope, touched, part, torch.minimum)), ends)
 
 
-def _largest(curve: ActivationCurve, at: _Interval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def largest_offset(curve: ActivationCurve, at: CurveInterval, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """An upper bound of f(x) − slope · x in the interval: from its ends, and from the concave parts."""
     found = torch.maximum(curve.value(at.low) - slope * at.low, curve.value(at.high) - slope * at.high)
     if curve.left > -inf:
@@ -200,6 +207,17 @@ def touching_of(value: Pointwise, derivative: Pointwise, right: float) -> Touchi
         lambda end: _looked_up(below, ((end - right) / (FAR - right)).clamp(min=0).sqrt()),
         lambda end: _looked_up(above.where(above < FAR, NO_POINT), (end / right + 1) / 2),
     )
+
+
+def touching_of_odd(value: Pointwise, derivative: Pointwise) -> Touching:
+    """The same for a curve that is convex below zero, and odd around its value at zero."""
+    ends = FAR * torch.linspace(0, 1, ENTRIES, dtype=torch.float64).square()
+    table = _bisected(value, derivative, ends, (torch.zeros_like(ends), -ends), 1)
+
+    def below(end: Tensor) -> Tensor:
+        return _looked_up(table, (end / FAR).clamp(min=0).sqrt())
+
+    return Touching(below, lambda end: -below(-end))
 
 
 def _bisected(value: Pointwise, derivative: Pointwise, ends: Tensor, way: tuple[Tensor, Tensor], sign: int) -> Tensor:

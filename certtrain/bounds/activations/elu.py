@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from certtrain.bounds.activations.curves import NO_POINT, ActivationCurve, Touching, curve_lines
 from certtrain.bounds.activations.intervals import monotone_box
 from certtrain.bounds.activations.record import Accuracy, Activation, nonzero_width
+from certtrain.bounds.activations.tangents import TangentLines, tangent_lines
 from certtrain.bounds.box import Box
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator, number_given
 from certtrain.bounds.layer_errors import PointwiseError, magnitude
@@ -37,6 +38,14 @@ def _interval(layer: nn.ELU, box: Box) -> Box:
 
 
 def _lines(layer: nn.ELU, box: Box) -> Lines:
+    return curve_lines(_curve(layer), box)
+
+
+def _free_lines(layer: nn.ELU, box: Box) -> TangentLines | None:
+    return tangent_lines(_curve(layer), box)
+
+
+def _curve(layer: nn.ELU) -> ActivationCurve:
     alpha = float(layer.alpha)
 
     def value(x: Tensor) -> Tensor:
@@ -46,11 +55,11 @@ def _lines(layer: nn.ELU, box: Box) -> Lines:
         return torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp())
 
     if alpha <= 1:
-        return curve_lines(ActivationCurve(value, derivative, -math.inf, math.inf, (0.0, 1.0), None), box)
+        return ActivationCurve(value, derivative, -math.inf, math.inf, (0.0, 1.0), None)
     touching = Touching(
         lambda end: _touched_below(alpha, end), lambda end: torch.where(value(end) <= end, 0.0, NO_POINT).to(end)
     )
-    return curve_lines(ActivationCurve(value, derivative, -math.inf, 0.0, (0.0, alpha), touching), box)
+    return ActivationCurve(value, derivative, -math.inf, 0.0, (0.0, alpha), touching, kink=True)
 
 
 def _touched_below(alpha: float, end: Tensor) -> Tensor:
@@ -103,7 +112,9 @@ ELU = Activation(
     monotone=True,
     interval=_interval,
     lines=_lines,
+    free_lines=_free_lines,
     unstable=_unstable,
+    splittable=True,
     rectifier=None,
     accuracy=_ACCURACY,
     error=_error,

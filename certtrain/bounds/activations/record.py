@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from certtrain.bounds.box import Box
 from certtrain.bounds.forms import FunctionForm, OnnxForm
 from certtrain.bounds.layer_errors import PointwiseError
-from certtrain.bounds.lines import Lines
+from certtrain.bounds.lines import FreeLines, Lines
 from certtrain.bounds.rounding import Rounding
 from certtrain.spec.layer_section import ElementwiseSection
 
@@ -39,9 +39,10 @@ class Activation:
     monotone: whether the function is nondecreasing.
     interval: the box of the results from the box of the inputs.
     lines: the lower and upper line over a box of inputs.
+    free_lines: the lines with numbers to choose, which α-CROWN optimises; None where no neuron has a choice.
     unstable: which neurons (B, …) have lines that are not exact over the box, so that a tighter box would help.
-    rectifier: the slope s of max(x, sx). Complete verification may split its sign, and α-CROWN chooses the slope of
-        its line. None if the activation is not a rectifier.
+    splittable: whether complete verification splits neurons by the sign of their input.
+    rectifier: the slope s of max(x, sx), which is a line on each side of zero. None if it is not a rectifier.
     accuracy: the assumption about what torch computes.
     error: the rounding error of the layer, from the units of the accuracy.
     functions: the functions and tensor methods that equal the layer.
@@ -54,7 +55,9 @@ class Activation:
     monotone: bool
     interval: Callable[[Any, Box], Box]
     lines: Callable[[Any, Box], Lines]
+    free_lines: Callable[[Any, Box], FreeLines | None]
     unstable: Callable[[Any, Box], Tensor]
+    splittable: bool
     rectifier: Callable[[Any], float] | None
     accuracy: Accuracy
     error: Callable[[Rounding, Any, int], PointwiseError]

@@ -9,7 +9,7 @@ from certtrain.bounds.activations.record import BASIC, Activation, no_refusal
 from certtrain.bounds.box import Box
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator, number_given, one_operator
 from certtrain.bounds.layer_errors import PointwiseError, same_magnitude
-from certtrain.bounds.lines import Lines
+from certtrain.bounds.lines import Lines, Slopes
 from certtrain.bounds.rounding import Rounding
 from certtrain.spec.activations import LeakyReLUSection, ReLUSection
 
@@ -29,6 +29,16 @@ def rectifier_lines(slope: float, box: Box) -> Lines:
     share = above / (above + below).clamp(min=torch.finfo(above.dtype).tiny)
     line, chord = (through_zero, None), (share + slope * (1 - share), share * (1 - slope) * below)
     return Lines(*line, *chord) if slope <= 1 else Lines(*chord, *line)  # concave above slope 1
+
+
+def _slopes(slope: float, box: Box) -> Slopes | None:
+    """The lines with the slope of the one through zero to choose; None without an unstable neuron."""
+    lower, upper = box.lower.unsqueeze(1), box.upper.unsqueeze(1)
+    if slope == 1 or not bool(((lower < 0) & (upper > 0)).any()):
+        return None
+    rises, falls = (lower >= 0).to(lower.dtype), (upper > 0).to(lower.dtype)
+    lines = rectifier_lines(slope, box).for_functions()
+    return Slopes(lines, slope, rises, falls, (lower + upper > 0).to(lower.dtype))
 
 
 def _unstable(layer: nn.Module, box: Box) -> Tensor:
@@ -58,7 +68,9 @@ RELU = Activation(
     monotone=True,
     interval=_relu_interval,
     lines=lambda layer, box: rectifier_lines(0.0, box),
+    free_lines=lambda layer, box: _slopes(0.0, box),
     unstable=_unstable,
+    splittable=True,
     rectifier=lambda layer: 0.0,
     accuracy=BASIC,
     error=_relu_error,
@@ -100,7 +112,9 @@ LEAKY_RELU = Activation(
     monotone=True,
     interval=_leaky_interval,
     lines=lambda layer, box: rectifier_lines(layer.negative_slope, box),
+    free_lines=lambda layer, box: _slopes(float(layer.negative_slope), box),
     unstable=_unstable,
+    splittable=True,
     rectifier=lambda layer: float(layer.negative_slope),
     accuracy=BASIC,
     error=_leaky_error,

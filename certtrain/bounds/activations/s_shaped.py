@@ -1,10 +1,14 @@
 """Sigmoid and tanh: convex below zero and concave above, between two limits."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.activations.curves import ActivationCurve, touching_of_odd
 from certtrain.bounds.activations.intervals import monotone_box
 from certtrain.bounds.activations.record import Accuracy, Activation, no_refusal, nonzero_width
+from certtrain.bounds.activations.tangents import tangent_lines
 from certtrain.bounds.box import Box, Pointwise
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, one_operator
 from certtrain.bounds.layer_errors import PointwiseError
@@ -37,6 +41,15 @@ def _s_shaped(function: Pointwise, derivative: Pointwise, box: Box) -> Lines:
     return Lines(below, from_below, above, from_above)
 
 
+def _curve(function: Pointwise, of_value: Pointwise, steepest: float) -> ActivationCurve:
+    """The curve of `function`, whose derivative at x is `of_value(f(x))`, at most `steepest`."""
+
+    def derivative(x: Tensor) -> Tensor:
+        return of_value(function(x))
+
+    return ActivationCurve(function, derivative, -math.inf, 0.0, (0.0, steepest), touching_of_odd(function, derivative))
+
+
 def _error(rounding: Rounding, layer: nn.Module, units: int) -> PointwiseError:
     """The verifier's own results are within the same number of units in the last place.
 
@@ -64,6 +77,8 @@ def _of_tanh(y: Tensor) -> Tensor:
     return 1 - y.square()
 
 
+_SIGMOID_CURVE, _TANH_CURVE = _curve(torch.sigmoid, _of_sigmoid, 0.25), _curve(torch.tanh, _of_tanh, 1.0)
+
 SIGMOID = Activation(
     layer=nn.Sigmoid,
     section=SigmoidSection,
@@ -71,7 +86,9 @@ SIGMOID = Activation(
     monotone=True,
     interval=monotone_box,
     lines=lambda layer, box: _s_shaped(torch.sigmoid, _of_sigmoid, box),
+    free_lines=lambda layer, box: tangent_lines(_SIGMOID_CURVE, box),
     unstable=nonzero_width,
+    splittable=True,
     rectifier=None,
     accuracy=_ACCURACY,
     error=_error,
@@ -85,7 +102,9 @@ TANH = Activation(
     monotone=True,
     interval=monotone_box,
     lines=lambda layer, box: _s_shaped(torch.tanh, _of_tanh, box),
+    free_lines=lambda layer, box: tangent_lines(_TANH_CURVE, box),
     unstable=nonzero_width,
+    splittable=True,
     rectifier=None,
     accuracy=_ACCURACY,
     error=_error,

@@ -6,6 +6,7 @@ bound both branches wherever the box comes close to the threshold, and hold for 
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from certtrain.bounds.activations.curves import ActivationCurve, curve_lines
 from certtrain.bounds.activations.intervals import box_of_ends
 from certtrain.bounds.activations.record import Accuracy, Activation, nonzero_width
+from certtrain.bounds.activations.tangents import TangentLines, tangent_lines
 from certtrain.bounds.box import Box
 from certtrain.bounds.forms import FunctionForm, OnnxForm, OnnxReading, Operator, number_given
 from certtrain.bounds.layer_errors import PointwiseError, magnitude
@@ -73,14 +75,25 @@ def _interval(layer: nn.Softplus, box: Box) -> Box:
 
 def _lines(layer: nn.Softplus, box: Box) -> Lines:
     """The lines of the smooth curve, the lower one reduced by the jump near the threshold; above the threshold, x."""
-    at = _Threshold(layer)
-    curve = ActivationCurve(
+    return _with_threshold(layer, box.lower, box.upper, curve_lines(_curve(layer), box))
+
+
+def _free_lines(layer: nn.Softplus, box: Box) -> TangentLines | None:
+    return tangent_lines(_curve(layer), box, partial(_with_threshold, layer))
+
+
+def _curve(layer: nn.Softplus) -> ActivationCurve:
+    return ActivationCurve(
         lambda x: _smooth(layer, x), lambda x: torch.sigmoid(layer.beta * x), -math.inf, math.inf, (0.0, 1.0), None
     )
-    below, lower, above, upper = curve_lines(curve, box)
+
+
+def _with_threshold(layer: nn.Softplus, low: Tensor, high: Tensor, lines: Lines) -> Lines:
+    """The lines of the layer, from lines of the smooth curve over [low, high]."""
+    at, (below, lower, above, upper) = _Threshold(layer), lines
     assert lower is not None
     assert upper is not None
-    linear, close = box.lower > at.last, box.upper >= at.first
+    linear, close = low > at.last, high >= at.first
     lower = torch.where(close, lower - at.jump, lower)
     parts = ((1.0, below), (0.0, lower), (1.0, above), (0.0, upper))
     return Lines(*(torch.where(linear, exact, part) for exact, part in parts))
@@ -121,7 +134,9 @@ SOFTPLUS = Activation(
     monotone=False,
     interval=_interval,
     lines=_lines,
+    free_lines=_free_lines,
     unstable=nonzero_width,
+    splittable=True,
     rectifier=None,
     accuracy=_ACCURACY,
     error=_error,
