@@ -181,7 +181,9 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
         listeners = [view, *_loggers(training)] if group.is_leader else [view]
         verification = FinalVerification(training.verify_method, Limits(example_limit(training.timeout)))
         emit = _with_note(_combined(listeners), changes.scaled(run.preset) if run.preset else "")
-        context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
+        context = RunContext(
+            run.data_dir, device, stop.reason, emit, group, verification=verification, interruptible=stop.at_once
+        )
         if many is not None:
             train_and_compare(many, context, as_json=training.as_json)
         elif preset is not None:

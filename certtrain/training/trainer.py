@@ -5,6 +5,9 @@ stopped and resumed gives the same network as one that was not, on a CPU bit for
 bit. Several processes take the same steps, each with its share of every batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -34,6 +37,10 @@ from certtrain.verification.verify import Report
 ENOUGH_STEPS = 10  # for an estimate from the time of the whole training, whose first step takes longer
 
 
+class _CompilationStopped(Exception):
+    """The run was to stop while its step was compiled, so that this step was not taken."""
+
+
 class Trainer:
     """The loop over a run's steps. `progress` is that of the last reading or checkpoint, with the current step."""
 
@@ -49,6 +56,7 @@ class Trainer:
         self.reporter = Reporter(preset, folder, images, context, self.stepper)
         self.completion = Completion(preset, folder, images, context, self.stepper.result)
         self.progress = RunProgress()
+        self.saved_step, self.compiling = 0, False
         self.clock, self.since_reading, self.forecast = Stopwatch(), Stopwatch(), Forecast()
 
     def run(self) -> Report | None:
@@ -61,8 +69,12 @@ class Trainer:
         while self.progress.step < self.steps:
             if self._stops():
                 return None
-            with self.forecast.timed():
-                self._step()
+            try:
+                with self.forecast.timed():
+                    self._step()
+            except _CompilationStopped:
+                self._report_stop(self.saved_step)
+                return None
             self._foretell()
             self._between_steps()
         return self.group.on_leader(self._complete)
@@ -75,8 +87,11 @@ class Trainer:
         if not self.group.agree(reason is not None):
             return False
         self._save()
-        self.reporter.stopped(str(reason), self.progress.step, self._seconds_left())
+        self._report_stop(self.progress.step)
         return True
+
+    def _report_stop(self, step: int) -> None:
+        self.reporter.stopped(str(self.context.should_stop()), step, self._seconds_left())
 
     def _seconds_left(self) -> float | None:
         """An estimate for the steps that are left; None after too few steps."""
@@ -89,10 +104,26 @@ class Trainer:
         x, labels = self._batch(self.progress.step)
         share = self.batches.share(self.progress.step % self.batches.steps_per_epoch)
         try:
-            self.stepper.run(self.progress.step, x, labels, share)
+            with self._interruptible():
+                self.stepper.run(self.progress.step, x, labels, share)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.preset, self.context.device, len(labels)) from error
         self.progress.step += 1
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """While the step is compiled, which may take a minute, a stop ends that at once. Raises _CompilationStopped."""
+        if not self.compiling:
+            yield
+            return
+        try:
+            with self.context.interruptible():
+                yield
+        except KeyboardInterrupt:
+            if self.context.should_stop() is None:  # Python's own, which is the caller's
+                raise
+            raise _CompilationStopped from None
+        self.compiling = False
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         return self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
@@ -146,6 +177,7 @@ class Trainer:
     def _save(self) -> None:
         self._read()
         self.checkpoints.save(self.progress)
+        self.saved_step = self.progress.step
 
     def _set_sums(self, sums: dict[str, float]) -> None:
         self.progress.sums = sums
@@ -165,7 +197,9 @@ class Trainer:
         self.clock.restart()
         if self.folder.last_good is None:
             self._save()  # so that the run can be resumed after a failure in the first epoch
+        self.saved_step = self.progress.step
         if self.compilation.compiled and self.progress.step < self.steps:
+            self.compiling = self.group.size == 1  # several processes stop together, after a step
             self.context.emit(Compiling())
 
     def _check_data(self) -> None:
@@ -202,6 +236,8 @@ class Trainer:
         return inference_work(graph, x[:1]) * (self.preset.train.batch_size // self.group.size)
 
     def _without_compiler(self, reason: str) -> None:
+        if self.group.size == 1 and self.context.should_stop() is not None:
+            raise _CompilationStopped  # Ctrl-C reaches the compiler too, which then fails
         if self.preset.train.compile == "on":
             raise DeviceError(f"{reason}; repair the compiler, or choose --compile off")
         self.context.emit(Note(f"{reason}; training continues without it"))
