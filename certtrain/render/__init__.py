@@ -23,6 +23,7 @@ from certtrain.render.layers import show_models as show_models
 from certtrain.render.layers import show_states as show_states
 from certtrain.render.machine import show_checks as show_checks
 from certtrain.render.pictures import show_picture as show_picture
+from certtrain.render.pictures import show_pictures_summary as show_pictures_summary
 from certtrain.render.presets import show_presets as show_presets
 from certtrain.render.presets import show_toml as show_toml
 from certtrain.render.presets import toml_width as toml_width
