@@ -84,7 +84,8 @@ DataDir = Annotated[
     typer.Option(
         envvar="CERTTRAIN_DATA_DIR",
         help="Folder with the data: torchvision's layout, or train/<class>/* and test/<class>/*. "
-        "Without it, data are downloaded where torchvision can do so; the digits come with certtrain.",
+        "Without it, the folder that the run was trained from, if there is one; else data are downloaded where "
+        "torchvision can do so. The digits come with certtrain.",
     ),
 ]
 Eps = Annotated[
@@ -249,6 +250,22 @@ def newest_if_none(path: Path | None) -> Path:
         path = newest_run()
         render.note(f"the newest run, {path}")
     return path
+
+
+def data_folder(given: Path | None, model: Path) -> Path | None:
+    """The folder given or else, with a note, that from which the run of the model or folder at `model` read its images.
+
+    None if the run was not given one, or that is gone.
+    """
+    if given is not None:
+        return given
+    from certtrain import render
+    from certtrain.runs.runfiles import recorded_data_folder
+
+    folder = recorded_data_folder(model)
+    if folder is not None:
+        render.note(f"the images are read from {folder}, as by the run; --data-dir names another folder")
+    return folder
 
 
 def network_file(path: Path) -> Path:

@@ -23,6 +23,7 @@ from certtrain.cli.options import (
     Threads,
     check_targets,
     compute_device,
+    data_folder,
     newest_if_none,
 )
 
@@ -113,11 +114,9 @@ def _results(models: Sequence[Path], data: StatsData, foreign: ForeignOptions, b
         return foreign.open(path, data.eps, data.device, data.data_dir, data.split) if chosen else None
 
     with render.loading() as report:
-        device = compute_device(data.device)
+        device, folder = compute_device(data.device), data_folder(data.data_dir, models[0])
         callbacks = (report, render.note, open_foreign)
-        options = ComparisonOptions(
-            data.eps, data.split, data.limit, data.batch_size, device, data.data_dir, *callbacks
-        )
+        options = ComparisonOptions(data.eps, data.split, data.limit, data.batch_size, device, folder, *callbacks)
         return _run(models[0], options) if by_epoch else _models(models, options)
 
 

@@ -27,6 +27,7 @@ from certtrain.cli.options import (
     SplitOption,
     Threads,
     check_targets,
+    data_folder,
     example_limit,
     given,
     network_file,
@@ -313,7 +314,7 @@ def _verify(
         taken = TakenPictures(pictures.image, pictures.label, pictures.invert, output.force)
         show_pictures(saved, file, taken, options, as_json=output.as_json)
         return
-    images = open_split(saved, data.split, data.data_dir, data.limit)
+    images = open_split(saved, data.split, data_folder(data.data_dir, file), data.limit)
     if certificates.several:
         options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
         del options["eps"]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from certtrain.errors import RunError
-from certtrain.storage import check_model_file, is_folder
+from certtrain.storage import check_model_file, is_folder, write_json
 
 MODEL, CHECKPOINTS, KEPT_EPOCHS = "model.safetensors", "checkpoints", "epochs"
 TRACKING = "tracking.json"  # the run's ids in other programs, by their names
+DATA = "data.json"  # where the run read its images, if that was a folder of the user's
 RUNS = Path("runs")  # where `certtrain train` makes the folder of a new run
 
 
@@ -101,6 +102,26 @@ def tracking_record(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def record_data_folder(run: Path, folder: str | Path) -> None:
+    """Remember in the run's folder where its images are. Raises StorageError."""
+    write_json(run / DATA, {"data_dir": str(Path(folder).expanduser().absolute())})
+
+
+def recorded_data_folder(path: Path) -> Path | None:
+    """The folder from which the run at `path` read its images; None if it was not given one, or that is gone.
+
+    The path is that of the run, of its model, or of a network in its folders of checkpoints or of kept epochs.
+    """
+    place = path.absolute()
+    run = place if is_folder(place) else place.parent
+    run = run.parent if run.name in (CHECKPOINTS, KEPT_EPOCHS) else run
+    try:
+        folder = Path(json.loads((run / DATA).read_text(encoding="utf-8"))["data_dir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder if is_folder(folder) else None
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
