@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 NO_NUMBER = "–"
 MILLION = 1e6
+ROUGH_UNITS = ((86400, "days"), (3600, "hours"), (60, "min"))
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -54,6 +55,12 @@ def about(seconds: float) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(round(seconds / 3600), 24)
     return f"{days} day{'s' * (days > 1)}" + (f" {hours} h" if hours else "")
+
+
+def roughly(seconds: float) -> str:
+    """Seconds as a rough estimate, in the largest unit of which there are two or more: 40 min, 6 hours or 5 days."""
+    size, unit = next(((size, unit) for size, unit in ROUGH_UNITS if seconds >= 2 * size), (60, "min"))
+    return f"{max(seconds / size, 1):.0f} {unit}"
 
 
 def short_time(seconds: float) -> str:

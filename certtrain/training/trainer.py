@@ -28,7 +28,13 @@ from certtrain.training.completion import Completion, VerificationStopped
 from certtrain.training.context import RunContext
 from certtrain.training.events import Compiling, Note
 from certtrain.training.failures import not_finite, out_of_memory
-from certtrain.training.forecast import Forecast, forecast_sentence
+from certtrain.training.forecast import (
+    WORTH_ADVICE,
+    WORTH_TIMING,
+    Forecast,
+    forecast_sentence,
+    rough_seconds_per_step,
+)
 from certtrain.training.pacing import Stopwatch
 from certtrain.training.reporting import Reporter
 from certtrain.training.step import Stepper
@@ -56,12 +62,13 @@ class Trainer:
         self.reporter = Reporter(preset, folder, images, context, self.stepper)
         self.completion = Completion(preset, folder, images, context, self.stepper.result)
         self.progress = RunProgress()
-        self.saved_step, self.compiling = 0, False
+        self.saved_step, self.compiling, self.advised = 0, False, False
         self.clock, self.since_reading, self.forecast = Stopwatch(), Stopwatch(), Forecast()
 
     def run(self) -> Report | None:
         """Train from the last checkpoint to the end, verify, and write the results; None if the run is stopped."""
-        with threads_for(self._work(), self.context.device):
+        self.work = self._work()
+        with threads_for(self.work, self.context.device):
             return self._run()
 
     def _run(self) -> Report | None:
@@ -143,12 +150,30 @@ class Trainer:
             self._save()
 
     def _foretell(self) -> None:
-        """On a CPU, say once how long the run will take."""
+        """On a CPU, say once how long the run will take by its first steps."""
         if self.context.device == "cpu" and (seconds := self.forecast.first()) is not None:
-            left, compiled = self.steps - self.progress.step, self.compilation.compiled
-            sentence = forecast_sentence(self.preset, self.images.train, seconds, left, compiled=compiled)
-            if sentence:
-                self.context.emit(Note(sentence))
+            self._say_forecast(seconds, advice=not self.advised)
+
+    def _foretell_roughly(self) -> None:
+        """On a CPU, say how long the run will take before its first step, which may have to be compiled."""
+        left, alone = self.steps - self.progress.step, self.group.size == 1
+        if self.context.device != "cpu" or not alone or self.work * left < WORTH_TIMING:
+            return
+        network, relu_inputs = self.stepper.network, self.relu_inputs * self.compilation.compiled
+        batch = self._batch(self.progress.step)
+        seconds = rough_seconds_per_step(
+            self.preset, network, self.batches.steps_per_epoch, *batch, relu_inputs=relu_inputs
+        )
+        self.advised = seconds * left >= WORTH_ADVICE
+        self._say_forecast(seconds, rough=True)
+
+    def _say_forecast(self, seconds: float, *, rough: bool = False, advice: bool = True) -> None:
+        left, compiled = self.steps - self.progress.step, self.compilation.compiled
+        sentence = forecast_sentence(
+            self.preset, self.images.train, seconds, left, compiled=compiled, rough=rough, advice=advice
+        )
+        if sentence:
+            self.context.emit(Note(sentence))
 
     def _end_epoch(self) -> None:
         self.completion.save_epoch(self.progress.step // self.batches.steps_per_epoch)
@@ -193,6 +218,7 @@ class Trainer:
         self.progress.preset = self.preset.model_dump(mode="json")
         self.completion.check_fit()
         self.reporter.started(self.progress.step, self.compilation.reason)
+        self._foretell_roughly()
         self._set_sums(self.progress.sums)
         self.clock.restart()
         if self.folder.last_good is None:
@@ -220,10 +246,10 @@ class Trainer:
         if not self.folder.checkpoints():  # else the weights come from there
             load_start_(network, with_start_hash(self.preset), self.images.train)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        relu_inputs = relu_units(network, self.batches.whole_batch(0, 0)[0]) * (settings.batch_size // group.size)
+        self.relu_inputs = relu_units(network, self.batches.whole_batch(0, 0)[0]) * (settings.batch_size // group.size)
         in_parts = settings.micro_batch is not None
         choice = will_compile(
-            settings.compile, steps=self.steps, relu_inputs=relu_inputs, device=device, in_parts=in_parts
+            settings.compile, steps=self.steps, relu_inputs=self.relu_inputs, device=device, in_parts=in_parts
         )
         failed, per_epoch = self._without_compiler, self.batches.steps_per_epoch
         stepper = Stepper(self.preset, network, per_epoch, compile=choice.compiled, on_failure=failed, group=group)
