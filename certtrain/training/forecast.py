@@ -1,6 +1,6 @@
 """How long a run on a CPU will take, judged by a few examples and then by its first steps, and what would be faster."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -20,8 +20,7 @@ from certtrain.training.pacing import Stopwatch
 from certtrain.training.step import Stepper
 
 MEASURED_SECONDS, MEASURED_STEPS = 3.0, 2  # the least that is measured, after the first step, which may be compiled
-FEW = (2, 8)  # examples of a step that is timed before the run, until one takes FEW_SECONDS
-FEW_SECONDS = 0.5
+FEW = (2, 2, 12)  # examples of the steps that are timed before the run; the first one also allocates memory
 LEAST_LEFT = 1 / 3  # of the time of a step, at least as much is left when it is compiled
 WORTH_TIMING = 1e11  # multiplications of inference for all examples of a run, below which it takes minutes at most
 WORTH_SAYING = 120.0  # seconds: the run says of itself that it takes at least as much
@@ -66,13 +65,16 @@ def rough_seconds_per_step(
     middle = (preset.eps.start - 1) * steps_per_epoch + preset.eps.length * steps_per_epoch // 2
     with torch.random.fork_rng(devices=[]):
         stepper = Stepper(preset, deepcopy(network), steps_per_epoch)
-        for few in FEW:
-            watch = Stopwatch()
-            stepper.run(middle, x[:few], labels[:few])
-            if (seconds := watch.seconds()) >= FEW_SECONDS:
-                break
-    eager = seconds * len(x) / min(few, len(x))
+        _, few, more = (_timed(lambda count=count: stepper.run(middle, x[:count], labels[:count])) for count in FEW)
+    each = max(more - few, 0.0) / (FEW[2] - FEW[1])  # beside it, a step has costs that do not depend on its examples
+    eager = max(few + each * (len(x) - FEW[1]), more)
     return max(eager - relu_inputs * SAVED["cpu"], LEAST_LEFT * eager)
+
+
+def _timed(work: Callable[[], None]) -> float:
+    watch = Stopwatch()
+    work()
+    return watch.seconds()
 
 
 def forecast_sentence(
