@@ -15,7 +15,7 @@ from certtrain.bounds.chunks import inference_work
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import Augmentation, Batches
 from certtrain.diagnostics.layer_states import relu_units
-from certtrain.errors import DeviceError, RunError
+from certtrain.errors import DeviceError, RunError, is_out_of_memory
 from certtrain.network.assembly import Images, make_network
 from certtrain.network.starting import load_start_, with_start_hash
 from certtrain.runs.checkpoint import RunFolder, RunProgress
@@ -113,7 +113,9 @@ class Trainer:
         try:
             with self._interruptible():
                 self.stepper.run(self.progress.step, x, labels, share)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise out_of_memory(self.preset, self.context.device, len(labels)) from error
         self.progress.step += 1
 
