@@ -78,7 +78,7 @@ def read_picture(path: Path, shape: tuple[int, int, int], *, invert: bool = Fals
         pixels = _luma(pixels) if coloured else pixels[:1]
         changes += ["colours turned to grey (luma of ITU-R BT.601)"] * coloured
     if pixels.shape[1:] != shape[1:]:
-        changes += _resizing(*pixels.shape[1:], *shape[1:])
+        changes += _resizing((pixels.shape[1], pixels.shape[2]), shape[1:])
         pixels = _resized(pixels, shape[1:])
     if invert:
         pixels, changes = 255 - pixels, [*changes, "inverted"]
@@ -88,16 +88,19 @@ def read_picture(path: Path, shape: tuple[int, int, int], *, invert: bool = Fals
 def _luma(pixels: Tensor) -> Tensor:
     from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-    return pil_to_tensor(to_pil_image(pixels).convert("L"))
+    grey: Tensor = pil_to_tensor(to_pil_image(pixels).convert("L"))
+    return grey
 
 
 def _resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
     from torchvision.transforms.functional import InterpolationMode, resize
 
-    return resize(pixels, list(size), InterpolationMode.BILINEAR, antialias=True)
+    resized: Tensor = resize(pixels, list(size), InterpolationMode.BILINEAR, antialias=True)
+    return resized
 
 
-def _resizing(height: int, width: int, new_height: int, new_width: int) -> Iterator[str]:
+def _resizing(old: tuple[int, int], new: tuple[int, int]) -> Iterator[str]:
+    (height, width), (new_height, new_width) = old, new
     yield f"resized from {width}×{height} to {new_width}×{new_height} (bilinear, antialiased)"
     if height * new_width != width * new_height:
         yield "stretched, since its sides have other proportions"

@@ -14,12 +14,13 @@ from rich.text import Text
 from certtrain.palette import PALETTE
 from certtrain.render.console import BAD, GOOD, GREY, out, remark, say, visible
 from certtrain.spec.epsilon import format_eps
+from certtrain.verdicts import Verdict
 
 if TYPE_CHECKING:
     from certtrain.verification.pictures import PictureResult
 
 VERDICT_STYLES = {"certified": GOOD, "falsified": BAD, "open": f"bold {PALETTE['open'].terminal}", "misclassified": BAD}
-OTHERS = ("falsified", "open", "misclassified")
+OTHERS: tuple[Verdict, ...] = ("falsified", "open", "misclassified")
 
 
 def show_picture(

@@ -1,6 +1,6 @@
 """How long a run on a CPU will take, judged by a few examples and then by its first steps, and what would be faster."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -65,15 +65,15 @@ def rough_seconds_per_step(
     middle = (preset.eps.start - 1) * steps_per_epoch + preset.eps.length * steps_per_epoch // 2
     with torch.random.fork_rng(devices=[]):
         stepper = Stepper(preset, deepcopy(network), steps_per_epoch)
-        _, few, more = (_timed(lambda count=count: stepper.run(middle, x[:count], labels[:count])) for count in FEW)
+        _, few, more = (_timed(stepper, middle, x[:count], labels[:count]) for count in FEW)
     each = max(more - few, 0.0) / (FEW[2] - FEW[1])  # beside it, a step has costs that do not depend on its examples
     eager = max(few + each * (len(x) - FEW[1]), more)
     return max(eager - relu_inputs * SAVED["cpu"], LEAST_LEFT * eager)
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _timed(stepper: Stepper, step: int, x: Tensor, labels: Tensor) -> float:
     watch = Stopwatch()
-    work()
+    stepper.run(step, x, labels)
     return watch.seconds()
 
 

@@ -181,7 +181,8 @@ def _described(
 def summary_of(results: Sequence[PictureResult]) -> dict[str, Any]:
     """The number of images with each verdict, and the median of the largest certified radii; None without images."""
     radii = [result.radius for result in results]
-    return {**count(results), "median_largest_certified_eps": median(radii) if radii else None}
+    counts: dict[str, Any] = {str(verdict): number for verdict, number in count(results).items()}
+    return counts | {"median_largest_certified_eps": median(radii) if radii else None}
 
 
 def largest_radius(

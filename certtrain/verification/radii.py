@@ -18,7 +18,7 @@ from certtrain.runtime.deadline import never
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import DEFAULT_LIMITS, Limits, OnExamples
 from certtrain.verification.results import ExampleResult
-from certtrain.verification.verify import Report, verify
+from certtrain.verification.verify import DEFAULT_ATTACK, Report, verify
 
 LEAST_BUDGET = 1e-3  # seconds; with less, a radius has no time for more than inference anyway
 
@@ -105,7 +105,7 @@ def verify_radii(
     images: ImageSet,
     radii: Sequence[float],
     *,
-    attack: AttackSettings | None,
+    attack: AttackSettings | None = DEFAULT_ATTACK,
     limits: Limits = DEFAULT_LIMITS,
     on_radius: Callable[[float, Sequence[ExampleResult]], None] = lambda eps, known: None,
     on_examples: OnExamples = lambda results: None,

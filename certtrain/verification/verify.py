@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from certtrain.attack import AttackSettings, described
+from certtrain.attack import PGD, AttackSettings, described
 from certtrain.bounds.checks import check_evaluation_mode, kind_of
 from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.modules import check_modules
@@ -33,6 +33,8 @@ from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, certified_by, count, step_summaries
 from certtrain.verification.shares import ALONE, Shares
+
+DEFAULT_ATTACK = PGD()  # that of the command
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,14 +73,14 @@ class Report:
     results: tuple[ExampleResult, ...] = field(default=(), compare=False)
 
     def __repr__(self) -> str:
-        """The accuracies, and the limits of the robust accuracy."""
-        natural, attacked, certified = (
-            percent(share) for share in (self.natural_accuracy, self.pgd_accuracy, self.certified_accuracy)
-        )
+        """The accuracies, and the limits of the robust accuracy; without an attack there is none under attack."""
+        shares = {"natural": self.natural_accuracy, "certified": self.certified_accuracy}
+        if self.attack["name"] != described(None)["name"]:
+            shares = {"natural": self.natural_accuracy, "under attack": self.pgd_accuracy, **shares}
         about = f"{self.dataset}, {self.split} set, {self.examples:,} examples, ε = {format_eps(self.eps)}"
-        return (
-            f"<Report: {about}: natural {natural}, under attack {attacked}, certified {certified}, open {self.open:,}>"
-        )
+        accuracies = ", ".join(f"{name} {percent(share)}" for name, share in shares.items())
+        missing = f", not reached {self.unreached:,}" if self.unreached else ""
+        return f"<Report: {about}: {accuracies}, open {self.open:,}{missing}>"
 
     @property
     def verdicts(self) -> dict[int, Verdict]:
@@ -136,7 +138,7 @@ def verify(
     images: ImageSet,
     eps: float,
     *,
-    attack: AttackSettings | None,
+    attack: AttackSettings | None = DEFAULT_ATTACK,
     method: str = "auto",
     network: NetworkName = "saved",
     arithmetic: str = DEFAULT_ARITHMETIC,
