@@ -21,6 +21,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{float(text):,.0f}" if "e+" in text and abs(value) < MILLION else text
 
 
+def count_of(number: int | float, noun: str) -> str:
+    """A number of things, like 1 epoch or 62,560 steps; the plural has an s, or ies and es where English has them."""
+    if number == 1:
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {plural}"
+
+
 def times(value: float | None) -> str:
     """A factor to three significant digits."""
     return NO_NUMBER if value is None or math.isnan(value) else f"{number(value)}×"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from certtrain.formats import duration, percent
+from certtrain.formats import count_of, duration, percent
 from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import GREY, out, say, show_assumptions, show_title
 from certtrain.render.verification import stage_table, unfinished
@@ -30,7 +30,7 @@ def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
         return "no attack", report.pgd_accuracy, "upper limit: the natural accuracy"
-    steps = f", {report.attack['steps']} steps" if report.attack["steps"] else ""
+    steps = f", {count_of(int(report.attack['steps']), 'step')}" if report.attack["steps"] else ""
     words = f"{report.attack['name']}{steps} × {report.attack['restarts']}"
     return "under attack", report.pgd_accuracy, f"upper limit; {words}"
 
@@ -47,7 +47,9 @@ def _bracket(report: Report) -> str:
 
 def show_report(report: Report) -> None:
     """The accuracies and errors of a verification, and the limits that they give for the robust accuracy."""
-    show_title(f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}")
+    show_title(
+        f"{report.dataset}, {report.split} set, {count_of(report.examples, 'example')}, ε = {format_eps(report.eps)}"
+    )
     table = new_table("", "accuracy", "error", "examples")
     bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
     rows = (

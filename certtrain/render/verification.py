@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from certtrain.formats import NO_NUMBER, clock, duration, short_time
+from certtrain.formats import NO_NUMBER, clock, count_of, duration, short_time
 from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import (
     GREY,
@@ -170,7 +170,7 @@ class VerifyingLines:
     def begin(self, names: Sequence[str], examples: int) -> None:
         """Begin a round with the steps of these names on this many examples."""
         self.view.begin(names, examples)
-        self._say(f"{', '.join(names)}: {examples:,} examples")
+        self._say(f"{', '.join(names)}: {count_of(examples, 'example')}")
 
     def work_on(self, work: Work) -> None:
         """Nothing: what a step is working on changes too often for lines."""
@@ -232,5 +232,6 @@ def show_checked(checked: Checked) -> None:
             "bold",
         )
     else:
-        say(f"all {checked.checked:,} records hold ({about}); {duration(checked.seconds)}", "bold")
+        held = "the one record holds" if checked.checked == 1 else f"all {checked.checked:,} records hold"
+        say(f"{held} ({about}); {duration(checked.seconds)}", "bold")
     show_assumptions(checked.assumptions)

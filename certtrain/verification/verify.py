@@ -18,7 +18,7 @@ from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.deprecation import renamed_argument
 from certtrain.errors import DataError, NetworkError
-from certtrain.formats import percent
+from certtrain.formats import count_of, percent
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
 from certtrain.network.reading import ForeignMetadata
@@ -77,7 +77,7 @@ class Report:
         shares = {"natural": self.natural_accuracy, "certified": self.certified_accuracy}
         if self.attack["name"] != described(None)["name"]:
             shares = {"natural": self.natural_accuracy, "under attack": self.pgd_accuracy, **shares}
-        about = f"{self.dataset}, {self.split} set, {self.examples:,} examples, ε = {format_eps(self.eps)}"
+        about = f"{self.dataset}, {self.split} set, {count_of(self.examples, 'example')}, ε = {format_eps(self.eps)}"
         accuracies = ", ".join(f"{name} {percent(share)}" for name, share in shares.items())
         missing = f", not reached {self.unreached:,}" if self.unreached else ""
         return f"<Report: {about}: {accuracies}, open {self.open:,}{missing}>"
