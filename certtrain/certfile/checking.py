@@ -63,7 +63,7 @@ class Checked:
         open_ones, certified = self.counts["open"], self.counts["certified"]
         accuracies = {
             "natural_accuracy": (self.checked - self.counts["misclassified"]) / self.checked,
-            "pgd_accuracy": (certified + open_ones) / self.checked,
+            "attacked_accuracy": (certified + open_ones) / self.checked,
             "certified_accuracy": certified / self.checked,
             "eps_text": format_eps(self.eps),
         }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BYTES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 SECONDS = {"s": 1, "m": 60, "h": 3600}
+NO_TIMEOUT = "it limits the methods beyond interval bounds; choose one, as in {}"
 
 
 def _eps(text: str) -> float:
@@ -195,7 +196,11 @@ def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) 
     from certtrain.spec.preset import load_preset, parse_override, preset_names
 
     if name is None:
-        raise typer.BadParameter(f"missing; shipped presets: {', '.join(preset_names())}", param_hint="--preset")
+        raise typer.BadParameter(
+            "missing. Begin with --preset digits, which needs no download, or --preset mnist-cpu; "
+            f"`certtrain presets` lists all {len(preset_names())}, and a .toml file of your own is one too",
+            param_hint="--preset",
+        )
     changes = dict(parse_override(text) for text in overrides or [])
     changes |= {path.replace("__", "."): value for path, value in named.items() if value is not None}
     resolved = load_preset(name, changes, epochs=named.get("train__epochs"))

@@ -15,6 +15,7 @@ from certtrain.cli.decide import decide_command
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.cli.networks import ForeignOptions, say_if_guessing
 from certtrain.cli.options import (
+    NO_TIMEOUT,
     AsJson,
     AttackSeed,
     DataDir,
@@ -219,6 +220,11 @@ class LimitOptions:
         ),
     ] = None
 
+    def check(self, method: str, image: object) -> None:
+        """Raise BadParameter if there is a limit for methods that are not used."""
+        if self.timeout is not None and method == "ibp" and image is None:
+            raise typer.BadParameter(NO_TIMEOUT.format("--method auto"), param_hint="--timeout")
+
     def limits(self) -> "Limits":
         """The limits of time."""
         from certtrain.verification.cascade import Limits
@@ -281,6 +287,7 @@ def verify_command(
     certificates.check()
     attack.check(context)
     pictures.check(context)
+    limits.check(certificates.method, pictures.image)
     _check_output(certificates, pictures, output)
     if limits.workers not in (None, 1):
         certificates.check_one_radius("--workers")

@@ -83,9 +83,11 @@ def _step(name: str, device: str, precision: Precision) -> str:
 
 def _steps(preset: "Preset") -> int:
     """The steps of a whole run."""
+    from certtrain.data.batches import steps_in_epoch
+
     _, _, known = SHAPES[preset.data.name]
     examples = preset.data.examples or known - preset.data.validation
-    return preset.train.epochs * max(examples // preset.train.batch_size, 1)
+    return preset.train.epochs * steps_in_epoch(examples, preset.train.batch_size)
 
 
 def _work(preset: "Preset", images: "ImageSet") -> int:

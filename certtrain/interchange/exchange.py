@@ -49,8 +49,8 @@ class ExportedProperties:
     eps: float
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values; examples are called points in JSON."""
-        counts = {"points": self.examples, "misclassified": self.misclassified}
+        """All fields as plain values."""
+        counts = {"examples": self.examples, "misclassified": self.misclassified}
         return {"folder": str(self.folder), **counts, "eps": self.eps}
 
     def sentence(self) -> str:

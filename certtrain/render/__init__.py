@@ -15,6 +15,7 @@ from certtrain.render.console import say_stopping as say_stopping
 from certtrain.render.console import silent as silent
 from certtrain.render.decision import show_decision as show_decision
 from certtrain.render.epochs import show_history as show_history
+from certtrain.render.epochs import show_progress as show_progress
 from certtrain.render.epochs import show_trained as show_trained
 from certtrain.render.initial import show_compared as show_compared
 from certtrain.render.initial import show_initial as show_initial

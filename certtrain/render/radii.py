@@ -36,7 +36,7 @@ def _table(sweep: RadiusSweep) -> Table:
     table = new_table("ε", "natural", "attacked", "certified", "open", "implied")
     for radius in sweep.radii:
         report = radius.report
-        shares = (report.natural_accuracy, report.pgd_accuracy, report.certified_accuracy)
+        shares = (report.natural_accuracy, report.attacked_accuracy, report.certified_accuracy)
         counts = (f"{report.open:,}", f"{radius.implied:,}")
         table.add_row(format_eps(report.eps), *map(percent, shares), *counts)
     return table

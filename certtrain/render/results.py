@@ -29,18 +29,18 @@ def show_json(value: Any, indent: int | None = 2) -> None:
 def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
-        return "no attack", report.pgd_accuracy, "upper limit: the natural accuracy"
+        return "no attack", report.attacked_accuracy, "upper limit: the natural accuracy"
     steps = f", {count_of(int(report.attack['steps']), 'step')}" if report.attack["steps"] else ""
     words = f"{report.attack['name']}{steps} × {report.attack['restarts']}"
-    return "under attack", report.pgd_accuracy, f"upper limit; {words}"
+    return "under attack", report.attacked_accuracy, f"upper limit; {words}"
 
 
 def _bracket(report: Report) -> str:
     """A sentence with the limits between which the robust accuracy lies."""
-    low, high = percent(report.certified_accuracy), percent(report.pgd_accuracy)
+    low, high = percent(report.certified_accuracy), percent(report.attacked_accuracy)
     if not report.open:
         return f"robust accuracy is {low}; no example is open"
-    gap = percent(report.pgd_accuracy - report.certified_accuracy)
+    gap = percent(report.attacked_accuracy - report.certified_accuracy)
     examples = "1 example is" if report.open == 1 else f"{report.open:,} examples ({gap}) are"
     return f"robust accuracy lies between {low} and {high}; {examples} open"
 

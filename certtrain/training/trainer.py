@@ -267,7 +267,7 @@ class Trainer:
         if self.group.size == 1 and self.context.should_stop() is not None:
             raise _CompilationStopped  # Ctrl-C reaches the compiler too, which then fails
         if self.preset.train.compile == "on":
-            raise DeviceError(f"{reason}; repair the compiler, or choose --compile off")
+            raise DeviceError(f"{reason}; repair the compiler, or choose --compile off in a new run")
         self.context.emit(Note(f"{reason}; training continues without it"))
 
 

@@ -37,7 +37,7 @@ class RadiusResults:
 
 
 PER_RADIUS = (
-    *("eps", "eps_text", "natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_error"),
+    *("eps", "eps_text", "natural_accuracy", "attacked_accuracy", "certified_accuracy", "verified_error"),
     *("certified", "open", "falsified", "misclassified", "certified_by", "unfinished", "seconds"),
 )
 SHARED = ("dataset", "split", "examples", "method", "attack", "network", "arithmetic", "assumptions")

@@ -16,7 +16,7 @@ from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
-from certtrain.deprecation import renamed_argument
+from certtrain.deprecation import renamed_argument, warn_renamed
 from certtrain.errors import DataError, NetworkError
 from certtrain.formats import count_of, percent
 from certtrain.network.folding import fold_batch_norm
@@ -76,7 +76,7 @@ class Report:
         """The accuracies, and the limits of the robust accuracy; without an attack there is none under attack."""
         shares = {"natural": self.natural_accuracy, "certified": self.certified_accuracy}
         if self.attack["name"] != described(None)["name"]:
-            shares = {"natural": self.natural_accuracy, "under attack": self.pgd_accuracy, **shares}
+            shares = {"natural": self.natural_accuracy, "under attack": self.attacked_accuracy, **shares}
         about = f"{self.dataset}, {self.split} set, {count_of(self.examples, 'example')}, ε = {format_eps(self.eps)}"
         accuracies = ", ".join(f"{name} {percent(share)}" for name, share in shares.items())
         missing = f", not reached {self.unreached:,}" if self.unreached else ""
@@ -93,9 +93,15 @@ class Report:
         return (self.examples - self.misclassified) / max(self.examples, 1)
 
     @property
-    def pgd_accuracy(self) -> float:
+    def attacked_accuracy(self) -> float:
         """The share that no attack falsified, an upper limit on robust accuracy; without one, the natural accuracy."""
         return (self.certified + self.open) / max(self.examples, 1)
+
+    @property
+    def pgd_accuracy(self) -> float:
+        """The old name of `attacked_accuracy`."""
+        warn_renamed("Report.pgd_accuracy", "Report.attacked_accuracy")
+        return self.attacked_accuracy
 
     @property
     def certified_accuracy(self) -> float:
@@ -119,7 +125,7 @@ class Report:
             "eps_text": format_eps(self.eps),
             "examples": self.examples,
             "natural_accuracy": self.natural_accuracy,
-            "pgd_accuracy": self.pgd_accuracy,
+            "attacked_accuracy": self.attacked_accuracy,
             "certified_accuracy": self.certified_accuracy,
             "natural_error": self.natural_error,
             "verified_error": self.verified_error,
