@@ -14,7 +14,7 @@ from certtrain.cli.options import check_targets
 from certtrain.cli.stopping import Stopper
 
 if TYPE_CHECKING:
-    from certtrain.data.pictures import Picture
+    from certtrain.data.pictures import FittedPicture
     from certtrain.network.modelfile import Classifier
     from certtrain.verification.pictures import PictureResult
 
@@ -92,7 +92,7 @@ def show_pictures(
 
 
 def _hint_at_inversion(
-    files: Sequence[Path], pictures: "Sequence[Picture]", dataset: str, taken: TakenPictures
+    files: Sequence[Path], pictures: "Sequence[FittedPicture]", dataset: str, taken: TakenPictures
 ) -> None:
     """Note that images are probably dark on bright, where the model's data are bright on dark."""
     from certtrain import render
@@ -103,7 +103,8 @@ def _hint_at_inversion(
     if bright and not taken.invert:
         others = f" and {len(bright) - 1} more" if len(bright) > 1 else ""
         verb = "have" if others else "has"
-        render.note(f"{bright[0]}{others} {verb} a bright ground, but {dataset} is white on black; --invert turns that")
+        ground = f"{bright[0]}{others} {verb} a bright ground"
+        render.note(f"{ground}, but the images of {dataset} are white on black; --invert swaps black and white")
 
 
 def _check_counterexamples(files: Sequence[Path], force: bool) -> None:
@@ -116,7 +117,7 @@ def _check_counterexamples(files: Sequence[Path], force: bool) -> None:
 
 
 def _shown(
-    path: Path, picture: "Picture", result: "PictureResult", names: Sequence[str], *, quiet: bool
+    path: Path, picture: "FittedPicture", result: "PictureResult", names: Sequence[str], *, quiet: bool
 ) -> dict[str, Any]:
     """Write the counterexample of an image, and show what is known about it. Returns the same for JSON."""
     from certtrain import render

@@ -54,14 +54,14 @@ def counterexample_file(picture: Path) -> Path:
     return picture.with_name(f"{picture.stem}{COUNTEREXAMPLE}.png")
 
 
-class Picture(NamedTuple):
+class FittedPicture(NamedTuple):
     """A picture as a network takes it, uint8 (C, H, W), and in words what was changed to make it so."""
 
     pixels: Tensor
     changes: tuple[str, ...] = ()
 
 
-def read_picture(path: Path, shape: tuple[int, int, int], *, invert: bool = False) -> Picture:
+def read_picture(path: Path, shape: tuple[int, int, int], *, invert: bool = False) -> FittedPicture:
     """The picture with pixels of this shape, (C, H, W), which are what a certificate is about.
 
     Transparent parts are on white, as programs show them. A network for grey images gets colours as grey levels, by the
@@ -82,7 +82,7 @@ def read_picture(path: Path, shape: tuple[int, int, int], *, invert: bool = Fals
         pixels = _resized(pixels, shape[1:])
     if invert:
         pixels, changes = 255 - pixels, [*changes, "inverted"]
-    return Picture(pixels, tuple(changes))
+    return FittedPicture(pixels, tuple(changes))
 
 
 def _luma(pixels: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from certtrain.verification.pictures import PictureResult
 
 VERDICT_STYLES = {"certified": GOOD, "falsified": BAD, "open": f"bold {PALETTE['open'].terminal}", "misclassified": BAD}
-OTHERS: tuple[Verdict, ...] = ("falsified", "open", "misclassified")
+NOT_CERTIFIED: tuple[Verdict, ...] = ("falsified", "open", "misclassified")
 
 
 def show_picture(
@@ -54,7 +54,7 @@ def show_pictures_summary(results: Sequence[PictureResult], *, labelled: bool) -
     """The verdicts of several images in one line, and what their classes are if no label was given."""
     if len(results) > 1:
         counts, radius = Counter(result.verdict for result in results), median(result.radius for result in results)
-        others = "".join(f", {counts[verdict]} {verdict}" for verdict in OTHERS if counts[verdict])
+        others = "".join(f", {counts[verdict]} {verdict}" for verdict in NOT_CERTIFIED if counts[verdict])
         eps = format_eps(results[0].eps)
         say(
             f"{counts['certified']} of {len(results)} images certified at ε = {eps}{others}; "

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from certtrain.formats import count_of, duration, percent
 from certtrain.render.cells import new_table, show_table
-from certtrain.render.console import GREY, out, say, show_assumptions, show_title
+from certtrain.render.console import GREY, out, remark, say, show_assumptions, show_title
 from certtrain.render.verification import stage_table, unfinished
 from certtrain.spec.epsilon import format_eps
 
@@ -64,6 +64,8 @@ def show_report(report: Report) -> None:
     show_table(table)
     show_table(stage_table(report))
     say(_bracket(report))
+    if report.open and report.method != "auto":
+        remark("certtrain verify MODEL --method auto tries tighter methods on what is open")
     if words := unfinished(report):
         out.print(Text(words))
     out.print(Text(f"verified error {percent(report.verified_error)}; {duration(report.seconds)}", style="bold"))

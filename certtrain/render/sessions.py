@@ -19,10 +19,9 @@ from certtrain.spec.preset import Preset, load_preset
 from certtrain.training import api
 from certtrain.training.context import DEFAULT_CONTEXT, RunContext
 from certtrain.training.events import Event
-from certtrain.verification import verify as verification
 from certtrain.verification.cascade import OnExamples, OnRound, OnWork, Work
 from certtrain.verification.results import ExampleResult
-from certtrain.verification.verify import DEFAULT_ATTACK, Report
+from certtrain.verification.verify import DEFAULT_ATTACK, Report, verify
 
 
 @renamed_argument("surroundings", "context")
@@ -65,7 +64,7 @@ def resume(
 
 
 @renamed_argument("on_points", "on_examples")
-def verify(
+def verify_with_progress(
     model: Classifier,
     images: ImageSet,
     eps: float,
@@ -79,7 +78,7 @@ def verify(
     on_work: OnWork = lambda work: None,
     **options: Any,
 ) -> Report:
-    """Classify, attack and certify each example, as `certtrain verify` does.
+    """Classify, attack and certify each example, as `certtrain verify` does; this is `certtrain.verify`.
 
     `method` "auto" is the cascade: attack and interval bounds first, then each tighter method, and a targeted attack,
     on the examples that are still open. Any other name means that method only. Without an `attack` (None) no example is
@@ -89,7 +88,7 @@ def verify(
     """
     if not (console.is_jupyter if progress is None else progress):
         watch: dict[str, Any] = {"on_examples": on_examples, "on_round": on_round, "on_work": on_work}
-        return verification.verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
+        return verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
     with verifying_session(known) as view:
 
         def begin(names: tuple[str, ...], examples: int) -> None:
@@ -105,7 +104,7 @@ def verify(
             on_examples(results)
 
         watch = {"on_examples": add, "on_round": begin, "on_work": work_on}
-        return verification.verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
+        return verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from certtrain.training.pacing import Stopwatch
 from certtrain.training.step import Stepper
 
 MEASURED_SECONDS, MEASURED_STEPS = 3.0, 2  # the least that is measured, after the first step, which may be compiled
-FEW = (2, 2, 12)  # examples of the steps that are timed before the run; the first one also allocates memory
+TIMED = (2, 2, 12)  # examples of the steps that are timed before the run; the first one also allocates memory
 LEAST_LEFT = 1 / 3  # of the time of a step, at least as much is left when it is compiled
 WORTH_TIMING = 1e11  # multiplications of inference for all examples of a run, below which it takes minutes at most
 WORTH_SAYING = 120.0  # seconds: the run says of itself that it takes at least as much
@@ -65,9 +65,11 @@ def rough_seconds_per_step(
     middle = (preset.eps.start - 1) * steps_per_epoch + preset.eps.length * steps_per_epoch // 2
     with torch.random.fork_rng(devices=[]):
         stepper = Stepper(preset, deepcopy(network), steps_per_epoch)
-        _, few, more = (_timed(stepper, middle, x[:count], labels[:count]) for count in FEW)
-    each = max(more - few, 0.0) / (FEW[2] - FEW[1])  # beside it, a step has costs that do not depend on its examples
-    eager = max(few + each * (len(x) - FEW[1]), more)
+        _, few, more = (_timed(stepper, middle, x[:count], labels[:count]) for count in TIMED)
+    each = max(more - few, 0.0) / (
+        TIMED[2] - TIMED[1]
+    )  # beside it, a step has costs that do not depend on its examples
+    eager = max(few + each * (len(x) - TIMED[1]), more)
     return max(eager - relu_inputs * SAVED["cpu"], LEAST_LEFT * eager)
 
 

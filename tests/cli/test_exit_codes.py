@@ -76,7 +76,7 @@ BAD = {
     "eps negative": (["verify", "MODEL", "--eps", "-1"], 2, "outside [0, 1]"),
     "eps too large": (["train", "-p", "digits", "--eps", "2"], 2, "outside [0, 1]"),
     "unknown preset": (["train", "-p", "nope"], 1, "cifar10-160ep"),
-    "no preset": (["train"], 2, "cifar10-160ep"),
+    "no preset": (["train"], 2, "Begin with --preset digits"),
     "misspelt field": (["train", "-p", "digits", "--set", "train.epoch=3"], 1, "did you mean 'train.epochs'"),
     "field without value": (["train", "-p", "digits", "--set", "train.epochs"], 1, "field=value"),
     "missing model": (["verify", "absent.safetensors"], 1, "no model file"),

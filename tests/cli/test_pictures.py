@@ -55,7 +55,7 @@ def test_ink_on_paper_is_inverted_if_that_is_asked_for_and_else_there_is_a_hint(
     (white_on_black,) = json.loads(run(*words).out)["images"]
     write_picture(pictures / "0.png", 255 - load_images("digits", "test").images[0])
     hinted = run(*words)
-    assert "note: 0.png has a bright ground, but digits is white on black; --invert turns that" in hinted.err
+    assert "note: 0.png has a bright ground, but the images of digits are white on black; --invert" in hinted.err
     assert "a bright ground" not in run(*words[:2], "--image", "pictures/1.png").err
     inverted = run(*words, "--invert")
     assert inverted.err == ""

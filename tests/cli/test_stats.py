@@ -136,4 +136,4 @@ def test_stats_of_an_unfinished_run_say_so(run: Run, trained: Path, tmp_path: Pa
         assert "the run is not finished: 1 of 2 epochs done\n" in run(*words).out
         assert "not finished" not in run(words[0], trained, *words[2:]).out
     (found,) = json.loads(run("stats", half, "--limit", "30", "--json").out)["models"]
-    assert found["run"]["finished"] is False
+    assert found["trained"]["finished"] is False

@@ -383,17 +383,13 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_a_flat_folder_is_told_the_layout_with_its_own_names(tmp_path, paint):
     paint(tmp_path / "1.png", 0)
-    with pytest.raises(
-        DataError, match=r"has no folder train; it holds 1 file in no class folder\. Images are"
-    ) as raised:
+    with pytest.raises(DataError, match=r"has no folder train; it holds 1 file in no class folder\.") as raised:
         load_images("folder", "train", data_dir=tmp_path)
     lines = [f"  {tmp_path}/{split}/{name}/*.png" for split in ("train", "test") for name in ("cat", "dog")]
     assert str(raised.value).splitlines()[1:] == lines
     for name in ("apple", "pear", "plum"):
         paint(tmp_path / name / "1.png", 0)
-    with pytest.raises(
-        DataError, match="it holds the folders apple, pear, plum; it holds 1 file beside them"
-    ) as raised:
+    with pytest.raises(DataError, match="the folders apple, pear, plum; it holds 1 file beside them") as raised:
         load_images("folder", "train", data_dir=tmp_path)
     assert f"  {tmp_path}/test/pear/*.png" in str(raised.value)
 

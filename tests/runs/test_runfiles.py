@@ -63,7 +63,7 @@ def test_what_is_not_there_is_an_error(tmp_path: Path, run: Path):
         find_networks(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"holds no run: it has no preset\.json"):
-        find_networks(tmp_path)
+        find_networks(tmp_path / "empty")
     with pytest.raises(RunError, match="is not a folder"):
         check_run(tmp_path / "absent")
     shutil.rmtree(run / "checkpoints")
