@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from certtrain.network.saving import save_model as save_model
     from certtrain.render.sessions import resume as resume
     from certtrain.render.sessions import train as train
-    from certtrain.render.sessions import verify_with_progress as verify
+    from certtrain.render.sessions import verify_with_progress as verify  # noqa: F401 (another name there)
     from certtrain.spec.objective import AttackSection as AttackSection
     from certtrain.spec.preset import load_preset as load_preset
     from certtrain.spec.schedule import eps_at as eps_at

@@ -14,9 +14,9 @@ from rich.text import Text
 from certtrain.palette import PALETTE
 from certtrain.render.console import BAD, GOOD, GREY, out, remark, say, visible
 from certtrain.spec.epsilon import format_eps
-from certtrain.verdicts import Verdict
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # so that an error can be shown without loading torch
+    from certtrain.verdicts import Verdict
     from certtrain.verification.pictures import PictureResult
 
 VERDICT_STYLES = {"certified": GOOD, "falsified": BAD, "open": f"bold {PALETTE['open'].terminal}", "misclassified": BAD}

@@ -107,6 +107,9 @@ def verify_with_progress(
         return verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
 
 
+verify_with_progress.__name__ = "verify"  # its public name
+
+
 @contextmanager
 def _shown(context: RunContext, progress: bool | None) -> Iterator[RunContext]:
     """The context, whose events are also shown if there is to be progress and this is the first process."""

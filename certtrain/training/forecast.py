@@ -66,9 +66,7 @@ def rough_seconds_per_step(
     with torch.random.fork_rng(devices=[]):
         stepper = Stepper(preset, deepcopy(network), steps_per_epoch)
         _, few, more = (_timed(stepper, middle, x[:count], labels[:count]) for count in TIMED)
-    each = max(more - few, 0.0) / (
-        TIMED[2] - TIMED[1]
-    )  # beside it, a step has costs that do not depend on its examples
+    each = max(more - few, 0.0) / (TIMED[2] - TIMED[1])  # the rest of a step does not depend on its examples
     eager = max(few + each * (len(x) - TIMED[1]), more)
     return max(eager - relu_inputs * SAVED["cpu"], LEAST_LEFT * eager)
 
