@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from certtrain import train
-from certtrain.data import ImageSet, load_images
+from certtrain.data import ImageSet, load_images, to_unit
 from certtrain.network.assembly import make_network
+from certtrain.spec.objective import OBJECTIVES
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training import forecast
 from certtrain.training.events import Event, Note, Started, StepDone, Stopped
@@ -145,3 +146,11 @@ def test_what_is_said_changes_no_result(images: ImageSet):
     state = torch.get_rng_state()
     assert sentence(10, cnn7(), images)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"custom"}))
+def test_the_steps_of_every_objective_can_be_timed(name: str):
+    preset = small(objective__name=name, train__batch_size=20)
+    images = load_images("digits", "train")
+    network, (pixels, labels) = make_network(preset, images)[0], (to_unit(images.images[:20]), images.labels[:20])
+    assert 0 < forecast.rough_seconds_per_step(preset, network, 10, pixels, labels) < 100
