@@ -21,7 +21,7 @@ from certtrain.runtime.allocator import keep_freed_memory
 from certtrain.runtime.device import choose_device
 from certtrain.spec.preset import load_preset
 
-FIGURES = ("natural_accuracy", "pgd_accuracy", "certified_accuracy")
+FIGURES = ("natural_accuracy", "attacked_accuracy", "certified_accuracy")
 Overrides = dict[str, Any]
 
 

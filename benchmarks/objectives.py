@@ -206,7 +206,7 @@ COLUMNS = ("natural", "attacked", "by intervals", "certified", "open", "training
 def numbers_of(record: Fields) -> tuple[float, ...]:
     """The accuracies in %, and the processor time of the training, s."""
     by_intervals = record["certified_by"].get("ibp", 0) / record["examples"]
-    shares = (record["natural_accuracy"], record["pgd_accuracy"], by_intervals, record["certified_accuracy"])
+    shares = (record["natural_accuracy"], record["attacked_accuracy"], by_intervals, record["certified_accuracy"])
     opened = record["open"] / record["examples"]
     return (*(100 * share for share in (*shares, opened)), record["processor_seconds"])
 

@@ -71,7 +71,7 @@ def _row(network: Network, path: Path, arguments: argparse.Namespace) -> str:
     data = [] if folder is None else ["--data-dir", folder]
     report = _certtrain("verify", *options, *data)
     checked = _certtrain("check", out, path, *data)
-    shares = [report["natural_accuracy"], report["pgd_accuracy"], report["certified_accuracy"]]
+    shares = [report["natural_accuracy"], report["attacked_accuracy"], report["certified_accuracy"]]
     cells = [f"{share:.0%}" for share in shares] + [str(report["open"])]
     again = f"{checked['checked']} of {checked['examples']} hold"
     return f"| `{path.name}` | {network.eps} | {' | '.join(cells)} | {again} | {report['seconds']:.0f} s |"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from certtrain.network.saving import save_model as save_model
     from certtrain.render.sessions import resume as resume
     from certtrain.render.sessions import train as train
+    from certtrain.render.sessions import verify_with_progress as verify  # noqa: F401 (another name there)
     from certtrain.spec.objective import AttackSection as AttackSection
     from certtrain.spec.preset import load_preset as load_preset
     from certtrain.spec.schedule import eps_at as eps_at
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.radii import verify_radii as verify_radii
-    from certtrain.verification.verify import verify as verify
 
 __version__ = "0.1.0"
 
@@ -75,7 +75,7 @@ _MODULES = {
     "resume": "render.sessions",
     "save_model": "network.saving",
     "train": "render.sessions",
-    "verify": "verification.verify",
+    "verify": "render.sessions:verify_with_progress",
     "verify_radii": "verification.radii",
 }
 __all__ = sorted(_MODULES)
@@ -88,7 +88,8 @@ def __getattr__(name: str) -> Any:
         name = _RENAMED[name]
     if name not in _MODULES:
         raise AttributeError(f"module 'certtrain' has no attribute {name!r}")
-    return getattr(import_module(f"certtrain.{_MODULES[name]}"), name)
+    module, _, other_name = _MODULES[name].partition(":")
+    return getattr(import_module(f"certtrain.{module}"), other_name or name)
 
 
 def __dir__() -> list[str]:

@@ -98,6 +98,17 @@ class MissingExtra(CerttrainError):
     """An optional package is missing."""
 
 
+# What torch's RuntimeErrors say where memory is not enough: its allocator for CPUs, and C++ itself.
+_MEMORY_WORDS = ("DefaultCPUAllocator", "std::bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not enough: Python's, a CPU's, for which torch has no class of errors, or a GPU's."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in kinds or said
+
+
 def reason(error: BaseException) -> str:
     """What went wrong; for an error of the system without its number and its file, which the message names already."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

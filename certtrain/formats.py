@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 NO_NUMBER = "–"
 MILLION = 1e6
+ROUGH_UNITS = ((86400, "days"), (3600, "hours"), (60, "min"))
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -18,6 +19,14 @@ def number(value: float | None, digits: int = 3) -> str:
         return NO_NUMBER
     text = f"{value:.{digits}g}"
     return f"{float(text):,.0f}" if "e+" in text and abs(value) < MILLION else text
+
+
+def count_of(number: int | float, noun: str) -> str:
+    """A number of things, like 1 epoch or 62,560 steps; the plural has an s, or ies and es where English has them."""
+    if number == 1:
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {plural}"
 
 
 def times(value: float | None) -> str:
@@ -54,6 +63,12 @@ def about(seconds: float) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(round(seconds / 3600), 24)
     return f"{days} day{'s' * (days > 1)}" + (f" {hours} h" if hours else "")
+
+
+def roughly(seconds: float) -> str:
+    """Seconds as a rough estimate, in the largest unit of which there are two or more: 40 min, 6 hours or 5 days."""
+    size, unit = next(((size, unit) for size, unit in ROUGH_UNITS if seconds >= 2 * size), (60, "min"))
+    return f"{max(seconds / size, 1):.0f} {unit}"
 
 
 def short_time(seconds: float) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 
 import certtrain
 from certtrain.deprecation import renamed_argument
+from helpers import tiny_classifier
 
 
 @renamed_argument("old", "new")
@@ -57,3 +58,10 @@ def test_a_class_is_taken_by_its_old_name_with_a_warning():
         from certtrain import Surroundings
     assert Surroundings is old
     assert "Surroundings" not in dir(certtrain)
+
+
+def test_the_attacked_accuracy_of_a_report_is_its_pgd_accuracy_with_a_warning():
+    report = certtrain.verify(*tiny_classifier.mostly_right(10), 0.01, method="ibp")
+    with pytest.warns(DeprecationWarning, match=r"Report\.pgd_accuracy is now Report\.attacked_accuracy") as caught:
+        assert report.pgd_accuracy == report.attacked_accuracy
+    assert [warning.filename for warning in caught] == [__file__]

@@ -1,10 +1,12 @@
 """Numbers as people read them."""
 
 import math
+import re
 
 import pytest
 
 from certtrain import formats
+from helpers.documents import ROOT
 
 
 @pytest.mark.parametrize(("share", "shown"), [(0.5, "50.00%"), (1, "100.00%"), (None, "–"), (math.nan, "–")])
@@ -14,6 +16,34 @@ def test_shares_become_percentages(share: float | None, shown: str):
 
 def test_a_percentage_has_the_decimals_that_are_asked_for():
     assert formats.percent(0.12345, 1) == "12.3%"
+
+
+def test_one_thing_is_no_plural():
+    assert [formats.count_of(n, "epoch") for n in (0, 1, 2, 62560)] == [
+        "0 epochs",
+        "1 epoch",
+        "2 epochs",
+        "62,560 epochs",
+    ]
+    assert formats.count_of(3, "property") == "3 properties"
+    assert formats.count_of(3, "process") == "3 processes"
+
+
+def test_rough_times_have_one_unit():
+    found = [formats.roughly(seconds) for seconds in (20, 100, 3600, 7300, 6.2 * 86400)]
+    assert found == ["1 min", "2 min", "60 min", "2 hours", "6 days"]
+
+
+def test_no_sentence_says_one_epochs():
+    """Numbers of things are written by `count_of`, but for constants, "k of n" and what a condition excludes."""
+    noun = "epochs|steps|examples|images|properties|instances|trials|seeds|layers|records"
+    found = set()
+    for file in (ROOT / "certtrain").rglob("*.py"):
+        for line in file.read_text("utf-8").splitlines():
+            numbers = re.findall(rf"(.{{0,12}})\{{([^{{}}]+)\}} (?:{noun})\b", line)
+            named = [number for before, number in numbers if not re.search("of |to |there are |compiled; ", before)]
+            found |= {(file.name, number) for number in named if not (number.isupper() or " if " in line)}
+    assert found == set()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerGraph
-from certtrain.errors import DataError, UnsupportedLayer
+from certtrain.errors import DataError, UnsupportedLayer, is_out_of_memory
 
 
 @contextmanager
@@ -15,9 +15,9 @@ def shape_errors_as_data_errors(x: Tensor) -> Iterator[None]:
     """Turn torch's error about a shape into a DataError that names the shape of the inputs."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"inputs of shape {tuple(x.shape)} do not fit the network: {error}") from error
 
 

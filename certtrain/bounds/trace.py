@@ -23,6 +23,7 @@ from certtrain.bounds.rounded import coefficients_underflow, logit_errors
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.statistics import StatisticsByCall, StatisticsSource, running_statistics
 from certtrain.deprecation import warn_renamed
+from certtrain.formats import count_of
 
 # Layers whose input boxes a trace keeps, since linear bounds must relax them.
 NONLINEAR: tuple[type[nn.Module], ...] = (*ACTIVATIONS, nn.MaxPool2d)
@@ -124,7 +125,7 @@ class BoundTrace:
     def __repr__(self) -> str:
         """The size of the batch, without its numbers."""
         examples, logits = self.logits.shape
-        return f"<BoundTrace: {examples:,} examples, {logits:,} logits>"
+        return f"<BoundTrace: {count_of(examples, 'example')}, {logits:,} logits>"
 
     @property
     def output(self) -> Box:

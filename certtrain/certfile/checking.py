@@ -16,6 +16,7 @@ from certtrain.certfile.reading import Contents
 from certtrain.certfile.writing import data_of, hash_model, reading_of
 from certtrain.data import ImageSet, Progress, to_unit
 from certtrain.errors import CertificateError, FailedCheck
+from certtrain.formats import count_of
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.device import device_of
 from certtrain.runtime.precision import tensor_cores
@@ -62,7 +63,7 @@ class Checked:
         open_ones, certified = self.counts["open"], self.counts["certified"]
         accuracies = {
             "natural_accuracy": (self.checked - self.counts["misclassified"]) / self.checked,
-            "pgd_accuracy": (certified + open_ones) / self.checked,
+            "attacked_accuracy": (certified + open_ones) / self.checked,
             "certified_accuracy": certified / self.checked,
             "eps_text": format_eps(self.eps),
         }
@@ -133,8 +134,8 @@ def _check_header(path: Path, header: Header, model_file: Path, model: Classifie
     check_model(path, header, model_file, model)
     if header.data.model_dump() != data_of(images):
         raise CertificateError(
-            f"{path} is about other data: the {header.data.examples:,} examples of the {header.data.split} set of "
-            f"{header.data.name} have another SHA-256 here; give the same --data-dir"
+            f"{path} is about other data: the {count_of(header.data.examples, 'example')} of the "
+            f"{header.data.split} set of {header.data.name} have another SHA-256 here; give the same --data-dir"
         )
     if header.inputs != PIXEL_RANGE:
         known = f"certtrain certifies pixels in {PIXEL_RANGE}"

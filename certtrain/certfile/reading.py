@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from certtrain.certfile.lines import Header, Line, Record, Seal, continues, decode
 from certtrain.errors import CertificateError
+from certtrain.formats import count_of
 from certtrain.spec.messages import problem_text
 from certtrain.storage import check_certificate_file
 from certtrain.verdicts import VERDICTS
@@ -123,7 +124,8 @@ class _Reader:
         assert self.header is not None
         if missing := self.header.data.examples - len(self.records):
             first = next(index for index in count() if index not in self.records)
-            raise self._error(f"is the seal, but {missing:,} examples have no record, such as example {first}")
+            without = f"{count_of(missing, 'example')} without a record, such as example {first}"
+            raise self._error(f"is the seal, and leaves {without}")
         if seal.sha256 != self.digest.hexdigest():
             raise self._error("is the seal, but does not match the lines before it: one of them was changed")
         verdicts = [record.verdict for record in self.records.values()]

@@ -3,10 +3,11 @@
 Each command has a file. `options` holds the options that several commands share, `exit_codes` their exit codes.
 """
 
+import inspect
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -28,7 +29,7 @@ from certtrain.cli.stats import stats_command
 from certtrain.cli.train import train_command
 from certtrain.cli.tune import tune_command
 from certtrain.cli.verify import verify_command
-from certtrain.errors import CerttrainError
+from certtrain.errors import CerttrainError, DeviceError, is_out_of_memory
 
 MAIN = "Commands"
 OTHERS = "Certificates, properties and benchmarks"
@@ -46,6 +47,14 @@ COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {  # each with the panel 
     "tune": (RESEARCH, tune_command),
     "presets": (RESEARCH, presets_command),
     "doctor": (RESEARCH, doctor_command),
+}
+
+LESS_MEMORY = {  # the options with which a command needs less memory, or which show that it trains
+    "batch_size": "a smaller --batch-size",
+    "memory": "a smaller --memory",
+    "workers": "fewer --workers",
+    "resume": "--set train.micro_batch=N (the same step in parts), a smaller train.batch_size",
+    "limit": "a smaller --limit",
 }
 
 app = typer.Typer(
@@ -83,11 +92,27 @@ def main() -> None:
     try:
         app()
     except CerttrainError as error:
-        from certtrain import render
+        _end(error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _end(DeviceError(_out_of_memory(sys.argv[1:])))
 
-        render.error(str(error))
-        drop_unwritten()
-        sys.exit(exit_code(error))
+
+def _end(error: CerttrainError) -> NoReturn:
+    from certtrain import render
+
+    render.error(str(error))
+    drop_unwritten()
+    sys.exit(exit_code(error))
+
+
+def _out_of_memory(words: Sequence[str]) -> str:
+    """That memory was not enough for the command in these words, and which of its options need less."""
+    name = next((word for word in words if word in COMMANDS), "")
+    options = inspect.signature(with_groups(COMMANDS[name][1])).parameters if name else {}
+    advice = [text for option, text in LESS_MEMORY.items() if option in options]
+    return f"the memory of this machine is not enough. Try {', '.join([*advice, 'or another machine'])}"
 
 
 def _show_warning(message: Warning | str, *place: object) -> None:

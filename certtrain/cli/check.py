@@ -11,6 +11,7 @@ from certtrain.cli.options import (
     DataDir,
     DeviceOption,
     Memory,
+    data_folder,
     network_file,
     open_model,
     open_split,
@@ -56,6 +57,7 @@ def check_command(
     model = network_file(model)
     check_model_file(model)
     opened = _opened(certificates, model, device, data_dir, module)
+    data_dir = data_folder(data_dir, model)
     checked = _checked(certificates, model, opened, data_dir, limit, memory)
     from certtrain import render
 

@@ -17,7 +17,7 @@ certtrain verify runs/mnist                               # the newest run, if n
 certtrain verify runs/mnist --method auto --timeout 5s --time-budget 2h --out certificates.jsonl
 certtrain verify runs/mnist --eps 0.05..0.3:6 --html accuracies.html    # accuracy against ε, at six radii
 certtrain verify runs/mnist --pictures sheets                           # sheets of test images, as PNG files
-certtrain verify runs/mnist --image seven.png --label 7   # an image of your own, of 28×28 pixels
+certtrain verify runs/mnist --image seven.png --label 7   # an image of your own, of any size
 certtrain verify runs/mnist/model.safetensors --eps 0.1 --pgd-steps 100 --pgd-restarts 5
 certtrain verify runs/mnist/model.safetensors --limit 500 --method ibp --json
 certtrain verify runs/mnist --method auto --out certificates.jsonl --workers 4

@@ -15,6 +15,7 @@ from certtrain.cli.options import (
     ModelOrNewest,
     SplitOption,
     check_targets,
+    data_folder,
     network_file,
     newest_if_none,
     open_model,
@@ -119,7 +120,7 @@ def export_command(
             return
     targets = _targets(file, network, properties.vnnlib)
     opened = open_model(file, "cpu", data.data_dir)
-    images = open_split(opened, data.split, data.data_dir, None)
+    images = open_split(opened, data.split, data_folder(data.data_dir, file), None)
     from certtrain import render
     from certtrain.interchange.exchange import check_examples
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BYTES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 SECONDS = {"s": 1, "m": 60, "h": 3600}
+NO_TIMEOUT = "it limits the methods beyond interval bounds; choose one, as in {}"
 
 
 def _eps(text: str) -> float:
@@ -84,7 +85,8 @@ DataDir = Annotated[
     typer.Option(
         envvar="CERTTRAIN_DATA_DIR",
         help="Folder with the data: torchvision's layout, or train/<class>/* and test/<class>/*. "
-        "Without it, data are downloaded where torchvision can do so; the digits come with certtrain.",
+        "Without it, the folder that the run was trained from, if there is one; else data are downloaded where "
+        "torchvision can do so. The digits come with certtrain.",
     ),
 ]
 Eps = Annotated[
@@ -194,7 +196,11 @@ def resolve_preset(name: str | None, overrides: list[str] | None, **named: Any) 
     from certtrain.spec.preset import load_preset, parse_override, preset_names
 
     if name is None:
-        raise typer.BadParameter(f"missing; shipped presets: {', '.join(preset_names())}", param_hint="--preset")
+        raise typer.BadParameter(
+            "missing. Begin with --preset digits, which needs no download, or --preset mnist-cpu; "
+            f"`certtrain presets` lists all {len(preset_names())}, and a .toml file of your own is one too",
+            param_hint="--preset",
+        )
     changes = dict(parse_override(text) for text in overrides or [])
     changes |= {path.replace("__", "."): value for path, value in named.items() if value is not None}
     resolved = load_preset(name, changes, epochs=named.get("train__epochs"))
@@ -249,6 +255,22 @@ def newest_if_none(path: Path | None) -> Path:
         path = newest_run()
         render.note(f"the newest run, {path}")
     return path
+
+
+def data_folder(given: Path | None, model: Path) -> Path | None:
+    """The folder given or else, with a note, that from which the run of the model or folder at `model` read its images.
+
+    None if the run was not given one, or that is gone.
+    """
+    if given is not None:
+        return given
+    from certtrain import render
+    from certtrain.runs.runfiles import recorded_data_folder
+
+    folder = recorded_data_folder(model)
+    if folder is not None:
+        render.note(f"the images are read from {folder}, as by the run; --data-dir names another folder")
+    return folder
 
 
 def network_file(path: Path) -> Path:

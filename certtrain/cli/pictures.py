@@ -1,6 +1,7 @@
 """`certtrain verify --image`: the class of a user's own images, and what is certified about it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from certtrain.cli.options import check_targets
 from certtrain.cli.stopping import Stopper
 
 if TYPE_CHECKING:
+    from certtrain.data.pictures import FittedPicture
     from certtrain.network.modelfile import Classifier
     from certtrain.verification.pictures import PictureResult
 
@@ -40,36 +42,69 @@ def _is_for_image(path: Path) -> bool:
     return (guess_type(path.name)[0] or "").startswith("image/")
 
 
-def show_pictures(
-    model: "Classifier", file: Path, paths: Sequence[Path], label: str | None, options: dict[str, Any], *, as_json: bool
-) -> None:
-    """Verify the images in `paths`, show what is known about each, and write counterexamples beside them.
+@dataclass(frozen=True)
+class TakenPictures:
+    """The images in `paths`, all of the class `label`, or of the predicted ones for None, and how they are read.
 
-    `options` are those of `verify_pictures`, and whether files may be replaced that certtrain did not write (`force`).
-    Raises DataError, and StorageError for such a file without `force`.
+    force: whether files may be replaced that certtrain did not write.
+    """
+
+    paths: Sequence[Path]
+    label: str | None
+    invert: bool
+    force: bool
+
+
+def show_pictures(
+    model: "Classifier", file: Path, taken: TakenPictures, options: dict[str, Any], *, as_json: bool
+) -> None:
+    """Verify images, show what is known about each and about all, and write counterexamples beside them.
+
+    `options` are those of `verify_pictures`. Raises DataError, and StorageError for a file that must not be replaced.
     """
     import torch
 
     from certtrain import render
     from certtrain.data.pictures import list_pictures, read_picture
-    from certtrain.verification.pictures import verify_pictures
+    from certtrain.verification.pictures import summary_of, verify_pictures
 
-    force, names = options.pop("force"), model.metadata.class_names
-    number = None if label is None else _class_number(label, names)
-    files = list_pictures(paths)
-    pictures = torch.stack([read_picture(path, model.metadata.input_shape) for path in files])
-    _check_counterexamples(files, force)
+    names = model.metadata.class_names
+    number = None if taken.label is None else _class_number(taken.label, names)
+    files = list_pictures(taken.paths)
+    pictures = [read_picture(path, model.metadata.input_shape, invert=taken.invert) for path in files]
+    _hint_at_inversion(files, pictures, model.metadata.dataset, taken)
+    _check_counterexamples(files, taken.force)
     with render.verifying(images=[path.name for path in files]) as view:
         stop = Stopper(None, view.stop)
         watch: dict[str, Any] = {"on_round": view.begin, "on_work": view.work_on, "on_examples": view.add}
-        results = verify_pictures(model, pictures, number, stop=lambda: stop.interrupted, **options, **watch)
-    done = zip(files[: len(results)], results, strict=True)  # an interrupt leaves some out
-    rows = [_shown(path, result, names, quiet=as_json) for path, result in done]
+        pixels = torch.stack([picture.pixels for picture in pictures])
+        results = verify_pictures(model, pixels, number, stop=lambda: stop.interrupted, **options, **watch)
+    done = zip(files, pictures, results, strict=False)  # an interrupt leaves some out
+    rows = [_shown(path, picture, result, names, quiet=as_json) for path, picture, result in done]
     if as_json:
-        render.show_json({"model": str(file), "images": rows})
+        summary = summary_of(results)
+        render.show_json({"model": str(file), "images": rows, "summary": summary, "label_given": number is not None})
+    else:
+        render.show_pictures_summary(results, labelled=number is not None)
     if stop.interrupted:
         render.note("stopped: images may be missing, and a largest certified ε may be smaller than what is certified")
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _hint_at_inversion(
+    files: Sequence[Path], pictures: "Sequence[FittedPicture]", dataset: str, taken: TakenPictures
+) -> None:
+    """Note that images are probably dark on bright, where the model's data are bright on dark."""
+    from certtrain import render
+    from certtrain.data.pictures import is_bright_where_data_are_dark
+
+    pairs = zip(files, pictures, strict=True)
+    bright = [path.name for path, picture in pairs if is_bright_where_data_are_dark(picture.pixels, dataset)]
+    if bright and not taken.invert:
+        others = f" and {len(bright) - 1} more" if len(bright) > 1 else ""
+        verb = "have" if others else "has"
+        ground = f"{bright[0]}{others} {verb} a bright ground"
+        render.note(f"{ground}, but the images of {dataset} are white on black; --invert swaps black and white")
 
 
 def _check_counterexamples(files: Sequence[Path], force: bool) -> None:
@@ -81,7 +116,9 @@ def _check_counterexamples(files: Sequence[Path], force: bool) -> None:
     check_targets(True, *targets)
 
 
-def _shown(path: Path, result: "PictureResult", names: Sequence[str], *, quiet: bool) -> dict[str, Any]:
+def _shown(
+    path: Path, picture: "FittedPicture", result: "PictureResult", names: Sequence[str], *, quiet: bool
+) -> dict[str, Any]:
     """Write the counterexample of an image, and show what is known about it. Returns the same for JSON."""
     from certtrain import render
     from certtrain.data.pictures import counterexample_file, write_picture
@@ -90,8 +127,9 @@ def _shown(path: Path, result: "PictureResult", names: Sequence[str], *, quiet: 
     if written is not None and result.counterexample is not None:
         write_picture(written, result.counterexample)
     if not quiet:
-        render.show_picture(path, result, names, written)
-    return {"image": str(path), **result.to_dict(names), "counterexample": written and str(written)}
+        render.show_picture(path, picture.changes, result, names, written)
+    about = {"changes": list(picture.changes), **result.to_dict(names)}
+    return {"image": str(path), **about, "counterexample": written and str(written)}
 
 
 def _class_number(label: str, names: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ from certtrain.cli.options import (
     Threads,
     check_targets,
     compute_device,
+    data_folder,
     newest_if_none,
 )
 
@@ -113,11 +114,9 @@ def _results(models: Sequence[Path], data: StatsData, foreign: ForeignOptions, b
         return foreign.open(path, data.eps, data.device, data.data_dir, data.split) if chosen else None
 
     with render.loading() as report:
-        device = compute_device(data.device)
+        device, folder = compute_device(data.device), data_folder(data.data_dir, models[0])
         callbacks = (report, render.note, open_foreign)
-        options = ComparisonOptions(
-            data.eps, data.split, data.limit, data.batch_size, device, data.data_dir, *callbacks
-        )
+        options = ComparisonOptions(data.eps, data.split, data.limit, data.batch_size, device, folder, *callbacks)
         return _run(models[0], options) if by_epoch else _models(models, options)
 
 
@@ -173,12 +172,16 @@ def _run(run: Path, options: "ComparisonOptions") -> _Results:
     """One run, epoch by epoch."""
     from certtrain import render
     from certtrain.diagnostics.comparison import compare_epochs, epoch_rows
-    from certtrain.diagnostics.epochs import epoch_summary
+    from certtrain.diagnostics.epochs import epoch_summary, read_trained
 
     history, compared = compare_epochs(run, options)
     networks = () if compared is None else compared.models
     titles = f"{run.absolute().name}: as it was trained", "" if compared is None else f"its networks: {compared.title}"
-    epochs = [epoch_summary(epoch) for epoch in history.epochs]
+    epochs, trained = [epoch_summary(epoch) for epoch in history.epochs], read_trained(run)
+
+    def show() -> None:
+        render.show_history(history, networks, titles)
+        render.show_progress(trained.progress)
 
     def draw(path: Path) -> None:
         from certtrain.reports.plot import plot_history
@@ -186,9 +189,9 @@ def _run(run: Path, options: "ComparisonOptions") -> _Results:
         plot_history(path, history, networks, titles)
 
     return _Results(
-        {"run": str(run), "epochs": epochs, "networks": compared and compared.to_dict()},
+        {"run": str(run), "finished": trained.finished, "epochs": epochs, "networks": compared and compared.to_dict()},
         epoch_rows(history, compared),
-        lambda: render.show_history(history, networks, titles),
+        show,
         draw,
     )
 

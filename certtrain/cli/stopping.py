@@ -2,7 +2,8 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -21,7 +22,7 @@ class Stopper:
 
     def __init__(self, seconds: float | None, on_interrupt: Callable[[], None] = _say_stopping) -> None:
         self.seconds, self.start, self.interrupted = seconds, time.monotonic(), False
-        self.on_interrupt = on_interrupt
+        self.on_interrupt, self.raises = on_interrupt, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
 
@@ -29,6 +30,17 @@ class Stopper:
         self.interrupted = True
         signal.signal(number, signal.SIG_DFL)
         self.on_interrupt()
+        if self.raises:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A context in which the first signal raises KeyboardInterrupt, for work that asks for no reason to stop."""
+        self.raises = True
+        try:
+            yield
+        finally:
+            self.raises = False
 
     def reason(self) -> str | None:
         """The reason to stop; None to continue."""

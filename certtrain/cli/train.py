@@ -10,6 +10,7 @@ import typer
 
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.cli.options import (
+    NO_TIMEOUT,
     AsJson,
     DataDir,
     DeviceOption,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from certtrain.training.events import Event, Listener
 
 MORE_EPOCHS = "train.epochs="  # the one field of a resumed run that may be set
+OPTION_OF = {"start": "--from", "max": "--eps"}  # of a field, where it is not named after it
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,7 @@ class TrainingOptions:
     def check(self) -> None:
         """Raise BadParameter if there is a limit for methods that are not used."""
         if self.timeout is not None and self.verify_method == "ibp":
-            message = "it limits the methods beyond interval bounds; choose one, as in --verify-method auto"
-            raise typer.BadParameter(message, param_hint="--timeout")
+            raise typer.BadParameter(NO_TIMEOUT.format("--verify-method auto"), param_hint="--timeout")
 
 
 def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOptions) -> None:
@@ -181,7 +182,9 @@ def train_command(run: RunOptions, changes: ChangeOptions, training: TrainingOpt
         listeners = [view, *_loggers(training)] if group.is_leader else [view]
         verification = FinalVerification(training.verify_method, Limits(example_limit(training.timeout)))
         emit = _with_note(_combined(listeners), changes.scaled(run.preset) if run.preset else "")
-        context = RunContext(run.data_dir, device, stop.reason, emit, group, verification=verification)
+        context = RunContext(
+            run.data_dir, device, stop.reason, emit, group, verification=verification, interruptible=stop.at_once
+        )
         if many is not None:
             train_and_compare(many, context, as_json=training.as_json)
         elif preset is not None:
@@ -207,10 +210,12 @@ def _preset(run: RunOptions, changes: ChangeOptions) -> "Preset | None":
         return preset
     fields |= {"seeds": changes.seeds}
     changed = [text for text in changes.overrides or [] if not text.startswith(MORE_EPOCHS)]
-    if run.preset or run.out or changed or any(value is not None for value in fields.values()):
+    given = {"preset": run.preset, "out": run.out} | {path.rpartition("__")[2]: value for path, value in fields.items()}
+    names = [OPTION_OF.get(name, f"--{name}") for name, value in given.items() if value is not None]
+    if refused := [*names, *(f"--set {text}" for text in changed)]:
         message = (
-            "a resumed run keeps its preset; it takes no --preset, no --out and no changed field, but for more epochs: "
-            f"--set {MORE_EPOCHS}N"
+            "a resumed run keeps its preset and its folder, so that it ends as if it had never stopped; leave out "
+            f"{' and '.join(refused)}. For more epochs: --set {MORE_EPOCHS}N. For other settings: a new run"
         )
         raise typer.BadParameter(message, param_hint="--resume")
     return None

@@ -15,6 +15,7 @@ from certtrain.cli.decide import decide_command
 from certtrain.cli.exit_codes import ExitCode
 from certtrain.cli.networks import ForeignOptions, say_if_guessing
 from certtrain.cli.options import (
+    NO_TIMEOUT,
     AsJson,
     AttackSeed,
     DataDir,
@@ -27,6 +28,7 @@ from certtrain.cli.options import (
     SplitOption,
     Threads,
     check_targets,
+    data_folder,
     example_limit,
     given,
     network_file,
@@ -37,7 +39,7 @@ from certtrain.cli.options import (
     seconds_or_none,
     wrong_usage,
 )
-from certtrain.cli.pictures import show_pictures
+from certtrain.cli.pictures import TakenPictures, show_pictures
 from certtrain.cli.radii import Radii, verify_at_radii
 from certtrain.cli.sheets import PicturesFolder, by_class, check_pictures, write_pictures
 from certtrain.cli.stopping import Stopper
@@ -148,18 +150,27 @@ class PictureOptions:
         typer.Option(
             metavar="FILE|FOLDER",
             help="Verify this image, or those in this folder, instead of a data set; more may follow, as in --image "
-            "*.png. It must have the size that the model takes. Shows the class, whether it is certified, and the "
-            "largest ε at which it is, and writes a counterexample beside it.",
+            "*.png. Shows the class, whether it is certified, and the largest ε at which it is, and writes a "
+            "counterexample beside it. An image of another size is resized (bilinear, antialiased), and colours turn "
+            "to grey for a model of grey images; a line says so.",
         ),
     ] = None
     label: Annotated[
         str | None, typer.Option(metavar="CLASS", help="The right class of the images; the predicted one if not given.")
     ] = None
+    invert: Annotated[
+        bool,
+        typer.Option(
+            "--invert",
+            help="Turn black into white and white into black, for ink on paper where a model was trained on "
+            "white on black, as in MNIST.",
+        ),
+    ] = False
 
     def check(self, context: typer.Context) -> None:
         """Raise BadParameter for options that have no effect with --image, or without."""
-        if self.image is None and self.label is not None:
-            raise typer.BadParameter("it needs --image", param_hint="--label")
+        if self.image is None and (self.label is not None or self.invert):
+            raise typer.BadParameter("it needs --image", param_hint="--invert" if self.label is None else "--label")
         unused = [spelling for name, spelling in given(context).items() if name in DATA_SET_OPTIONS]
         if self.image is not None and unused:
             raise typer.BadParameter("it is about a data set; it has no effect with --image", param_hint=unused[0])
@@ -208,6 +219,11 @@ class LimitOptions:
             "torchrun --nnodes … -m certtrain verify …",
         ),
     ] = None
+
+    def check(self, method: str, image: object) -> None:
+        """Raise BadParameter if there is a limit for methods that are not used."""
+        if self.timeout is not None and method == "ibp" and image is None:
+            raise typer.BadParameter(NO_TIMEOUT.format("--method auto"), param_hint="--timeout")
 
     def limits(self) -> "Limits":
         """The limits of time."""
@@ -271,6 +287,7 @@ def verify_command(
     certificates.check()
     attack.check(context)
     pictures.check(context)
+    limits.check(certificates.method, pictures.image)
     _check_output(certificates, pictures, output)
     if limits.workers not in (None, 1):
         certificates.check_one_radius("--workers")
@@ -301,10 +318,10 @@ def _verify(
     if pictures.image is not None:
         options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
         del options["batch_size"]
-        options["force"] = output.force
-        show_pictures(saved, file, pictures.image, pictures.label, options, as_json=output.as_json)
+        taken = TakenPictures(pictures.image, pictures.label, pictures.invert, output.force)
+        show_pictures(saved, file, taken, options, as_json=output.as_json)
         return
-    images = open_split(saved, data.split, data.data_dir, data.limit)
+    images = open_split(saved, data.split, data_folder(data.data_dir, file), data.limit)
     if certificates.several:
         options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
         del options["eps"]

@@ -71,9 +71,8 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches in an epoch: N/batch_size rounded up, without a last batch of a single example."""
-        full, left_over = divmod(len(self._labels), self._batch_size)
-        return full + (left_over > 1)
+        """Number of batches in an epoch."""
+        return steps_in_epoch(len(self._labels), self._batch_size)
 
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """Batch `step` of `epoch`, both counted from 0: images float32 (B,C,H,W) in [0,1], labels int64 (B,).
@@ -175,6 +174,12 @@ def _draw(count: int, augmentation: Augmentation, generator: torch.Generator) ->
     offsets = torch.randint(0, 2 * augmentation.crop_padding + 1, (2, count), generator=generator)
     flips = torch.randint(0, 2, (1, count), generator=generator)
     return torch.cat([offsets, flips * int(augmentation.flip)])
+
+
+def steps_in_epoch(examples: int, batch_size: int) -> int:
+    """Number of batches in an epoch: N/batch_size rounded up, without a last batch of a single example."""
+    full, left_over = divmod(examples, batch_size)
+    return full + (left_over > 1)
 
 
 def _check(images: int, labels: int, batch_size: int) -> None:

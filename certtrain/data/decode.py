@@ -1,13 +1,14 @@
 """Image files decoded to one uint8 tensor, by several threads: Pillow releases Python's lock while it decodes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from certtrain.errors import DataError
 
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _CHUNK = 256
+_OPAQUE = 255
 
 
 def decode_files(paths: Sequence[Path], channels: int | None, report: Progress) -> Tensor:
@@ -41,10 +43,32 @@ def decode_file(path: Path, mode: str) -> tuple[Tensor, bool]:
     """
     from torchvision.transforms.functional import pil_to_tensor
 
+    with _opened(path) as image:
+        return pil_to_tensor(image.convert(mode)), image.mode in _GREY_MODES
+
+
+def decode_as_shown(path: Path) -> tuple[Tensor, bool]:
+    """One image as programs show it, uint8 (3,H,W), and whether parts of it are transparent, which are on white.
+
+    It is turned as its EXIF data say. Raises DataError as `decode_file`.
+    """
+    from torchvision.transforms.functional import pil_to_tensor
+
+    with _opened(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        whole = upright.convert("RGBA")
+        transparent = whole.getchannel("A").getextrema()[0] != _OPAQUE
+        if transparent:
+            whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
+        return pil_to_tensor(whole.convert("RGB")), transparent
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile]:
     try:
         with Image.open(path) as image:
             _refuse_deep(path, image)
-            return pil_to_tensor(image.convert(mode)), image.mode in _GREY_MODES
+            yield image
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 

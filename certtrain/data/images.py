@@ -8,6 +8,7 @@ from torch import Tensor
 
 from certtrain.data.seeds import derive_seed
 from certtrain.errors import DataError
+from certtrain.formats import count_of
 
 _CHUNK = 4096
 # One grey level. The deviation of a constant channel is zero; with a smaller floor, normalisation
@@ -54,7 +55,7 @@ class ImageSet:
         if limit is None:
             return self
         if limit < 1:
-            raise DataError(f"cannot take {limit} examples of {self.name} ({self.split}); take 1 or more.")
+            raise DataError(f"cannot take the first {limit} of {self.name} ({self.split}); take 1 or more.")
         return replace(self, images=self.images[:limit], labels=self.labels[:limit])
 
     def sample(self, count: int | None, seed: int) -> "ImageSet":
@@ -66,7 +67,7 @@ class ImageSet:
         if count is None:
             return self
         if count > len(self):
-            raise DataError(f"there are {len(self)} examples of {self.name} to train on, not {count}.")
+            raise DataError(f"{self.name} has {count_of(len(self), 'example')} to train on, not {count:,}.")
         generator = torch.Generator().manual_seed(derive_seed(seed, "examples"))
         chosen = torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.labels.device)
         return _select(self, chosen, self.split)

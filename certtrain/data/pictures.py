@@ -1,18 +1,21 @@
-"""A user's own pictures, as a network takes them: read, never resized or recoloured, and written."""
+"""A user's own pictures, as a network takes them: read, brought to its size and colours, and written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from certtrain.data.decode import decode_file
+from certtrain.data.decode import decode_as_shown
 from certtrain.data.listing import hidden
 from certtrain.errors import DataError, StorageError
 
 COUNTEREXAMPLE = "-counterexample"  # the end of the name of a picture that certtrain wrote
+BRIGHT_ON_BLACK = ("digits", "mnist", "fashion-mnist")  # data sets of bright things on a black ground
+MIDDLE_LEVEL = 127.5
 WRITER = ("Software", "certtrain")  # PNG's own key for the program that wrote a file
 
 
@@ -51,28 +54,64 @@ def counterexample_file(picture: Path) -> Path:
     return picture.with_name(f"{picture.stem}{COUNTEREXAMPLE}.png")
 
 
-def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """The picture as uint8 (C, H, W) of this shape.
+class FittedPicture(NamedTuple):
+    """A picture as a network takes it, uint8 (C, H, W), and in words what was changed to make it so."""
 
-    It must have the network's size: a certificate is about the pixels that the network sees, so nothing is resized. A
-    grey picture may be stored in colour, and is taken as it is by a network for colours. Raises DataError.
+    pixels: Tensor
+    changes: tuple[str, ...] = ()
+
+
+def read_picture(path: Path, shape: tuple[int, int, int], *, invert: bool = False) -> FittedPicture:
+    """The picture with pixels of this shape, (C, H, W), which are what a certificate is about.
+
+    Transparent parts are on white, as programs show them. A network for grey images gets colours as grey levels, by the
+    luma of ITU-R BT.601. Another size is brought to the network's by bilinear interpolation with antialiasing, the
+    whole picture, so that other proportions are stretched. `invert` then turns each level v into 255 - v. What has the
+    size and the colours already is taken as it is. Raises DataError.
     """
-    channels, height, width = shape
     if not path.is_file():
         raise DataError(f"there is no image file {path}")
-    pixels, _ = decode_file(path, "RGB")
-    if pixels.shape[1:] != (height, width):
-        raise DataError(
-            f"{path} has {pixels.shape[2]}×{pixels.shape[1]} pixels, but the model takes {width}×{height}; nothing is "
-            "resized here, since a certificate is about the very pixels of an image. Resize it first, for example with "
-            f"ImageMagick: magick {path} -resize {width}x{height}! small.png"
-        )
-    if channels == 1 and not bool((pixels == pixels[:1]).all()):
-        raise DataError(
-            f"{path} is in colour, but the model takes greyscale images; convert it first, for example with "
-            f"ImageMagick: magick {path} -colorspace Gray grey.png"
-        )
-    return pixels[:1] if channels == 1 else pixels
+    pixels, transparent = decode_as_shown(path)
+    changes = ["transparent parts put on white"] * transparent
+    if shape[0] == 1:
+        coloured = not bool((pixels == pixels[:1]).all())
+        pixels = _luma(pixels) if coloured else pixels[:1]
+        changes += ["colours turned to grey (luma of ITU-R BT.601)"] * coloured
+    if pixels.shape[1:] != shape[1:]:
+        changes += _resizing((pixels.shape[1], pixels.shape[2]), shape[1:])
+        pixels = _resized(pixels, shape[1:])
+    if invert:
+        pixels, changes = 255 - pixels, [*changes, "inverted"]
+    return FittedPicture(pixels, tuple(changes))
+
+
+def _luma(pixels: Tensor) -> Tensor:
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+    grey: Tensor = pil_to_tensor(to_pil_image(pixels).convert("L"))
+    return grey
+
+
+def _resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+    from torchvision.transforms.functional import InterpolationMode, resize
+
+    resized: Tensor = resize(pixels, list(size), InterpolationMode.BILINEAR, antialias=True)
+    return resized
+
+
+def _resizing(old: tuple[int, int], new: tuple[int, int]) -> Iterator[str]:
+    (height, width), (new_height, new_width) = old, new
+    yield f"resized from {width}×{height} to {new_width}×{new_height} (bilinear, antialiased)"
+    if height * new_width != width * new_height:
+        yield "stretched, since its sides have other proportions"
+
+
+def is_bright_where_data_are_dark(pixels: Tensor, dataset: str) -> bool:
+    """Whether the border of uint8 pixels (C, H, W) is bright on the whole, and the images of the data set have black
+    borders, so that the picture is probably dark on bright in place of bright on dark."""
+    border = torch.ones(pixels.shape[1:], dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    return dataset in BRIGHT_ON_BLACK and float(pixels[:, border].float().mean()) > MIDDLE_LEVEL
 
 
 def write_picture(path: Path, pixels: Tensor) -> None:

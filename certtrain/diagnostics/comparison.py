@@ -10,6 +10,7 @@ from certtrain.diagnostics.epochs import EPOCH_ACCURACIES, History, Trained, epo
 from certtrain.diagnostics.model_states import ModelStates, model_layer_states
 from certtrain.diagnostics.networks import NetworkLoader
 from certtrain.errors import DataError, ModelFileError, PresetError, RunError
+from certtrain.formats import count_of
 from certtrain.network.assembly import load_split
 from certtrain.network.modelfile import Classifier
 from certtrain.runs.history import METRICS
@@ -69,7 +70,7 @@ class ModelComparison:
     @property
     def title(self) -> str:
         """The data and ε in words."""
-        return f"{self.dataset}, {self.split} set, {self.examples:,} examples, ε = {format_eps(self.eps)}"
+        return f"{self.dataset}, {self.split} set, {count_of(self.examples, 'example')}, ε = {format_eps(self.eps)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything by name."""

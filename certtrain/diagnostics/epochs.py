@@ -7,8 +7,9 @@ from typing import Any
 
 from certtrain.diagnostics.findings import Finding, findings_at, layer_means, worst_of_kinds
 from certtrain.errors import RunError
+from certtrain.formats import count_of
 from certtrain.runs.epoch import Epoch, own_measures
-from certtrain.runs.history import METRICS, read_epochs
+from certtrain.runs.history import METRICS, REPORT, read_epochs
 from certtrain.spec.objective import ObjectiveSection, described_objective
 from certtrain.spec.preset import Preset, load_preset
 
@@ -34,12 +35,21 @@ class History:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run trains: objective, epochs, largest ε, and the last finished epoch, which is None before the first."""
+    """How a run trains: objective, epochs, largest ε, and the last finished epoch, which is None before the first.
+
+    finished: whether the run is, with its verification.
+    """
 
     objective: ObjectiveSection
     epochs: int
     eps_max: float
     last: Epoch | None
+    finished: bool = True
+
+    @property
+    def progress(self) -> str:
+        """How far a run is, in words; empty if it is finished."""
+        return "" if self.finished else progress_words(self.last, self.epochs)
 
     @property
     def on_ramp(self) -> bool:
@@ -54,14 +64,19 @@ class Trained:
     def to_dict(self) -> dict[str, Any]:
         """The objective's fields, and the numbers of the last epoch, by name."""
         last = None if self.last is None else {"epoch": self.last.epoch, **self.last.numbers}
-        return {"objective": self.objective.model_dump(mode="json"), "last_epoch": last}
+        return {"objective": self.objective.model_dump(mode="json"), "finished": self.finished, "last_epoch": last}
+
+
+def progress_words(last: Epoch | None, epochs: int) -> str:
+    """How far a run is that is not finished, after its `last` finished epoch."""
+    return f"the run is not finished: {0 if last is None else last.epoch} of {count_of(epochs, 'epoch')} done"
 
 
 def read_trained(run: Path) -> Trained:
     """How the run in that folder trains. Raises PresetError, and RunError as `read_history`."""
     preset, epochs = load_preset(str(run / "preset.json")), read_history(run).epochs
     last = epochs[-1] if epochs else None
-    return Trained(preset.objective, preset.train.epochs, preset.eps.max, last)
+    return Trained(preset.objective, preset.train.epochs, preset.eps.max, last, (run / REPORT).is_file())
 
 
 def epoch_findings(epoch: Epoch, preset: Preset | None = None) -> list[Finding]:

@@ -9,7 +9,7 @@ from certtrain.errors import ModelFileError
 from certtrain.network.assembly import describe
 from certtrain.network.modelfile import Classifier, Metadata, read_model
 from certtrain.runs.checkpoint import load_checkpoint
-from certtrain.runs.runfiles import NetworkFile, find_networks
+from certtrain.runs.runfiles import NetworkFile, find_networks, recorded_data_folder
 from certtrain.spec.preset import load_preset
 
 
@@ -17,7 +17,8 @@ def load_model(path: str | Path, data_dir: str | Path | None = None) -> Classifi
     """The network in a model file, a checkpoint or the folder of a run, in evaluation mode, with its `metadata`.
 
     Of a run's folder it is the model or, if the run is not finished, the newest checkpoint that is not damaged. For a
-    checkpoint the images of its run are read, from `data_dir` as `load_images` does.
+    checkpoint the images of its run are read, from `data_dir` as `load_images` does or, without it, from where the run
+    read them.
     Raises ModelFileError if a file is missing or damaged, was not written by certtrain, or has weights that do not fit
     its metadata or are not finite; RunError if the folder holds no run, or the run no network yet; for a checkpoint
     also PresetError and DataError.
@@ -58,7 +59,8 @@ class NetworkLoader:
         """The metadata of a run's networks. The training images that its preset names are read for it, once."""
         if run not in self._described:
             preset = load_preset(str(run / "preset.json"))
-            train = load_images(preset.data.name, "train", data_dir=self.data_dir, on_progress=self.on_progress)
+            folder = self.data_dir or recorded_data_folder(run)
+            train = load_images(preset.data.name, "train", data_dir=folder, on_progress=self.on_progress)
             self._described[run] = describe(preset, train, note=f"from a checkpoint of the run {run.name}")
         return self._described[run]
 

@@ -5,6 +5,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from certtrain.doctor.checking import Absent, Check
+from certtrain.errors import is_out_of_memory
 from certtrain.formats import duration
 from certtrain.spec.choices import Precision
 
@@ -53,7 +54,9 @@ def step_seconds(preset: "Preset", images: "ImageSet", device: str) -> float:
         try:
             stepper.run(middle, *batches.batch(0, 0))
             stepper.read()  # waits for the device
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise out_of_memory(preset, device, size) from error
         times.append(time.perf_counter() - start)
     return median(times[1:])  # the first one also allocates memory
@@ -80,9 +83,11 @@ def _step(name: str, device: str, precision: Precision) -> str:
 
 def _steps(preset: "Preset") -> int:
     """The steps of a whole run."""
+    from certtrain.data.batches import steps_in_epoch
+
     _, _, known = SHAPES[preset.data.name]
     examples = preset.data.examples or known - preset.data.validation
-    return preset.train.epochs * max(examples // preset.train.batch_size, 1)
+    return preset.train.epochs * steps_in_epoch(examples, preset.train.batch_size)
 
 
 def _work(preset: "Preset", images: "ImageSet") -> int:

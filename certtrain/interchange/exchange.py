@@ -22,6 +22,7 @@ import torch
 
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import DataError, StorageError
+from certtrain.formats import count_of
 from certtrain.interchange.vnnlib import robustness_text
 from certtrain.network.modelfile import Classifier, versions
 from certtrain.runtime.device import device_of
@@ -48,14 +49,15 @@ class ExportedProperties:
     eps: float
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values; examples are called points in JSON."""
-        counts = {"points": self.examples, "misclassified": self.misclassified}
+        """All fields as plain values."""
+        counts = {"examples": self.examples, "misclassified": self.misclassified}
         return {"folder": str(self.folder), **counts, "eps": self.eps}
 
     def sentence(self) -> str:
         """What was written, as a sentence."""
         wrong = f", {self.misclassified} of them misclassified" if self.misclassified else ""
-        return f"wrote {self.examples} properties for ε = {format_eps(self.eps)}{wrong}: {self.folder / INSTANCES}"
+        wrote = f"wrote {count_of(self.examples, 'property')} for ε = {format_eps(self.eps)}"
+        return f"{wrote}{wrong}: {self.folder / INSTANCES}"
 
 
 def export_properties(
@@ -104,10 +106,14 @@ def export_properties(
 def check_examples(images: ImageSet, first: int, count: int | None) -> None:
     """Raise DataError unless there are `count` examples from that number on, counted from 0; without it, one."""
     if first >= len(images):
-        raise DataError(f"{images.name} ({images.split}) has {len(images)} examples; there is none with number {first}")
+        raise DataError(
+            f"{images.name} ({images.split}) has {count_of(len(images), 'example')}; there is none with number {first}"
+        )
     left = len(images) - first
     if count is not None and count > left:
-        raise DataError(f"{images.name} ({images.split}) has {left} examples from number {first} on, not {count}")
+        raise DataError(
+            f"{images.name} ({images.split}) has {count_of(left, 'example')} from number {first} on, not {count}"
+        )
 
 
 def _clear(folder: Path) -> None:

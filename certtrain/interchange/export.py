@@ -26,6 +26,7 @@ from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.bounds.tracing import trace_layers
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MissingExtra, SoundnessError, StorageError, UnsupportedLayer
+from certtrain.formats import count_of
 from certtrain.interchange.operators import operators_of
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier, Metadata, read_model, versions, write_model
@@ -184,7 +185,9 @@ def _compare(reference: _Reference, candidate: Network, images: ImageSet, what: 
 
 def _check_finite(title: str, logits: Tensor) -> None:
     if bad := (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist():
-        raise SoundnessError(f"{title} NaN or infinity for {len(bad)} examples, the first being example {bad[0]}")
+        raise SoundnessError(
+            f"{title} NaN or infinity for {count_of(len(bad), 'example')}, the first being example {bad[0]}"
+        )
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from certtrain.render.console import say_stopping as say_stopping
 from certtrain.render.console import silent as silent
 from certtrain.render.decision import show_decision as show_decision
 from certtrain.render.epochs import show_history as show_history
+from certtrain.render.epochs import show_progress as show_progress
 from certtrain.render.epochs import show_trained as show_trained
 from certtrain.render.initial import show_compared as show_compared
 from certtrain.render.initial import show_initial as show_initial
@@ -23,6 +24,7 @@ from certtrain.render.layers import show_models as show_models
 from certtrain.render.layers import show_states as show_states
 from certtrain.render.machine import show_checks as show_checks
 from certtrain.render.pictures import show_picture as show_picture
+from certtrain.render.pictures import show_pictures_summary as show_pictures_summary
 from certtrain.render.presets import show_presets as show_presets
 from certtrain.render.presets import show_toml as show_toml
 from certtrain.render.presets import toml_width as toml_width

@@ -62,7 +62,7 @@ def _result_cells(run: Run) -> list[str]:
     if run.report is None:
         return [NO_NUMBER] * 5
     found = run.report.results
-    shares = (found.natural_accuracy, found.pgd_accuracy, found.certified_accuracy)
+    shares = (found.natural_accuracy, found.attacked_accuracy, found.certified_accuracy)
     return [found.split, *map(percent, shares), duration(run.report.training.seconds)]
 
 

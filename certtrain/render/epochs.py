@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from certtrain.diagnostics.epochs import History, Trained, epoch_findings
 from certtrain.diagnostics.findings import MOST_SENTENCES, layer_means
 from certtrain.formats import column, percent, times
 from certtrain.render.cells import finding_cell, new_table, ratio_cells, show_sentences, show_table, state_cells
-from certtrain.render.console import out, remark, say, show_title
+from certtrain.render.console import WARNING, out, remark, say, show_title
 from certtrain.render.training_sentences import measure_text
 from certtrain.runs.epoch import Epoch, losses_and_accuracies, own_measures
 from certtrain.spec.epsilon import format_eps
@@ -41,6 +43,13 @@ def show_trained(models: Sequence[ModelStates]) -> None:
         if model.trained is not None:
             name = f"{model.name}: " if len(models) > 1 else ""
             say(f"{name}objective {model.trained.title}; {_last_epoch(model.trained)}")
+            show_progress(model.trained.progress, name)
+
+
+def show_progress(progress: str, name: str = "") -> None:
+    """That a run is not finished, if it is not."""
+    if progress:
+        out.print(Text(f"{name}{progress}", style=WARNING))
 
 
 def _last_epoch(trained: Trained) -> str:

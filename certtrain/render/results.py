@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from certtrain.formats import duration, percent
+from certtrain.formats import count_of, duration, percent
 from certtrain.render.cells import new_table, show_table
-from certtrain.render.console import GREY, out, say, show_assumptions, show_title
+from certtrain.render.console import GREY, out, remark, say, show_assumptions, show_title
 from certtrain.render.verification import stage_table, unfinished
 from certtrain.spec.epsilon import format_eps
 
@@ -29,25 +29,27 @@ def show_json(value: Any, indent: int | None = 2) -> None:
 def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
-        return "no attack", report.pgd_accuracy, "upper limit: the natural accuracy"
-    steps = f", {report.attack['steps']} steps" if report.attack["steps"] else ""
+        return "no attack", report.attacked_accuracy, "upper limit: the natural accuracy"
+    steps = f", {count_of(int(report.attack['steps']), 'step')}" if report.attack["steps"] else ""
     words = f"{report.attack['name']}{steps} × {report.attack['restarts']}"
-    return "under attack", report.pgd_accuracy, f"upper limit; {words}"
+    return "under attack", report.attacked_accuracy, f"upper limit; {words}"
 
 
 def _bracket(report: Report) -> str:
     """A sentence with the limits between which the robust accuracy lies."""
-    low, high = percent(report.certified_accuracy), percent(report.pgd_accuracy)
+    low, high = percent(report.certified_accuracy), percent(report.attacked_accuracy)
     if not report.open:
         return f"robust accuracy is {low}; no example is open"
-    gap = percent(report.pgd_accuracy - report.certified_accuracy)
+    gap = percent(report.attacked_accuracy - report.certified_accuracy)
     examples = "1 example is" if report.open == 1 else f"{report.open:,} examples ({gap}) are"
     return f"robust accuracy lies between {low} and {high}; {examples} open"
 
 
 def show_report(report: Report) -> None:
     """The accuracies and errors of a verification, and the limits that they give for the robust accuracy."""
-    show_title(f"{report.dataset}, {report.split} set, {report.examples:,} examples, ε = {format_eps(report.eps)}")
+    show_title(
+        f"{report.dataset}, {report.split} set, {count_of(report.examples, 'example')}, ε = {format_eps(report.eps)}"
+    )
     table = new_table("", "accuracy", "error", "examples")
     bounds = "the methods below" if report.method == "auto" else f"{report.method} bounds"
     rows = (
@@ -62,6 +64,8 @@ def show_report(report: Report) -> None:
     show_table(table)
     show_table(stage_table(report))
     say(_bracket(report))
+    if report.open and report.method != "auto":
+        remark("certtrain verify MODEL --method auto tries tighter methods on what is open")
     if words := unfinished(report):
         out.print(Text(words))
     out.print(Text(f"verified error {percent(report.verified_error)}; {duration(report.seconds)}", style="bold"))

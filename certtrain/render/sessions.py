@@ -1,21 +1,27 @@
-"""Training from Python, with the progress that the command shows: by default in a notebook, elsewhere if asked for."""
+"""Training and verification from Python, with progress: by default in a notebook, elsewhere if asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from certtrain.attack import AttackSettings
+from certtrain.data import ImageSet
 from certtrain.deprecation import renamed_argument
+from certtrain.network.modelfile import Classifier
 from certtrain.render.console import out as console
 from certtrain.render.training import training_view
+from certtrain.render.verification import verifying_session
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training import api
 from certtrain.training.context import DEFAULT_CONTEXT, RunContext
 from certtrain.training.events import Event
-from certtrain.verification.verify import Report
+from certtrain.verification.cascade import OnExamples, OnRound, OnWork, Work
+from certtrain.verification.results import ExampleResult
+from certtrain.verification.verify import DEFAULT_ATTACK, Report, verify
 
 
 @renamed_argument("surroundings", "context")
@@ -55,6 +61,53 @@ def resume(
     """
     with _shown(context.resolved(), progress) as shown:
         return api.resume_run(out, shown, epochs=epochs)
+
+
+@renamed_argument("on_points", "on_examples")
+def verify_with_progress(
+    model: Classifier,
+    images: ImageSet,
+    eps: float,
+    *,
+    attack: AttackSettings | None = DEFAULT_ATTACK,
+    method: str = "auto",
+    progress: bool | None = None,
+    known: Sequence[ExampleResult] = (),
+    on_examples: OnExamples = lambda results: None,
+    on_round: OnRound = lambda names, examples: None,
+    on_work: OnWork = lambda work: None,
+    **options: Any,
+) -> Report:
+    """Classify, attack and certify each example, as `certtrain verify` does; this is `certtrain.verify`.
+
+    `method` "auto" is the cascade: attack and interval bounds first, then each tighter method, and a targeted attack,
+    on the examples that are still open. Any other name means that method only. Without an `attack` (None) no example is
+    falsified. `known` are earlier results. progress: whether to print what goes on; if not given, in a notebook only.
+    The callbacks and `options` (network, arithmetic, bounds, limits, batch_size, stop) are those of
+    `certtrain.verification.verify.verify`, and so are the errors.
+    """
+    if not (console.is_jupyter if progress is None else progress):
+        watch: dict[str, Any] = {"on_examples": on_examples, "on_round": on_round, "on_work": on_work}
+        return verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
+    with verifying_session(known) as view:
+
+        def begin(names: tuple[str, ...], examples: int) -> None:
+            view.begin(names, examples)
+            on_round(names, examples)
+
+        def work_on(work: Work) -> None:
+            view.work_on(work)
+            on_work(work)
+
+        def add(results: list[ExampleResult]) -> None:
+            view.add(results)
+            on_examples(results)
+
+        watch = {"on_examples": add, "on_round": begin, "on_work": work_on}
+        return verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
+
+
+verify_with_progress.__name__ = "verify"  # its public name
 
 
 @contextmanager

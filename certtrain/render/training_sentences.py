@@ -1,6 +1,6 @@
 """The sentences that both views of a training use, for its start, its verification, its stop and its end."""
 
-from certtrain.formats import about, clock, percent
+from certtrain.formats import about, clock, count_of, percent
 from certtrain.runs.runfiles import tracking_record
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
@@ -21,7 +21,7 @@ def started_sentence(event: Started) -> str:
     network = preset.model.title if isinstance(preset.model, Graph) else preset.model.name
     begin = f"resumed at step {event.step}" if event.step else "new run"
     return (
-        f"{preset.name}: {preset.data.name} ({event.examples:,} examples), {network} with "
+        f"{preset.name}: {preset.data.name} ({count_of(event.examples, 'example')}), {network} with "
         f"{event.parameters:,} parameters, {preset.objective.name}, ε = {format_eps(preset.eps.max)}, "
         f"seed {preset.seed}, {event.device}; {begin} in {event.folder}"
     )

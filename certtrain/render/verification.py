@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from certtrain.formats import NO_NUMBER, clock, duration, short_time
+from certtrain.formats import NO_NUMBER, clock, count_of, duration, short_time
 from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import (
     GREY,
@@ -158,6 +158,46 @@ def verifying(known: Iterable[ExampleResult] = (), images: Sequence[str] = ()) -
         yield view
 
 
+class VerifyingLines:
+    """The progress of a verification as lines, where none can be redrawn, such as in a notebook or a file.
+
+    There is a line when a round begins, another when it ends, and one in between after every `pause` seconds.
+    """
+
+    def __init__(self, known: Iterable[ExampleResult] = (), pause: float = 10.0) -> None:
+        self.view, self.pause, self.last = VerifyingView(known), pause, 0.0
+
+    def begin(self, names: Sequence[str], examples: int) -> None:
+        """Begin a round with the steps of these names on this many examples."""
+        self.view.begin(names, examples)
+        self._say(f"{', '.join(names)}: {count_of(examples, 'example')}")
+
+    def work_on(self, work: Work) -> None:
+        """Nothing: what a step is working on changes too often for lines."""
+
+    def add(self, results: Sequence[ExampleResult]) -> None:
+        """Count the results of this round for some examples."""
+        self.view.add(results)
+        if self.view.done == self.view.total or time.monotonic() - self.last >= self.pause:
+            counts = (f"{verdict} {self.view.counts[verdict]:,}" for verdict in COUNTED)
+            spent = clock(time.monotonic() - self.view.since)
+            self._say("  ".join([f"  {self.view.done:,}/{self.view.total:,}", *counts, spent]))
+
+    def _say(self, line: str) -> None:
+        self.last = time.monotonic()
+        say(line)
+
+
+@contextmanager
+def verifying_session(known: Iterable[ExampleResult] = ()) -> Iterator[VerifyingView | VerifyingLines]:
+    """The progress of a verification that a Python user began, redrawn on a terminal and as lines elsewhere."""
+    if err.is_terminal and not err.is_jupyter:
+        with verifying(known) as view:
+            yield view
+    else:
+        yield VerifyingLines(known)
+
+
 def stage_table(report: Report) -> Table:
     """A row for each step: the number of examples it was tried on, how many it decided, and the time of each."""
     table = new_table("step", "examples", "decided", "each took")
@@ -192,5 +232,6 @@ def show_checked(checked: Checked) -> None:
             "bold",
         )
     else:
-        say(f"all {checked.checked:,} records hold ({about}); {duration(checked.seconds)}", "bold")
+        held = "the one record holds" if checked.checked == 1 else f"all {checked.checked:,} records hold"
+        say(f"{held} ({about}); {duration(checked.seconds)}", "bold")
     show_assumptions(checked.assumptions)

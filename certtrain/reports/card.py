@@ -54,7 +54,7 @@ def _figures(found: Results) -> list[tuple[str, float, str]]:
     attack = f"{found.attack.get('name', 'pgd')}, {attack_words(found)}" if found.attack.get("steps") else "no attack"
     return [
         ("natural accuracy", found.natural_accuracy, "no perturbation"),
-        (f"accuracy under attack, ε = {eps}", found.pgd_accuracy, f"upper limit of robust accuracy; {attack}"),
+        (f"accuracy under attack, ε = {eps}", found.attacked_accuracy, f"upper limit of robust accuracy; {attack}"),
         (
             f"certified accuracy, ε = {eps}",
             found.certified_accuracy,

@@ -88,7 +88,7 @@ def _cells(run: Run) -> tuple[str | int | None, ...]:
     if run.report is None:
         return (None,) * 6
     found = run.report.results
-    shares = map(as_percent, (found.natural_accuracy, found.pgd_accuracy, found.certified_accuracy))
+    shares = map(as_percent, (found.natural_accuracy, found.attacked_accuracy, found.certified_accuracy))
     return (found.split, found.examples, *shares, duration(run.report.training.seconds))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
-from certtrain.formats import NO_NUMBER, duration, number, percent, times
+from certtrain.formats import NO_NUMBER, count_of, duration, number, percent, times
 from certtrain.palette import PALETTE
 from certtrain.reports.svg import Svg
 from certtrain.spec.epsilon import format_eps
@@ -88,7 +88,7 @@ def _environment(folder: Path | None) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "times": times, "duration": duration, "eps": format_eps}
-    environment.filters |= {"value": shown_value, "colour": known_colour, "quoted": quoted}
+    environment.filters |= {"count_of": count_of, "value": shown_value, "colour": known_colour, "quoted": quoted}
     return environment
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # so that pages can be made without torch
 
 LINES = {  # label, colour
     "natural_accuracy": ("natural", "natural"),
-    "pgd_accuracy": ("under attack", "falsified"),
+    "attacked_accuracy": ("under attack", "falsified"),
     "certified_accuracy": ("certified", "certified"),
 }
 
@@ -51,7 +51,7 @@ def draw_radii(name: str, sweep: "RadiusSweep") -> Svg:
     radii = [report.eps for report in reports]
     values = {line: [getattr(report, line) for report in reports] for line in LINES}
     shade = PALETTE["shade"].light
-    axes.fill_between(radii, values["certified_accuracy"], values["pgd_accuracy"], color=shade, lw=0, zorder=0)
+    axes.fill_between(radii, values["certified_accuracy"], values["attacked_accuracy"], color=shade, lw=0, zorder=0)
     for line, (label, colour) in LINES.items():
         axes.plot(radii, values[line], "o-", color=PALETTE[colour].light, label=label, linewidth=1.8)
     axes.set(xlabel="ε", ylabel="accuracy", ylim=(-0.02, 1.02))
@@ -66,5 +66,10 @@ def _table(sweep: "RadiusSweep") -> Table:
 
 
 def _row(report: Any, implied: int) -> list[str | int]:
-    shares = (report.natural_accuracy, report.pgd_accuracy, report.certified_accuracy, 1 - report.certified_accuracy)
+    shares = (
+        report.natural_accuracy,
+        report.attacked_accuracy,
+        report.certified_accuracy,
+        1 - report.certified_accuracy,
+    )
     return [format_eps(report.eps), *map(percent, shares), report.open, implied, duration(report.seconds)]

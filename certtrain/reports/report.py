@@ -8,7 +8,7 @@ from typing import Any
 
 from certtrain.diagnostics.epochs import epoch_findings
 from certtrain.diagnostics.findings import STATE_EXAMPLES, sentences
-from certtrain.formats import column, duration, number, percent
+from certtrain.formats import column, count_of, duration, number, percent
 from certtrain.palette import STATES
 from certtrain.reports.confusion import Confusion
 from certtrain.reports.pages import CellValue, Sheet, Table, render_page
@@ -47,7 +47,6 @@ MEANINGS_OF_VERDICTS = {
 }
 TRAIN_ROWS = {"epochs", "batch_size", "learning_rate", "optimizer", "precision"}  # shown in rows of the settings
 TRAIN_ROWS |= {"schedule", "warmup", "milestones", "decay"}
-ATTACK_UNITS = {"steps": " steps", "restarts": ""}
 LABELS = {
     "eps": "ε",
     "learning_rate": "learning rate",
@@ -108,7 +107,9 @@ def _by_class(run: Run) -> dict[str, Any]:
 
 def attack_words(found: Results) -> str:
     """Like 20 steps × 1."""
-    return " × ".join(f"{found.attack[name]}{unit}" for name, unit in ATTACK_UNITS.items() if name in found.attack)
+    steps = count_of(int(found.attack["steps"]), "step") if "steps" in found.attack else None
+    restarts = str(found.attack["restarts"]) if "restarts" in found.attack else None
+    return " × ".join(filter(None, (steps, restarts)))
 
 
 def _last_accuracies(run: Run) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _settings(run: Run) -> Iterator[tuple[str, CellValue]]:
     yield "initialisation", preset.init if preset.start is None else f"weights of {preset.start.file}"
     yield "objective", described_objective(preset.objective)
     yield "ε", f"{format_eps(preset.eps.max)}; {_ramp(run)}"
-    yield "training", ", ".join((f"{train.epochs} epochs, batches of {train.batch_size}", *_changed(train)))
+    yield "training", ", ".join((f"{count_of(train.epochs, 'epoch')}, batches of {train.batch_size}", *_changed(train)))
     yield "optimiser", train.optimizer
     yield "learning rate", f"{train.learning_rate:g}{_schedule(train)}"
     yield "precision", train.precision
@@ -163,7 +164,7 @@ def _network(preset: Preset) -> str:
         return f"{preset.model.name}: {_fields(preset.model)}"
     origin = preset.model.origin
     arguments = [f"{name} {value}" for name, value in origin.arguments.items()] if origin else []
-    return f"{preset.model.title}: {', '.join([*arguments, f'{len(preset.model.layers)} layers'])}"
+    return f"{preset.model.title}: {', '.join([*arguments, count_of(len(preset.model.layers), 'layer')])}"
 
 
 def _schedule(train: TrainSection) -> str:
@@ -171,7 +172,7 @@ def _schedule(train: TrainSection) -> str:
     if train.schedule == "steps":
         epochs = " ".join(map(str, train.milestones))
         return f"; times {train.decay:g} after epochs {epochs}" if epochs else ""
-    rising = f"; rises for {train.warmup:g} epochs, then" if train.warmup else ";"
+    rising = f"; rises for {count_of(train.warmup, 'epoch')}, then" if train.warmup else ";"
     return f"{rising} falls to 0 ({train.schedule})"
 
 
@@ -214,9 +215,9 @@ def _execution(run: Run) -> Iterator[tuple[str, CellValue]]:
             yield "trained so far", duration(run.epochs[-1].measured.get("seconds") or 0.0)
         return
     training = report.training
-    processes = f", {training.processes} processes" if training.processes > 1 else ""
+    processes = f", {count_of(training.processes, 'process')}" if training.processes > 1 else ""
     yield "device", training.device + processes
-    yield "trained in", f"{duration(training.seconds)}, {training.steps:,} steps"
+    yield "trained in", f"{duration(training.seconds)}, {count_of(training.steps, 'step')}"
     yield "verified in", duration(report.verification_seconds)
     if training.finished is not None:
         yield "finished", datetime.fromisoformat(training.finished).strftime("%d %B %Y, %H:%M %Z").lstrip("0")

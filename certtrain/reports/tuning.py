@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from certtrain.formats import duration, percent
+from certtrain.formats import count_of, duration, percent
 from certtrain.palette import PALETTE
 from certtrain.reports.pages import Picture, Table, render_page
 from certtrain.reports.svg import HIGH, WIDE, Svg, drawing, in_own_style
@@ -24,7 +24,7 @@ def tuning_page(records: TrialRecords) -> str:
     others = [trial for trial in records.trials if trial not in best]
     return render_page(
         "tuning.html",
-        title=f"{records.preset}: {len(records.trials)} trials",
+        title=f"{records.preset}: {count_of(len(records.trials), 'trial')}",
         records=records,
         best=_table(records, best),
         others=_table(records, others),

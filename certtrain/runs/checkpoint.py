@@ -9,6 +9,7 @@ report.json             its results
 report.html             the report for people
 README.md               the model card
 pictures/*.png          sheets of test images, with their verdicts and under attack
+data.json               the folder with the run's images, if one was given
 tracking.json           the run's ids in MLflow and Weights & Biases, and the last epoch that they have
 .lock                   exists while a process trains the run
 """
@@ -30,7 +31,7 @@ from certtrain.errors import ModelFileError, RunError
 from certtrain.locking import locked
 from certtrain.network.modelfile import Classifier, Metadata, fill_network
 from certtrain.runs.agreement import check_unchanged
-from certtrain.runs.runfiles import TRACKING
+from certtrain.runs.runfiles import DATA, TRACKING
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.storage import (
     append_line,
@@ -120,7 +121,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Delete the files of a run that failed before its first step, and the folder if it is then empty."""
-        for name in (PRESET, TRACKING):
+        for name in (PRESET, TRACKING, DATA):
             (self.path / name).unlink(missing_ok=True)
         for name in ("checkpoints", "tensorboard", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)

@@ -13,7 +13,7 @@ from certtrain.runs.seeds import run_folders
 from certtrain.spec.epsilon import format_eps
 
 NO_SETTINGS = ("description",)  # fields that decide nothing
-ACCURACY_LABELS = {"natural_accuracy": "natural", "pgd_accuracy": "attacked", "certified_accuracy": "certified"}
+ACCURACY_LABELS = {"natural_accuracy": "natural", "attacked_accuracy": "attacked", "certified_accuracy": "certified"}
 
 
 @dataclass(frozen=True)

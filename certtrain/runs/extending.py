@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from certtrain.errors import RunError
+from certtrain.formats import count_of
 from certtrain.locking import locked
 from certtrain.runs.agreement import check_unchanged
 from certtrain.runs.checkpoint import LOCK, PRESET, UNREADABLE, RunFolder, RunProgress, taken_run
@@ -43,7 +44,9 @@ def _extended(path: Path, before: Preset, epochs: int) -> Preset:
     """The preset with more epochs."""
     done = before.train.epochs
     if epochs < done or (epochs == done and (path / REPORT).is_file()):
-        raise RunError(f"the run in {path} has {done} epochs; train.epochs must be more than that, not {epochs}")
+        raise RunError(
+            f"the run in {path} has {count_of(done, 'epoch')}; train.epochs must be more than that, not {epochs}"
+        )
     return load_preset(before.model_dump(mode="json"), {"train.epochs": epochs})
 
 

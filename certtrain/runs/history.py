@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from certtrain.errors import RunError, reason
@@ -26,6 +26,9 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+ATTACKED = Field(validation_alias=AliasChoices("attacked_accuracy", "pgd_accuracy"))  # the name in earlier versions
+
+
 class Results(_Record):
     """The results of the verification at the end of a run: fields of `certtrain.verification.verify.Report`."""
 
@@ -41,7 +44,7 @@ class Results(_Record):
     attack: dict[str, int | float | str]
     assumptions: tuple[str, ...]
     natural_accuracy: float
-    pgd_accuracy: float
+    attacked_accuracy: float = ATTACKED
     certified_accuracy: float
     verified_error: float
     arithmetic: str = "float32"
@@ -67,13 +70,13 @@ class ClassAccuracies(_Record):
     class_name: str = Field(alias="class")
     examples: int
     natural_accuracy: float | None
-    pgd_accuracy: float | None
+    attacked_accuracy: float | None = ATTACKED
     certified_accuracy: float | None
 
     @property
     def accuracies(self) -> tuple[float | None, float | None, float | None]:
         """Natural, attacked, certified."""
-        return self.natural_accuracy, self.pgd_accuracy, self.certified_accuracy
+        return self.natural_accuracy, self.attacked_accuracy, self.certified_accuracy
 
 
 class RunReport(_Record):

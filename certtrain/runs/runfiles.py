@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from certtrain.errors import RunError
-from certtrain.storage import check_model_file, is_folder
+from certtrain.storage import check_model_file, is_folder, write_json
 
 MODEL, CHECKPOINTS, KEPT_EPOCHS = "model.safetensors", "checkpoints", "epochs"
 TRACKING = "tracking.json"  # the run's ids in other programs, by their names
+DATA = "data.json"  # where the run read its images, if that was a folder of the user's
+MOST_LISTED = 5  # runs that a message lists
 RUNS = Path("runs")  # where `certtrain train` makes the folder of a new run
 
 
@@ -57,24 +59,36 @@ def model_of(path: Path) -> Path:
 
 def newest_run(runs: Path = RUNS) -> Path:
     """The run in the folder `runs` whose network was written last. Raises RunError if there is none."""
-    written: dict[Path, float] = {}
-    for preset in [*runs.glob("*/preset.json"), *runs.glob("*/seed-*/preset.json")]:
-        files = [preset.parent / MODEL, *_numbered(preset.parent / CHECKPOINTS)]
-        if times := [file.stat().st_mtime for file in files if file.is_file()]:
-            written[preset.parent] = max(times)
-    if not written:
+    found = runs_in(runs)
+    if not found:
         raise RunError(
             f"there is no run with a network in the folder {runs}; give a model file or the folder of a run, "
             "or train one: certtrain train --preset digits"
         )
-    return max(written, key=lambda run: (written[run], run.name))
+    return found[0]
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs with a network in the folder, or among the seeds there, that whose network was written last first."""
+    written: dict[Path, float] = {}
+    for preset in [*folder.glob("*/preset.json"), *folder.glob("*/seed-*/preset.json")]:
+        files = [preset.parent / MODEL, *_numbered(preset.parent / CHECKPOINTS)]
+        if times := [file.stat().st_mtime for file in files if file.is_file()]:
+            written[preset.parent] = max(times)
+    return sorted(written, key=lambda run: (written[run], run.name), reverse=True)
 
 
 def check_run(path: Path) -> None:
     """Raise RunError unless `path` is the folder of a run."""
-    if not (path / "preset.json").is_file():
-        what = "holds no run: it has no preset.json" if path.is_dir() else "is not a folder"
-        raise RunError(f"{path} {what}; give the folder that `certtrain train` wrote")
+    if (path / "preset.json").is_file():
+        return
+    if not path.is_dir():
+        raise RunError(f"{path} is not a folder; give the folder that `certtrain train` wrote")
+    if runs := runs_in(path):
+        others = f" and {len(runs) - MOST_LISTED} older ones" if len(runs) > MOST_LISTED else ""
+        listed = ", ".join(str(run) for run in runs[:MOST_LISTED])
+        raise RunError(f"{path} is a folder of runs, not a run; give one of them, the newest first: {listed}{others}")
+    raise RunError(f"{path} holds no run: it has no preset.json; give the folder that `certtrain train` wrote")
 
 
 def find_run_networks(run: Path, steps_per_epoch: int | None, epochs: int) -> list[RunNetwork]:
@@ -101,6 +115,26 @@ def tracking_record(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def record_data_folder(run: Path, folder: str | Path) -> None:
+    """Remember in the run's folder where its images are. Raises StorageError."""
+    write_json(run / DATA, {"data_dir": str(Path(folder).expanduser().absolute())})
+
+
+def recorded_data_folder(path: Path) -> Path | None:
+    """The folder from which the run at `path` read its images; None if it was not given one, or that is gone.
+
+    The path is that of the run, of its model, or of a network in its folders of checkpoints or of kept epochs.
+    """
+    place = path.absolute()
+    run = place if is_folder(place) else place.parent
+    run = run.parent if run.name in (CHECKPOINTS, KEPT_EPOCHS) else run
+    try:
+        folder = Path(json.loads((run / DATA).read_text(encoding="utf-8"))["data_dir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder if is_folder(folder) else None
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from math import floor
 from typing import Any, NamedTuple
 
+from certtrain.formats import count_of
+
 SCALED = ("eps.start", "eps.length", "train.milestones", "train.warmup", "train.average_from")
 """The fields that count epochs from the start of a run, by dotted path."""
 
@@ -43,8 +45,8 @@ def scaled_sentence(epochs: Change, changes: Mapping[str, Change]) -> str:
     """What another number of epochs changed beside it."""
     texts = [f"{path} {_text(change.before)} → {_text(change.after)}" for path, change in changes.items()]
     return (
-        f"with {epochs.after} epochs in place of {epochs.before}, these fields are scaled too: {', '.join(texts)}; "
-        "--set overrules each"
+        f"with {count_of(epochs.after, 'epoch')} in place of {epochs.before}, these fields are scaled too: "
+        f"{', '.join(texts)}; --set overrules each"
     )
 
 

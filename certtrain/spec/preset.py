@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from certtrain.errors import EpsilonError, PresetError
+from certtrain.formats import count_of
 from certtrain.spec.architecture import NETWORKS, Architecture
 from certtrain.spec.choices import Compile as Compile
 from certtrain.spec.choices import DatasetName as DatasetName
@@ -205,8 +206,8 @@ class Preset(Section):
             raise ValueError("train.warmup must be shorter than train.epochs, so that the rate can fall")
         if (first := self.train.average_from) is not None and first > self.train.epochs:
             raise ValueError(
-                f"train.average_from is {first}, but there are {self.train.epochs} epochs: choose one of them, or "
-                "leave it out for no average"
+                f"train.average_from is {first}, but the run has {count_of(self.train.epochs, 'epoch')}: choose one of "
+                "them, or leave it out for no average"
             )
         if self.train.average > 0 and self.train.average_from is not None:
             raise ValueError("train.average and train.average_from exclude each other: choose one average")

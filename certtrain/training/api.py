@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from certtrain.network.assembly import Images, load_run_images
@@ -9,6 +10,7 @@ from certtrain.network.source import changed_source, resolve_module
 from certtrain.network.starting import with_start_hash
 from certtrain.runs.checkpoint import RunFolder, locked_run
 from certtrain.runs.extending import extend_run
+from certtrain.runs.runfiles import record_data_folder, recorded_data_folder
 from certtrain.runtime.precision import check_precision
 from certtrain.spec.preset import Preset
 from certtrain.training.compilation import check_compile
@@ -34,13 +36,14 @@ def start_run(preset: Preset, out: str | Path, context: RunContext = DEFAULT_CON
     folder = RunFolder(Path(out))
     trainer = Trainer(preset, folder, images, context)
     with _locked(folder.path, context.group, new=True):
-        context.group.on_leader(lambda: folder.create(preset))
+        context.group.on_leader(lambda: _create(folder, preset, context))
         return _run_or_discard(trainer)
 
 
 def resume_run(out: str | Path, context: RunContext = DEFAULT_CONTEXT, *, epochs: int | None = None) -> Report | None:
     """Resume the run in `out` from its last checkpoint, with the layers that it began with; as `start_run`.
 
+    Its images are read from where they were read before, unless the context names a folder.
     With `epochs` it gets so many in all, and may be finished; what it has by then is kept (`extend_run`).
     """
     context, folder = context.resolved(), RunFolder(Path(out))
@@ -48,9 +51,27 @@ def resume_run(out: str | Path, context: RunContext = DEFAULT_CONTEXT, *, epochs
         context.emit(Note(context.group.on_leader(lambda: extend_run(folder.path, epochs))))
     with _locked(folder.path, context.group, new=False):
         preset = context.group.on_leader(folder.resumable_preset)
+        context = _with_data_folder(context, folder.path)
         if file := changed_source(preset):
             context.emit(Note(f"{file} has changed; the run continues with the network that it began with"))
         return Trainer(preset, folder, _load_images(preset, context), context).run()
+
+
+def _create(folder: RunFolder, preset: Preset, context: RunContext) -> None:
+    folder.create(preset)
+    if context.data_dir is not None:
+        record_data_folder(folder.path, context.data_dir)
+
+
+def _with_data_folder(context: RunContext, run: Path) -> RunContext:
+    """The context with the folder from which the run read its images, unless it names one, which is then recorded."""
+    if context.data_dir is not None:
+        folder = context.data_dir
+        context.group.on_leader(lambda: record_data_folder(run, folder))
+    elif recorded := context.group.on_leader(lambda: recorded_data_folder(run)):
+        context.emit(Note(f"the images are read from {recorded}, as before; --data-dir names another folder"))
+        return replace(context, data_dir=recorded)
+    return context
 
 
 @contextmanager

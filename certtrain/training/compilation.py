@@ -97,6 +97,8 @@ class Compiler:
         if self.works:
             try:
                 return work(self._compiled)
+            except KeyboardInterrupt:  # torch._dynamo, which is loaded by now or not, has no part in it
+                raise
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 self.on_failure(f"torch.compile failed: {reason}")

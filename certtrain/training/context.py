@@ -1,6 +1,7 @@
 """The context of a run: the data folder, the device, the processes, and the caller's callbacks."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -30,6 +31,7 @@ class RunContext:
     data_dir: the data folder, as for `load_images`. device: "cpu", "cuda", or "auto" for a GPU
     if there is one.
     should_stop: called before each step; if it returns a reason, the run stops at a checkpoint.
+    interruptible: makes a context in which a stop raises KeyboardInterrupt at once; the step is compiled in it.
     emit: called with each event of the run. group: the processes that train together; `should_stop` and `emit` are
     called on rank 0 only. pacing: how often the run reads measures, computes diagnostics and saves checkpoints.
     verification: how the trained network is verified; by default by intervals.
@@ -42,6 +44,7 @@ class RunContext:
     group: Group = SINGLE_PROCESS
     pacing: Pacing = DEFAULT_PACING
     verification: FinalVerification = DEFAULT_VERIFICATION
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def resolved(self) -> Self:
         """The same context with the device that "auto" stands for, and without callbacks unless this is rank 0.

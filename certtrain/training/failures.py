@@ -7,8 +7,11 @@ from torch import nn
 
 from certtrain.bounds.trace import BoundTrace
 from certtrain.errors import DeviceError, NonFiniteError
+from certtrain.formats import count_of
 from certtrain.spec.objective import CrownIBPSection
 from certtrain.spec.preset import Preset
+
+MACHINES = {"cpu": "this machine", "cuda": "the GPU"}
 
 
 def not_finite(what: str, last_good: Path | None) -> NonFiniteError:
@@ -22,9 +25,10 @@ def not_finite(what: str, last_good: Path | None) -> NonFiniteError:
 
 def out_of_memory(preset: Preset, device: str, examples: int) -> DeviceError:
     """The error for a batch of this many examples that does not fit into memory, with settings that need less."""
+    other = "--device cpu" if device == "cuda" else "a smaller network"
     return DeviceError(
-        f"a batch of {examples} examples does not fit into the memory of {device}. "
-        f"Try a smaller train.batch_size, {_smaller_step(preset)}, or --device cpu"
+        f"a batch of {count_of(examples, 'example')} does not fit into the memory of {MACHINES[device]}. "
+        f"Try a smaller train.batch_size, {_smaller_step(preset)}, or {other}"
     )
 
 

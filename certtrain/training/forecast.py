@@ -1,22 +1,28 @@
-"""How long a run on a CPU will take, judged by its first steps, and what would make it faster."""
+"""How long a run on a CPU will take, judged by a few examples and then by its first steps, and what would be faster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
+from torch import Tensor, nn
 
 from certtrain.bounds.chunks import inference_work
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.errors import CerttrainError
-from certtrain.formats import about, number
+from certtrain.formats import about, number, roughly
 from certtrain.network.assembly import make_network
 from certtrain.spec.objective import CrownIBPSection, IBPSection
 from certtrain.spec.preset import Preset, load_preset
-from certtrain.training.compilation import has_compiler
+from certtrain.training.compilation import SAVED, has_compiler
 from certtrain.training.pacing import Stopwatch
+from certtrain.training.step import Stepper
 
 MEASURED_SECONDS, MEASURED_STEPS = 3.0, 2  # the least that is measured, after the first step, which may be compiled
+TIMED = (2, 2, 12)  # examples of the steps that are timed before the run; the first one also allocates memory
+LEAST_LEFT = 1 / 3  # of the time of a step, at least as much is left when it is compiled
+WORTH_TIMING = 1e11  # multiplications of inference for all examples of a run, below which it takes minutes at most
 WORTH_SAYING = 120.0  # seconds: the run says of itself that it takes at least as much
 WORTH_ADVICE = 3600.0  # seconds: from here on it says what would be faster
 SMALLER = ("cnn5", "cnn3")  # networks to advise, the larger first
@@ -50,13 +56,48 @@ class Forecast:
         return self.seconds_per_step
 
 
-def forecast_sentence(preset: Preset, images: ImageSet, seconds_per_step: float, steps: int, *, compiled: bool) -> str:
-    """How long the `steps` steps that are left will take on this CPU, and what would be faster; empty if not long."""
+def rough_seconds_per_step(
+    preset: Preset, network: nn.Module, steps_per_epoch: int, x: Tensor, labels: Tensor, *, relu_inputs: int = 0
+) -> float:
+    """About how long a step with the pixels `x` (B, C, H, W) takes on a CPU, from steps of a few of them with a copy of
+    the network, in the middle of the ramp. `relu_inputs`, of the batch, if it is compiled, which the copy is not.
+    """
+    middle = (preset.eps.start - 1) * steps_per_epoch + preset.eps.length * steps_per_epoch // 2
+    with torch.random.fork_rng(devices=[]):
+        stepper = Stepper(preset, deepcopy(network), steps_per_epoch)
+        _, few, more = (_timed(stepper, middle, x[:count], labels[:count]) for count in TIMED)
+    each = max(more - few, 0.0) / (TIMED[2] - TIMED[1])  # the rest of a step does not depend on its examples
+    eager = max(few + each * (len(x) - TIMED[1]), more)
+    return max(eager - relu_inputs * SAVED["cpu"], LEAST_LEFT * eager)
+
+
+def _timed(stepper: Stepper, step: int, x: Tensor, labels: Tensor) -> float:
+    watch = Stopwatch()
+    stepper.run(step, x, labels)
+    return watch.seconds()
+
+
+def forecast_sentence(
+    preset: Preset,
+    images: ImageSet,
+    seconds_per_step: float,
+    steps: int,
+    *,
+    compiled: bool,
+    rough: bool = False,
+    advice: bool = True,
+) -> str:
+    """How long the `steps` steps that are left will take on this CPU, and what would be faster; empty if not long.
+
+    rough: whether `seconds_per_step` is that of `rough_seconds_per_step`.
+    """
     seconds = seconds_per_step * steps
     if seconds < WORTH_SAYING:
         return ""
     sentence = f"the run will take about {about(seconds)} more on this CPU, at {number(seconds_per_step)} s a step"
-    if seconds < WORTH_ADVICE:
+    if rough:
+        sentence = f"the run will take roughly {roughly(seconds)} on this CPU, judged by a few examples"
+    if seconds < WORTH_ADVICE or not advice:
         return sentence
     return f"{sentence}. Faster: {'; '.join(_faster(preset, images, seconds, compiled=compiled))}"
 

@@ -5,7 +5,7 @@ from typing import Any
 from certtrain.runs.epoch import Epoch, LayerState
 
 LAYER_NUMBERS = ("active", "unstable", "inactive", "dead", "width", "growth")
-RESULTS = ("natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_error")
+RESULTS = ("natural_accuracy", "attacked_accuracy", "certified_accuracy", "verified_error")
 
 
 def logged_numbers(record: Epoch) -> dict[str, float]:

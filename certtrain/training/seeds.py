@@ -1,5 +1,6 @@
 """Several seeds of one preset, trained one after the other, with one report."""
 
+from certtrain.formats import count_of
 from certtrain.reports.comparison import write_comparison
 from certtrain.runs.comparing import RunComparison, read_comparison
 from certtrain.runs.history import REPORT
@@ -30,5 +31,5 @@ def train_seeds(runs: SeedRuns, context: RunContext = DEFAULT_CONTEXT) -> RunCom
 def _report(runs: SeedRuns) -> RunComparison:
     compared = read_comparison([runs.folder(seed) for seed in runs.seeds])
     write_json(runs.path / REPORT, {"preset": runs.preset.name, "seeds": list(runs.seeds), **compared.to_dict()})
-    write_comparison(compared, runs.path / PAGE, f"{runs.preset.name}, {len(runs.seeds)} seeds")
+    write_comparison(compared, runs.path / PAGE, f"{runs.preset.name}, {count_of(len(runs.seeds), 'seed')}")
     return compared

@@ -5,6 +5,9 @@ stopped and resumed gives the same network as one that was not, on a CPU bit for
 bit. Several processes take the same steps, each with its share of every batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from certtrain.bounds.chunks import inference_work
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import Augmentation, Batches
 from certtrain.diagnostics.layer_states import relu_units
-from certtrain.errors import DeviceError, RunError
+from certtrain.errors import DeviceError, RunError, is_out_of_memory
 from certtrain.network.assembly import Images, make_network
 from certtrain.network.starting import load_start_, with_start_hash
 from certtrain.runs.checkpoint import RunFolder, RunProgress
@@ -25,13 +28,23 @@ from certtrain.training.completion import Completion, VerificationStopped
 from certtrain.training.context import RunContext
 from certtrain.training.events import Compiling, Note
 from certtrain.training.failures import not_finite, out_of_memory
-from certtrain.training.forecast import Forecast, forecast_sentence
+from certtrain.training.forecast import (
+    WORTH_ADVICE,
+    WORTH_TIMING,
+    Forecast,
+    forecast_sentence,
+    rough_seconds_per_step,
+)
 from certtrain.training.pacing import Stopwatch
 from certtrain.training.reporting import Reporter
 from certtrain.training.step import Stepper
 from certtrain.verification.verify import Report
 
 ENOUGH_STEPS = 10  # for an estimate from the time of the whole training, whose first step takes longer
+
+
+class _CompilationStopped(Exception):
+    """The run was to stop while its step was compiled, so that this step was not taken."""
 
 
 class Trainer:
@@ -49,11 +62,13 @@ class Trainer:
         self.reporter = Reporter(preset, folder, images, context, self.stepper)
         self.completion = Completion(preset, folder, images, context, self.stepper.result)
         self.progress = RunProgress()
+        self.saved_step, self.compiling, self.advised = 0, False, False
         self.clock, self.since_reading, self.forecast = Stopwatch(), Stopwatch(), Forecast()
 
     def run(self) -> Report | None:
         """Train from the last checkpoint to the end, verify, and write the results; None if the run is stopped."""
-        with threads_for(self._work(), self.context.device):
+        self.work = self._work()
+        with threads_for(self.work, self.context.device):
             return self._run()
 
     def _run(self) -> Report | None:
@@ -61,8 +76,12 @@ class Trainer:
         while self.progress.step < self.steps:
             if self._stops():
                 return None
-            with self.forecast.timed():
-                self._step()
+            try:
+                with self.forecast.timed():
+                    self._step()
+            except _CompilationStopped:
+                self._report_stop(self.saved_step)
+                return None
             self._foretell()
             self._between_steps()
         return self.group.on_leader(self._complete)
@@ -75,8 +94,11 @@ class Trainer:
         if not self.group.agree(reason is not None):
             return False
         self._save()
-        self.reporter.stopped(str(reason), self.progress.step, self._seconds_left())
+        self._report_stop(self.progress.step)
         return True
+
+    def _report_stop(self, step: int) -> None:
+        self.reporter.stopped(str(self.context.should_stop()), step, self._seconds_left())
 
     def _seconds_left(self) -> float | None:
         """An estimate for the steps that are left; None after too few steps."""
@@ -89,10 +111,28 @@ class Trainer:
         x, labels = self._batch(self.progress.step)
         share = self.batches.share(self.progress.step % self.batches.steps_per_epoch)
         try:
-            self.stepper.run(self.progress.step, x, labels, share)
-        except torch.OutOfMemoryError as error:
+            with self._interruptible():
+                self.stepper.run(self.progress.step, x, labels, share)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise out_of_memory(self.preset, self.context.device, len(labels)) from error
         self.progress.step += 1
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """While the step is compiled, which may take a minute, a stop ends that at once. Raises _CompilationStopped."""
+        if not self.compiling:
+            yield
+            return
+        try:
+            with self.context.interruptible():
+                yield
+        except KeyboardInterrupt:
+            if self.context.should_stop() is None:  # Python's own, which is the caller's
+                raise
+            raise _CompilationStopped from None
+        self.compiling = False
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         return self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
@@ -112,12 +152,30 @@ class Trainer:
             self._save()
 
     def _foretell(self) -> None:
-        """On a CPU, say once how long the run will take."""
+        """On a CPU, say once how long the run will take by its first steps."""
         if self.context.device == "cpu" and (seconds := self.forecast.first()) is not None:
-            left, compiled = self.steps - self.progress.step, self.compilation.compiled
-            sentence = forecast_sentence(self.preset, self.images.train, seconds, left, compiled=compiled)
-            if sentence:
-                self.context.emit(Note(sentence))
+            self._say_forecast(seconds, advice=not self.advised)
+
+    def _foretell_roughly(self) -> None:
+        """On a CPU, say how long the run will take before its first step, which may have to be compiled."""
+        left, alone = self.steps - self.progress.step, self.group.size == 1
+        if self.context.device != "cpu" or not alone or self.work * left < WORTH_TIMING:
+            return
+        network, relu_inputs = self.stepper.network, self.relu_inputs * self.compilation.compiled
+        batch = self._batch(self.progress.step)
+        seconds = rough_seconds_per_step(
+            self.preset, network, self.batches.steps_per_epoch, *batch, relu_inputs=relu_inputs
+        )
+        self.advised = seconds * left >= WORTH_ADVICE
+        self._say_forecast(seconds, rough=True)
+
+    def _say_forecast(self, seconds: float, *, rough: bool = False, advice: bool = True) -> None:
+        left, compiled = self.steps - self.progress.step, self.compilation.compiled
+        sentence = forecast_sentence(
+            self.preset, self.images.train, seconds, left, compiled=compiled, rough=rough, advice=advice
+        )
+        if sentence:
+            self.context.emit(Note(sentence))
 
     def _end_epoch(self) -> None:
         self.completion.save_epoch(self.progress.step // self.batches.steps_per_epoch)
@@ -146,6 +204,7 @@ class Trainer:
     def _save(self) -> None:
         self._read()
         self.checkpoints.save(self.progress)
+        self.saved_step = self.progress.step
 
     def _set_sums(self, sums: dict[str, float]) -> None:
         self.progress.sums = sums
@@ -161,11 +220,14 @@ class Trainer:
         self.progress.preset = self.preset.model_dump(mode="json")
         self.completion.check_fit()
         self.reporter.started(self.progress.step, self.compilation.reason)
+        self._foretell_roughly()
         self._set_sums(self.progress.sums)
         self.clock.restart()
         if self.folder.last_good is None:
             self._save()  # so that the run can be resumed after a failure in the first epoch
+        self.saved_step = self.progress.step
         if self.compilation.compiled and self.progress.step < self.steps:
+            self.compiling = self.group.size == 1  # several processes stop together, after a step
             self.context.emit(Compiling())
 
     def _check_data(self) -> None:
@@ -186,10 +248,10 @@ class Trainer:
         if not self.folder.checkpoints():  # else the weights come from there
             load_start_(network, with_start_hash(self.preset), self.images.train)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        relu_inputs = relu_units(network, self.batches.whole_batch(0, 0)[0]) * (settings.batch_size // group.size)
+        self.relu_inputs = relu_units(network, self.batches.whole_batch(0, 0)[0]) * (settings.batch_size // group.size)
         in_parts = settings.micro_batch is not None
         choice = will_compile(
-            settings.compile, steps=self.steps, relu_inputs=relu_inputs, device=device, in_parts=in_parts
+            settings.compile, steps=self.steps, relu_inputs=self.relu_inputs, device=device, in_parts=in_parts
         )
         failed, per_epoch = self._without_compiler, self.batches.steps_per_epoch
         stepper = Stepper(self.preset, network, per_epoch, compile=choice.compiled, on_failure=failed, group=group)
@@ -202,8 +264,10 @@ class Trainer:
         return inference_work(graph, x[:1]) * (self.preset.train.batch_size // self.group.size)
 
     def _without_compiler(self, reason: str) -> None:
+        if self.group.size == 1 and self.context.should_stop() is not None:
+            raise _CompilationStopped  # Ctrl-C reaches the compiler too, which then fails
         if self.preset.train.compile == "on":
-            raise DeviceError(f"{reason}; repair the compiler, or choose --compile off")
+            raise DeviceError(f"{reason}; repair the compiler, or choose --compile off in a new run")
         self.context.emit(Note(f"{reason}; training continues without it"))
 
 

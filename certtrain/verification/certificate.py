@@ -26,6 +26,7 @@ from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.bounds.supported import checked_copy
 from certtrain.deprecation import warn_renamed
 from certtrain.errors import UnsupportedLayer
+from certtrain.formats import count_of
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.deadline import NEVER, Deadline
 from certtrain.runtime.precision import arithmetic as run_in
@@ -66,7 +67,9 @@ class Certificates:
     def __repr__(self) -> str:
         """What was proved, as counts."""
         counts = [f"{self.verdicts.count(name):,} {name}" for name in VERDICTS if name in self.verdicts]
-        about = f"{len(self.verdicts):,} examples, ε = {format_eps(self.eps)}, {self.method}, {self.arithmetic}"
+        about = (
+            f"{count_of(len(self.verdicts), 'example')}, ε = {format_eps(self.eps)}, {self.method}, {self.arithmetic}"
+        )
         return f"<Certificates: {about}: {', '.join(counts)}>"
 
     @property

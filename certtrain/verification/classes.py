@@ -43,7 +43,7 @@ class ClassResults:
 
     def _class(self, number: int) -> dict[str, Any]:
         total = self.examples[number]
-        counts = {"natural": self.natural, "pgd": self.attacked, "certified": self.certified}
+        counts = {"natural": self.natural, "attacked": self.attacked, "certified": self.certified}
         shares = {f"{name}_accuracy": each[number] / total if total else None for name, each in counts.items()}
         return {"class": self.class_names[number], "examples": total, **shares}
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from certtrain.spec.choices import NetworkName
 from certtrain.verdicts import Verdict
 from certtrain.verification.cascade import DEFAULT_LIMITS, Limits, OnExamples, OnRound, OnWork, Work
 from certtrain.verification.certificate import DEFAULT_ARITHMETIC, Certifier
-from certtrain.verification.results import ExampleResult
+from certtrain.verification.results import ExampleResult, count
 from certtrain.verification.verify import network_of, verify
 
 RADIUS_STEP = 1 / 2550  # a tenth of a grey level: how exactly the largest certified radius is found
@@ -36,7 +37,8 @@ class PictureResult:
 
     predicted: its class by inference, and label: the class that is certified, both as numbers. radius: the largest ε at
     which the class is certified, by bisection, or more where `eps` itself is; 0 if none is known. cut: whether the
-    image's time ended the bisection, so that a larger one may be certified. counterexample: uint8 (C, H, W), rounded to
+    image's time ended the bisection, so that a larger one may be certified. unfinished: whether the verdict is open
+    since its time ran out. requested: the method that was asked for. counterexample: uint8 (C, H, W), rounded to
     256 levels, and shown_as: its class after this rounding.
     """
 
@@ -47,6 +49,8 @@ class PictureResult:
     eps: float
     radius: float
     cut: bool = False
+    unfinished: bool = False
+    requested: str = "ibp"
     counterexample: Tensor | None = None
     shown_as: int | None = None
 
@@ -59,7 +63,7 @@ class PictureResult:
             "method": self.method,
             "eps": self.eps,
             "largest_certified_eps": self.radius,
-            "out_of_time": self.cut,
+            "out_of_time": self.cut or self.unfinished,
         }
 
 
@@ -100,7 +104,8 @@ def verify_pictures(
     described = []
     for result in found:
         search = _RadiusSearch(certifier, images, result, limits.timeout, stop, on_work)
-        described.append(_described(chosen, result, int(predicted[result.index]), eps, search))
+        one = _described(chosen, result, int(predicted[result.index]), eps, search)
+        described.append(replace(one, requested=method))
         on_examples([result])
     return described
 
@@ -158,7 +163,8 @@ class _RadiusSearch:
 def _described(
     model: Classifier, result: ExampleResult, predicted: int, eps: float, search: _RadiusSearch
 ) -> PictureResult:
-    found = PictureResult(predicted, result.label, result.verdict, result.method, eps, 0.0)
+    unfinished = result.verdict == "open" and len(result.cut) > 0
+    found = PictureResult(predicted, result.label, result.verdict, result.method, eps, 0.0, unfinished=unfinished)
     if result.verdict == "misclassified":
         return found
     known = eps if result.verdict == "certified" else 0.0
@@ -170,6 +176,13 @@ def _described(
     shown = to_levels(result.counterexample)
     shown_as = _classes(model, shown.unsqueeze(0), search.certifier.rounding.name)
     return replace(found, counterexample=shown, shown_as=int(shown_as))
+
+
+def summary_of(results: Sequence[PictureResult]) -> dict[str, Any]:
+    """The number of images with each verdict, and the median of the largest certified radii; None without images."""
+    radii = [result.radius for result in results]
+    counts: dict[str, Any] = {str(verdict): number for verdict, number in count(results).items()}
+    return counts | {"median_largest_certified_eps": median(radii) if radii else None}
 
 
 def largest_radius(

@@ -18,7 +18,7 @@ from certtrain.runtime.deadline import never
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import DEFAULT_LIMITS, Limits, OnExamples
 from certtrain.verification.results import ExampleResult
-from certtrain.verification.verify import Report, verify
+from certtrain.verification.verify import DEFAULT_ATTACK, Report, verify
 
 LEAST_BUDGET = 1e-3  # seconds; with less, a radius has no time for more than inference anyway
 
@@ -37,7 +37,7 @@ class RadiusResults:
 
 
 PER_RADIUS = (
-    *("eps", "eps_text", "natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_error"),
+    *("eps", "eps_text", "natural_accuracy", "attacked_accuracy", "certified_accuracy", "verified_error"),
     *("certified", "open", "falsified", "misclassified", "certified_by", "unfinished", "seconds"),
 )
 SHARED = ("dataset", "split", "examples", "method", "attack", "network", "arithmetic", "assumptions")
@@ -105,7 +105,7 @@ def verify_radii(
     images: ImageSet,
     radii: Sequence[float],
     *,
-    attack: AttackSettings | None,
+    attack: AttackSettings | None = DEFAULT_ATTACK,
     limits: Limits = DEFAULT_LIMITS,
     on_radius: Callable[[float, Sequence[ExampleResult]], None] = lambda eps, known: None,
     on_examples: OnExamples = lambda results: None,

@@ -53,8 +53,8 @@ class StepSummary:
         return self.seconds / self.examples if self.examples else 0.0
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """The fields of reports, in which examples are called points."""
-        return {"name": self.name, "points": self.examples, "decided": self.decided, "seconds": self.seconds}
+        """The fields of reports."""
+        return {"name": self.name, "examples": self.examples, "decided": self.decided, "seconds": self.seconds}
 
 
 class HasVerdict(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from certtrain.attack import AttackSettings, described
+from certtrain.attack import PGD, AttackSettings, described
 from certtrain.bounds.checks import check_evaluation_mode, kind_of
 from certtrain.bounds.inference import outside_inference_mode, plain_model
 from certtrain.bounds.modules import check_modules
@@ -16,9 +16,9 @@ from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
-from certtrain.deprecation import renamed_argument
+from certtrain.deprecation import renamed_argument, warn_renamed
 from certtrain.errors import DataError, NetworkError
-from certtrain.formats import percent
+from certtrain.formats import count_of, percent
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
 from certtrain.network.reading import ForeignMetadata
@@ -33,6 +33,8 @@ from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.methods import assumptions_of, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, certified_by, count, step_summaries
 from certtrain.verification.shares import ALONE, Shares
+
+DEFAULT_ATTACK = PGD()  # that of the command
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,14 +73,14 @@ class Report:
     results: tuple[ExampleResult, ...] = field(default=(), compare=False)
 
     def __repr__(self) -> str:
-        """The accuracies, and the limits of the robust accuracy."""
-        natural, attacked, certified = (
-            percent(share) for share in (self.natural_accuracy, self.pgd_accuracy, self.certified_accuracy)
-        )
-        about = f"{self.dataset}, {self.split} set, {self.examples:,} examples, ε = {format_eps(self.eps)}"
-        return (
-            f"<Report: {about}: natural {natural}, under attack {attacked}, certified {certified}, open {self.open:,}>"
-        )
+        """The accuracies, and the limits of the robust accuracy; without an attack there is none under attack."""
+        shares = {"natural": self.natural_accuracy, "certified": self.certified_accuracy}
+        if self.attack["name"] != described(None)["name"]:
+            shares = {"natural": self.natural_accuracy, "under attack": self.attacked_accuracy, **shares}
+        about = f"{self.dataset}, {self.split} set, {count_of(self.examples, 'example')}, ε = {format_eps(self.eps)}"
+        accuracies = ", ".join(f"{name} {percent(share)}" for name, share in shares.items())
+        missing = f", not reached {self.unreached:,}" if self.unreached else ""
+        return f"<Report: {about}: {accuracies}, open {self.open:,}{missing}>"
 
     @property
     def verdicts(self) -> dict[int, Verdict]:
@@ -91,9 +93,15 @@ class Report:
         return (self.examples - self.misclassified) / max(self.examples, 1)
 
     @property
-    def pgd_accuracy(self) -> float:
+    def attacked_accuracy(self) -> float:
         """The share that no attack falsified, an upper limit on robust accuracy; without one, the natural accuracy."""
         return (self.certified + self.open) / max(self.examples, 1)
+
+    @property
+    def pgd_accuracy(self) -> float:
+        """The old name of `attacked_accuracy`."""
+        warn_renamed("Report.pgd_accuracy", "Report.attacked_accuracy")
+        return self.attacked_accuracy
 
     @property
     def certified_accuracy(self) -> float:
@@ -117,7 +125,7 @@ class Report:
             "eps_text": format_eps(self.eps),
             "examples": self.examples,
             "natural_accuracy": self.natural_accuracy,
-            "pgd_accuracy": self.pgd_accuracy,
+            "attacked_accuracy": self.attacked_accuracy,
             "certified_accuracy": self.certified_accuracy,
             "natural_error": self.natural_error,
             "verified_error": self.verified_error,
@@ -136,7 +144,7 @@ def verify(
     images: ImageSet,
     eps: float,
     *,
-    attack: AttackSettings | None,
+    attack: AttackSettings | None = DEFAULT_ATTACK,
     method: str = "auto",
     network: NetworkName = "saved",
     arithmetic: str = DEFAULT_ARITHMETIC,

@@ -446,9 +446,9 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "split as a path": (lambda text: spoilt(text, '"split":"test"', '"split":"../test"'), "split: must be .train."),
     "many examples": (
         lambda text: spoilt(text, '"examples":100', f'"examples":{10**18}'),
-        "but 999,999,999,999,999,900 examples have no record, such as example 100",
+        "and leaves 999,999,999,999,999,900 examples without a record, such as example 100",
     ),
-    "an example is missing": (lambda text: _without(text, 5), "is the seal, but 1 examples have no record"),
+    "an example is missing": (lambda text: _without(text, 5), "is the seal, and leaves 1 example without a record"),
     "a line comes twice": (lambda text: _again(text), "again, but does not continue its earlier line"),
     "more after the seal": (lambda text: text.encode() + b"{}\n", "comes after the seal"),
     "a point without a method": (

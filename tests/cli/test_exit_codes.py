@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from certtrain.bounds.checks import shape_errors_as_data_errors
 from certtrain.cli.exit_codes import EXPLANATIONS, ExitCode, exit_code, summary
-from certtrain.errors import CerttrainError, FailedCheck, SoundnessError
-from helpers.command_line import Run
+from certtrain.errors import CerttrainError, FailedCheck, SoundnessError, is_out_of_memory
+from helpers.command_line import QUICK, Run
 
 
 def test_every_error_has_one_of_the_exit_codes() -> None:
@@ -75,7 +76,7 @@ BAD = {
     "eps negative": (["verify", "MODEL", "--eps", "-1"], 2, "outside [0, 1]"),
     "eps too large": (["train", "-p", "digits", "--eps", "2"], 2, "outside [0, 1]"),
     "unknown preset": (["train", "-p", "nope"], 1, "cifar10-160ep"),
-    "no preset": (["train"], 2, "cifar10-160ep"),
+    "no preset": (["train"], 2, "Begin with --preset digits"),
     "misspelt field": (["train", "-p", "digits", "--set", "train.epoch=3"], 1, "did you mean 'train.epochs'"),
     "field without value": (["train", "-p", "digits", "--set", "train.epochs"], 1, "field=value"),
     "missing model": (["verify", "absent.safetensors"], 1, "no model file"),
@@ -126,3 +127,46 @@ def test_bad_input_gives_one_clear_message(run: Run, model: Path, tmp_path: Path
     assert "Traceback" not in done.err
     assert done.out == ""
     assert set(tmp_path.rglob("*")) == before
+
+
+MEMORY_ERRORS = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY_ERRORS, ids=["Python", "GPU", "CPU"])
+def test_too_little_memory_is_one_message_with_the_options_that_need_less(
+    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*values: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("certtrain.verification.verify.Cascade.run", fail)
+    monkeypatch.setattr("certtrain.diagnostics.comparison.model_layer_states", fail)
+    for command, advice in {
+        "verify": "Try a smaller --batch-size, a smaller --memory, fewer --workers, a smaller --limit, or another",
+        "stats": "Try a smaller --batch-size, a smaller --limit, or another",
+    }.items():
+        done = run(command, str(trained))
+        assert (done.code, advice in done.err) == (1, True), done.err
+        assert "error: the memory of this machine is not enough" in done.err
+    monkeypatch.setattr("certtrain.training.step.Stepper.run", fail)
+    done = run(*QUICK, "--out", "mine")
+    assert done.code == 1
+    assert "does not fit into the memory of this machine. Try a smaller train.batch_size, train.micro_batch" in done.err
+
+
+def test_an_allocation_that_fails_is_recognised() -> None:
+    for allocate in (lambda: torch.empty(2**60), lambda: bytearray(2**62)):
+        with pytest.raises((RuntimeError, MemoryError)) as raised:
+            allocate()
+        assert is_out_of_memory(raised.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
+
+
+def test_too_little_memory_is_not_taken_for_a_wrong_shape() -> None:
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"), shape_errors_as_data_errors(torch.zeros(1)):
+        torch.empty(2**60)

@@ -58,7 +58,7 @@ def test_export_writes_properties_for_other_verifiers(run: Run, model: Path, tmp
     assert (late.code, list(tmp_path.glob("none"))) == (1, [])
     assert "there is none with number 1000" in late.err
     shown = json.loads(run(*words, "--onnx", "net.onnx", "--force", "--json", "--limit", "20").out)
-    assert [entry.get("what", entry.get("points")) for entry in shown] == ["ONNX", 4]
+    assert [entry.get("what", entry.get("examples")) for entry in shown] == ["ONNX", 4]
     assert "../net.onnx,point_00005.vnnlib,300" in (tmp_path / "props/instances.csv").read_text()
 
 

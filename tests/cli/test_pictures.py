@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 from PIL import Image
@@ -33,6 +34,59 @@ def test_each_picture_has_a_class_a_verdict_and_the_largest_radius(run: Run, mod
     shown = run(*words).out
     assert "pictures/0.png: class" in shown
     assert "largest certified ε: 0.0" in shown
+
+
+def test_a_picture_of_another_size_is_resized_and_says_so(run: Run, model: Path, pictures: Path) -> None:
+    with Image.open(pictures / "0.png") as image:
+        image.resize((80, 80), Image.Resampling.NEAREST).convert("RGB").save(pictures / "large.png")
+    done = run("verify", str(model), "--image", "pictures/0.png", "pictures/large.png", "--eps", "0.01")
+    assert (done.code, done.err) == (0, "")
+    small, large = done.out.split("pictures/large.png")
+    assert "resized" not in small
+    assert "  resized from 80×80 to 8×8 (bilinear, antialiased)\n" in large
+    words = ("verify", str(model), "--image", "pictures/large.png", "--eps", "0.01", "--json")
+    assert json.loads(run(*words).out)["images"][0]["changes"] == ["resized from 80×80 to 8×8 (bilinear, antialiased)"]
+
+
+def test_ink_on_paper_is_inverted_if_that_is_asked_for_and_else_there_is_a_hint(
+    run: Run, model: Path, pictures: Path
+) -> None:
+    words = ["verify", str(model), "--image", "pictures/0.png", "--eps", "0.01", "--json"]
+    (white_on_black,) = json.loads(run(*words).out)["images"]
+    write_picture(pictures / "0.png", 255 - load_images("digits", "test").images[0])
+    hinted = run(*words)
+    assert "note: 0.png has a bright ground, but the images of digits are white on black; --invert" in hinted.err
+    assert "a bright ground" not in run(*words[:2], "--image", "pictures/1.png").err
+    inverted = run(*words, "--invert")
+    assert inverted.err == ""
+    (found,) = json.loads(inverted.out)["images"]
+    assert found | {"changes": []} == white_on_black
+
+
+def test_many_images_end_with_a_summary_and_say_what_their_classes_are(run: Run, model: Path, pictures: Path) -> None:
+    words = ["verify", str(model), "--image", "pictures", "--eps", "0.01"]
+    found = json.loads(run(*words, "--json").out)
+    radii = [each["largest_certified_eps"] for each in found["images"]]
+    certified = sum(each["verdict"] == "certified" for each in found["images"])
+    assert found["summary"]["certified"] == certified
+    assert found["summary"]["median_largest_certified_eps"] == median(radii)
+    assert found["label_given"] is False
+    shown = run(*words).out.splitlines()
+    assert shown[-2].startswith(f"{certified} of 6 images certified at ε = 0.01")
+    assert "median of the largest certified ε: 0.0" in shown[-2]
+    assert shown[-1].startswith("classes are what the network predicts, right or wrong")
+    one = run(*words[:3], "pictures/0.png", "--label", "3").out
+    assert "images certified" not in one
+    assert "predicts" not in one
+
+
+def test_an_image_whose_time_ran_out_says_so(run: Run, model: Path, pictures: Path) -> None:
+    words = ["verify", str(model), "--image", "pictures", "--eps", "0.08", "--attack", "none"]
+    assert "--method auto tries more" in run(*words).out
+    hurried = [*words, "--method", "auto", "--timeout"]
+    assert "at ε = 0.08; its time ran out, and a longer --timeout may decide it" in run(*hurried, "0.000001s").out
+    found = json.loads(run(*hurried, "0.000001s", "--json").out)["images"]
+    assert any(each["verdict"] == "open" and each["out_of_time"] for each in found)
 
 
 def test_a_counterexample_lies_beside_its_picture(run: Run, model: Path, pictures: Path) -> None:
@@ -99,6 +153,7 @@ def test_the_label_is_a_class_by_name_or_number(run: Run, model: Path, pictures:
     ("words", "message"),
     [
         (["--label", "3"], "it needs --image"),
+        (["--invert"], "it needs --image"),
         (["--image", "pictures", "--out", "c.jsonl"], "it has no effect with --image"),
         (["--image", "pictures", "--limit", "3"], "it has no effect with --image"),
         (["--image", "none.png"], "there is no image file none.png"),

@@ -124,3 +124,16 @@ def test_without_a_model_the_newest_run_is_shown_and_named(run: Run, trained: Pa
     assert "the newest run, runs/mine" in done.err
     assert done.out.startswith("mine: digits")
     assert run("stats", "--by-epoch", "--limit", "20").code == 0
+
+
+def test_stats_of_an_unfinished_run_say_so(run: Run, trained: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(trained, tmp_path / "half")
+    for name in ("report.json", "model.safetensors"):
+        (half / name).unlink()
+    lines = (half / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (half / "metrics.jsonl").write_text(lines[0])
+    for words in (("stats", half, "--limit", "30"), ("stats", half, "--limit", "30", "--by-epoch")):
+        assert "the run is not finished: 1 of 2 epochs done\n" in run(*words).out
+        assert "not finished" not in run(words[0], trained, *words[2:]).out
+    (found,) = json.loads(run("stats", half, "--limit", "30", "--json").out)["models"]
+    assert found["trained"]["finished"] is False

@@ -49,6 +49,26 @@ def test_fewer_epochs_scale_the_ramp_and_say_so(run: Run, tmp_path: Path) -> Non
     assert "after the end of this run" in old.out
 
 
+def test_without_a_preset_two_are_named_and_the_command_that_lists_all(run: Run) -> None:
+    done = run("train")
+    assert done.code == 2
+    text = " ".join(done.err.replace("│", " ").split())
+    assert "missing. Begin with --preset digits, which needs no download, or --preset mnist-cpu" in text
+    assert "`certtrain presets` lists all" in text
+    assert len(text) < 700
+
+
+def test_a_resumed_run_names_the_options_that_it_does_not_take(run: Run) -> None:
+    for words, named in (
+        (["--compile", "off"], "leave out --compile."),
+        (["--precision", "bf16", "--eps", "0.1"], "leave out --eps and --precision."),
+        (["--set", "train.clip_norm=3"], "leave out --set train.clip_norm=3."),
+    ):
+        done = run("train", "--resume", "runs/some", *words)
+        assert done.code == 2
+        assert named in " ".join(done.err.replace("│", " ").split())
+
+
 def test_train_names_a_new_folder_by_itself(run: Run, tmp_path: Path) -> None:
     assert run(*QUICK).code == 0
     assert len(list((tmp_path / "runs").glob("digits-seed0-*/report.json"))) == 1

@@ -22,7 +22,7 @@ def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Pa
         "verify", str(model), "--method", "auto", "--eps", "2/255", "--limit", "50", "--out", "c.jsonl", "--json"
     )
     report = json.loads(done.out)
-    assert report["certified_accuracy"] <= report["pgd_accuracy"] <= report["natural_accuracy"]
+    assert report["certified_accuracy"] <= report["attacked_accuracy"] <= report["natural_accuracy"]
     assert (report["examples"], report["eps"], report["out"]) == (50, 2 / 255, "c.jsonl")
     names = ["inference", "attack", "ibp", "crown-ibp", "pgd-t", "crown", "alpha-crown", "complete"]
     assert [stage["name"] for stage in report["stages"]] == names
@@ -67,7 +67,7 @@ def test_without_an_attack_the_report_says_so(run: Run, model: Path) -> None:
     words = ["verify", str(model), "--limit", "20", "--attack", "none", "--method", "ibp"]
     found = json.loads(run(*words, "--json").out)
     assert (found["attack"], found["falsified"]) == ({"name": "none"}, 0)
-    assert found["pgd_accuracy"] == found["natural_accuracy"]
+    assert found["attacked_accuracy"] == found["natural_accuracy"]
     assert "no attack" in run(*words).out
     refused = run(*words, "--seed", "3")
     assert refused.code == 2
@@ -220,7 +220,7 @@ def test_an_interrupt_prints_the_bracket_so_far(run: Run, model: Path, monkeypat
     found = json.loads(done.out)
     assert (done.code, found["interrupted"], found["examples"] + found["unreached"]) == (130, True, 360)
     assert 50 <= found["examples"] < 360
-    assert 0 < found["certified_accuracy"] <= found["pgd_accuracy"] <= 1
+    assert 0 < found["certified_accuracy"] <= found["attacked_accuracy"] <= 1
     done = run(*words)
     assert "robust accuracy lies between" in done.out
     assert "more examples were not reached" in done.out
@@ -275,3 +275,10 @@ def test_a_checkpoint_has_the_network_of_its_run(run: Run, runs: Path) -> None:
     last = sorted((runs / "finished" / "checkpoints").iterdir())[-1]
     found = [json.loads(run("verify", str(path), *words).out) for path in (last, runs / "finished")]
     assert found[0]["certified"] == found[1]["certified"]
+
+
+def test_a_time_limit_for_methods_that_are_not_used_is_refused(run: Run, model: Path) -> None:
+    refused = run("verify", str(model), "--timeout", "5s")
+    assert refused.code == 2
+    assert "it limits the methods beyond interval bounds; choose one, as in --method auto" in refused.err
+    assert run("verify", str(model), "--timeout", "5s", "--method", "crown", "--limit", "5").code == 0

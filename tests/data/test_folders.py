@@ -304,7 +304,7 @@ def test_a_folder_must_be_named_and_be_there(tmp_path):
         load_images("folder", "train")
     with pytest.raises(DataError, match="nowhere does not exist"):
         load_images("folder", "train", data_dir=tmp_path / "nowhere")
-    with pytest.raises(DataError, match=f"looked for train and test in {tmp_path}"):
+    with pytest.raises(DataError, match=f"{tmp_path} has no folder train and test. Images are expected"):
         load_images("folder", "test", data_dir=tmp_path)
 
 
@@ -381,8 +381,21 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / ".cache" / "certtrain"
 
 
+def test_a_flat_folder_is_told_the_layout_with_its_own_names(tmp_path, paint):
+    paint(tmp_path / "1.png", 0)
+    with pytest.raises(DataError, match=r"has no folder train; it holds 1 file in no class folder\.") as raised:
+        load_images("folder", "train", data_dir=tmp_path)
+    lines = [f"  {tmp_path}/{split}/{name}/*.png" for split in ("train", "test") for name in ("cat", "dog")]
+    assert str(raised.value).splitlines()[1:] == lines
+    for name in ("apple", "pear", "plum"):
+        paint(tmp_path / name / "1.png", 0)
+    with pytest.raises(DataError, match="the folders apple, pear, plum; it holds 1 file beside them") as raised:
+        load_images("folder", "train", data_dir=tmp_path)
+    assert f"  {tmp_path}/test/pear/*.png" in str(raised.value)
+
+
 def test_a_message_names_a_folder_once_and_no_empty_list(tmp_path: Path):
-    with pytest.raises(DataError, match=f"image folder not found: looked for train in {tmp_path}"):
+    with pytest.raises(DataError, match=f"{tmp_path} has no folder train. Images"):
         load_images("folder", "train", data_dir=tmp_path)
     check_same_classes(("a", "b"), folder_of(tmp_path, "a", "b"))
     with pytest.raises(DataError, match=r"other classes than expected: not expected c\.$"):

@@ -58,7 +58,7 @@ def test_take_keeps_the_first_examples():
     assert whole.take(2).images.flatten().tolist() == [0, 1]
     assert whole.take(2).labels.tolist() == [0, 1]
     assert len(whole.take(99)) == 5
-    with pytest.raises(DataError, match="take 0 examples"):
+    with pytest.raises(DataError, match="take the first 0 of"):
         whole.take(0)
 
 

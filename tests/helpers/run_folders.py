@@ -22,7 +22,7 @@ RESULTS = {
     "attack": {"steps": 20, "restarts": 3, "seed": 0},
     "assumptions": ["real arithmetic", "pixels < 1"],
     "natural_accuracy": 0.51,
-    "pgd_accuracy": 0.4,
+    "attacked_accuracy": 0.4,
     "certified_accuracy": 0.35,
     "natural_error": 0.49,
     "verified_error": 0.65,

@@ -129,5 +129,5 @@ def test_the_training_split_of_such_a_model_is_what_it_trained_on():
 
 
 def test_more_examples_than_there_are_is_an_error():
-    with pytest.raises(DataError, match="there are 1337 examples of digits to train on, not 1400"):
+    with pytest.raises(DataError, match="digits has 1,337 examples to train on, not 1,400"):
         images(data__examples=1400, data__validation=100)

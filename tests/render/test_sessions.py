@@ -1,20 +1,24 @@
-"""Training from Python: names of presets, the device, and progress where it is wanted."""
+"""Training and verification from Python: names of presets, the device, and progress where it is wanted."""
 
 import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import certtrain
+from certtrain.attack import PGD
 from certtrain.errors import PresetError
+from certtrain.formats import percent
 from certtrain.render import sessions
 from certtrain.render.console import is_screen, out
 from certtrain.render.training_lines import PlainView
 from certtrain.runs.epoch import Epoch
 from certtrain.training.events import EpochDone, Event, Note, Started
+from helpers import tiny_classifier
 from helpers.small_runs import frequent, small
 
 Shown = Callable[[], str]
@@ -77,3 +81,44 @@ def test_a_resumed_run_shows_its_progress_too(tmp_path: Path, shown: Shown):
     )
     certtrain.resume(tmp_path / "run", frequent(), progress=True)
     assert "resumed at step 3" in shown()
+
+
+def test_a_verification_attacks_by_default_as_the_command_does_and_says_only_what_was_done():
+    model, images = tiny_classifier.mostly_right(30)
+    report = certtrain.verify(model, images, 0.05)
+    assert report.attack == PGD().to_dict()
+    assert "under attack" in repr(report)
+    without = certtrain.verify(model, images, 0.05, attack=None)
+    assert without.attack == {"name": "none"}
+    assert "under attack" not in repr(without)
+    assert f"natural {percent(without.natural_accuracy)}, certified" in repr(without)
+    assert certtrain.verify_radii(model, images, [0.05], method="ibp").reports[0].attack == PGD().to_dict()
+
+
+def test_a_verification_shows_its_progress_where_it_is_wanted(shown: Shown, monkeypatch: pytest.MonkeyPatch):
+    model, images = tiny_classifier.mostly_right(30)
+    rounds: list[tuple[str, ...]] = []
+    done: list[int] = []
+
+    def verify(**options: Any) -> str:
+        certtrain.verify(
+            model,
+            images,
+            0.05,
+            method="crown",
+            on_round=lambda names, examples: rounds.append(names),
+            on_examples=lambda results: done.extend(result.index for result in results),
+            **options,
+        )
+        return shown()
+
+    assert verify() == ""
+    asked = verify(progress=True).splitlines()
+    assert asked[0] == "inference, attack: 30 examples"
+    assert asked[1].startswith("  30/30  certified 0  falsified ")
+    assert any(line.startswith("crown: ") for line in asked)
+    assert len(rounds) == 2 * sum(line.endswith("examples") for line in asked)
+    assert len(done) > 60, "the caller's own callbacks are called as well"
+    monkeypatch.setattr(sessions, "console", SimpleNamespace(is_jupyter=True))
+    assert verify() != ""
+    assert verify(progress=False) == ""

@@ -10,7 +10,7 @@ import pytest
 from certtrain.errors import CerttrainError, PresetError, RunError
 from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.runs.history import Weights, read_epochs, read_run
-from helpers.run_folders import epoch, layer, write_run, write_weights
+from helpers.run_folders import RESULTS, epoch, layer, write_run, write_weights
 
 
 def test_a_finished_run_is_read_whole(tmp_path: Path):
@@ -111,3 +111,11 @@ def test_a_damaged_file_is_named(case: str, tmp_path: Path):
     with pytest.raises(CerttrainError, match=message) as caught:
         read_run(folder)
     assert isinstance(caught.value, PresetError if case == "preset" else RunError)
+
+
+def test_the_attacked_accuracy_is_read_by_its_earlier_name_too(tmp_path: Path):
+    earlier = {("pgd_accuracy" if name == "attacked_accuracy" else name): value for name, value in RESULTS.items()}
+    for name, results in (("earlier", earlier), ("today", RESULTS)):
+        found = read_run(write_run(tmp_path / name, [epoch(1)], results=results)).report
+        assert found is not None
+        assert found.results.attacked_accuracy == 0.4

@@ -61,8 +61,9 @@ def test_of_a_finished_run_it_is_the_model(run: Path):
 def test_what_is_not_there_is_an_error(tmp_path: Path, run: Path):
     with pytest.raises(ModelFileError, match="no model file"):
         find_networks(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"holds no run: it has no preset\.json"):
-        find_networks(tmp_path)
+        find_networks(tmp_path / "empty")
     with pytest.raises(RunError, match="is not a folder"):
         check_run(tmp_path / "absent")
     shutil.rmtree(run / "checkpoints")
@@ -141,3 +142,16 @@ def test_the_newest_run_is_the_one_whose_network_was_written_last(tmp_path: Path
     assert newest_run(tmp_path) == tmp_path / "b"
     (tmp_path / "c" / "model.safetensors").touch()  # now
     assert newest_run(tmp_path) == tmp_path / "c"
+
+
+def test_a_folder_of_runs_lists_them_the_newest_first(tmp_path: Path):
+    runs = tmp_path / "runs"
+    for number in range(7):
+        (runs / f"r{number}").mkdir(parents=True)
+        for name in ("preset.json", "model.safetensors"):
+            (runs / f"r{number}" / name).touch()
+        os.utime(runs / f"r{number}" / "model.safetensors", (number, number))
+    listed = ", ".join(str(runs / f"r{number}") for number in (6, 5, 4, 3, 2))
+    with pytest.raises(RunError, match=f"a folder of runs, not a run; .*: {listed} and 2 older ones$"):
+        check_run(runs)
+    assert newest_run(runs) == runs / "r6"

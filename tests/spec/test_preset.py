@@ -303,7 +303,7 @@ def test_ctrains_presets_have_its_numbers_and_say_how_they_were_chosen():
 
 
 def test_a_mean_of_epochs_that_never_begins_is_refused():
-    message = r"train\.average_from is 11, but there are 10 epochs: choose one of them, or leave it out for no average"
+    message = r"train\.average_from is 11, but the run has 10 epochs: choose one of them, or leave it out"
     with pytest.raises(PresetError, match=message):
         load_preset("digits", {"train.epochs": 10, "train.average_from": 11})
     assert load_preset("digits", {"train.epochs": 10, "train.average_from": 10}).train.average_from == 10

@@ -2,24 +2,32 @@
 
 import logging
 import shutil
+import signal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from certtrain import train
 from certtrain.bounds.box import input_box
 from certtrain.bounds.methods import method_named
 from certtrain.bounds.supported import checked_graph
+from certtrain.cli.stopping import Stopper
 from certtrain.diagnostics.layer_states import relu_units
 from certtrain.errors import DeviceError
 from certtrain.network.models import InputSpec, build_model
+from certtrain.runs.checkpoint import RunFolder
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.compilation import Compiler, Wrap, check_compile, has_compiler, will_compile
+from certtrain.training.events import Event, Stopped
 from certtrain.training.schedules import ActiveTerms, Controls
 from certtrain.training.step import Stepper
 from helpers.oracles import EPS, EVALUATED, LOSSES, TRAINED, assert_close, below, inputs, network, without_own_column
+from helpers.small_runs import frequent
+from helpers.small_runs import small as tiny_run
 
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
 quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
@@ -215,6 +223,43 @@ def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
         torch.testing.assert_close(compiler.use(gradient), 3 * torch.sin(one) ** 2 * torch.cos(one))
     assert len(reasons) == 1
     assert reasons[0].startswith("torch.compile failed")
+
+
+# --- a stop while the step is compiled -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reached", ["this process", "the compiler"])
+def test_an_interrupt_ends_the_compilation_at_once_and_keeps_the_run(
+    reached: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("certtrain.training.compilation.has_compiler", lambda device: True)
+    stop, events = Stopper(None, on_interrupt=lambda: None), list[Event]()
+
+    def compiled(*anything: object, **options: object) -> None:
+        if reached == "this process":
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("the compilation went on")
+        stop.interrupted = True
+        raise torch._dynamo.exc.TorchDynamoException("the compiler was ended by a signal")
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    context = frequent(should_stop=stop.reason, emit=events.append, interruptible=stop.at_once)
+    try:
+        assert train(tiny_run(train__compile="on"), tmp_path / "run", context) is None
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert isinstance(events[-1], Stopped)
+    assert (events[-1].reason, events[-1].step) == ("interrupted", 0)
+    assert len(RunFolder(tmp_path / "run").checkpoints()) == 1
+    assert not stop.raises
+
+
+def test_an_interrupt_of_python_itself_is_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("certtrain.training.compilation.has_compiler", lambda device: True)
+    monkeypatch.setattr(torch, "compile", lambda *anything, **options: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(train__compile="on"), tmp_path / "run", frequent())
 
 
 # --- when a step is compiled -----------------------------------------------------------------------------

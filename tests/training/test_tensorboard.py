@@ -53,7 +53,7 @@ def test_a_run_leaves_its_numbers_its_results_and_its_preset(tmp_path: Path):
     train(small(), out, frequent(emit=TensorBoardLog()))
     assert_events_are_the_metrics(out)
     results = report(out)["results"]
-    for name in ("natural_accuracy", "pgd_accuracy", "certified_accuracy", "verified_error"):
+    for name in ("natural_accuracy", "attacked_accuracy", "certified_accuracy", "verified_error"):
         (point,) = events(out).Scalars(f"result/test_{name}")
         assert (point.step, point.value) == (3, pytest.approx(results[name]))
     (text,) = events(out).Tensors("preset/text_summary")

@@ -150,7 +150,7 @@ def test_the_report_adds_up(finished: Path):
     results = report(finished)["results"]
     counts = [results[name] for name in ("certified", "open", "falsified", "misclassified")]
     assert sum(counts) == results["examples"] == 360
-    assert results["certified_accuracy"] <= results["pgd_accuracy"] <= results["natural_accuracy"]
+    assert results["certified_accuracy"] <= results["attacked_accuracy"] <= results["natural_accuracy"]
     assert results["certified"] > 0
     assert results["natural_accuracy"] > 0.3  # ten classes: it has learnt something
 

@@ -97,7 +97,7 @@ def test_without_an_attack_nothing_is_falsified():
     report, points = run(attack=None, method="alpha-crown")
     assert [stage.name for stage in report.stages] == ["inference", "alpha-crown"]
     assert (report.falsified, report.attack, report.unfinished) == (0, {"name": "none"}, 0)
-    assert report.pgd_accuracy == report.natural_accuracy
+    assert report.attacked_accuracy == report.natural_accuracy
     assert all("attack" not in point.tried for point in points.values())
     attacked, _ = run(method="alpha-crown")
     assert report.certified == attacked.certified
@@ -364,7 +364,7 @@ def test_when_the_budget_ends_the_first_round_the_rest_is_at_least_classified():
     report, points = run(limits=Limits(budget=1e-9))
     assert [stage.examples for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0, 0]
     assert (report.misclassified, report.open, report.unfinished) == (20, 80, 80)
-    assert report.natural_accuracy == report.pgd_accuracy == 0.8
+    assert report.natural_accuracy == report.attacked_accuracy == 0.8
     assert all(list(point.tried) == ["inference"] for point in points.values())
 
 

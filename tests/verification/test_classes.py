@@ -43,7 +43,7 @@ def test_known_verdicts_in_known_cells():
     assert (found.examples, found.natural) == ((4, 0, 0), (3, 0, 0))
     assert (found.attacked, found.certified) == ((2, 0, 0), (1, 0, 0))
     first, second, _ = found.to_dict()["classes"]
-    accuracies = {"natural_accuracy": 0.75, "pgd_accuracy": 0.5, "certified_accuracy": 0.25}
+    accuracies = {"natural_accuracy": 0.75, "attacked_accuracy": 0.5, "certified_accuracy": 0.25}
     assert first == {"class": "a", "examples": 4} | accuracies
     assert second == {"class": "b", "examples": 0} | dict.fromkeys(accuracies)
     json.dumps(found.to_dict(), allow_nan=False)

@@ -57,7 +57,7 @@ def test_accuracies_fall_with_the_radius_and_verdicts_are_monotone():
     for smaller, larger in pairwise(reports):
         assert smaller.natural_accuracy == larger.natural_accuracy == 0.8
         assert smaller.certified_accuracy >= larger.certified_accuracy
-        assert smaller.pgd_accuracy >= larger.pgd_accuracy
+        assert smaller.attacked_accuracy >= larger.attacked_accuracy
         for index, verdict in larger.verdicts.items():
             assert verdict != "certified" or smaller.verdicts[index] == "certified"
             assert smaller.verdicts[index] != "falsified" or verdict == "falsified"
@@ -119,7 +119,7 @@ def test_the_radii_of_examples_and_their_mean():
 def test_everything_as_json():
     found = json.loads(json.dumps(swept((0.1, 0.02)).to_dict(), allow_nan=False))
     assert [each["eps"] for each in found["radii"]] == [0.02, 0.1]
-    assert {"natural_accuracy", "pgd_accuracy", "certified_accuracy", "implied"} <= found["radii"][0].keys()
+    assert {"natural_accuracy", "attacked_accuracy", "certified_accuracy", "implied"} <= found["radii"][0].keys()
     assert (found["dataset"], found["examples"], found["missing"]) == ("folder", 100, [])
     assert [each["index"] for each in found["certified_radius"]] == list(range(100))
 

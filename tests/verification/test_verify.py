@@ -37,7 +37,7 @@ def test_every_verdict_occurs_and_all_are_counted():
 def test_the_bracket_is_in_order_and_adds_up(eps: float):
     report, _ = verified(eps)
     assert report.certified + report.open + report.falsified + report.misclassified == report.examples == 100
-    assert 0 <= report.certified_accuracy <= report.pgd_accuracy <= report.natural_accuracy == 0.8
+    assert 0 <= report.certified_accuracy <= report.attacked_accuracy <= report.natural_accuracy == 0.8
 
 
 def test_the_report_as_plain_values():
@@ -45,7 +45,7 @@ def test_the_report_as_plain_values():
     found = report.to_dict()
     assert found["natural_error"] == 0.2
     assert found["verified_error"] == (100 - report.certified) / 100
-    assert found["pgd_accuracy"] == (report.certified + report.open) / 100
+    assert found["attacked_accuracy"] == (report.certified + report.open) / 100
     assert (found["dataset"], found["split"], found["eps"], found["method"]) == ("folder", "test", EPS, "ibp")
     assert found["attack"] == {"name": "pgd", "steps": 10, "restarts": 1, "seed": 0, "targets": 0}
     assert json.loads(json.dumps(found, allow_nan=False))["assumptions"] == list(report.assumptions)
@@ -107,7 +107,7 @@ def test_a_network_that_is_not_finite_has_no_accuracy():
         model.head.bias[0] = torch.nan
     points: list[ExampleResult] = []
     report = verify(model, data, EPS, attack=PGD(steps=1), method="ibp", on_examples=points.extend)
-    assert (report.certified_accuracy, report.pgd_accuracy, report.natural_accuracy) == (0, 0, 0)
+    assert (report.certified_accuracy, report.attacked_accuracy, report.natural_accuracy) == (0, 0, 0)
     assert {point.margin for point in points} == {None}
 
 
@@ -199,7 +199,7 @@ def test_a_report_has_the_verdict_of_each_example_and_reads_as_a_sentence():
     assert "results" not in report.to_dict()
     text = repr(report)
     assert text.startswith("<Report: ")
-    for share in (report.natural_accuracy, report.pgd_accuracy, report.certified_accuracy):
+    for share in (report.natural_accuracy, report.attacked_accuracy, report.certified_accuracy):
         assert f"{100 * share:.2f}%" in text
 
 
@@ -209,7 +209,7 @@ def test_a_report_s_json_has_the_accuracies_beside_the_counts():
         "eps",
         "examples",
         "natural_accuracy",
-        "pgd_accuracy",
+        "attacked_accuracy",
         "certified_accuracy",
         "verified_error",
         "certified",
