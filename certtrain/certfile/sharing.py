@@ -25,7 +25,7 @@ from certtrain.verification.shares import Receive
 
 LOOK_AFTER = 0.1  # seconds between two looks at the store
 REST = 0.02  # seconds between two looks while there is nothing else to do
-PATIENCE = 5.0  # seconds that rank 0 waits for the results of others when it is stopped
+PATIENCE = 3.0  # seconds that rank 0 waits for the results of others when it is stopped
 PARTS_LEFT = 2  # a part is this share of what is left for each process
 
 
@@ -114,7 +114,7 @@ class Shared:
             self._post({"finished": self.rounds})
             return []
         stopped_at: float | None = None
-        while len(self.finished | self.ended()) < self.size - 1:
+        while self._lost() and len(self.finished | self.ended()) < self.size - 1:
             self._collect()
             if stop():
                 self.store.set("stop", "1")
@@ -123,8 +123,15 @@ class Shared:
                     break
             time.sleep(REST)
         self._collect()
-        lost = [number for part in self.handed for number in part if number not in self.reported]
-        return [] if stopped_at else lost
+        return [] if stopped_at else self._lost()
+
+    def _lost(self) -> list[int]:
+        """The examples of this round that were handed out and are not done, as far as rank 0 knows.
+
+        Without any there is nothing to wait for: a process that has still to start, or to see the end of the round,
+        holds none.
+        """
+        return [number for part in self.handed for number in part if number not in self.reported]
 
     def stopped(self) -> bool:
         """As `Shares`; on rank 0 it takes the results that others have sent."""

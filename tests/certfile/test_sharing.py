@@ -1,5 +1,6 @@
 """Examples handed out among processes: every one exactly once, and nothing lost but what an ended process held."""
 
+import itertools
 import json
 import threading
 import time
@@ -168,9 +169,36 @@ def test_a_stop_reaches_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> 
     first, other = shared(store, 0, data), shared(store, 1, data)
     first.begin([0, 1], {}, lambda results: None)
     assert not other.stopped()
-    assert first.end(lambda: True) == []
+    next(other.parts(other.begin([], {}, lambda results: None), 1))
+    assert list(first.parts([0, 1], 1)) == [[1]]
+    assert first.end(lambda: True) == [], "the other one still holds an example, but rank 0 was stopped"
     assert other.stopped()
     assert other.begin([], {}, lambda results: None) == []
+
+
+def test_rank_0_does_not_wait_for_a_process_that_holds_no_example() -> None:
+    store, data = dist.HashStore(), images(4)  # type: ignore[attr-defined]
+    first, other = shared(store, 0, data), shared(store, 1, data)
+    first.begin([0, 1, 2, 3], {}, lambda results: None)
+    assert other.begin([], {}, lambda results: None) == [0, 1, 2, 3]
+    taken = other.parts([0, 1, 2, 3], 1)
+    assert next(taken) == [0]
+    assert list(first.parts([0, 1, 2, 3], 1)) == [[1], [2], [3]]
+    assert first.end(_on_call(3, lambda: next(taken, None))) == []
+
+
+def _on_call(number: int, act: Callable[[], object]) -> Callable[[], bool]:
+    """What never asks for a stop, but acts when it is called for the `number`th time, and fails soon after."""
+    calls = itertools.count(1)
+
+    def stop() -> bool:
+        call = next(calls)
+        assert call <= number + 1, "it still waits"
+        if call == number:
+            act()
+        return False
+
+    return stop
 
 
 def test_messages_are_plain_json(tiny: tuple[Classifier, ImageSet, Report]) -> None:
