@@ -43,7 +43,8 @@ def handed_out(examples: int, size: int, ranks: int) -> list[range]:
 class Shared:
     """The share of one of `size` processes in a verification of `images`. Rank 0 keeps the results.
 
-    store: of torch.distributed, which all processes reach. ended: the ranks of which rank 0 knows that they ended.
+    store: of torch.distributed, which all processes reach. ended: the ranks that rank 0 need not wait for, since they
+        ended or seem to have ended. What one of them sends after its round is over is ignored.
     """
 
     store: Any
@@ -57,6 +58,7 @@ class Shared:
     waiting: list[int] = field(default_factory=list, init=False)  # of these, those that are not here yet
     finished: set[int] = field(default_factory=set, init=False)  # ranks that finished this round
     reported: set[int] = field(default_factory=set, init=False)  # examples of this round that others took
+    over: bool = field(default=True, init=False)  # whether rank 0 takes no more results of this round
     handed: list[list[int]] = field(default_factory=list, init=False)
     receive: Receive = field(default=lambda results: None, init=False)
     last_look: float = field(default=0.0, init=False)
@@ -80,7 +82,7 @@ class Shared:
     def begin(self, examples: list[int], known: dict[int, ExampleResult], receive: Receive) -> list[int]:
         """As `Shares`."""
         self.rounds, self.receive = self.rounds + 1, receive
-        self.finished, self.reported = set(), set()
+        self.finished, self.reported, self.over = set(), set(), False
         key = f"round/{self.rounds}"
         if self.rank == 0:
             records = [self._record(known[number]) for number in examples if number in known]
@@ -123,6 +125,7 @@ class Shared:
                     break
             time.sleep(REST)
         self._collect()
+        self.over = True
         return [] if stopped_at else self._lost()
 
     def _lost(self) -> list[int]:
@@ -176,11 +179,13 @@ class Shared:
     def _read(self, message: dict[str, Any]) -> None:
         if "error" in message:
             raise _error(*message["error"])
+        if self.over or message["round"] != self.rounds:
+            return
         if "records" in message:
             self.receive([self._result(record) for record in message["records"]])
-        elif "took" in message and message["round"] == self.rounds:
+        elif "took" in message:
             self.reported.update(self.handed[message["took"]] if self.handed else [])
-        elif "finished" in message and message["round"] == self.rounds:
+        elif "finished" in message:
             self.finished.add(message["rank"])
 
     def _has(self, key: str) -> bool:

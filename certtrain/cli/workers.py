@@ -46,9 +46,14 @@ class Ranks:
         """The share of a verification of `images`; None for a process alone."""
         if self.size == 1:
             return None
+        from certtrain.certfile.heartbeats import Heartbeats, start_beating
         from certtrain.certfile.sharing import Shared
 
-        self.shared = self.shared or Shared(self.store, self.rank, self.size, images, self.ended)
+        if self.shared is None:
+            if not self.leads:
+                start_beating(self.store, self.rank)
+            ended = self.ended if self.started else Heartbeats(self.store, self.size).silent
+            self.shared = Shared(self.store, self.rank, self.size, images, ended)
         return self.shared
 
     def ended(self) -> frozenset[int]:
