@@ -20,7 +20,7 @@ def show_radii(sweep: RadiusSweep) -> None:
     first, *_ = sweep.reports
     show_title(f"{first.dataset}, {first.split} set, {first.examples:,} examples, {first.method}, {first.arithmetic}")
     show_table(_table(sweep))
-    remark("implied: verdicts that follow from another radius, and were not computed again")
+    remark("implied: verdicts that follow from those at another radius")
     if unfinished := sum(report.unfinished for report in sweep.reports):
         say(f"time ran out: not every step ran to its end for {unfinished:,} of the open examples")
     say(
