@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 BEAT = 1.0  # seconds between two signs of life of a process
-SILENCE = 30.0  # seconds without one after which rank 0 waits for a process no longer
+GIVEN_UP_AFTER = 30.0  # seconds without one after which rank 0 waits for a process no longer
 
 
 class Heartbeats:
@@ -19,16 +19,16 @@ class Heartbeats:
         self.last_look = -BEAT
 
     def silent(self) -> frozenset[int]:
-        """The ranks of which there was no sign for `SILENCE` seconds of looking; one of them may be heard again."""
+        """The ranks without a sign for `GIVEN_UP_AFTER` seconds of looking; one of them may be heard again."""
         now = time.monotonic()
         if now - self.last_look >= BEAT:
-            if now - self.last_look > SILENCE / 2:  # nobody has looked meanwhile
+            if now - self.last_look > GIVEN_UP_AFTER / 2:  # nobody has looked meanwhile
                 self.heard = {rank: (count, now) for rank, (count, _) in self.heard.items()}
             self.last_look = now
             for rank, (before, _) in self.heard.items():
                 if (count := self.store.add(_key(rank), 0)) != before:
                     self.heard[rank] = count, now
-        return frozenset(rank for rank, (_, since) in self.heard.items() if now - since > SILENCE)
+        return frozenset(rank for rank, (_, since) in self.heard.items() if now - since > GIVEN_UP_AFTER)
 
 
 def start_beating(store: Any, rank: int) -> None:
