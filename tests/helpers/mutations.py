@@ -171,8 +171,8 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 def _change_json(found: Any, draw: random.Random) -> None:
     # nodes are a small part of the file, but most of what is read
-    nodes = found.get("graph_module", {}).get("graph", {}).get("nodes", []) if isinstance(found, dict) else []
-    places = _places(nodes if nodes and draw.random() < 0.7 else found)
+    places = [place for place in _places(found) if place[1] == "nodes"]
+    places = _places(places[0][0]["nodes"] if places and draw.random() < 0.7 else found)
     if not places:
         return
     container, key = draw.choice(places)
