@@ -116,7 +116,9 @@ def check_model_file(path: Path) -> None:
     if is_folder:
         raise ModelFileError(f"{path} is a folder; the model of a run is {path / 'model.safetensors'}")
     if not is_file:
-        raise ModelFileError(f"there is no model file {path}; `certtrain train` and `certtrain init` write one")
+        own = path.suffix in ("", ".safetensors")  # else a file of another program
+        who = "; `certtrain train` and `certtrain init` write one" if own else ""
+        raise ModelFileError(f"there is no model file {path}{who}")
 
 
 def check_certificate_file(path: Path) -> None:

@@ -3,7 +3,7 @@
 from certtrain.certfile.checking import Checked, check, check_model
 from certtrain.certfile.lines import Header, Record, Seal, differences
 from certtrain.certfile.reading import Contents, read_certificates, read_header
-from certtrain.certfile.writing import Writer, describe_task, locked_certificates
+from certtrain.certfile.writing import Writer, check_same_task, describe_task, locked_certificates
 
 __all__ = [
     "Checked",
@@ -14,6 +14,7 @@ __all__ = [
     "Writer",
     "check",
     "check_model",
+    "check_same_task",
     "describe_task",
     "differences",
     "locked_certificates",

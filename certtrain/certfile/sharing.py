@@ -25,7 +25,7 @@ from certtrain.verification.shares import Receive
 
 LOOK_AFTER = 0.1  # seconds between two looks at the store
 REST = 0.02  # seconds between two looks while there is nothing else to do
-PATIENCE = 5.0  # seconds that rank 0 waits for the results of others when it is stopped
+PATIENCE = 3.0  # seconds that rank 0 waits for the results of others when it is stopped
 PARTS_LEFT = 2  # a part is this share of what is left for each process
 
 
@@ -43,7 +43,8 @@ def handed_out(examples: int, size: int, ranks: int) -> list[range]:
 class Shared:
     """The share of one of `size` processes in a verification of `images`. Rank 0 keeps the results.
 
-    store: of torch.distributed, which all processes reach. ended: the ranks of which rank 0 knows that they ended.
+    store: of torch.distributed, which all processes reach. ended: the ranks that rank 0 need not wait for, since they
+        ended or seem to have ended. What one of them sends after its round is over is ignored.
     """
 
     store: Any
@@ -57,6 +58,7 @@ class Shared:
     waiting: list[int] = field(default_factory=list, init=False)  # of these, those that are not here yet
     finished: set[int] = field(default_factory=set, init=False)  # ranks that finished this round
     reported: set[int] = field(default_factory=set, init=False)  # examples of this round that others took
+    over: bool = field(default=True, init=False)  # whether rank 0 takes no more results of this round
     handed: list[list[int]] = field(default_factory=list, init=False)
     receive: Receive = field(default=lambda results: None, init=False)
     last_look: float = field(default=0.0, init=False)
@@ -80,7 +82,7 @@ class Shared:
     def begin(self, examples: list[int], known: dict[int, ExampleResult], receive: Receive) -> list[int]:
         """As `Shares`."""
         self.rounds, self.receive = self.rounds + 1, receive
-        self.finished, self.reported = set(), set()
+        self.finished, self.reported, self.over = set(), set(), False
         key = f"round/{self.rounds}"
         if self.rank == 0:
             records = [self._record(known[number]) for number in examples if number in known]
@@ -114,7 +116,7 @@ class Shared:
             self._post({"finished": self.rounds})
             return []
         stopped_at: float | None = None
-        while len(self.finished | self.ended()) < self.size - 1:
+        while self._lost() and len(self.finished | self.ended()) < self.size - 1:
             self._collect()
             if stop():
                 self.store.set("stop", "1")
@@ -123,8 +125,16 @@ class Shared:
                     break
             time.sleep(REST)
         self._collect()
-        lost = [number for part in self.handed for number in part if number not in self.reported]
-        return [] if stopped_at else lost
+        self.over = True
+        return [] if stopped_at else self._lost()
+
+    def _lost(self) -> list[int]:
+        """The examples of this round that were handed out and are not done, as far as rank 0 knows.
+
+        Without any there is nothing to wait for: a process that has still to start, or to see the end of the round,
+        holds none.
+        """
+        return [number for part in self.handed for number in part if number not in self.reported]
 
     def stopped(self) -> bool:
         """As `Shares`; on rank 0 it takes the results that others have sent."""
@@ -169,11 +179,13 @@ class Shared:
     def _read(self, message: dict[str, Any]) -> None:
         if "error" in message:
             raise _error(*message["error"])
+        if self.over or message["round"] != self.rounds:
+            return
         if "records" in message:
             self.receive([self._result(record) for record in message["records"]])
-        elif "took" in message and message["round"] == self.rounds:
+        elif "took" in message:
             self.reported.update(self.handed[message["took"]] if self.handed else [])
-        elif "finished" in message and message["round"] == self.rounds:
+        elif "finished" in message:
             self.finished.add(message["rank"])
 
     def _has(self, key: str) -> bool:

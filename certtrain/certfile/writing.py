@@ -114,6 +114,15 @@ def locked_certificates(path: Path) -> Iterator[None]:
         yield
 
 
+def check_same_task(path: Path, recorded: Header, wanted: Header) -> None:
+    """Raise CertificateError if the header of the file `path` differs from the one that is wanted."""
+    if other := differences(recorded, wanted):
+        raise CertificateError(
+            f"{path} was written for another task: {'; '.join(other)}. To continue it, give the options that it "
+            "was written with; otherwise give another name, or --force to replace it"
+        )
+
+
 class Writer:
     """Writes a certificate file, batch by batch. `results` are those in the file, by number."""
 
@@ -131,11 +140,7 @@ class Writer:
         Raises CertificateError if it is damaged or has another header, and StorageError.
         """
         contents = read_certificates(path, images.input_shape)
-        if other := differences(contents.header, header):
-            raise CertificateError(
-                f"{path} was written for another task: {'; '.join(other)}. To continue it, give the options that it "
-                "was written with; otherwise give another name, or --force to replace it"
-            )
+        check_same_task(path, contents.header, header)
         self = cls.__new__(cls)
         self.path, self.images, self.digest = path, images, contents.digest.copy()
         self.results = {result.index: result for result in contents.results(images.input_shape)}

@@ -1,9 +1,12 @@
 """Stopping a command from outside: after some time, or by Ctrl-C."""
 
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 
@@ -12,6 +15,12 @@ def _say_stopping() -> None:
     from certtrain import render
 
     render.say_stopping()
+
+
+def how_to_continue(out: Path | None) -> str:
+    """How a verification goes on whose certificates are in `out`, if it was given."""
+    again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
+    return "without --out FILE no results are kept" if out is None else f"continue with: {again}"
 
 
 class Stopper:

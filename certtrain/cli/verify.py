@@ -1,7 +1,5 @@
 """certtrain verify: natural accuracy, accuracy under attack and certified accuracy over a data set."""
 
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,9 +38,9 @@ from certtrain.cli.options import (
     wrong_usage,
 )
 from certtrain.cli.pictures import TakenPictures, show_pictures
-from certtrain.cli.radii import Radii, verify_at_radii
+from certtrain.cli.radii import Radii, file_at, verify_at_radii
 from certtrain.cli.sheets import PicturesFolder, by_class, check_pictures, write_pictures
-from certtrain.cli.stopping import Stopper
+from certtrain.cli.stopping import Stopper, how_to_continue
 from certtrain.cli.workers import Ranks, ranks_of
 from certtrain.runtime.deadline import DEFAULT_TIMEOUT
 from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
@@ -93,6 +91,12 @@ class CertificateOptions:
     def several(self) -> bool:
         """Whether there are several radii."""
         return self.eps is not None and len(self.eps) > 1
+
+    def files(self, out: Path | None) -> list[Path]:
+        """The certificate files for --out: one for each radius."""
+        if out is None:
+            return []
+        return [file_at(out, eps) for eps in self.eps] if self.several else [out]
 
     def check_one_radius(self, option: str) -> None:
         """Raise BadParameter if there are several radii, with an option that is about one."""
@@ -238,7 +242,11 @@ class CertificateOutput:
 
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the certificates to this file, or continue it if it exists."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the certificates to this file, or continue it if it exists. Several radii have a file each, "
+            "such as c-8_255.jsonl for c.jsonl.",
+        ),
     ] = None
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With several radii, write a page with the curves to this file.")
@@ -322,13 +330,11 @@ def _verify(
         show_pictures(saved, file, taken, options, as_json=output.as_json)
         return
     images = open_split(saved, data.split, data_folder(data.data_dir, file), data.limit)
+    task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output, ranks)
     if certificates.several:
-        options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
-        del options["eps"]
-        verify_at_radii(saved, file, images, certificates.eps, options, html=output.html, as_json=output.as_json)
+        _at_radii(task, certificates.eps, limits)
         return
     ranks.ready()
-    task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output, ranks)
     report = _verified(task, limits)
     if not ranks.leads:
         return
@@ -340,17 +346,32 @@ def _verify(
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
+def _at_radii(task: "_Task", radii: tuple[float, ...], limits: LimitOptions) -> None:
+    for eps in radii:  # now, not after hours at another radius
+        task.at(eps).check_earlier_file()
+    verify_at_radii(
+        task.model,
+        task.file,
+        task.images,
+        radii,
+        {name: value for name, value in task.arguments.items() if name != "eps"}
+        | {"attack": task.attack, "limits": limits.limits()},
+        out=task.output.out,
+        writer=lambda eps: task.at(eps).writer(),
+        html=task.output.html,
+        as_json=task.output.as_json,
+    )
+
+
 def _check_output(certificates: CertificateOptions, pictures: PictureOptions, output: CertificateOutput) -> None:
     """Raise BadParameter or StorageError for what cannot be written."""
-    if output.out is not None:
-        certificates.check_one_radius("--out")
     if output.sheets is not None:
         certificates.check_one_radius("--pictures")
     if pictures.image is not None:
         certificates.check_one_radius("--image")
     if output.html is not None and not certificates.several:
         raise typer.BadParameter("it is for several radii, as in --eps 0.1,0.2", param_hint="--html")
-    check_targets(True, output.out)
+    check_targets(True, *certificates.files(output.out))
     check_targets(output.force, output.html)
     check_pictures(output.sheets, output.force)
 
@@ -382,6 +403,19 @@ class _Task:
         new = self.output.force or not self.output.out.exists()
         with locked_certificates(self.output.out):
             yield (Writer if new else Writer.resume)(self.output.out, header, self.images)
+
+    def at(self, eps: float) -> "_Task":
+        """The same at one of several radii, whose certificates have a file of their own."""
+        out = None if self.output.out is None else file_at(self.output.out, eps)
+        return replace(self, arguments=self.arguments | {"eps": eps}, output=replace(self.output, out=out))
+
+    def check_earlier_file(self) -> None:
+        """Raise CertificateError if --out names a file that does not continue."""
+        from certtrain.certfile import check_same_task, read_header
+
+        out = self.output.out
+        if out is not None and out.exists() and not self.output.force:
+            check_same_task(out, read_header(out), self.header())
 
     def header(self) -> "Header":
         """The header of its certificates. Raises DataError."""
@@ -471,9 +505,7 @@ def _say_stopped(report: "Report", out: Path | None) -> None:
 
     examples = report.examples + report.unreached
     left = report.open + report.unreached
-    again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
-    kept = "without --out FILE no results are kept" if out is None else f"continue with: {again}"
-    render.note(f"stopped with {examples - left:,} of {examples:,} examples decided; {kept}")
+    render.note(f"stopped with {examples - left:,} of {examples:,} examples decided; {how_to_continue(out)}")
 
 
 def _show(report: "Report", task: _Task) -> None:

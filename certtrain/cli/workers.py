@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+from certtrain.cli.exit_codes import ExitCode
 from certtrain.errors import CerttrainError, DeviceError, RunError
 from certtrain.runtime.threads import use_threads
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 CONNECT = timedelta(minutes=5)  # within which all processes must have started
 CONNECT_HERE = timedelta(seconds=10)  # the same for a process that rank 0 has started itself
-LEAVE = 10.0  # seconds in which the other processes must end, once rank 0 has
+LEAVE = 1.0  # seconds in which the other processes must end by themselves, once rank 0 has all results
 READY = "certtrain is ready"  # which rank 0 says once it has loaded the data, so that no other downloads them too
 
 
@@ -44,9 +46,14 @@ class Ranks:
         """The share of a verification of `images`; None for a process alone."""
         if self.size == 1:
             return None
+        from certtrain.certfile.heartbeats import Heartbeats, start_beating
         from certtrain.certfile.sharing import Shared
 
-        self.shared = self.shared or Shared(self.store, self.rank, self.size, images, self.ended)
+        if self.shared is None:
+            if not self.leads:
+                start_beating(self.store, self.rank)
+            ended = self.ended if self.started else Heartbeats(self.store, self.size).silent
+            self.shared = Shared(self.store, self.rank, self.size, images, ended)
         return self.shared
 
     def ended(self) -> frozenset[int]:
@@ -135,10 +142,22 @@ def _work(words: list[str], environment: dict[str, str]) -> None:
     """What a started process does: the same command, as one of the ranks."""
     from certtrain.cli import main
 
+    threading.Thread(target=_end_with_rank_0, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the verification begins; rank 0 stops all of them
     os.environ.update(environment)
     sys.argv = list(_without_workers(words))
     main()
+
+
+def _end_with_rank_0() -> None:
+    """End this process when rank 0 ends, also if it was killed; nobody would read results any more.
+
+    The store would tell much later: its client tries to connect again for a long time.
+    """
+    rank_0 = multiprocessing.parent_process()
+    assert rank_0 is not None
+    rank_0.join()
+    os._exit(ExitCode.ERROR)
 
 
 def _without_workers(words: list[str]) -> Iterator[str]:

@@ -27,6 +27,7 @@ from certtrain.network.saving import (
 from certtrain.network.source import make_network_from
 from certtrain.spec.choices import Layout
 from certtrain.spec.epsilon import parse_eps
+from certtrain.spec.messages import readable
 from certtrain.spec.preset import explain
 from certtrain.spec.shapes import ImageShape, Shape
 from certtrain.storage import check_model_file
@@ -153,8 +154,8 @@ def _check_arithmetic(path: Path, combined: Sequence[str], dtypes: set[torch.dty
         raise UnsupportedLayer(f"{path} computes in float64, but images come in float32; export it in float32")
     if combined:
         raise UnsupportedLayer(
-            f"{path}: at node {combined[0]!r} operators with constants are combined. One by one, they round more than "
-            "certificates add. `certtrain decide` reads such a network, in real arithmetic"
+            f"{path}: at node {readable(combined[0])!r} operators with constants are combined. One by one, they "
+            "round more than certificates add. `certtrain decide` reads such a network, in real arithmetic"
         )
 
 

@@ -29,6 +29,7 @@ from certtrain.network.graphs import GraphNetwork, build_graph
 from certtrain.network.modelfile import read_model
 from certtrain.spec.layer_section import LayerSection
 from certtrain.spec.layers import NETWORK_INPUT, SECTIONS, Graph
+from certtrain.spec.messages import readable
 from certtrain.spec.preset import explain
 from certtrain.spec.shapes import MOST_VALUES, SHAPE_RULES, Shape
 
@@ -62,7 +63,7 @@ def read_onnx(path: Path) -> Imported:
     try:
         return _read(proto)
     except CerttrainError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {readable(str(error))}") from error
 
 
 def open_network(path: Path) -> tuple[nn.Module, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from typing import Any
 from certtrain.errors import ModelFileError
 from certtrain.interchange.onnxvalues import optional_module
 from certtrain.interchange.packed import is_packed, read_whole
+from certtrain.spec.messages import readable
 from certtrain.spec.shapes import MOST_VALUES
 
 MOST_FILE_BYTES = 2**31 - 1  # the limit of protobuf
@@ -47,7 +48,7 @@ def _bytes(path: Path) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> ModelFileError:
     first = str(error).strip().partition("\n")[0]
-    return ModelFileError(f"{path} is not a complete ONNX file: {first}")
+    return ModelFileError(f"{path} is not a complete ONNX file: {readable(first)}")
 
 
 # --- tensors in other files ------------------------------------------------------------------------------
@@ -62,7 +63,9 @@ def _attach(graph: Any, path: Path) -> int:
             data = _external(tensor, path.parent, left)
         except (OSError, ValueError) as error:
             what = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ModelFileError(f"{path} keeps the tensor {tensor.name!r} in another file: {what}") from error
+            raise ModelFileError(
+                f"{path} keeps the tensor {readable(tensor.name)!r} in another file: {readable(str(what))}"
+            ) from error
         left -= len(data)
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")

@@ -13,6 +13,7 @@ from certtrain.interchange.onnxvalues import optional_module
 from certtrain.interchange.packed import is_packed, read_whole
 from certtrain.network.modelfile import Classifier
 from certtrain.network.reading import ORDERS, ForeignMetadata
+from certtrain.spec.messages import readable
 
 RANDOM_INPUTS = 4
 OUTPUTS_RELATIVE, OUTPUTS_ABSOLUTE = 1e-4, 1e-5  # rounding alone makes outputs differ
@@ -22,7 +23,7 @@ OUTPUTS_RELATIVE, OUTPUTS_ABSOLUTE = 1e-4, 1e-5  # rounding alone makes outputs 
 def check_runs_as_read(path: Path, model: Classifier) -> None:
     """Raise SoundnessError unless ONNX Runtime computes from that file what the model does, on random images.
 
-    Raises UnsupportedLayer if ONNX Runtime cannot run the file, and MissingExtra.
+    Raises UnsupportedLayer if ONNX Runtime cannot run the file or gives no finite numbers, and MissingExtra.
     """
     metadata = model.metadata
     assert isinstance(metadata, ForeignMetadata)
@@ -30,6 +31,8 @@ def check_runs_as_read(path: Path, model: Classifier) -> None:
     expected, found = model(x), _outputs(path, model, x)
     if found.shape != expected.shape:
         raise SoundnessError(f"{path} gives outputs of shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+    if not bool(found.isfinite().all()):
+        raise UnsupportedLayer(f"{path} gives NaN or infinity for images: its numbers are too large")
     most = float((found - expected).abs().max())
     if not most <= OUTPUTS_ABSOLUTE + OUTPUTS_RELATIVE * float(expected.abs().max()):
         raise SoundnessError(
@@ -53,7 +56,7 @@ def _outputs(path: Path, model: Classifier, x: Tensor) -> Tensor:
         session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         return torch.stack([_run(session, image) for image in x.contiguous().numpy()])
     except Exception as error:  # ONNX Runtime's errors have no common base class
-        first = str(error).partition("\n")[0]
+        first = readable(str(error).partition("\n")[0])
         raise UnsupportedLayer(
             f"{path} was read, but ONNX Runtime, with which it is compared, cannot run it: {first}"
         ) from error

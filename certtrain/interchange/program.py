@@ -22,6 +22,7 @@ from certtrain.bounds.tracing import SHARING
 from certtrain.errors import DataError, ModelFileError, UnsupportedLayer
 from certtrain.interchange.programoperators import Call, Unread, Value, layers_of_call
 from certtrain.network.graphs import NetworkData, graph_of
+from certtrain.spec.messages import readable
 from certtrain.spec.shapes import MOST_VALUES, Shape
 
 SCHEMA = 8  # the major version of torch's description of programs
@@ -51,11 +52,11 @@ def read_program(path: Path) -> ExportedNetwork:
         with zipfile.ZipFile(path) as file:
             return _Reader(_Archive(path, file)).read()
     except (UnsupportedLayer, DataError) as error:
-        raise UnsupportedLayer(f"{path}: {error}") from error
+        raise UnsupportedLayer(f"{path}: {readable(str(error))}") from error
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise ModelFileError(f"{path} is not a complete file of torch.export.save: {error}") from error
     except DAMAGED as error:
-        what = f"{type(error).__name__}: {error}"[:300]
+        what = readable(f"{type(error).__name__}: {error}")[:300]
         raise ModelFileError(f"{path} is not a program of torch.export.save, or is damaged: {what}") from error
 
 
@@ -86,8 +87,8 @@ class _Archive:
             raise UnsupportedLayer(f"the tensor {name!r} is not float32; convert the network: network.float()")
         sizes, strides = (tuple(map(_whole, about[part])) for part in ("sizes", "strides"))
         offset = _whole(about["storage_offset"])
-        if prod(sizes) > MOST_VALUES or len(sizes) > 8:
-            raise ValueError(f"{name} has the shape {sizes}")
+        if prod(sizes) > MOST_VALUES or len(sizes) > 8 or len(sizes) != len(strides):
+            raise ValueError(f"{name} has the shape {sizes} with strides {strides}")
         storage = torch.frombuffer(
             bytearray(self._weights(kind, entry["path_name"])), dtype=TENSOR_TYPES[about["dtype"]]
         )

@@ -1,5 +1,6 @@
 """Files of plain weights, read without running anything in them."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from certtrain.errors import ModelFileError
 from certtrain.interchange.packed import ending
 from certtrain.network.modelfile import check_header
+from certtrain.spec.messages import readable
 from certtrain.storage import check_model_file
 
 GROUPS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights in a checkpoint
@@ -30,12 +32,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's errors for damaged files have no other common base
-        first = str(error).partition("\n")[0]
         raise ModelFileError(
-            f"{path} is damaged, or holds more than tensors, and nothing of it was run: {first} "
+            f"{path} is damaged, or holds more than tensors, and nothing of it was run{_wanted(error)}. "
             "Save the weights alone: torch.save(network.state_dict(), file)"
         ) from error
     return _tensors(path, found)
+
+
+def _wanted(error: Exception) -> str:
+    """What the file would have run, if torch names it; the rest of torch's words is advice to run it."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"; it asks for {readable(found[1])!r}" if found else ""
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ def show_radii(sweep: RadiusSweep) -> None:
         f"{first.dataset}, {first.split} set, {count_of(first.examples, 'example')}, {first.method}, {first.arithmetic}"
     )
     show_table(_table(sweep))
-    remark("implied: verdicts that follow from another radius, and were not computed again")
+    remark("implied: verdicts that follow from those at another radius")
     if unfinished := sum(report.unfinished for report in sweep.reports):
         say(f"time ran out: not every step ran to its end for {unfinished:,} of the open examples")
     say(

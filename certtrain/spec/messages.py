@@ -1,6 +1,7 @@
 """What is wrong with a value that pydantic refuses, in certtrain's words and with the value."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,11 +10,13 @@ from pydantic_core import ErrorDetails
 SEPARATOR = "', '"  # between the names that pydantic lists
 _OWN = "Value error, "  # what pydantic puts before a message of certtrain's own
 LONGEST_SHOWN = 40  # characters of a value that is shown
+LONGEST_WORD, LONGEST_TEXT = 80, 1500  # characters of what a file's text may add to a message
 
 # A text of a certain form, by its regular expression.
 _PATTERNS = {
     r"^[\w.-]+$": "letters, digits, dots, dashes and underscores",
     r"(?s)^.+\.py:[^\W\d]\w*$": "a file and a name in it, like mine.py:Mine",
+    r"^\w+(\.\w+){0,7}$": "a name of letters, digits and underscores, of up to eight parts between dots",
     "^[0-9a-f]{64}$": "a hash of 64 hexadecimal digits",
 }
 _SAY: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -68,8 +71,21 @@ def _characters(count: int) -> str:
 
 def shown(value: Any) -> str:
     """A value as text, shortened if it is long."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
+    return _cut(repr(value), LONGEST_SHOWN)
+
+
+def readable(text: str) -> str:
+    """A message in which there may be text from a file that nobody here wrote, cut where it is long.
+
+    Characters that control a terminal are written as Python writes them.
+    """
+    plain = "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+    words = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: _cut(found[0], LONGEST_WORD), plain)
+    return _cut(words, LONGEST_TEXT)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

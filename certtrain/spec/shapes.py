@@ -1,6 +1,6 @@
 """The shape of each layer's result for one image, computed from the layer's fields alone; without torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -54,7 +54,7 @@ def _conv2d(layer: layers.Conv2dSection, given: Shape) -> Shape:
         return (layer.out_channels, *given[1:])
     named: Any = layer.padding  # in torch's own layers it may be "valid" too
     padding = (0, 0) if named == "valid" else named
-    sides = zip(given[1:], layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
+    sides = _sides(given[1:], layer.kernel_size, layer.stride, padding, layer.dilation)
     return (layer.out_channels, *(_windows(*side) for side in sides))
 
 
@@ -86,15 +86,15 @@ def _pool(layer: layers.MaxPool2dSection | layers.AvgPool2dSection, dilation: Sh
     _check(len(given) == 3, "it takes images")
     kernel, padding = pair(layer.kernel_size), pair(layer.padding)
     stride = pair(layer.stride or layer.kernel_size)
-    halves = zip(padding, kernel, strict=True)  # with dilation, torch allows more on some devices
+    halves = _sides(padding, kernel)  # with dilation, torch allows more on some devices
     _check(all(2 * zeros <= size for zeros, size in halves), "its padding is more than half of its window")
-    sides = zip(given[1:], kernel, stride, padding, dilation, strict=True)
+    sides = _sides(given[1:], kernel, stride, padding, dilation)
     return (given[0], *(_windows(*side, ceil=layer.ceil_mode) for side in sides))
 
 
 def _adaptive_avg_pool(layer: layers.AdaptiveAvgPool2dSection, given: Shape) -> Shape:
     _check(len(given) == 3, "it takes images")
-    return (given[0], *(size or side for size, side in zip(pair(layer.output_size), given[1:], strict=True)))
+    return (given[0], *(size or side for size, side in _sides(pair(layer.output_size), given[1:])))
 
 
 def _flatten(layer: layers.FlattenSection, given: Shape) -> Shape:
@@ -152,8 +152,16 @@ def _place(dim: int, given: Shape) -> int:
     return dim - 1
 
 
+def _sides(*parts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """The numbers of height and width, from pairs of them."""
+    _check(all(len(part) == 2 for part in parts), "its window, stride, padding or dilation is not two numbers")
+    return zip(*parts, strict=True)
+
+
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
     """The number of windows along one side; with `ceil` the last may reach beyond the end, but not begin there."""
+    _check(min(kernel, stride, dilation) >= 1, "its window, stride or dilation is not above zero")
+    _check(padding >= 0, "its padding is negative")
     reach = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (-(-reach // stride) if ceil else reach // stride) + 1
     if ceil and (count - 1) * stride >= size + padding:

@@ -7,18 +7,19 @@ The radii are taken in the order of a bisection, so that much follows.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from certtrain.attack import AttackSettings
 from certtrain.data import ImageSet
-from certtrain.errors import EpsilonError
+from certtrain.errors import EpsilonError, SoundnessError
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.deadline import never
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import DEFAULT_LIMITS, Limits, OnExamples
 from certtrain.verification.results import ExampleResult
-from certtrain.verification.verify import DEFAULT_ATTACK, Report, verify
+from certtrain.verification.verify import DEFAULT_ATTACK, Report, verify, with_results
 
 LEAST_BUDGET = 1e-3  # seconds; with less, a radius has no time for more than inference anyway
 
@@ -100,6 +101,23 @@ class RadiusSweep:
         ]
 
 
+class Records(Protocol):
+    """What keeps the results at one radius, such as the writer of a certificate file."""
+
+    results: dict[int, ExampleResult]
+
+    def add(self, results: Sequence[ExampleResult]) -> None:
+        """Keep new results."""
+
+    def seal(self) -> None:
+        """Called when every example has a result."""
+
+
+def not_recorded(eps: float) -> AbstractContextManager[None]:
+    """No records."""
+    return nullcontext()
+
+
 def verify_radii(
     model: Classifier,
     images: ImageSet,
@@ -110,29 +128,80 @@ def verify_radii(
     on_radius: Callable[[float, Sequence[ExampleResult]], None] = lambda eps, known: None,
     on_examples: OnExamples = lambda results: None,
     stop: Callable[[], bool] = never,
+    records: Callable[[float], AbstractContextManager[Records | None]] = not_recorded,
     **options: Any,
 ) -> RadiusSweep:
     """Verify at each of the radii; arguments and errors are those of `verify`, which verifies at one.
 
     No accuracy is looser than by `verify` at that radius alone: what follows from another radius is certified or
     falsified there too. `limits.timeout` is for an example at one radius, `limits.budget` for all radii. `on_radius`
-    is called before each radius, with the results that follow from others. Raises EpsilonError without radii.
+    is called before each radius, with the results that are known at it. Raises EpsilonError without radii.
+
+    `records` gives what keeps the results at a radius, and may have earlier ones. What is kept is then computed at its
+    own radius, so that it can be checked alone; only where that leaves an example open, a verdict from another radius
+    is taken over. Raises SoundnessError if two verdicts contradict each other.
     """
-    wanted, start, reports = sorted({parse_eps(eps) for eps in radii}), time.monotonic(), dict[float, RadiusResults]()
+    wanted, start, found = sorted({parse_eps(eps) for eps in radii}), time.monotonic(), dict[float, RadiusResults]()
     if not wanted:
         raise EpsilonError("there is no radius to verify at")
+
+    def at(eps: float, kept: Records | None) -> RadiusResults:
+        known = _known(found, eps) if kept is None else list(kept.results.values())
+        on_radius(eps, known)
+        given: dict[str, Any] = {"known": known, "on_examples": _also_kept(on_examples, kept), "stop": stop, **options}
+        report = verify(model, images, eps, attack=attack, limits=_left(limits, start), **given)
+        return RadiusResults(report, len(known) if kept is None else 0)
+
+    recorded = False
     for place in bisection_order(len(wanted)):
         if stop():
             break
         eps = wanted[place]
-        known = implied_results({at: radius.report.results for at, radius in reports.items()}, eps)
-        on_radius(eps, known)
-        given: dict[str, Any] = {"known": known, "on_examples": on_examples, "stop": stop, **options}
-        report = verify(model, images, eps, attack=attack, limits=_left(limits, start), **given)
-        if not report.interrupted:
-            reports[eps] = RadiusResults(report, len(known))
-    missing = tuple(eps for eps in wanted if eps not in reports)
-    return RadiusSweep(tuple(reports[eps] for eps in wanted if eps in reports), missing, time.monotonic() - start)
+        with records(eps) as kept:
+            result, recorded = at(eps, kept), kept is not None
+            if not result.report.interrupted:
+                found[eps] = result
+                if kept is not None:
+                    kept.seal()
+    if recorded:
+        found = _taken_over(found)
+    missing = tuple(eps for eps in wanted if eps not in found)
+    return RadiusSweep(tuple(found[eps] for eps in wanted if eps in found), missing, time.monotonic() - start)
+
+
+def _known(found: Mapping[float, RadiusResults], eps: float) -> list[ExampleResult]:
+    return implied_results({at: radius.report.results for at, radius in found.items()}, eps)
+
+
+def _also_kept(on_examples: OnExamples, kept: Records | None) -> OnExamples:
+    if kept is None:
+        return on_examples
+
+    def both(results: list[ExampleResult]) -> None:
+        kept.add(results)
+        on_examples(results)
+
+    return both
+
+
+def _taken_over(found: Mapping[float, RadiusResults]) -> dict[float, RadiusResults]:
+    """The results at each radius, of which none depends on another, with the verdicts that follow from others."""
+    return {eps: _with_implied(radius.report, _known(found, eps)) for eps, radius in found.items()}
+
+
+def _with_implied(report: Report, implied: Sequence[ExampleResult]) -> RadiusResults:
+    own, taken = {result.index: result for result in report.results}, 0
+    for result in implied:
+        here = own[result.index]
+        if {here.verdict, result.verdict} == {"certified", "falsified"}:
+            raise SoundnessError(
+                f"example {here.index} is {here.verdict} at ε = {report.eps}, and {result.verdict} by what was found "
+                "at another radius. A bound is wrong: do not trust this model's certificates."
+            )
+        if here.verdict == "open":
+            own[here.index] = replace(result, tried=here.tried)
+            taken += 1
+    return RadiusResults(with_results(report, tuple(own.values())), taken)
 
 
 def bisection_order(count: int) -> list[int]:

@@ -201,6 +201,13 @@ def verify(
     )
 
 
+def with_results(report: Report, results: Sequence[ExampleResult]) -> Report:
+    """The report with these results of its examples; its time and its task stay."""
+    steps = [stage.name for stage in report.stages]
+    counted = _summary(results, steps, report.examples + report.unreached, lambda: report.interrupted)
+    return replace(report, **counted)
+
+
 def _check(model: Classifier, images: ImageSet) -> None:
     _check_kinds(model, images)
     check_fit(model, images)

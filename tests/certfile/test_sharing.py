@@ -1,5 +1,6 @@
 """Examples handed out among processes: every one exactly once, and nothing lost but what an ended process held."""
 
+import itertools
 import json
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from certtrain.attack import PGD
-from certtrain.certfile import sharing
+from certtrain.certfile import heartbeats, sharing
 from certtrain.certfile.sharing import Shared, handed_out
 from certtrain.data import ImageSet
 from certtrain.errors import CerttrainError, RunError, SoundnessError
@@ -156,6 +157,7 @@ def test_a_result_about_another_image_is_refused(monkeypatch: pytest.MonkeyPatch
     data = images(4)
     first, other = shared(store, 0, data), shared(store, 1, replace(data, images=255 - data.images))
     first.begin([0], {}, lambda results: None)
+    other.begin([], {}, lambda results: None)
     other.send([ExampleResult(0, int(data.labels[0]), "open", None, tried={"ibp": 1.0})])
     with pytest.raises(RunError, match="another image"):
         first.stopped()
@@ -168,9 +170,86 @@ def test_a_stop_reaches_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> 
     first, other = shared(store, 0, data), shared(store, 1, data)
     first.begin([0, 1], {}, lambda results: None)
     assert not other.stopped()
-    assert first.end(lambda: True) == []
+    next(other.parts(other.begin([], {}, lambda results: None), 1))
+    assert list(first.parts([0, 1], 1)) == [[1]]
+    assert first.end(lambda: True) == [], "the other one still holds an example, but rank 0 was stopped"
     assert other.stopped()
     assert other.begin([], {}, lambda results: None) == []
+
+
+def test_rank_0_does_not_wait_for_a_process_that_holds_no_example() -> None:
+    store, data = dist.HashStore(), images(4)  # type: ignore[attr-defined]
+    first, other = shared(store, 0, data), shared(store, 1, data)
+    first.begin([0, 1, 2, 3], {}, lambda results: None)
+    assert other.begin([], {}, lambda results: None) == [0, 1, 2, 3]
+    taken = other.parts([0, 1, 2, 3], 1)
+    assert next(taken) == [0]
+    assert list(first.parts([0, 1, 2, 3], 1)) == [[1], [2], [3]]
+    assert first.end(_on_call(3, lambda: next(taken, None))) == []
+
+
+def _on_call(number: int, act: Callable[[], object]) -> Callable[[], bool]:
+    """What never asks for a stop, but acts when it is called for the `number`th time, and fails soon after."""
+    calls = itertools.count(1)
+
+    def stop() -> bool:
+        call = next(calls)
+        assert call <= number + 1, "it still waits"
+        if call == number:
+            act()
+        return False
+
+    return stop
+
+
+def test_what_a_process_given_up_sends_later_is_ignored(tiny: tuple[Classifier, ImageSet, Report]) -> None:
+    _, data, alone = tiny
+    kept: list[ExampleResult] = []
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    first, other = Shared(store, 0, 2, data, lambda: frozenset({1})), shared(store, 1, data)
+    first.begin([0, 1, 2, 3], {}, kept.extend)
+    taken = other.parts(other.begin([], {}, lambda results: None), 1)
+    next(taken)
+    assert list(first.parts([0, 1, 2, 3], 1)) == [[1], [2], [3]]
+    assert first.end(lambda: False) == [0], "rank 0 does the example of the one that was given up"
+    other.send([alone.results[0]])
+    first._collect()
+    first.begin([0], {}, kept.extend)
+    first._collect()
+    assert kept == [], "it would stand in the certificate file twice"
+
+
+def test_a_process_that_gives_no_sign_of_life_is_silent_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(heartbeats, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    beats = heartbeats.Heartbeats(store, 3)
+
+    def after(seconds: int, *alive: int) -> frozenset[int]:
+        found = beats.silent()
+        for _ in range(seconds):
+            clock[0] += 1.0
+            for rank in alive:
+                store.add(f"alive/{rank}", 1)
+            found = beats.silent()
+        return found
+
+    assert after(29, 1) == frozenset()
+    assert after(3, 1) == {2}
+    clock[0] += 300.0
+    assert beats.silent() == frozenset(), "rank 0 did not look, so the silence counts from now on"
+    assert after(32, 1, 2) == frozenset()
+    assert after(32, 2) == {1}
+
+
+def test_a_process_gives_signs_of_life_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "BEAT", 0.001)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    heartbeats.start_beating(store, 1)
+    end = time.monotonic() + 30
+    while store.add("alive/1", 0) < 3 and time.monotonic() < end:
+        sum(range(10_000))
+    assert store.add("alive/1", 0) >= 3
 
 
 def test_messages_are_plain_json(tiny: tuple[Classifier, ImageSet, Report]) -> None:

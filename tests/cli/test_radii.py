@@ -40,7 +40,6 @@ def test_each_image_has_its_radius_in_json(run: Run, model: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--eps", "0.1,0.2", "--out", "c.jsonl"], "it takes one radius; --eps has several"),
         (["--eps", "0.1,0.2", "--image", "seven.png"], "it takes one radius; --eps has several"),
         (["--eps", "0.1..0.2"], "needs its number of radii"),
     ],
@@ -49,6 +48,55 @@ def test_what_does_not_fit_is_refused(run: Run, model: Path, words: list[str], m
     refused = run("verify", str(model), *words)
     assert refused.code == 2
     assert message in " ".join(refused.err.replace("│", " ").split())
+
+
+SWEEP = ("--eps", "2/255,0.05,0.08", "--limit", "40", "--method", "auto", "--timeout", "none", "--out", "c.jsonl")
+FILES = ("c-2_255.jsonl", "c-0.05.jsonl", "c-0.08.jsonl")
+
+
+def test_each_radius_has_the_certificate_file_that_it_has_alone(run: Run, model: Path, tmp_path: Path) -> None:
+    done = run("verify", model, *SWEEP)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == sorted(FILES)
+    assert all(f"wrote {name}" in done.out for name in FILES)
+    alone = run("verify", model, "--eps", "0.05", *SWEEP[2:-1], "alone.jsonl")
+    assert alone.code == 0, alone.err
+    assert verdicts(tmp_path / FILES[1]) == verdicts(tmp_path / "alone.jsonl")
+    for name in FILES:
+        checked = run("check", name, model)
+        assert checked.code == 0, checked.err
+
+
+def test_several_radii_go_on_where_they_were_stopped(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.loads(run("verify", model, *SWEEP, "--json").out)
+    sealed = {name: (tmp_path / name).read_bytes() for name in FILES}
+    (tmp_path / FILES[0]).unlink()
+    lines = sealed[FILES[2]].splitlines(keepends=True)
+    (tmp_path / FILES[2]).write_bytes(b"".join(lines[:20]) + lines[20][:9])
+    monkeypatch.setattr("sys.argv", ["certtrain", "verify"])
+    done = run("verify", model, *SWEEP, "--json")
+    assert done.code == 0, done.err
+    again = json.loads(done.out)
+    assert again["certified_radius"] == whole["certified_radius"]
+    assert again["out"] == list(FILES)
+    assert (tmp_path / FILES[1]).read_bytes() == sealed[FILES[1]], "nothing of it was computed again"
+    assert (tmp_path / FILES[2]).read_bytes().startswith(b"".join(lines[:20]))
+    assert [run("check", name, model).code for name in FILES] == [0, 0, 0]
+
+
+def test_a_file_of_another_task_is_refused_before_any_radius(run: Run, model: Path, tmp_path: Path) -> None:
+    assert run("verify", model, "--eps", "0.08", "--limit", "5", "--out", FILES[2]).code == 0
+    done = run("verify", model, *SWEEP)
+    assert (done.code, "c-0.08.jsonl was written for another task" in done.err) == (1, True)
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == [FILES[2]]
+    assert run("verify", model, *SWEEP, "--force").code == 0
+
+
+def verdicts(path: Path) -> dict[int, tuple[str, str | None]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["index"]: (line["verdict"], line["method"]) for line in lines if line["kind"] == "point"}
 
 
 def test_an_interrupt_names_the_missing_radii(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

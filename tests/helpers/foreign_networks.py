@@ -1,6 +1,10 @@
 """A small network of the digits as other programs keep it: ONNX, torch.export, a state dict, and its module's code."""
 
+import json
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,3 +65,26 @@ def save_program(network: nn.Module, path: Path, shape: tuple[int, ...] = (1, 8,
     dynamic = None if batch == 1 else ({0: torch.export.Dim("batch")},)
     torch.export.save(torch.export.export(network, (x,), dynamic_shapes=dynamic), path)
     return path
+
+
+def changed_program(path: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
+    """The archive of a program with each entry changed; one that becomes None is left out."""
+    other = path.with_name("other.pt2")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w") as target:
+        for name in source.namelist():
+            if (data := change(name, source.read(name))) is not None:
+                target.writestr(name, data)
+    return other
+
+
+def in_json(change: Callable[[Any], None], ending: str = "models/model.json") -> Callable[[str, bytes], bytes]:
+    """The change of an entry with that ending, whose JSON `change` changes."""
+
+    def changed(name: str, data: bytes) -> bytes:
+        if not name.endswith(ending):
+            return data
+        found = json.loads(data)
+        change(found)
+        return json.dumps(found).encode()
+
+    return changed

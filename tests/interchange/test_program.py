@@ -1,6 +1,5 @@
 """Programs of torch.export: read as what they compute, and refused where something is not known."""
 
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from certtrain.bounds.supported import checked_graph
 from certtrain.errors import ModelFileError, UnsupportedLayer
 from certtrain.interchange.program import read_program
 from certtrain.network.graphs import GraphNetwork
-from helpers.foreign_networks import save_program
+from helpers.foreign_networks import changed_program, in_json, save_program
 
 
 class Written(nn.Module):
@@ -132,16 +131,6 @@ def test_a_network_in_training_mode_is_refused(tmp_path: Path) -> None:
 # --- hostile files ---------------------------------------------------------------------------------------
 
 
-def _changed(path: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
-    """The archive with each entry changed; one that becomes None is left out."""
-    other = path.with_name("other.pt2")
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w") as target:
-        for name in source.namelist():
-            if (data := change(name, source.read(name))) is not None:
-                target.writestr(name, data)
-    return other
-
-
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("program")
@@ -160,26 +149,15 @@ def test_pickles_in_the_archive_are_never_loaded(good: Path, tmp_path: Path) -> 
     touched = tmp_path / "touched"
     torch.save(_Payload(touched), tmp_path / "payload.pt")
     payload = (tmp_path / "payload.pt").read_bytes()
-    path = _changed(good, lambda name, data: payload if name.endswith("sample_inputs/model.pt") else data)
+    path = changed_program(good, lambda name, data: payload if name.endswith("sample_inputs/model.pt") else data)
     assert read_program(path).outputs == 3
-    pickled = _changed(good, lambda name, data: payload if "/weight_" in name else data)
+    pickled = changed_program(good, lambda name, data: payload if "/weight_" in name else data)
     with pytest.raises((ModelFileError, UnsupportedLayer)):
         read_program(pickled)
-    said = _changed(good, lambda name, data: data.replace(b'"use_pickle": false', b'"use_pickle": true'))
+    said = changed_program(good, lambda name, data: data.replace(b'"use_pickle": false', b'"use_pickle": true'))
     with pytest.raises(UnsupportedLayer, match="pickled"):
         read_program(said)
     assert not touched.exists()
-
-
-def _in_json(change: Callable[[Any], None], ending: str = "models/model.json") -> Callable[[str, bytes], bytes]:
-    def changed(name: str, data: bytes) -> bytes:
-        if not name.endswith(ending):
-            return data
-        found = json.loads(data)
-        change(found)
-        return json.dumps(found).encode()
-
-    return changed
 
 
 def _expression(program: Any) -> None:
@@ -190,7 +168,7 @@ def _expression(program: Any) -> None:
 
 
 def _weights(change: Callable[[Any], None]) -> Callable[[str, bytes], bytes]:
-    return _in_json(lambda config: change(config["config"]["conv.weight"]), "model_weights_config.json")
+    return in_json(lambda config: change(config["config"]["conv.weight"]), "model_weights_config.json")
 
 
 def _without_nodes(program: Any) -> None:
@@ -230,7 +208,7 @@ def test_an_argument_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
     def left_out(program: Any) -> None:
         program["graph_module"]["graph"]["nodes"][0]["inputs"].pop(1)
 
-    changed = _changed(path, _in_json(left_out))
+    changed = changed_program(path, in_json(left_out))
     program: Any = torch.export.load(changed).module()
     assert torch.allclose(program(x), network[1:](x.clamp(0.5, 1.0)), atol=1e-6), "torch goes by places"
     with pytest.raises(UnsupportedLayer, match="are not the first of"):
@@ -247,19 +225,19 @@ def test_an_argument_that_the_operator_does_not_have_is_refused(tmp_path: Path) 
         found["inputs"].append({"name": "size", "arg": {"as_ints": [1, 64]}, "kind": 2})
 
     with pytest.raises(UnsupportedLayer, match="no argument 'size'"):
-        read_program(_changed(path, _in_json(added)))
+        read_program(changed_program(path, in_json(added)))
 
 
 HOSTILE: dict[str, Callable[[str, bytes], bytes | None]] = {
-    "code in a size": _in_json(_expression),
-    "another version": _in_json(lambda program: program["schema_version"].update(major=9)),
-    "no signature": _in_json(lambda program: program["graph_module"].pop("signature")),
-    "no nodes": _in_json(_without_nodes),
-    "nodes that are no list": _in_json(lambda program: program["graph_module"]["graph"].update(nodes=7)),
-    "another output": _in_json(_other_output),
-    "other inputs": _in_json(_other_inputs),
-    "an unknown argument": _in_json(_renamed),
-    "an argument twice": _in_json(_twice),
+    "code in a size": in_json(_expression),
+    "another version": in_json(lambda program: program["schema_version"].update(major=9)),
+    "no signature": in_json(lambda program: program["graph_module"].pop("signature")),
+    "no nodes": in_json(_without_nodes),
+    "nodes that are no list": in_json(lambda program: program["graph_module"]["graph"].update(nodes=7)),
+    "another output": in_json(_other_output),
+    "other inputs": in_json(_other_inputs),
+    "an unknown argument": in_json(_renamed),
+    "an argument twice": in_json(_twice),
     "a list": lambda name, data: b"[]" if name.endswith("model.json") else data,
     "deep JSON": lambda name, data: b"[" * 100_000 if name.endswith("model.json") else data,
     "no JSON": lambda name, data: data[:100] if name.endswith("model.json") else data,
@@ -280,7 +258,7 @@ HOSTILE: dict[str, Callable[[str, bytes], bytes | None]] = {
 def test_hostile_files_are_clear_errors(case: str, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ModelFileError, UnsupportedLayer), match=r"pt2"):
-        read_program(_changed(good, HOSTILE[case]))
+        read_program(changed_program(good, HOSTILE[case]))
     assert not (tmp_path / "hacked").exists()
 
 

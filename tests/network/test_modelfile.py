@@ -19,6 +19,7 @@ from certtrain.errors import ModelFileError, StorageError
 from certtrain.network.modelfile import KEY, read_model, write_model
 from certtrain.spec.architecture import CNN, CNN7, MLP, Architecture, ResNeXt, WideResNet
 from certtrain.spec.layers import Graph
+from certtrain.storage import check_model_file
 from helpers.tiny_classifier import SHAPE, metadata, network
 
 LAYERS: list[dict[str, Any]] = [
@@ -112,6 +113,8 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path):
 def test_a_missing_file_names_the_commands_that_write_one(tmp_path: Path):
     with pytest.raises(ModelFileError, match=r"there is no model file .*certtrain train"):
         load_model(tmp_path / "none.safetensors")
+    with pytest.raises(ModelFileError, match=r"there is no model file .*none\.onnx$"):
+        check_model_file(tmp_path / "none.onnx")
     with pytest.raises(ModelFileError, match=r"is a folder; the model of a run is .*model\.safetensors"):
         read_model(tmp_path)
 

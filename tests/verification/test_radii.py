@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from certtrain.attack import PGD
 from certtrain.bounds.methods import METHODS
 from certtrain.data import to_unit
-from certtrain.errors import EpsilonError
+from certtrain.errors import EpsilonError, SoundnessError
 from certtrain.verification.cascade import UNLIMITED, Limits
 from certtrain.verification.radii import RadiusSweep, bisection_order, implied_results, verify_radii
 from certtrain.verification.results import ExampleResult
@@ -140,6 +142,61 @@ def test_the_budget_is_for_all_radii_and_leaves_examples_open():
     assert len(sweep.radii) == len(RADII)
     assert {report.natural_accuracy for report in sweep.reports} == {0.8}
     assert all(report.unfinished > 0 for report in sweep.reports)
+
+
+@dataclass
+class Kept:
+    """Results at one radius, and whether all are there."""
+
+    results: dict[int, ExampleResult] = field(default_factory=dict)
+    sealed: bool = False
+
+    def add(self, results: Sequence[ExampleResult]) -> None:
+        self.results |= {result.index: result for result in results}
+
+    def seal(self) -> None:
+        self.sealed = True
+
+
+def test_what_is_kept_is_computed_at_its_own_radius_and_the_figures_are_not_looser():
+    kept = {eps: Kept() for eps in RADII}
+    sweep, plain = swept(records=lambda eps: nullcontext(kept[eps])), swept()
+    for eps, report in zip(RADII, sweep.reports, strict=True):
+        assert kept[eps].sealed
+        assert {index: result.verdict for index, result in kept[eps].results.items()} == alone(eps).verdicts
+        assert report.verdicts.keys() == kept[eps].results.keys()
+    for ours, theirs in zip(sweep.radii, plain.radii, strict=True):
+        assert ours.report.certified >= theirs.report.certified
+        assert ours.report.open <= theirs.report.open
+    taken = [radius.implied for radius in sweep.radii]
+    differing = [
+        sum(kept[eps].results[n].verdict != v for n, v in report.verdicts.items())
+        for eps, report in zip(RADII, sweep.reports, strict=True)
+    ]
+    assert taken == differing
+
+
+def test_a_stopped_radius_is_not_sealed_and_goes_on_with_what_is_kept():
+    kept, seen = {eps: Kept() for eps in RADII}, list[ExampleResult]()
+    options = {"records": lambda eps: nullcontext(kept[eps]), "batch_size": 10}
+    swept(on_examples=seen.extend, stop=lambda: len(seen) > 130, **options)
+    assert sorted(bool(each.results) for each in kept.values()) == [False] * 4 + [True] * 2
+    assert sum(each.sealed for each in kept.values()) == 1
+    before, new = {eps: dict(each.results) for eps, each in kept.items()}, list[ExampleResult]()
+    assert swept(on_examples=new.extend, **options).missing == ()
+    assert all(each.sealed for each in kept.values())
+    assert len(new) == 600 - sum(map(len, before.values()))
+
+
+def test_verdicts_that_contradict_each_other_are_a_fault():
+    kept = {eps: Kept() for eps in (0.02, 0.1)}
+    swept((0.02, 0.1), records=lambda eps: nullcontext(kept[eps]))
+    certified = next(result for result in kept[0.02].results.values() if result.verdict == "certified")
+    kept[0.1].results[certified.index] = certified
+    wrong = replace(certified, verdict="falsified", method="attack", counterexample=torch.zeros(1, 8, 8), trees={})
+    kept[0.02].results[certified.index] = wrong
+    with pytest.raises(SoundnessError, match=f"example {certified.index} is"):
+        swept((0.02, 0.1), records=lambda eps: nullcontext(kept[eps]))
 
 
 def test_no_radius_is_an_error():
