@@ -15,7 +15,7 @@ from certtrain.bounds.linear import Substitution
 from certtrain.bounds.tracing import trace_layers
 
 SEED = 0
-COUNT = 30  # networks that are tested here; .ci/run tests 200
+COUNT = 12  # networks that are tested here; .ci/run tests 200
 DRAWN = 150  # of which each layer is one
 QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
