@@ -1,8 +1,9 @@
-"""α-CROWN: the slopes of the lower lines of unstable rectifiers, optimised for each bound separately.
+"""α-CROWN: the lines that replace activations, optimised for each bound separately.
 
-Any slope between the rectifier's two slopes is sound, and each gives another
-bound. Gradient ascent of the bound finds good slopes (Xu et al. 2021). The bound
-of every step is sound, and the best is kept.
+A number α chooses among the sound lines of a neuron: the slope of an unstable
+rectifier's line through zero, or the point at which a line touches a curve. Each α
+gives another bound. Gradient ascent of the bound finds good ones (Xu et al. 2021).
+The bound of every step is sound, and the best is kept.
 
 The bounds at the layers' inputs are optimised as well, layer by layer, where
 there are few enough of them. The paper optimises them together with the final

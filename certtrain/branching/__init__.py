@@ -1,1 +1,1 @@
-"""Complete verification: branch and bound over the signs of rectifier inputs."""
+"""Complete verification: branch and bound over the signs of neurons' inputs, and over inputs."""
