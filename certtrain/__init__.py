@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from certtrain.deprecation import warn_renamed
 from certtrain.runtime.threads import wait_passively
+from certtrain.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from certtrain.bounds.api import margin_bounds as margin_bounds
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.radii import verify_radii as verify_radii
 
-__version__ = "0.1.0"
 
 wait_passively()  # here, since OpenMP reads this setting when torch is loaded
 

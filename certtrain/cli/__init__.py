@@ -11,7 +11,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from certtrain import __version__
 from certtrain.cli.bench import bench_command
 from certtrain.cli.check import check_command
 from certtrain.cli.compare import compare_command
@@ -30,6 +29,7 @@ from certtrain.cli.train import train_command
 from certtrain.cli.tune import tune_command
 from certtrain.cli.verify import verify_command
 from certtrain.errors import CerttrainError, DeviceError, is_out_of_memory
+from certtrain.version import __version__
 
 MAIN = "Commands"
 OTHERS = "Certificates, properties and benchmarks"

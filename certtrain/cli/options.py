@@ -1,12 +1,11 @@
 """The options that several commands share, and the values that they stand for."""
 
-import inspect
 import math
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -169,15 +168,20 @@ def given(context: typer.Context) -> dict[str, str]:
 
 
 def options_for(command: Callable[..., None], context: typer.Context) -> list[str]:
-    """The options on the command line that another `command` accepts too, as words."""
-    accepted, words = inspect.signature(command).parameters, list[str]()
+    """The options on the command line that another `command` accepts too, with these values, as words."""
+    accepted, words = get_type_hints(command), list[str]()
     for name, spelling in given(context).items():
-        if name in accepted and spelling.startswith("-"):
-            value = context.params[name]
+        value = context.params[name]
+        if name in accepted and spelling.startswith("-") and _accepts(accepted[name], value):
             words += (
                 [spelling] if value is True else [spelling, f"{value:g}" if isinstance(value, float) else str(value)]
             )
     return words
+
+
+def _accepts(kind: Any, value: Any) -> bool:
+    """Whether an option of that type takes the value: a choice must be one of its words, and no limit is infinite."""
+    return value in get_args(kind) if get_origin(kind) is Literal else value != math.inf
 
 
 def wrong_usage(problem: str, *words: object) -> NoReturn:

@@ -265,7 +265,9 @@ class MovedOptions:
 
     def refuse(self, context: typer.Context, given_model: Path | None) -> None:
         """End with the command to use instead, if one of these options is given."""
-        model = given_model or "MODEL"
+        if self.check is not None and self.vnnlib is not None:
+            wrong_usage("--check and --vnnlib are two commands now", "certtrain", "check", "--help")
+        model = given_model or context.params.get("weights") or "MODEL"
         if self.check is not None:
             words = ["certtrain", "check", self.check, model, *options_for(check_command, context)]
             wrong_usage("certificates have a command of their own", *words)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -140,13 +141,11 @@ def _start(workers: int) -> Ranks:
 
 def _work(words: list[str], environment: dict[str, str]) -> None:
     """What a started process does: the same command, as one of the ranks."""
-    from certtrain.cli import main
-
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the verification begins; rank 0 stops all of them
     os.environ.update(environment)
     sys.argv = list(_without_workers(words))
-    main()
+    runpy.run_module("certtrain", run_name="__main__")
 
 
 def _end_with_rank_0() -> None:

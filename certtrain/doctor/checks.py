@@ -48,7 +48,7 @@ def all_checks(preset: str = STEP_PRESET, device: str = "auto") -> Iterator[Chec
 
 
 def _version() -> str:
-    from certtrain import __version__
+    from certtrain.version import __version__
 
     system = f"{platform.system()} {platform.machine()}"
     return f"{__version__}, Python {platform.python_version()}, {system}, in {Path(__file__).parents[1]}"

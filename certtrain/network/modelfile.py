@@ -112,7 +112,7 @@ def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequentia
 
 def versions() -> dict[str, str]:
     """The versions of the packages on which results depend."""
-    from certtrain import __version__
+    from certtrain.version import __version__
 
     return {"certtrain": __version__, **{name: packages.version(name) for name in ("torch", "torchvision")}}
 

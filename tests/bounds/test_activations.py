@@ -355,6 +355,8 @@ WRONG: dict[str, tuple[tuple[Activation, ...], str]] = {
     "a statement of other units": (
         changed(nn.GELU, accuracy=Accuracy(4, "GELU is within 16 units of its input")), "accuracy of 4 units"
     ),
+    "no accuracy": (changed(nn.Sigmoid, accuracy=BASIC), "Sigmoid is no piecewise linear function, so it needs an acc"),
+    "no lines": (changed(nn.Sigmoid, lines=None, free_lines=None), "Sigmoid has no lines and no free_lines"),
     "a statement of none": (changed(nn.ReLU, accuracy=Accuracy(0, "ReLU is exact")), "accuracy of 0 units"),
 }  # fmt: skip
 

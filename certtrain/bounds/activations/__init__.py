@@ -6,8 +6,10 @@ A record that lacks a part, or does not agree with its section, is an error when
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import get_args
 
+import torch
 from torch import nn
 
 from certtrain.bounds.activations.clamps import CLAMP, HARDTANH, RELU6
@@ -37,16 +39,28 @@ def by_layer(records: Sequence[Activation]) -> Mapping[type[nn.Module], Activati
 
 def _check(record: Activation) -> None:
     name, section = record.layer.__name__, record.section
+    absent = [part.name for part in fields(record) if part.name != "rectifier" and getattr(record, part.name) is None]
+    if absent:
+        raise TypeError(f"the record of {name} has no {' and no '.join(absent)}")
     if section not in ACTIVATION_SECTIONS or get_args(section.model_fields["type"].annotation) != (name,):
         raise TypeError(f"{name} and its section {section.__name__} do not name each other")
-    fields = section.model_fields.keys() - LayerSection.model_fields.keys()
+    own = section.model_fields.keys() - LayerSection.model_fields.keys()
     parameters = inspect.signature(record.layer).parameters.values()
     arguments = {each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD} - NO_FIELDS
-    if fields != arguments:
-        raise TypeError(f"{section.__name__} has the fields {sorted(fields)}, and {name} takes {sorted(arguments)}")
+    if own != arguments:
+        raise TypeError(f"{section.__name__} has the fields {sorted(own)}, and {name} takes {sorted(arguments)}")
     units, statement = record.accuracy
     if (statement is None and units) or (statement is not None and f" {units} units" not in statement):
         raise TypeError(f"{name} rests on an accuracy of {units} units in the last place, but states {statement!r}")
+    if statement is None and not _piecewise_linear(record.layer(min=0.0) if "min" in arguments else record.layer()):
+        raise TypeError(f"{name} is no piecewise linear function, so it needs an accuracy, which certificates state")
+
+
+@torch.no_grad()
+def _piecewise_linear(layer: nn.Module) -> bool:
+    """Whether the function bends at a few places only."""
+    places = torch.linspace(-8, 8, 1025, dtype=torch.float64)
+    return int((layer(places).diff(n=2).abs() > 1e-9).sum()) < 10
 
 
 ACTIVATIONS = by_layer((RELU, LEAKY_RELU, SIGMOID, TANH, GELU, SILU, SOFTPLUS, ELU, HARDTANH, RELU6, CLAMP))
