@@ -22,11 +22,12 @@ from certtrain.bounds.methods import METHODS
 from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.branching import leaves
+from certtrain.branching import leaves, selection
 from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound
+from certtrain.branching.selection import branching_scores, chosen_neurons
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MethodError
 from certtrain.network.modelfile import Classifier
@@ -196,6 +197,18 @@ def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeyp
     monkeypatch.setattr(chunks, "WORK_BETWEEN_CHECKS", 7 * work)
     assert BranchAndBound(given, settings).most > 7
     assert BranchAndBound(given, replace(settings, deadline=Deadline.after(1000.0))).most == 7
+
+
+@pytest.mark.parametrize("most", [1, 2, 100])
+def test_no_further_split_is_tried_after_the_deadline(most: int, monkeypatch: pytest.MonkeyPatch):
+    given, tried = problem(Settings(iterations=3)), list[int]()
+    found = BranchAndBound(given, Settings())
+    domains = found.bound(found.first(torch.zeros(1, given.neurons)), 1)
+    scores, measured = branching_scores(found.fast, domains), selection.domain_bounds
+    monkeypatch.setattr(selection, "domain_bounds", lambda *a: (tried.append(1), measured(*a))[1])
+    neurons = chosen_neurons(found.fast, domains, scores, CountedDeadline(most))
+    assert bool(scores.unstable[0, neurons])
+    assert len(tried) == 2 * min(most, selection.CANDIDATES)
 
 
 @pytest.mark.usefixtures("one_by_one")
