@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.graph import Add, LayerGraph
+from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.shape_layers import Concat
@@ -21,11 +23,12 @@ COPIES, COPY_OF_BRANCH = 7, 1
 # On a CPU, parts that fit its cache are up to four times as fast as parts that fill the memory.
 IN_CACHE = 2**24
 # For gradients, each layer keeps its Λ. A nonlinear layer also keeps the parts of Λ and, for each slope, its value, two
-# moments and the gradient.
-KEPT, KEPT_NONLINEAR = 2, 12
+# moments and the gradient. A curve keeps all steps from its two numbers α to its lines as well.
+KEPT, KEPT_NONLINEAR, KEPT_CURVE = 2, 12, 64
 # Multiplications between two checks of a deadline: about a tenth of a second on one core. Each value of a layer costs
-# as much as VALUE_WORK multiplications, since memory is the limit, and a gradient three times as much.
-WORK_BETWEEN_CHECKS, VALUE_WORK, GRADIENT_WORK = 2**28, 128, 3
+# as much as VALUE_WORK multiplications, since memory is the limit, and a gradient three times as much. The lines of a
+# curve for an α of its own cost CURVE_WORK more.
+WORK_BETWEEN_CHECKS, VALUE_WORK, GRADIENT_WORK, CURVE_WORK = 2**28, 128, 3, 384
 
 
 def dense(functions: Tensor) -> Functions:
@@ -101,7 +104,10 @@ def between_checks(most: int, work: int, deadline: Deadline) -> int:
 def row_work(prefix: Prefix, *, gradients: bool = False) -> int:
     """About how many multiplications the backsubstitution of one function of one example takes."""
     work = sum(layer_work(record.call.layer, record.shape) for record in prefix.records)
-    return max(1, work) * (GRADIENT_WORK if gradients else 1)
+    if gradients:
+        lines = sum(record.shape[1:].numel() for record in prefix.records if _curved(record))
+        work = GRADIENT_WORK * (work + CURVE_WORK * lines)
+    return max(1, work)
 
 
 def inference_work(graph: LayerGraph, x: Tensor) -> int:
@@ -127,6 +133,18 @@ def row_bytes(prefix: Prefix, size: int, *, gradients: bool = False) -> int:
     branches = sum(isinstance(record.call.layer, (Add, Concat)) for record in prefix.records) > 0
     copies = max([*sizes, size]) * (COPIES + COPY_OF_BRANCH * branches)
     if gradients:
-        each = zip(prefix.records, sizes, strict=True)
-        copies += sum(n * (KEPT if record.box is None else KEPT_NONLINEAR) for record, n in each)
+        copies += sum(n * _kept(record) for record, n in zip(prefix.records, sizes, strict=True))
     return copies * prefix.start.radius.element_size()
+
+
+def _kept(record: LayerRecord) -> int:
+    """How many tensors of the size of Λ a layer keeps for gradients."""
+    if _curved(record):
+        return KEPT_CURVE
+    return KEPT if record.box is None else KEPT_NONLINEAR
+
+
+def _curved(record: LayerRecord) -> bool:
+    """Whether the layer is an activation with two lines to choose for each neuron."""
+    found = ACTIVATIONS.get(type(record.call.layer))
+    return found is not None and found.rectifier is None

@@ -231,7 +231,7 @@ class BranchAndBound:
         return True
 
     def _split(self, domains: Domains, scores: BranchingScores) -> None:
-        neurons = chosen_neurons(self.fast, domains, scores)
+        neurons = chosen_neurons(self.fast, domains, scores, self.settings.deadline)
         if self.settings.deadline.over():
             self.waiting.append(domains)
             return

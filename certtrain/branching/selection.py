@@ -21,6 +21,7 @@ from certtrain.bounds.relaxation import free_lines, relaxed
 from certtrain.branching.bounds import RelaxedDomains, domain_bounds
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
+from certtrain.runtime.deadline import NEVER, Deadline
 
 CANDIDATES = 4
 
@@ -78,12 +79,19 @@ def _reduction(record: LayerRecord, coefficients: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def chosen_neurons(problem: Problem, domains: Domains, scores: BranchingScores) -> Tensor:
-    """For each domain (D,), the number of the neuron to split. Each domain must have an unstable one."""
+def chosen_neurons(problem: Problem, domains: Domains, scores: BranchingScores, deadline: Deadline = NEVER) -> Tensor:
+    """For each domain (D,), the number of the neuron to split. Each domain must have an unstable one.
+
+    After the deadline no further candidate is tried.
+    """
     tried = scores.scores.topk(min(CANDIDATES, problem.neurons), 1).indices  # (D, C)
     usable = scores.unstable.gather(1, tried)
-    gains = [_gains(problem, domains, tried[:, column]) for column in range(tried.shape[1])]
-    worth = torch.stack(gains, 1).where(usable, -torch.inf)
+    gains = torch.zeros_like(tried, dtype=domains.bounds.dtype)
+    for column in range(tried.shape[1]):
+        if deadline.over():
+            break
+        gains[:, column] = _gains(problem, domains, tried[:, column])
+    worth = gains.where(usable, -torch.inf)
     chosen = tried.gather(1, worth.argmax(1, keepdim=True)).squeeze(1)
     return torch.where(usable.any(1), chosen, scores.unstable.to(torch.uint8).argmax(1))
 

@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from certtrain.attack import PGD
 from certtrain.bounds import chunks
-from certtrain.bounds.alpha import slope_search_bounds
+from certtrain.bounds.alpha import SlopeSearch, slope_search_bounds
 from certtrain.bounds.box import box_between, input_box
-from certtrain.bounds.chunks import dense, in_parts, inference_work, row_work
+from certtrain.bounds.chunks import dense, in_parts, inference_work, row_bytes, row_work
 from certtrain.bounds.crown import tighten_by_crown
 from certtrain.bounds.linear import Prefix, backsubstitute, logit_functions
 from certtrain.bounds.methods import METHODS
 from certtrain.bounds.settings import VERDICT_SETTINGS, Settings
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace, trace_bounds
-from certtrain.branching import leaves
+from certtrain.branching import leaves, selection
 from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound
+from certtrain.branching.selection import branching_scores, chosen_neurons
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MethodError
 from certtrain.network.modelfile import Classifier
@@ -149,6 +150,37 @@ def test_work_is_counted_in_multiplications():
     assert row_work(Prefix(passed.records, passed.start), gradients=True) == 3 * inference_work(graph, x)
 
 
+def test_the_lines_of_curves_are_counted_where_each_function_has_its_own():
+    graph = checked_graph(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
+    passed = trace_bounds(graph, input_box(torch.zeros(1, 1, 2, 2), EPS, None))
+    prefix = Prefix(passed.records, passed.start)
+    assert row_work(prefix) == inference_work(graph, torch.zeros(1, 1, 2, 2))
+    assert row_work(prefix, gradients=True) == 3 * (row_work(prefix) + 6 * chunks.CURVE_WORK)
+
+
+LINES = [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.ELU(3.0), nn.Hardtanh()]
+
+
+@pytest.mark.parametrize("layer", LINES, ids=lambda layer: type(layer).__name__)
+def test_what_gradients_keep_fits_the_memory_of_a_function(layer: nn.Module):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 200), layer, nn.Linear(200, 200), layer)
+    graph = checked_graph(model.double().requires_grad_(False))
+    passed = trace_bounds(graph, input_box(torch.rand(1, 1, 4, 4).double(), EPS, None))
+    prefix, kept = Prefix(passed.records, passed.start), dict[int, Tensor]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    search = SlopeSearch(prefix, torch.randn(1, 50, 200).double(), Settings())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        search.step()
+    numbers = 4 * sum(alpha.nbytes for alpha in search.ascent.values)  # with two moments and the gradient
+    taken = numbers + sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert taken <= 1.1 * 50 * row_bytes(prefix, 200, gradients=True)
+
+
 # --- branch and bound ------------------------------------------------------------------------------------
 
 
@@ -165,6 +197,18 @@ def test_few_domains_are_bounded_at_once_where_a_step_of_many_takes_long(monkeyp
     monkeypatch.setattr(chunks, "WORK_BETWEEN_CHECKS", 7 * work)
     assert BranchAndBound(given, settings).most > 7
     assert BranchAndBound(given, replace(settings, deadline=Deadline.after(1000.0))).most == 7
+
+
+@pytest.mark.parametrize("most", [1, 2, 100])
+def test_no_further_split_is_tried_after_the_deadline(most: int, monkeypatch: pytest.MonkeyPatch):
+    given, tried = problem(Settings(iterations=3)), list[int]()
+    found = BranchAndBound(given, Settings())
+    domains = found.bound(found.first(torch.zeros(1, given.neurons)), 1)
+    scores, measured = branching_scores(found.fast, domains), selection.domain_bounds
+    monkeypatch.setattr(selection, "domain_bounds", lambda *a: (tried.append(1), measured(*a))[1])
+    neurons = chosen_neurons(found.fast, domains, scores, CountedDeadline(most))
+    assert bool(scores.unstable[0, neurons])
+    assert len(tried) == 2 * min(most, selection.CANDIDATES)
 
 
 @pytest.mark.usefixtures("one_by_one")
