@@ -67,8 +67,10 @@ def test_a_model_is_loaded_from_a_file_a_checkpoint_or_the_folder_of_a_run(finis
     with pytest.warns(UserWarning, match="an older one is used"):
         older = load_model(unfinished)
     assert not torch.equal(older(x), logits)
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="is a folder of runs, not a run; give one of them"):
         load_model(tmp_path)
+    with pytest.raises(RunError, match="holds no run"):
+        load_model(newest.parent)
 
 
 @pytest.fixture
