@@ -132,7 +132,7 @@ def _again() -> list[str]:
 
 
 def _instances(lists: Sequence[Path], most: float | None, expected: Path | None) -> "list[Instance]":
-    """The instances of all lists. Those whose files are absent are told. Raises BenchmarkError if all are."""
+    """The instances of all lists. Prints which files are absent. Raises BenchmarkError if all are."""
     from certtrain import render
     from certtrain.competition.instances import limited, read_expected, read_instances, with_expected
     from certtrain.errors import BenchmarkError

@@ -148,8 +148,8 @@ Threads = Annotated[
     typer.Option(
         min=1,
         callback=_use_threads,
-        help="Number of threads on a CPU; if not given, one for small work and else one for each core. Fewer help "
-        "where other programs need the cores.",
+        help="Number of threads on a CPU; if not given, one for small work and else one for each core. Use "
+        "fewer where other programs need the cores.",
     ),
 ]
 PlotFile = Annotated[

@@ -123,7 +123,10 @@ class TrainingOptions:
         ),
     ] = None
     verify_method: Annotated[
-        MethodName, typer.Option(help="How the trained network is certified; auto tries tighter methods on the rest.")
+        MethodName,
+        typer.Option(
+            help="How the trained network is certified; auto goes on to tighter methods for what ibp leaves open."
+        ),
     ] = "ibp"
     timeout: Annotated[
         float | None,
@@ -139,7 +142,7 @@ class TrainingOptions:
         bool,
         typer.Option(
             "--mlflow",
-            help="Log to MLflow, at the server and in the experiment that its variables name, or in `certtrain`.",
+            help="Log to MLflow. Its environment variables choose server and experiment, by default `certtrain`.",
         ),
     ] = False
     wandb: Annotated[

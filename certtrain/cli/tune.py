@@ -79,7 +79,9 @@ class StudyOptions:
     lost_after: Annotated[
         float,
         typer.Option(
-            parser=seconds, metavar="TIME", help="How long after its last sign of life a process's trial is lost."
+            parser=seconds,
+            metavar="TIME",
+            help="A process that has not reported for so long has ended, and its trial is lost.",
         ),
     ] = "2m"  # type: ignore[assignment]
     time_budget: Annotated[
