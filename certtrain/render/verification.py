@@ -213,7 +213,7 @@ def unfinished(report: Report) -> str:
     parts = [f"not every step ran to its end for {report.unfinished:,} of the open examples"]
     parts = parts * (report.unfinished > 0)
     parts += [f"{report.unreached:,} more examples were not reached"] * (report.unreached > 0)
-    parts += ["with --out FILE, a longer --timeout and the same FILE try them again"] * (not report.interrupted)
+    parts += ["a longer --timeout may decide them; with the same --out FILE it tries only these"] * (not report.interrupted)
     return f"{why}: {'; '.join(parts)}" if report.unfinished + report.unreached else ""
 
 
