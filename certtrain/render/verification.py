@@ -213,7 +213,8 @@ def unfinished(report: Report) -> str:
     parts = [f"not every step ran to its end for {report.unfinished:,} of the open examples"]
     parts = parts * (report.unfinished > 0)
     parts += [f"{report.unreached:,} more examples were not reached"] * (report.unreached > 0)
-    parts += ["a longer --timeout may decide them; with the same --out FILE it tries only these"] * (not report.interrupted)
+    advice = "a longer --timeout may decide them; with the same --out FILE it tries only these"
+    parts += [advice] * (not report.interrupted)
     return f"{why}: {'; '.join(parts)}" if report.unfinished + report.unreached else ""
 
 
