@@ -79,7 +79,8 @@ def show_pictures(
         watch: dict[str, Any] = {"on_round": view.begin, "on_work": view.work_on, "on_examples": view.add}
         pixels = torch.stack([picture.pixels for picture in pictures])
         results = verify_pictures(model, pixels, number, stop=lambda: stop.interrupted, **options, **watch)
-    done = zip(files, pictures, results, strict=False)  # an interrupt leaves some out
+    reached = len(results)  # an interrupt leaves some out
+    done = zip(files[:reached], pictures[:reached], results, strict=True)
     rows = [_shown(path, picture, result, names, quiet=as_json) for path, picture, result in done]
     if as_json:
         summary = summary_of(results)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from certtrain.cli.check import check_command
-from certtrain.cli.decide import decide_command
 from certtrain.cli.exit_codes import ExitCode
+from certtrain.cli.moved import MovedOptions
 from certtrain.cli.networks import ForeignOptions, say_if_guessing
 from certtrain.cli.options import (
     NO_TIMEOUT,
@@ -32,10 +31,8 @@ from certtrain.cli.options import (
     network_file,
     newest_if_none,
     open_split,
-    options_for,
     seconds,
     seconds_or_none,
-    wrong_usage,
 )
 from certtrain.cli.pictures import TakenPictures, show_pictures
 from certtrain.cli.radii import Radii, file_at, verify_at_radii
@@ -254,26 +251,6 @@ class CertificateOutput:
     sheets: PicturesFolder = None
     force: Force = False
     as_json: AsJson = False
-
-
-@dataclass(frozen=True)
-class MovedOptions:
-    """Options that are commands of their own now; they are hidden."""
-
-    check: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain check`.")] = None
-    vnnlib: Annotated[Path | None, typer.Option(hidden=True, help="See `certtrain decide`.")] = None
-
-    def refuse(self, context: typer.Context, given_model: Path | None) -> None:
-        """End with the command to use instead, if one of these options is given."""
-        if self.check is not None and self.vnnlib is not None:
-            wrong_usage("--check and --vnnlib are two commands now", "certtrain", "check", "--help")
-        model = given_model or context.params.get("weights") or "MODEL"
-        if self.check is not None:
-            words = ["certtrain", "check", self.check, model, *options_for(check_command, context)]
-            wrong_usage("certificates have a command of their own", *words)
-        if self.vnnlib is not None:
-            words = ["certtrain", "decide", model, self.vnnlib, *options_for(decide_command, context)]
-            wrong_usage("properties have a command of their own", *words)
 
 
 def verify_command(
