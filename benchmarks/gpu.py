@@ -6,7 +6,7 @@ parts of at most 15 MiB:
 first      the commands train, verify and stats on digits: whether everything works on this GPU
 steps      a step of CNN-7 in each arithmetic, eager, compiled and with CUDA graphs, compared with the standard step
 precision  a few epochs in each arithmetic, with held-out images: time for each epoch, and the loss after it
-train      cifar10-160ep, seed 0, in the fastest arithmetic whose loss is that of fp32
+train      cifar10-160ep, or --preset, seed 0, in the fastest arithmetic whose loss is that of fp32
 speedrun   cifar10-speedrun
 seed-1, seed-2  cifar10-160ep with other seeds
 
@@ -61,6 +61,7 @@ class Session:
     start: float = field(default_factory=time.monotonic)
     fastest: str = "tf32"
     kept: str = "train"
+    preset: str = "cifar10-160ep"
     more: dict[str, Any] = field(default_factory=dict)
     epoch_seconds: float = 0.0
 
@@ -277,7 +278,7 @@ def stages(session: Session) -> Iterator[tuple[str, float, Callable[[], None]]]:
     yield "first", 0.0, lambda: first(session)
     yield "steps", 0.0, lambda: steps(session)
     yield "precision", 60.0, lambda: precision(session)
-    yield "train", 60.0, lambda: whole(session, "cifar10-160ep", "train", seed=0)
+    yield "train", 60.0, lambda: whole(session, session.preset, "train", seed=0)
     yield "speedrun", session.epoch_seconds * epochs / 3, lambda: whole(session, "cifar10-speedrun", "speedrun")
     for seed in (1, 2):
         needed = session.epoch_seconds * epochs
@@ -293,6 +294,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="by default all")
     parser.add_argument("--fastest", default="tf32", help="the arithmetic, if the stage precision does not run")
     parser.add_argument("--keep", default="train", metavar="STAGE", help="the stage whose network is kept in parts")
+    parser.add_argument("--preset", default="cifar10-160ep", metavar="NAME", help="what the stage train trains")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the presets")
     parser.add_argument("--join", type=Path, metavar="PARTS", help="put a network's parts together")
     parser.add_argument("--rehearse", action="store_true", help="run everything in small, on any device")
@@ -304,6 +306,7 @@ def main() -> None:
     device = choose_device("auto")
     session = Session(arguments.out, arguments.data_dir, device, arguments.minutes, arguments.rehearse)
     session.fastest, session.kept = arguments.fastest if device == "cuda" else "fp32", arguments.keep
+    session.preset = arguments.preset
     session.more = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     session.report("begin", device=name, torch=torch.__version__, rehearsal=arguments.rehearse)
