@@ -43,7 +43,7 @@ class BenchOptions:
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=seconds, metavar="TIME", help="Most time for an instance, like 30s; a list may allow it less."
+            parser=seconds, metavar="TIME", help="Time limit for each instance, like 30s; a list may set a shorter one."
         ),
     ] = None
     memory: Annotated[
@@ -132,7 +132,7 @@ def _again() -> list[str]:
 
 
 def _instances(lists: Sequence[Path], most: float | None, expected: Path | None) -> "list[Instance]":
-    """The instances of all lists. Those whose files are absent are told. Raises BenchmarkError if all are."""
+    """The instances of all lists. A note counts those that lack a file. Raises BenchmarkError if all do."""
     from certtrain import render
     from certtrain.competition.instances import limited, read_expected, read_instances, with_expected
     from certtrain.errors import BenchmarkError

@@ -31,8 +31,8 @@ PropertyFile = Annotated[Path, typer.Argument(metavar="PROPERTY", help="A VNN-LI
 PropertyMethod = Annotated[
     PropertyMethodName,
     typer.Option(
-        help="What is tried after the bounds and the attack. crown-ibp: nothing. complete: branch and bound, until the "
-        "property is decided. milp: a mixed-integer program, as a second opinion; for networks with few ReLUs."
+        help="The method after the bounds and the attack. crown-ibp: no further one. complete: branch and bound, until "
+        "the property is decided. milp: a mixed-integer program, as a second opinion; for networks with few ReLUs."
     ),
 ]
 PropertyTimeout = Annotated[

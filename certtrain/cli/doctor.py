@@ -15,7 +15,7 @@ def doctor_command(
             "--preset",
             "-p",
             metavar="NAME|FILE",
-            help="Whose training step is measured, on random images.",
+            help="The preset whose training step is timed, on random images.",
             autocompletion=completed_presets,
         ),
     ] = "digits",

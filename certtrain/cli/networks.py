@@ -61,15 +61,15 @@ class ForeignOptions:
     ] = None
     module: ModuleOption = None
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The weights of a --module; the same as FILE as MODEL.")
+        Path | None, typer.Option(metavar="FILE", help="The file with the weights of a --module, in place of MODEL.")
     ] = None
     mean: Annotated[
         ChannelNumbers | None,
         typer.Option(
             parser=channel_numbers,
             metavar="NUMBERS",
-            help="What the network expects to be subtracted from pixels in [0, 1]: a number for each channel, like "
-            "0.4914,0.4822,0.4465, or one for all; 0 if not given.",
+            help="The mean that is subtracted from pixels in [0, 1] before they enter the network: a number for each "
+            "channel, like 0.4914,0.4822,0.4465, or one for all; 0 if not given.",
         ),
     ] = None
     std: Annotated[
@@ -77,7 +77,8 @@ class ForeignOptions:
         typer.Option(
             parser=channel_numbers,
             metavar="NUMBERS",
-            help="What they are then divided by; 1 if not given. For a network that takes 0 to 255: 1/255.",
+            help="The standard deviation by which pixels are divided after that; 1 if not given. For a network that takes "
+            "0 to 255: 1/255.",
         ),
     ] = None
     layout: Annotated[

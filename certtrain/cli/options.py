@@ -149,8 +149,8 @@ Threads = Annotated[
     typer.Option(
         min=1,
         callback=_use_threads,
-        help="Number of threads on a CPU; if not given, one for small work and else one for each core. Fewer help "
-        "where other programs need the cores.",
+        help="Number of threads on a CPU; if not given, one for small work and else one for each core. Choose fewer "
+        "if other programs need the cores.",
     ),
 ]
 PlotFile = Annotated[
@@ -215,8 +215,8 @@ def check_data(preset: "Preset", data_dir: Path | None) -> None:
 
     if preset.data.name == "digits" and data_dir is not None:
         raise DataError(
-            "digits come with certtrain, so nothing would be read from --data-dir; leave it out, or name the data set "
-            "that is in the folder: --set data.name=folder for your own images."
+            "the data set digits is part of certtrain and is not read from --data-dir; leave it out, or name the data "
+            "set that is in the folder: --set data.name=folder for your own images."
         )
     check_data_folder(preset.data.name, data_dir)
 

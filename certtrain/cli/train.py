@@ -123,7 +123,8 @@ class TrainingOptions:
         ),
     ] = None
     verify_method: Annotated[
-        MethodName, typer.Option(help="How the trained network is certified; auto tries tighter methods on the rest.")
+        MethodName,
+        typer.Option(help="How the trained network is certified; auto tries tighter methods on what ibp leaves open."),
     ] = "ibp"
     timeout: Annotated[
         float | None,
@@ -139,7 +140,8 @@ class TrainingOptions:
         bool,
         typer.Option(
             "--mlflow",
-            help="Log to MLflow, at the server and in the experiment that its variables name, or in `certtrain`.",
+            help="Log to MLflow. MLFLOW_TRACKING_URI names the server and MLFLOW_EXPERIMENT_NAME the experiment, which is "
+            "`certtrain` if not set.",
         ),
     ] = False
     wandb: Annotated[

@@ -111,8 +111,9 @@ class AttackOptions:
     attack: Annotated[
         AttackName,
         typer.Option(
-            help="Attack for the upper limit; the apgd attacks take longer than pgd. strong is pgd, pgd-t, apgd-ce and "
-            "apgd-t one after the other, each on what is left: AutoAttack's gradient attacks, and cheaper ones first."
+            help="Attack for the upper limit; the apgd attacks take longer than pgd. strong runs pgd, pgd-t, apgd-ce "
+            "and apgd-t in this order, each on the examples that the ones before did not falsify: cheap attacks first, "
+            "then AutoAttack's gradient attacks."
         ),
     ] = "pgd"
     pgd_steps: Annotated[
@@ -519,6 +520,6 @@ def _show(report: "Report", task: _Task) -> None:
         files = {"out": output.out and str(output.out), "pictures": pictures}
         render.show_json({"model": str(task.file), **report.to_dict(), **by_class(*about), **files})
         return
-    render.show_report(report)
+    render.show_report(report, kept=output.out is not None)
     for written in [*([] if output.out is None else [output.out]), *pictures]:
         render.say(f"wrote {written}")

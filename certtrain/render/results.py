@@ -45,8 +45,11 @@ def _bracket(report: Report) -> str:
     return f"robust accuracy lies between {low} and {high}; {examples} open"
 
 
-def show_report(report: Report) -> None:
-    """The accuracies and errors of a verification, and the limits that they give for the robust accuracy."""
+def show_report(report: Report, kept: bool = False) -> None:
+    """The accuracies and errors of a verification, and the limits that they give for the robust accuracy.
+
+    kept: whether the results are in a certificate file, which the same command continues.
+    """
     show_title(
         f"{report.dataset}, {report.split} set, {count_of(report.examples, 'example')}, ε = {format_eps(report.eps)}"
     )
@@ -66,7 +69,7 @@ def show_report(report: Report) -> None:
     say(_bracket(report))
     if report.open and report.method != "auto":
         remark("certtrain verify MODEL --method auto tries tighter methods on what is open")
-    if words := unfinished(report):
+    if words := unfinished(report, kept):
         out.print(Text(words))
     out.print(Text(f"verified error {percent(report.verified_error)}; {duration(report.seconds)}", style="bold"))
     show_assumptions(report.assumptions)

@@ -207,13 +207,21 @@ def stage_table(report: Report) -> Table:
     return table
 
 
-def unfinished(report: Report) -> str:
-    """A sentence about examples that are open because time ran out, or were not reached; empty if there are none."""
+def unfinished(report: Report, kept: bool) -> str:
+    """A sentence about examples that are open because time ran out, or were not reached; empty if there are none.
+
+    kept: whether the results are in a certificate file, which the same command continues.
+    """
     why = "stopped" if report.interrupted else "time ran out"
     parts = [f"not every step ran to its end for {report.unfinished:,} of the open examples"]
     parts = parts * (report.unfinished > 0)
     parts += [f"{report.unreached:,} more examples were not reached"] * (report.unreached > 0)
-    parts += ["with --out FILE, a longer --timeout and the same FILE try them again"] * (not report.interrupted)
+    advice = (
+        "the same command with a longer time limit tries them again"
+        if kept
+        else "verify --out FILE keeps the results, and the same command with a longer time limit then tries these again"
+    )
+    parts += [advice] * (not report.interrupted)
     return f"{why}: {'; '.join(parts)}" if report.unfinished + report.unreached else ""
 
 

@@ -86,7 +86,11 @@ def test_what_is_open_for_want_of_time_is_said_and_gone_on_with(run: Run, model:
     words = ["verify", str(model), "--eps", "0.08", "--out", "c.jsonl"]
     hurried = run(*words, "--time-budget", "0.000001s")
     assert "0.00%" in hurried.out
-    assert "not every step ran to its end for" in hurried.out
+    said = " ".join(hurried.out.split())
+    assert "not every step ran to its end for" in said
+    assert "open examples; the same command with a longer time limit tries them again" in said
+    without = " ".join(run(*words[:-2], "--time-budget", "0.000001s").out.split())
+    assert "open examples; verify --out FILE keeps the results, and the same command" in without
     assert run("check", "c.jsonl", str(model)).code == 0
     done = run(*words)
     assert "time ran out" not in done.out
