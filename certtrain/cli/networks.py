@@ -77,8 +77,8 @@ class ForeignOptions:
         typer.Option(
             parser=channel_numbers,
             metavar="NUMBERS",
-            help="The standard deviation by which pixels are divided after that; 1 if not given. For a network that takes "
-            "0 to 255: 1/255.",
+            help="The standard deviation by which pixels are divided after that; 1 if not given. For a network that "
+            "takes 0 to 255: 1/255.",
         ),
     ] = None
     layout: Annotated[
