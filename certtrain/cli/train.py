@@ -140,8 +140,8 @@ class TrainingOptions:
         bool,
         typer.Option(
             "--mlflow",
-            help="Log to MLflow. MLFLOW_TRACKING_URI names the server and MLFLOW_EXPERIMENT_NAME the experiment, which "
-            "is `certtrain` if not set.",
+            help="Log to MLflow; MLflow's environment variables name the server and the experiment, which is "
+            "`certtrain` if not set.",
         ),
     ] = False
     wandb: Annotated[
