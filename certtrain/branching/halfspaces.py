@@ -1,4 +1,4 @@
-"""What linear lower bounds of several functions tell about the part of a box where all of them may be at most zero.
+"""What linear lower bounds of several functions say about the part of a box where all of them may be at most zero.
 
 For each function f there is a lower bound L over the box [l, u] and the coefficients
 Λ of its linear bound, which takes the value L in the corner where it is smallest. With

@@ -2,7 +2,7 @@
 
 Each domain is a box. CROWN bounds all functions of all cases over it; the boxes at the
 nonlinear layers are intersected with those of the domain that it is a part of. Where the
-linear bounds tell that only a part of a domain can violate a case, the rest is cut off
+linear bounds show that only a part of a domain can violate a case, the rest is cut off
 before the domain is split (`halfspaces`). The input that is split is the one whose width
 moves a function's linear bound most (Wang et al. 2018, section 4.3, with coefficients of
 linear bounds in place of gradients).
@@ -30,7 +30,7 @@ from certtrain.branching.halfspaces import LinearFunctions, Remaining, open_case
 from certtrain.branching.tree import Cut, Path, Tree
 from certtrain.runtime.deadline import NEVER, Deadline
 
-FEW_INPUTS = 50  # inputs that are not fixed; with more of them, splitting inputs is hopeless
+FEW_INPUTS = 50  # inputs that can vary within the box; with more of them, splitting inputs is hopeless
 MOST_BOXES = 1024  # in a batch
 RETRY_BOXES = 2000  # times CHEAPER: a limit for proving the leaves of a batch again
 CHEAPER = 10  # so many times the settings' `domains` may be bounded, since each costs much less than one of neurons
@@ -76,7 +76,7 @@ class InputProblem:
 
     @property
     def free_inputs(self) -> int:
-        """How many inputs are not fixed."""
+        """How many inputs can vary within the box."""
         return int((self.lower < self.upper).sum())
 
 
@@ -291,7 +291,7 @@ def _ends(problem: InputProblem, path: Path) -> Ends:
     lower, upper = problem.lower.flatten().clone(), problem.upper.flatten().clone()
     for split, side in path:
         if not isinstance(split, Cut):
-            raise ValueError("it splits a neuron below an input")
+            raise ValueError("it splits a neuron after an input on the same path")
         if not (split.input < len(lower) and lower[split.input] < split.value < upper[split.input]):
             raise ValueError(f"input {split.input} cannot be cut at {split.value} in its domain")
         (lower if side > 0 else upper)[split.input] = split.value

@@ -6,20 +6,22 @@ from typing import Any
 
 import torch.distributed as dist
 
-BEAT = 1.0  # seconds between two signs of life of a process
+BEAT = 1.0  # seconds between two heartbeats of a process
 GIVEN_UP_AFTER = 30.0  # seconds without one after which rank 0 waits for a process no longer
 
 
 class Heartbeats:
-    """What rank 0 of `size` processes knows of the signs of life of the others in the store."""
+    """What rank 0 of `size` processes knows of the others' heartbeats in the store."""
 
     def __init__(self, store: Any, size: int) -> None:
         self.store = store
-        self.heard = dict.fromkeys(range(1, size), (-1, time.monotonic()))  # by rank: how many signs, and since when
+        self.heard = dict.fromkeys(
+            range(1, size), (-1, time.monotonic())
+        )  # by rank: how many heartbeats, and since when
         self.last_look = -BEAT
 
     def silent(self) -> frozenset[int]:
-        """The ranks without a sign for `GIVEN_UP_AFTER` seconds of looking; one of them may be heard again."""
+        """The ranks without a heartbeat for `GIVEN_UP_AFTER` seconds of looking; one of them may send some again."""
         now = time.monotonic()
         if now - self.last_look >= BEAT:
             if now - self.last_look > GIVEN_UP_AFTER / 2:  # nobody has looked meanwhile
@@ -32,7 +34,7 @@ class Heartbeats:
 
 
 def start_beating(store: Any, rank: int) -> None:
-    """Give signs of life of this process from now on, also while it computes."""
+    """Send heartbeats of this process from now on, also while it computes."""
     threading.Thread(target=_beat, args=(store, rank), daemon=True).start()
 
 

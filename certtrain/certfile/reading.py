@@ -124,8 +124,8 @@ class _Reader:
         assert self.header is not None
         if missing := self.header.data.examples - len(self.records):
             first = next(index for index in count() if index not in self.records)
-            without = f"{count_of(missing, 'example')} without a record, such as example {first}"
-            raise self._error(f"is the seal, and leaves {without}")
+            without = f"{count_of(missing, 'example')}, such as example {first}"
+            raise self._error(f"is the seal, but the file has no record of {without}")
         if seal.sha256 != self.digest.hexdigest():
             raise self._error("is the seal, but does not match the lines before it: one of them was changed")
         verdicts = [record.verdict for record in self.records.values()]
@@ -146,5 +146,8 @@ class _Reader:
 def _first(error: ValidationError) -> str:
     """The first error and its place, with the value shortened, since it may be of any length."""
     problem = error.errors(include_url=False)[0]
+    text = problem_text(problem)[:300]
+    if problem["type"] == "json_invalid":
+        return f"the line {text}"
     where = ".".join(map(str, problem["loc"]))[:100]
-    return (f"{where}: " if where else "") + problem_text(problem)[:300]
+    return (f"{where}: " if where else "") + text

@@ -43,7 +43,7 @@ class BenchOptions:
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=seconds, metavar="TIME", help="Most time for an instance, like 30s; a list may allow it less."
+            parser=seconds, metavar="TIME", help="Time limit for each instance, like 30s; a list may set a shorter one."
         ),
     ] = None
     memory: Annotated[

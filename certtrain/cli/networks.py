@@ -68,9 +68,8 @@ class ForeignOptions:
         typer.Option(
             parser=channel_numbers,
             metavar="NUMBERS",
-            help="The mean that is subtracted from pixels in [0, 1] before they enter the network: a number "
-            "for each channel, like "
-            "0.4914,0.4822,0.4465, or one for all; 0 if not given.",
+            help="The mean that is subtracted from pixels in [0, 1] before they enter the network: a number for each "
+            "channel, like 0.4914,0.4822,0.4465, or one for all; 0 if not given.",
         ),
     ] = None
     std: Annotated[

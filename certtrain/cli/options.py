@@ -219,8 +219,8 @@ def check_data(preset: "Preset", data_dir: Path | None) -> None:
 
     if preset.data.name == "digits" and data_dir is not None:
         raise DataError(
-            "digits come with certtrain, so nothing would be read from --data-dir; leave it out, or name the data set "
-            "that is in the folder: --set data.name=folder for your own images."
+            "the data set digits is part of certtrain and is not read from --data-dir; leave it out, or name the data "
+            "set that is in the folder: --set data.name=folder for your own images."
         )
     check_data_folder(preset.data.name, data_dir)
 

@@ -142,7 +142,8 @@ class TrainingOptions:
         bool,
         typer.Option(
             "--mlflow",
-            help="Log to MLflow. Its environment variables choose server and experiment, by default `certtrain`.",
+            help="Log to MLflow; MLflow's environment variables name the server and the experiment, which is "
+            "`certtrain` if not set.",
         ),
     ] = False
     wandb: Annotated[

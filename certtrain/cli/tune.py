@@ -79,9 +79,7 @@ class StudyOptions:
     lost_after: Annotated[
         float,
         typer.Option(
-            parser=seconds,
-            metavar="TIME",
-            help="A process that has not reported for so long has ended, and its trial is lost.",
+            parser=seconds, metavar="TIME", help="A trial is lost if its process sends no heartbeat for this long."
         ),
     ] = "2m"  # type: ignore[assignment]
     time_budget: Annotated[

@@ -108,8 +108,9 @@ class AttackOptions:
     attack: Annotated[
         AttackName,
         typer.Option(
-            help="Attack for the upper limit; the apgd attacks take longer than pgd. strong is pgd, pgd-t, apgd-ce and "
-            "apgd-t one after the other, each on what is left: AutoAttack's gradient attacks, and cheaper ones first."
+            help="Attack for the upper limit; the apgd attacks take longer than pgd. strong runs pgd, pgd-t, apgd-ce "
+            "and apgd-t in this order, each on the examples that the ones before did not falsify: cheap attacks first, "
+            "then AutoAttack's gradient attacks."
         ),
     ] = "pgd"
     pgd_steps: Annotated[

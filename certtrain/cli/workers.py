@@ -151,7 +151,7 @@ def _work(words: list[str], environment: dict[str, str]) -> None:
 def _end_with_rank_0() -> None:
     """End this process when rank 0 ends, also if it was killed; nobody would read results any more.
 
-    The store would tell much later: its client tries to connect again for a long time.
+    The store would report that much later: its client tries to connect again for a long time.
     """
     rank_0 = multiprocessing.parent_process()
     assert rank_0 is not None

@@ -38,7 +38,7 @@ def confirmed(network: nn.Module, exact: nn.Module, shape: Sequence[int], case: 
 
     It must be one by inference in float64, and in the network's own precision at the
     nearest input of that precision. Infinite outputs in float64 are an overflow, and
-    tell nothing about the network in real numbers.
+    say nothing about the network in real numbers.
     """
     inside = case.nearest(point)
     if inside is None:

@@ -20,7 +20,7 @@ MEANINGS = {
     "unknown": ("neither a proof nor a counterexample was found", f"bold {PALETTE['open'].terminal}"),
 }
 SHOWN_VALUES = 12  # of a counterexample; --json has all
-LEAST_PROOF = sys.float_info.min  # the bound of a proof that tells no more than its sign
+LEAST_PROOF = sys.float_info.min  # the bound of a proof that shows no more than its sign
 
 
 def show_decision(decision: Decision) -> None:

@@ -1,4 +1,4 @@
-"""A search of settings in the terminal: each trial when it ends, and all that no other one beats."""
+"""A search of settings in the terminal: each trial when it ends, and at the end the Pareto-optimal ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def show_trial(trial: TrialRecord) -> None:
 
 
 def show_trials(records: TrialRecords) -> None:
-    """The trials that no other one beats, and how they compare with the preset's own settings."""
+    """The Pareto-optimal trials, and how they compare with the preset's own settings."""
     show_title(f"{records.preset}: {records.examples:,} held-out examples, ε = {format_eps(records.eps)}")
     table = new_table("trial", "natural", "certified", "trained in", "settings")
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False

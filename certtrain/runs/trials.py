@@ -50,7 +50,7 @@ class TrialRecords:
 
     @property
     def front(self) -> list[TrialRecord]:
-        """The finished trials that no other one beats: none is as good in each goal and better in one.
+        """The Pareto-optimal trials among the finished ones: no other is as good in each goal and better in one.
 
         In the order of their natural accuracy, the best certified one first.
         """

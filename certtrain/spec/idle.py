@@ -1,4 +1,4 @@
-"""Fields of [train] that have no effect beside another field's value: who sets one is told, instead of being ignored.
+"""Fields of [train] that have no effect beside another field's value: a message names each one that is set.
 
 A preset can have such a field without anyone's wish: from a preset that it extends, or because it was saved with all
 fields.

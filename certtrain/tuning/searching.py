@@ -33,8 +33,8 @@ class SearchOptions:
     """What a search is: the preset and its changes, the space, the number of trials in all, and where it is kept.
 
     storage: the URL of a database; by default a file in `out`, the folder of the trials. validation: the number of
-    training examples to hold out; by default the preset's, or a tenth of them. lost_after: seconds without a sign of
-    life after which the trial of another process is lost.
+    training examples to hold out; by default the preset's, or a tenth of them. lost_after: seconds without a
+    heartbeat after which the trial of another process is lost.
     """
 
     preset: str

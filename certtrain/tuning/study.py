@@ -48,7 +48,7 @@ def open_study(
 ) -> OpenStudy:
     """The study in the database of that URL, made if there is none; it is of these settings.
 
-    lost_after: seconds without a sign of life after which a running trial is lost. unpruned: epochs of a trial before
+    lost_after: seconds without a heartbeat after which a running trial is lost. unpruned: epochs of a trial before
     the first in which it may be pruned, if there is one goal. Raises MissingExtra, and RunError if the database cannot
     be opened or its study is of other settings.
     """
@@ -71,7 +71,7 @@ def open_study(
 
 
 def _database(optuna: Any, storage: str, lost_after: float) -> Any:
-    """The database, in which each running trial leaves a sign of life several times before it counts as lost."""
+    """The database, in which each running trial records a heartbeat several times before it counts as lost."""
     beat, grace = max(1, int(lost_after / 4)), max(2, int(lost_after))
     with _without_experimental_warnings(optuna):
         return optuna.storages.RDBStorage(

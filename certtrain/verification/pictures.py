@@ -190,8 +190,8 @@ def largest_radius(
 ) -> float:
     """The largest radius for which `certified` returned True in a bisection between `known` and `most`.
 
-    `known` is certified already, or 0. It ends where the interval is no wider than `step`. `certified` is also told how
-    many radii are left to try, this one included.
+    `known` is certified already, or 0. It ends where the interval is no wider than `step`. `certified` also gets the
+    number of radii that are left to try, this one included.
     """
     while most - known > step:
         middle = (known + most) / 2

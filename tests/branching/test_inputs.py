@@ -233,7 +233,7 @@ def test_leaves_of_a_false_claim_are_not_proved():
         "x0:1.0 . .": "input 0 cannot be cut at 1.0 in its domain",
         "x0:-0.5 . .": "input 0 cannot be cut at -0.5",
         "x0:0.5 x0:0.25 . . .": "input 0 cannot be cut at 0.25 in its domain",
-        "x0:0.5 1:3 . . .": "it splits a neuron below an input",
+        "x0:0.5 1:3 . . .": "it splits a neuron after an input on the same path",
     }.items(),
 )
 def test_splits_that_are_not_possible_are_refused(text: str, words: str):

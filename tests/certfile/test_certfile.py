@@ -407,7 +407,10 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "one huge line": (lambda text: b"x" * 5_000_000, "line 1 .* is longer than"),
     "a huge record": (lambda text: spoilt(text, '"ibp":', f'"{"i" * 5_000_000}":'), "is longer than"),
     "not UTF-8": (lambda text: b"\xff\xfe" + text.encode(), "line 1 .* is not a header"),
-    "not JSON": (lambda text: b"hello\n" + text.encode(), "line 1 .* is not a header"),
+    "not JSON": (
+        lambda text: b"hello\n" + text.encode(),
+        "is not a header of a certificate file: the line is not JSON: ",
+    ),
     "nested without end": (lambda text: b"[" * 60_000 + b"\n", "line 1 .* is not a header"),
     "a list": (lambda text: b"[1, 2]\n", "line 1 .* is not a header"),
     "no header": (lambda text: text.partition("\n")[2].encode(), "line 1 .* is not a header"),
@@ -446,9 +449,12 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "split as a path": (lambda text: spoilt(text, '"split":"test"', '"split":"../test"'), "split: must be .train."),
     "many examples": (
         lambda text: spoilt(text, '"examples":100', f'"examples":{10**18}'),
-        "and leaves 999,999,999,999,999,900 examples without a record, such as example 100",
+        "but the file has no record of 999,999,999,999,999,900 examples, such as example 100",
     ),
-    "an example is missing": (lambda text: _without(text, 5), "is the seal, and leaves 1 example without a record"),
+    "an example is missing": (
+        lambda text: _without(text, 5),
+        "is the seal, but the file has no record of 1 example, such",
+    ),
     "a line comes twice": (lambda text: _again(text), "again, but does not continue its earlier line"),
     "more after the seal": (lambda text: text.encode() + b"{}\n", "comes after the seal"),
     "a point without a method": (

@@ -24,7 +24,7 @@ def test_trials_are_shown_and_written(run: Run, tmp_path: Path) -> None:
     assert "trial 0 (the preset's own settings): natural " in done.out
     assert "digits: 100 held-out examples, ε = 0.02" in done.out
     assert "best certified accuracy: " in done.out
-    assert "Trials that no other one beats" in (tmp_path / "t" / "study.html").read_text(encoding="utf-8")
+    assert "Pareto-optimal trials" in (tmp_path / "t" / "study.html").read_text(encoding="utf-8")
     again = run(*WORDS, "--trials", 2, "--validation", 100, "--json")
     assert [trial["number"] for trial in json.loads(again.out)["trials"]] == [0, 1]
 

@@ -71,7 +71,7 @@ class Expressive(Objective):
         return (self.attack.inputs(passes, search),)
 
     def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
-        """As `Objective`. The attacked inputs pass beside the boxes, so that both read each weight once."""
+        """As `Objective`. One pass is for boxes and attacked inputs, so that each weight is read once for both."""
         labels = passes.labels
         trace = passes.trace(passes.input_box(), beside=found[0])
         assert trace.clean is not None
