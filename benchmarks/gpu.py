@@ -6,12 +6,12 @@ parts of at most 15 MiB:
 first      the commands train, verify and stats on digits: whether everything works on this GPU
 steps      a step of CNN-7 in each arithmetic, eager, compiled and with CUDA graphs, compared with the standard step
 precision  a few epochs in each arithmetic, with held-out images: time for each epoch, and the loss after it
-train      cifar10-160ep, or --preset, seed 0, in the fastest arithmetic whose loss is that of fp32
+train      cifar10-160ep, seed 0, in the fastest arithmetic whose loss is that of fp32
 speedrun   cifar10-speedrun
 seed-1, seed-2  cifar10-160ep with other seeds
 
-A stage is started only if the time that is left is enough, judged by the earlier stages. A training that runs out of
-time keeps its metrics.
+With --preset NAME the stages steps and train are of another preset. A stage is started only if the time that is left is
+enough, judged by the earlier stages. A training that runs out of time keeps its metrics.
 
 python benchmarks/gpu.py --data-dir DATA --out OUT --minutes 9
 python benchmarks/gpu.py --data-dir DATA --out OUT --only train --fastest tf32    # without the first stages
@@ -117,7 +117,7 @@ def command(session: Session, *words: str) -> None:
 
 def steps(session: Session) -> None:
     """Milliseconds of each kind of step, and ratios to the standard step in fp32; the slowest to compile is last."""
-    preset = load_preset("cifar10-160ep", session.changes(train__batch_size=128))
+    preset = load_preset(session.preset, session.changes())
     bench = Bench(preset, session.device)
     standard = bench.step(Way("standard", "fp32"))
     for _ in range(3):
@@ -294,7 +294,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="by default all")
     parser.add_argument("--fastest", default="tf32", help="the arithmetic, if the stage precision does not run")
     parser.add_argument("--keep", default="train", metavar="STAGE", help="the stage whose network is kept in parts")
-    parser.add_argument("--preset", default="cifar10-160ep", metavar="NAME", help="what the stage train trains")
+    parser.add_argument("--preset", default="cifar10-160ep", metavar="NAME", help="of the stages steps and train")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the presets")
     parser.add_argument("--join", type=Path, metavar="PARTS", help="put a network's parts together")
     parser.add_argument("--rehearse", action="store_true", help="run everything in small, on any device")

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from certtrain.training.loss import objective_terms as objective_terms
     from certtrain.training.objectives.adversarial import InputAttack as InputAttack
     from certtrain.training.objectives.base import Objective as Objective
-    from certtrain.training.objectives.base import Robust as Robust
+    from certtrain.training.objectives.base import RobustLosses as RobustLosses
     from certtrain.training.objectives.base import all_positive as all_positive
     from certtrain.training.objectives.base import margin_losses as margin_losses
     from certtrain.training.objectives.base import margins_of as margins_of
+    from certtrain.training.passes import Ascent as Ascent
     from certtrain.training.passes import Passes as Passes
-    from certtrain.training.passes import Search as Search
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.radii import verify_radii as verify_radii
@@ -56,9 +56,9 @@ _MODULES = {
     "LossTerms": "training.loss",
     "Objective": "training.objectives.base",
     "Passes": "training.passes",
-    "Robust": "training.objectives.base",
+    "RobustLosses": "training.objectives.base",
     "RunContext": "training.context",
-    "Search": "training.passes",
+    "Ascent": "training.passes",
     "all_positive": "training.objectives.base",
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
@@ -79,7 +79,7 @@ _MODULES = {
     "verify_radii": "verification.radii",
 }
 __all__ = sorted(_MODULES)
-_RENAMED = {"Surroundings": "RunContext"}
+_RENAMED = {"Robust": "RobustLosses", "Search": "Ascent", "Surroundings": "RunContext"}
 
 
 def __getattr__(name: str) -> Any:

@@ -60,6 +60,12 @@ def test_a_class_is_taken_by_its_old_name_with_a_warning():
     assert "Surroundings" not in dir(certtrain)
 
 
+@pytest.mark.parametrize(("old", "new"), [("Search", "Ascent"), ("Robust", "RobustLosses")])
+def test_classes_of_objectives_are_taken_by_their_old_names(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=rf"certtrain\.{old} is now certtrain\.{new}"):
+        assert getattr(certtrain, old) is getattr(certtrain, new)
+
+
 def test_the_attacked_accuracy_of_a_report_is_its_pgd_accuracy_with_a_warning():
     report = certtrain.verify(*tiny_classifier.mostly_right(10), 0.01, method="ibp")
     with pytest.warns(DeprecationWarning, match=r"Report\.pgd_accuracy is now Report\.attacked_accuracy") as caught:

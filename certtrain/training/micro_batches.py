@@ -29,8 +29,8 @@ from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import Statistics, StatisticsByCall, StatisticsSource
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.training.loss import LossTerms, Regularizers, combined_terms, has_relus, trace_sums
-from certtrain.training.objectives.base import Objective, Robust
-from certtrain.training.passes import Clean, Passes, Search
+from certtrain.training.objectives.base import Objective, RobustLosses
+from certtrain.training.passes import Ascent, Clean, Passes
 from certtrain.training.regularizers import regularizer_losses
 
 
@@ -64,7 +64,7 @@ class TrainingBatch:
     robust_share: Tensor
     regularizers: Regularizers | None
     share: float
-    search: Search
+    ascent: Ascent
 
 
 class Accumulated:
@@ -79,16 +79,16 @@ class Accumulated:
         self.logits, self.statistics = clean
         found = self._found()
         sums = self._sums(found)
-        slope = self._slope(sums)
-        results = [self._add_gradient(rows, each, slope) for rows, each in found]
+        gradient = self._gradient_of_sums(sums)
+        results = [self._add_gradient(rows, each, gradient) for rows, each in found]
         self._add_clean_gradient(natural * (batch.share * (1 - batch.robust_share)))
         self.terms = self._terms(results, sums)
 
     def _found(self) -> list[tuple[slice, tuple[Tensor, ...]]]:
         """The rows of each part, and what the objective's attacks find for them."""
-        objective, search = self.settings.objective, self.batch.search
+        objective, ascent = self.settings.objective, self.batch.ascent
         with self.settings.forward():
-            return [(rows, objective.prepare(self._passes(rows), search.part(rows))) for rows in self._parts()]
+            return [(rows, objective.prepare(self._passes(rows), ascent.part(rows))) for rows in self._parts()]
 
     def _parts(self) -> Iterator[slice]:
         size, whole = self.settings.size, len(self.batch.x)
@@ -106,7 +106,7 @@ class Accumulated:
             warmup=batch.warmup,
         )
 
-    def _robust(self, rows: slice, found: tuple[Tensor, ...]) -> Robust:
+    def _robust(self, rows: slice, found: tuple[Tensor, ...]) -> RobustLosses:
         with self.settings.forward():
             return self.settings.objective.robust(self._passes(rows), found)
 
@@ -120,38 +120,38 @@ class Accumulated:
             return None
         return self.settings.all_reduce(torch.stack([trace_sums(each) for each in traces]).sum(0))
 
-    def _slope(self, sums: Tensor | None) -> Tensor | None:
+    def _gradient_of_sums(self, sums: Tensor | None) -> Tensor | None:
         """The gradient of the regularisers with respect to these sums."""
         weights = self.batch.regularizers
         if sums is None or weights is None:
             return None
         leaf = sums.detach().requires_grad_()
         tightness, balance, _ = regularizer_losses(leaf, weights.tolerance)
-        (slope,) = torch.autograd.grad(weights.tightness * tightness + weights.relu_balance * balance, leaf)
-        return slope
+        (gradient,) = torch.autograd.grad(weights.tightness * tightness + weights.relu_balance * balance, leaf)
+        return gradient
 
-    def _add_gradient(self, rows: slice, found: tuple[Tensor, ...], slope: Tensor | None) -> Robust:
+    def _add_gradient(self, rows: slice, found: tuple[Tensor, ...], gradient: Tensor | None) -> RobustLosses:
         """Add the gradient of one part, and return its results without gradients and traces."""
         robust = self._robust(rows, found)
         share = self.batch.share * len(robust.losses) / len(self.batch.labels) * self.batch.robust_share
         loss = share * robust.losses.mean()
-        if slope is not None:
+        if gradient is not None:
             with self.settings.forward():
-                loss = loss + (trace_sums(robust.traces) * slope).sum()
+                loss = loss + (trace_sums(robust.traces) * gradient).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         margins = None if robust.margins is None else robust.margins.detach()
         measures = {name: values.detach() for name, values in robust.measures.items()}
-        return Robust(robust.losses.detach(), margins, (), measures)
+        return RobustLosses(robust.losses.detach(), margins, (), measures)
 
     def _add_clean_gradient(self, natural: Tensor) -> None:
         """Add the gradient by way of the clean batch: of its own loss, and of all parts through the statistics."""
         pairs = zip(_tensors(self.statistics), _tensors(self.clean.statistics), strict=True)
         # Statistics of the network's input have no gradient, nor have those of a layer that nothing depends on.
         used = [(root, leaf.grad) for root, leaf in pairs if root.requires_grad and leaf.grad is not None]
-        torch.autograd.backward([natural, *(root for root, _ in used)], [None, *(slope for _, slope in used)])
+        torch.autograd.backward([natural, *(root for root, _ in used)], [None, *(gradient for _, gradient in used)])
 
     @torch.no_grad()
-    def _terms(self, results: list[Robust], sums: Tensor | None) -> LossTerms:
+    def _terms(self, results: list[RobustLosses], sums: Tensor | None) -> LossTerms:
         batch = self.batch
         with self.settings.forward():
             robust = _joined(results)
@@ -161,12 +161,12 @@ class Accumulated:
             )
 
 
-def _joined(results: list[Robust]) -> Robust:
+def _joined(results: list[RobustLosses]) -> RobustLosses:
     """The results of all parts, as those of the whole batch."""
     losses = torch.cat([each.losses for each in results])
     margins = [each.margins for each in results if each.margins is not None]
     measures = {name: torch.cat([each.measures[name] for each in results]) for name in results[0].measures}
-    return Robust(losses, torch.cat(margins) if margins else None, (), measures)
+    return RobustLosses(losses, torch.cat(margins) if margins else None, (), measures)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ from certtrain.training.measures import MeasureSums
 from certtrain.training.micro_batches import Accumulated, Accumulation, TrainingBatch, traces_in_parts
 from certtrain.training.objectives import objective_of
 from certtrain.training.optimizer import make_optimizer, set_learning_rate
-from certtrain.training.passes import Clean, Passes, Search
+from certtrain.training.passes import Ascent, Clean, Passes
 from certtrain.training.schedules import ActiveTerms, Controls, Schedules
 
 GRADIENT_NORM = "gradient_norm"  # the name of the step's own measure, beside the objective's measures
@@ -132,7 +132,7 @@ class Stepper:
         def descend(wrap: Wrap) -> dict[str, Tensor]:
             self.optimizer.zero_grad()
             with self._arithmetic():
-                clean, found = self._prepared(x, labels, controls, self._search(step, len(x), share, wrap))
+                clean, found = self._prepared(x, labels, controls, self._ascent(step, len(x), share, wrap))
                 total, measured = wrap(self._loss)(x, labels, controls, active, clean, found)
             (total * share).backward()
             return dict(measured)
@@ -143,24 +143,24 @@ class Stepper:
         return self.compiler.use(descend) if self.compiler and full else descend(as_it_is)
 
     def _prepared(
-        self, x: Tensor, labels: Tensor, controls: Controls, search: Search
+        self, x: Tensor, labels: Tensor, controls: Controls, ascent: Ascent
     ) -> tuple[Clean | None, tuple[Tensor, ...]]:
         """For an objective that attacks: the pass of the clean batch, with gradients, and what the attacks find."""
         if not self.objective.attacks:
             return None, ()
-        clean = search.wrap(self._clean)(x)
+        clean = ascent.wrap(self._clean)(x)
         passes = Passes(self.graph, x, labels, controls.eps, source=self.statistics, clean=clean.detached())
-        return clean, self.objective.prepare(passes, search)
+        return clean, self.objective.prepare(passes, ascent)
 
     def _clean(self, x: Tensor) -> Clean:
         clean = Clean(*plain_pass(self.graph, x, statistics=self.statistics))
         update_running_statistics(clean.statistics)
         return clean
 
-    def _search(self, step: int, examples: int, share: float, wrap: Wrap) -> Search:
+    def _ascent(self, step: int, examples: int, share: float, wrap: Wrap) -> Ascent:
         whole = round(examples / share)
         rows = part_of(whole, self.group.rank, self.group.size)
-        return Search(derive_seed(self.preset.seed, "attack", step), whole, rows, wrap)
+        return Ascent(derive_seed(self.preset.seed, "attack", step), whole, rows, wrap)
 
     def _accumulate(
         self, step: int, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms, share: float
@@ -174,7 +174,7 @@ class Stepper:
             controls.robust_share,
             self._weights(controls, active),
             share,
-            self._search(step, len(x), share, as_it_is),
+            self._ascent(step, len(x), share, as_it_is),
         )
         passed = Accumulated(self._in_parts(), batch)
         update_running_statistics(passed.statistics)

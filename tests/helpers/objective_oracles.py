@@ -12,8 +12,8 @@ from torch import Tensor
 from certtrain.bounds.graph import LayerGraph
 from certtrain.spec.objective import AnyObjective, ObjectiveSection
 from certtrain.training.objectives import objective_of
-from certtrain.training.objectives.base import Objective, Robust
-from certtrain.training.passes import Passes, Search
+from certtrain.training.objectives.base import Objective, RobustLosses
+from certtrain.training.passes import Ascent, Passes
 from helpers.oracles import EPS, FOLDER
 
 NETS = ("mlp", "cnn4_bn")
@@ -86,11 +86,11 @@ class Given(Objective):
     def __init__(self, objective: Objective, found: tuple[Tensor, ...]) -> None:
         self.objective, self.found = objective, found
 
-    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
         """The rows of these examples."""
-        return tuple(tensor[search.rows] for tensor in self.found) if self.objective.attacks else ()
+        return tuple(tensor[ascent.rows] for tensor in self.found) if self.objective.attacks else ()
 
-    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> RobustLosses:
         """That of the objective."""
         return self.objective.robust(passes, found)
 

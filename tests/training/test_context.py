@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import certtrain
 from certtrain.errors import DeviceError
 from certtrain.training.context import RunContext
 from certtrain.training.distributed import Group
@@ -23,9 +22,3 @@ def test_the_device_is_chosen(monkeypatch: pytest.MonkeyPatch):
     assert RunContext(device="auto").resolved().device == "cpu"
     with pytest.raises(DeviceError, match="there is no CUDA device"):
         RunContext(device="cuda").resolved()
-
-
-def test_its_earlier_name_is_accepted_with_a_warning():
-    with pytest.warns(DeprecationWarning, match=r"certtrain\.Surroundings is now certtrain\.RunContext"):
-        assert certtrain.Surroundings is RunContext
-    assert "Surroundings" not in certtrain.__all__

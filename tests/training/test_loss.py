@@ -13,7 +13,7 @@ from certtrain.bounds.trace import BoundTrace
 from certtrain.errors import DataError, EpsilonError, MethodError
 from certtrain.spec.schedule import warmup_weight
 from certtrain.training.loss import LossTerms, Regularizers, loss_terms
-from certtrain.training.objectives.base import Robust, margin_losses
+from certtrain.training.objectives.base import RobustLosses, margin_losses
 from certtrain.training.regularizers import Sums, balance_ratios, relu_balance_loss, sums_of, tightness_loss
 from certtrain.verdicts import certified_examples, correct_examples
 
@@ -266,7 +266,7 @@ def test_a_network_without_relu_has_no_regularisers():
 def terms_of(model: nn.Module, robust_share: float, regularizers: Regularizers | None) -> LossTerms:
     trace: BoundTrace = propagate(model, X, 0.05)
     assert trace.clean is not None
-    robust = Robust(margin_losses(trace.margins(Y), Y), trace.margins(Y), (trace,))
+    robust = RobustLosses(margin_losses(trace.margins(Y), Y), trace.margins(Y), (trace,))
     return loss_terms(trace.clean, robust, Y, robust_share=robust_share, regularizers=regularizers)
 
 

@@ -15,8 +15,8 @@ from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import StatisticsByCall
 from certtrain.spec.objective import AttackSection
-from certtrain.training.objectives.base import Objective, Robust, all_positive, margin_losses, margins_of
-from certtrain.training.passes import Passes, Search
+from certtrain.training.objectives.base import Objective, RobustLosses, all_positive, margin_losses, margins_of
+from certtrain.training.passes import Ascent, Passes
 
 
 class InputAttack:
@@ -29,10 +29,10 @@ class InputAttack:
     def _losses(self, x: Tensor, statistics: StatisticsByCall, labels: Tensor) -> Tensor:
         return F.cross_entropy(plain_pass(self.graph, x, statistics=statistics).output, labels, reduction="none")
 
-    def inputs(self, passes: Passes, search: Search) -> Tensor:
+    def inputs(self, passes: Passes, ascent: Ascent) -> Tensor:
         """Attacked inputs (B, …)."""
         box = passes.input_box(self.settings.radius)
-        return search(self.loss, passes, box, self.settings, "attack", passes.labels)
+        return ascent(self.loss, passes, box, self.settings, "attack", passes.labels)
 
 
 class Adversarial(Objective):
@@ -43,15 +43,15 @@ class Adversarial(Objective):
     def __init__(self, graph: LayerGraph, attack: AttackSection) -> None:
         self.attack = InputAttack(graph, attack)
 
-    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
         """As `Objective`: x′."""
-        return (self.attack.inputs(passes, search),)
+        return (self.attack.inputs(passes, ascent),)
 
-    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> RobustLosses:
         """As `Objective`."""
         margins = margins_of(passes.outputs(found[0]), passes.labels)
         losses = margin_losses(margins, passes.labels)
-        return Robust(losses, measures={"adversarial_accuracy": all_positive(margins, passes.labels)})
+        return RobustLosses(losses, measures={"adversarial_accuracy": all_positive(margins, passes.labels)})
 
 
 # From the weight α of the bounds, the margins (B, K) by bounds and at x′, and labels (B,), to losses (B,).
@@ -66,18 +66,18 @@ class Expressive(Objective):
     def __init__(self, graph: LayerGraph, attack: AttackSection, alpha: float, mix: Mix) -> None:
         self.attack, self.alpha, self.mix = InputAttack(graph, attack), alpha, mix
 
-    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
         """As `Objective`: x′."""
-        return (self.attack.inputs(passes, search),)
+        return (self.attack.inputs(passes, ascent),)
 
-    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> RobustLosses:
         """As `Objective`. One pass is for boxes and attacked inputs, so that each weight is read once for both."""
         labels = passes.labels
         trace = passes.trace(passes.input_box(), beside=found[0])
         assert trace.clean is not None
         bounded, attacked = trace.margins(labels), margins_of(trace.clean, labels)
         losses = self.mix(self.alpha, bounded, attacked, labels)
-        return Robust(losses, bounded, (trace,), _measures(bounded, attacked, labels))
+        return RobustLosses(losses, bounded, (trace,), _measures(bounded, attacked, labels))
 
 
 def _measures(bounded: Tensor, attacked: Tensor, labels: Tensor) -> Mapping[str, Tensor]:

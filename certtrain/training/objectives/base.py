@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from certtrain.bounds.trace import BoundTrace
-from certtrain.training.passes import Passes, Search
+from certtrain.training.passes import Ascent, Passes
 
 
 @dataclass(frozen=True)
-class Robust:
+class RobustLosses:
     """An objective's results for the examples of some passes.
 
     losses: (B,), what training minimises, beside the natural loss and the regularisers.
@@ -39,12 +39,12 @@ class Objective(ABC):
     attacks = False
     fades = False
 
-    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
         """What the attacks find, (B, …) each, without gradients. Called before `robust`, and never compiled."""
         return ()
 
     @abstractmethod
-    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> RobustLosses:
         """The losses, given what `prepare` found. It is compiled, so it must not depend on values."""
 
 

@@ -7,8 +7,8 @@ from certtrain.errors import PresetError, RunError
 from certtrain.runtime.user_code import USER_ERRORS, UserCallable, call, callable_from, error_text, user_code
 from certtrain.spec.objective import CustomSection
 from certtrain.spec.preset import Preset
-from certtrain.training.objectives.base import Objective, Robust
-from certtrain.training.passes import Passes, Search
+from certtrain.training.objectives.base import Objective, RobustLosses
+from certtrain.training.passes import Ascent, Passes
 
 
 def with_source_hash(preset: Preset) -> Preset:
@@ -50,14 +50,14 @@ class UserObjective(Objective):
         self.objective, self.title = objective, maker.title
         self.attacks, self.fades = objective.attacks, objective.fades
 
-    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
         """As `Objective`. Raises PresetError."""
         try:
-            return tuple(found.detach() for found in self.objective.prepare(passes, search))
+            return tuple(found.detach() for found in self.objective.prepare(passes, ascent))
         except USER_ERRORS as error:
             raise PresetError(f"{self.title}.prepare raises {error_text(error)}") from error
 
-    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> RobustLosses:
         """As `Objective`. Raises PresetError."""
         try:
             robust = self.objective.robust(passes, found)
@@ -66,7 +66,7 @@ class UserObjective(Objective):
         self._check(robust, len(passes.labels))
         return robust
 
-    def _check(self, robust: Robust, examples: int) -> None:
+    def _check(self, robust: RobustLosses, examples: int) -> None:
         values = {"losses": robust.losses, **robust.measures}
         wrong = [name for name, value in values.items() if tuple(value.shape) != (examples,)]
         if wrong:

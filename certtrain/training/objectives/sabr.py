@@ -11,8 +11,8 @@ from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.interval import Altered
 from certtrain.spec.objective import AttackSection
 from certtrain.training.objectives.adversarial import InputAttack
-from certtrain.training.objectives.base import Objective, Robust, all_positive, margin_losses
-from certtrain.training.passes import Passes, Search
+from certtrain.training.objectives.base import Objective, RobustLosses, all_positive, margin_losses
+from certtrain.training.passes import Ascent, Passes
 
 
 class SmallBoxes:
@@ -37,16 +37,16 @@ class SABR(Objective):
     def __init__(self, boxes: SmallBoxes, shrinkage: float) -> None:
         self.boxes, self.altered = boxes, shrinking(shrinkage)
 
-    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
         """As `Objective`: attacked inputs."""
-        return (self.boxes.attack.inputs(passes, search),)
+        return (self.boxes.attack.inputs(passes, ascent),)
 
-    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> RobustLosses:
         """As `Objective`. The small box certifies nothing, so there are no margins."""
         trace = passes.trace(self.boxes.around(passes, found[0]), altered=self.altered)
         margins = trace.margins(passes.labels)
         measures = {"small_box_accuracy": all_positive(margins, passes.labels)}
-        return Robust(margin_losses(margins, passes.labels), traces=(trace,), measures=measures)
+        return RobustLosses(margin_losses(margins, passes.labels), traces=(trace,), measures=measures)
 
 
 def shrinking(shrinkage: float) -> Altered | None:

@@ -14,9 +14,9 @@ from certtrain.bounds.statistics import StatisticsByCall
 from certtrain.bounds.trace import BoundTrace
 from certtrain.errors import UnsupportedLayer
 from certtrain.spec.objective import LatentAttack
-from certtrain.training.objectives.base import Objective, Robust, all_positive, margin_losses
+from certtrain.training.objectives.base import Objective, RobustLosses, all_positive, margin_losses
 from certtrain.training.objectives.sabr import SmallBoxes, shrinking
-from certtrain.training.passes import Clean, Passes, Search
+from certtrain.training.passes import Ascent, Clean, Passes
 
 WHOLE_NETWORK = "input"  # the split before the first layer
 
@@ -37,13 +37,13 @@ class TAPS(Objective):
         self.altered = shrinking(settings.relu_shrinkage)
         self.loss = AttackLoss(self._losses)
 
-    def prepare(self, passes: Passes, search: Search) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
         """As `Objective`: the places (B, K, …) of the latent inputs in their box, in [0, 1]; for STAPS, x′ before."""
-        points = () if self.small is None else (self.small.attack.inputs(passes, search),)
-        lower, width = search.wrap(self._latent_ends)(passes.x, passes.labels, passes.eps, passes.clean, points)
-        return (*points, self._places(passes, search, lower, width))
+        points = () if self.small is None else (self.small.attack.inputs(passes, ascent),)
+        lower, width = ascent.wrap(self._latent_ends)(passes.x, passes.labels, passes.eps, passes.clean, points)
+        return (*points, self._places(passes, ascent, lower, width))
 
-    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> Robust:
+    def robust(self, passes: Passes, found: tuple[Tensor, ...]) -> RobustLosses:
         """As `Objective`."""
         *points, places = found
         labels = passes.labels
@@ -62,7 +62,7 @@ class TAPS(Objective):
             measures |= {"small_box_accuracy": all_positive(margins, labels)}
         # Of a smaller box, or by bounds that were shrunk, margins certify nothing.
         certified = margins if self.small is None and self.altered is None else None
-        return Robust(losses, certified, (*traces, whole), measures)
+        return RobustLosses(losses, certified, (*traces, whole), measures)
 
     # --- the latent box ----------------------------------------------------------------------------------
 
@@ -85,13 +85,13 @@ class TAPS(Objective):
 
     # --- the latent inputs -------------------------------------------------------------------------------
 
-    def _places(self, passes: Passes, search: Search, lower: Tensor, width: Tensor) -> Tensor:
+    def _places(self, passes: Passes, ascent: Ascent, lower: Tensor, width: Tensor) -> Tensor:
         assert passes.clean is not None
         classes = passes.clean.logits.shape[1]
         labels, targets = _rows_by_class(passes.labels, classes)
         low, wide = (end.repeat_interleave(classes, 0) for end in (lower, width))
         box = Box(low + wide / 2, wide / 2)
-        points = search(self.loss, passes, box, self.settings.latent_attack, "latent attack", labels, targets)
+        points = ascent(self.loss, passes, box, self.settings.latent_attack, "latent attack", labels, targets)
         places = ((points - low) / wide.where(wide > 0, 1.0)).clamp(0, 1)
         return places.view(len(lower), classes, *places.shape[1:])
 

@@ -15,7 +15,7 @@ from helpers.small_steps import batch, network, preset
 
 pytestmark = pytest.mark.usefixtures("short")
 SAME = """
-from certtrain import Objective, Robust, margin_losses
+from certtrain import Objective, RobustLosses, margin_losses
 
 
 class Mine(Objective):
@@ -26,7 +26,7 @@ class Mine(Objective):
         trace = passes.trace(passes.input_box())
         margins = trace.margins(passes.labels)
         losses = self.scale * margin_losses(margins, passes.labels)
-        return Robust(losses, margins, (trace,), {"scaled_loss": losses})
+        return RobustLosses(losses, margins, (trace,), {"scaled_loss": losses})
 
 
 def not_one(graph):

@@ -21,7 +21,7 @@ from certtrain.spec.objective import AttackSection
 from certtrain.training.compilation import as_it_is
 from certtrain.training.objectives.adversarial import InputAttack
 from certtrain.training.objectives.taps import linked
-from certtrain.training.passes import Clean, Passes, Search, steps_of
+from certtrain.training.passes import Ascent, Clean, Passes, steps_of
 from certtrain.training.step import Stepper
 from helpers.small_steps import BATCH, PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
 
@@ -236,8 +236,8 @@ def attacked(settings: AttackSection, seed: int = 0, eps: float = EPS) -> tuple[
     graph = checked_graph(model)
     clean = Clean(*plain_pass(graph, x, statistics=batch_statistics))
     passes = Passes(graph, x, labels, eps, source=batch_statistics, clean=clean)
-    search = Search(seed, BATCH, slice(0, BATCH), as_it_is)
-    return InputAttack(graph, settings).inputs(passes, search), passes, model
+    ascent = Ascent(seed, BATCH, slice(0, BATCH), as_it_is)
+    return InputAttack(graph, settings).inputs(passes, ascent), passes, model
 
 
 def loss_at(passes: Passes, point: Tensor) -> Tensor:
