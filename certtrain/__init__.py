@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from certtrain.training.objectives.base import all_positive as all_positive
     from certtrain.training.objectives.base import margin_losses as margin_losses
     from certtrain.training.objectives.base import margins_of as margins_of
-    from certtrain.training.passes import Ascent as Ascent
     from certtrain.training.passes import Passes as Passes
+    from certtrain.training.passes import SignedAscent as SignedAscent
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.radii import verify_radii as verify_radii
@@ -58,7 +58,7 @@ _MODULES = {
     "Passes": "training.passes",
     "RobustLosses": "training.objectives.base",
     "RunContext": "training.context",
-    "Ascent": "training.passes",
+    "SignedAscent": "training.passes",
     "all_positive": "training.objectives.base",
     "certify": "verification.certificate",
     "eps_at": "spec.schedule",
@@ -79,7 +79,7 @@ _MODULES = {
     "verify_radii": "verification.radii",
 }
 __all__ = sorted(_MODULES)
-_RENAMED = {"Robust": "RobustLosses", "Search": "Ascent", "Surroundings": "RunContext"}
+_RENAMED = {"Robust": "RobustLosses", "Search": "SignedAscent", "Surroundings": "RunContext"}
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ def test_a_class_is_taken_by_its_old_name_with_a_warning():
     assert "Surroundings" not in dir(certtrain)
 
 
-@pytest.mark.parametrize(("old", "new"), [("Search", "Ascent"), ("Robust", "RobustLosses")])
+@pytest.mark.parametrize(("old", "new"), [("Search", "SignedAscent"), ("Robust", "RobustLosses")])
 def test_classes_of_objectives_are_taken_by_their_old_names(old: str, new: str) -> None:
     with pytest.warns(DeprecationWarning, match=rf"certtrain\.{old} is now certtrain\.{new}"):
         assert getattr(certtrain, old) is getattr(certtrain, new)

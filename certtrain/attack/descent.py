@@ -45,11 +45,11 @@ class AttackLoss:
             values = losses(point, *about)
             return values.sum(), values.detach()
 
-        slope = torch.func.grad_and_value(total, has_aux=True)
+        gradient_and_value = torch.func.grad_and_value(total, has_aux=True)
 
         def gradient(point: Tensor, *about: Any) -> tuple[Tensor, Tensor]:
-            found, (_, values) = slope(point, *about)
-            return values, found
+            gradients, (_, values) = gradient_and_value(point, *about)
+            return values, gradients
 
         self.gradient = gradient
 
@@ -89,10 +89,10 @@ def ascend(
         if draws is not None:
             point = torch.addcmul(point, radius, draws[restart] * (2 * steps.start) - steps.start)
         for size in steps.sizes:
-            values, slope = gradient(point, *about)
+            values, gradients = gradient(point, *about)
             if steps.best:
                 kept.offer(point, values)
-            point = (point + size * radius * slope.sign()).clamp(lower, upper)
+            point = (point + size * radius * gradients.sign()).clamp(lower, upper)
         if steps.best or steps.restarts > 1:
             kept.offer(point, losses(point, *about))
     return point if kept.point is None else kept.point

@@ -1,4 +1,4 @@
-"""Signs of life among processes on several machines: torchrun does not always notice that a machine is gone."""
+"""Heartbeats of processes on several machines: torchrun does not always notice that a machine is gone."""
 
 import threading
 import time
@@ -15,22 +15,21 @@ class Heartbeats:
 
     def __init__(self, store: Any, size: int) -> None:
         self.store = store
-        self.heard = dict.fromkeys(
-            range(1, size), (-1, time.monotonic())
-        )  # by rank: how many heartbeats, and since when
+        # By rank: the number of heartbeats, and the time since which it has been this number.
+        self.counts = dict.fromkeys(range(1, size), (-1, time.monotonic()))
         self.last_look = -BEAT
 
     def silent(self) -> frozenset[int]:
-        """The ranks without a heartbeat for `GIVEN_UP_AFTER` seconds of looking; one of them may send some again."""
+        """The ranks without a heartbeat for `GIVEN_UP_AFTER` seconds; one of them may send some again."""
         now = time.monotonic()
         if now - self.last_look >= BEAT:
             if now - self.last_look > GIVEN_UP_AFTER / 2:  # nobody has looked meanwhile
-                self.heard = {rank: (count, now) for rank, (count, _) in self.heard.items()}
+                self.counts = {rank: (count, now) for rank, (count, _) in self.counts.items()}
             self.last_look = now
-            for rank, (before, _) in self.heard.items():
+            for rank, (before, _) in self.counts.items():
                 if (count := self.store.add(_key(rank), 0)) != before:
-                    self.heard[rank] = count, now
-        return frozenset(rank for rank, (_, since) in self.heard.items() if now - since > GIVEN_UP_AFTER)
+                    self.counts[rank] = count, now
+        return frozenset(rank for rank, (_, since) in self.counts.items() if now - since > GIVEN_UP_AFTER)
 
 
 def start_beating(store: Any, rank: int) -> None:

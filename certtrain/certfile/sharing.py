@@ -62,7 +62,7 @@ class Shared:
     handed: list[list[int]] = field(default_factory=list, init=False)
     receive: Receive = field(default=lambda results: None, init=False)
     last_look: float = field(default=0.0, init=False)
-    told: bool = field(default=False, init=False)
+    stop_requested: bool = field(default=False, init=False)
 
     def agree(self, header: Header) -> None:
         """Raise RunError if this process has another task than rank 0, as with other files on another machine."""
@@ -72,7 +72,7 @@ class Shared:
             self.store.set(key, header.model_dump_json())
             return
         self._wait_for(key)
-        if self.told:
+        if self.stop_requested:
             return
         if other := differences(Header.model_validate_json(self.store.get(key)), header):
             raise RunError(f"rank {self.rank} has another task than rank 0: {'; '.join(other)}")
@@ -89,7 +89,7 @@ class Shared:
             self.store.set(key, json.dumps({"examples": examples, "records": records}))
         else:
             self._wait_for(key)
-            if self.told:
+            if self.stop_requested:
                 return []
             found = json.loads(self.store.get(key))
             examples = found["examples"]
@@ -139,13 +139,13 @@ class Shared:
     def stopped(self) -> bool:
         """As `Shares`; on rank 0 it takes the results that others have sent."""
         if time.monotonic() - self.last_look < LOOK_AFTER:
-            return self.told
+            return self.stop_requested
         if self.rank == 0:
             self._collect()
         else:
-            self.told = self.told or self._has("stop")
+            self.stop_requested = self.stop_requested or self._has("stop")
         self.last_look = time.monotonic()
-        return self.told
+        return self.stop_requested
 
     # --- messages ---
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,35 +12,26 @@ from certtrain.cli.exit_codes import ExitCode
 from certtrain.cli.moved import MovedOptions
 from certtrain.cli.networks import ForeignOptions, say_if_guessing
 from certtrain.cli.options import (
-    NO_TIMEOUT,
-    AsJson,
-    AttackSeed,
-    DataDir,
-    DeviceOption,
-    Force,
-    Limit,
-    Memory,
     ModelOrNewest,
-    PgdRestarts,
-    SplitOption,
-    Threads,
     check_targets,
     data_folder,
-    example_limit,
-    given,
     network_file,
     newest_if_none,
     open_split,
-    seconds,
-    seconds_or_none,
 )
 from certtrain.cli.pictures import TakenPictures, show_pictures
-from certtrain.cli.radii import Radii, file_at, verify_at_radii
-from certtrain.cli.sheets import PicturesFolder, by_class, check_pictures, write_pictures
+from certtrain.cli.radii import file_at, verify_at_radii
+from certtrain.cli.sheets import by_class, check_pictures, write_pictures
 from certtrain.cli.stopping import Stopper, how_to_continue
+from certtrain.cli.verify_options import (
+    AttackOptions,
+    CertificateOptions,
+    CertificateOutput,
+    LimitOptions,
+    PictureOptions,
+    VerificationData,
+)
 from certtrain.cli.workers import Ranks, ranks_of
-from certtrain.runtime.deadline import DEFAULT_TIMEOUT
-from certtrain.spec.choices import ArithmeticName, AttackName, MethodName, NetworkName
 
 if TYPE_CHECKING:
     from certtrain.attack import AttackSettings
@@ -48,210 +39,9 @@ if TYPE_CHECKING:
     from certtrain.data import ImageSet
     from certtrain.network.modelfile import Classifier
     from certtrain.render.verification import VerifyingView
-    from certtrain.verification.cascade import Limits
     from certtrain.verification.results import ExampleResult
     from certtrain.verification.shares import Shares
     from certtrain.verification.verify import Report
-
-DATA_SET_OPTIONS = ("split", "limit", "out", "sheets", "html", "time_budget", "batch_size", "workers")
-ATTACK_OPTIONS = ("pgd_steps", "pgd_restarts", "seed")
-
-
-@dataclass(frozen=True)
-class CertificateOptions:
-    """What is certified, and how."""
-
-    eps: Radii = None
-    method: Annotated[
-        MethodName,
-        typer.Option(
-            help="How to certify. auto tries all methods but milp, fast ones first, and a targeted attack, on the "
-            "examples that are still open. complete is branch and bound, until each example is decided or its "
-            "--timeout is over. milp is a second opinion, for --arithmetic real and networks with few ReLUs."
-        ),
-    ] = "ibp"
-    network: Annotated[
-        NetworkName,
-        typer.Option(help="The network as saved, or with BatchNorm folded, as `certtrain export` writes it."),
-    ] = "saved"
-    arithmetic: Annotated[
-        ArithmeticName,
-        typer.Option(help="The arithmetic in which the network runs; real means without any rounding."),
-    ] = "float32"
-
-    def check(self) -> None:
-        """Raise BadParameter for a method in an arithmetic that it does not support."""
-        if self.method == "milp" and self.arithmetic != "real":
-            raise typer.BadParameter("milp ignores rounding; it needs --arithmetic real", param_hint="--method")
-
-    @property
-    def several(self) -> bool:
-        """Whether there are several radii."""
-        return self.eps is not None and len(self.eps) > 1
-
-    def files(self, out: Path | None) -> list[Path]:
-        """The certificate files for --out: one for each radius."""
-        if out is None:
-            return []
-        return [file_at(out, eps) for eps in self.eps] if self.several else [out]
-
-    def check_one_radius(self, option: str) -> None:
-        """Raise BadParameter if there are several radii, with an option that is about one."""
-        if self.several:
-            raise typer.BadParameter("it takes one radius; --eps has several", param_hint=option)
-
-
-@dataclass(frozen=True)
-class AttackOptions:
-    """The attack."""
-
-    attack: Annotated[
-        AttackName,
-        typer.Option(
-            help="Attack for the upper limit; the apgd attacks take longer than pgd. strong runs pgd, pgd-t, apgd-ce "
-            "and apgd-t in this order, each on the examples that the ones before did not falsify: cheap attacks first, "
-            "then AutoAttack's gradient attacks."
-        ),
-    ] = "pgd"
-    pgd_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of each attack; if not given, 20 for pgd and 100 for apgd.")
-    ] = None
-    pgd_restarts: PgdRestarts = 1
-    seed: AttackSeed = 0
-
-    def check(self, context: typer.Context) -> None:
-        """Raise BadParameter for an option of the attack with --attack none."""
-        unused = [spelling for name, spelling in given(context).items() if name in ATTACK_OPTIONS]
-        if self.attack == "none" and unused:
-            raise typer.BadParameter("it has no effect with --attack none", param_hint=unused[0])
-
-    def settings(self) -> "AttackSettings | None":
-        """The attack; None for none."""
-        from certtrain.attack import named
-
-        if self.attack == "none":
-            return None
-        return named(self.attack, steps=self.pgd_steps, restarts=self.pgd_restarts, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class VerificationData:
-    """The data."""
-
-    data_dir: DataDir = None
-    split: SplitOption = "test"
-    limit: Limit = None
-
-
-@dataclass(frozen=True)
-class PictureOptions:
-    """Images of your own."""
-
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE|FOLDER",
-            help="Verify this image, or those in this folder, instead of a data set; more may follow, as in --image "
-            "*.png. Shows the class, whether it is certified, and the largest ε at which it is, and writes a "
-            "counterexample beside it. An image of another size is resized (bilinear, antialiased), and colours turn "
-            "to grey for a model of grey images; a line says so.",
-        ),
-    ] = None
-    label: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="The right class of the images; the predicted one if not given.")
-    ] = None
-    invert: Annotated[
-        bool,
-        typer.Option(
-            "--invert",
-            help="Turn black into white and white into black, for ink on paper where a model was trained on "
-            "white on black, as in MNIST.",
-        ),
-    ] = False
-
-    def check(self, context: typer.Context) -> None:
-        """Raise BadParameter for options that have no effect with --image, or without."""
-        if self.image is None and (self.label is not None or self.invert):
-            raise typer.BadParameter("it needs --image", param_hint="--invert" if self.label is None else "--label")
-        unused = [spelling for name, spelling in given(context).items() if name in DATA_SET_OPTIONS]
-        if self.image is not None and unused:
-            raise typer.BadParameter("it is about a data set; it has no effect with --image", param_hint=unused[0])
-
-    def check_one_process(self) -> None:
-        """Raise BadParameter for images that several processes would verify."""
-        if self.image is not None:
-            raise typer.BadParameter("one process verifies images of your own", param_hint="--image")
-
-
-@dataclass(frozen=True)
-class LimitOptions:
-    """Time and memory."""
-
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            parser=seconds_or_none,
-            metavar="TIME|none",
-            help="Time limit for each example in the methods beyond ibp, like 5s or 10m; "
-            f"{DEFAULT_TIMEOUT:.0f}s if not given. auto keeps three quarters of it for complete. With --image, it is "
-            "for all that is done with an image, and a quarter is kept for its largest ε. With --out, the same command "
-            "with a longer limit tries those again that ran out of time.",
-        ),
-    ] = None
-    time_budget: Annotated[
-        float | None,
-        typer.Option(
-            parser=seconds,
-            metavar="TIME",
-            help="Time limit for the whole verification, like 9m; what is not decided by then stays open.",
-        ),
-    ] = None
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Number of examples at a time; a tenth of it for methods other than ibp.")
-    ] = 200
-    memory: Memory = None
-    device: DeviceOption = "auto"
-    threads: Threads = None
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Number of processes on this machine that share the examples; 1 if not given. On several machines: "
-            "torchrun --nnodes … -m certtrain verify …",
-        ),
-    ] = None
-
-    def check(self, method: str, image: object) -> None:
-        """Raise BadParameter if there is a limit for methods that are not used."""
-        if self.timeout is not None and method == "ibp" and image is None:
-            raise typer.BadParameter(NO_TIMEOUT.format("--method auto"), param_hint="--timeout")
-
-    def limits(self) -> "Limits":
-        """The limits of time."""
-        from certtrain.verification.cascade import Limits
-
-        return Limits(example_limit(self.timeout), self.time_budget)
-
-
-@dataclass(frozen=True)
-class CertificateOutput:
-    """What is written."""
-
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the certificates to this file, or continue it if it exists. Several radii have a file each, "
-            "such as c-8_255.jsonl for c.jsonl.",
-        ),
-    ] = None
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With several radii, write a page with the curves to this file.")
-    ] = None
-    sheets: PicturesFolder = None
-    force: Force = False
-    as_json: AsJson = False
 
 
 def verify_command(
@@ -281,46 +71,81 @@ def verify_command(
         certificates.check_one_radius("--workers")
     file = network_file(newest_if_none(foreign.file(model)))
     foreign.check(file, certificates.eps, certificates.network)
+    options = _Options(certificates, attack, data, foreign, pictures, limits, output)
     with ranks_of(limits.workers) as ranks:
-        _verify(ranks, file, certificates, attack, data, foreign, pictures, limits, output)
+        _verify(ranks, file, options)
 
 
-def _verify(
-    ranks: Ranks,
-    file: Path,
-    certificates: CertificateOptions,
-    attack: AttackOptions,
-    data: VerificationData,
-    foreign: ForeignOptions,
-    pictures: PictureOptions,
-    limits: LimitOptions,
-    output: CertificateOutput,
-) -> None:
+@dataclass(frozen=True)
+class _Options:
+    """All options, in their groups."""
+
+    certificates: CertificateOptions
+    attack: AttackOptions
+    data: VerificationData
+    foreign: ForeignOptions
+    pictures: PictureOptions
+    limits: LimitOptions
+    output: CertificateOutput
+
+    def network(self, file: Path) -> "Classifier":
+        """The network in the file."""
+        eps = None if self.certificates.eps is None else self.certificates.eps[0]
+        return self.foreign.open(file, eps, self.limits.device, self.data.data_dir, self.data.split)
+
+    def arguments(self, model: "Classifier") -> dict[str, Any]:
+        """The arguments of `verify` that certificate files record too."""
+        from certtrain.bounds.settings import VERDICT_SETTINGS
+
+        certificates, memory = self.certificates, self.limits.memory
+        bounds = VERDICT_SETTINGS if memory is None else replace(VERDICT_SETTINGS, memory=memory)
+        return {
+            "eps": model.metadata.eps if certificates.eps is None else certificates.eps[0],
+            "method": certificates.method,
+            "network": certificates.network,
+            "arithmetic": certificates.arithmetic,
+            "batch_size": self.limits.batch_size,
+            "bounds": bounds,
+        }
+
+
+def _verify(ranks: Ranks, file: Path, options: _Options) -> None:
     """Verify as one of the ranks."""
     if ranks.size > 1:
-        certificates.check_one_radius("torchrun")
-        pictures.check_one_process()
-    ranks.take_device(limits.device)
-    eps = None if certificates.eps is None else certificates.eps[0]
-    saved = foreign.open(file, eps, limits.device, data.data_dir, data.split)
-    if pictures.image is not None:
-        options = _arguments(saved, certificates, limits) | {"attack": attack.settings(), "limits": limits.limits()}
-        del options["batch_size"]
-        taken = TakenPictures(pictures.image, pictures.label, pictures.invert, output.force)
-        show_pictures(saved, file, taken, options, as_json=output.as_json)
-        return
-    images = open_split(saved, data.split, data_folder(data.data_dir, file), data.limit)
-    task = _Task(file, saved, images, attack.settings(), _arguments(saved, certificates, limits), output, ranks)
-    if certificates.several:
-        _at_radii(task, certificates.eps, limits)
+        options.certificates.check_one_radius("torchrun")
+        options.pictures.check_one_process()
+    ranks.take_device(options.limits.device)
+    model = options.network(file)
+    if options.pictures.image is None:
+        _verify_images(ranks, file, model, options)
+    else:
+        _verify_pictures(file, model, options)
+
+
+def _verify_pictures(file: Path, model: "Classifier", options: _Options) -> None:
+    """Verify images of one's own."""
+    arguments = options.arguments(model) | {"attack": options.attack.settings(), "limits": options.limits.limits()}
+    del arguments["batch_size"]
+    pictures, output = options.pictures, options.output
+    taken = TakenPictures(pictures.image or (), pictures.label, pictures.invert, output.force)
+    show_pictures(model, file, taken, arguments, as_json=output.as_json)
+
+
+def _verify_images(ranks: Ranks, file: Path, model: "Classifier", options: _Options) -> None:
+    """Verify a data set, at one radius or at several."""
+    data, output = options.data, options.output
+    images = open_split(model, data.split, data_folder(data.data_dir, file), data.limit)
+    task = _Task(file, model, images, options.attack.settings(), options.arguments(model), output, ranks)
+    if options.certificates.several:
+        _at_radii(task, options.certificates.eps, options.limits)
         return
     ranks.ready()
-    report = _verified(task, limits)
+    report = _verified(task, options.limits)
     if not ranks.leads:
         return
     _show(report, task)
-    if foreign.reads(file):
-        say_if_guessing(report, len(saved.metadata.class_names))
+    if options.foreign.reads(file):
+        say_if_guessing(report, len(model.metadata.class_names))
     if report.interrupted:
         _say_stopped(report, output.out)
         raise typer.Exit(ExitCode.INTERRUPTED)
@@ -415,21 +240,6 @@ class _Task:
             return ALONE
         shared.agree(self.header())
         return shared
-
-
-def _arguments(model: "Classifier", certificates: CertificateOptions, limits: LimitOptions) -> dict[str, Any]:
-    """The arguments of `verify` that certificate files record too."""
-    from certtrain.bounds.settings import VERDICT_SETTINGS
-
-    bounds = VERDICT_SETTINGS if limits.memory is None else replace(VERDICT_SETTINGS, memory=limits.memory)
-    return {
-        "eps": model.metadata.eps if certificates.eps is None else certificates.eps[0],
-        "method": certificates.method,
-        "network": certificates.network,
-        "arithmetic": certificates.arithmetic,
-        "batch_size": limits.batch_size,
-        "bounds": bounds,
-    }
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from certtrain.spec.schedule import warmup_weight
 from certtrain.training.compilation import as_it_is
 from certtrain.training.objectives import objective_of
 from certtrain.training.objectives.base import RobustLosses
-from certtrain.training.passes import Ascent, Clean, Passes
+from certtrain.training.passes import Clean, Passes, SignedAscent
 from certtrain.training.regularizers import regularizer_losses, sums_of, width_of
 from certtrain.verdicts import certified_examples, correct_examples
 
@@ -97,7 +97,7 @@ def objective_terms(
         clean = Clean(*plain_pass(graph, x, statistics=statistics_by_mode)) if made.attacks else None
         fading = warm if made.fades and warm > 0 else None
         passes = Passes(graph, x, labels, max(eps, SMALLEST_EPS), source=statistics_by_mode, clean=clean, warmup=fading)
-        found = made.prepare(passes, Ascent(seed, len(x), slice(0, len(x)), as_it_is))
+        found = made.prepare(passes, SignedAscent(seed, len(x), slice(0, len(x)), as_it_is))
         robust = made.robust(passes, found)
     assert passes.clean is not None
     update_running_statistics(passes.statistics)

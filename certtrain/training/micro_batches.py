@@ -30,7 +30,7 @@ from certtrain.bounds.statistics import Statistics, StatisticsByCall, Statistics
 from certtrain.bounds.trace import BoundTrace, trace_bounds
 from certtrain.training.loss import LossTerms, Regularizers, combined_terms, has_relus, trace_sums
 from certtrain.training.objectives.base import Objective, RobustLosses
-from certtrain.training.passes import Ascent, Clean, Passes
+from certtrain.training.passes import Clean, Passes, SignedAscent
 from certtrain.training.regularizers import regularizer_losses
 
 
@@ -64,7 +64,7 @@ class TrainingBatch:
     robust_share: Tensor
     regularizers: Regularizers | None
     share: float
-    ascent: Ascent
+    ascent: SignedAscent
 
 
 class Accumulated:

@@ -90,7 +90,7 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Ascent:
+class SignedAscent:
     """The attacks of one step, seeded by `seed`; the same whether a batch is taken whole or in parts.
 
     whole: the number of examples in the whole batch. rows: the place of these examples in it. wrap: compiles.
@@ -121,10 +121,12 @@ class Ascent:
         )
         return found
 
-    def part(self, rows: slice) -> "Ascent":
+    def part(self, rows: slice) -> "SignedAscent":
         """For some of the examples; `rows` are counted within these."""
         start = self.rows.start + rows.start
-        return Ascent(self.seed, self.whole, slice(start, min(self.rows.start + rows.stop, self.rows.stop)), self.wrap)
+        return SignedAscent(
+            self.seed, self.whole, slice(start, min(self.rows.start + rows.stop, self.rows.stop)), self.wrap
+        )
 
     def _draws(self, box: Box, settings: AttackSection, stream: str) -> Tensor | None:
         """The random starts (R, n, …) in [0, 1), of this part of the whole batch; None if all start at the centre."""

@@ -38,7 +38,7 @@ from certtrain.training.measures import MeasureSums
 from certtrain.training.micro_batches import Accumulated, Accumulation, TrainingBatch, traces_in_parts
 from certtrain.training.objectives import objective_of
 from certtrain.training.optimizer import make_optimizer, set_learning_rate
-from certtrain.training.passes import Ascent, Clean, Passes
+from certtrain.training.passes import Clean, Passes, SignedAscent
 from certtrain.training.schedules import ActiveTerms, Controls, Schedules
 
 GRADIENT_NORM = "gradient_norm"  # the name of the step's own measure, beside the objective's measures
@@ -143,7 +143,7 @@ class Stepper:
         return self.compiler.use(descend) if self.compiler and full else descend(as_it_is)
 
     def _prepared(
-        self, x: Tensor, labels: Tensor, controls: Controls, ascent: Ascent
+        self, x: Tensor, labels: Tensor, controls: Controls, ascent: SignedAscent
     ) -> tuple[Clean | None, tuple[Tensor, ...]]:
         """For an objective that attacks: the pass of the clean batch, with gradients, and what the attacks find."""
         if not self.objective.attacks:
@@ -157,10 +157,10 @@ class Stepper:
         update_running_statistics(clean.statistics)
         return clean
 
-    def _ascent(self, step: int, examples: int, share: float, wrap: Wrap) -> Ascent:
+    def _ascent(self, step: int, examples: int, share: float, wrap: Wrap) -> SignedAscent:
         whole = round(examples / share)
         rows = part_of(whole, self.group.rank, self.group.size)
-        return Ascent(derive_seed(self.preset.seed, "attack", step), whole, rows, wrap)
+        return SignedAscent(derive_seed(self.preset.seed, "attack", step), whole, rows, wrap)
 
     def _accumulate(
         self, step: int, x: Tensor, labels: Tensor, controls: Controls, active: ActiveTerms, share: float

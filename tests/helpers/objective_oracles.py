@@ -13,7 +13,7 @@ from certtrain.bounds.graph import LayerGraph
 from certtrain.spec.objective import AnyObjective, ObjectiveSection
 from certtrain.training.objectives import objective_of
 from certtrain.training.objectives.base import Objective, RobustLosses
-from certtrain.training.passes import Ascent, Passes
+from certtrain.training.passes import Passes, SignedAscent
 from helpers.oracles import EPS, FOLDER
 
 NETS = ("mlp", "cnn4_bn")
@@ -86,7 +86,7 @@ class Given(Objective):
     def __init__(self, objective: Objective, found: tuple[Tensor, ...]) -> None:
         self.objective, self.found = objective, found
 
-    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: SignedAscent) -> tuple[Tensor, ...]:
         """The rows of these examples."""
         return tuple(tensor[ascent.rows] for tensor in self.found) if self.objective.attacks else ()
 

@@ -16,7 +16,7 @@ from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import StatisticsByCall
 from certtrain.spec.objective import AttackSection
 from certtrain.training.objectives.base import Objective, RobustLosses, all_positive, margin_losses, margins_of
-from certtrain.training.passes import Ascent, Passes
+from certtrain.training.passes import Passes, SignedAscent
 
 
 class InputAttack:
@@ -29,7 +29,7 @@ class InputAttack:
     def _losses(self, x: Tensor, statistics: StatisticsByCall, labels: Tensor) -> Tensor:
         return F.cross_entropy(plain_pass(self.graph, x, statistics=statistics).output, labels, reduction="none")
 
-    def inputs(self, passes: Passes, ascent: Ascent) -> Tensor:
+    def inputs(self, passes: Passes, ascent: SignedAscent) -> Tensor:
         """Attacked inputs (B, …)."""
         box = passes.input_box(self.settings.radius)
         return ascent(self.loss, passes, box, self.settings, "attack", passes.labels)
@@ -43,7 +43,7 @@ class Adversarial(Objective):
     def __init__(self, graph: LayerGraph, attack: AttackSection) -> None:
         self.attack = InputAttack(graph, attack)
 
-    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: SignedAscent) -> tuple[Tensor, ...]:
         """As `Objective`: x′."""
         return (self.attack.inputs(passes, ascent),)
 
@@ -66,7 +66,7 @@ class Expressive(Objective):
     def __init__(self, graph: LayerGraph, attack: AttackSection, alpha: float, mix: Mix) -> None:
         self.attack, self.alpha, self.mix = InputAttack(graph, attack), alpha, mix
 
-    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: SignedAscent) -> tuple[Tensor, ...]:
         """As `Objective`: x′."""
         return (self.attack.inputs(passes, ascent),)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from certtrain.bounds.trace import BoundTrace
-from certtrain.training.passes import Ascent, Passes
+from certtrain.training.passes import Passes, SignedAscent
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Objective(ABC):
     attacks = False
     fades = False
 
-    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: SignedAscent) -> tuple[Tensor, ...]:
         """What the attacks find, (B, …) each, without gradients. Called before `robust`, and never compiled."""
         return ()
 

@@ -8,7 +8,7 @@ from certtrain.runtime.user_code import USER_ERRORS, UserCallable, call, callabl
 from certtrain.spec.objective import CustomSection
 from certtrain.spec.preset import Preset
 from certtrain.training.objectives.base import Objective, RobustLosses
-from certtrain.training.passes import Ascent, Passes
+from certtrain.training.passes import Passes, SignedAscent
 
 
 def with_source_hash(preset: Preset) -> Preset:
@@ -50,7 +50,7 @@ class UserObjective(Objective):
         self.objective, self.title = objective, maker.title
         self.attacks, self.fades = objective.attacks, objective.fades
 
-    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: SignedAscent) -> tuple[Tensor, ...]:
         """As `Objective`. Raises PresetError."""
         try:
             return tuple(found.detach() for found in self.objective.prepare(passes, ascent))

@@ -12,7 +12,7 @@ from certtrain.bounds.interval import Altered
 from certtrain.spec.objective import AttackSection
 from certtrain.training.objectives.adversarial import InputAttack
 from certtrain.training.objectives.base import Objective, RobustLosses, all_positive, margin_losses
-from certtrain.training.passes import Ascent, Passes
+from certtrain.training.passes import Passes, SignedAscent
 
 
 class SmallBoxes:
@@ -37,7 +37,7 @@ class SABR(Objective):
     def __init__(self, boxes: SmallBoxes, shrinkage: float) -> None:
         self.boxes, self.altered = boxes, shrinking(shrinkage)
 
-    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: SignedAscent) -> tuple[Tensor, ...]:
         """As `Objective`: attacked inputs."""
         return (self.boxes.attack.inputs(passes, ascent),)
 

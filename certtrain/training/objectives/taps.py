@@ -16,7 +16,7 @@ from certtrain.errors import UnsupportedLayer
 from certtrain.spec.objective import LatentAttack
 from certtrain.training.objectives.base import Objective, RobustLosses, all_positive, margin_losses
 from certtrain.training.objectives.sabr import SmallBoxes, shrinking
-from certtrain.training.passes import Ascent, Clean, Passes
+from certtrain.training.passes import Clean, Passes, SignedAscent
 
 WHOLE_NETWORK = "input"  # the split before the first layer
 
@@ -37,7 +37,7 @@ class TAPS(Objective):
         self.altered = shrinking(settings.relu_shrinkage)
         self.loss = AttackLoss(self._losses)
 
-    def prepare(self, passes: Passes, ascent: Ascent) -> tuple[Tensor, ...]:
+    def prepare(self, passes: Passes, ascent: SignedAscent) -> tuple[Tensor, ...]:
         """As `Objective`: the places (B, K, …) of the latent inputs in their box, in [0, 1]; for STAPS, x′ before."""
         points = () if self.small is None else (self.small.attack.inputs(passes, ascent),)
         lower, width = ascent.wrap(self._latent_ends)(passes.x, passes.labels, passes.eps, passes.clean, points)
@@ -85,7 +85,7 @@ class TAPS(Objective):
 
     # --- the latent inputs -------------------------------------------------------------------------------
 
-    def _places(self, passes: Passes, ascent: Ascent, lower: Tensor, width: Tensor) -> Tensor:
+    def _places(self, passes: Passes, ascent: SignedAscent, lower: Tensor, width: Tensor) -> Tensor:
         assert passes.clean is not None
         classes = passes.clean.logits.shape[1]
         labels, targets = _rows_by_class(passes.labels, classes)

@@ -21,7 +21,7 @@ from certtrain.spec.objective import AttackSection
 from certtrain.training.compilation import as_it_is
 from certtrain.training.objectives.adversarial import InputAttack
 from certtrain.training.objectives.taps import linked
-from certtrain.training.passes import Ascent, Clean, Passes, steps_of
+from certtrain.training.passes import Clean, Passes, SignedAscent, steps_of
 from certtrain.training.step import Stepper
 from helpers.small_steps import BATCH, PER_EPOCH, WITHOUT_GRADIENT, batch, network, preset
 
@@ -236,7 +236,7 @@ def attacked(settings: AttackSection, seed: int = 0, eps: float = EPS) -> tuple[
     graph = checked_graph(model)
     clean = Clean(*plain_pass(graph, x, statistics=batch_statistics))
     passes = Passes(graph, x, labels, eps, source=batch_statistics, clean=clean)
-    ascent = Ascent(seed, BATCH, slice(0, BATCH), as_it_is)
+    ascent = SignedAscent(seed, BATCH, slice(0, BATCH), as_it_is)
     return InputAttack(graph, settings).inputs(passes, ascent), passes, model
 
 
