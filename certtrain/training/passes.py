@@ -3,7 +3,7 @@
 BatchNorm normalises them all by the statistics of the clean batch, with gradients. The clean batch passes once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -91,7 +91,9 @@ class Passes:
 
 @dataclass(frozen=True)
 class SignedAscent:
-    """The attacks of one step, seeded by `seed`; the same whether a batch is taken whole or in parts.
+    """The attacks of one step by signed gradient ascent (Madry et al. 2018), seeded by `seed`.
+
+    They are the same whether a batch is taken whole or in parts.
 
     whole: the number of examples in the whole batch. rows: the place of these examples in it. wrap: compiles.
     """
@@ -124,9 +126,7 @@ class SignedAscent:
     def part(self, rows: slice) -> "SignedAscent":
         """For some of the examples; `rows` are counted within these."""
         start = self.rows.start + rows.start
-        return SignedAscent(
-            self.seed, self.whole, slice(start, min(self.rows.start + rows.stop, self.rows.stop)), self.wrap
-        )
+        return replace(self, rows=slice(start, min(self.rows.start + rows.stop, self.rows.stop)))
 
     def _draws(self, box: Box, settings: AttackSection, stream: str) -> Tensor | None:
         """The random starts (R, n, …) in [0, 1), of this part of the whole batch; None if all start at the centre."""
