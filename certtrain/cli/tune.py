@@ -125,9 +125,13 @@ def tune_command(
 
     Start the command again to go on with a study. Several processes may work on one: start each with the same options.
     """
-    from certtrain.tuning.space import read_space
+    from certtrain import render
+    from certtrain.tuning.space import limited_trials, read_space
 
     dimensions = read_space(space)
+    trials = limited_trials(dimensions, searched.trials)
+    if trials < searched.trials:
+        render.note(f"the space has {trials} different settings, so there are {trials} trials")
     resolved = resolve_preset(preset, searched.overrides)
     check_data(resolved, trial.data_dir)
     out = study.out or Path("tuning") / resolved.name
@@ -139,7 +143,7 @@ def tune_command(
         preset,
         dimensions,
         out,
-        searched.trials,
+        trials,
         study.storage,
         searched.maximize,
         dict(parse_override(text) for text in searched.overrides or []),
@@ -147,7 +151,7 @@ def tune_command(
         study.lost_after,
     )
     records = _search(options, stop, trial)
-    _show(records, out, searched.trials, trial.as_json)
+    _show(records, out, trials, trial.as_json)
     if stop.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -184,4 +188,4 @@ def _show(records: "TrialRecords", out: Path, trials: int, as_json: bool) -> Non
     done = sum(trial.state in ("finished", "pruned") for trial in records.trials)
     if done < trials:
         render.say(f"{done} of {trials} trials are done; to go on, start the same command again")
-    render.say(f"wrote {out / 'study.html'}; the run of a trial is in {out}/trial-NNNN")
+    render.say(f"wrote {out / 'study.html'}; the runs of the trials are in {out}")

@@ -29,11 +29,16 @@ def show_trial(trial: TrialRecord) -> None:
 def show_trials(records: TrialRecords) -> None:
     """The Pareto-optimal trials, and how they compare with the preset's own settings."""
     show_title(f"{records.preset}: {records.examples:,} held-out examples, ε = {format_eps(records.eps)}")
-    table = new_table("trial", "natural", "certified", "trained in", "settings")
+    if not records.finished:
+        say(records.sentences()[0])
+        return
+    table = new_table("trial", "natural", "certified", "trained in", "run", "settings")
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     for trial in records.front:
         seconds = NO_NUMBER if trial.seconds is None else duration(trial.seconds)
-        table.add_row(str(trial.number), percent(trial.natural), percent(trial.certified), seconds, _settings(trial))
+        table.add_row(
+            str(trial.number), percent(trial.natural), percent(trial.certified), seconds, trial.folder, _settings(trial)
+        )
     show_table(table)
     for sentence in records.sentences():
         say(sentence)

@@ -61,14 +61,14 @@ def _draw(axes: Any, trials: list[TrialRecord], kind: str, **style: Any) -> None
 
 def _table(records: TrialRecords, trials: list[TrialRecord]) -> Table:
     fields = list(dict.fromkeys(name for trial in records.trials for name in trial.settings))
-    header = ["trial", "state", "natural", "certified", "trained in", *fields]
+    header = ["trial", "state", "natural", "certified", "trained in", "run", *fields]
     return Table(header, [[*_cells(trial), *(_text(trial.settings.get(name)) for name in fields)] for trial in trials])
 
 
 def _cells(trial: TrialRecord) -> list[str]:
     state = f"{trial.state}, the preset's own" if trial.reference else trial.state
     seconds = "–" if trial.seconds is None else duration(trial.seconds)
-    return [str(trial.number), state, percent(trial.natural), percent(trial.certified), seconds]
+    return [str(trial.number), state, percent(trial.natural), percent(trial.certified), seconds, trial.folder]
 
 
 def _text(value: Any) -> str | None:

@@ -13,7 +13,8 @@ State = Literal["finished", "pruned", "running", "waiting", "failed"]
 class TrialRecord:
     """A trial: its number, its state, its settings by dotted path, and what was measured on held-out examples.
 
-    reference: it has the preset's own settings. reason: why it was pruned or has failed.
+    reference: it has the preset's own settings. reason: why it was pruned or has failed. folder: the name of its run's
+    folder; a trial that continues one that was stopped has the folder of that one.
     """
 
     number: int
@@ -24,6 +25,7 @@ class TrialRecord:
     seconds: float | None = None
     reference: bool = False
     reason: str = ""
+    folder: str = ""
 
     def value(self, goal: Goal) -> float:
         """The accuracy of a finished trial."""
@@ -66,7 +68,7 @@ class TrialRecords:
         """For each goal, the best trial beside the preset's own settings."""
         if not self.finished:
             return ["no trial is finished yet"]
-        return [_sentence(goal, self.finished, self.reference) for goal in self.goals]
+        return [_sentence(goal, self.front, self.reference) for goal in self.goals]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -80,8 +82,8 @@ def _beats(one: TrialRecord, other: TrialRecord, goals: Sequence[Goal]) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-def _sentence(goal: Goal, finished: Sequence[TrialRecord], reference: TrialRecord | None) -> str:
-    best = max(finished, key=lambda trial: trial.value(goal))
+def _sentence(goal: Goal, front: Sequence[TrialRecord], reference: TrialRecord | None) -> str:
+    best = max(front, key=lambda trial: trial.value(goal))
     value = f"{100 * best.value(goal):.2f}%"
     if reference is None:
         return f"best {goal} accuracy: {value}, by trial {best.number}; the preset's own settings were not tried"

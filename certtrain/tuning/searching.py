@@ -17,7 +17,7 @@ from certtrain.training.api import resume_run, start_run
 from certtrain.training.context import DEFAULT_CONTEXT, RunContext
 from certtrain.training.events import EpochDone, Event, Listener
 from certtrain.tuning import study as studies
-from certtrain.tuning.space import Space, check_space, described_space
+from certtrain.tuning.space import Space, check_space, described_space, limited_trials
 
 if TYPE_CHECKING:
     import optuna
@@ -56,6 +56,10 @@ class _Surplus(Exception):
     """Another process has taken the last trial."""
 
 
+class _Repeated(Exception):
+    """Another trial has the same settings."""
+
+
 def search_settings(
     options: SearchOptions,
     context: RunContext = DEFAULT_CONTEXT,
@@ -76,6 +80,7 @@ class SearchWork:
         self, options: SearchOptions, context: RunContext, on_trial: Callable[[TrialRecord, TrialRecords], None]
     ) -> None:
         self.options, self.context, self.on_trial = options, context, on_trial
+        self.trials = limited_trials(options.space, options.trials)
         studies.optuna_module()
         self.overrides = options.overrides | _held_out(options, context)
         check_space(options.space, options.preset, self.overrides)
@@ -103,13 +108,15 @@ class SearchWork:
         """Train trials until the study has all of them."""
         while self.context.should_stop() is None:
             with self._alone():
-                free, unfinished = studies.open_trials(self.study, self.options.trials)
+                free, unfinished = studies.open_trials(self.study, self.trials)
             if unfinished <= 0:
                 break
             if free <= 0:
                 studies.pause()
                 continue
-            self.study.optimize(self._trial, n_trials=1, catch=(_Stopped, _Surplus), callbacks=[self._report])
+            self.study.optimize(
+                self._trial, n_trials=1, catch=(_Stopped, _Surplus, _Repeated), callbacks=[self._report]
+            )
         return self.records()
 
     def records(self) -> TrialRecords:
@@ -125,9 +132,9 @@ class SearchWork:
 
     def _trial(self, trial: "optuna.Trial") -> list[float]:
         """Train and verify a trial; returns its accuracies in the order of the goals."""
-        if studies.is_surplus(self.study, trial.number, self.options.trials):
+        if studies.is_surplus(self.study, trial.number, self.trials):
             raise _Surplus
-        settings = studies.suggested(trial, self.options.space)
+        settings = self._suggested(trial)
         folder = studies.trial_folder(self.options.out, trial)
         trial.set_user_attr(studies.FOLDER, folder.name)
         try:
@@ -139,6 +146,15 @@ class SearchWork:
         found = {"natural": results.results.natural_accuracy, "certified": results.results.certified_accuracy}
         trial.set_user_attr(studies.FIGURES, found | {"seconds": results.training.seconds})
         return [found[goal] for goal in self.options.goals]
+
+    def _suggested(self, trial: "optuna.Trial") -> dict[str, Any]:
+        """The settings of a trial, by dotted path. Raises _Repeated if another one has them already."""
+        with self._alone():
+            settings = studies.suggested(trial, self.options.space)
+            if not studies.is_repeated(self.study, trial):
+                return settings
+            studies.enqueue_untried(self.study, self.options.space)
+        raise _Repeated
 
     def _train(self, trial: "optuna.Trial", settings: dict[str, Any], folder: Path) -> None:
         """Train a trial into `folder`, from its start or from where it was stopped; nothing if it is finished."""

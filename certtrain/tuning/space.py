@@ -2,8 +2,10 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,15 @@ class Range:
         """The smallest and the largest value."""
         return self.low, self.high
 
+    @property
+    def kept(self) -> Sequence[Any] | None:
+        """All values, as a database keeps them; None if there are too many to tell one trial from another."""
+        if self.whole:
+            return range(int(self.low), int(self.high) + 1, int(self.step or 1))
+        if self.step is None:
+            return None
+        return [self.low + number * self.step for number in range(int((self.high - self.low) / self.step + 1e-9) + 1)]
+
     def holds(self, value: Any) -> bool:
         """Whether the value is in the range."""
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
@@ -53,6 +64,11 @@ class Choices:
     def names(self) -> dict[str, Any]:
         """Each value by its text as JSON, as a database keeps it."""
         return {json.dumps(value): value for value in self.values}
+
+    @property
+    def kept(self) -> Sequence[Any]:
+        """All values, as a database keeps them."""
+        return list(self.names)
 
     def holds(self, value: Any) -> bool:
         """Whether the value is one of them."""
@@ -82,6 +98,24 @@ def check_space(space: Space, preset: str, overrides: Mapping[str, Any]) -> None
     for field, dimension in space.items():
         for value in dimension.ends:
             load_preset(preset, {**overrides, field: value})
+
+
+def distinct_settings(space: Space) -> int | None:
+    """The number of different settings in the space; None if a field has a range of real numbers without a step."""
+    counts = [None if dimension.kept is None else len(dimension.kept) for dimension in space.values()]
+    return None if None in counts else prod(count for count in counts if count is not None)
+
+
+def limited_trials(space: Space, trials: int) -> int:
+    """The number of trials: no more than there are different settings."""
+    distinct = distinct_settings(space)
+    return trials if distinct is None else min(trials, distinct)
+
+
+def all_settings(space: Space) -> Iterator[dict[str, Any]]:
+    """All settings of a space in which they can be counted, with values as a database keeps them."""
+    for values in product(*(dimension.kept or () for dimension in space.values())):
+        yield dict(zip(space, values, strict=True))
 
 
 def described_space(space: Space) -> dict[str, Any]:

@@ -6,6 +6,7 @@ last checkpoint if it finds the trial's folder.
 """
 
 import json
+import random
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from certtrain.errors import MissingExtra, RunError
+from certtrain.runs.agreement import flat_fields
 from certtrain.runs.trials import Goal, State, TrialRecord
-from certtrain.tuning.space import Choices, Space
+from certtrain.tuning.space import Choices, Space, all_settings, distinct_settings
 
 if TYPE_CHECKING:
     import optuna
@@ -106,8 +108,27 @@ def open_trials(study: "optuna.Study", trials: int) -> tuple[int, int]:
 
 def is_surplus(study: "optuna.Study", number: int, trials: int) -> bool:
     """Whether two processes have taken the last trial at once, and this is the one too many."""
-    counted = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
+    counted = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in TAKEN]
     return len([trial for trial in counted if trial.number < number]) >= trials
+
+
+TAKEN = ("COMPLETE", "PRUNED", "RUNNING")
+MOST_LISTED = 10_000  # settings of a space from which an untried one is drawn; larger spaces hardly repeat any
+
+
+def is_repeated(study: "optuna.Study", trial: "optuna.Trial") -> bool:
+    """Whether another trial has the same settings, and is finished, pruned or running."""
+    others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
+    return any(other.state.name in TAKEN and other.params == trial.params for other in others)
+
+
+def enqueue_untried(study: "optuna.Study", space: Space) -> None:
+    """Let the next trial have settings that no trial has had, drawn at random, if the space is small enough to list."""
+    if (distinct_settings(space) or MOST_LISTED + 1) > MOST_LISTED:
+        return
+    tried = [trial.params for trial in study.get_trials(deepcopy=False)]
+    if untried := [settings for settings in all_settings(space) if settings not in tried]:
+        study.enqueue_trial(random.choice(untried), skip_if_exists=True)
 
 
 def trial_records(study: "optuna.Study", space: Space) -> tuple[TrialRecord, ...]:
@@ -136,6 +157,7 @@ def _record(trial: "optuna.trial.FrozenTrial", space: Space) -> TrialRecord:
         results.get("seconds"),
         bool(trial.user_attrs.get(REFERENCE)),
         trial.user_attrs.get(REASON, ""),
+        trial.user_attrs.get(FOLDER, ""),
     )
 
 
@@ -164,9 +186,20 @@ def _check_settings(study: "optuna.Study", storage: str, settings: dict[str, Any
     if before is None:
         study.set_user_attr(SETTINGS, settings)
     elif different := [name for name in settings if settings[name] != before.get(name)]:
+        changes = "; ".join(_changes(before.get(name), settings[name]) for name in different)
         raise RunError(
-            f"the study in {storage} began with another {' and '.join(different)}; give the same, or another --out"
+            f"the study in {storage} began with another {' and '.join(different)}: {changes}. Give the same, or "
+            "another --out"
         )
+
+
+def _changes(before: Any, now: Any) -> str:
+    """The fields that differ, with the values of the study and those that were given."""
+    if not isinstance(before, dict):
+        return f"{before}, now {now}"
+    old, new = dict(flat_fields(before)), dict(flat_fields(now))
+    fields = [field for field in {**old, **new} if old.get(field) != new.get(field)]
+    return ", ".join(f"{field} {old.get(field, 'not set')}, now {new.get(field, 'not set')}" for field in fields)
 
 
 @contextmanager

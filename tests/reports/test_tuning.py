@@ -6,7 +6,7 @@ from helpers.html_pages import Page
 
 TRIALS = (
     TrialRecord(0, "finished", {"train.learning_rate": 0.002}, 0.9, 0.5, 12.0, reference=True),
-    TrialRecord(1, "finished", {"train.learning_rate": 0.00123456}, 0.8, 0.6, 12.0),
+    TrialRecord(1, "finished", {"train.learning_rate": 0.00123456}, 0.8, 0.6, 12.0, folder="trial-0000"),
     TrialRecord(2, "finished", {"train.learning_rate": 0.5}, 0.7, 0.2, 12.0),
     TrialRecord(3, "pruned", {"train.learning_rate": 0.7}, reason="poor"),
 )
@@ -21,7 +21,7 @@ def test_the_page_has_the_front_the_other_trials_and_a_picture() -> None:
     read = Page(text)
     best, others = read.tables
     assert [row[0] for row in best[1:]] == ["1", "0"]
-    assert best[1] == ["1", "finished", "80.00%", "60.00%", "12.0 s", "0.001235"]
+    assert best[1] == ["1", "finished", "80.00%", "60.00%", "12.0 s", "trial-0000", "0.001235"]
     assert [row[:2] for row in others[1:]] == [["2", "finished"], ["3", "pruned"]]
     assert text.count("<svg") == 1
     assert "best certified accuracy: 60.00%, by trial 1; the preset's own settings have 50.00%" in read.text

@@ -66,6 +66,15 @@ def test_a_search_goes_on_where_it_was_and_does_nothing_when_it_is_done(tmp_path
     assert search(tmp_path / "t", 3) == more
 
 
+def test_no_settings_are_trained_twice_and_a_small_space_has_few_trials(tmp_path: Path) -> None:
+    space = {"seed": Choices((0, 1)), "train.batch_size": Range(128, 256, step=64)}
+    with without_pages():
+        found = search_settings(SearchOptions("digits", space, tmp_path / "t", 20, overrides=QUICK), RunContext())
+    assert len(found.finished) == 6
+    assert len({str(sorted(trial.settings.items())) for trial in found.trials}) == 6
+    assert found.reference is not None
+
+
 def test_a_stopped_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     calls = iter(range(10**6))
     stopped = search(tmp_path / "t", 2, RunContext(should_stop=lambda: "time is up" if next(calls) >= 4 else None))
@@ -75,6 +84,7 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert len(found.finished) == 2
     assert found.reference is not None
     assert sorted(path.name for path in (tmp_path / "t").glob("trial-*")) == ["trial-0000", "trial-0002"]
+    assert [(trial.number, trial.folder) for trial in found.finished] == [(1, "trial-0000"), (2, "trial-0002")]
 
 
 def test_one_goal_prunes_poor_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +110,9 @@ def test_settings_that_diverge_or_disagree_count_as_pruned(tmp_path: Path, monke
 
 def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
     search(tmp_path / "t", 1)
-    with pytest.raises(RunError, match="began with another preset"):
+    with pytest.raises(RunError, match="began with another preset: seed 0, now 5"):
         search(tmp_path / "t", 2, overrides=QUICK | {"seed": 5})
-    with pytest.raises(RunError, match="began with another goals"):
+    with pytest.raises(RunError, match=r"another goals: \['natural', 'certified'\], now \['natural'\]"):
         search(tmp_path / "t", 2, goals=("natural",))
 
 

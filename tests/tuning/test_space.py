@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from certtrain.errors import PresetError
-from certtrain.tuning.space import Choices, Range, check_space, described_space, read_space
+from certtrain.tuning.space import (
+    Choices,
+    Range,
+    Space,
+    all_settings,
+    check_space,
+    described_space,
+    distinct_settings,
+    limited_trials,
+    read_space,
+)
 
 
 def space_of(tmp_path: Path, text: str) -> dict[str, Range | Choices]:
@@ -72,3 +82,12 @@ def test_what_is_no_space_is_refused(text: str, message: str, tmp_path: Path) ->
 def test_every_end_must_make_a_valid_preset(field: str) -> None:
     with pytest.raises(PresetError):
         check_space({field: Range(0.5, 2.0)}, "digits", {})
+
+
+def test_the_settings_of_a_space_are_counted_where_they_can_be() -> None:
+    lists: Space = {"seed": Choices((0, 1)), "train.learning_rate": Range(0.1, 0.35, step=0.1), "epochs": Range(2, 5)}
+    assert distinct_settings(lists) == 2 * 3 * 4 == len(list(all_settings(lists)))
+    assert limited_trials(lists, 50) == 24
+    assert limited_trials(lists, 5) == 5
+    assert distinct_settings(lists | {"l1": Range(0.1, 0.3)}) is None
+    assert limited_trials({"l1": Range(1e-4, 1e-2, log=True)}, 50) == 50
