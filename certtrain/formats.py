@@ -1,11 +1,19 @@
 """Numbers as text, for the terminal and for pages. A dash stands for a missing number."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 NO_NUMBER = "–"
 MILLION = 1e6
 ROUGH_UNITS = ((86400, "days"), (3600, "hours"), (60, "min"))
+
+
+def attack_words(attack: Mapping[str, Any]) -> str:
+    """An attack as a report records it: "pgd, 20 steps × 1", with the number of starts. Old reports have no name."""
+    steps = f", {count_of(int(attack['steps']), 'step')}" if attack.get("steps") else ""
+    restarts = f" × {attack['restarts']}" if "restarts" in attack else ""
+    return f"{attack.get('name', 'pgd')}{steps}{restarts}"
 
 
 def percent(share: float | None, digits: int = 2) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from certtrain.verification.verify import Report
 
 WHOLE_NETWORKS = (".onnx", ".pt2")
+WEIGHTS = (".pt", ".pth")  # as torch.save's files are mostly called
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class ForeignOptions:
     def file(self, model: Path | None) -> Path | None:
         """The file with the network, from MODEL or --weights. Raises BadParameter."""
         if self.weights is None:
+            if model is None and self.module is not None:
+                raise typer.BadParameter("missing: the file with the weights of the --module", param_hint="--weights")
             return model
         if model is not None or self.module is None:
             raise typer.BadParameter("it goes with --module, and takes the place of MODEL", param_hint="--weights")
@@ -105,6 +108,11 @@ class ForeignOptions:
         """Raise BadParameter if an option is missing for the network in that file, or has no effect on it."""
         given = {"--data": self.dataset, "--mean": self.mean, "--std": self.std, "--layout": self.layout}
         if not self.reads(path):
+            if ending(path) in WEIGHTS:
+                raise typer.BadParameter(
+                    f"missing: {path} holds weights alone; name the class that takes them, like my.py:MyNet",
+                    param_hint="--module",
+                )
             for name in (name for name, value in given.items() if value is not None):
                 raise typer.BadParameter("certtrain's own files say this themselves", param_hint=name)
             return

@@ -140,6 +140,7 @@ def _class_number(label: str, names: Sequence[str]) -> int:
     if label.isdecimal() and int(label) < len(names):
         return int(label)
     known = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    numbers = "" if list(names) == [str(number) for number in range(len(names))] else f", or 0 to {len(names) - 1}"
     raise typer.BadParameter(
-        f"{label!r} is no class of the model; its classes are {known}, or 0 to {len(names) - 1}", param_hint="--label"
+        f"{label!r} is no class of the model; its classes are {known}{numbers}", param_hint="--label"
     )

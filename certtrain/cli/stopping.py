@@ -1,5 +1,6 @@
 """Stopping a command from outside: after some time, or by Ctrl-C."""
 
+import os
 import shlex
 import signal
 import sys
@@ -19,8 +20,19 @@ def _say_stopping() -> None:
 
 def how_to_continue(out: Path | None) -> str:
     """How a verification goes on whose certificates are in `out`, if it was given."""
-    again = shlex.join(["certtrain", *(word for word in sys.argv[1:] if word != "--force")])
-    return "without --out FILE no results are kept" if out is None else f"continue with: {again}"
+    if out is None:
+        return "without --out FILE no results are kept"
+    again = shlex.join([*_program(), *(word for word in sys.argv[1:] if word != "--force")])
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun does not tell its processes of all its options
+        return f"continue with the same torchrun command on each machine: torchrun … -m {again}"
+    return f"continue with: {again}"
+
+
+def _program() -> list[str]:
+    """The words that start the program: torchrun's, if it started this process on one machine."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        return ["certtrain"]
+    return ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "-m", "certtrain"]
 
 
 class Stopper:

@@ -309,6 +309,6 @@ def _show(report: "Report", task: _Task) -> None:
         files = {"out": output.out and str(output.out), "pictures": pictures}
         render.show_json({"model": str(task.file), **report.to_dict(), **by_class(*about), **files})
         return
-    render.show_report(report)
+    render.show_report(report, task.file)
     for written in [*([] if output.out is None else [output.out]), *pictures]:
         render.say(f"wrote {written}")

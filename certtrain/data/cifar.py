@@ -13,7 +13,7 @@ from certtrain.data.request import Request
 from certtrain.errors import DataError
 
 _BATCHES = "cifar-10-batches-py"
-_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def load_cifar10(request: Request) -> ImageSet:
@@ -62,5 +62,5 @@ def _read_batches(folder: Path, request: Request) -> ImageSet:
 
 def _read_folder(folder: Path, request: Request) -> ImageSet:
     # The classes are in alphabetical order, as torchvision's are.
-    check_same_classes(_CLASSES, folder)
+    check_same_classes(CIFAR10_CLASSES, folder)
     return read_listing("cifar10", list_folder(folder), 3, request)

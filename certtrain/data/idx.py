@@ -24,8 +24,8 @@ from certtrain.errors import DataError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _STEMS = {"train": "train", "test": "t10k"}
-_DIGITS = tuple(str(digit) for digit in range(10))
-_CLOTHES = (
+DIGITS = tuple(str(digit) for digit in range(10))
+CLOTHES = (
     "T-shirt/top",
     "Trouser",
     "Pullover",
@@ -41,12 +41,12 @@ _CLOTHES = (
 
 def load_mnist(request: Request) -> ImageSet:
     """MNIST: 60,000 and 10,000 digits of 28x28 pixels."""
-    return _load("mnist", "MNIST", _DIGITS, request)
+    return _load("mnist", "MNIST", DIGITS, request)
 
 
 def load_fashion_mnist(request: Request) -> ImageSet:
     """Fashion-MNIST: 60,000 and 10,000 pieces of clothing of 28x28 pixels."""
-    return _load("fashion-mnist", "FashionMNIST", _CLOTHES, request)
+    return _load("fashion-mnist", "FashionMNIST", CLOTHES, request)
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -93,7 +93,7 @@ def _load(name: str, torchvision_name: str, class_names: tuple[str, ...], reques
 
 def _read_folder(name: str, class_names: tuple[str, ...], folder: Path, request: Request) -> ImageSet:
     """The images in the folders 0 to 9, which are the classes by number."""
-    check_same_classes(_DIGITS, folder)
+    check_same_classes(DIGITS, folder)
     return replace(read_listing(name, list_folder(folder), 1, request), class_names=class_names)
 
 

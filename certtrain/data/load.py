@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from certtrain.data.cifar import load_cifar10
+from certtrain.data.cifar import CIFAR10_CLASSES, load_cifar10
 from certtrain.data.digits import load_digits
 from certtrain.data.folders import load_folder
-from certtrain.data.idx import load_fashion_mnist, load_mnist
+from certtrain.data.idx import CLOTHES, DIGITS, load_fashion_mnist, load_mnist
 from certtrain.data.images import ImageSet
 from certtrain.data.request import Progress, Request
 from certtrain.data.tinyimagenet import load_tinyimagenet
@@ -21,6 +21,13 @@ _LOADERS: dict[str, Callable[[Request], ImageSet]] = {
     "tinyimagenet": load_tinyimagenet,
     "folder": load_folder,
 }
+
+FIXED_IMAGES: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
+    "mnist": ((1, 28, 28), DIGITS),
+    "fashion-mnist": ((1, 28, 28), CLOTHES),
+    "cifar10": ((3, 32, 32), CIFAR10_CLASSES),
+}
+"""Shape (C, H, W) and classes of the data sets that are the same wherever they are downloaded from."""
 
 NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": ((0.0,), (1.0,)),

@@ -56,7 +56,10 @@ def _version() -> str:
 
 def _package(name: str) -> str:
     import_module(name)
-    return packages.version(name)
+    try:
+        return packages.version(name)
+    except packages.PackageNotFoundError:  # another distribution has the module, as mlflow-skinny has mlflow
+        return packages.version(packages.packages_distributions()[name][0])
 
 
 def _processor() -> str:

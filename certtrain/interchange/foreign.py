@@ -1,6 +1,7 @@
 """Networks that certtrain did not train, as classifiers of pixels: from ONNX, torch.export, or a module and weights."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +32,11 @@ from certtrain.spec.messages import readable
 from certtrain.spec.preset import explain
 from certtrain.spec.shapes import ImageShape, Shape
 from certtrain.storage import check_model_file
+
+
+class RoundedWeightsWarning(UserWarning):
+    """Weights in another precision were rounded to float32."""
+
 
 FOREIGN_NOTE = "read from a file of another program; not trained by certtrain"
 ENDINGS: dict[str, FileKind] = {".onnx": "onnx", ".pt2": "pt2"}
@@ -167,7 +173,16 @@ def _module(source: str, weights: Path, shape: ImageShape, classes: int) -> nn.M
         network.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ModelFileError(f"{weights} does not hold the weights of {source}: {error}") from error
+    _warn_of_rounding(weights, tensors)
     return network.eval()
+
+
+def _warn_of_rounding(weights: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Warn if weights have more bits than float32 keeps."""
+    finer = [name for name, tensor in tensors.items() if tensor.dtype == torch.float64]
+    if any((tensors[name].float().double() != tensors[name]).any() for name in finer):
+        message = f"{weights} has weights in float64; what follows is about the network with them rounded to float32"
+        warnings.warn(RoundedWeightsWarning(message), stacklevel=2)
 
 
 def _check(kind: FileKind, path: Path, model: Classifier, network: nn.Module | None) -> None:

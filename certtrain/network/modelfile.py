@@ -83,12 +83,20 @@ def read_model(path: str | Path) -> Classifier:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path} is not a complete safetensors file: {error}") from error
+        raise ModelFileError(f"{path} is not a complete safetensors file: {error}{_hint(path)}") from error
     metadata = _parse(path, header)
     try:
         return Classifier(fill_network(metadata, tensors), metadata).eval()
     except ValueError as error:
         raise ModelFileError(f"{path} does not contain the network that its header describes: {error}") from error
+
+
+def _hint(path: Path) -> str:
+    """What to do with a file of `torch.save`."""
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
+    kind = ". It is a zip archive, as torch.save writes: certtrain verify FILE --module my.py:MyNet reads its weights"
+    return kind if is_archive else ""
 
 
 def fill_network(metadata: Metadata, tensors: dict[str, Tensor]) -> nn.Sequential:

@@ -10,6 +10,7 @@ from torch import nn
 
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import load_images
+from certtrain.data.load import FIXED_IMAGES
 from certtrain.errors import NetworkError, UnsupportedLayer
 from certtrain.network.graphs import NetworkData, graph_of
 from certtrain.network.modelfile import Classifier, Metadata, fill_network, versions, write_model
@@ -48,7 +49,8 @@ def save_model(
             is in evaluation mode. Images are pixels in [0, 1], or normalised if `mean` and `std` are given.
         dataset: the data set that commands verify the network on, as for `[data]` of a preset, such as "mnist".
         eps: the radius that commands take if none is given, like "8/255".
-        data_dir: the folder with the data, of which shape and classes are taken.
+        data_dir: the folder with the data, of which shape and classes are taken. Without it those of mnist,
+            fashion-mnist and cifar10 are known, and nothing is loaded.
         input_shape, class_names: (C, H, W) and the names of the classes, in the order of the logits; if both are
             given, the data are not loaded.
         mean, std: of each channel, in pixels of [0, 1]: what the loop subtracted from images, and divided them by.
@@ -74,6 +76,9 @@ def _images(
     dataset: str, data_dir: str | Path | None, shape: Sequence[int] | None, classes: Sequence[str] | None
 ) -> tuple[ImageShape, tuple[str, ...]]:
     """The shape of the images and the names of the classes."""
+    if data_dir is None and dataset in FIXED_IMAGES:
+        fixed = FIXED_IMAGES[dataset]
+        shape, classes = shape or fixed[0], classes or fixed[1]
     if shape is None or classes is None:
         images = load_images(dataset, "test", data_dir=data_dir)
         shape, classes = shape or images.input_shape, classes or images.class_names

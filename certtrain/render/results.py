@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from certtrain.formats import count_of, duration, percent
+from certtrain.formats import attack_words, count_of, duration, percent
 from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import GREY, out, remark, say, show_assumptions, show_title
 from certtrain.render.verification import stage_table, unfinished
@@ -30,8 +32,11 @@ def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
         return "no attack", report.attacked_accuracy, "upper limit: the natural accuracy"
-    steps = f", {count_of(int(report.attack['steps']), 'step')}" if report.attack["steps"] else ""
-    words = f"{report.attack['name']}{steps} × {report.attack['restarts']}"
+    from certtrain.verification.methods import TARGETED
+
+    words = attack_words(report.attack)
+    if any(stage.name == TARGETED for stage in report.stages) and report.attack["name"] != TARGETED:
+        words += f", then {TARGETED}"
     return "under attack", report.attacked_accuracy, f"upper limit; {words}"
 
 
@@ -45,8 +50,11 @@ def _bracket(report: Report) -> str:
     return f"robust accuracy lies between {low} and {high}; {examples} open"
 
 
-def show_report(report: Report) -> None:
-    """The accuracies and errors of a verification, and the limits that they give for the robust accuracy."""
+def show_report(report: Report, model: Path) -> None:
+    """The accuracies and errors of a verification, and the limits that they give for the robust accuracy.
+
+    model: the file or folder of the network, for the command that is suggested.
+    """
     show_title(
         f"{report.dataset}, {report.split} set, {count_of(report.examples, 'example')}, ε = {format_eps(report.eps)}"
     )
@@ -65,7 +73,8 @@ def show_report(report: Report) -> None:
     show_table(stage_table(report))
     say(_bracket(report))
     if report.open and report.method != "auto":
-        remark("certtrain verify MODEL --method auto tries tighter methods on what is open")
+        command = shlex.join(["certtrain", "verify", str(model), "--method", "auto"])
+        remark(f"{command} tries tighter methods on what is open")
     if words := unfinished(report):
         out.print(Text(words))
     out.print(Text(f"verified error {percent(report.verified_error)}; {duration(report.seconds)}", style="bold"))

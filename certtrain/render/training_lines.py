@@ -97,7 +97,7 @@ class PlainView:
                 self._say(event.what)
             case events.Finished():
                 self._say(sentences.finished_sentence(event))
-                show_report(event.report)
+                show_report(event.report, event.model.parent)
 
     def _say(self, text: str, *, whole: bool = False) -> None:
         """Write a line; where it is as long as a notebook is wide or longer, `whole` keeps its numbers side by side."""

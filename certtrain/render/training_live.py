@@ -107,7 +107,7 @@ class LiveView:
                 self._close(Text(sentences.stopped_sentence(event)))
             case events.Finished():
                 self._close(Text(sentences.finished_sentence(event)))
-                show_report(event.report)
+                show_report(event.report, event.model.parent)
 
     def _begin(self, event: events.Started) -> None:
         self.started, self.step = event, None

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from certtrain.errors import RunError
+from certtrain.formats import attack_words
 from certtrain.reports.pages import CellValue, render_page, shown_value
-from certtrain.reports.report import attack_words, run_facts
+from certtrain.reports.report import run_facts
 from certtrain.runs.history import REPORT, Results, Run, read_run
 from certtrain.runs.runfiles import MODEL
 from certtrain.spec.epsilon import exact_eps, format_eps
@@ -51,7 +52,7 @@ def card_text(run: Run, run_folder: Path) -> str:
 def _figures(found: Results) -> list[tuple[str, float, str]]:
     """The accuracies: name, share of one, and what each is."""
     eps = format_eps(found.eps)
-    attack = f"{found.attack.get('name', 'pgd')}, {attack_words(found)}" if found.attack.get("steps") else "no attack"
+    attack = attack_words(found.attack) if found.attack.get("steps") else "no attack"
     return [
         ("natural accuracy", found.natural_accuracy, "no perturbation"),
         (f"accuracy under attack, ε = {eps}", found.attacked_accuracy, f"upper limit of robust accuracy; {attack}"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certtrain.formats import duration, percent
+from certtrain.formats import attack_words, duration, percent
 from certtrain.palette import PALETTE
 from certtrain.reports.pages import Picture, Table, render_page
 from certtrain.reports.svg import HIGH, WIDE, Svg, drawing, in_own_style
@@ -33,7 +33,7 @@ def radii_page(sweep: "RadiusSweep", model: str) -> str:
         title=f"{model}: accuracy against ε",
         sweep=sweep,
         first=first,
-        attack=" ".join(f"{name} {value}" for name, value in first.attack.items() if name != "name"),
+        attack=attack_words(first.attack),
         missing=[format_eps(eps) for eps in sweep.missing],
         table=_table(sweep),
         picture=Picture(draw_radii("sweep", sweep), "Accuracy against ε"),

@@ -8,14 +8,14 @@ from typing import Any
 
 from certtrain.diagnostics.epochs import epoch_findings
 from certtrain.diagnostics.findings import STATE_EXAMPLES, sentences
-from certtrain.formats import column, count_of, duration, number, percent
+from certtrain.formats import attack_words, column, count_of, duration, number, percent
 from certtrain.palette import STATES
 from certtrain.reports.confusion import Confusion
 from certtrain.reports.pages import CellValue, Sheet, Table, render_page
 from certtrain.reports.run_pictures import ACCURACIES, curve_pictures, layer_pictures
 from certtrain.reports.sheets import ATTACKS_SHEET, SHEETS, VERDICTS_SHEET
 from certtrain.runs.epoch import END_EXAMPLES, LayerState
-from certtrain.runs.history import Results, Run, read_run
+from certtrain.runs.history import Run, read_run
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
 from certtrain.spec.objective import described_objective
@@ -92,7 +92,7 @@ def _results(run: Run) -> dict[str, Any]:
     shares = {name: count / found.examples for name, count in counts.items()}
     rows = [(name, counts[name], percent(shares[name]), meaning) for name, meaning in MEANINGS_OF_VERDICTS.items()]
     table = Table(("verdict", "examples", "share", "meaning"), rows, "lrrl")
-    return {"attack": attack_words(found), "shares": shares, "verdicts": table}
+    return {"attack": attack_words(found.attack), "shares": shares, "verdicts": table}
 
 
 def _by_class(run: Run) -> dict[str, Any]:
@@ -103,13 +103,6 @@ def _by_class(run: Run) -> dict[str, Any]:
     rows: list[list[CellValue]] = [[c.class_name, c.examples, *map(percent, c.accuracies)] for c in classes]
     table = Table(("class", "examples", "natural", "under attack", "certified"), rows)
     return {"by_class": table, "confusion": Confusion.of([c.class_name for c in classes], run.report.confusion)}
-
-
-def attack_words(found: Results) -> str:
-    """Like 20 steps × 1."""
-    steps = count_of(int(found.attack["steps"]), "step") if "steps" in found.attack else None
-    restarts = str(found.attack["restarts"]) if "restarts" in found.attack else None
-    return " × ".join(filter(None, (steps, restarts)))
 
 
 def _last_accuracies(run: Run) -> dict[str, Any]:

@@ -43,9 +43,9 @@ def find_networks(path: Path) -> list[NetworkFile]:
     if not is_folder(path):
         check_model_file(path)
         return [NetworkFile(path, _run_of(path))]
-    check_run(path)
-    if (path / MODEL).is_file():
+    if (path / MODEL).is_file():  # of a run, or a folder that somebody keeps a model in
         return [NetworkFile(path / MODEL)]
+    check_run(path)
     checkpoints = [NetworkFile(file, path) for file in reversed(_numbered(path / CHECKPOINTS))]
     if not checkpoints:
         raise RunError(f"the run in {path} has no checkpoint yet; try again in a moment")

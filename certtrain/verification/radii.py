@@ -90,7 +90,7 @@ class RadiusSweep:
         shared = self.reports[0].to_dict() if self.radii else {}
         head = {name: shared[name] for name in SHARED if name in shared}
         head |= {"radii": [radius.to_dict() for radius in self.radii], "missing": list(self.missing)}
-        head |= {"mean_certified_radius": self.mean_certified_radius, "seconds": self.seconds}
+        head |= {"mean_certified_radius": float(f"{self.mean_certified_radius:.9g}"), "seconds": self.seconds}
         return head | {"certified_radius": self._examples()}
 
     def _examples(self) -> list[dict[str, Any]]:

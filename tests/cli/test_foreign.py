@@ -10,6 +10,7 @@ import torch
 from certtrain.certfile import read_header
 from certtrain.data import load_images
 from certtrain.data.pictures import write_picture
+from certtrain.interchange.foreign import RoundedWeightsWarning
 from helpers.command_line import Run
 from helpers.foreign_networks import CODE, MEAN, STD, save_program, trained_net
 from helpers.onnx_files import exported, node, random, save
@@ -25,6 +26,29 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.py").write_text(CODE)
     torch.save(network.state_dict(), folder / "w.pt")
     return folder
+
+
+def test_a_module_needs_its_weights_and_weights_need_their_module(run: Run, files: Path) -> None:
+    shutil.copytree(files, ".", dirs_exist_ok=True)
+    shutil.copy("w.pt", "w.safetensors")
+    about = ["--data", "digits", "--eps", "2/255"]
+    without = run("verify", "--module", "my.py:Net", *about)
+    assert (without.code, "the file with the weights of the --module" in without.words) == (2, True)
+    alone = run("verify", "w.pt", *about)
+    assert (alone.code, "w.pt holds weights alone; name the class" in alone.words) == (2, True)
+    renamed = run("verify", "w.safetensors", "--eps", "2/255")
+    assert (renamed.code, "It is a zip archive, as torch.save writes" in renamed.words) == (1, True)
+
+
+def test_weights_in_float64_are_rounded_with_a_note(run: Run, files: Path) -> None:
+    shutil.copytree(files, ".", dirs_exist_ok=True)
+    doubled = {name: tensor.double() for name, tensor in torch.load("w.pt", weights_only=True).items()}
+    words = ["verify", "w64.pt", "--module", "my.py:Net", "--data", "digits", "--eps", "2/255", "--limit", "5"]
+    torch.save(doubled, "w64.pt")
+    assert "in float64" not in run(*words).words
+    torch.save({name: tensor * (1 + 1e-12) for name, tensor in doubled.items()}, "w64.pt")
+    with pytest.warns(RoundedWeightsWarning, match=r"w64\.pt has weights in float64"):
+        run(*words)
 
 
 FORMS = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from certtrain.cli.stopping import how_to_continue
 from helpers.command_line import Run, run_here
 
 
@@ -80,6 +81,25 @@ def test_other_attacks_by_name(run: Run, model: Path) -> None:
     assert (found["attack"]["name"], found["attack"]["steps"], found["attack"]["targets"]) == ("apgd-t", 3, 9)
     shown = run(*words, "apgd-ce")
     assert "upper limit; apgd-ce, 100 steps × 1" in shown.out
+
+
+def test_under_torchrun_the_command_to_continue_is_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["certtrain", "verify", "m", "--out", "c.jsonl", "--force"])
+    assert how_to_continue(Path("c.jsonl")) == "continue with: certtrain verify m --out c.jsonl"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    words = "continue with: torchrun --nproc-per-node 4 -m certtrain verify m --out c.jsonl"
+    assert how_to_continue(Path("c.jsonl")) == words
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert "the same torchrun command on each machine" in how_to_continue(Path("c.jsonl"))
+
+
+def test_a_folder_with_a_model_and_no_run_is_that_model(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    shutil.copy(model, tmp_path / "kept" / "model.safetensors")
+    done = run("verify", tmp_path / "kept", "--eps", "0.08", "--limit", "20")
+    assert done.code == 0
+    assert f"certtrain verify {tmp_path / 'kept' / 'model.safetensors'} --method auto" in done.words
 
 
 def test_what_is_open_for_want_of_time_is_said_and_gone_on_with(run: Run, model: Path, tmp_path: Path) -> None:

@@ -32,6 +32,13 @@ def test_tools_that_are_installed_work(name: str, package: str) -> None:
     assert result.status == "pass", result
 
 
+def test_a_package_of_another_distribution_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mlflow-skinny has the module mlflow."""
+    monkeypatch.setitem(EXTRAS, "wandb", (("PIL",), "nothing"))  # the distribution pillow has it
+    found = check_named("wandb").run()
+    assert (found.status, found.found[:4]) == ("pass", "PIL ")
+
+
 def test_every_extra_of_the_project_has_a_check() -> None:
     import tomllib
     from pathlib import Path

@@ -26,6 +26,11 @@ class Outcome(NamedTuple):
     out: str
     err: str
 
+    @property
+    def words(self) -> str:
+        """All that was written, without its breaks of lines."""
+        return " ".join(f"{self.out} {self.err}".split())
+
 
 Run = Callable[..., Outcome]
 

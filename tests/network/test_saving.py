@@ -82,6 +82,16 @@ def test_normalisation_outside_the_network_becomes_part_of_it(network: Own, tmp_
     torch.testing.assert_close(certtrain.load_model(path)(x), network((x - 0.25) / 0.5))
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_known_images_need_not_be_loaded(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certtrain.network.saving.load_images", lambda *_, **__: pytest.fail("the images were loaded"))
+    pixels = {"mnist": 784, "cifar10": 3072}[dataset]
+    network = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 10))
+    saved = certtrain.save_model(network, tmp_path / "m.safetensors", dataset=dataset, eps="1/255")
+    assert saved.metadata.input_shape == ((1, 28, 28) if dataset == "mnist" else (3, 32, 32))
+    assert saved.metadata.class_names[:2] == (("0", "1") if dataset == "mnist" else ("airplane", "automobile"))
+
+
 def test_shape_and_classes_may_be_given_without_data(tmp_path: Path) -> None:
     own = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     path = tmp_path / "m.safetensors"

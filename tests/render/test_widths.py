@@ -139,7 +139,7 @@ def checks() -> None:
 
 
 SHOWN: dict[str, Callable[[Path], object]] = {
-    "report": lambda folder: render.show_report(REPORT),
+    "report": lambda folder: render.show_report(REPORT, Path("runs/digits")),
     "checked": lambda folder: render.show_checked(CHECKED),
     "states": lambda folder: render.show_states(states(), "the title"),
     "models": lambda folder: render.show_models([states(), states("short")], "the title"),

@@ -162,13 +162,16 @@ def test_each_radius_has_a_preset_for_each_objective():
     assert load_preset("cifar10-8-255").objective.name == "ibp"  # which needs no preset beside its base
 
 
+MEASURED = {"cifar10-8-255-ibp-ctrain"}  # benchmarks/RESULTS.md has a run of it
+
+
 def test_the_presets_of_a_radius_have_its_data_radius_and_network():
     for file in SHIPPED:
         if (base := extended(file)) in BASES:
             preset, other = load_preset(file.stem), load_preset(base)
             assert (preset.data, preset.model, preset.eps.max) == (other.data, other.model, other.eps.max)
             assert preset.name.startswith(f"{base}-")
-            assert "not yet measured" in preset.description
+            assert ("not yet measured" in preset.description) == (file.stem not in MEASURED)
 
 
 # Epochs, batch, milestones, start and length of the ramp, factor of ε, λ of the regularisers.
