@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from certtrain.training.objectives.base import margins_of as margins_of
     from certtrain.training.passes import Passes as Passes
     from certtrain.training.passes import SignedAscent as SignedAscent
+    from certtrain.verification.cascade import Limits as Limits
     from certtrain.verification.certificate import Certificates as Certificates
     from certtrain.verification.certificate import certify as certify
     from certtrain.verification.radii import verify_radii as verify_radii
@@ -54,6 +55,7 @@ _MODULES = {
     "InitRecord": "network.initialization",
     "InputAttack": "training.objectives.adversarial",
     "LossTerms": "training.loss",
+    "Limits": "verification.cascade",
     "Objective": "training.objectives.base",
     "Passes": "training.passes",
     "RobustLosses": "training.objectives.base",

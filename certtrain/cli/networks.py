@@ -150,15 +150,12 @@ class ForeignOptions:
         return found.to(compute_device(device))
 
 
-NEAR_GUESSING = 2  # so many times the accuracy of guessing, or less, is a sign that images reach a network wrongly
-
-
 def say_if_guessing(report: "Report", classes: int) -> None:
     """Note that a network is hardly better than guessing, which mostly means that it expects other values."""
     from certtrain import render
     from certtrain.formats import percent
 
-    if report.examples and report.natural_accuracy < NEAR_GUESSING / classes:
+    if report.is_near_guessing(classes):
         render.note(
             f"a natural accuracy of {percent(report.natural_accuracy)} is close to guessing: it may take normalised "
             "images (--mean, --std), or their values in another order (--layout)"

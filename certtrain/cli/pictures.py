@@ -72,8 +72,8 @@ def show_pictures(
     number = None if taken.label is None else _class_number(taken.label, names)
     files = list_pictures(taken.paths)
     pictures = [read_picture(path, model.metadata.input_shape, invert=taken.invert) for path in files]
-    _hint_at_inversion(files, pictures, model.metadata.dataset, taken)
-    _check_counterexamples(files, taken.force)
+    pictures = [_with_hint(picture, model.metadata.dataset, taken) for picture in pictures]
+    kept = _kept_files(files, taken.force)
     with render.verifying(images=[path.name for path in files]) as view:
         stop = Stopper(None, view.stop)
         watch: dict[str, Any] = {"on_round": view.begin, "on_work": view.work_on, "on_examples": view.add}
@@ -81,7 +81,7 @@ def show_pictures(
         results = verify_pictures(model, pixels, number, stop=lambda: stop.interrupted, **options, **watch)
     reached = len(results)  # an interrupt leaves some out
     done = zip(files[:reached], pictures[:reached], results, strict=True)
-    rows = [_shown(path, picture, result, names, quiet=as_json) for path, picture, result in done]
+    rows = [_shown(path, picture, result, names, kept, quiet=as_json) for path, picture, result in done]
     if as_json:
         summary = summary_of(results)
         render.show_json({"model": str(file), "images": rows, "summary": summary, "label_given": number is not None})
@@ -92,39 +92,47 @@ def show_pictures(
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def _hint_at_inversion(
-    files: Sequence[Path], pictures: "Sequence[FittedPicture]", dataset: str, taken: TakenPictures
-) -> None:
-    """Note that images are probably dark on bright, where the model's data are bright on dark."""
-    from certtrain import render
+def _with_hint(picture: "FittedPicture", dataset: str, taken: TakenPictures) -> "FittedPicture":
+    """The image with a hint among its changes if it is probably dark on bright, where the model's data are not."""
     from certtrain.data.pictures import is_bright_where_data_are_dark
 
-    pairs = zip(files, pictures, strict=True)
-    bright = [path.name for path, picture in pairs if is_bright_where_data_are_dark(picture.pixels, dataset)]
-    if bright and not taken.invert:
-        others = f" and {len(bright) - 1} more" if len(bright) > 1 else ""
-        verb = "have" if others else "has"
-        ground = f"{bright[0]}{others} {verb} a bright ground"
-        render.note(f"{ground}, but the images of {dataset} are white on black; --invert swaps black and white")
+    if taken.invert or not is_bright_where_data_are_dark(picture.pixels, dataset):
+        return picture
+    hint = f"its ground is bright, but the images of {dataset} are white on black: --invert swaps black and white"
+    return picture._replace(changes=(*picture.changes, hint))
 
 
-def _check_counterexamples(files: Sequence[Path], force: bool) -> None:
-    """Raise StorageError if a counterexample cannot be written; one that certtrain wrote earlier may be replaced."""
+def _kept_files(files: Sequence[Path], force: bool) -> set[Path]:
+    """The files that stand in the place of a counterexample and stay, since certtrain did not write them; with a note.
+
+    Raises StorageError if a counterexample cannot be written.
+    """
+    from certtrain import render
     from certtrain.data.pictures import counterexample_file, is_own
 
     targets = [counterexample_file(path) for path in files]
-    check_targets(force, *(target for target in targets if not is_own(target)))
     check_targets(True, *targets)
+    kept = set() if force else {target for target in targets if target.exists() and not is_own(target)}
+    for target in sorted(kept):
+        render.note(f"{target} is not certtrain's and stays; --force writes the counterexample there")
+    return kept
 
 
 def _shown(
-    path: Path, picture: "FittedPicture", result: "PictureResult", names: Sequence[str], *, quiet: bool
+    path: Path,
+    picture: "FittedPicture",
+    result: "PictureResult",
+    names: Sequence[str],
+    kept: set[Path],
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Write the counterexample of an image, and show what is known about it. Returns the same for JSON."""
     from certtrain import render
     from certtrain.data.pictures import counterexample_file, write_picture
 
-    written = counterexample_file(path) if result.counterexample is not None else None
+    target = counterexample_file(path)
+    written = None if result.counterexample is None or target in kept else target
     if written is not None and result.counterexample is not None:
         write_picture(written, result.counterexample)
     if not quiet:

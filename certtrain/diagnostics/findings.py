@@ -73,14 +73,15 @@ class Finding:
 class InUse:
     """What a run uses already, which is therefore not advised; by default nothing is known to be in use.
 
-    relu_balance: None if it is not known. on_ramp: ε has not reached its largest value yet, so that a longer ramp
-    would only come later.
+    relu_balance: None if it is not known. bounds: the objective has bounds, which should be tight. on_ramp: ε has not
+    reached its largest value yet, so that a longer ramp would only come later.
     """
 
     ibp_init: bool = False
     batch_norm: bool = False
     tightness: bool = False
     relu_balance: bool | None = None
+    bounds: bool = True
     on_ramp: bool = False
 
     @classmethod
@@ -92,6 +93,7 @@ class InUse:
             batch_norm=not isinstance(model, Graph | ModuleSection) and model.batch_norm,
             tightness=terms.weight > 0 and terms.tightness,
             relu_balance=terms.weight > 0 and terms.relu_balance,
+            bounds=preset.objective.name != "pgd",
             on_ramp=eps < preset.eps.max,
         )
 
@@ -223,7 +225,7 @@ def _inactive(layer: LayerState, in_use: InUse) -> Finding | None:
 
 
 def _unstable(layer: LayerState, in_use: InUse) -> Finding | None:
-    if layer.unstable < UNSTABLE:
+    if layer.unstable < UNSTABLE or not in_use.bounds:
         return None
     sentence = (
         f"{percent(layer.unstable, 1)} of the ReLUs of {layer.name!r} are unstable: the bounds of their inputs have "

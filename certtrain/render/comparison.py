@@ -16,7 +16,14 @@ from certtrain.spec.epsilon import format_eps
 
 LONGEST_VALUE = 40  # characters of a setting in a table
 HELD_OUT = ("validation_natural_accuracy", "validation_certified_accuracy")
-MEASURED = ("natural_accuracy", "certified_accuracy", *HELD_OUT, "loss")
+MEASURED = {
+    "natural_accuracy": "natural",
+    "certified_accuracy": "certified",
+    "validation_natural_accuracy": "held-out\nnatural",
+    "validation_certified_accuracy": "held-out\ncertified",
+    "loss": "loss",
+}
+"""What a run's last epoch measured, and the head of its column; those of held-out examples stand only if there are."""
 
 
 def show_comparison(compared: RunComparison) -> None:
@@ -67,13 +74,16 @@ def _result_cells(run: Run) -> list[str]:
 
 
 def _last_epochs(compared: RunComparison) -> Table:
-    table = new_table("run", "epoch", "ε", "natural", "certified", "held-out\nnatural", "held-out\ncertified", "loss")
-    for name, run in zip(compared.names, compared.runs, strict=True):
-        if not run.epochs:
-            table.add_row(name, "0", *[NO_NUMBER] * (1 + len(MEASURED)))
+    lasts = [run.epochs[-1] if run.epochs else None for run in compared.runs]
+    measures = [
+        name for name in MEASURED if name not in HELD_OUT or any(last and name in last.measured for last in lasts)
+    ]
+    table = new_table("run", "epoch", "ε", *(MEASURED[name] for name in measures))
+    for name, last in zip(compared.names, lasts, strict=True):
+        if last is None:
+            table.add_row(name, "0", *[NO_NUMBER] * (1 + len(measures)))
             continue
-        last = run.epochs[-1]
-        *accuracies, loss = (last.measured.get(measure) for measure in MEASURED)
+        *accuracies, loss = (last.measured.get(measure) for measure in measures)
         table.add_row(name, str(last.epoch), number(last.eps), *map(percent, accuracies), number(loss, 4))
     return table
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from certtrain.attack import AttackSettings
+from certtrain.bounds.settings import VERDICT_SETTINGS
+from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.data import ImageSet
 from certtrain.deprecation import renamed_argument
 from certtrain.network.modelfile import Classifier
 from certtrain.render.console import out as console
 from certtrain.render.training import training_view
 from certtrain.render.verification import verifying_session
+from certtrain.runtime.deadline import never
+from certtrain.spec.choices import NetworkName
 from certtrain.spec.preset import Preset, load_preset
 from certtrain.training import api
 from certtrain.training.context import DEFAULT_CONTEXT, RunContext
 from certtrain.training.events import Event
-from certtrain.verification.cascade import OnExamples, OnRound, OnWork, Work
+from certtrain.verification.cascade import DEFAULT_LIMITS, Limits, OnExamples, OnRound, OnWork, Work
+from certtrain.verification.certificate import DEFAULT_ARITHMETIC
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import DEFAULT_ATTACK, Report, verify
 
@@ -76,16 +81,26 @@ def verify_with_progress(
     on_examples: OnExamples = lambda results: None,
     on_round: OnRound = lambda names, examples: None,
     on_work: OnWork = lambda work: None,
-    **options: Any,
+    network: NetworkName = "saved",
+    arithmetic: str = DEFAULT_ARITHMETIC,
+    bounds: BoundSettings = VERDICT_SETTINGS,
+    limits: Limits = DEFAULT_LIMITS,
+    batch_size: int = 200,
+    stop: Callable[[], bool] = never,
 ) -> Report:
     """Classify, attack and certify each example, as `certtrain verify` does; this is `certtrain.verify`.
 
     `method` "auto" is the cascade: attack and interval bounds first, then each tighter method, and a targeted attack,
     on the examples that are still open. Any other name means that method only. Without an `attack` (None) no example is
     falsified. `known` are earlier results. progress: whether to print what goes on; if not given, in a notebook only.
-    The callbacks and `options` (network, arithmetic, bounds, limits, batch_size, stop) are those of
-    `certtrain.verification.verify.verify`, and so are the errors.
+
+    `limits` are seconds: Limits(timeout=1.0, time_budget=60.0) for each open example and for all; 30 s for each if not
+    given. network: "saved", or "folded", as `export` writes it. arithmetic: "float32", "tf32", "bf16" or "real".
+    `stop` returns True to stop; the callbacks get the results of each batch, the names and examples of each round, and
+    how far the work on an example is. Raises what `certtrain.verification.verify.verify` raises.
     """
+    options: dict[str, Any] = {"network": network, "arithmetic": arithmetic, "bounds": bounds, "limits": limits}
+    options |= {"batch_size": batch_size, "stop": stop}
     if not (console.is_jupyter if progress is None else progress):
         watch: dict[str, Any] = {"on_examples": on_examples, "on_round": on_round, "on_work": on_work}
         return verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)

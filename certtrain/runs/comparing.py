@@ -61,9 +61,10 @@ class RunComparison:
     def notes(self) -> Iterator[str]:
         """Sentences about results that do not compare."""
         found = [run.report.results for run in self.runs if run.report is not None]
-        for what, values in _conditions(found).items():
-            if len(different := dict.fromkeys(values)) > 1:
-                yield f"the results are of different {what} ({', '.join(different)}), so they compare only with care"
+        different = {what: dict.fromkeys(values) for what, values in _conditions(found).items()}
+        texts = [f"{what} ({', '.join(values)})" for what, values in different.items() if len(values) > 1]
+        if texts:
+            yield f"the results are of different {' and different '.join(texts)}, so they compare only with care"
 
     def spread(self) -> list[SeedSpread]:
         """Each accuracy over the finished runs, if these are several that differ in their seeds and in nothing else."""

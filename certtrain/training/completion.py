@@ -9,12 +9,14 @@ from torch import nn
 
 from certtrain.attack import PGD
 from certtrain.errors import CerttrainError
+from certtrain.formats import percent
 from certtrain.network.assembly import Images, describe
 from certtrain.network.modelfile import Classifier, write_model
 from certtrain.reports.card import CARD, write_card
 from certtrain.reports.report import write_report
 from certtrain.reports.sheets import SHEETS, write_sheets
 from certtrain.runs.checkpoint import RunFolder
+from certtrain.spec.epsilon import format_eps
 from certtrain.spec.preset import Preset
 from certtrain.storage import write_json
 from certtrain.training.context import RunContext
@@ -22,6 +24,11 @@ from certtrain.training.events import Finished, Note, Verifying
 from certtrain.verification.classes import class_results
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, check_fit, verify
+
+HARDLY_LEARNED = (
+    "a natural accuracy of {} is close to guessing among {} classes: ε = {} may be too large for these images, or the "
+    "training too short (docs/epsilon.md)"
+)
 
 
 class VerificationStopped(Exception):
@@ -67,6 +74,10 @@ class Completion:
         if not card.exists():  # a card that its user has edited stays
             self._guarded(card, lambda: write_card(self.folder.path, card))
         wrote = self._guarded(self.folder.page, lambda: write_report(self.folder.path, self.folder.page))
+        classes = len(self.images.train.class_names)
+        if report.is_near_guessing(classes):
+            eps = format_eps(self.preset.eps.max)
+            self.context.emit(Note(HARDLY_LEARNED.format(percent(report.natural_accuracy), classes, eps)))
         self.context.emit(Finished(self.folder.model, report, seconds, self.folder.page if wrote else None))
         return report
 

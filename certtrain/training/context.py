@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +24,7 @@ class FinalVerification:
 DEFAULT_VERIFICATION = FinalVerification()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunContext:
     """What a run needs that does not change the network that it trains.
 
@@ -45,6 +45,13 @@ class RunContext:
     pacing: Pacing = DEFAULT_PACING
     verification: FinalVerification = DEFAULT_VERIFICATION
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def __repr__(self) -> str:
+        """The fields that are not as by default: the callbacks of others would fill a page of help."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        defaults = {each.name: each.default for each in fields(self)}
+        shown = (f"{name}={value!r}" for name, value in given.items() if value is not defaults[name])
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def resolved(self) -> Self:
         """The same context with the device that "auto" stands for, and without callbacks unless this is rank 0.

@@ -113,7 +113,7 @@ def is_surplus(study: "optuna.Study", number: int, trials: int) -> bool:
 
 
 TAKEN = ("COMPLETE", "PRUNED", "RUNNING")
-MOST_LISTED = 10_000  # settings of a space from which an untried one is drawn; larger spaces hardly repeat any
+MOST_COUNTED = 10_000  # settings of a space from which an untried one is drawn; larger spaces hardly repeat any
 
 
 def is_repeated(study: "optuna.Study", trial: "optuna.Trial") -> bool:
@@ -124,7 +124,7 @@ def is_repeated(study: "optuna.Study", trial: "optuna.Trial") -> bool:
 
 def enqueue_untried(study: "optuna.Study", space: Space) -> None:
     """Let the next trial have settings that no trial has had, drawn at random, if the space is small enough to list."""
-    if (distinct_settings(space) or MOST_LISTED + 1) > MOST_LISTED:
+    if (distinct_settings(space) or MOST_COUNTED + 1) > MOST_COUNTED:
         return
     tried = [trial.params for trial in study.get_trials(deepcopy=False)]
     if untried := [settings for settings in all_settings(space) if settings not in tried]:

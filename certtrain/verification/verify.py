@@ -87,6 +87,10 @@ class Report:
         """The verdict of each example, by its number."""
         return {result.index: result.verdict for result in self.results}
 
+    def is_near_guessing(self, classes: int) -> bool:
+        """Whether the natural accuracy is hardly better than guessing: less than a seventh of the way to 1."""
+        return self.examples > 0 and self.natural_accuracy < 1 / classes + (1 - 1 / classes) / 7
+
     @property
     def natural_accuracy(self) -> float:
         """The share that is classified correctly."""

@@ -55,8 +55,8 @@ def test_ink_on_paper_is_inverted_if_that_is_asked_for_and_else_there_is_a_hint(
     (white_on_black,) = json.loads(run(*words).out)["images"]
     write_picture(pictures / "0.png", 255 - load_images("digits", "test").images[0])
     hinted = run(*words)
-    assert "note: 0.png has a bright ground, but the images of digits are white on black; --invert" in hinted.err
-    assert "a bright ground" not in run(*words[:2], "--image", "pictures/1.png").err
+    assert "its ground is bright, but the images of digits are white on black: --invert swaps" in hinted.words
+    assert "ground is bright" not in run(*words[:2], "--image", "pictures/1.png").words
     inverted = run(*words, "--invert")
     assert inverted.err == ""
     (found,) = json.loads(inverted.out)["images"]
@@ -107,9 +107,13 @@ def test_a_second_run_replaces_its_own_pictures_and_no_others(run: Run, model: P
     assert run(*words).code == 0
     assert written.read_bytes() != before
     Image.new("L", (8, 8)).save(written)  # by another program
-    refused = run(*words)
-    assert (refused.code, "exists already" in refused.err) == (1, True)
+    foreign = written.read_bytes()
+    kept = run(*words)
+    assert (kept.code, written.read_bytes()) == (0, foreign)
+    assert "pictures/0-counterexample.png is not certtrain's and stays" in kept.words
+    assert "largest certified ε" in kept.words
     assert run(*words, "--force").code == 0
+    assert written.read_bytes() != foreign
 
 
 @pytest.mark.parametrize("model_first", [True, False])

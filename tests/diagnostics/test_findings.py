@@ -13,6 +13,7 @@ from certtrain.diagnostics.findings import (
     KINDS,
     UNBALANCED,
     UNSTABLE,
+    InUse,
     Kind,
     findings_at,
     first_sentence,
@@ -85,6 +86,12 @@ def test_a_sentence_says_what_is_wrong_where_and_what_helps(changes: dict[str, f
 def test_wide_bounds_do_not_matter_while_they_leave_most_relus_stable():
     """As at the start of the ramp, when BatchNorm has let them grow and ε is tiny."""
     assert layer_finding(replace(FINE, growth=1e6, unstable=0.02)) is None
+
+
+def test_unstable_relus_are_no_finding_in_adversarial_training() -> None:
+    loose = replace(FINE, unstable=1.0)
+    assert len(ranked_findings([loose], in_use=InUse.by(load_preset("digits"), 0.1))) == 1
+    assert ranked_findings([loose], in_use=InUse.by(load_preset("mnist-0.1-pgd"), 0.1)) == []
 
 
 def test_a_layer_without_growth_or_ratios_can_still_be_judged():

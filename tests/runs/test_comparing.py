@@ -26,8 +26,8 @@ def test_results_on_other_examples_or_at_another_radius_are_noted(tmp_path: Path
     changed = RESULTS | {"eps": 0.1, "split": "validation"}
     runs = [write_run(tmp_path / "a", []), write_run(tmp_path / "b", [], results=changed)]
     assert [*read_comparison(runs).notes()] == [
-        "the results are of different splits (test, validation), so they compare only with care",
-        "the results are of different ε (8/255, 0.1), so they compare only with care",
+        "the results are of different splits (test, validation) and different ε (8/255, 0.1), so they compare only "
+        "with care",
     ]
     assert [*read_comparison([runs[0], runs[0]]).notes()] == []
 

@@ -1,8 +1,11 @@
 """What surrounds a run: callbacks of the first process alone, a device that is there, and its earlier name."""
 
+import inspect
+
 import pytest
 import torch
 
+import certtrain
 from certtrain.errors import DeviceError
 from certtrain.training.context import RunContext
 from certtrain.training.distributed import Group
@@ -22,3 +25,9 @@ def test_the_device_is_chosen(monkeypatch: pytest.MonkeyPatch):
     assert RunContext(device="auto").resolved().device == "cpu"
     with pytest.raises(DeviceError, match="there is no CUDA device"):
         RunContext(device="cuda").resolved()
+
+
+def test_it_is_shown_by_what_is_not_the_default() -> None:
+    assert repr(RunContext()) == "RunContext()"
+    assert repr(RunContext(device="cpu", data_dir="d")) == "RunContext(data_dir='d', device='cpu')"
+    assert "lambda" not in str(inspect.signature(certtrain.train))
