@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from certtrain.render.verification import VerifyingView
     from certtrain.verification.radii import RadiusSweep
     from certtrain.verification.results import ExampleResult
+    from certtrain.verification.shares import Shares
 
 
 def _radii(text: str | tuple[float, ...]) -> tuple[float, ...]:
@@ -56,12 +57,15 @@ def verify_at_radii(
     *,
     out: Path | None,
     writer: "Callable[[float], AbstractContextManager[Writer | None]]",
+    shares: "Callable[[float], Shares]",
+    leads: bool,
     html: Path | None,
     as_json: bool,
 ) -> None:
     """Verify the images at these radii, and show accuracies against ε; `options` are those of `verify`.
 
     writer: gives the writer of the certificate file of a radius, which is `file_at(out, eps)`; None without `out`.
+    shares: the share of this process at a radius. leads: whether it is the one that has all results and shows them.
     """
     from certtrain import render
     from certtrain.verification.radii import verify_radii
@@ -70,7 +74,9 @@ def verify_at_radii(
         stop = Stopper(None, view.stop)
         watch: dict[str, Any] = {"on_examples": view.add, "on_round": view.begin, "on_work": view.work_on}
         watch |= {"on_radius": _restart(view), "stop": lambda: stop.interrupted, "records": writer}
-        found = verify_radii(model, images, radii, **options, **watch)
+        found = verify_radii(model, images, radii, shares=shares, **options, **watch)
+    if not leads:
+        return
     files = [] if out is None else [str(file_at(out, report.eps)) for report in found.reports]
     if as_json:
         render.show_json({"model": str(file), **found.to_dict(), "out": files})

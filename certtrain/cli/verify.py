@@ -67,8 +67,6 @@ def verify_command(
     pictures.check(context)
     limits.check(certificates.method, pictures.image)
     _check_output(certificates, pictures, output)
-    if limits.workers not in (None, 1):
-        certificates.check_one_radius("--workers")
     file = network_file(newest_if_none(foreign.file(model)))
     foreign.check(file, certificates.eps, certificates.network)
     options = _Options(certificates, attack, data, foreign, pictures, limits, output)
@@ -112,7 +110,6 @@ class _Options:
 def _verify(ranks: Ranks, file: Path, options: _Options) -> None:
     """Verify as one of the ranks."""
     if ranks.size > 1:
-        options.certificates.check_one_radius("torchrun")
         options.pictures.check_one_process()
     ranks.take_device(options.limits.device)
     model = options.network(file)
@@ -152,8 +149,10 @@ def _verify_images(ranks: Ranks, file: Path, model: "Classifier", options: _Opti
 
 
 def _at_radii(task: "_Task", radii: tuple[float, ...], limits: LimitOptions) -> None:
-    for eps in radii:  # now, not after hours at another radius
-        task.at(eps).check_earlier_file()
+    if task.ranks.leads:
+        for eps in radii:  # now, not after hours at another radius
+            task.at(eps).check_earlier_file()
+    task.ranks.ready()
     verify_at_radii(
         task.model,
         task.file,
@@ -163,6 +162,8 @@ def _at_radii(task: "_Task", radii: tuple[float, ...], limits: LimitOptions) -> 
         | {"attack": task.attack, "limits": limits.limits()},
         out=task.output.out,
         writer=lambda eps: task.at(eps).writer(),
+        shares=lambda eps: task.at(eps).shares(),
+        leads=task.ranks.leads,
         html=task.output.html,
         as_json=task.output.as_json,
     )

@@ -19,6 +19,7 @@ from certtrain.runtime.deadline import never
 from certtrain.spec.epsilon import parse_eps
 from certtrain.verification.cascade import DEFAULT_LIMITS, Limits, OnExamples
 from certtrain.verification.results import ExampleResult
+from certtrain.verification.shares import ALONE, Shares
 from certtrain.verification.verify import DEFAULT_ATTACK, Report, verify, with_results
 
 LEAST_BUDGET = 1e-3  # seconds; with less, a radius has no time for more than inference anyway
@@ -129,6 +130,7 @@ def verify_radii(
     on_examples: OnExamples = lambda results: None,
     stop: Callable[[], bool] = never,
     records: Callable[[float], AbstractContextManager[Records | None]] = not_recorded,
+    shares: Callable[[float], Shares] = lambda eps: ALONE,
     **options: Any,
 ) -> RadiusSweep:
     """Verify at each of the radii; arguments and errors are those of `verify`, which verifies at one.
@@ -139,7 +141,8 @@ def verify_radii(
 
     `records` gives what keeps the results at a radius, and may have earlier ones. What is kept is then computed at its
     own radius, so that it can be checked alone; only where that leaves an example open, a verdict from another radius
-    is taken over. Raises SoundnessError if two verdicts contradict each other.
+    is taken over. Raises SoundnessError if two verdicts contradict each other. `shares` gives the share of this process
+    at a radius; with several processes only the first one's sweep has all results, and only it keeps records.
     """
     wanted, start, found = sorted({parse_eps(eps) for eps in radii}), time.monotonic(), dict[float, RadiusResults]()
     if not wanted:
@@ -149,7 +152,8 @@ def verify_radii(
         known = _known(found, eps) if kept is None else list(kept.results.values())
         on_radius(eps, known)
         given: dict[str, Any] = {"known": known, "on_examples": _also_kept(on_examples, kept), "stop": stop, **options}
-        report = verify(model, images, eps, attack=attack, limits=_left(limits, start), **given)
+        left = _left(limits, start)
+        report = verify(model, images, eps, attack=attack, limits=left, shares=shares(eps), **given)
         return RadiusResults(report, len(known) if kept is None else 0)
 
     recorded = False

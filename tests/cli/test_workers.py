@@ -71,6 +71,27 @@ def test_workers_write_the_certificates_of_one_process(run: Run, model: Path, al
     assert run("check", out, model).code == 0
 
 
+RADII = ["--eps", "0.02,0.05,0.08", "--limit", "40", "--method", "alpha-crown", "--timeout", "none"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False])
+def test_workers_share_the_examples_at_each_of_several_radii(kept: bool, run: Run, model: Path) -> None:
+    alone, shared = (["--out", f"{name}.jsonl"] if kept else [] for name in ("alone", "shared"))
+    expected = json.loads(run("verify", model, *RADII, "--json", *alone).out)
+    words = [sys.executable, "-m", "certtrain", "verify", str(model), *RADII, "--json", *shared, "--workers", "2"]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["certified_radius"] == expected["certified_radius"]
+    counts = ("eps", "certified", "falsified", "open", "implied")
+    assert [[each[name] for name in counts] for each in found["radii"]] == [
+        [each[name] for name in counts] for each in expected["radii"]
+    ]
+    for eps in ("0.02", "0.05", "0.08") if kept else ():
+        check_same(Path(f"shared-{eps}.jsonl"), Path(f"alone-{eps}.jsonl"))
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_processes(model: Path, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.jsonl"
@@ -155,8 +176,6 @@ def test_an_interrupt_stops_all_of_them(model: Path, tmp_path: Path) -> None:
 def test_workers_are_refused_where_they_make_no_sense(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("verify", model, "--image", "a.png", "--workers", "2")
     assert (done.code, "--workers" in done.err) == (2, True)
-    done = run("verify", model, "--eps", "0.1,0.2", "--workers", "2")
-    assert (done.code, "it takes one radius" in done.err) == (2, True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "leave --workers out" in run("verify", model, "--workers", "2").err
     monkeypatch.delenv("RANK", raising=False)
