@@ -79,7 +79,9 @@ def test_no_time_left_is_shown_where_none_is_known() -> None:
     shown.begin(NAMES, 100)
     shown.since -= 20
     assert "left" not in " ".join(lines(shown, 120)), "nothing is done yet"
-    shown.add([ExampleResult(index, 0, "open", None) for index in range(50)])
+    shown.add([ExampleResult(index, 0, "open", None) for index in range(4)])
+    assert "left" not in " ".join(lines(shown, 120)), "four examples say little about the others"
+    shown.add([ExampleResult(index, 0, "open", None) for index in range(4, 50)])
     assert "0:20 left" in " ".join(lines(shown, 120))
 
 
