@@ -74,7 +74,7 @@ def verify_at_radii(
         stop = Stopper(None, view.stop)
         watch: dict[str, Any] = {"on_examples": view.add, "on_round": view.begin, "on_work": view.work_on}
         watch |= {"on_radius": _restart(view), "stop": lambda: stop.interrupted, "records": writer}
-        found = verify_radii(model, images, radii, shares=shares, **options, **watch)
+        found = verify_radii(model, images, radii, shares=shares, leads=leads, **options, **watch)
     if not leads:
         return
     files = [] if out is None else [str(file_at(out, report.eps)) for report in found.reports]

@@ -23,6 +23,8 @@ def show_trial(trial: TrialRecord) -> None:
     values = f"natural {percent(trial.natural)}, certified {percent(trial.certified)}"
     what = values if trial.state == "finished" else f"{trial.state}: {trial.reason}"
     own = " (the preset's own settings)" if trial.reference else ""
+    if trial.folder not in ("", f"trial-{trial.number:04d}"):
+        own += f" (continued in {trial.folder})"
     out.print(Text.assemble((f"trial {trial.number}{own}: ", "bold"), what, (f"  {_settings(trial)}", GREY)))
 
 

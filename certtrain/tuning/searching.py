@@ -85,16 +85,17 @@ class SearchWork:
         self.overrides = options.overrides | _held_out(options, context)
         check_space(options.space, options.preset, self.overrides)
         self.base = load_preset(options.preset, self.overrides)
+        self.compared_from = self.base.eps.start + self.base.eps.length  # the first epoch at the largest ε
         make_folder(options.out)
         with self._alone():
             self.study = self._open()
 
     def _open(self) -> "optuna.Study":
         """The study; if it is new, its first trial has the preset's own settings."""
-        options, eps = self.options, self.base.eps
+        options = self.options
         storage = options.storage or f"sqlite:///{options.out.absolute() / 'study.db'}"
         study, is_new = studies.open_study(
-            storage, options.goals, self._settings(), lost_after=options.lost_after, unpruned=eps.start + eps.length
+            storage, options.goals, self._settings(), lost_after=options.lost_after, unpruned=self.compared_from
         )
         if is_new:
             studies.enqueue_reference(study, options.space, _own(self.base, options.space))
@@ -160,7 +161,7 @@ class SearchWork:
         """Train a trial into `folder`, from its start or from where it was stopped; nothing if it is finished."""
         if (folder / REPORT).is_file():
             return
-        watch = _Watch(trial, self.options.goals, self.context)
+        watch = _Watch(trial, self.options.goals, self.context, self.compared_from)
         context = replace(self.context, emit=watch.emit, should_stop=watch.should_stop)
         if (folder / "preset.json").is_file():
             report = resume_run(folder, context)
@@ -186,17 +187,21 @@ class SearchWork:
 
 
 class _Watch:
-    """Follows the run of a trial: reports its accuracy after each epoch, and stops the run if that is poor."""
+    """Follows the run of a trial: reports its accuracy after each epoch, and stops the run if that is poor.
 
-    def __init__(self, trial: "optuna.Trial", goals: tuple[Goal, ...], context: RunContext) -> None:
-        self.trial, self.context, self.prunes = trial, context, False
+    first: the first epoch that is reported. A trial is judged by the best of its epochs, and those in the ramp of ε,
+    where a constant network may look good, do not count.
+    """
+
+    def __init__(self, trial: "optuna.Trial", goals: tuple[Goal, ...], context: RunContext, first: int) -> None:
+        self.trial, self.context, self.prunes, self.first = trial, context, False, first
         self.measure = MEASURES[goals[0]] if len(goals) == 1 else None
 
     def emit(self, event: Event) -> None:
         """Pass the event on, and report the epoch's accuracy."""
         listener: Listener = self.context.emit
         listener(event)
-        if isinstance(event, EpochDone) and self.measure is not None:
+        if isinstance(event, EpochDone) and self.measure is not None and event.record.epoch >= self.first:
             value = event.record.measured.get(self.measure)
             self.trial.report(value or 0.0, event.record.epoch)
             self.prunes = self.trial.should_prune()

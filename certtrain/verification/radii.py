@@ -131,6 +131,7 @@ def verify_radii(
     stop: Callable[[], bool] = never,
     records: Callable[[float], AbstractContextManager[Records | None]] = not_recorded,
     shares: Callable[[float], Shares] = lambda eps: ALONE,
+    leads: bool = True,
     **options: Any,
 ) -> RadiusSweep:
     """Verify at each of the radii; arguments and errors are those of `verify`, which verifies at one.
@@ -142,7 +143,8 @@ def verify_radii(
     `records` gives what keeps the results at a radius, and may have earlier ones. What is kept is then computed at its
     own radius, so that it can be checked alone; only where that leaves an example open, a verdict from another radius
     is taken over. Raises SoundnessError if two verdicts contradict each other. `shares` gives the share of this process
-    at a radius; with several processes only the first one's sweep has all results, and only it keeps records.
+    at a radius. leads: whether it is the first of several processes. Only the first one's sweep has all results, and
+    only it says what is known at a radius and keeps records: the others know a part, and get the rest from it.
     """
     wanted, start, found = sorted({parse_eps(eps) for eps in radii}), time.monotonic(), dict[float, RadiusResults]()
     if not wanted:
@@ -150,6 +152,7 @@ def verify_radii(
 
     def at(eps: float, kept: Records | None) -> RadiusResults:
         known = _known(found, eps) if kept is None else list(kept.results.values())
+        known = known if leads else []
         on_radius(eps, known)
         given: dict[str, Any] = {"known": known, "on_examples": _also_kept(on_examples, kept), "stop": stop, **options}
         left = _left(limits, start)
@@ -167,7 +170,7 @@ def verify_radii(
                 found[eps] = result
                 if kept is not None:
                     kept.seal()
-    if recorded:
+    if recorded and leads:
         found = _taken_over(found)
     missing = tuple(eps for eps in wanted if eps not in found)
     return RadiusSweep(tuple(found[eps] for eps in wanted if eps in found), missing, time.monotonic() - start)

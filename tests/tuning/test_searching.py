@@ -89,9 +89,22 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
 def test_one_goal_prunes_poor_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda trial: trial.number == 1)
-    found = search(tmp_path / "t", 3, goals=("certified",))
+    found = search(tmp_path / "t", 3, goals=("certified",), overrides=QUICK | {"train.epochs": 3})
     assert [trial.state for trial in found.trials] == ["finished", "pruned", "finished"]
     assert "median" in found.trials[1].reason
+
+
+def test_a_trial_below_the_median_of_the_others_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching.studies, "POLITE_STARTS", 1)
+    with without_pages():
+        space = {"train.learning_rate": Choices((2e-3, 1e-7))}
+        overrides = QUICK | {"train.epochs": 5}
+        task = SearchOptions("digits", space, tmp_path / "t", 2, goals=("certified",), overrides=overrides)
+        found = search_settings(task, RunContext())
+    assert [trial.state for trial in found.trials] == ["finished", "pruned"]
+    assert "median" in found.trials[1].reason
+    epochs = (tmp_path / "t" / found.trials[1].folder / "metrics.jsonl").read_text().count("\n")
+    assert 2 <= epochs < 5
 
 
 def test_settings_that_diverge_or_disagree_count_as_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

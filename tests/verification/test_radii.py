@@ -17,6 +17,7 @@ from certtrain.errors import EpsilonError, SoundnessError
 from certtrain.verification.cascade import UNLIMITED, Limits
 from certtrain.verification.radii import RadiusSweep, bisection_order, implied_results, verify_radii
 from certtrain.verification.results import ExampleResult
+from certtrain.verification.shares import Alone, Receive
 from certtrain.verification.verify import verify
 from helpers.tiny_classifier import mostly_right
 
@@ -202,3 +203,25 @@ def test_verdicts_that_contradict_each_other_are_a_fault():
 def test_no_radius_is_an_error():
     with pytest.raises(EpsilonError, match="no radius"):
         swept(())
+
+
+class Second(Alone):
+    """The share of a second process, which is handed every example, and what it sends to the first one."""
+
+    def __init__(self) -> None:
+        self.sent: dict[int, ExampleResult] = {}
+
+    def begin(self, examples: list[int], known: dict[int, ExampleResult], receive: Receive) -> list[int]:
+        assert not known, "only the first process says what is known"
+        return list(range(100))
+
+    def send(self, results: list[ExampleResult]) -> None:
+        self.sent |= {result.index: result for result in results}
+
+
+def test_another_process_computes_what_it_is_handed_at_every_radius() -> None:
+    """What follows from its own results at other radii must not replace it: the first process may not know of it."""
+    shares = {eps: Second() for eps in RADII}
+    swept(shares=lambda eps: shares[eps], leads=False)
+    for eps, share in shares.items():
+        assert {index: result.verdict for index, result in share.sent.items()} == alone(eps).verdicts
