@@ -25,7 +25,7 @@ from certtrain.training.step import Stepper
 
 MEASURED_SECONDS, MEASURED_STEPS = 3.0, 2  # the least that is measured, after the first step, which may be compiled
 FEW_EXAMPLES, MORE_EXAMPLES = 2, 16  # examples of the steps that are timed before the run
-TIMING = 2.0  # seconds in which these are repeated; each size is timed once at least
+TIMING = 1.5  # seconds in which these are repeated; each size is timed once at least
 WORTH_TIMING = 1e11  # multiplications of inference for all examples of a run, below which it takes minutes at most
 WORTH_SAYING = 120.0  # seconds: the run says of itself that it takes at least as much
 WORTH_ADVICE = 3600.0  # seconds: from here on it says what would be faster
@@ -85,8 +85,8 @@ class Forecast:
         return self.seconds_per_step
 
 
-def way_of(preset: Preset, *, compiled: bool) -> Way:
-    """How the steps of the preset are computed on this CPU. Without instructions for bfloat16 it is as slow as fp32."""
+def _way_of(preset: Preset, *, compiled: bool) -> Way:
+    """How the steps of the preset are computed on this CPU. Without instructions for bf16 that counts as fp32."""
     precision: Precision = "bf16" if preset.train.precision == "bf16" and has_bf16_instructions() else "fp32"
     return Way(compiled, precision, preset.train.batch_norm_statistics)
 
@@ -104,11 +104,10 @@ def estimated_seconds_per_step(
     with torch.random.fork_rng(devices=[]):
         stepper = Stepper(preset.model_copy(update={"train": train}), deepcopy(network), steps_per_epoch)
         few, more = _shortest(lambda count: stepper.run(middle, x[:count], labels[:count]))
-    each = max(more - few, 0.0) / max(
-        len(x[:MORE_EXAMPLES]) - FEW_EXAMPLES, 1
-    )  # the rest of a step does not depend on its examples
+    added = max(len(x[:MORE_EXAMPLES]) - FEW_EXAMPLES, 1)
+    each = max(more - few, 0.0) / added  # the rest of a step does not depend on its examples
     eager = few + each * max(len(x) - FEW_EXAMPLES, 0)
-    return eager * STANDARD_STEPS[way_of(preset, compiled=compiled)] / STANDARD_STEPS[EAGER]
+    return eager * STANDARD_STEPS[_way_of(preset, compiled=compiled)] / STANDARD_STEPS[EAGER]
 
 
 def _shortest(run: Callable[[int], None]) -> tuple[float, float]:
@@ -162,7 +161,7 @@ def _advice(preset: Preset, images: ImageSet, seconds: float, *, compiled: bool)
 def _faster(preset: Preset, images: ImageSet, seconds: float, *, compiled: bool) -> Iterator[str]:
     options, best = _faster_way(preset, compiled=compiled)
     if options:
-        share = STANDARD_STEPS[best] / STANDARD_STEPS[way_of(preset, compiled=compiled)]
+        share = STANDARD_STEPS[best] / STANDARD_STEPS[_way_of(preset, compiled=compiled)]
         yield f"about {roughly(share * seconds)} with {' '.join(options)}"
     if smaller := _smaller_network(preset, images, seconds):
         name, share = smaller
@@ -171,7 +170,7 @@ def _faster(preset: Preset, images: ImageSet, seconds: float, *, compiled: bool)
 
 def _faster_way(preset: Preset, *, compiled: bool) -> tuple[list[str], Way]:
     """The options that are not in use and make steps faster on this machine, and the way of the steps with them."""
-    settings, best = preset.train, way_of(preset, compiled=compiled)
+    settings, best = preset.train, _way_of(preset, compiled=compiled)
     in_parts, options = settings.micro_batch is not None, list[str]()
     if settings.precision != "bf16" and has_bf16_instructions():
         options, best = ["--precision bf16"], best._replace(precision="bf16")
