@@ -101,9 +101,10 @@ class Trainer:
 
     def _report_stop(self, step: int) -> None:
         measured = self._measured_seconds_per_step()
-        each, left = measured or self.estimate, self.steps - step
-        seconds = None if each is None else each * left
-        self.reporter.stopped(str(self.context.should_stop()), step, seconds, estimated=measured is None)
+        each = measured or self.estimate
+        seconds = None if each is None else each * (self.steps - step)
+        estimated = seconds is not None and measured is None
+        self.reporter.stopped(str(self.context.should_stop()), step, seconds, estimated=estimated)
 
     def _measured_seconds_per_step(self) -> float | None:
         """The seconds of a step by those that were taken; None after too few."""

@@ -324,6 +324,16 @@ def test_the_rest_of_a_resumed_run_is_estimated_too(tmp_path: Path, monkeypatch:
     assert started.seconds_left == pytest.approx(18 * (FEW + (MORE - FEW) * 58 / 14))
 
 
+@pytest.mark.usefixtures("steady")
+def test_what_the_first_line_advises_is_not_said_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainer, "WORTH_ADVICE", 0.0)
+    monkeypatch.setattr(forecast, "WORTH_ADVICE", 0.0)
+    events, _ = stopped_run(tmp_path / "run", monkeypatch, steps=12)
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert ". Faster: about" in started.forecast
+    assert not any("Faster" in event.text for event in events if isinstance(event, Note))
+
+
 def test_a_short_run_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trainer, "estimated_seconds_per_step", lambda *all, **more: pytest.fail("it was timed"))
     events = list[Event]()
