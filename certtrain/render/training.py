@@ -27,6 +27,7 @@ class JsonView:
             case Started():
                 self.preset = event.preset
                 facts = {"folder": str(event.folder), "device": event.device, "step": event.step, "steps": event.steps}
+                facts |= {"seconds_left": event.seconds_left, "forecast": event.forecast}
                 self._say("started", facts | {"preset": event.preset.model_dump(mode="json")})
             case EpochDone():
                 self._say("epoch", _epoch(event.record, self.preset))

@@ -82,6 +82,8 @@ class PlainView:
             case events.Started():
                 self.start, self.first, self.steps = time.monotonic(), event.step, event.steps
                 self.preset, self.epochs = event.preset, event.preset.train.epochs
+                if event.forecast:
+                    self._say(event.forecast)
                 self._say(sentences.started_sentence(event))
                 self._say(LINE_WORDS)
             case events.EpochDone():

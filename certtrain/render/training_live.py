@@ -117,6 +117,8 @@ class LiveView:
         for task in self.tasks.values():
             self.bars.remove_task(task)
         self.tasks = {"steps": self.bars.add_task("steps", total=event.steps, completed=event.step)}
+        if event.forecast:
+            show_sentence(out, Text(event.forecast))
         out.print(Text(sentences.started_sentence(event)))
 
     def _end(self, name: str) -> None:

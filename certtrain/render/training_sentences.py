@@ -1,6 +1,6 @@
 """The sentences that both views of a training use, for its start, its verification, its stop and its end."""
 
-from certtrain.formats import about, clock, count_of, percent
+from certtrain.formats import about, clock, count_of, percent, roughly
 from certtrain.runs.runfiles import tracking_record
 from certtrain.spec.epsilon import format_eps
 from certtrain.spec.layers import Graph
@@ -19,7 +19,7 @@ def started_sentence(event: Started) -> str:
     """The preset, the data, the network and where the run is."""
     preset = event.preset
     network = preset.model.title if isinstance(preset.model, Graph) else preset.model.name
-    begin = f"resumed at step {event.step}" if event.step else "new run"
+    begin = f"resumed at step {event.step:,}" if event.step else "new run"
     return (
         f"{preset.name}: {preset.data.name} ({count_of(event.examples, 'example')}), {network} with "
         f"{event.parameters:,} parameters, {preset.objective.name}, ε = {format_eps(preset.eps.max)}, "
@@ -38,7 +38,7 @@ def stopped_sentence(event: Stopped) -> str:
     options += " --tensorboard" if (event.folder / "tensorboard").is_dir() else ""
     options += "".join(f" --{name}" for name in tracking_record(event.folder))
     return (
-        f"stopped ({event.reason}) at step {event.step} of {event.steps}; {_left(event)}"
+        f"stopped ({event.reason}) at step {event.step:,} of {event.steps:,}; {_left(event)}"
         f"resume with: certtrain train --resume {event.folder}{options}"
     )
 
@@ -46,7 +46,10 @@ def stopped_sentence(event: Stopped) -> str:
 def _left(event: Stopped) -> str:
     if event.step == event.steps:
         return "only the verification is left; "
-    return "" if event.seconds_left is None else f"about {about(event.seconds_left)} are left; "
+    if event.seconds_left is None:
+        return ""
+    left = roughly(event.seconds_left) if event.estimated else about(event.seconds_left)
+    return f"about {left} are left; "
 
 
 def finished_sentence(event: Finished) -> str:

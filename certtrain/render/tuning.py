@@ -66,11 +66,16 @@ class TrialView:
         if isinstance(event, Started):
             self.title = f"{event.folder.name}: {{}} of {event.preset.train.epochs} epochs"
             self.status.update(Text(self.title.format(event.step // event.steps_per_epoch)))
+            self._note_once(event.forecast)
         elif isinstance(event, EpochDone):
             self.status.update(Text(self.title.format(event.record.epoch)))
-        elif isinstance(event, Note) and event.text not in self.noted:
-            self.noted.add(event.text)
-            self._between(lambda: note(event.text))
+        elif isinstance(event, Note):
+            self._note_once(event.text)
+
+    def _note_once(self, text: str) -> None:
+        if text and text not in self.noted:
+            self.noted.add(text)
+            self._between(lambda: note(text))
 
     def ended(self, trial: TrialRecord) -> None:
         """Show a trial that has ended."""

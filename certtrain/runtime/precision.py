@@ -2,17 +2,30 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from certtrain.errors import DeviceError
 from certtrain.spec.preset import Precision
 
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # as Linux names them, the last one on ARM
+
 
 def check_precision(precision: Precision, device: str) -> None:
     """Raise DeviceError if the device does not have this arithmetic."""
     if precision == "tf32" and device != "cuda":
         raise DeviceError("precision tf32 is an arithmetic of NVIDIA GPUs; on a CPU choose fp32 or bf16")
+
+
+def has_bf16_instructions() -> bool:
+    """Whether this processor has instructions for bfloat16; False where that is not known, which is not on Linux."""
+    try:
+        words = set(CPU_INFO.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False
+    return not words.isdisjoint(BF16_FLAGS)
 
 
 @contextmanager

@@ -15,6 +15,9 @@ Precision = Literal["fp32", "tf32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 """Whether the training step is compiled."""
 
+BatchNormStatistics = Literal["clean", "centre"]
+"""What gives BatchNorm its statistics in training: the clean batch, or the centres of the boxes."""
+
 MethodName = Literal["auto", "ibp", "crown-ibp", "crown", "alpha-crown", "complete", "milp"]
 """How examples are certified; "auto" tries all methods but "milp", fast ones first."""
 

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from certtrain.errors import EpsilonError, PresetError
 from certtrain.formats import count_of
 from certtrain.spec.architecture import NETWORKS, Architecture
+from certtrain.spec.choices import BatchNormStatistics
 from certtrain.spec.choices import Compile as Compile
 from certtrain.spec.choices import DatasetName as DatasetName
 from certtrain.spec.choices import Precision as Precision
@@ -127,7 +128,7 @@ class TrainSection(Section):
     each epoch, and with an average of the weights a second one."""
     clip_norm: float = Field(10.0, gt=0)
     """Largest norm of the gradient; larger gradients are clipped."""
-    batch_norm_statistics: Literal["clean", "centre"] = "clean"
+    batch_norm_statistics: BatchNormStatistics = "clean"
     """Statistics for BatchNorm: those of the clean batch, as in Shi et al. 2021, or those of the boxes' centres, which
     save the clean pass, a third of a step's arithmetic."""
     micro_batch: Positive | None = None

@@ -13,6 +13,7 @@ from certtrain.formats import about
 from certtrain.spec.preset import Compile
 
 COMPILATION = 60.0  # seconds that it may take; "auto" compiles if the run saves at least as much
+LEAST_SAVED = 5.0  # seconds: what a run could save, below which nothing is said
 # Seconds that a compiled step saves for each ReLU input of its batch, since it moves less memory. The value for a CPU
 # follows from benchmarks/step.py, that for a GPU from benchmarks/gpu.py.
 SAVED = {"cpu": 12e-9, "cuda": 0.7e-9}
@@ -23,7 +24,7 @@ _Result = TypeVar("_Result")
 
 
 class CompileChoice(NamedTuple):
-    """Whether the steps of a run are compiled, and the reason in a few words."""
+    """Whether the steps of a run are compiled, and the reason in a few words; empty if it makes no difference."""
 
     compiled: bool
     reason: str
@@ -47,6 +48,8 @@ def will_compile(
     if choice == "on":
         return CompileChoice(True, "compiled, as chosen; the first step takes up to a minute")
     saved = steps * relu_inputs * SAVED[device]
+    if saved < LEAST_SAVED:
+        return CompileChoice(False, "")
     cost = f"that takes up to a minute, and saves about {about(saved)} in this run"
     return CompileChoice(saved >= COMPILATION, f"{'not ' if saved < COMPILATION else ''}compiled: {cost}")
 

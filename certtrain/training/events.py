@@ -15,7 +15,11 @@ if TYPE_CHECKING:  # so that a view can import the events without loading torch
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins, or is resumed at `step` of `steps`."""
+    """A run begins, or is resumed at `step` of `steps`.
+
+    seconds_left: an estimate for the steps, on a CPU; None if the run is short. forecast: the same in a sentence, with
+    what would be faster; empty if it is not long.
+    """
 
     preset: Preset
     folder: Path
@@ -25,6 +29,8 @@ class Started:
     steps_per_epoch: int
     step: int
     steps: int
+    seconds_left: float | None = None
+    forecast: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class Stopping:
 class Stopped:
     """The run stopped before its end, at a checkpoint; `data_dir` is that of the context.
 
-    seconds_left: an estimate for the steps that are left; None after too few steps.
+    seconds_left: an estimate for the steps that are left; None if there is none. estimated: whether it is from before
+    the first step.
     """
 
     reason: str
@@ -94,6 +101,7 @@ class Stopped:
     folder: Path
     data_dir: str | Path | None
     seconds_left: float | None = None
+    estimated: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,11 @@ class Reporter:
         batch_size = preset.train.batch_size // context.group.size
         self.diagnostics = LayerDiagnostics(stepper.result, images.train, batch_size, context.pacing)
 
-    def started(self, step: int, compilation: str) -> None:
-        """Report that a run begins or is resumed at `step`; `compilation` says whether its steps are compiled."""
+    def started(self, step: int, compilation: str, seconds_left: float | None, forecast: str) -> None:
+        """Report that a run begins or is resumed at `step`; `compilation` says whether its steps are compiled.
+
+        seconds_left, forecast: as in `Started`.
+        """
         self.context.emit(
             Started(
                 preset=self.preset,
@@ -41,13 +44,16 @@ class Reporter:
                 steps_per_epoch=self.per_epoch,
                 step=step,
                 steps=self.steps,
+                seconds_left=seconds_left,
+                forecast=forecast,
             )
         )
         for text in self._notes(compilation):
             self.context.emit(Note(text))
 
     def _notes(self, compilation: str) -> Iterator[str]:
-        yield f"the step is {compilation}"
+        if compilation:
+            yield f"the step is {compilation}"
         if self.context.group.size > 1:
             yield f"{self.context.group.size} processes share each batch"
         eps = self.preset.eps
@@ -88,7 +94,7 @@ class Reporter:
         self.folder.log(record.to_dict())
         self.context.emit(EpochDone(record))
 
-    def stopped(self, reason: str, step: int, seconds_left: float | None) -> None:
-        """Report that the run stops after `step` steps, and about how long the others will take."""
+    def stopped(self, reason: str, step: int, seconds_left: float | None, *, estimated: bool = False) -> None:
+        """Report that the run stops after `step` steps, and about how long the others will take, as in `Stopped`."""
         data_dir = self.context.data_dir
-        self.context.emit(Stopped(reason, step, self.steps, self.folder.path, data_dir, seconds_left))
+        self.context.emit(Stopped(reason, step, self.steps, self.folder.path, data_dir, seconds_left, estimated))

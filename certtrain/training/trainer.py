@@ -32,8 +32,9 @@ from certtrain.training.forecast import (
     WORTH_ADVICE,
     WORTH_TIMING,
     Forecast,
+    estimate_sentence,
+    estimated_seconds_per_step,
     forecast_sentence,
-    rough_seconds_per_step,
 )
 from certtrain.training.pacing import Stopwatch
 from certtrain.training.reporting import Reporter
@@ -63,6 +64,7 @@ class Trainer:
         self.completion = Completion(preset, folder, images, context, self.stepper.result)
         self.progress = RunProgress()
         self.saved_step, self.compiling, self.advised = 0, False, False
+        self.estimate: float | None = None  # seconds of a step, before the first one
         self.clock, self.since_reading, self.forecast = Stopwatch(), Stopwatch(), Forecast()
 
     def run(self) -> Report | None:
@@ -98,14 +100,18 @@ class Trainer:
         return True
 
     def _report_stop(self, step: int) -> None:
-        self.reporter.stopped(str(self.context.should_stop()), step, self._seconds_left())
+        measured = self._measured_seconds_per_step()
+        each = measured or self.estimate
+        seconds = None if each is None else each * (self.steps - step)
+        estimated = seconds is not None and measured is None
+        self.reporter.stopped(str(self.context.should_stop()), step, seconds, estimated=estimated)
 
-    def _seconds_left(self) -> float | None:
-        """An estimate for the steps that are left; None after too few steps."""
+    def _measured_seconds_per_step(self) -> float | None:
+        """The seconds of a step by those that were taken; None after too few."""
         each = self.forecast.seconds_per_step if self.context.device == "cpu" else None
         if each is None and self.progress.step >= ENOUGH_STEPS:
             each = self.progress.seconds / self.progress.step
-        return None if each is None else each * (self.steps - self.progress.step)
+        return each
 
     def _step(self) -> None:
         x, labels = self._batch(self.progress.step)
@@ -153,29 +159,25 @@ class Trainer:
 
     def _foretell(self) -> None:
         """On a CPU, say once how long the run will take by its first steps."""
-        if self.context.device == "cpu" and (seconds := self.forecast.first()) is not None:
-            self._say_forecast(seconds, advice=not self.advised)
-
-    def _foretell_roughly(self) -> None:
-        """On a CPU, say how long the run will take before its first step, which may have to be compiled."""
-        left, alone = self.steps - self.progress.step, self.group.size == 1
-        if self.context.device != "cpu" or not alone or self.work * left < WORTH_TIMING:
+        if self.context.device != "cpu" or (seconds := self.forecast.first()) is None:
             return
-        network, relu_inputs = self.stepper.network, self.relu_inputs * self.compilation.compiled
-        batch = self._batch(self.progress.step)
-        seconds = rough_seconds_per_step(
-            self.preset, network, self.batches.steps_per_epoch, *batch, relu_inputs=relu_inputs
-        )
-        self.advised = seconds * left >= WORTH_ADVICE
-        self._say_forecast(seconds, rough=True)
+        left, compiled, images = self.steps - self.progress.step, self.compilation.compiled, self.images.train
+        text = forecast_sentence(self.preset, images, seconds, left, compiled=compiled, advice=not self.advised)
+        if text:
+            self.context.emit(Note(text))
 
-    def _say_forecast(self, seconds: float, *, rough: bool = False, advice: bool = True) -> None:
-        left, compiled = self.steps - self.progress.step, self.compilation.compiled
-        sentence = forecast_sentence(
-            self.preset, self.images.train, seconds, left, compiled=compiled, rough=rough, advice=advice
-        )
-        if sentence:
-            self.context.emit(Note(sentence))
+    def _start_forecast(self) -> tuple[float | None, str]:
+        """On a CPU, the seconds that the steps will take, estimated before the first one, and a sentence about it."""
+        left, alone, begun = self.steps - self.progress.step, self.group.size == 1, self.progress.step > 0
+        self.advised = begun  # a run that has begun keeps its settings
+        if self.context.device != "cpu" or not alone or self.work * left < WORTH_TIMING:
+            return None, ""
+        preset, compiled, batch = self.preset, self.compilation.compiled, self._batch(0)
+        per_epoch, network = self.batches.steps_per_epoch, self.stepper.network
+        self.estimate = estimated_seconds_per_step(preset, network, per_epoch, *batch, compiled=compiled)
+        seconds = self.estimate * left
+        self.advised |= seconds >= WORTH_ADVICE
+        return seconds, estimate_sentence(preset, self.images.train, seconds, compiled=compiled, begun=begun)
 
     def _end_epoch(self) -> None:
         self.completion.save_epoch(self.progress.step // self.batches.steps_per_epoch)
@@ -219,8 +221,7 @@ class Trainer:
         self._check_data()
         self.progress.preset = self.preset.model_dump(mode="json")
         self.completion.check_fit()
-        self.reporter.started(self.progress.step, self.compilation.reason)
-        self._foretell_roughly()
+        self.reporter.started(self.progress.step, self.compilation.reason, *self._start_forecast())
         self._set_sums(self.progress.sums)
         self.clock.restart()
         if self.folder.last_good is None:

@@ -12,9 +12,21 @@ from certtrain.render.console import out
 from certtrain.render.training import JsonView
 from certtrain.render.training_lines import PlainView
 from certtrain.render.training_live import LiveView
+from certtrain.render.training_sentences import started_sentence, stopped_sentence
 from certtrain.runs.epoch import Epoch, LayerState
 from certtrain.spec.preset import load_preset
-from certtrain.training.events import Compiling, EpochDone, Event, Loading, Note, Started, StepDone, Stopping, Verifying
+from certtrain.training.events import (
+    Compiling,
+    EpochDone,
+    Event,
+    Loading,
+    Note,
+    Started,
+    StepDone,
+    Stopped,
+    Stopping,
+    Verifying,
+)
 
 FINE = LayerState("conv1_relu", 10, 0.412, 0.483, 0.105, 0.111, 0.0, 0.2, 2.34, 0.81, 0.92)
 DEAD = replace(FINE, name="linear1_relu", active=0.3, inactive=0.6, dead=0.75, growth=5.6)
@@ -34,6 +46,21 @@ Shown = Callable[[], str]
 
 def started() -> Started:
     return Started(load_preset("digits"), Path("run"), "cpu", 10, 100, 5, 0, 250)
+
+
+@pytest.mark.parametrize("make", [PlainView, LiveView])
+def test_the_first_line_says_how_long_the_run_takes(make: Callable[[], Callable[[Event], None]], shown: Shown):
+    make()(replace(started(), forecast="this run takes about 3 days on this CPU"))
+    first, second, *_ = shown().splitlines()
+    assert first == "this run takes about 3 days on this CPU"
+    assert second.startswith("digits: ")
+
+
+def test_the_numbers_of_steps_have_commas_and_an_estimate_has_one_unit():
+    stopped = Stopped("interrupted", 1234, 62560, Path("run"), None, 1.6 * 86400)
+    assert "at step 1,234 of 62,560; about 1 day 14 h are left; resume" in stopped_sentence(stopped)
+    assert "of 62,560; about 38 hours are left; resume" in stopped_sentence(replace(stopped, estimated=True))
+    assert "resumed at step 1,234 in run" in started_sentence(replace(started(), step=1234))
 
 
 def epoch(number: int, *layers: LayerState, eps: float = 0.1) -> EpochDone:

@@ -233,6 +233,7 @@ def test_an_interrupt_ends_the_compilation_at_once_and_keeps_the_run(
     reached: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("certtrain.training.compilation.has_compiler", lambda device: True)
+    monkeypatch.setattr("certtrain.training.trainer.WORTH_TIMING", 0)
     stop, events = Stopper(None, on_interrupt=lambda: None), list[Event]()
 
     def compiled(*anything: object, **options: object) -> None:
@@ -251,6 +252,8 @@ def test_an_interrupt_ends_the_compilation_at_once_and_keeps_the_run(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert isinstance(events[-1], Stopped)
     assert (events[-1].reason, events[-1].step) == ("interrupted", 0)
+    assert events[-1].seconds_left is not None, "by the estimate from before the first step"
+    assert events[-1].estimated
     assert len(RunFolder(tmp_path / "run").checkpoints()) == 1
     assert not stop.raises
 
@@ -270,6 +273,7 @@ def test_an_interrupt_of_python_itself_is_the_callers(tmp_path: Path, monkeypatc
     [
         ("off", 10**9, False, "not compiled, as chosen"),
         ("on", 1, True, "compiled, as chosen"),
+        ("auto", 400, False, ""),
         ("auto", 1000, False, "not compiled: that takes up to a minute, and saves about 12 s in this run"),
         ("auto", 4999, False, "not compiled: that takes up to a minute, and saves about 1 min in this run"),
         ("auto", 5001, True, "compiled: that takes up to a minute, and saves about 1 min in this run"),
@@ -283,6 +287,7 @@ def test_the_choice_follows_from_the_length_of_the_run(
     decision, reason = will_compile(choice, steps=steps, relu_inputs=10**6, device="cpu")
     assert decision == compiles
     assert reason.startswith(says)
+    assert bool(reason) == bool(says), "what saves next to nothing is not mentioned"
 
 
 def test_without_a_compiler_auto_trains_all_the_same(monkeypatch: pytest.MonkeyPatch):
