@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
 COUNTED = ("certified", "falsified", "open", "misclassified")
 REFRESHES = 4  # a second
 SOON = 1.0  # seconds after which it is shown what a step is working on
-FEW = 5  # examples that must be done before a time left is estimated from them
+LEAST_DONE = 5  # examples that must be done before a time left is estimated from them
 SEARCHES = ("complete", "milp")  # whose examples take so different times that no time left can be estimated
 
 
@@ -110,7 +110,7 @@ class VerifyingView:
             f"{self.done:,}/{self.total:,} {counted}",
             clock(spent),
         ]
-        if self.done >= FEW and spent > SOON and not set(self.names) & set(SEARCHES):
+        if self.done >= LEAST_DONE and spent > SOON and not set(self.names) & set(SEARCHES):
             words.append(f"{clock(spent / self.done * (self.total - self.done))} left")
         space = width - len("  ".join(words)) - 2
         if space < NARROWEST_BAR:
