@@ -231,6 +231,9 @@ def main() -> None:
         print(peak_memory(bench, Way(*json.loads(arguments.memory_of))))
         return
     keep_freed_memory()
+    import torch._dynamo.config
+
+    torch._dynamo.config.cache_size_limit = 64  # each kind of step compiles the same functions for itself
     chosen = [way for way in ways(bench.device) if way.kind == "standard" or re.search(arguments.only, str(way))]
     steps = {way: bench.step(way) for way in chosen}
     compiling = {way: sum(bench.seconds(step) for _ in range(2)) for way, step in steps.items()}
