@@ -93,8 +93,11 @@ def read_model(path: str | Path) -> Classifier:
 
 def _hint(path: Path) -> str:
     """What to do with a file of `torch.save`."""
-    with path.open("rb") as file:
-        is_archive = file.read(4) == b"PK\x03\x04"
+    try:
+        with path.open("rb") as file:
+            is_archive = file.read(4) == b"PK\x03\x04"
+    except OSError:  # the error before says what is wrong
+        return ""
     kind = ". It is a zip archive, as torch.save writes: certtrain verify FILE --module my.py:MyNet reads its weights"
     return kind if is_archive else ""
 
