@@ -73,7 +73,7 @@ def show_pictures(
     files = list_pictures(taken.paths)
     pictures = [read_picture(path, model.metadata.input_shape, invert=taken.invert) for path in files]
     pictures = [_with_hint(picture, model.metadata.dataset, taken) for picture in pictures]
-    kept = _kept_files(files, taken.force)
+    foreign = _foreign_files(files, taken.force)
     with render.verifying(images=[path.name for path in files]) as view:
         stop = Stopper(None, view.stop)
         watch: dict[str, Any] = {"on_round": view.begin, "on_work": view.work_on, "on_examples": view.add}
@@ -81,7 +81,7 @@ def show_pictures(
         results = verify_pictures(model, pixels, number, stop=lambda: stop.interrupted, **options, **watch)
     reached = len(results)  # an interrupt leaves some out
     done = zip(files[:reached], pictures[:reached], results, strict=True)
-    rows = [_shown(path, picture, result, names, kept, quiet=as_json) for path, picture, result in done]
+    rows = [_shown(path, picture, result, names, foreign, quiet=as_json) for path, picture, result in done]
     if as_json:
         summary = summary_of(results)
         render.show_json({"model": str(file), "images": rows, "summary": summary, "label_given": number is not None})
@@ -98,24 +98,20 @@ def _with_hint(picture: "FittedPicture", dataset: str, taken: TakenPictures) -> 
 
     if taken.invert or not is_bright_where_data_are_dark(picture.pixels, dataset):
         return picture
-    hint = f"its ground is bright, but the images of {dataset} are white on black: --invert swaps black and white"
+    hint = f"its background is bright, but the images of {dataset} are white on black: --invert swaps black and white"
     return picture._replace(changes=(*picture.changes, hint))
 
 
-def _kept_files(files: Sequence[Path], force: bool) -> set[Path]:
-    """The files that stand in the place of a counterexample and stay, since certtrain did not write them; with a note.
+def _foreign_files(files: Sequence[Path], force: bool) -> set[Path]:
+    """The files in the place of a counterexample that stay, since certtrain did not write them; none with `force`.
 
     Raises StorageError if a counterexample cannot be written.
     """
-    from certtrain import render
     from certtrain.data.pictures import counterexample_file, is_own
 
     targets = [counterexample_file(path) for path in files]
     check_targets(True, *targets)
-    kept = set() if force else {target for target in targets if target.exists() and not is_own(target)}
-    for target in sorted(kept):
-        render.note(f"{target} is not certtrain's and stays; --force writes the counterexample there")
-    return kept
+    return set() if force else {target for target in targets if target.exists() and not is_own(target)}
 
 
 def _shown(
@@ -123,7 +119,7 @@ def _shown(
     picture: "FittedPicture",
     result: "PictureResult",
     names: Sequence[str],
-    kept: set[Path],
+    foreign: set[Path],
     *,
     quiet: bool,
 ) -> dict[str, Any]:
@@ -131,9 +127,11 @@ def _shown(
     from certtrain import render
     from certtrain.data.pictures import counterexample_file, write_picture
 
-    target = counterexample_file(path)
-    written = None if result.counterexample is None or target in kept else target
-    if written is not None and result.counterexample is not None:
+    written, target = None, counterexample_file(path)
+    if result.counterexample is not None and target in foreign:
+        render.note(f"{target} is not certtrain's and stays; --force writes the counterexample there")
+    elif result.counterexample is not None:
+        written = target
         write_picture(written, result.counterexample)
     if not quiet:
         render.show_picture(path, picture.changes, result, names, written)

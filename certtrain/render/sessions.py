@@ -122,7 +122,7 @@ def verify_with_progress(
         return verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
 
 
-verify_with_progress.__name__ = "verify"  # its public name
+verify_with_progress.__name__ = verify_with_progress.__qualname__ = "verify"  # its public name
 
 
 @contextmanager

@@ -123,12 +123,12 @@ def is_repeated(study: "optuna.Study", trial: "optuna.Trial") -> bool:
 
 
 def enqueue_untried(study: "optuna.Study", space: Space) -> None:
-    """Let the next trial have settings that no trial has had, drawn at random, if the space is small enough to list."""
+    """Let the next trial have settings that no other one has, drawn at random, if the space is small enough to list."""
     if (distinct_settings(space) or MOST_COUNTED + 1) > MOST_COUNTED:
         return
-    tried = [trial.params for trial in study.get_trials(deepcopy=False)]
-    if untried := [settings for settings in all_settings(space) if settings not in tried]:
-        study.enqueue_trial(random.choice(untried), skip_if_exists=True)
+    taken = [trial.params for trial in study.get_trials(deepcopy=False) if trial.state.name in TAKEN]
+    if untried := [settings for settings in all_settings(space) if settings not in taken]:
+        study.enqueue_trial(random.choice(untried))
 
 
 def trial_records(study: "optuna.Study", space: Space) -> tuple[TrialRecord, ...]:

@@ -55,8 +55,8 @@ def test_ink_on_paper_is_inverted_if_that_is_asked_for_and_else_there_is_a_hint(
     (white_on_black,) = json.loads(run(*words).out)["images"]
     write_picture(pictures / "0.png", 255 - load_images("digits", "test").images[0])
     hinted = run(*words)
-    assert "its ground is bright, but the images of digits are white on black: --invert swaps" in hinted.words
-    assert "ground is bright" not in run(*words[:2], "--image", "pictures/1.png").words
+    assert "its background is bright, but the images of digits are white on black: --invert swaps" in hinted.words
+    assert "background is bright" not in run(*words[:2], "--image", "pictures/1.png").words
     inverted = run(*words, "--invert")
     assert inverted.err == ""
     (found,) = json.loads(inverted.out)["images"]
@@ -112,6 +112,7 @@ def test_a_second_run_replaces_its_own_pictures_and_no_others(run: Run, model: P
     assert (kept.code, written.read_bytes()) == (0, foreign)
     assert "pictures/0-counterexample.png is not certtrain's and stays" in kept.words
     assert "largest certified ε" in kept.words
+    assert "not certtrain's" not in run(*words[:-1], "0.001").words  # certified: there is nothing to write
     assert run(*words, "--force").code == 0
     assert written.read_bytes() != foreign
 
