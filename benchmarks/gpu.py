@@ -7,7 +7,9 @@ first      the commands train, verify and stats on digits: whether everything wo
 steps      a step of CNN-7 in each arithmetic, eager, compiled and with CUDA graphs, compared with the standard step
 precision  a few epochs in each arithmetic, with held-out images: time for each epoch, and the loss after it
 train      cifar10-160ep, seed 0, in the fastest arithmetic whose loss is that of fp32
+choose     short runs of cifar10-speedrun with CHANGES, on held-out images; the best one's are those of the next stages
 speedrun   cifar10-speedrun
+speedrun-long  the same, with LONGER's schedule
 seed-1, seed-2  cifar10-160ep with other seeds
 
 With --preset NAME the stages steps and train are of another preset. A stage is started only if the time that is left is
@@ -38,6 +40,7 @@ from step import Bench, Way
 from certtrain import RunContext, load_preset, train
 from certtrain.runtime.device import choose_device
 from certtrain.training.events import EpochDone
+from certtrain.verification.verify import Report
 
 PIECE = 15 * 2**20  # the largest file, in bytes
 CLOSE = 0.02  # a loss is that of fp32 if it differs by at most this share
@@ -47,6 +50,16 @@ SMALL: dict[str, Any] = {
     "data.examples": 2000, "model.width": 4, "model.linear_size": 32, "train.epochs": 3, "eps.start": 1,
     "eps.length": 1, "train.milestones": [2],
 }  # fmt: skip
+
+
+# What may make cifar10-speedrun better.
+CHANGES: dict[str, dict[str, Any]] = {
+    "as-it-is": {},
+    "regularised": {"regularizer.weight_end": 0.43},
+    "fast": {"train.learning_rate": 2e-3},
+    "fast-regularised": {"train.learning_rate": 2e-3, "regularizer.weight_end": 0.43},
+}
+LONGER: dict[str, Any] = {"train.epochs": 160, "eps.start": 3, "eps.length": 97, "train.milestones": [132, 144]}
 
 
 @dataclass
@@ -63,6 +76,7 @@ class Session:
     kept: str = "train"
     preset: str = "cifar10-160ep"
     more: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
     epoch_seconds: float = 0.0
 
     @property
@@ -205,15 +219,28 @@ def seconds_an_epoch(epochs: Sequence[Mapping[str, Any]]) -> float:
     return float(epochs[-1]["seconds"] - epochs[0]["seconds"]) / max(len(epochs) - 1, 1)
 
 
+def choose(session: Session) -> None:
+    """Find the changes with the largest certified accuracy on held-out images."""
+    held_out = {"data.validation": 500 if session.rehearsal else 5000, "data.verify_on": "validation"}
+    found: dict[str, float] = {}
+    for name, changes in CHANGES.items():
+        report = run(session, name, "cifar10-speedrun", session.changes() | changes | held_out, session.left - 30)
+        if report is not None:
+            found[name] = report.certified_accuracy
+    session.best = CHANGES[max(found, key=lambda name: found[name])]
+    session.report("choose", certified=found, best=session.best)
+
+
 def whole(session: Session, preset: str, name: str, **more: Any) -> None:
     """Run a training to its end, or until the time is up, and report its results."""
     fits = session.changes(train__precision=session.fastest, train__compile="on", **more)
     if preset == "cifar10-speedrun":  # this preset sets its own arithmetic
         fits.pop("train.precision")
+        fits |= session.best
     run(session, name, preset, fits, session.left - 30)
 
 
-def run(session: Session, name: str, preset: str, changes: dict[str, Any], seconds: float) -> None:
+def run(session: Session, name: str, preset: str, changes: dict[str, Any], seconds: float) -> Report | None:
     """Train, and keep the metrics, the results and the network in parts."""
     torch._dynamo.reset()
     folder, end = session.runs / name, time.monotonic() + seconds
@@ -232,11 +259,12 @@ def run(session: Session, name: str, preset: str, changes: dict[str, Any], secon
     shutil.copy(folder / "metrics.jsonl", session.out / f"{name}.jsonl")
     if report is None:
         session.report(name, stopped=len(metrics(folder / "metrics.jsonl")))
-        return
+        return None
     figures = {"training_seconds": metrics(folder / "metrics.jsonl")[-1]["seconds"], **report.to_dict()}
     session.report(name, **figures)
     if name == session.kept:
         split(folder / "model.safetensors", session.out / name)
+    return report
 
 
 def split(model: Path, target: Path) -> None:
@@ -279,7 +307,10 @@ def stages(session: Session) -> Iterator[tuple[str, float, Callable[[], None]]]:
     yield "steps", 0.0, lambda: steps(session)
     yield "precision", 60.0, lambda: precision(session)
     yield "train", 60.0, lambda: whole(session, session.preset, "train", seed=0)
+    yield "choose", session.epoch_seconds * epochs, lambda: choose(session)
     yield "speedrun", session.epoch_seconds * epochs / 3, lambda: whole(session, "cifar10-speedrun", "speedrun")
+    longer = {} if session.rehearsal else {key.replace(".", "__"): value for key, value in LONGER.items()}
+    yield "speedrun-long", 60.0, lambda: whole(session, "cifar10-speedrun", "speedrun-long", **longer)
     for seed in (1, 2):
         needed = session.epoch_seconds * epochs
         yield f"seed-{seed}", needed, lambda seed=seed: whole(session, "cifar10-160ep", f"seed-{seed}", seed=seed)
