@@ -81,9 +81,7 @@ class RegularizerSection(Section):
     """The regularisers of the warm-up."""
 
     weight: float = Field(0.5, ge=0)
-    """λ, the weight at ε = 0; as ε grows to its largest value, it goes to `weight_end` in proportion."""
-    weight_end: float = Field(0.0, ge=0)
-    """The weight from the end of the ramp on; 0, as in Shi et al. 2021, ends the regularisers with the warm-up."""
+    """λ, the weight at ε = 0; it falls to zero as ε reaches its largest value."""
     tolerance: float = Field(0.5, gt=0, le=1)
     """τ; layers whose ratio is at least this are not penalised."""
     tightness: bool = True

@@ -63,14 +63,14 @@ class Schedules:
         """The values of the schedules in `step`, with the type and the device of `like`."""
         eps, settings = self.eps(step), self.preset.regularizer
         warm = warmup_weight(eps, eps_max=self.eps_max)
-        weight = settings.weight * warm + settings.weight_end * (1 - warm)
+        weight = settings.weight * warm
         weights = (weight * settings.tightness, weight * settings.relu_balance, warm)
         robust = float(eps > 0) * (1 - self.preset.objective.share_at(eps, self.eps_max))
         values = (max(eps, SMALLEST_EPS), robust, *weights)
         return Controls(*torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True).unbind())
 
     def active_terms(self, step: int, *, compiled: bool, fades: bool) -> ActiveTerms:
-        """Which of the terms that may fade out with the warm-up are computed in `step`; `fades`: the objective has some.
+        """Which of the terms that fade out with the warm-up are computed in `step`; `fades`: the objective has some.
 
         A compiled step keeps computing the regularisers after the warm-up, which
         costs less than compiling it again. Terms of the objective would cost more.
@@ -78,6 +78,6 @@ class Schedules:
         settings, eps = self.preset.regularizer, self.eps(step)
         warming = eps < self.eps_max
         fading = fades and self.preset.eps.length > 0
-        regularized = max(settings.weight, settings.weight_end) > 0 and (settings.tightness or settings.relu_balance)
-        kept = settings.weight_end > 0 or (compiled and not fading)
+        regularized = settings.weight > 0 and (settings.tightness or settings.relu_balance)
+        kept = compiled and not fading
         return ActiveTerms(regularized and (warming or kept), fading and warming and (eps > 0 or compiled))
