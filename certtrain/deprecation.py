@@ -1,4 +1,4 @@
-"""Old names in the public Python API, which are accepted for one more version, with a warning."""
+"""Arguments of the public Python API by other names: old ones, accepted for one more version, and the command's."""
 
 import warnings
 from collections.abc import Callable
@@ -23,6 +23,21 @@ def renamed_argument(old: str, new: str) -> Callable[[Callable[P, R]], Callable[
             if old in named:
                 warn_renamed(f"the argument {old} of {function.__name__}", new)
                 return function(*values, **{new: named.pop(old)}, **named)  # both names at once are a TypeError
+            return function(*values, **named)
+
+        return call
+
+    return decorate
+
+
+def arguments_elsewhere(**places: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function say where settings belong that the command has as options; it then raises TypeError."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*values: Any, **named: Any) -> R:
+            for name in places.keys() & named.keys():
+                raise TypeError(f"{call.__name__}() has no argument {name!r}: give it as {places[name]}")
             return function(*values, **named)
 
         return call

@@ -93,13 +93,13 @@ def show_pictures(
 
 
 def _with_hint(picture: "FittedPicture", dataset: str, taken: TakenPictures) -> "FittedPicture":
-    """The image with a hint among its changes if it is probably dark on bright, where the model's data are not."""
+    """The image with a hint if it is probably dark on bright, where the model's data are not."""
     from certtrain.data.pictures import is_bright_where_data_are_dark
 
     if taken.invert or not is_bright_where_data_are_dark(picture.pixels, dataset):
         return picture
     hint = f"its background is bright, but the images of {dataset} are white on black: --invert swaps black and white"
-    return picture._replace(changes=(*picture.changes, hint))
+    return picture._replace(hints=(hint,))
 
 
 def _foreign_files(files: Sequence[Path], force: bool) -> set[Path]:
@@ -134,8 +134,8 @@ def _shown(
         written = target
         write_picture(written, result.counterexample)
     if not quiet:
-        render.show_picture(path, picture.changes, result, names, written)
-    about = {"changes": list(picture.changes), **result.to_dict(names)}
+        render.show_picture(path, (*picture.changes, *picture.hints), result, names, written)
+    about = {"changes": list(picture.changes), "hints": list(picture.hints), **result.to_dict(names)}
     return {"image": str(path), **about, "counterexample": written and str(written)}
 
 

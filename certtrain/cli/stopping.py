@@ -56,12 +56,30 @@ class Stopper:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A context in which the first signal raises KeyboardInterrupt, for work that asks for no reason to stop."""
+        """A context in which the first signal, and the end of the time, raise KeyboardInterrupt.
+
+        It is for work that asks for no reason to stop.
+        """
         self.raises = True
+        try:
+            with self._alarm():
+                yield
+        finally:
+            self.raises = False
+
+    @contextmanager
+    def _alarm(self) -> Iterator[None]:
+        """A context in which the end of the time raises KeyboardInterrupt, on systems that have such a signal."""
+        if self.seconds is None or not hasattr(signal, "setitimer"):
+            yield
+            return
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        left = self.start + self.seconds - time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))  # no time would mean no alarm
         try:
             yield
         finally:
-            self.raises = False
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def reason(self) -> str | None:
         """The reason to stop; None to continue."""

@@ -119,7 +119,7 @@ class TrainingOptions:
             parser=seconds,
             metavar="TIME",
             help="Stop at a checkpoint this long after the command started, like 9m. The current step is finished "
-            "first; the first step includes its compilation.",
+            "first, but not its compilation.",
         ),
     ] = None
     verify_method: Annotated[

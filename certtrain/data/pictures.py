@@ -43,7 +43,8 @@ def is_own(path: Path) -> bool:
 def _inside(folder: Path) -> list[Path]:
     formats = tuple(Image.registered_extensions())
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not hidden(path.name)]
-    found = [path for path in files if path.suffix.lower() in formats and not path.stem.endswith(COUNTEREXAMPLE)]
+    pictures = [path for path in files if path.suffix.lower() in formats]
+    found = [path for path in pictures if not (path.stem.endswith(COUNTEREXAMPLE) and is_own(path))]
     if not found:
         raise DataError(f"{folder} holds no images; --image takes image files, or a folder that has them inside")
     return found
@@ -55,10 +56,11 @@ def counterexample_file(picture: Path) -> Path:
 
 
 class FittedPicture(NamedTuple):
-    """A picture as a network takes it, uint8 (C, H, W), and in words what was changed to make it so."""
+    """A picture as a network takes it, uint8 (C, H, W), in words what was changed to make it so, and hints about it."""
 
     pixels: Tensor
     changes: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 def read_picture(path: Path, shape: tuple[int, int, int], *, invert: bool = False) -> FittedPicture:

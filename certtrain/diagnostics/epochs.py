@@ -54,7 +54,7 @@ class Trained:
     @property
     def on_ramp(self) -> bool:
         """Whether ε has not reached its largest value yet."""
-        return self.last is not None and self.last.eps < self.eps_max
+        return not self.finished if self.last is None else self.last.eps < self.eps_max
 
     @property
     def title(self) -> str:

@@ -24,10 +24,10 @@ NOT_CERTIFIED: tuple[Verdict, ...] = ("falsified", "open", "misclassified")
 
 
 def show_picture(
-    path: Path, changes: Sequence[str], result: PictureResult, class_names: Sequence[str], written: Path | None
+    path: Path, remarks: Sequence[str], result: PictureResult, class_names: Sequence[str], written: Path | None
 ) -> None:
-    """The class of one image, whether it is certified, up to which ε, how it was changed to fit the network, and where
-    its counterexample is."""
+    """The class of one image, whether it is certified, up to which ε, and where its counterexample is. `remarks` are
+    how it was changed to fit the network, and hints."""
     label, eps = visible(class_names[result.label]), format_eps(result.eps)
     meanings = {
         "certified": f"no change of its pixels by up to ε = {eps} changes the class",
@@ -37,8 +37,8 @@ def show_picture(
     }
     head = Text(visible(f"{path}: class {class_names[result.predicted]}, "))
     out.print(head.append(result.verdict, VERDICT_STYLES[result.verdict]).append(f": {meanings[result.verdict]}"))
-    if changes:
-        say(f"  {', '.join(changes)}", GREY)
+    if remarks:
+        say(f"  {', '.join(remarks)}", GREY)
     if result.verdict != "misclassified":
         more = "; its time ran out, and a longer --timeout may give more" if result.cut else ""
         say(f"  largest certified ε: {_radius(result.radius)}{more}", GREY)

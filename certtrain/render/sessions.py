@@ -12,7 +12,7 @@ from certtrain.attack import AttackSettings
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.data import ImageSet
-from certtrain.deprecation import renamed_argument
+from certtrain.deprecation import arguments_elsewhere, renamed_argument
 from certtrain.network.modelfile import Classifier
 from certtrain.render.console import out as console
 from certtrain.render.training import training_view
@@ -68,6 +68,7 @@ def resume(
         return api.resume_run(out, shown, epochs=epochs)
 
 
+@arguments_elsewhere(timeout="limits=certtrain.Limits(timeout=…)", time_budget="limits=certtrain.Limits(budget=…)")
 @renamed_argument("on_points", "on_examples")
 def verify_with_progress(
     model: Classifier,
@@ -94,7 +95,7 @@ def verify_with_progress(
     on the examples that are still open. Any other name means that method only. Without an `attack` (None) no example is
     falsified. `known` are earlier results. progress: whether to print what goes on; if not given, in a notebook only.
 
-    `limits` are seconds: Limits(timeout=1.0, time_budget=60.0) for each open example and for all; 30 s for each if not
+    `limits` are seconds: Limits(timeout=1.0, budget=60.0) for each open example and for all; 30 s for each if not
     given. network: "saved", or "folded", as `export` writes it. arithmetic: "float32", "tf32", "bf16" or "real".
     `stop` returns True to stop; the callbacks get the results of each batch, the names and examples of each round, and
     how far the work on an example is. Raises what `certtrain.verification.verify.verify` raises.

@@ -49,7 +49,7 @@ def _left(event: Stopped) -> str:
     if event.seconds_left is None:
         return ""
     left = roughly(event.seconds_left) if event.estimated else about(event.seconds_left)
-    return f"about {left} are left; "
+    return f"about {left} left; "
 
 
 def finished_sentence(event: Finished) -> str:

@@ -58,13 +58,14 @@ OnWork = Callable[[Work], None]
 class Limits:
     """Time that may be spent, in seconds; None for no limit.
 
-    timeout: for one example in the rounds after the first. Examples in one batch share their time. An example does not
-        enter a round that is expected to take longer than its time, unless the round is `timed`. The expectation is the
-        mean time of the examples that went through the round. A round that was cut short for an example is tried again
-        when it may take longer than it did; it then begins anew, and only its new time counts.
+    timeout: for one example, in all methods after inference, attack and interval bounds, which every example goes
+        through. Examples in one batch share their time. An example does not get to a method that is expected to take
+        longer than the time that it has left, by the mean time of earlier examples; but a search uses what is left. A
+        method that was cut short for an example is tried again when it may take longer than it did; it then begins
+        anew, and only its new time counts.
     budget: for everything but inference, which every example goes through first.
 
-    A round that another one follows may take a quarter of the time that an example has left, so that the last has most
+    A method that another one follows may take a quarter of the time that an example has left, so that the last has most
     of it. Bound methods, attacks and searches stop at either limit. Batches are small enough that everything else takes
     less than a second, by the mean time so far.
     """

@@ -3,8 +3,9 @@
 from torch import nn
 
 from certtrain.attack import AttackSettings, targeted_after
-from certtrain.bounds.methods import METHODS, method_named
+from certtrain.bounds.methods import METHODS
 from certtrain.bounds.settings import Settings as BoundSettings
+from certtrain.errors import MethodError
 from certtrain.network.modelfile import Classifier
 from certtrain.verification.certificate import FASTEST, Certifier
 from certtrain.verification.complete import COMPLETE, CompleteStep
@@ -30,8 +31,8 @@ def methods_of(method: str) -> tuple[str, ...]:
     """The methods that a name means: "auto" is all of certtrain's own, the fastest first. Raises MethodError."""
     if method == AUTO:
         return (*METHODS, COMPLETE)
-    if method not in ONE_BY_ONE:
-        method_named(method)
+    if method not in (*METHODS, *ONE_BY_ONE):
+        raise MethodError(f"method {method!r} is not known; choose from: {', '.join((AUTO, *METHODS, *ONE_BY_ONE))}")
     return (method,)
 
 

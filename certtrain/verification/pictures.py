@@ -36,7 +36,8 @@ class PictureResult:
     """What is known about one image.
 
     predicted: its class by inference, and label: the class that is certified, both as numbers. radius: the largest ε at
-    which the class is certified, by bisection, or more where `eps` itself is; 0 if none is known. cut: whether the
+    which the class is certified, by bisection in tenths of a grey level, or `eps` where that is more; 0 if none is
+    known. cut: whether the
     image's time ended the bisection, so that a larger one may be certified. unfinished: whether the verdict is open
     since its time ran out. requested: the method that was asked for. counterexample: uint8 (C, H, W), rounded to
     256 levels, and shown_as: its class after this rounding.
@@ -190,14 +191,15 @@ def largest_radius(
 ) -> float:
     """The largest radius for which `certified` returned True in a bisection between `known` and `most`.
 
-    `known` is certified already, or 0. It ends where the interval is no wider than `step`. `certified` also gets the
-    number of radii that are left to try, this one included.
+    `known` is certified already, or 0, and is returned if no larger one is. The bisection tries multiples of `step`, so
+    that its result does not depend on `known`. `certified` also gets the number of radii that are left to try at most,
+    this one included.
     """
-    while most - known > step:
-        middle = (known + most) / 2
-        left = math.ceil(math.log2((most - known) / step))
-        known, most = (middle, most) if certified(middle, left) else (known, middle)
-    return known
+    low, high = math.floor(known / step), math.ceil(most / step)
+    while high - low > 1:
+        middle, left = (low + high) // 2, math.ceil(math.log2(high - low))
+        low, high = (middle, high) if certified(middle * step, left) else (low, middle)
+    return max(known, low * step)
 
 
 @torch.no_grad()

@@ -109,10 +109,12 @@ def test_pictures_are_bright_where_the_data_are_dark_if_they_are_inverted_and_ne
 def test_a_folder_has_its_images_without_counterexamples(tmp_path: Path):
     with pytest.raises(DataError, match="holds no images"):
         list_pictures([tmp_path])
-    for name in ("b.png", "a.jpg", ".hidden.png", "notes.txt", "b-counterexample.png"):
+    for name in ("b.png", "a.jpg", ".hidden.png", "notes.txt", "c-counterexample.png"):
         (tmp_path / name).touch()
+    write_picture(tmp_path / "b-counterexample.png", torch.zeros(1, 2, 2, dtype=torch.uint8))
     found = list_pictures([tmp_path, Path("other.png")])
-    assert found == [tmp_path / "a.jpg", tmp_path / "b.png", Path("other.png")]
+    foreign = tmp_path / "c-counterexample.png"
+    assert found == [tmp_path / "a.jpg", tmp_path / "b.png", foreign, Path("other.png")]
     assert counterexample_file(tmp_path / "b.png") == tmp_path / "b-counterexample.png"
 
 

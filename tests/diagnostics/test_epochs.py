@@ -92,6 +92,12 @@ def test_a_longer_ramp_is_not_advised_to_a_run_that_ended_on_it(tmp_path: Path, 
     assert finding.sentence.endswith(f"have different signs; {advice}")
 
 
+def test_a_run_without_a_finished_epoch_is_before_its_ramp(tmp_path: Path):
+    trained = read_trained(write_run(tmp_path / "run", [], finished=False, eps__max=0.1))
+    assert trained.on_ramp
+    assert not replace(trained, finished=True).on_ramp
+
+
 def test_before_the_ramp_nothing_is_wrong(tmp_path: Path):
     bad = replace(FINE, dead=0.9)
     write(tmp_path, line(1, bad), line(2, bad))

@@ -95,6 +95,13 @@ def test_a_verification_attacks_by_default_as_the_command_does_and_says_only_wha
     assert certtrain.verify_radii(model, images, [0.05], method="ibp").reports[0].attack == PGD().to_dict()
 
 
+@pytest.mark.parametrize(("name", "place"), [("timeout", "timeout"), ("time_budget", "budget")])
+def test_a_limit_of_the_command_is_an_error_that_says_where_it_belongs(name: str, place: str):
+    model, images = tiny_classifier.mostly_right(2)
+    with pytest.raises(TypeError, match=rf"verify\(\) has no .*'{name}'.*limits=certtrain\.Limits\({place}=…\)"):
+        certtrain.verify(model, images, 0.05, **{name: 1.0})  # type: ignore[arg-type]
+
+
 def test_a_verification_shows_its_progress_where_it_is_wanted(shown: Shown, monkeypatch: pytest.MonkeyPatch):
     model, images = tiny_classifier.mostly_right(30)
     rounds: list[tuple[str, ...]] = []

@@ -58,8 +58,8 @@ def test_the_first_line_says_how_long_the_run_takes(make: Callable[[], Callable[
 
 def test_the_numbers_of_steps_have_commas_and_an_estimate_has_one_unit():
     stopped = Stopped("interrupted", 1234, 62560, Path("run"), None, 1.6 * 86400)
-    assert "at step 1,234 of 62,560; about 1 day 14 h are left; resume" in stopped_sentence(stopped)
-    assert "of 62,560; about 38 hours are left; resume" in stopped_sentence(replace(stopped, estimated=True))
+    assert "at step 1,234 of 62,560; about 1 day 14 h left; resume" in stopped_sentence(stopped)
+    assert "of 62,560; about 38 hours left; resume" in stopped_sentence(replace(stopped, estimated=True))
     assert "resumed at step 1,234 in run" in started_sentence(replace(started(), step=1234))
 
 

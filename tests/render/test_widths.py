@@ -192,7 +192,7 @@ def test_of_presets_and_layers_all_but_descriptions_and_bars_is_there(
 def test_a_sentence_is_broken_between_words_and_its_command_is_not(width: int) -> None:
     shown = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     command = "certtrain train --resume runs/cifar10-160ep-seed0-20261126-123456"
-    sentence = f"stopped (interrupted) at step 269 of 1150; about 29 s are left; resume with: {command}"
+    sentence = f"stopped (interrupted) at step 269 of 1150; about 29 s left; resume with: {command}"
     with shown.capture() as capture:
         show_sentence(shown, Text(sentence))
     *lines, last = capture.get().splitlines()

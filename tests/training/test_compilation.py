@@ -3,6 +3,9 @@
 import logging
 import shutil
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -228,15 +231,25 @@ def test_a_compiler_that_fails_in_the_backward_pass_is_done_without():
 # --- a stop while the step is compiled -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reached", ["this process", "the compiler"])
-def test_an_interrupt_ends_the_compilation_at_once_and_keeps_the_run(
-    reached: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("reached", "reason"),
+    [
+        ("this process", "interrupted"),
+        ("the compiler", "interrupted"),
+        ("the end of the time", "the time budget is spent"),
+    ],
+)
+def test_a_stop_ends_the_compilation_at_once_and_keeps_the_run(
+    reached: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("certtrain.training.compilation.has_compiler", lambda device: True)
     monkeypatch.setattr("certtrain.training.trainer.WORTH_TIMING", 0)
     stop, events = Stopper(None, on_interrupt=lambda: None), list[Event]()
 
     def compiled(*anything: object, **options: object) -> None:
+        if reached == "the end of the time":
+            time.sleep(60)
+            pytest.fail("the compilation went on")
         if reached == "this process":
             signal.raise_signal(signal.SIGINT)
             pytest.fail("the compilation went on")
@@ -244,14 +257,22 @@ def test_an_interrupt_ends_the_compilation_at_once_and_keeps_the_run(
         raise torch._dynamo.exc.TorchDynamoException("the compiler was ended by a signal")
 
     monkeypatch.setattr(torch, "compile", compiled)
-    context = frequent(should_stop=stop.reason, emit=events.append, interruptible=stop.at_once)
+
+    @contextmanager
+    def interruptible() -> Iterator[None]:
+        if reached == "the end of the time":  # it comes while the step is compiled
+            stop.seconds = time.monotonic() - stop.start + 0.05
+        with stop.at_once():
+            yield
+
+    context = frequent(should_stop=stop.reason, emit=events.append, interruptible=interruptible)
     try:
         assert train(tiny_run(train__compile="on"), tmp_path / "run", context) is None
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert isinstance(events[-1], Stopped)
-    assert (events[-1].reason, events[-1].step) == ("interrupted", 0)
+    assert (events[-1].reason, events[-1].step) == (reason, 0)
     assert events[-1].seconds_left is not None, "by the estimate from before the first step"
     assert events[-1].estimated
     assert len(RunFolder(tmp_path / "run").checkpoints()) == 1

@@ -309,7 +309,7 @@ def test_a_stop_before_the_first_steps_says_what_is_left_by_the_estimate(
     (started,) = (event for event in events if isinstance(event, Started))
     assert started.seconds_left == stopped.seconds_left == pytest.approx(30 * each)
     assert (stopped.step, stopped.estimated) == (0, True)
-    assert stopped_sentence(stopped).startswith("stopped (time is up) at step 0 of 30; about 2 min are left; resume")
+    assert stopped_sentence(stopped).startswith("stopped (time is up) at step 0 of 30; about 2 min left; resume")
 
 
 @pytest.mark.usefixtures("steady")
