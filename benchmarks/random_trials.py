@@ -21,12 +21,12 @@ from certtrain.attack.criterion import computing_in
 from certtrain.bounds import linear
 from certtrain.bounds.box import box_ends, input_box
 from certtrain.bounds.methods import METHODS
+from certtrain.bounds.reading import read_layers
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import NONLINEAR, BoundTrace
-from certtrain.bounds.tracing import trace_layers
 from certtrain.branching.bounds import optimised
 from certtrain.branching.boxes import crown_prefix
 from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
@@ -140,7 +140,7 @@ def label_gaps(logits: Tensor, labels: Tensor) -> Tensor:
 
 def jumps(network: nn.Module) -> bool:
     """Whether a Softplus jumps at its threshold: close to it the bounds hold both branches, however narrow the box."""
-    layers = [call.layer for call in trace_layers(network).calls]
+    layers = [call.layer for call in read_layers(network).calls]
     return any(isinstance(layer, nn.Softplus) and layer.threshold < 15 for layer in layers)
 
 
@@ -319,7 +319,7 @@ def judge(
 def classifier(trial: Trial) -> Classifier:
     """The network as it would be loaded from a model file: built from its layers as data."""
     network = copy.deepcopy(trial.network)
-    found = graph_of(trace_layers(network))
+    found = graph_of(read_layers(network))
     classes = tuple(f"class {number}" for number in range(network(torch.zeros(1, *trial.shape)).shape[1]))
     described = Metadata(
         architecture=found.graph, input_shape=trial.shape, class_names=classes, dataset="folder", eps=0.1, seed=0,
@@ -341,7 +341,7 @@ def in_training(trial: Trial, x: Tensor, eps: float, generator: Generator) -> No
     for layer in network.modules():
         if isinstance(layer, nn.Dropout):
             layer.eval()
-    calls = [call.layer for call in trace_layers(network).calls if isinstance(call.layer, BatchNorm)]
+    calls = [call.layer for call in read_layers(network).calls if isinstance(call.layer, BatchNorm)]
     if not calls or len(set(calls)) < len(calls):  # a layer that is called twice has two sets of statistics
         return
     x = x.double()
@@ -366,7 +366,7 @@ CURVED = tuple(layer for layer in NONLINEAR if layer not in RULES)
 def exact_minima(trial: Trial, x: Tensor, eps: float, generator: Generator) -> None:
     """Test every method's bounds against the exact minimum of each margin in one box."""
     exact = copy.deepcopy(trial.network).double()
-    calls = trace_layers(exact).calls
+    calls = read_layers(exact).calls
     if x[0].numel() > TINY_INPUTS or any(isinstance(call.layer, CURVED) for call in calls):
         return
     one = x[:1].double()

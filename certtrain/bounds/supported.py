@@ -9,10 +9,10 @@ from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.contract import result_shape
 from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.bounds.interval import INTERVAL_RULES
+from certtrain.bounds.reading import read_forward
 from certtrain.bounds.replay import check_replay
 from certtrain.bounds.shape_layers import Pad
 from certtrain.bounds.statistics import BatchNorm
-from certtrain.bounds.tracing import trace_all
 from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
@@ -23,7 +23,7 @@ def checked_graph(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
     Without a shape, the forward pass must not read any shape. Raises
     UnsupportedLayer that names the first layer without a rule, or another reason.
     """
-    traced = trace_all(model, shape)
+    traced = read_forward(model, shape)
     graph = traced.graph.up_to(traced.result)
     for call in graph.calls:
         _check(call)

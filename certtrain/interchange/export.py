@@ -23,7 +23,7 @@ from torch import Tensor
 
 from certtrain.bounds.forms import Operator
 from certtrain.bounds.graph import LayerCall, LayerGraph
-from certtrain.bounds.tracing import trace_layers
+from certtrain.bounds.reading import read_layers
 from certtrain.data import ImageSet, to_unit
 from certtrain.errors import MissingExtra, SoundnessError, StorageError, UnsupportedLayer
 from certtrain.formats import count_of
@@ -111,7 +111,7 @@ def export_onnx(model: Classifier, path: Path) -> None:
     """
     checker = _extra("onnx.checker")
     folded = fold_batch_norm(model)
-    proto = _onnx_model(trace_layers(folded), folded.metadata)
+    proto = _onnx_model(read_layers(folded), folded.metadata)
     checker.check_model(proto, full_check=True)
     write_atomic(path, proto.SerializeToString())
 

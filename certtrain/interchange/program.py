@@ -18,7 +18,7 @@ from torch import Tensor
 
 from certtrain.bounds.contract import result_shape
 from certtrain.bounds.graph import LayerCall, LayerGraph
-from certtrain.bounds.tracing import SHARING
+from certtrain.bounds.reading import SHARING
 from certtrain.errors import DataError, ModelFileError, UnsupportedLayer
 from certtrain.interchange.programoperators import Call, Unread, Value, layers_of_call
 from certtrain.network.graphs import NetworkData, graph_of

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from certtrain.bounds.graph import LayerCall, LayerGraph
 from certtrain.bounds.interval import INTERVAL_RULES
-from certtrain.bounds.tracing import trace_layers
+from certtrain.bounds.reading import read_layers
 from certtrain.errors import NetworkError, UnsupportedLayer
 from certtrain.spec.layer_section import MOST_NAME_PARTS, LayerSection
 from certtrain.spec.layers import NETWORK_INPUT, SECTIONS, Graph, SharedSection
@@ -54,9 +54,9 @@ class GraphNetwork(nn.Module):
 def layers_of(network: nn.Module) -> LayerGraph:
     """The layers of a network: those of a GraphNetwork with the names in its data, those of any other as traced.
 
-    Raises UnsupportedLayer as `trace_layers`.
+    Raises UnsupportedLayer as `read_layers`.
     """
-    return network._graph if isinstance(network, GraphNetwork) else trace_layers(network)
+    return network._graph if isinstance(network, GraphNetwork) else read_layers(network)
 
 
 def build_graph(graph: Graph, shape: tuple[int, ...], classes: int) -> GraphNetwork:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from certtrain.bounds.graph import Add, LayerGraph
-from certtrain.bounds.tracing import trace_layers
+from certtrain.bounds.reading import read_layers
 from certtrain.errors import UnsupportedLayer
 from certtrain.spec.preset import Scheme
 from certtrain.spec.shapes import Shape
@@ -40,9 +40,9 @@ def ibp_init_(model: nn.Module, generator: Generator | None = None, *, shape: Sh
 
     shape: the shape of one input, without the batch dimension, if the network's forward pass depends on it.
 
-    Raises UnsupportedLayer as `trace_layers`, or if the network has no weights.
+    Raises UnsupportedLayer as `read_layers`, or if the network has no weights.
     """
-    return _initialize(trace_layers(model, shape), "ibp", generator)
+    return _initialize(read_layers(model, shape), "ibp", generator)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def initialize_(model: nn.Module, scheme: Scheme, generator: Generator | None = 
     kaiming: N(0, 2/fan_in) (He et al. 2015). xavier: N(0, 2/(fan_in + fan_out))
     (Glorot and Bengio 2010). orthogonal: Saxe et al. 2014. Biases are zero.
     """
-    graph = trace_layers(model)
+    graph = read_layers(model)
     records = _initialize(graph, scheme, generator)
     _default_(_weighted(graph)[-1][1], generator)
     return records

@@ -12,7 +12,7 @@ from certtrain.bounds import guard, interval, linear
 from certtrain.bounds.activations import ACTIVATIONS
 from certtrain.bounds.graph import Add
 from certtrain.bounds.linear import Substitution
-from certtrain.bounds.tracing import trace_layers
+from certtrain.bounds.reading import read_layers
 
 SEED = 0
 COUNT = 12  # networks that are tested here; .ci/run tests 200
@@ -30,7 +30,7 @@ def test_nothing_that_is_claimed_of_random_networks_is_contradicted():
 
 @QUIET
 def test_every_layer_with_a_rule_is_drawn():
-    drawn = (trace_layers(network) for _, network, _ in drawn_networks(DRAWN, SEED))
+    drawn = (read_layers(network) for _, network, _ in drawn_networks(DRAWN, SEED))
     assert {type(call.layer) for graph in drawn for call in graph.calls} == set(interval.INTERVAL_RULES)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from certtrain import margin_bounds, output_bounds, propagate
 from certtrain.bounds.graph import Add
+from certtrain.bounds.reading import read_layers
 from certtrain.bounds.shape_layers import Pad
 from certtrain.bounds.supported import checked_graph
-from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import UnsupportedLayer
 from helpers.functional_networks import Net, X, assert_follows, fc
 
@@ -151,7 +151,7 @@ def test_a_true_by_position_need_not_mean_in_place():
 
 
 def test_a_layer_called_twice_is_two_calls_of_the_same_weights():
-    graph = trace_layers(Net(lambda net, x: net.relu(net.conv(net.relu(net.conv(x))))))
+    graph = read_layers(Net(lambda net, x: net.relu(net.conv(net.relu(net.conv(x))))))
     assert [call.name for call in graph.calls] == ["conv", "relu", "conv_1", "relu_1"]
     assert graph.calls[0].layer is graph.calls[2].layer
     assert_follows(Net(lambda net, x: net.relu(net.conv(net.relu(net.conv(x))))))
@@ -160,7 +160,7 @@ def test_a_layer_called_twice_is_two_calls_of_the_same_weights():
 def test_nested_modules_are_opened_and_named_by_their_path():
     inner = Net(lambda net, x: torch.relu(net.conv(x)))
     model = nn.Sequential(inner, nn.Sequential(nn.Flatten(), nn.Linear(32, 3)))
-    assert [call.name for call in trace_layers(model).calls] == ["0.conv", "relu", "1.0", "1.1"]
+    assert [call.name for call in read_layers(model).calls] == ["0.conv", "relu", "1.0", "1.1"]
     assert_follows(model)
 
 
@@ -183,13 +183,13 @@ def test_an_unused_second_argument_is_no_second_input():
 
 def test_a_result_that_nothing_uses_is_left_out():
     net = Net(lambda net, x: (net.conv(x), net.other(x))[0])
-    assert [call.name for call in trace_layers(net).calls] == ["conv"]
+    assert [call.name for call in read_layers(net).calls] == ["conv"]
     assert_follows(net)
 
 
 def test_the_list_stays_true_while_weights_change():
     net = Net(lambda net, x: net.conv(x))
-    graph = trace_layers(net)
+    graph = read_layers(net)
     assert graph.calls[0].layer is net.conv
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from certtrain.bounds.reading import read_layers
 from certtrain.bounds.supported import checked_graph
-from certtrain.bounds.tracing import trace_layers
 from certtrain.interchange import export as exporting
 from certtrain.interchange.onnxfile import Imported, read_onnx
 from helpers.exports import close
@@ -33,7 +33,7 @@ def save(
 
 def exported(layers: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
     """Layers as certtrain writes them, for inputs (batch, *shape)."""
-    nodes, constants = exporting._translate(trace_layers(layers), shape)
+    nodes, constants = exporting._translate(read_layers(layers), shape)
     ends = [onnx.helper.make_tensor_value_info("pixels", 1, ["batch", *shape])]
     made = [onnx.helper.make_tensor_value_info("logits", 1, ["batch", "values"])]
     graph = onnx.helper.make_graph(nodes, "net", ends, made, constants)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from certtrain.bounds.graph import Add
 from certtrain.bounds.interval import INTERVAL_RULES
+from certtrain.bounds.reading import read_layers
 from certtrain.bounds.shape_layers import Concat
-from certtrain.bounds.tracing import trace_layers
 from certtrain.data import load_images, to_unit
 from certtrain.errors import DataError, MissingExtra, SoundnessError, StorageError, UnsupportedLayer
 from certtrain.interchange import export as exporting
@@ -73,7 +73,7 @@ def test_a_folding_worked_by_hand() -> None:
         norm.weight.fill_(-6.0)
         norm.bias.fill_(0.5)
     norm.running_mean, norm.running_var = torch.tensor([1.0]), torch.tensor([4.0])
-    assert _fold(trace_layers(nn.Sequential(linear, norm).eval()), (2,)) == {"1"}
+    assert _fold(read_layers(nn.Sequential(linear, norm).eval()), (2,)) == {"1"}
     # s = −6/√4 = −3; weights (−3, 6); bias −3 · (3 − 1) + 0.5
     assert linear.weight.tolist() == [[-3.0, 6.0]]
     assert linear.bias.tolist() == [-5.5]
@@ -122,7 +122,7 @@ def test_residual_sums_are_folded_branch_by_branch() -> None:
         scramble(norm)
     block.eval()
     expected = block(points(5).double())
-    assert _fold(trace_layers(block), SHAPE) == {"bn1", "bn2", "bn3"}
+    assert _fold(read_layers(block), SHAPE) == {"bn1", "bn2", "bn3"}
     assert close(Folded(block)(points(5).double()), expected, 1e-12)
 
 
@@ -136,20 +136,20 @@ def test_residual_sums_are_folded_branch_by_branch() -> None:
 )
 def test_what_no_layer_can_take_in_is_not_folded(layers: list[nn.Module]) -> None:
     before = copy.deepcopy(conv.state_dict())
-    assert _fold(trace_layers(nn.Sequential(*layers).eval()), (2, 6, 6)) == set()
+    assert _fold(read_layers(nn.Sequential(*layers).eval()), (2, 6, 6)) == set()
     assert all(torch.equal(tensor, before[name]) for name, tensor in conv.state_dict().items())
 
 
 def test_a_linear_layer_over_rows_does_not_take_in_a_batch_norm_over_channels() -> None:
     """Both have two weights, so nothing but their shapes shows that they act on different axes."""
     layers = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
-    assert _fold(trace_layers(layers), (2, 1, 2)) == {"4"}
+    assert _fold(read_layers(layers), (2, 1, 2)) == {"4"}
 
 
 def test_batch_norm_without_statistics_is_an_error_with_its_name() -> None:
     layers = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
     with pytest.raises(UnsupportedLayer, match="'1' cannot be folded: it keeps no running statistics"):
-        _fold(trace_layers(layers.eval()), (2, 6, 6))
+        _fold(read_layers(layers.eval()), (2, 6, 6))
 
 
 def test_a_value_that_something_else_uses_is_not_folded() -> None:
@@ -163,7 +163,7 @@ def test_a_value_that_something_else_uses_is_not_folded() -> None:
             out: Tensor = self.bn(y) + y
             return out
 
-    assert _fold(trace_layers(UsedTwice().eval()), (2, 6, 6)) == set()
+    assert _fold(read_layers(UsedTwice().eval()), (2, 6, 6)) == set()
 
 
 # --- folding a graph ---------------------------------------------------------------------------------------
@@ -292,9 +292,9 @@ def test_export_writes_nothing_to_the_terminal(
 def test_residual_sums_are_exported(cnn: Classifier, tmp_path: Path) -> None:
     torch.manual_seed(0)
     block = Block().eval()
-    _fold(trace_layers(block), SHAPE)
+    _fold(read_layers(block), SHAPE)
     folded = Folded(block)
-    proto = exporting._onnx_model(trace_layers(folded), cnn.metadata)
+    proto = exporting._onnx_model(read_layers(folded), cnn.metadata)
     assert [node.op_type for node in proto.graph.node].count("Add") == 1
     (tmp_path / "block.onnx").write_bytes(proto.SerializeToString())
     assert close(onnx_runner(tmp_path / "block.onnx")(points(3)), folded(points(3)))
@@ -310,7 +310,7 @@ def test_every_layer_is_exported_as_what_it_computes(layer: nn.Module, shape: tu
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine:
         scramble(layer)
     expected = layer.eval()(x)
-    nodes, constants = exporting._translate(trace_layers(layer), shape)
+    nodes, constants = exporting._translate(read_layers(layer), shape)
     given, found = (
         onnx.helper.make_tensor_value_info(name, 1, ["batch", *value.shape[1:]])
         for name, value in (("pixels", x), ("logits", expected))
@@ -340,7 +340,7 @@ NOT_EXPORTED: list[tuple[nn.Module, str]] = [
 
 @pytest.mark.parametrize(("layer", "message"), NOT_EXPORTED, ids=lambda value: str(value))
 def test_a_layer_that_is_not_exported_is_named(layer: nn.Module, message: str) -> None:
-    graph = trace_layers(nn.Sequential(nn.Identity(), layer))
+    graph = read_layers(nn.Sequential(nn.Identity(), layer))
     with pytest.raises(UnsupportedLayer, match=f"'1' is not exported: .*{message}"):
         exporting._translate(graph, SHAPE)
 

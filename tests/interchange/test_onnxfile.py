@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from certtrain import output_bounds
+from certtrain.bounds.reading import read_layers
 from certtrain.bounds.shape_layers import Concat
-from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import CerttrainError, ModelFileError, UnsupportedLayer
 from certtrain.interchange import export as exporting
 from certtrain.interchange.export import export_onnx
@@ -58,7 +58,7 @@ def test_a_graph_with_shared_layers_and_batch_norm_reads_back(tmp_path: Path) ->
 def test_a_residual_block_reads_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     folded = Folded(Block()).eval()
-    proto = exporting._onnx_model(trace_layers(folded), classifier(ARCHITECTURES[0]).metadata)
+    proto = exporting._onnx_model(read_layers(folded), classifier(ARCHITECTURES[0]).metadata)
     (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
     agrees(tmp_path / "net.onnx")
 

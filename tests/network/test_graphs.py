@@ -13,8 +13,8 @@ from certtrain import output_bounds
 from certtrain.bounds.graph import Add, LayerCall, LayerGraph, Normalize
 from certtrain.bounds.interval import INTERVAL_RULES
 from certtrain.bounds.methods import METHODS
+from certtrain.bounds.reading import read_layers
 from certtrain.bounds.shape_layers import Concat, Pad, Permute, Reshape, Slice
-from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import NetworkError, PresetError, UnsupportedLayer
 from certtrain.network.graphs import GraphNetwork, build_graph, graph_of
 from certtrain.spec.layers import SECTIONS, Graph, SharedSection
@@ -32,7 +32,7 @@ def graph(*layers: dict[str, Any]) -> Graph:
 
 def rebuilt(module: nn.Module) -> GraphNetwork:
     """The network made from the module's layers as data, with the module's tensors; the data went through JSON."""
-    found = graph_of(trace_layers(module))
+    found = graph_of(read_layers(module))
     network = GraphNetwork(Graph.model_validate_json(found.graph.model_dump_json()))
     network.load_state_dict(found.state)
     return network.train(module.training)
@@ -91,12 +91,12 @@ def test_a_layer_survives_as_data(layer: nn.Module, shape: tuple[int, ...]):
     again, x = rebuilt(model), points(shape=shape)
     assert torch.equal(again(x), model(x.clone()))
     assert again.state_dict().keys() == model.state_dict().keys()
-    assert graph_of(trace_layers(again)).graph == graph_of(trace_layers(model)).graph
+    assert graph_of(read_layers(again)).graph == graph_of(read_layers(model)).graph
 
 
 @EACH
 def test_its_shape_is_torchs(layer: nn.Module, shape: tuple[int, ...]):
-    found = graph_of(trace_layers(nn.Sequential(layer))).graph
+    found = graph_of(read_layers(nn.Sequential(layer))).graph
     assert graph_shapes(found, shape)["0"] == tuple(layer.eval()(points(2, shape)).shape[1:])
 
 
@@ -110,7 +110,7 @@ def test_the_shapes_of_windows_are_torchs():
         for layer in made:
             if 2 * padding > kernel and not isinstance(layer, nn.Conv2d):
                 continue  # what torch makes of it depends on the kernel that it chooses
-            found = graph_of(trace_layers(nn.Sequential(layer))).graph
+            found = graph_of(read_layers(nn.Sequential(layer))).graph
             for size in (2, 5, 6, 7):
                 try:
                     expected = tuple(layer(torch.zeros(1, 1, size, size + 1)).shape[1:])
@@ -265,16 +265,16 @@ def test_its_tensors_keep_their_names(residual: Residual):
 
 
 def test_its_layers_are_traced_as_any_others(residual: Residual):
-    names = [call.name for call in trace_layers(rebuilt(residual)).calls]
+    names = [call.name for call in read_layers(rebuilt(residual)).calls]
     assert names[:5] == ["stem", "blocks.0.norm", "act", "blocks.0.conv", "add"]
-    assert graph_of(trace_layers(rebuilt(residual))).graph == graph_of(trace_layers(residual)).graph
+    assert graph_of(read_layers(rebuilt(residual))).graph == graph_of(read_layers(residual)).graph
 
 
 def test_a_layer_called_twice_has_its_weights_once(residual: Residual):
-    layers = graph_of(trace_layers(residual)).graph.layers
+    layers = graph_of(read_layers(residual)).graph.layers
     assert [layer.layer for layer in layers if isinstance(layer, SharedSection)] == ["twice"]
     assert [layer.name for layer in layers if layer.name.startswith("act")] == ["act", "act_1"]
-    calls = trace_layers(rebuilt(residual)).calls
+    calls = read_layers(rebuilt(residual)).calls
     (first, second) = (call.layer for call in calls if isinstance(call.layer, nn.Conv2d) and "twice" in call.name)
     assert first is second
 
@@ -308,7 +308,7 @@ def test_layers_without_use_are_left_out():
             torch.relu(self.b(x))
             return self.c(self.a(x))
 
-    assert [layer.name for layer in graph_of(trace_layers(Wasteful())).graph.layers] == ["a", "c"]
+    assert [layer.name for layer in graph_of(read_layers(Wasteful())).graph.layers] == ["a", "c"]
 
 
 def test_names_are_made_fit_for_files_and_modules():
@@ -323,14 +323,14 @@ def test_names_are_made_fit_for_files_and_modules():
 
 def test_a_layer_that_data_cannot_say_is_an_error():
     with pytest.raises(UnsupportedLayer, match=r"(?s)layer '1' cannot be written to a file:.*approximate"):
-        graph_of(trace_layers(nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"))))
+        graph_of(read_layers(nn.Sequential(nn.Linear(4, 4), nn.GELU("tanh"))))
 
 
 def test_weights_in_common_are_an_error():
     tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     tied[2].weight = tied[0].weight
     with pytest.raises(UnsupportedLayer, match="'0' and '2' share a weight; call one layer twice"):
-        graph_of(trace_layers(tied))
+        graph_of(read_layers(tied))
 
 
 def test_too_many_layers_are_an_error():
@@ -341,7 +341,7 @@ def test_too_many_layers_are_an_error():
 
 def test_batch_norm_without_statistics_is_an_error():
     with pytest.raises(UnsupportedLayer, match="'0' keeps no running statistics"):
-        graph_of(trace_layers(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))))
+        graph_of(read_layers(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))))
 
 
 # --- the data themselves -----------------------------------------------------------------------------------

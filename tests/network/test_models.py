@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from certtrain import output_bounds, propagate
 from certtrain.bounds.graph import Add, LayerCall, Normalize
-from certtrain.bounds.tracing import trace_layers
+from certtrain.bounds.reading import read_layers
 from certtrain.errors import DataError
 from certtrain.network.models import BUILDERS, InputSpec, build_model
 from certtrain.spec.architecture import CNN, CNN3, CNN5, CNN7, DM, MLP, NETWORKS, Architecture, ResNeXt, WideResNet
@@ -171,7 +171,7 @@ def test_every_network_is_among_them():
 def test_batch_norm_follows_every_layer_but_the_last_and_then_a_relu_or_a_sum(
     architecture: Architecture, batch_norm: bool
 ):
-    calls = trace_layers(build(architecture, (3, 32, 32), batch_norm)).calls
+    calls = read_layers(build(architecture, (3, 32, 32), batch_norm)).calls
     assert isinstance(calls[0].layer, Normalize)
     weighted = [n for n, call in enumerate(calls) if isinstance(call.layer, (nn.Linear, nn.Conv2d))]
     assert weighted[-1] == len(calls) - 1

@@ -26,29 +26,29 @@ INSIDE = "model."
 SHARING = (nn.Flatten, nn.Identity, nn.Dropout, *REARRANGING)  # their results share the memory of their argument
 
 
-def trace_layers(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
+def read_layers(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
     """The layers of `model` in order, for inputs of `shape` (without the batch); without it, no shape may be read.
 
     Raises DataError if a layer does not take its inputs, and UnsupportedLayer if the
     forward pass cannot be traced, contains something other than layers, sums and
     flattening, or may compute something other than its modules' classes say.
     """
-    traced = trace_all(model, shape)
+    traced = read_forward(model, shape)
     return traced.graph.up_to(traced.result)
 
 
-class Traced(NamedTuple):
+class ForwardPass(NamedTuple):
     """All layer calls of a forward pass, in order, and the value that it returns."""
 
     graph: LayerGraph
     result: int
 
 
-def trace_all(model: nn.Module, shape: Shape | None = None) -> Traced:
-    """As `trace_layers`, including layers whose results are not used."""
+def read_forward(model: nn.Module, shape: Shape | None = None) -> ForwardPass:
+    """As `read_layers`, including layers whose results are not used."""
     check_modules(model)
     if is_layer(model):
-        return Traced(LayerGraph((LayerCall(type(model).__name__.lower(), model, (0,)),)), 1)
+        return ForwardPass(LayerGraph((LayerCall(type(model).__name__.lower(), model, (0,)),)), 1)
     with restored(model):
         return _repeatable(model, shape)
 
@@ -64,7 +64,7 @@ class _OneInput(nn.Module):
         return self.model(x)
 
 
-def _repeatable(model: nn.Module, shape: Shape | None) -> Traced:
+def _repeatable(model: nn.Module, shape: Shape | None) -> ForwardPass:
     """The layers, if each call of the forward pass has the same; it may store values, but not depend on them."""
     before, traced, after = ModuleState(model), _traced(model, shape), ModuleState(model)
     if after.values == before.values:
@@ -78,7 +78,7 @@ def _repeatable(model: nn.Module, shape: Shape | None) -> Traced:
     return traced
 
 
-def _traced(model: nn.Module, shape: Shape | None) -> Traced:
+def _traced(model: nn.Module, shape: Shape | None) -> ForwardPass:
     reader = _Reader(model, shape)
     try:
         with length_of_symbols():
@@ -129,14 +129,14 @@ class _Reader:
             if node is not self.batch:
                 readers[node.op](node)
 
-    def finished(self) -> Traced:
+    def finished(self) -> ForwardPass:
         """The layers of the whole graph."""
         self.read()
         for node in self.tracer.graph.nodes:
             self._check_use(node)
         if not self.result:
             raise UnsupportedLayer("the network has no layer: its output is its input")
-        return Traced(LayerGraph(tuple(self.calls), self.shape if self.shapes else None), self.result)
+        return ForwardPass(LayerGraph(tuple(self.calls), self.shape if self.shapes else None), self.result)
 
     def shape_so_far(self, node: fx.Node) -> Shape | None:
         """As `shape_of`, while the forward pass is being traced."""

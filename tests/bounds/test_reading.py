@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations, prune
 
 import certtrain
 from certtrain import certify, ibp_init_, objective_terms, output_bounds, propagate
+from certtrain.bounds.reading import read_layers
 from certtrain.bounds.supported import checked_graph
-from certtrain.bounds.tracing import trace_layers
 from certtrain.errors import DataError, UnsupportedLayer
 from helpers.functional_networks import Net, X, assert_follows, fc
 
@@ -96,7 +96,7 @@ SHAPES: dict[str, Forward] = {
 def test_questions_for_shapes_are_followed(name: str):
     """For batches of every size, the smallest too."""
     net = Net(SHAPES[name]).eval()
-    graph = trace_layers(net, SHAPE)
+    graph = read_layers(net, SHAPE)
     for batch in (1, 2, 3):
         *_, found = graph.results(X[:batch])
         torch.testing.assert_close(found, net(X[:batch]))
@@ -155,7 +155,7 @@ def test_no_function_of_math_takes_the_number_of_inputs(function: Callable[..., 
 def test_len_is_pythons_own_again_after_any_end():
     import builtins
 
-    trace_layers(Net(SHAPES["view(len, -1)"]), SHAPE)
+    read_layers(Net(SHAPES["view(len, -1)"]), SHAPE)
     assert type(builtins.len) is type(builtins.iter)
 
 
@@ -325,7 +325,7 @@ def test_other_functions_are_refused_by_their_names(name: str):
 
 def test_the_list_of_functions_names_methods_as_methods():
     with pytest.raises(UnsupportedLayer, match=r"torch\.sigmoid, .*x \+ y, .*x\.add\(\), .*x\.view\(\)\.$"):
-        trace_layers(Net(lambda net, x: x.exp()))
+        read_layers(Net(lambda net, x: x.exp()))
 
 
 # --- modules that compute something else -----------------------------------------------------------------
@@ -588,14 +588,14 @@ def test_what_changes_nothing_is_followed_and_leaves_no_symbols():
     assert not vars(model).keys() & {"width", "features"}
     before = copy.copy(vars(model))
     with pytest.raises(UnsupportedLayer):
-        trace_layers(Switching())
+        read_layers(Switching())
     assert vars(model).keys() == before.keys()
 
 
 def test_one_layer_under_two_names_is_one_layer():
     shared = nn.Linear(4, 4)
     model, x = nn.Sequential(shared, nn.ReLU(), shared), torch.rand(3, 4)
-    assert [call.layer is shared for call in trace_layers(model).calls] == [True, False, True]
+    assert [call.layer is shared for call in read_layers(model).calls] == [True, False, True]
     with torch.no_grad():
         torch.testing.assert_close(propagate(model, x, 0.1).clean, model(x))
 
