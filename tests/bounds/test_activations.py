@@ -22,7 +22,7 @@ from certtrain.bounds.rounded import LayerStep, rounded
 from certtrain.bounds.rounding import ARITHMETICS
 from certtrain.errors import UnsupportedLayer
 from helpers import exact
-from helpers.activation_cases import CASES
+from helpers.activation_cases import ACTIVATED, CASES
 
 EACH = pytest.mark.parametrize("name", CASES)
 NEW = [name for name, case in CASES.items() if not isinstance(case.layer, (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh))]
@@ -250,7 +250,7 @@ def test_what_is_computed_at_difficult_points_is_within_box_and_rounding_error(
     chosen = torch.randperm(points.numel(), generator=Generator().manual_seed(3))[:1500]
     allowed = bound[0].expand_as(points).flatten()[chosen].tolist()
     for x, y, most in zip(points.flatten()[chosen].tolist(), values.flatten()[chosen].tolist(), allowed, strict=True):
-        error = abs(exact.Fraction(y) - exact.ACTIVATED[type(layer)](layer, exact.Fraction(x)))
+        error = abs(exact.Fraction(y) - ACTIVATED[type(layer)].exactly(layer, exact.Fraction(x)))
         assert error <= exact.Fraction(most), (x, y)
 
 
@@ -331,7 +331,7 @@ RECORDS = tuple(ACTIVATIONS.values())
 
 
 def test_every_record_has_a_case_and_an_exact_function():
-    assert {type(case.layer) for case in CASES.values()} == ACTIVATIONS.keys() == exact.ACTIVATED.keys()
+    assert {type(case.layer) for case in CASES.values()} == ACTIVATIONS.keys() == ACTIVATED.keys()
 
 
 @pytest.mark.parametrize("part", [field.name for field in fields(Activation)])
@@ -386,7 +386,7 @@ def test_an_activation_is_only_as_accurate_as_its_record_states(kind: type[nn.Mo
     layer = next(case.layer for case in CASES.values() if type(case.layer) is kind)
     points = torch.randn(1000, 1, generator=Generator().manual_seed(0))
     computed = copy.deepcopy(layer)(points.clone()).double()
-    found = [[float(exact.ACTIVATED[kind](layer, exact.Fraction(x)))] for x in points.flatten().tolist()]
+    found = [[float(ACTIVATED[kind].exactly(layer, exact.Fraction(x)))] for x in points.flatten().tolist()]
     exactly = torch.tensor(found, dtype=torch.float64)
     box = Box(points.double(), torch.zeros_like(points.double()))
     error = ACTIVATIONS[kind].error(ARITHMETICS["float32"], layer, 0)

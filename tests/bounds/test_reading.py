@@ -17,6 +17,7 @@ from certtrain import certify, ibp_init_, objective_terms, output_bounds, propag
 from certtrain.bounds.reading import read_layers
 from certtrain.bounds.supported import checked_graph
 from certtrain.errors import DataError, UnsupportedLayer
+from helpers.activation_cases import ACTIVATED
 from helpers.functional_networks import Net, X, assert_follows, fc
 
 SHAPE = (2, 4, 4)
@@ -208,33 +209,6 @@ def test_every_call_knows_the_inputs_shape(forward: Forward):
 # --- functions and methods -------------------------------------------------------------------------------
 
 FUNCTIONS: dict[str, Forward] = {
-    "x.tanh()": lambda net, x: flat(net, net.conv(x).tanh()),
-    "x.sigmoid()": lambda net, x: flat(net, net.conv(x).sigmoid()),
-    "x.relu()": lambda net, x: flat(net, net.conv(x).relu()),
-    "x.relu_()": lambda net, x: flat(net, net.conv(x).relu_()),
-    "torch.relu_": lambda net, x: flat(net, torch.relu_(net.conv(x))),
-    "F.relu by name": lambda net, x: flat(net, F.relu(input=net.conv(x))),
-    "F.relu in place by name": lambda net, x: flat(net, F.relu(input=net.conv(x), inplace=True)),
-    "F.sigmoid": lambda net, x: flat(net, F.sigmoid(net.conv(x))),
-    "F.tanh": lambda net, x: flat(net, F.tanh(net.conv(x))),
-    "F.leaky_relu": lambda net, x: flat(net, F.leaky_relu(net.conv(x), 0.2)),
-    "F.gelu": lambda net, x: flat(net, F.gelu(net.conv(x))),
-    "F.gelu by name": lambda net, x: flat(net, F.gelu(net.conv(x), approximate="none")),
-    "F.silu": lambda net, x: flat(net, F.silu(net.conv(x))),
-    "F.silu in place": lambda net, x: flat(net, F.silu(net.conv(x), inplace=True)),
-    "F.softplus": lambda net, x: flat(net, F.softplus(net.conv(x))),
-    "F.softplus by name": lambda net, x: flat(net, F.softplus(net.conv(x), beta=2, threshold=15)),
-    "F.elu": lambda net, x: flat(net, F.elu(net.conv(x), 0.5)),
-    "F.elu in place": lambda net, x: flat(net, F.elu(net.conv(x), alpha=2.0, inplace=True)),
-    "F.hardtanh": lambda net, x: flat(net, F.hardtanh(net.conv(x))),
-    "F.hardtanh in place": lambda net, x: flat(net, F.hardtanh(net.conv(x), -0.2, 0.3, True)),
-    "F.relu6": lambda net, x: flat(net, F.relu6(net.conv(x))),
-    "torch.clamp": lambda net, x: flat(net, torch.clamp(net.conv(x), -0.3, 0.4)),
-    "torch.clamp by name": lambda net, x: flat(net, torch.clamp(net.conv(x), min=0)),
-    "torch.clip": lambda net, x: flat(net, torch.clip(net.conv(x), max=0.25)),
-    "x.clamp()": lambda net, x: flat(net, net.conv(x).clamp(0, 1)),
-    "x.clamp_()": lambda net, x: flat(net, net.conv(x).clamp_(min=-0.25, max=0.25)),
-    "x.clip()": lambda net, x: flat(net, net.conv(x).clip(None, 0.5)),
     "F.dropout": lambda net, x: flat(net, F.dropout(net.conv(x), 0.3, net.training)),
     "F.dropout by name": lambda net, x: flat(net, F.dropout(net.conv(x), p=0.5, training=net.training)),
     "F.dropout of none": lambda net, x: flat(net, F.dropout(net.conv(x), 0.0)),
@@ -261,6 +235,14 @@ FUNCTIONS: dict[str, Forward] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_and_methods_are_their_layers(name: str):
     assert_follows(Net(FUNCTIONS[name]).eval())
+
+
+CALLS = {name: call for each in ACTIVATED.values() for name, call in each.calls.items()}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_functions_and_methods_are_their_activations(name: str):
+    assert_follows(Net(lambda net, x: flat(net, CALLS[name](net.conv(x)))).eval())
 
 
 NOT_FUNCTIONS: dict[str, tuple[Forward, str]] = {

@@ -1,14 +1,11 @@
 """The lines that α-CROWN and branch and bound choose: every activation gains by the search."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
 import certtrain
 from certtrain.bounds.activations import ACTIVATIONS
-from certtrain.bounds.activations.clamps import Clamp
 from certtrain.bounds.alpha import quick_slope_bounds, slope_search_bounds
 from certtrain.bounds.box import input_box
 from certtrain.bounds.interval import interval_pass
@@ -17,23 +14,10 @@ from certtrain.bounds.rounding import arithmetic_named
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import NONLINEAR
+from helpers.activation_cases import ACTIVATED
 from helpers.sampling import points_inside
 
-WITH_SLOPES: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky 0.1": lambda: nn.LeakyReLU(0.1),
-    "leaky 0.01": lambda: nn.LeakyReLU(0.01),
-    "leaky 2.5": lambda: nn.LeakyReLU(2.5),
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "elu": nn.ELU,
-    "hardtanh": lambda: nn.Hardtanh(-0.5, 0.5),
-    "relu6": nn.ReLU6,
-    "clamp": lambda: Clamp(-0.3, None),
-}
+WITH_SLOPES = {name: make for each in ACTIVATED.values() for name, make in each.searched.items()}
 EACH = pytest.mark.parametrize("name", WITH_SLOPES)
 
 

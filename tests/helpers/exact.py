@@ -1,21 +1,19 @@
 """Layers, networks and boxes in exact rational arithmetic; roots and exponentials to sixty digits."""
 
 import copy
-from collections.abc import Callable
-from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import cache
 from typing import Any
 
-import mpmath
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certtrain.bounds.activations.clamps import Clamp
 from certtrain.bounds.graph import Add, LayerGraph, Normalize
 from certtrain.bounds.shape_layers import REARRANGING, Concat, Pad, Permute, Reshape, Slice
+from helpers.activation_cases import ACTIVATED
+from helpers.exact_functions import root
 
 Exact = Any  # an array of Fractions, in the shape of one example's values
 LINEAR = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -63,84 +61,16 @@ def _by_channel(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Exact, Exact]
         scale, shift = 1 / std, -mean / std
     else:
         assert isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
-        scale = np.array([1 / _root(v + Fraction(layer.eps)) for v in exact(layer.running_var)], dtype=object)
+        scale = np.array([1 / root(v + Fraction(layer.eps)) for v in exact(layer.running_var)], dtype=object)
         scale = scale * exact(layer.weight) if layer.affine else scale
         shift = -exact(layer.running_mean) * scale + (exact(layer.bias) if layer.affine else 0)
     each = int(np.prod(shape[1:]))
     return scale.repeat(each), shift.repeat(each)
 
 
-def _decimal(value: Fraction) -> Decimal:
-    return Decimal(value.numerator) / Decimal(value.denominator)
-
-
-def _root(value: Fraction) -> Fraction:
-    with localcontext() as context:
-        context.prec = 60
-        return Fraction(_decimal(value).sqrt())
-
-
-def _sigmoid(value: Fraction) -> Fraction:
-    if abs(value) > 800:  # within 2^-1100 of it
-        return Fraction(int(value > 0))
-    with localcontext() as context:
-        context.prec = 60
-        return Fraction(1 / (1 + (-_decimal(value)).exp()))
-
-
-def _exp(value: Fraction) -> Fraction:
-    """Of a number that is not above 800."""
-    with localcontext() as context:
-        context.prec = 60
-        return Fraction(_decimal(value).exp()) if value > -800 else Fraction(0)
-
-
-def _log1p(value: Fraction) -> Fraction:
-    if value < Fraction(1, 10**40):
-        return value * (1 - value / 2)  # within 10^-80 of it, relative to it
-    with localcontext() as context:
-        context.prec = 100  # 1 + value keeps sixty digits of the value
-        return Fraction((1 + _decimal(value)).ln())
-
-
-def _normal(value: Fraction) -> Fraction:
-    """Φ, the distribution function of the standard normal distribution."""
-    if abs(value) > 60:  # within 2^-2600 of it
-        return Fraction(int(value > 0))
-    with mpmath.workdps(60):
-        found = mpmath.ncdf(mpmath.mpf(value.numerator) / value.denominator)
-        return Fraction(int(found.man)) * Fraction(2) ** int(found.exp)
-
-
-def _softplus(layer: nn.Softplus, value: Fraction) -> Fraction:
-    scaled = Fraction(layer.beta) * value
-    return value if scaled > Fraction(layer.threshold) else _log1p(_exp(scaled)) / Fraction(layer.beta)
-
-
-def _clamped(value: Fraction, low: float | None, high: float | None) -> Fraction:
-    value = value if low is None else max(value, Fraction(low))
-    return value if high is None else min(value, Fraction(high))
-
-
-# What each activation gives for one number.
-ACTIVATED: dict[type[nn.Module], Callable[[Any, Fraction], Fraction]] = {
-    nn.ReLU: lambda layer, v: max(v, Fraction(0)),
-    nn.LeakyReLU: lambda layer, v: v if v > 0 else Fraction(layer.negative_slope) * v,
-    nn.Sigmoid: lambda layer, v: _sigmoid(v),
-    nn.Tanh: lambda layer, v: 2 * _sigmoid(2 * v) - 1,
-    nn.GELU: lambda layer, v: v * _normal(v),
-    nn.SiLU: lambda layer, v: v * _sigmoid(v),
-    nn.Softplus: _softplus,
-    nn.ELU: lambda layer, v: v if v > 0 else Fraction(layer.alpha) * (_exp(v) - 1),
-    nn.Hardtanh: lambda layer, v: _clamped(v, layer.min_val, layer.max_val),
-    nn.ReLU6: lambda layer, v: _clamped(v, 0.0, 6.0),
-    Clamp: lambda layer, v: _clamped(v, layer.min, layer.max),
-}
-
-
 def activated(layer: nn.Module, x: Exact) -> Exact:
     """An activation's result."""
-    return np.vectorize(lambda v: ACTIVATED[type(layer)](layer, v), otypes=[object])(x)
+    return np.vectorize(lambda v: ACTIVATED[type(layer)].exactly(layer, v), otypes=[object])(x)
 
 
 def _max_pool(layer: nn.MaxPool2d, x: Exact) -> Exact:
