@@ -66,8 +66,9 @@ def test_classes_of_objectives_are_taken_by_their_old_names(old: str, new: str) 
         assert getattr(certtrain, old) is getattr(certtrain, new)
 
 
-def test_the_attacked_accuracy_of_a_report_is_its_pgd_accuracy_with_a_warning():
+@pytest.mark.parametrize(("old", "new"), [("pgd_accuracy", "attacked_accuracy"), ("stages", "steps")])
+def test_the_old_attributes_of_a_report_are_the_new_ones_with_a_warning(old: str, new: str):
     report = certtrain.verify(*tiny_classifier.mostly_right(10), 0.01, method="ibp")
-    with pytest.warns(DeprecationWarning, match=r"Report\.pgd_accuracy is now Report\.attacked_accuracy") as caught:
-        assert report.pgd_accuracy == report.attacked_accuracy
+    with pytest.warns(DeprecationWarning, match=rf"Report\.{old} is now Report\.{new}") as caught:
+        assert getattr(report, old) == getattr(report, new)
     assert [warning.filename for warning in caught] == [__file__]

@@ -14,7 +14,7 @@ from rich.text import Text
 from certtrain.formats import attack_words, count_of, duration, percent
 from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import GREY, out, remark, say, show_assumptions, show_title
-from certtrain.render.verification import stage_table, unfinished
+from certtrain.render.verification import step_table, unfinished
 from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
@@ -35,7 +35,7 @@ def _attacked(report: Report) -> tuple[str, float, str]:
     from certtrain.verification.methods import TARGETED
 
     words = attack_words(report.attack)
-    if any(stage.name == TARGETED for stage in report.stages) and report.attack["name"] != TARGETED:
+    if any(step.name == TARGETED for step in report.steps) and report.attack["name"] != TARGETED:
         words += f", then {TARGETED}"
     return "under attack", report.attacked_accuracy, f"upper limit; {words}"
 
@@ -70,7 +70,7 @@ def show_report(report: Report, model: Path) -> None:
         count = round(share * report.examples)
         table.add_row(name, percent(share), percent(1 - share), f"{count:,}", meaning)
     show_table(table)
-    show_table(stage_table(report))
+    show_table(step_table(report))
     say(_bracket(report))
     if report.open and report.method != "auto":
         command = shlex.join(["certtrain", "verify", str(model), "--method", "auto"])

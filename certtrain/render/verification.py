@@ -199,12 +199,12 @@ def verifying_session(known: Iterable[ExampleResult] = ()) -> Iterator[Verifying
         yield VerifyingLines(known)
 
 
-def stage_table(report: Report) -> Table:
+def step_table(report: Report) -> Table:
     """A row for each step: the number of examples it was tried on, how many it decided, and the time of each."""
     table = new_table("step", "examples", "decided", "each took")
-    for stage in report.stages:
-        seconds = short_time(stage.seconds_per_example) if stage.examples else NO_NUMBER
-        table.add_row(stage.name, f"{stage.examples:,}", f"{stage.decided:,}", seconds)
+    for step in report.steps:
+        seconds = short_time(step.seconds_per_example) if step.examples else NO_NUMBER
+        table.add_row(step.name, f"{step.examples:,}", f"{step.decided:,}", seconds)
     return table
 
 

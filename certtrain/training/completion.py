@@ -63,7 +63,7 @@ class Completion:
         report = self._verify()
         results = report.to_dict()
         verification_seconds = results.pop("seconds")
-        del results["stages"]  # they contain seconds too, by which the model file of a resumed run would differ
+        del results["steps"]  # they contain seconds too, by which the model file of a resumed run would differ
         write_model(self.folder.model, self.network, describe(self.preset, self.images.train, results=results))
         record = {"preset": self.preset.name, "seed": self.preset.seed, "results": results}
         record |= {"training": self._training(steps, seconds), "verification_seconds": verification_seconds}

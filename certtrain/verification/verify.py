@@ -41,7 +41,7 @@ DEFAULT_ATTACK = PGD()  # that of the command
 class Report:
     """Counts over a set, with accuracies and errors as shares of all examples.
 
-    method: as requested. stages: a summary of each step, over all runs that the
+    method: as requested. steps: a summary of each step, over all runs that the
         results come from. seconds: of this run.
     network: "saved", as in the model's file, or "folded", as `export` writes it.
     unfinished: how many open examples have not been through all steps to their end, for lack of time.
@@ -63,7 +63,7 @@ class Report:
     attack: dict[str, int | str]
     assumptions: tuple[str, ...]
     seconds: float
-    stages: tuple[StepSummary, ...] = ()
+    steps: tuple[StepSummary, ...] = ()
     network: NetworkName = "saved"
     arithmetic: str = DEFAULT_ARITHMETIC
     unfinished: int = 0
@@ -108,6 +108,12 @@ class Report:
         return self.attacked_accuracy
 
     @property
+    def stages(self) -> tuple[StepSummary, ...]:
+        """The old name of `steps`."""
+        warn_renamed("Report.stages", "Report.steps")
+        return self.steps
+
+    @property
     def certified_accuracy(self) -> float:
         """The share that is certified: a lower limit on robust accuracy."""
         return self.certified / max(self.examples, 1)
@@ -137,7 +143,7 @@ class Report:
         about = {"dataset": self.dataset, "split": self.split}
         own = asdict(replace(self, results=()))
         del own["results"]
-        return about | accuracies | own | {"stages": tuple(stage.to_dict() for stage in self.stages)}
+        return about | accuracies | own | {"steps": tuple(step.to_dict() for step in self.steps)}
 
 
 @renamed_argument("on_points", "on_examples")
@@ -207,7 +213,7 @@ def verify(
 
 def with_results(report: Report, results: Sequence[ExampleResult]) -> Report:
     """The report with these results of its examples; its time and its task stay."""
-    steps = [stage.name for stage in report.stages]
+    steps = [step.name for step in report.steps]
     counted = _summary(results, steps, report.examples + report.unreached, lambda: report.interrupted)
     return replace(report, **counted)
 
@@ -228,7 +234,7 @@ def _summary(
     return {
         "examples": len(results),
         **{verdict: counts[verdict] for verdict in VERDICTS},
-        "stages": step_summaries(results, steps),
+        "steps": step_summaries(results, steps),
         "certified_by": certified_by(results, steps),
         "unfinished": unfinished,
         "unreached": unreached,

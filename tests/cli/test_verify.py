@@ -26,7 +26,7 @@ def test_verify_gives_the_bracket_and_certificates_that_hold(run: Run, model: Pa
     assert report["certified_accuracy"] <= report["attacked_accuracy"] <= report["natural_accuracy"]
     assert (report["examples"], report["eps"], report["out"]) == (50, 2 / 255, "c.jsonl")
     names = ["inference", "attack", "ibp", "crown-ibp", "pgd-t", "crown", "alpha-crown", "complete"]
-    assert [stage["name"] for stage in report["stages"]] == names
+    assert [step["name"] for step in report["steps"]] == names
     header, *points, seal = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert header["eps"] == {"text": "2/255", "value": 2 / 255}
     assert {point["index"] for point in points} == set(range(50))
@@ -44,7 +44,7 @@ def test_verify_shows_a_table(run: Run, model: Path) -> None:
 def test_verify_agrees_with_the_run_s_own_report(run: Run, trained: Path, model: Path) -> None:
     again = json.loads(run("verify", str(model), "--method", "ibp", "--json").out)
     first = json.loads((trained / "report.json").read_text())["results"]
-    assert "stages" not in first
+    assert "steps" not in first
     assert {name: again[name] for name in first} == first
 
 

@@ -43,7 +43,7 @@ REPORT = Report(
     attack={"name": "apgd-ce", "steps": 100, "restarts": 5, "seed": 0},
     assumptions=ASSUMPTIONS,
     seconds=7384.6,
-    stages=(
+    steps=(
         StepSummary("inference", 10_000, 3211, 0.211),
         StepSummary("alpha-crown", 1234, 123, 4321.0),
         StepSummary("complete", 1111, 0, 33_330.0),

@@ -46,15 +46,15 @@ def known(points: dict[int, ExampleResult]) -> list[tuple[object, ...]]:
     return [(p.index, p.label, p.verdict, p.margin, p.method, list(p.tried)) for _, p in sorted(points.items())]
 
 
-def test_every_step_decides_some_and_the_stages_add_up():
+def test_every_step_decides_some_and_the_steps_add_up():
     report, points = run()
     names = ["inference", "attack", "ibp", "crown-ibp", "pgd-t", "crown", "alpha-crown", "complete"]
-    assert [stage.name for stage in report.stages] == names
-    assert all(stage.decided > 0 for stage in report.stages if stage.name not in ("pgd-t", "crown", "alpha-crown"))
-    assert all(stage.seconds > 0 for stage in report.stages)
-    assert sum(stage.decided for stage in report.stages) + report.open == 100
-    assert [stage.examples for stage in report.stages[:3]] == [100, 80, 80]
-    for before, after in pairwise(report.stages[3:]):
+    assert [step.name for step in report.steps] == names
+    assert all(step.decided > 0 for step in report.steps if step.name not in ("pgd-t", "crown", "alpha-crown"))
+    assert all(step.seconds > 0 for step in report.steps)
+    assert sum(step.decided for step in report.steps) + report.open == 100
+    assert [step.examples for step in report.steps[:3]] == [100, 80, 80]
+    for before, after in pairwise(report.steps[3:]):
         assert before.examples == after.examples + before.decided < 100
     assert (report.unfinished, report.method) == (0, "auto")
     assert {point.method for point in points.values()} >= {"inference", "attack", "ibp", "crown-ibp", "complete"}
@@ -85,7 +85,7 @@ def test_an_expensive_step_does_not_repeat_the_cheaper_ones(monkeypatch: pytest.
     for name in ("ibp", "crown-ibp", "crown"):
         monkeypatch.setitem(METHODS, name, counted(name))
     report, _ = run(limits=UNLIMITED)  # with limits, batches begin with one example
-    slow = {stage.name: stage for stage in report.stages}
+    slow = {step.name: step for step in report.steps}
     batches = [1, *(-(-slow[name].examples // 20) for name in ("crown-ibp", "crown"))]
     assert [called.count(name) for name in ("ibp", "crown-ibp", "crown")] == batches
     called.clear()
@@ -95,7 +95,7 @@ def test_an_expensive_step_does_not_repeat_the_cheaper_ones(monkeypatch: pytest.
 
 def test_without_an_attack_nothing_is_falsified():
     report, points = run(attack=None, method="alpha-crown")
-    assert [stage.name for stage in report.stages] == ["inference", "alpha-crown"]
+    assert [step.name for step in report.steps] == ["inference", "alpha-crown"]
     assert (report.falsified, report.attack, report.unfinished) == (0, {"name": "none"}, 0)
     assert report.attacked_accuracy == report.natural_accuracy
     assert all("attack" not in point.tried for point in points.values())
@@ -142,7 +142,7 @@ def test_an_attack_that_breaks_off_was_not_tried_and_is_when_there_is_time():
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
 def test_one_method_alone(method: str):
     report, points = run(method=method)
-    assert [stage.name for stage in report.stages] == ["inference", "attack", method]
+    assert [step.name for step in report.steps] == ["inference", "attack", method]
     model, data = mostly_right()
     assert report.certified == int(
         certify(model, to_unit(data.images), data.labels, WIDE, method=method).certified.sum()
@@ -189,7 +189,7 @@ def test_expensive_methods_get_few_points_at_once():
 def test_rounds_are_reported_with_the_points_that_come_to_them():
     rounds: list[tuple[tuple[str, ...], int]] = []
     report, _ = run(on_round=lambda names, points: rounds.append((names, points)))
-    later = [((stage.name,), stage.examples) for stage in report.stages[3:]]
+    later = [((step.name,), step.examples) for step in report.steps[3:]]
     assert rounds == [(("inference", "attack", "ibp"), 100), *later]
 
 
@@ -362,7 +362,7 @@ def test_an_example_has_thirty_seconds_unless_said_otherwise():
 
 def test_when_the_budget_ends_the_first_round_the_rest_is_at_least_classified():
     report, points = run(limits=Limits(budget=1e-9))
-    assert [stage.examples for stage in report.stages] == [100, 0, 0, 0, 0, 0, 0, 0]
+    assert [step.examples for step in report.steps] == [100, 0, 0, 0, 0, 0, 0, 0]
     assert (report.misclassified, report.open, report.unfinished) == (20, 80, 80)
     assert report.natural_accuracy == report.attacked_accuracy == 0.8
     assert all(list(point.tried) == ["inference"] for point in points.values())
@@ -419,7 +419,7 @@ def test_a_misclassified_point_comes_to_no_later_step():
     assert all((list(point.tried), point.margin) == (["inference"], None) for point in wrong)
 
 
-def test_counts_and_stages_by_hand():
+def test_counts_and_steps_by_hand():
     points = [
         ExampleResult(0, 1, "certified", 0.5, "ibp", {"attack": 1.0, "ibp": 2.0}),
         ExampleResult(1, 1, "open", None, None, {"attack": 3.0}),
@@ -427,4 +427,4 @@ def test_counts_and_stages_by_hand():
     assert count_points(points) == {"certified": 1, "open": 1, "falsified": 0, "misclassified": 0}
     found = step_summaries(points, ["attack", "ibp", "crown"])
     assert found == (StepSummary("attack", 2, 0, 4.0), StepSummary("ibp", 1, 1, 2.0), StepSummary("crown", 0, 0, 0))
-    assert [stage.seconds_per_example for stage in found] == [2.0, 2.0, 0.0]
+    assert [step.seconds_per_example for step in found] == [2.0, 2.0, 0.0]
