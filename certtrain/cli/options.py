@@ -308,10 +308,11 @@ def open_model(path: Path, device: DeviceName, data_dir: Path | None = None) -> 
         decide = shlex.join(["certtrain", "decide", str(path), "PROPERTY"])
         raise ModelFileError(f"{path} is an ONNX file; this command needs certtrain's own. For a property: {decide}")
     from certtrain import render
-    from certtrain.diagnostics.networks import NetworkLoader
-    from certtrain.runs.runfiles import find_networks
 
-    with render.loading() as report:
+    with render.loading("reading the network") as report:
+        from certtrain.diagnostics.networks import NetworkLoader  # which loads torch, for some seconds
+        from certtrain.runs.runfiles import find_networks
+
         return NetworkLoader(data_dir, report).load(find_networks(path)[0]).to(compute_device(device))
 
 
@@ -320,7 +321,7 @@ def open_split(model: "Classifier", split: SplitName, data_dir: Path | None, lim
     from certtrain import render
     from certtrain.network.assembly import load_split
 
-    with render.loading() as report:
+    with render.loading("reading the images") as report:
         return load_split(model.metadata, split, data_dir, report).take(limit)
 
 

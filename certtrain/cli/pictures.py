@@ -107,7 +107,7 @@ def _foreign_files(files: Sequence[Path], force: bool) -> set[Path]:
 
     Raises StorageError if a counterexample cannot be written.
     """
-    from certtrain.data.pictures import counterexample_file, is_own
+    from certtrain.data.counterexamples import counterexample_file, is_own
 
     targets = [counterexample_file(path) for path in files]
     check_targets(True, *targets)
@@ -125,7 +125,8 @@ def _shown(
 ) -> dict[str, Any]:
     """Write the counterexample of an image, and show what is known about it. Returns the same for JSON."""
     from certtrain import render
-    from certtrain.data.pictures import counterexample_file, write_picture
+    from certtrain.data.counterexamples import counterexample_file
+    from certtrain.data.pictures import write_picture
 
     written, target = None, counterexample_file(path)
     if result.counterexample is not None and target in foreign:

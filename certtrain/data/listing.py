@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from certtrain.data.counterexamples import ENDING, is_counterexample
 from certtrain.data.seeds import derive_seed
 from certtrain.errors import DataError
 
@@ -54,8 +55,9 @@ def list_folder(folder: Path, *, beside: Collection[str] = ()) -> Listing:
     """The images under <class>/ in `folder`, with the classes sorted by name.
 
     The files are in a fixed shuffled order, so that the first ones are of several classes. Hidden
-    files are not part of the data. A LeftOutWarning counts other files that are not images, apart
-    from those whose names end with one of `beside`, which are expected.
+    files, and counterexamples that certtrain wrote, are not part of the data. A LeftOutWarning
+    counts other files that are not images, apart from those whose names end with one of `beside`,
+    which are expected.
 
     Raises:
         DataError: there are fewer than two class folders, one of them has no image, or an image
@@ -78,7 +80,7 @@ def list_folder(folder: Path, *, beside: Collection[str] = ()) -> Listing:
 
 
 def _visible_files(folder: Path) -> list[str]:
-    """All files under `folder` that are not hidden, nor in a hidden folder, relative to it."""
+    """All files under `folder` that are not hidden, nor in a hidden folder, nor certtrain's own, relative to it."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -88,7 +90,7 @@ def _visible_files(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not hidden(name)]
         inside = Path(place).relative_to(folder)
         found += [(inside / name).as_posix() for name in files if not hidden(name)]
-    return sorted(found)
+    return sorted(file for file in found if ENDING not in file or not is_counterexample(folder / file))
 
 
 def _check_classes(folder: Path, names: Sequence[str]) -> None:

@@ -9,14 +9,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from certtrain.data.counterexamples import WRITER, counterexample_file, is_counterexample, is_own
 from certtrain.data.decode import decode_as_shown
 from certtrain.data.listing import hidden
 from certtrain.errors import DataError, StorageError
 
-COUNTEREXAMPLE = "-counterexample"  # the end of the name of a picture that certtrain wrote
 BRIGHT_ON_BLACK = ("digits", "mnist", "fashion-mnist")  # data sets of bright things on a black ground
 MIDDLE_LEVEL = 127.5
-WRITER = ("Software", "certtrain")  # PNG's own key for the program that wrote a file
 
 
 def list_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -30,29 +29,14 @@ def list_pictures(paths: Sequence[Path]) -> list[Path]:
     return [file for file in files if not (file in own and is_own(file))]
 
 
-def is_own(path: Path) -> bool:
-    """Whether the file is a picture that certtrain wrote."""
-    key, program = WRITER
-    try:
-        with Image.open(path) as image:
-            return image.info.get(key) == program
-    except OSError:  # no image, or no file
-        return False
-
-
 def _inside(folder: Path) -> list[Path]:
     formats = tuple(Image.registered_extensions())
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not hidden(path.name)]
     pictures = [path for path in files if path.suffix.lower() in formats]
-    found = [path for path in pictures if not (path.stem.endswith(COUNTEREXAMPLE) and is_own(path))]
+    found = [path for path in pictures if not is_counterexample(path)]
     if not found:
         raise DataError(f"{folder} holds no images; --image takes image files, or a folder that has them inside")
     return found
-
-
-def counterexample_file(picture: Path) -> Path:
-    """Where the counterexample to a picture is written: beside it."""
-    return picture.with_name(f"{picture.stem}{COUNTEREXAMPLE}.png")
 
 
 class FittedPicture(NamedTuple):

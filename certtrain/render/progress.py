@@ -44,10 +44,15 @@ def checking() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def loading() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each thing that is read or computed. Yields a function of (what, done, total)."""
+def loading(what: str | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for `what`, and for each thing that is read or computed. Yields a function of (what, done, total).
+
+    Of `what` only the time is known.
+    """
     with transient_bars() as bars:
         tasks = dict[str, TaskID]()
+        if what is not None:
+            bars.add_task(what, total=None)
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:

@@ -14,7 +14,7 @@ from rich.text import Text
 from certtrain.formats import attack_words, count_of, duration, percent
 from certtrain.render.cells import new_table, show_table
 from certtrain.render.console import GREY, out, remark, say, show_assumptions, show_title
-from certtrain.render.verification import step_table, unfinished
+from certtrain.render.verification import SEARCHES, step_table, unfinished
 from certtrain.spec.epsilon import format_eps
 
 if TYPE_CHECKING:  # so that an error can be shown without loading torch
@@ -72,7 +72,7 @@ def show_report(report: Report, model: Path) -> None:
     show_table(table)
     show_table(step_table(report))
     say(_bracket(report))
-    if report.open and report.method != "auto":
+    if report.open and report.method not in ("auto", *SEARCHES):
         command = shlex.join(["certtrain", "verify", str(model), "--method", "auto"])
         remark(f"{command} tries tighter methods on what is open")
     if words := unfinished(report):

@@ -214,7 +214,7 @@ def unfinished(report: Report) -> str:
     parts = [f"not every step ran to its end for {report.unfinished:,} of the open examples"]
     parts = parts * (report.unfinished > 0)
     parts += [f"{report.unreached:,} more examples were not reached"] * (report.unreached > 0)
-    advice = "a longer --timeout may decide them; with the same --out FILE it tries only these"
+    advice = "a longer --timeout may decide them; what --out FILE keeps is not tried again"
     parts += [advice] * (not report.interrupted)
     return f"{why}: {'; '.join(parts)}" if report.unfinished + report.unreached else ""
 

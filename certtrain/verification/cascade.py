@@ -196,7 +196,10 @@ class Cascade:
         return 0.0 if known is None else sum(known.tried[name] for name in known.tried if name in self.counted)
 
     def _work(self, steps: Sequence[VerificationStep], numbers: list[int], share: float = 1.0) -> list[ExampleResult]:
-        """The results of these examples after the steps. A step that all of them have been through is skipped."""
+        """The results of these examples after the steps. A step that all of them have been through is skipped.
+
+        What `stop` cut short is left out, so that continuing gives what would have come without it.
+        """
         labels = self.images.labels[numbers].tolist()
         known = (self.results.get(n) or ExampleResult(n, y, "open", None) for n, y in zip(numbers, labels, strict=True))
         results, seconds = list(known), share * self._left(numbers)
@@ -205,7 +208,10 @@ class Cascade:
             rows = [row for row, result in enumerate(results) if result.verdict != "misclassified"]
             if all(results[row].finished(step.name) for row in rows):
                 continue
-            for row, result in zip(rows, self._step(step, [results[row] for row in rows], seconds), strict=True):
+            after = list(self._step(step, [results[row] for row in rows], seconds))
+            if self._stopped():
+                break
+            for row, result in zip(rows, after, strict=True):
                 results[row] = result
         return results
 
@@ -237,13 +243,8 @@ class Cascade:
         return ExampleBatch(rows, x, labels, self.eps, self.budget, seconds, on_domains)
 
     def _keep(self, results: list[ExampleResult]) -> None:
-        """Keep and report the new results. After a step that stopped early, some are unchanged.
-
-        What `stop` cut short is not kept, so that continuing gives what would have come without it.
-        """
-        if self._stopped():
-            return
-        new = [result for result in results if result != self.results.get(result.index)]
+        """Keep and report the new results. After a step that stopped early, some are unchanged."""
+        new = [result for result in results if result.tried and result != self.results.get(result.index)]
         self._receive(new)
         if new:
             self.shares.send(new)

@@ -12,6 +12,7 @@ from certtrain.data import CacheWarning, LeftOutWarning, folders, load_images
 from certtrain.data.cache import cache_folder, cache_path, write_cached
 from certtrain.data.decode import decode_files
 from certtrain.data.listing import check_same_classes
+from certtrain.data.pictures import write_picture
 from certtrain.errors import DataError
 
 RED, BLUE = (200, 10, 20), (5, 6, 250)
@@ -232,6 +233,14 @@ def test_what_is_hidden_is_no_part_of_the_data(root):
         (root / "train" / ".ipynb_checkpoints" / Path(name).name).write_bytes((root / name).read_bytes())
     found = load_images("folder", "train", data_dir=root)
     assert (found.class_names, found.fingerprint()) == (("cat", "dog"), whole.fingerprint())
+
+
+def test_counterexamples_that_certtrain_wrote_are_no_part_of_the_data(root, paint):
+    whole = load_images("folder", "test", data_dir=root)
+    write_picture(root / "test/dog/1-counterexample.png", torch.zeros(3, 2, 3, dtype=torch.uint8))
+    assert load_images("folder", "test", data_dir=root).fingerprint() == whole.fingerprint()
+    paint(root / "test/dog/2-counterexample.png", RED)
+    assert len(load_images("folder", "test", data_dir=root)) == len(whole) + 1, "others' files are images like any"
 
 
 @pytest.mark.parametrize("name", ["3.gif", "3.GIF", "3.heic", "3.jp2", "deeper/3.avif"])

@@ -17,7 +17,7 @@ from certtrain.data import to_unit
 from certtrain.errors import MethodError, SoundnessError
 from certtrain.runtime.deadline import Deadline
 from certtrain.verification import cascade
-from certtrain.verification.cascade import DEFAULT_LIMITS, UNLIMITED, Cascade, Limits
+from certtrain.verification.cascade import DEFAULT_LIMITS, UNLIMITED, Cascade, Limits, Work
 from certtrain.verification.methods import examples_at_once, names_of, rounds_of
 from certtrain.verification.results import ExampleResult, StepSummary, step_summaries
 from certtrain.verification.results import count as count_points
@@ -191,6 +191,22 @@ def test_rounds_are_reported_with_the_points_that_come_to_them():
     report, _ = run(on_round=lambda names, points: rounds.append((names, points)))
     later = [((step.name,), step.examples) for step in report.steps[3:]]
     assert rounds == [(("inference", "attack", "ibp"), 100), *later]
+
+
+def test_a_stop_during_the_first_attack_leaves_what_inference_found():
+    whole, expected = run(method="ibp", batch_size=60)
+    stopped: list[bool] = []
+
+    def on_work(work: Work) -> None:
+        stopped.extend([True] if work.step == "attack" else [])
+
+    report, points = run(method="ibp", batch_size=60, on_work=on_work, stop=lambda: bool(stopped))
+    assert report.interrupted
+    assert (report.examples, report.unreached, report.certified, report.falsified) == (60, 40, 0, 0)
+    assert all(list(point.tried) == ["inference"] for point in points.values())
+    after, found = run(method="ibp", batch_size=60, known=list(points.values()))
+    assert (after.certified, after.falsified) == (whole.certified, whole.falsified)
+    assert known(found) == known({index: point for index, point in expected.items() if index in found})
 
 
 # --- resumed ---------------------------------------------------------------------------------------------
