@@ -125,7 +125,7 @@ def _shown(
 ) -> dict[str, Any]:
     """Write the counterexample of an image, and show what is known about it. Returns the same for JSON."""
     from certtrain import render
-    from certtrain.data.counterexamples import counterexample_file
+    from certtrain.data.counterexamples import counterexample_file, is_own
     from certtrain.data.pictures import write_picture
 
     written, target = None, counterexample_file(path)
@@ -134,6 +134,8 @@ def _shown(
     elif result.counterexample is not None:
         written = target
         write_picture(written, result.counterexample)
+    elif is_own(target):
+        render.note(f"{target} is from an earlier verification")
     if not quiet:
         render.show_picture(path, (*picture.changes, *picture.hints), result, names, written)
     about = {"changes": list(picture.changes), "hints": list(picture.hints), **result.to_dict(names)}

@@ -97,6 +97,8 @@ def test_a_counterexample_lies_beside_its_picture(run: Run, model: Path, picture
     assert "counterexample: pictures/0-counterexample.png" in done.out
     with Image.open(pictures / written[0]) as image:
         assert image.size == (8, 8)
+    smaller = run("verify", str(model), "--image", "pictures/0.png", "--eps", "0.001")
+    assert "pictures/0-counterexample.png is from an earlier verification" in smaller.words
 
 
 def test_a_second_run_replaces_its_own_pictures_and_no_others(run: Run, model: Path, pictures: Path) -> None:
