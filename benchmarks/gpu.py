@@ -12,7 +12,8 @@ speedrun   cifar10-speedrun
 seed-1, seed-2  cifar10-160ep with other seeds
 
 With --preset NAME the stages steps and train are of another preset. A stage is started only if the time that is left is
-enough, judged by the earlier stages. A training that runs out of time keeps its metrics.
+enough, judged by the earlier stages; one that --only names is always started. A training that runs out of time keeps
+its metrics, and its newest checkpoint's network if that is the one to keep.
 
 python benchmarks/gpu.py --data-dir DATA --out OUT --minutes 9
 python benchmarks/gpu.py --data-dir DATA --out OUT --only train --fastest tf32    # without the first stages
@@ -30,13 +31,15 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from step import Bench, Way
 
-from certtrain import RunContext, load_preset, train
+from certtrain import RunContext, load_model, load_preset, train
+from certtrain.network.modelfile import write_model
 from certtrain.runtime.device import choose_device
 from certtrain.training.events import EpochDone
 from certtrain.verification.verify import Report
@@ -44,6 +47,7 @@ from certtrain.verification.verify import Report
 PIECE = 15 * 2**20  # the largest file, in bytes
 CLOSE = 0.02  # a loss is that of fp32 if it differs by at most this share
 EPOCHS, ROUNDS = 3, 10
+EPOCH_SECONDS = 2.5  # of cifar10-160ep on an H100, for stages that begin before an epoch was timed
 # The changes of a rehearsal: the same stages with little to do.
 SMALL: dict[str, Any] = {
     "data.examples": 2000, "model.width": 4, "model.linear_size": 32, "train.epochs": 3, "eps.start": 1,
@@ -97,6 +101,11 @@ class Session:
         """Changes to a preset: those of a rehearsal, if it is one, and `more`, whose names have __ for dots."""
         named = {name.replace("__", "."): value for name, value in more.items()}
         return (SMALL if self.rehearsal else {}) | self.more | named
+
+    @property
+    def training(self) -> float:
+        """The seconds that cifar10-160ep takes, by its epochs so far, or else by those of an H100."""
+        return (self.epoch_seconds or EPOCH_SECONDS) * (SMALL["train.epochs"] if self.rehearsal else 160)
 
     @property
     def precisions(self) -> list[str]:
@@ -249,15 +258,19 @@ def run(session: Session, name: str, preset: str, changes: dict[str, Any], secon
         return "the time is up" if time.monotonic() >= end else None
 
     def on_event(event: Any) -> None:
-        if isinstance(event, EpochDone) and event.record.epoch % 10 == 1:
-            print(json.dumps(event.record.to_dict() | {"layers": None}), flush=True)
+        if isinstance(event, EpochDone):
             shutil.copy(folder / "metrics.jsonl", session.out / f"{name}.jsonl")
+            if event.record.epoch % 10 == 1:
+                print(json.dumps(event.record.to_dict() | {"layers": None}), flush=True)
 
     context = RunContext(session.data, session.device, should_stop=should_stop, emit=on_event)
     report = train(load_preset(preset, changes), folder, context)
-    shutil.copy(folder / "metrics.jsonl", session.out / f"{name}.jsonl")
     if report is None:
         session.report(name, stopped=len(metrics(folder / "metrics.jsonl")))
+        if name == session.kept:  # as far as it came
+            newest = load_model(folder, session.data)
+            write_model(folder / "model.safetensors", newest, newest.metadata)
+            split(folder / "model.safetensors", session.out / name)
         return None
     figures = {"training_seconds": metrics(folder / "metrics.jsonl")[-1]["seconds"], **report.to_dict()}
     session.report(name, **figures)
@@ -293,6 +306,9 @@ def join(parts: Path, model: Path) -> None:
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a run; none before the first is finished."""
+    if not path.is_file():
+        return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -301,16 +317,15 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 
 def stages(session: Session) -> Iterator[tuple[str, float, Callable[[], None]]]:
     """Each stage: its name, the seconds that it needs, and its function."""
-    epochs = 3 if session.rehearsal else 160
     yield "first", 0.0, lambda: first(session)
     yield "steps", 0.0, lambda: steps(session)
     yield "precision", 60.0, lambda: precision(session)
-    yield "train", 60.0, lambda: whole(session, session.preset, "train", seed=0)
-    yield "choose", session.epoch_seconds * epochs, lambda: choose(session)
-    yield "speedrun", session.epoch_seconds * epochs / 3, lambda: whole(session, "cifar10-speedrun", "speedrun")
+    yield "train", session.training, lambda: whole(session, session.preset, "train", seed=0)
+    yield "choose", 2 * session.training, lambda: choose(session)
+    yield "speedrun", session.training / 3, lambda: whole(session, "cifar10-speedrun", "speedrun")
     for seed in (1, 2):
-        needed = session.epoch_seconds * epochs
-        yield f"seed-{seed}", needed, lambda seed=seed: whole(session, "cifar10-160ep", f"seed-{seed}", seed=seed)
+        work = partial(whole, session, "cifar10-160ep", f"seed-{seed}", seed=seed)
+        yield f"seed-{seed}", session.training, work
 
 
 def main() -> None:
@@ -341,7 +356,7 @@ def main() -> None:
     for stage, needed, work in stages(session):
         if arguments.only and stage not in arguments.only:
             continue
-        if session.left < needed:
+        if session.left < (0.0 if arguments.only else needed):
             session.report(stage, skipped=f"{session.left:.0f} s are left, and it needs {needed:.0f}")
             continue
         try:

@@ -30,6 +30,13 @@ def renamed_argument(old: str, new: str) -> Callable[[Callable[P, R]], Callable[
     return decorate
 
 
+# Where the time limits of the command are in Python.
+LIMITS_BELONG = {
+    "timeout": "limits=certtrain.Limits(timeout=…)",
+    "time_budget": "limits=certtrain.Limits(budget=…)",
+}
+
+
 def arguments_elsewhere(**places: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function say where settings belong that the command has as options; it then raises TypeError."""
 

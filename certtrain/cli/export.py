@@ -179,7 +179,8 @@ def _export_network(
     from certtrain import render
     from certtrain.interchange.export import export
 
-    comparisons = export(model, images.take(network.limit), weights=targets.weights, onnx=targets.onnx)
+    with render.loading("writing and comparing"):
+        comparisons = export(model, images.take(network.limit), weights=targets.weights, onnx=targets.onnx)
     files = [{"file": str(path)} for path in (targets.weights, targets.onnx) if path is not None]
     if not network.as_json:
         render.show_comparisons(comparisons)

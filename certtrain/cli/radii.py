@@ -84,6 +84,8 @@ def verify_at_radii(
         render.show_radii(found)
         for path in files:
             render.say(f"wrote {path}")
+    if found.stopped is not None and not as_json:
+        render.show_stopped(found.stopped)
     if html is not None and found.radii:
         _write(found, file, html, as_json=as_json)
     if found.missing:

@@ -107,13 +107,14 @@ def stats_command(data: StatsData, output: StatsOutput, foreign: ForeignOptions,
 
 def _results(models: Sequence[Path], data: StatsData, foreign: ForeignOptions, by_epoch: bool) -> "_Results":
     from certtrain import render
-    from certtrain.diagnostics.comparison import ComparisonOptions
 
     def open_foreign(path: Path) -> "Classifier | None":
         chosen = path in models and foreign.reads(path)
         return foreign.open(path, data.eps, data.device, data.data_dir, data.split) if chosen else None
 
-    with render.loading() as report:
+    with render.loading("reading the network") as report:
+        from certtrain.diagnostics.comparison import ComparisonOptions  # which loads torch, for some seconds
+
         device, folder = compute_device(data.device), data_folder(data.data_dir, models[0])
         callbacks = (report, render.note, open_foreign)
         options = ComparisonOptions(data.eps, data.split, data.limit, data.batch_size, device, folder, *callbacks)

@@ -35,6 +35,7 @@ from certtrain.render.radii import show_radii as show_radii
 from certtrain.render.results import show_comparisons as show_comparisons
 from certtrain.render.results import show_json as show_json
 from certtrain.render.results import show_report as show_report
+from certtrain.render.results import show_stopped as show_stopped
 from certtrain.render.training import training_view as training_view
 from certtrain.render.tuning import TrialView as TrialView
 from certtrain.render.tuning import show_trials as show_trials

@@ -31,13 +31,21 @@ def show_json(value: Any, indent: int | None = 2) -> None:
 def _attacked(report: Report) -> tuple[str, float, str]:
     """The row of the accuracy under attack, the upper limit."""
     if report.attack["name"] == "none":
-        return "no attack", report.attacked_accuracy, "upper limit: the natural accuracy"
+        found = "natural accuracy less counterexamples" if report.falsified else "the natural accuracy"
+        return "no attack", report.attacked_accuracy, f"upper limit: {found}"
     from certtrain.verification.methods import TARGETED
 
     words = attack_words(report.attack)
     if any(step.name == TARGETED for step in report.steps) and report.attack["name"] != TARGETED:
         words += f", then {TARGETED}"
     return "under attack", report.attacked_accuracy, f"upper limit; {words}"
+
+
+def show_stopped(report: Report) -> None:
+    """The limits that a verification gives which was stopped at one of several radii."""
+    examples = report.examples + report.unreached
+    say(f"stopped at ε = {format_eps(report.eps)}, with results for {report.examples:,} of {examples:,} examples:")
+    say(f"natural accuracy {percent(report.natural_accuracy)}; {_bracket(report)}")
 
 
 def _bracket(report: Report) -> str:

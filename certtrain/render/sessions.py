@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from certtrain.attack import AttackSettings
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.data import ImageSet
-from certtrain.deprecation import arguments_elsewhere, renamed_argument
+from certtrain.deprecation import LIMITS_BELONG, arguments_elsewhere, renamed_argument
 from certtrain.network.modelfile import Classifier
 from certtrain.render.console import out as console
 from certtrain.render.training import training_view
@@ -68,7 +69,7 @@ def resume(
         return api.resume_run(out, shown, epochs=epochs)
 
 
-@arguments_elsewhere(timeout="limits=certtrain.Limits(timeout=…)", time_budget="limits=certtrain.Limits(budget=…)")
+@arguments_elsewhere(**LIMITS_BELONG)
 @renamed_argument("on_points", "on_examples")
 def verify_with_progress(
     model: Classifier,
@@ -123,7 +124,8 @@ def verify_with_progress(
         return verify(model, images, eps, attack=attack, method=method, known=known, **watch, **options)
 
 
-verify_with_progress.__name__ = verify_with_progress.__qualname__ = "verify"  # its public name
+for _function in (verify_with_progress, unwrap(verify_with_progress)):  # its public name, also in Python's errors
+    _function.__name__ = _function.__qualname__ = "verify"
 
 
 @contextmanager

@@ -75,6 +75,7 @@ class LiveView:
         return Live(get_renderable=self._draw, console=out, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
+        self.tasks = {"starting": self.bars.add_task("starting", total=None)}  # until the images are read
         self.live.start()
         return self
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # so that an error can be shown without loading torch
 
 COUNTED = ("certified", "falsified", "open", "misclassified")
 REFRESHES = 4  # a second
+LOG_PAUSE = 60.0  # seconds between two lines in a log
 SOON = 1.0  # seconds after which it is shown what a step is working on
 LEAST_DONE = 5  # examples that must be done before a time left is estimated from them
 SEARCHES = ("complete", "milp")  # whose examples take so different times that no time left can be estimated
@@ -150,13 +151,46 @@ def _domains(domains: SearchState | None) -> list[str]:
 
 @contextmanager
 def verifying(known: Iterable[ExampleResult] = (), images: Sequence[str] = ()) -> Iterator[VerifyingView]:
-    """The progress of a verification on the error stream, if that is a terminal; `images` as in `VerifyingView`."""
-    view = VerifyingView(known, images)
+    """The progress of a verification on the error stream: redrawn on a terminal, elsewhere a line every minute.
+
+    `images` as in `VerifyingView`.
+    """
     if not err.is_terminal:
-        yield view
+        yield LoggedView(known, images)
         return
+    view = VerifyingView(known, images)
     with Live(view, console=err, transient=True, refresh_per_second=REFRESHES):
         yield view
+
+
+class LoggedView(VerifyingView):
+    """Writes a line for a log about once a minute, while batches are done or a step goes on."""
+
+    def __init__(self, known: Iterable[ExampleResult] = (), images: Sequence[str] = ()) -> None:
+        super().__init__(known, images)
+        self.last = time.monotonic()
+
+    def work_on(self, work: Work) -> None:
+        """As of `VerifyingView`."""
+        super().work_on(work)
+        self._log()
+
+    def add(self, results: Sequence[ExampleResult]) -> None:
+        """As of `VerifyingView`."""
+        super().add(results)
+        self._log()
+
+    def _log(self) -> None:
+        if time.monotonic() - self.last >= LOG_PAUSE:
+            self.last = time.monotonic()
+            names = ", ".join(filter(None, (self.title, *self.names)))
+            err.print(Text(f"{names}: {_counts(self)}"), soft_wrap=True)
+
+
+def _counts(view: VerifyingView) -> str:
+    """How many examples of a round are done, how many have each verdict, and the round's time."""
+    counts = (f"{verdict} {view.counts[verdict]:,}" for verdict in COUNTED)
+    return "  ".join([f"{view.done:,}/{view.total:,}", *counts, clock(time.monotonic() - view.since)])
 
 
 class VerifyingLines:
@@ -180,9 +214,7 @@ class VerifyingLines:
         """Count the results of this round for some examples."""
         self.view.add(results)
         if self.view.done == self.view.total or time.monotonic() - self.last >= self.pause:
-            counts = (f"{verdict} {self.view.counts[verdict]:,}" for verdict in COUNTED)
-            spent = clock(time.monotonic() - self.view.since)
-            self._say("  ".join([f"  {self.view.done:,}/{self.view.total:,}", *counts, spent]))
+            self._say(f"  {_counts(self.view)}")
 
     def _say(self, line: str) -> None:
         self.last = time.monotonic()
@@ -214,7 +246,7 @@ def unfinished(report: Report) -> str:
     parts = [f"not every step ran to its end for {report.unfinished:,} of the open examples"]
     parts = parts * (report.unfinished > 0)
     parts += [f"{report.unreached:,} more examples were not reached"] * (report.unreached > 0)
-    advice = "a longer --timeout may decide them; what --out FILE keeps is not tried again"
+    advice = "more time may decide them (--timeout, --time-budget); with --out FILE only they are tried again"
     parts += [advice] * (not report.interrupted)
     return f"{why}: {'; '.join(parts)}" if report.unfinished + report.unreached else ""
 

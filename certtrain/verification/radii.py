@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from certtrain.attack import AttackSettings
 from certtrain.data import ImageSet
+from certtrain.deprecation import LIMITS_BELONG, arguments_elsewhere
 from certtrain.errors import EpsilonError, SoundnessError
 from certtrain.network.modelfile import Classifier
 from certtrain.runtime.deadline import never
@@ -50,11 +51,13 @@ class RadiusSweep:
     """The results at several radii, in ascending order.
 
     missing: the radii that were not verified to their end, because the verification was stopped. seconds: of all.
+    stopped: what is known at the radius at which it was stopped, if anything.
     """
 
     radii: tuple[RadiusResults, ...]
     missing: tuple[float, ...]
     seconds: float
+    stopped: Report | None = None
 
     @property
     def reports(self) -> list[Report]:
@@ -119,6 +122,7 @@ def not_recorded(eps: float) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+@arguments_elsewhere(**LIMITS_BELONG)
 def verify_radii(
     model: Classifier,
     images: ImageSet,
@@ -159,21 +163,24 @@ def verify_radii(
         report = verify(model, images, eps, attack=attack, limits=left, shares=shares(eps), **given)
         return RadiusResults(report, len(known) if kept is None else 0)
 
-    recorded = False
+    recorded, stopped = False, None
     for place in bisection_order(len(wanted)):
         if stop():
             break
         eps = wanted[place]
         with records(eps) as kept:
             result, recorded = at(eps, kept), kept is not None
-            if not result.report.interrupted:
+            if result.report.interrupted:
+                stopped = result.report if result.report.examples else None
+            else:
                 found[eps] = result
                 if kept is not None:
                     kept.seal()
     if recorded and leads:
         found = _taken_over(found)
     missing = tuple(eps for eps in wanted if eps not in found)
-    return RadiusSweep(tuple(found[eps] for eps in wanted if eps in found), missing, time.monotonic() - start)
+    done = tuple(found[eps] for eps in wanted if eps in found)
+    return RadiusSweep(done, missing, time.monotonic() - start, stopped)
 
 
 def _known(found: Mapping[float, RadiusResults], eps: float) -> list[ExampleResult]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from certtrain.bounds.settings import Settings as BoundSettings
 from certtrain.bounds.supported import checked_graph
 from certtrain.data import ImageSet
 from certtrain.deprecation import renamed_argument, warn_renamed
-from certtrain.errors import DataError, NetworkError
+from certtrain.errors import DataError, MethodError, NetworkError
 from certtrain.formats import count_of, percent
 from certtrain.network.folding import fold_batch_norm
 from certtrain.network.modelfile import Classifier
@@ -192,6 +192,7 @@ def verify(
     to a certificate was found, which means that a bound is wrong.
     """
     _check(model, images)
+    _check_options(attack, limits, batch_size)
     start, eps = time.monotonic(), parse_eps(eps)
     model = network_of(plain_model(model), network)
     rounds = rounds_of(model, method, attack, batch_size, arithmetic, bounds)
@@ -225,6 +226,15 @@ def _check(model: Classifier, images: ImageSet) -> None:
         check_evaluation_mode(checked_graph(model, model.metadata.input_shape))
 
 
+def _check_options(attack: AttackSettings | None, limits: Limits, batch_size: int) -> None:
+    if not isinstance(attack, AttackSettings | None):
+        raise MethodError(f"attack is {attack!r}; give settings, such as certtrain.attack.PGD(), or None for no attack")
+    if not isinstance(limits, Limits):
+        raise MethodError(f"limits is {limits!r}; give certtrain.Limits(timeout=…, budget=…)")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise MethodError(f"batch_size is {batch_size}; it must be a whole number from 1")
+
+
 def _summary(
     results: Sequence[ExampleResult], steps: Sequence[str], total: int, stop: Callable[[], bool]
 ) -> dict[str, Any]:
@@ -245,6 +255,8 @@ def _summary(
 
 def network_of(model: Classifier, network: NetworkName) -> Classifier:
     """The network as saved, or with BatchNorm folded, on the same device. Raises UnsupportedLayer and NetworkError."""
+    if network not in get_args(NetworkName):
+        raise NetworkError(f"network is {network!r}; choose from: {', '.join(get_args(NetworkName))}")
     if network == "saved":
         return model
     if isinstance(model.metadata, ForeignMetadata):  # its certificates are about the operators of its file

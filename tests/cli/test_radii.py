@@ -108,3 +108,22 @@ def test_an_interrupt_names_the_missing_radii(run: Run, model: Path, monkeypatch
     done = run("verify", str(model), "--eps", "0.1,0.2")
     assert (done.code, done.out) == (130, "")
     assert "these radii are missing: 0.1, 0.2" in done.err
+
+
+def test_an_interrupt_gives_the_limits_at_the_radius_that_it_stopped(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stops:
+        def __init__(self, seconds: float | None, on_interrupt: object) -> None:
+            self.asked = 0
+
+        @property
+        def interrupted(self) -> bool:
+            self.asked += 1
+            return self.asked > 12  # between the batches of the first radius
+
+    monkeypatch.setattr(importlib.import_module("certtrain.cli.radii"), "Stopper", Stops)
+    done = run("verify", str(model), "--eps", "0.1,0.2", "--attack", "none", "--batch-size", "20", "--method", "ibp")
+    assert done.code == 130
+    assert "stopped at ε = 0." in done.out
+    assert "robust accuracy lies between" in done.out

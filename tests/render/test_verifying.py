@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from certtrain.render import verification
-from certtrain.render.verification import VerifyingView
+from certtrain.render.verification import VerifyingView, verifying
 from certtrain.verification.cascade import SearchState, Work
 from certtrain.verification.results import ExampleResult
 
@@ -90,6 +90,19 @@ def test_an_interrupt_is_answered_at_once(monkeypatch: pytest.MonkeyPatch, capsy
     shown.stop()
     assert "stopping…" in lines(shown, 80)[-1]
     assert "stopping…" in capsys.readouterr().err  # since it is no terminal
+
+
+def test_a_log_has_a_line_about_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with verifying() as shown:
+        shown.begin(("inference", "attack"), 40)
+        shown.work_on(Work("attack", [0, 1], 30.0))
+        assert capsys.readouterr().err == "", "a minute is not over"
+        monkeypatch.setattr("certtrain.render.verification.LOG_PAUSE", 0.0)
+        shown.add([ExampleResult(0, 1, "open", None), ExampleResult(1, 1, "certified", 0.5)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("inference, attack: 2/40  certified 1  falsified 0  open 1  misclassified 0  0:0")
 
 
 def test_a_batch_names_its_step_and_its_size() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.attack import PGD
-from certtrain.errors import DataError, EpsilonError, NetworkError, SoundnessError, UnsupportedLayer
+from certtrain.errors import CerttrainError, DataError, EpsilonError, NetworkError, SoundnessError, UnsupportedLayer
 from certtrain.spec.architecture import MLP
 from certtrain.verification.results import ExampleResult
 from certtrain.verification.verify import Report, check_fit, network_of, verify
@@ -172,6 +172,21 @@ def test_the_folded_network_is_verified_as_export_writes_it():
     assert saved.certified == pytest.approx(folded.certified, abs=1)
     assert not any(isinstance(layer, nn.BatchNorm1d) for layer in network_of(model, "folded").modules())
     assert network_of(model, "saved") is model
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"network": "foo"}, "network is 'foo'; choose from: saved, folded"),
+        ({"attack": "pgd"}, r"attack is 'pgd'; give settings, such as certtrain\.attack\.PGD\(\), or None"),
+        ({"limits": 5}, r"limits is 5; give certtrain\.Limits"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number from 1"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; it must be"),
+    ],
+)
+def test_an_option_of_a_wrong_kind_is_refused_by_name(option: dict[str, Any], message: str):
+    with pytest.raises(CerttrainError, match=message):
+        verify(*mostly_right(3), EPS, **option)
 
 
 def test_a_network_in_training_mode_is_refused_before_anything_is_claimed():
