@@ -43,7 +43,7 @@ def step_seconds(name: str, seconds: float, by_work: bool) -> float:
     shape, size = SHAPES.get(name, (3, 32, 32)), preset.train.batch_size
     network = build_model(preset.model, InputSpec(shape, 10, (0.5,) * shape[0], (0.25,) * shape[0]))
     x, labels = torch.rand(size, *shape), torch.randint(10, (size,))
-    work = size * inference_work(checked_graph(network, shape), x[:1]) if by_work else sys.maxsize
+    work = size * inference_work(checked_graph(network.eval(), shape), x[:1]) if by_work else sys.maxsize
     stepper, times = Stepper(preset, network, 100), list[float]()
     with threads_for(work, "cpu"):
         while sum(times) < seconds or len(times) < FEWEST_STEPS + 2:
