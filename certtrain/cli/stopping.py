@@ -69,13 +69,14 @@ class Stopper:
 
     @contextmanager
     def _alarm(self) -> Iterator[None]:
-        """A context in which the end of the time raises KeyboardInterrupt, on systems that have such a signal."""
-        if self.seconds is None or not hasattr(signal, "setitimer"):
+        """A context in which the end of the time raises KeyboardInterrupt; Windows has no such signal."""
+        if self.seconds is None or sys.platform == "win32":
             yield
             return
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         left = self.start + self.seconds - time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))  # no time would mean no alarm
+        # A moment late: then `reason` knows that the time is over, and no time at all would mean no alarm.
+        signal.setitimer(signal.ITIMER_REAL, max(left, 0.0) + 1e-3)
         try:
             yield
         finally:

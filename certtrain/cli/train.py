@@ -119,7 +119,7 @@ class TrainingOptions:
             parser=seconds,
             metavar="TIME",
             help="Stop at a checkpoint this long after the command started, like 9m. The current step is finished "
-            "first, but not its compilation.",
+            "first; a compilation is ended.",
         ),
     ] = None
     verify_method: Annotated[

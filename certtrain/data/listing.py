@@ -90,6 +90,7 @@ def _visible_files(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not hidden(name)]
         inside = Path(place).relative_to(folder)
         found += [(inside / name).as_posix() for name in files if not hidden(name)]
+    # Of a large folder only the few files with such names become paths.
     return sorted(file for file in found if ENDING not in file or not is_counterexample(folder / file))
 
 
