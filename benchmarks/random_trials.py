@@ -30,7 +30,8 @@ from certtrain.bounds.trace import NONLINEAR, BoundTrace
 from certtrain.branching.bounds import optimised
 from certtrain.branching.boxes import crown_prefix
 from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
-from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch
+from certtrain.branching.input_domains import InputProblem
+from certtrain.branching.inputs import FEW_INPUTS, InputSearch
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound
 from certtrain.data import ImageSet, to_unit

@@ -15,7 +15,8 @@ from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.branching.alternation import BranchingSearch, Falsifies, Outcome, first_outcome
 from certtrain.branching.boxes import crown_prefix, refined_prefix, tightened_prefix
-from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch, unproved_boxes
+from certtrain.branching.input_domains import InputProblem
+from certtrain.branching.inputs import FEW_INPUTS, InputSearch, unproved_boxes
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound, by_few_domains, unproved_leaves
 from certtrain.branching.tree import leaves_of

@@ -2,175 +2,51 @@
 
 Each domain is a box. CROWN bounds all functions of all cases over it; the boxes at the
 nonlinear layers are intersected with those of the domain that it is a part of. Where the
-linear bounds show that only a part of a domain can violate a case, the rest is cut off
-before the domain is split (`halfspaces`). The input that is split is the one whose width
+bounds show that only a part of a domain can violate a case, the rest is cut off before the
+domain is split (`halfspaces`, `propagation`). The input that is split is the one whose width
 moves a function's linear bound most (Wang et al. 2018, section 4.3, with coefficients of
-linear bounds in place of gradients).
+linear bounds in place of gradients), and the gaps of the first relaxations.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 from itertools import islice
-from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from certtrain.bounds.box import Box, box_between
-from certtrain.bounds.crown import intersected, intersection, tighten_by_crown
-from certtrain.bounds.graph import LayerGraph
-from certtrain.bounds.interval import LayerRecord, interval_pass
-from certtrain.bounds.linear import Prefix, backsubstitute
-from certtrain.bounds.rounding import UNIT64, Rounding
+from certtrain.bounds.box import box_between
+from certtrain.bounds.interval import interval_pass
+from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.branching.alternation import Falsifies, Outcome
 from certtrain.branching.domains import newest
-from certtrain.branching.halfspaces import LinearFunctions, Remaining, open_cases, remaining, with_combinations
+from certtrain.branching.halfspaces import LinearFunctions, open_cases, remaining, with_combinations
+from certtrain.branching.input_bounds import Bounded, bounded
+from certtrain.branching.input_domains import Ends, InputDomains, InputProblem, joined
+from certtrain.branching.propagation import AffineNeurons, affine_neurons, gap_shares, narrowed
 from certtrain.branching.tree import Cut, Path, Tree
 from certtrain.runtime.deadline import NEVER, Deadline
 
 FEW_INPUTS = 50  # inputs that can vary within the box; with more of them, splitting inputs is hopeless
+MORE_INPUTS = 128  # the same where conditions on the neurons are propagated to the inputs
 MOST_BOXES = 1024  # in a batch
 RETRY_BOXES = 2000  # times CHEAPER: a limit for proving the leaves of a batch again
 CHEAPER = 10  # so many times the settings' `domains` may be bounded, since each costs much less than one of neurons
 # A width counts at least so much of the largest coefficient, since a coefficient of zero need not stay so.
 LEAST_SLOPE = 0.01
+GAP_WEIGHT = 2.0  # a relaxation's gap is a mean over the domain, and a linear bound's mean is half of what it moves by
+FIXED_WIDTH = 2.0**-20  # of the problem's box; a smaller input is as good as fixed
 ABOVE_ZERO = torch.finfo(torch.float64).tiny  # all that is known of a bound above zero where parts were cut off
-
-Ends = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class InputProblem:
-    """To prove: over one box, in each case, the largest of its linear functions of the logits is above zero.
-
-    graph: the network in float64. lower, upper: (1, …), the ends of the box. functions: (F, K), offsets: (F,), those of
-    all cases. cases: (C, S), which functions each case has; a case with fewer than S repeats one.
-    """
-
-    graph: LayerGraph
-    lower: Tensor
-    upper: Tensor
-    functions: Tensor
-    offsets: Tensor
-    cases: Tensor
-    rounding: Rounding
-
-    @classmethod
-    def of(
-        cls,
-        graph: LayerGraph,
-        lower: Tensor,
-        upper: Tensor,
-        cases: Sequence[tuple[Tensor, Tensor]],
-        rounding: Rounding,
-    ) -> "InputProblem":
-        """The problem of several cases, each given by its functions (S, K) and offsets (S,)."""
-        counts = [len(offsets) for _, offsets in cases]
-        starts = torch.tensor([0, *counts[:-1]]).cumsum(0)
-        places = torch.arange(max(counts)).expand(len(counts), -1)
-        index = starts.unsqueeze(1) + torch.minimum(places, torch.tensor(counts).unsqueeze(1) - 1)
-        functions, offsets = (torch.cat(parts) for parts in zip(*cases, strict=True))
-        return cls(graph, lower, upper, functions, offsets, index.to(functions.device), rounding)
-
-    @property
-    def free_inputs(self) -> int:
-        """How many inputs can vary within the box."""
-        return int((self.lower < self.upper).sum())
-
-
-class InputDomains(NamedTuple):
-    """D boxes of inputs.
-
-    lower, upper: (D, N), their ends. boxes: the ends (D, …) of the boxes at the nonlinear layers, in their order, from
-    the domains that these are parts of. cases: (D, C), which cases are not excluded. bounds: (D,), by which domains are
-    sorted. nodes: (D,), the domains' numbers in the tree.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    boxes: tuple[Ends, ...]
-    cases: Tensor
-    bounds: Tensor
-    nodes: Tensor
-
-    @property
-    def total(self) -> int:
-        """The number of domains, D."""
-        return len(self.nodes)
-
-    def take(self, chosen: Tensor | slice) -> Self:
-        """Some of the domains."""
-        boxes = tuple((lower[chosen], upper[chosen]) for lower, upper in self.boxes)
-        return type(self)(self.lower[chosen], self.upper[chosen], boxes, *(part[chosen] for part in self[3:]))
-
-    @property
-    def bytes(self) -> int:
-        """The memory that the domains take."""
-        parts = [*self[:2], *(end for ends in self.boxes for end in ends), *self[3:]]
-        return sum(part.numel() * part.element_size() for part in parts)
-
-
-def joined(parts: Sequence[InputDomains]) -> InputDomains:
-    """All domains of the parts, in their order."""
-    if len(parts) == 1:
-        return parts[0]
-    boxes = tuple(
-        (torch.cat([lower for lower, _ in each]), torch.cat([upper for _, upper in each]))
-        for each in zip(*(part.boxes for part in parts), strict=True)
-    )
-    return InputDomains(
-        torch.cat([part.lower for part in parts]),
-        torch.cat([part.upper for part in parts]),
-        boxes,
-        *(torch.cat(each) for each in zip(*(part[3:] for part in parts), strict=True)),
-    )
-
-
-class Bounded(NamedTuple):
-    """Domains with their linear bounds, and the boxes at their nonlinear layers."""
-
-    linear: LinearFunctions
-    boxes: tuple[Ends, ...]
-
-
-@torch.no_grad()
-def bounded(problem: InputProblem, domains: InputDomains, settings: Settings) -> Bounded:
-    """CROWN's bounds of all functions over the domains, all rounding included."""
-    kept = list[Ends]()
-    before, tighter = iter(domains.boxes), intersected(tighten_by_crown(settings), settings)
-
-    def tighten(layer: torch.nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
-        if domains.boxes:
-            box = intersection(box, box_between(*next(before)), settings)
-        found = tighter(layer, records, start, box)
-        kept.append((found.lower, found.upper))
-        return found
-
-    shape = problem.lower.shape[1:]
-    box = box_between(domains.lower.view(-1, *shape), domains.upper.view(-1, *shape))
-    passed = interval_pass(problem.graph, box, boxes_at=NONLINEAR, rounding=problem.rounding, tighten=tighten)
-    coefficients: dict[int, Tensor] = {}
-    found = backsubstitute(
-        Prefix(passed.records, passed.start),
-        problem.functions.expand(domains.total, -1, -1),
-        rounding=problem.rounding,
-        on_coefficients=lambda value, given: coefficients.update({0: given} if value == 0 else {}),
-    )
-    bounds = found + problem.offsets - 4 * UNIT64 * (found.abs() + problem.offsets.abs())  # the rounding of this sum
-    return Bounded(
-        LinearFunctions.of(
-            domains.lower, domains.upper, bounds[:, problem.cases], coefficients[0].flatten(2)[:, problem.cases]
-        ),
-        tuple(kept),
-    )
 
 
 class InputSearch:
     """The search for one problem: the open domains `waiting`.
 
     With `keep_tree` every split is kept in `tree`, and nothing is cut off, so that the leaves can be proved again.
+    Without it, a domain of which most is cut off is bounded again before it is split.
     """
 
     def __init__(
@@ -215,25 +91,50 @@ class InputSearch:
         self.settings.on_domains(self.closed, sum(part.total for part in self.waiting), min(bounds, default=self.least))
 
     def _step(self, batch: InputDomains) -> None:
-        found = bounded(self.problem, batch, self.settings)
+        found = bounded(self.problem, batch, self.settings, with_limits=self.tree is None)
         if self.settings.deadline.over():  # bounds may be missing
             self.waiting.append(batch)
             return
         self.domains += batch.total
         linear = with_combinations(found.linear)
-        left = self._left(linear, batch.cases)
+        left = self._left(batch, found, linear)
         some = left.cases.any(1)
         self.closed += int((~some).sum())
         self._closed(linear, batch.cases & ~left.cases)
-        if bool(some.any()):
-            open_part = batch._replace(lower=left.lower, upper=left.upper, boxes=found.boxes, cases=left.cases)
-            self._split(open_part.take(some), linear.take(some))
+        again = some & self._halved(batch, left)
+        if bool((split := some & ~again).any()):
+            self._split(left.take(split), linear.take(split), self._gaps(found, left)[split])
+        if bool(again.any()):
+            self.waiting.append(left.take(again))
 
-    def _left(self, linear: LinearFunctions, cases: Tensor) -> Remaining:
-        """What is left to prove; with a tree, domains stay as they are."""
-        if self.tree is None:
-            return remaining(linear, cases)
-        return Remaining(linear.lower, linear.upper, cases & open_cases(linear))
+    def _left(self, batch: InputDomains, found: Bounded, linear: LinearFunctions) -> InputDomains:
+        """What is left to prove of the domains; with a tree, their ends stay as they are."""
+        if self.tree is not None:
+            return batch._replace(boxes=found.boxes, cases=batch.cases & open_cases(linear))
+        lower, upper, cases = remaining(linear, batch.cases & ~found.empty.unsqueeze(1))
+        tighter = narrowed(found.limits, cases, found.boxes, self.affine, (lower, upper))
+        cases = cases & ~tighter.empty.unsqueeze(1)
+        return batch._replace(lower=tighter.lower, upper=tighter.upper, boxes=tighter.boxes, cases=cases)
+
+    def _halved(self, before: InputDomains, left: InputDomains) -> Tensor:
+        """The domains (D,) of which an input has at most half its width left, so that they are bounded again."""
+        width, whole = before.upper - before.lower, (self.problem.upper - self.problem.lower).flatten(1)
+        return ((left.upper - left.lower <= width / 2) & (width > FIXED_WIDTH * whole)).any(1)
+
+    @cached_property
+    def affine(self) -> list[AffineNeurons]:
+        """The neurons whose conditions are propagated to the inputs; with a tree, none."""
+        if self.tree is not None:
+            return []
+        ends = (self.problem.lower, self.problem.upper)
+        box, rounding = box_between(*ends), self.problem.rounding
+        passed = interval_pass(self.problem.graph, box, boxes_at=NONLINEAR, rounding=rounding)
+        return affine_neurons(Prefix(passed.records, passed.start), ends, rounding)
+
+    def _gaps(self, found: Bounded, left: InputDomains) -> Tensor:
+        """The gaps (D, N) of all functions that a split of each input makes smaller."""
+        each = (gap_shares(n, found.coefficients[n.value], left.lower, left.upper).sum(1) for n in self.affine)
+        return sum(each, torch.zeros_like(left.lower))
 
     def _closed(self, linear: LinearFunctions, cases: Tensor) -> None:
         """Take note of the bounds of the cases (D, C) that are closed now."""
@@ -241,11 +142,11 @@ class InputSearch:
             bound = ABOVE_ZERO if self.tree is None else float(linear.bounds.amax(2)[cases].min())
             self.least = min(self.least, bound)
 
-    def _split(self, domains: InputDomains, linear: LinearFunctions) -> None:
+    def _split(self, domains: InputDomains, linear: LinearFunctions, gaps: Tensor) -> None:
         if self.falsifies(_promising(domains, linear).view(-1, *self.problem.lower.shape[1:])):
             self.falsified = True
             return
-        column = split_inputs(domains, linear).unsqueeze(1)
+        column = split_inputs(domains, linear, gaps).unsqueeze(1)
         lower, upper = domains.lower.gather(1, column), domains.upper.gather(1, column)
         middle = (lower / 2 + upper / 2).clamp(lower, upper)
         if bool(((middle <= lower) | (middle >= upper)).any()):  # a box that no float64 lies inside
@@ -298,19 +199,21 @@ def _ends(problem: InputProblem, path: Path) -> Ends:
     return lower, upper
 
 
-def split_inputs(domains: InputDomains, linear: LinearFunctions) -> Tensor:
-    """The input (D,) to split in each domain: the one whose width moves the linear bound of an open case most."""
+def split_inputs(domains: InputDomains, linear: LinearFunctions, gaps: Tensor) -> Tensor:
+    """The input (D,) to split in each domain: the one whose width moves the bound of an open case most.
+
+    gaps: (D, N), of relaxations that a split of each input makes smaller.
+    """
     slopes = linear.coefficients.abs()
     slopes = slopes + LEAST_SLOPE * slopes.amax(3, keepdim=True)
     widths = (domains.upper - domains.lower)[:, None, None]
-    moves = (slopes * widths).amax(2).masked_fill(~domains.cases.unsqueeze(2), 0.0).amax(1)
-    # Where all coefficients are zero, the widest.
+    moves = (slopes * widths).amax(2).masked_fill(~domains.cases.unsqueeze(2), 0.0).amax(1) + GAP_WEIGHT * gaps
+    # Where all are zero, the widest.
     return torch.where(moves.amax(1, keepdim=True) > 0, moves, widths[:, 0, 0]).argmax(1)
 
 
 def _promising(domains: InputDomains, linear: LinearFunctions) -> Tensor:
     """Inputs where counterexamples may be: the middles, and where the open cases' linear bounds are smallest."""
-    lower, upper = domains.lower[:, None], domains.upper[:, None]
-    corners = torch.where(linear.coefficients[:, :, -1] > 0, lower, upper)  # of the combinations
-    chosen = corners[domains.cases]
-    return torch.cat([(domains.lower + domains.upper) / 2, chosen])
+    lower, upper = domains.lower[:, None, None], domains.upper[:, None, None]
+    corners = torch.where(linear.coefficients > 0, lower, upper)[domains.cases]
+    return torch.cat([(domains.lower + domains.upper) / 2, corners.flatten(0, 1)])

@@ -12,7 +12,8 @@ from certtrain.bounds.linear import Prefix
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.branching.alternation import BranchingSearch, Outcome, first_outcome
 from certtrain.branching.boxes import crown_prefix, refined_prefix
-from certtrain.branching.inputs import FEW_INPUTS, InputProblem, InputSearch
+from certtrain.branching.input_domains import InputProblem
+from certtrain.branching.inputs import MORE_INPUTS, InputSearch
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import BranchAndBound, by_few_domains
 from certtrain.branching.tree import Tree
@@ -71,7 +72,7 @@ class CasesOfOneBox:
         """The searches that decide all cases."""
         functions = [(case.functions, case.offsets) for case in self.cases]
         problem = InputProblem.of(self.prepared.graph, self.lower, self.upper, functions, REAL)
-        if problem.free_inputs <= FEW_INPUTS:
+        if problem.free_inputs <= MORE_INPUTS:
             yield lambda: InputSearch(problem, self.settings, self.falsified)
         yield lambda: OneAfterTheOther(self)
 

@@ -18,7 +18,8 @@ from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.supported import checked_graph
 from certtrain.branching.boxes import tightened_prefix
 from certtrain.branching.examples import BoxedExample, decide_example
-from certtrain.branching.inputs import InputProblem, InputSearch
+from certtrain.branching.input_domains import InputProblem
+from certtrain.branching.inputs import InputSearch
 from certtrain.branching.problem import Problem
 from certtrain.branching.search import branch_and_bound
 from certtrain.properties.cases import Case

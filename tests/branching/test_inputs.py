@@ -13,10 +13,11 @@ from certtrain.bounds.box import box_between, containing_exact, input_box
 from certtrain.bounds.rounding import arithmetic_named
 from certtrain.bounds.settings import VERDICT_SETTINGS
 from certtrain.bounds.supported import checked_graph
-from certtrain.branching import examples, inputs
+from certtrain.branching import examples, input_bounds, inputs
 from certtrain.branching.alternation import first_outcome
 from certtrain.branching.examples import BoxedExample, check_trees, decide_example
-from certtrain.branching.inputs import InputProblem, InputSearch, unproved_boxes
+from certtrain.branching.input_domains import InputProblem
+from certtrain.branching.inputs import InputSearch, unproved_boxes
 from certtrain.branching.tree import leaves_of
 from certtrain.properties.cases import exact_box
 from certtrain.runtime.deadline import Deadline
@@ -102,7 +103,7 @@ def test_cutting_off_what_cannot_violate_needs_fewer_domains():
 
 def test_boxes_of_a_domain_hold_in_its_parts_and_save_work(monkeypatch: pytest.MonkeyPatch):
     problem, bound = problem_of(network(6), [1.0]), list[int]()
-    plain = inputs.tighten_by_crown
+    plain = input_bounds.tighten_by_crown
 
     def counted(settings: object) -> object:
         tighten = plain(settings)
@@ -113,14 +114,15 @@ def test_boxes_of_a_domain_hold_in_its_parts_and_save_work(monkeypatch: pytest.M
 
         return each
 
-    monkeypatch.setattr(inputs, "tighten_by_crown", counted)
-    assert InputSearch(problem, SETTINGS).run().proved
+    monkeypatch.setattr(input_bounds, "tighten_by_crown", counted)
+    assert InputSearch(problem, SETTINGS, keep_tree=True).run().proved
     with_parents = sum(bound)
     bound.clear()
-    search = InputSearch(problem, SETTINGS)
-    split = search._split
-    search._split = lambda domains, linear: split(domains._replace(boxes=()), linear)
-    assert search.run().proved
+    with_boxes = inputs.bounded
+    monkeypatch.setattr(
+        inputs, "bounded", lambda p, domains, *a, **k: with_boxes(p, domains._replace(boxes=()), *a, **k)
+    )
+    assert InputSearch(problem, SETTINGS, keep_tree=True).run().proved
     assert with_parents < sum(bound)
 
 

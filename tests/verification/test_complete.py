@@ -316,6 +316,6 @@ def test_a_network_without_rectifiers_is_decided_by_splits_of_its_inputs(monkeyp
     asked = robustness(torch.tensor([0.5]), 0, 0.5, 2)
     found = decide(net, (1,), asked, method="complete", attack=PGD(steps=2))
     assert (found.result, found.by) == ("unsat", "complete")
-    monkeypatch.setattr(complete, "FEW_INPUTS", 0)
+    monkeypatch.setattr(complete, "MORE_INPUTS", 0)
     found = decide(net, (1,), asked, method="complete", attack=PGD(steps=2), time_limit=5.0)
     assert (found.result, found.bound < 0) == ("unknown", True)

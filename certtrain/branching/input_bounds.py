@@ -1,0 +1,99 @@
+"""CROWN's bounds of boxes of inputs, which start from what is known of the boxes that these are parts of."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from certtrain.bounds.box import Box, box_between
+from certtrain.bounds.crown import intersection, tighten_by_crown
+from certtrain.bounds.interval import LayerRecord, interval_pass
+from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
+from certtrain.bounds.rounding import UNIT64
+from certtrain.bounds.settings import Settings
+from certtrain.bounds.trace import NONLINEAR
+from certtrain.branching.halfspaces import LinearFunctions
+from certtrain.branching.input_domains import Ends, InputDomains, InputProblem
+from certtrain.branching.propagation import NeuronLimits, flat_lines, limits, tighter_limits
+
+
+class Bounded(NamedTuple):
+    """Domains with their linear bounds, and the boxes at their nonlinear layers.
+
+    empty: (D,), the domains in which no input violates a case, since what is known of one layer is a contradiction.
+    limits: what follows where a case is violated, by the place of the layer among the boxes; empty unless asked for.
+    coefficients: Λ (D, F, …) of all functions, by the number of the value.
+    """
+
+    linear: LinearFunctions
+    boxes: tuple[Ends, ...]
+    empty: Tensor
+    limits: dict[int, NeuronLimits]
+    coefficients: dict[int, Tensor]
+
+
+class Intersection:
+    """The boxes of a pass, intersected with those of the domains that these are parts of.
+
+    The latter hold only for inputs that violate a case, so they may contradict the others where there are none.
+    """
+
+    def __init__(self, domains: InputDomains, settings: Settings) -> None:
+        self.known, self.settings, self.kept = iter(domains.boxes), settings, list[Ends]()
+        self.crown = tighten_by_crown(settings)
+        self.empty = torch.zeros_like(domains.nodes, dtype=torch.bool)
+
+    def tighten(self, layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
+        """CROWN's box of a layer, intersected with the interval and with what is known."""
+        for ends in self.known:
+            box = self._both(box, box_between(*ends))
+            break
+        found = self._both(box, self.crown(layer, records, start, box))
+        self.kept.append((found.lower, found.upper))
+        return found
+
+    def _both(self, box: Box, other: Box) -> Box:
+        """The intersection; where it is empty, the domain is empty and `box` stays."""
+        nothing = ((other.lower > box.upper) | (other.upper < box.lower)).flatten(1).any(1)
+        self.empty = self.empty | nothing
+        rows = nothing.view(-1, *[1] * (box.radius.dim() - 1))
+        consistent = Box(torch.where(rows, box.centre, other.centre), torch.where(rows, box.radius, other.radius))
+        return intersection(box, consistent, self.settings)
+
+
+@torch.no_grad()
+def bounded(problem: InputProblem, domains: InputDomains, settings: Settings, *, with_limits: bool = False) -> Bounded:
+    """CROWN's bounds of all functions over the domains, all rounding included."""
+    shape, found = problem.lower.shape[1:], Intersection(domains, settings)
+    box = box_between(domains.lower.view(-1, *shape), domains.upper.view(-1, *shape))
+    passed = interval_pass(problem.graph, box, boxes_at=NONLINEAR, rounding=problem.rounding, tighten=found.tighten)
+    prefix = Prefix(passed.records, passed.start)
+    bounds, coefficients = _functions(problem, prefix, {})
+    linear = LinearFunctions.of(
+        domains.lower, domains.upper, bounds[:, problem.cases], coefficients[0].flatten(2)[:, problem.cases]
+    )
+    each = dict(_limits(problem, prefix, bounds, coefficients)) if with_limits else {}
+    return Bounded(linear, tuple(found.kept), found.empty, each, coefficients)
+
+
+def _functions(problem: InputProblem, prefix: Prefix, lines: LinesOf) -> tuple[Tensor, dict[int, Tensor]]:
+    """The bounds (D, F) of all functions, and Λ at every value."""
+    coefficients: dict[int, Tensor] = {}
+    functions = problem.functions.expand(len(prefix.start.radius), -1, -1)
+    found = backsubstitute(
+        prefix, functions, lines=lines, rounding=problem.rounding, on_coefficients=coefficients.__setitem__
+    )
+    # The last term is the rounding of this sum.
+    bounds = found + problem.offsets - 4 * UNIT64 * (found.abs() + problem.offsets.abs())
+    return bounds, coefficients
+
+
+def _limits(
+    problem: InputProblem, prefix: Prefix, bounds: Tensor, coefficients: dict[int, Tensor]
+) -> Iterator[tuple[int, NeuronLimits]]:
+    """The limits by CROWN's lines and by flat ones, whichever are tighter."""
+    flat = flat_lines(prefix)
+    others = limits(prefix, flat, *_functions(problem, prefix, flat), problem.cases)
+    for place, found in limits(prefix, {}, bounds, coefficients, problem.cases).items():
+        yield place, tighter_limits(found, others[place])
