@@ -15,7 +15,9 @@ from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
 from certtrain.branching.halfspaces import LinearFunctions
 from certtrain.branching.input_domains import Ends, InputDomains, InputProblem
-from certtrain.branching.propagation import NeuronLimits, flat_lines, limits, tighter_limits
+from certtrain.branching.propagation import NeuronLimits, flat_lines, limits, neurons_of, rectifiers, tighter_limits
+
+KEPT_ENTRIES = 2**15  # coefficients of a domain that are kept for limits; a batch has about a thousand domains
 
 
 class Bounded(NamedTuple):
@@ -23,7 +25,7 @@ class Bounded(NamedTuple):
 
     empty: (D,), the domains in which no input violates a case, since what is known of one layer is a contradiction.
     limits: what follows where a case is violated, by the place of the layer among the boxes; empty unless asked for.
-    coefficients: Λ (D, F, …) of all functions, by the number of the value.
+    coefficients: Λ (D, F, …) of all functions after each rectifier with limits, by the number of the value.
     """
 
     linear: LinearFunctions
@@ -69,21 +71,27 @@ def bounded(problem: InputProblem, domains: InputDomains, settings: Settings, *,
     box = box_between(domains.lower.view(-1, *shape), domains.upper.view(-1, *shape))
     passed = interval_pass(problem.graph, box, boxes_at=NONLINEAR, rounding=problem.rounding, tighten=found.tighten)
     prefix = Prefix(passed.records, passed.start)
-    bounds, coefficients = _functions(problem, prefix, {})
+    limited = with_limits and problem.functions.shape[0] * neurons_of(prefix) <= KEPT_ENTRIES
+    bounds, coefficients = _functions(problem, prefix, {}, limited)
     linear = LinearFunctions.of(
         domains.lower, domains.upper, bounds[:, problem.cases], coefficients[0].flatten(2)[:, problem.cases]
     )
-    each = dict(_limits(problem, prefix, bounds, coefficients)) if with_limits else {}
+    each = dict(_limits(problem, prefix, bounds, coefficients)) if limited else {}
     return Bounded(linear, tuple(found.kept), found.empty, each, coefficients)
 
 
-def _functions(problem: InputProblem, prefix: Prefix, lines: LinesOf) -> tuple[Tensor, dict[int, Tensor]]:
-    """The bounds (D, F) of all functions, and Λ at every value."""
+def _functions(
+    problem: InputProblem, prefix: Prefix, lines: LinesOf, at_rectifiers: bool
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The bounds (D, F) of all functions, and Λ at the input, and after rectifiers if wanted."""
     coefficients: dict[int, Tensor] = {}
+    wanted = {0, *(each.number + 1 for each in rectifiers(prefix) if at_rectifiers)}
+
+    def keep(value: int, found: Tensor) -> None:
+        coefficients.update({value: found} if value in wanted else {})
+
     functions = problem.functions.expand(len(prefix.start.radius), -1, -1)
-    found = backsubstitute(
-        prefix, functions, lines=lines, rounding=problem.rounding, on_coefficients=coefficients.__setitem__
-    )
+    found = backsubstitute(prefix, functions, lines=lines, rounding=problem.rounding, on_coefficients=keep)
     # The last term is the rounding of this sum.
     bounds = found + problem.offsets - 4 * UNIT64 * (found.abs() + problem.offsets.abs())
     return bounds, coefficients
@@ -94,6 +102,6 @@ def _limits(
 ) -> Iterator[tuple[int, NeuronLimits]]:
     """The limits by CROWN's lines and by flat ones, whichever are tighter."""
     flat = flat_lines(prefix)
-    others = limits(prefix, flat, *_functions(problem, prefix, flat), problem.cases)
+    others = limits(prefix, flat, *_functions(problem, prefix, flat, True), problem.cases)
     for place, found in limits(prefix, {}, bounds, coefficients, problem.cases).items():
         yield place, tighter_limits(found, others[place])

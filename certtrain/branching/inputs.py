@@ -133,8 +133,9 @@ class InputSearch:
 
     def _gaps(self, found: Bounded, left: InputDomains) -> Tensor:
         """The gaps (D, N) of all functions that a split of each input makes smaller."""
-        each = (gap_shares(n, found.coefficients[n.value], left.lower, left.upper).sum(1) for n in self.affine)
-        return sum(each, torch.zeros_like(left.lower))
+        known = [(neurons, found.coefficients.get(neurons.value)) for neurons in self.affine]
+        shares = (gap_shares(n, each, left.lower, left.upper).sum(1) for n, each in known if each is not None)
+        return sum(shares, torch.zeros_like(left.lower))
 
     def _closed(self, linear: LinearFunctions, cases: Tensor) -> None:
         """Take note of the bounds of the cases (D, C) that are closed now."""

@@ -25,7 +25,7 @@ from certtrain.bounds.trace import NONLINEAR
 from certtrain.branching.halfspaces import OUTWARD, cut_ends
 from certtrain.branching.input_domains import Ends
 
-KEPT_ENTRIES = 2**20  # coefficients of a layer's inputs that are kept
+MOST_SLOPES = 2**20  # coefficients of a layer's inputs that are kept
 ENTRIES_AT_ONCE = 2**20  # entries of all domains that are in memory at once
 LEAST_GAP = 2.0**-20  # of a neuron's width; with less on one side of zero it counts as stable
 LEAST_PRODUCT = 2.0**-900  # a smaller product of coefficients may have lost some to underflow
@@ -58,6 +58,11 @@ def rectifiers(prefix: Prefix) -> Iterator[Rectifier]:
     for place, (number, record, box) in enumerate(boxes):
         if isinstance(record.call.layer, RECTIFIERS) and slope_of(record.call.layer) < 1:
             yield Rectifier(place, number, record, box)
+
+
+def neurons_of(prefix: Prefix) -> int:
+    """How many neurons the rectifiers of a prefix have."""
+    return sum(each.box.radius[0].numel() for each in rectifiers(prefix))
 
 
 # --- limits of the inputs of rectifiers ------------------------------------------------------------------
@@ -163,7 +168,7 @@ def affine_neurons(prefix: Prefix, ends: Ends, rounding: Rounding) -> list[Affin
     for each in rectifiers(prefix):
         before = Prefix(prefix.records[: each.record.call.inputs[0]], prefix.start)
         affine = not any(isinstance(before.records[number].call.layer, NONLINEAR) for number in before.used())
-        if before.records and affine and each.box.radius.numel() * prefix.start.radius.numel() <= KEPT_ENTRIES:
+        if before.records and affine and each.box.radius.numel() * prefix.start.radius.numel() <= MOST_SLOPES:
             found.append(_affine(each, before, ends, rounding))
     return found
 

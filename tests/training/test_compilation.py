@@ -35,10 +35,12 @@ from helpers.small_runs import small as tiny_run
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="there is no C++ compiler")
 quiet = pytest.mark.filterwarnings("ignore")  # torch's own, of its internals, while it compiles
 NO_COMPILER = {"cpp.cxx": ("no-such-compiler",)}  # pytest's own way to set it would delete it at the end
-# Each takes up to half a minute to compile where nothing is cached. These have every layer of the reference's networks:
-# CNN-7 has none that the smaller CNN lacks, and linear bounds are made of interval bounds.
-STEPPED = ["cnn4_bn", "residual_bn"]
-BOUNDED = [("cnn4_bn", "IBP"), ("residual_bn", "CROWN-IBP")]
+# The graph of the forward pass, or those of both passes, run by PyTorch: no C++ is made of them, which takes longest.
+FORWARD_ONLY, GRAPHS_ONLY = "eager", "aot_eager"
+# C++ of one network takes up to half a minute where nothing is cached. The residual one has every layer of the
+# reference's networks, and linear bounds are made of interval bounds. Of the others the graphs are enough.
+STEPPED = [("cnn4_bn", GRAPHS_ONLY), ("residual_bn", "inductor")]
+BOUNDED = [("cnn4_bn", "IBP", GRAPHS_ONLY), ("residual_bn", "CROWN-IBP", "inductor")]
 
 
 # --- the reference's values ------------------------------------------------------------------------------
@@ -47,8 +49,9 @@ BOUNDED = [("cnn4_bn", "IBP"), ("residual_bn", "CROWN-IBP")]
 @quiet
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("net", STEPPED)
-def test_a_compiled_training_step_gives_the_references_values(net: str):
+@pytest.mark.parametrize(("net", "backend"), STEPPED)
+def test_a_compiled_training_step_gives_the_references_values(net: str, backend: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     preset = load_preset("digits", {"eps.max": "8/255"})
     model, (x, labels) = network(net).train(), inputs(net)
     stepper = Stepper(preset, model, 10, compile=True)
@@ -83,8 +86,11 @@ def test_a_compiled_training_step_gives_the_references_values(net: str):
 @quiet
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("net", "method"), BOUNDED)
-def test_compiled_bounds_give_the_references_values(net: str, method: str):
+@pytest.mark.parametrize(("net", "method", "backend"), BOUNDED)
+def test_compiled_bounds_give_the_references_values(
+    net: str, method: str, backend: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     model, (x, labels) = network(net), inputs(net)
     graph, bound = checked_graph(model), method_named(method.lower())
 
@@ -118,10 +124,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "wide-resnet": {"stem": 2, "widen_factor": 1, "blocks": [2], "strides": [2], "linear_size": 8},
     "resnext": {"stem": 4, "bottleneck_width": 2, "blocks": [1], "strides": [2], "linear_size": 8},
 }
-
-
-# The graph of the forward pass, or those of both passes, run by PyTorch: no C++ is made of them, which takes longest.
-FORWARD_ONLY, GRAPHS_ONLY = "eager", "aot_eager"
 
 
 def small(network: str = "cnn", bounds: dict[str, object] | None = None, **changes: object) -> Preset:
