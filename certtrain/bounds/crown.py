@@ -54,7 +54,7 @@ def intersected(tighten: Tighten, settings: Settings) -> Tighten:
 
 def intersection(box: Box, other: Box, settings: Settings) -> Box:
     """The intersection of two boxes for the same values."""
-    return _box(torch.maximum(box.lower, other.lower), torch.minimum(box.upper, other.upper), box, settings)
+    return ordered_box(torch.maximum(box.lower, other.lower), torch.minimum(box.upper, other.upper), box, settings)
 
 
 @torch.no_grad()
@@ -70,6 +70,20 @@ def tighten(
     """
     if intervals_are_exact(prefix):
         return box
+    return ordered_box(*tighter_ends(layer, prefix, box, lower_bounds, settings, most), box, settings)
+
+
+def tighter_ends(
+    layer: nn.Module,
+    prefix: Prefix,
+    box: Box,
+    lower_bounds: LowerBounds,
+    settings: Settings,
+    most: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ends of `tighten`, whose order is not checked: the prefix may hold only under contradictory conditions."""
+    if intervals_are_exact(prefix):
+        return box.lower, box.upper
     chosen = unstable_neurons(layer, box)
     if most is None and chosen[0].numel() <= settings.dense:
         chosen = torch.ones_like(chosen)
@@ -81,7 +95,7 @@ def tighten(
         if settings.deadline.over():
             break
         _write_bounds(part(lower), part(upper), part(chosen), before, lower_bounds)
-    return _box(lower, upper, box, settings)
+    return lower, upper
 
 
 def _write_bounds(lower: Tensor, upper: Tensor, chosen: Tensor, prefix: Prefix, lower_bounds: LowerBounds) -> None:
@@ -115,7 +129,8 @@ def intervals_are_exact(prefix: Prefix) -> bool:
     )
 
 
-def _box(lower: Tensor, upper: Tensor, before: Box, settings: Settings) -> Box:
+def ordered_box(lower: Tensor, upper: Tensor, before: Box, settings: Settings) -> Box:
+    """The box with these ends (B, …), and all rounding of a box; the clean batch is that of `before`."""
     # Without rounding, ends that are equal but for the last digits may be in the wrong order.
     centre, radius = (lower + upper) / 2, ((upper - lower) / 2).clamp(min=0)
     if settings.rounding is not None:

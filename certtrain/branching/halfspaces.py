@@ -130,20 +130,12 @@ def _intersected(linear: LinearFunctions, number: int, lower: Tensor, upper: Ten
     moved = torch.where(slopes > 0, lower - linear.lower.unsqueeze(1), linear.upper.unsqueeze(1) - upper)
     added = slopes.abs() * moved.clamp(min=0)  # what the corner of the smaller box adds to the bound
     bound = linear.bounds[:, :, number] + added.sum(2) * (1 - 4 * (added.shape[2] + 8) * UNIT64)
-    new_lower, new_upper = cut_ends(lower, upper, slopes, bound)
-    nothing = ((bound > 0) & bound.isfinite()).unsqueeze(2)
-    return new_lower.masked_fill(nothing, torch.inf), new_upper.masked_fill(nothing, -torch.inf)
-
-
-def cut_ends(lower: Tensor, upper: Tensor, slopes: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends (…, N) of boxes around the parts of boxes where linear functions are at most zero.
-
-    slopes: (…, N), the functions' coefficients. bound: (…), their values where they are smallest.
-    """
-    reach = ((-bound).relu() * OUTWARD).unsqueeze(-1) / slopes.abs() * OUTWARD  # the part ends so far from the corner
-    known = reach.isfinite() & bound.isfinite().unsqueeze(-1)  # no slope of zero
+    reach = ((-bound).relu() * OUTWARD).unsqueeze(2) / slopes.abs() * OUTWARD  # the part ends so far from the corner
+    known = reach.isfinite() & bound.isfinite().unsqueeze(2)  # no slope of zero
     tiny = torch.finfo(reach.dtype).tiny
     new_upper = lower + reach + (4 * UNIT64 * (lower.abs() + reach) + tiny)
     new_lower = upper - reach - (4 * UNIT64 * (upper.abs() + reach) + tiny)
     new_upper = torch.where((slopes > 0) & known, torch.minimum(upper, new_upper), upper)
-    return torch.where((slopes < 0) & known, torch.maximum(lower, new_lower), lower), new_upper
+    new_lower = torch.where((slopes < 0) & known, torch.maximum(lower, new_lower), lower)
+    nothing = ((bound > 0) & bound.isfinite()).unsqueeze(2)
+    return new_lower.masked_fill(nothing, torch.inf), new_upper.masked_fill(nothing, -torch.inf)

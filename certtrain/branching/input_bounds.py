@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from certtrain.bounds.box import Box, box_between
-from certtrain.bounds.crown import intersection, tighten_by_crown
+from certtrain.bounds.crown import crown_lower_bounds, ordered_box, tighter_ends
 from certtrain.bounds.interval import LayerRecord, interval_pass
 from certtrain.bounds.linear import LinesOf, Prefix, backsubstitute
 from certtrain.bounds.rounding import UNIT64
@@ -38,30 +38,32 @@ class Bounded(NamedTuple):
 class Intersection:
     """The boxes of a pass, intersected with those of the domains that these are parts of.
 
-    The latter hold only for inputs that violate a case, so they may contradict the others where there are none.
+    The latter hold only for inputs that violate a case. Where there are none, they may contradict the others, and one
+    another, so that a lower bound is above an upper one.
     """
 
     def __init__(self, domains: InputDomains, settings: Settings) -> None:
         self.known, self.settings, self.kept = iter(domains.boxes), settings, list[Ends]()
-        self.crown = tighten_by_crown(settings)
+        self.lower_bounds = crown_lower_bounds(settings)
         self.empty = torch.zeros_like(domains.nodes, dtype=torch.bool)
 
     def tighten(self, layer: nn.Module, records: list[LayerRecord], start: Box, box: Box) -> Box:
         """CROWN's box of a layer, intersected with the interval and with what is known."""
-        for ends in self.known:
-            box = self._both(box, box_between(*ends))
-            break
-        found = self._both(box, self.crown(layer, records, start, box))
+        if (known := next(self.known, None)) is not None:
+            box = self._both(box, known)
+        prefix = Prefix(records, start)
+        found = self._both(box, tighter_ends(layer, prefix, box, self.lower_bounds, self.settings))
         self.kept.append((found.lower, found.upper))
         return found
 
-    def _both(self, box: Box, other: Box) -> Box:
+    def _both(self, box: Box, ends: Ends) -> Box:
         """The intersection; where it is empty, the domain is empty and `box` stays."""
-        nothing = ((other.lower > box.upper) | (other.upper < box.lower)).flatten(1).any(1)
+        lower, upper = torch.maximum(box.lower, ends[0]), torch.minimum(box.upper, ends[1])
+        nothing = (lower > upper).flatten(1).any(1)
         self.empty = self.empty | nothing
-        rows = nothing.view(-1, *[1] * (box.radius.dim() - 1))
-        consistent = Box(torch.where(rows, box.centre, other.centre), torch.where(rows, box.radius, other.radius))
-        return intersection(box, consistent, self.settings)
+        rows = nothing.view(-1, *[1] * (lower.dim() - 1))
+        lower, upper = torch.where(rows, box.lower, lower), torch.where(rows, box.upper, upper)
+        return ordered_box(lower, upper, box, self.settings)
 
 
 @torch.no_grad()

@@ -112,7 +112,8 @@ class InputSearch:
         if self.tree is not None:
             return batch._replace(boxes=found.boxes, cases=batch.cases & open_cases(linear))
         lower, upper, cases = remaining(linear, batch.cases & ~found.empty.unsqueeze(1))
-        tighter = narrowed(found.limits, cases, found.boxes, self.affine, (lower, upper))
+        ends, deadline = (lower, upper), self.settings.deadline
+        tighter = narrowed(found.limits, cases, found.boxes, self.affine, ends, deadline)
         cases = cases & ~tighter.empty.unsqueeze(1)
         return batch._replace(lower=tighter.lower, upper=tighter.upper, boxes=tighter.boxes, cases=cases)
 

@@ -22,12 +22,14 @@ from certtrain.bounds.lines import Lines
 from certtrain.bounds.relaxation import free_lines, relaxed
 from certtrain.bounds.rounding import UNIT64, Rounding
 from certtrain.bounds.trace import NONLINEAR
-from certtrain.branching.halfspaces import OUTWARD, cut_ends
+from certtrain.branching.halfspaces import OUTWARD
 from certtrain.branching.input_domains import Ends
+from certtrain.runtime.deadline import NEVER, Deadline
 
-MOST_SLOPES = 2**20  # coefficients of a layer's inputs that are kept
+MOST_SLOPES = 2**22  # coefficients of a layer's inputs that are kept, and functions to find them by
 ENTRIES_AT_ONCE = 2**20  # entries of all domains that are in memory at once
 LEAST_GAP = 2.0**-20  # of a neuron's width; with less on one side of zero it counts as stable
+TINY = torch.finfo(torch.float64).tiny
 LEAST_PRODUCT = 2.0**-900  # a smaller product of coefficients may have lost some to underflow
 
 
@@ -93,7 +95,7 @@ def limits(
 
 def _reach(room: Tensor, slope: Tensor) -> Tensor:
     """room / slope, rounded up; infinite where the slope is not positive, or either is not known."""
-    reach = room / slope * OUTWARD + torch.finfo(room.dtype).tiny
+    reach = room / slope * OUTWARD + TINY
     return reach.where((slope > LEAST_PRODUCT) & reach.isfinite(), torch.inf)
 
 
@@ -112,7 +114,12 @@ class Narrowed(NamedTuple):
 
 
 def narrowed(
-    found: dict[int, NeuronLimits], cases: Tensor, boxes: tuple[Ends, ...], affine: list["AffineNeurons"], ends: Ends
+    found: dict[int, NeuronLimits],
+    cases: Tensor,
+    boxes: tuple[Ends, ...],
+    affine: list["AffineNeurons"],
+    ends: Ends,
+    deadline: Deadline = NEVER,
 ) -> Narrowed:
     """Domains with `ends` (D, N) and `boxes`, where one of the cases `cases` (D, C) is violated."""
     (lower, upper), tighter, empty = ends, list(boxes), torch.zeros_like(cases[:, 0])
@@ -120,7 +127,7 @@ def narrowed(
         tighter[place], nothing = _intersection(boxes[place], each.over(cases))
         empty = empty | nothing
     for neurons in affine:
-        lower, upper, nothing = cut(neurons, tighter[neurons.place], lower, upper)
+        lower, upper, nothing = cut(neurons, tighter[neurons.place], lower, upper, deadline)
         empty = empty | nothing
     return Narrowed(lower, upper, tuple(tighter), empty)
 
@@ -142,7 +149,8 @@ class AffineNeurons(NamedTuple):
 
     place: the rectifier's, among the layers with boxes. value: the number of its result. bounds: (2J,), lower bounds of
     z and of −z over the problem's box. coefficients: (2J, N). rising, falling: (N, 2J), their positive and negative
-    parts. lower, upper: (N,), the ends of the problem's box.
+    parts. rising_inverse, falling_inverse: (2J, N), 1 / |coefficient| of that sign, rounded up, else infinite. lower,
+    upper: (N,), the ends of the problem's box.
     """
 
     place: int
@@ -151,6 +159,8 @@ class AffineNeurons(NamedTuple):
     coefficients: Tensor
     rising: Tensor
     falling: Tensor
+    rising_inverse: Tensor
+    falling_inverse: Tensor
     lower: Tensor
     upper: Tensor
 
@@ -168,7 +178,8 @@ def affine_neurons(prefix: Prefix, ends: Ends, rounding: Rounding) -> list[Affin
     for each in rectifiers(prefix):
         before = Prefix(prefix.records[: each.record.call.inputs[0]], prefix.start)
         affine = not any(isinstance(before.records[number].call.layer, NONLINEAR) for number in before.used())
-        if before.records and affine and each.box.radius.numel() * prefix.start.radius.numel() <= MOST_SLOPES:
+        neurons = each.box.radius.numel()
+        if before.records and affine and neurons * max(neurons, prefix.start.radius.numel()) <= MOST_SLOPES:
             found.append(_affine(each, before, ends, rounding))
     return found
 
@@ -179,30 +190,42 @@ def _affine(rectifier: Rectifier, prefix: Prefix, ends: Ends, rounding: Rounding
     both = torch.cat([each, -each], 1)
     bounds = backsubstitute(prefix, both, rounding=rounding, on_coefficients=values.__setitem__)
     coefficients = values[0].flatten(2)[0]
-    parts = (part.T.contiguous() for part in (coefficients.relu(), (-coefficients).relu()))
+    parts = coefficients.relu(), (-coefficients).relu()
+    signed = (part.T.contiguous() for part in parts)
+    inverses = ((OUTWARD / part).where(part > 0, torch.inf) for part in parts)
     box = (end.flatten() for end in ends)
-    return AffineNeurons(rectifier.place, rectifier.number + 1, bounds[0], coefficients, *parts, *box)
+    return AffineNeurons(rectifier.place, rectifier.number + 1, bounds[0], coefficients, *signed, *inverses, *box)
 
 
-def cut(neurons: AffineNeurons, ends: Ends, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cut(
+    neurons: AffineNeurons, ends: Ends, lower: Tensor, upper: Tensor, deadline: Deadline
+) -> tuple[Tensor, Tensor, Tensor]:
     """The ends (D, N) of boxes without what puts a neuron outside `ends` (D, …), and which of them (D,) are empty.
 
-    An empty box stays as it is.
+    An empty box stays as it is; after the deadline nothing more is cut off.
     """
     limit = torch.cat([ends[1].flatten(1), -ends[0].flatten(1)], 1)  # of z and −z
     bounds = neurons.over(lower, upper)
     room = limit - bounds + 4 * UNIT64 * (limit.abs() + bounds.abs())
-    new_lower, new_upper = lower, upper
-    for part in torch.split(
-        _useful(neurons.coefficients, room, upper - lower), max(1, ENTRIES_AT_ONCE // lower.numel())
-    ):
-        slopes = neurons.coefficients[part]
-        above, below = cut_ends(lower.unsqueeze(1), upper.unsqueeze(1), slopes, -room[:, part])
-        if len(part):
-            new_lower, new_upper = torch.maximum(new_lower, above.amax(1)), torch.minimum(new_upper, below.amin(1))
-    empty = (room < 0).any(1) | (new_lower > new_upper).any(1)
+    empty = (room < 0).any(1)
+    above, below = _reaches(neurons, room.relu() * OUTWARD + TINY, lower, upper, deadline)
+    new_upper = torch.minimum(upper, lower + above + (4 * UNIT64 * (lower.abs() + above) + TINY))
+    new_lower = torch.maximum(lower, upper - below - (4 * UNIT64 * (upper.abs() + below) + TINY))
+    empty = empty | (new_lower > new_upper).any(1)
     rows = empty.unsqueeze(1)
     return torch.where(rows, lower, new_lower), torch.where(rows, upper, new_upper), empty
+
+
+def _reaches(neurons: AffineNeurons, room: Tensor, lower: Tensor, upper: Tensor, deadline: Deadline) -> Ends:
+    """How far (D, N) what is left of boxes reaches from their lower and upper ends; infinite if not known."""
+    above, below = torch.full_like(lower, torch.inf), torch.full_like(lower, torch.inf)
+    useful = _useful(neurons.coefficients, room, upper - lower)
+    for part in torch.split(useful, max(1, ENTRIES_AT_ONCE // lower.numel())):
+        if not len(part) or deadline.over():
+            break
+        for reach, inverse in ((above, neurons.rising_inverse), (below, neurons.falling_inverse)):
+            torch.fmin(reach, (room[:, part].unsqueeze(2) * inverse[part]).amin(1), out=reach)
+    return above, below
 
 
 def _useful(coefficients: Tensor, room: Tensor, widths: Tensor) -> Tensor:

@@ -103,18 +103,13 @@ def test_cutting_off_what_cannot_violate_needs_fewer_domains():
 
 def test_boxes_of_a_domain_hold_in_its_parts_and_save_work(monkeypatch: pytest.MonkeyPatch):
     problem, bound = problem_of(network(6), [1.0]), list[int]()
-    plain = input_bounds.tighten_by_crown
+    plain = input_bounds.tighter_ends
 
-    def counted(settings: object) -> object:
-        tighten = plain(settings)
+    def counted(layer: nn.Module, prefix: object, box: object, *options: object) -> object:
+        bound.append(int(((box.lower < 0) & (box.upper > 0)).sum()))
+        return plain(layer, prefix, box, *options)
 
-        def each(layer: nn.Module, records: list, start: object, box: object) -> object:
-            bound.append(int(((box.lower < 0) & (box.upper > 0)).sum()))
-            return tighten(layer, records, start, box)
-
-        return each
-
-    monkeypatch.setattr(input_bounds, "tighten_by_crown", counted)
+    monkeypatch.setattr(input_bounds, "tighter_ends", counted)
     assert InputSearch(problem, SETTINGS, keep_tree=True).run().proved
     with_parents = sum(bound)
     bound.clear()

@@ -93,6 +93,19 @@ def test_no_input_that_violates_a_case_is_cut_off(activations: str, seed: int):
     assert after < before if activations == "relu" else after <= before
 
 
+def test_conditions_that_contradict_one_another_close_a_domain():
+    """Two sums of the inputs have limits that each is possible alone, and CROWN's bounds after them cross."""
+    count = 11
+    sums, after, last = nn.Linear(count, 2), nn.Linear(2, 3), nn.Linear(3, 3)
+    sums.weight.data, sums.bias.data = torch.stack([torch.ones(count), -torch.ones(count)]), torch.tensor([0.6, 0.45])
+    after.weight.data, after.bias.data = torch.tensor([[1.0, 0], [0, 1], [1, 1]]), torch.tensor([1.0, 1, -0.1])
+    last.weight.data, last.bias.data = torch.eye(3), torch.zeros(3)
+    model = nn.Sequential(sums, nn.ReLU(), after, nn.ReLU(), last).double().eval().requires_grad_(False)
+    ends = torch.tensor([[-1.3] + [-0.05] * 10]).double(), torch.tensor([[0.0] + [0.05] * 10]).double()
+    case = torch.eye(3).double(), torch.tensor([-1.1, -1.1, -100.0]).double()
+    assert InputSearch(InputProblem.of(checked_graph(model), *ends, [case], REAL), SETTINGS).run().proved
+
+
 # --- clauses ---------------------------------------------------------------------------------------------
 
 
