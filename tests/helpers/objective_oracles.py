@@ -4,6 +4,7 @@ import re
 from functools import cache
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from certtrain.bounds.graph import LayerGraph
 from certtrain.spec.objective import AnyObjective, ObjectiveSection
+from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.objectives import objective_of
 from certtrain.training.objectives.base import Objective, RobustLosses
 from certtrain.training.passes import Passes, SignedAscent
 from helpers.oracles import EPS, FOLDER
 
-NETS = ("mlp", "cnn4_bn")
+NETS, EXAMPLES = ("mlp", "cnn4_bn"), 6
 _SECTIONS: TypeAdapter[Any] = TypeAdapter(AnyObjective)
 _FIELDS = {"alpha": "alpha", "lambda": "subselection_ratio", "shrink": "relu_shrinkage", "scale": "gradient_scale"}
 
@@ -100,6 +102,13 @@ def given(oracle: Oracle, graph: LayerGraph) -> Given:
     return Given(objective_of(oracle.section(graph), graph), oracle.found())
 
 
+def preset_of(oracle: Oracle, **train: object) -> Preset:
+    """A run with the oracle's ε from the first step on, without regularisers and without clipping."""
+    changes = {"eps.max": oracle.radius, "eps.start": 1, "eps.length": 0, "regularizer.weight": 0.0}
+    changes |= {"train.clip_norm": 1e30, "train.batch_size": EXAMPLES}
+    return load_preset("digits", changes | {f"train.{name}": value for name, value in train.items()})
+
+
 def largest(gradients: dict[str, Tensor]) -> float:
     """The scale that a gradient is compared at."""
     return max(float(gradient.abs().max()) for gradient in gradients.values())
@@ -110,3 +119,9 @@ def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
     assert expected
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-9 * largest(expected), msg=name)
+
+
+def assert_step(oracle: Oracle, gradients: dict[str, Tensor], sums: dict[str, float]) -> None:
+    """A step over all examples has the references' gradient and loss."""
+    assert_gradients(gradients, oracle.gradients())
+    assert sums["robust_loss"] / EXAMPLES == pytest.approx(float(oracle.value("loss")), rel=1e-9)

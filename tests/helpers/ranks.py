@@ -20,6 +20,9 @@ from certtrain.training.distributed import Group, process_group
 from certtrain.training.events import Event, Note, Started, Stopped
 from certtrain.training.step import Reading, Stepper
 from certtrain.training.trainer import Trainer
+from helpers.objective_oracles import EXAMPLES, given, oracles, preset_of
+from helpers.oracles import inputs
+from helpers.oracles import network as reference_network
 from helpers.small_runs import small, stop_before
 from helpers.small_steps import PER_EPOCH, SHAPE, batch, network, preset
 
@@ -76,6 +79,21 @@ def everything(group: Group) -> dict[str, Any]:
         } | {"not finite": not_finite(group)}
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def referenced(group: Group) -> list[tuple[dict[str, Tensor], dict[str, float]]]:
+    """Gradients and measures of a step of each reference, of whose examples each rank has its part."""
+    torch.set_default_dtype(torch.float64)
+    part, found = slice(group.rank * EXAMPLES // group.size, (group.rank + 1) * EXAMPLES // group.size), []
+    for oracle in oracles():
+        model, (x, labels) = reference_network(oracle.net), inputs(oracle.net)
+        stepper = Stepper(preset_of(oracle), model, 10, group=group)
+        stepper.objective = given(oracle, stepper.graph)
+        stepper.run(0, x[part], labels[part], len(labels[part]) / EXAMPLES)
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((gradients, stepper.read().sums))
+    torch.set_default_dtype(torch.float32)
+    return found
 
 
 def among_ranks(group: Group) -> dict[str, Any]:
@@ -158,6 +176,6 @@ def work(rank: int, port: int, folder: Path) -> None:
     """One rank; what it found is left in the folder."""
     with joined(rank, port) as group:
         found = {"everything": everything(group), "among": among_ranks(group), "runs": runs(group, folder)}
-        found["refreshed"] = refreshed(group)
+        found |= {"refreshed": refreshed(group), "references": referenced(group)}
         assert (group.rank, group.size) == (rank, RANKS)
     torch.save(found, folder / f"{rank}.pt")

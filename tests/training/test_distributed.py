@@ -25,6 +25,7 @@ from certtrain.runs.checkpoint import RunFolder
 from certtrain.training.distributed import SINGLE_PROCESS, process_group
 from certtrain.training.events import Note, Started, Stopped
 from helpers import processes
+from helpers.objective_oracles import assert_step, oracles
 from helpers.ranks import RANKS, SETTINGS, dying, everything, refreshed, work
 from helpers.small_runs import metrics, report, small, without_seconds
 from helpers.small_steps import WITHOUT_GRADIENT
@@ -152,6 +153,12 @@ def test_steps_of_two_ranks_are_those_of_one(name: str, rank: int, ranks: list[d
             assert before.keys() == after.keys()
             for key in before.keys() - WITHOUT_GRADIENT:
                 torch.testing.assert_close(after[key], before[key], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_two_ranks_have_the_references_losses_and_gradients(rank: int, ranks: list[dict[str, Any]]):
+    for oracle, found in zip(oracles(), ranks[rank]["references"], strict=True):
+        assert_step(oracle, *found)
 
 
 def test_every_rank_has_the_same_bits(ranks: list[dict[str, Any]]):

@@ -135,6 +135,21 @@ def test_a_latent_attack_on_the_whole_network_attacks_its_inputs_for_each_class(
     assert found["interval_loss"] == pytest.approx(terms({"name": "ibp"})["robust"])
 
 
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_latent_attack_on_the_inputs_of_two_classes_is_adversarial_training(steps: int):
+    """Of two classes there is one margin, whose sign of the gradient is the cross-entropy's; all is second part."""
+    model, attack = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2)),
+        {"steps": steps, "start": 0},
+    )
+    x, labels = torch.rand(9, 1, 8, 8), torch.arange(9) % 2
+    given = partial(objective_terms, model, x, labels, EPS, eps_max=EPS)
+    found = given(objective={"name": "taps", "split": "input", "latent_attack": attack | {"restarts": 1}})
+    attacked = given(objective={"name": "pgd", "attack": attack})
+    assert attacked.robust > attacked.natural
+    torch.testing.assert_close(found.measures["latent_loss"], attacked.robust, rtol=1e-12, atol=0)
+
+
 def test_without_a_second_part_but_the_last_layer_the_latent_attack_is_exact():
     # Over the box before a linear layer, the attack reaches the corner of each margin: that of the elided intervals.
     split = {"name": "taps", "split": "linear1_relu", "latent_attack.steps": 1, "latent_attack.step_size": 2.0}

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from certtrain.bounds.plain import plain_pass
 from certtrain.bounds.statistics import batch_statistics
 from certtrain.bounds.supported import checked_graph
-from certtrain.spec.preset import Preset, load_preset
 from certtrain.training.passes import Clean, Passes
 from certtrain.training.step import Stepper
-from helpers.objective_oracles import Oracle, assert_gradients, given, oracles
+from helpers.objective_oracles import Oracle, assert_gradients, assert_step, given, oracles, preset_of
 from helpers.oracles import inputs, network
 
 ALL = oracles()
@@ -49,33 +48,20 @@ def test_each_examples_loss_and_the_gradient_are_the_references(oracle: Oracle):
     assert_gradients({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, oracle.gradients())
 
 
-def preset(oracle: Oracle, **train: object) -> Preset:
-    """A run with the oracle's ε from the first step on, without regularisers and without clipping."""
-    changes = {"eps.max": oracle.radius, "eps.start": 1, "eps.length": 0, "regularizer.weight": 0.0}
-    changes |= {"train.clip_norm": 1e30, "train.batch_size": 6} | {f"train.{n}": value for n, value in train.items()}
-    return load_preset("digits", changes)
-
-
 def stepped(oracle: Oracle, *, compile: bool = False, **train: object) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The gradients and the measures of a step with the attacked inputs of the file."""
     model, (x, labels) = network(oracle.net), inputs(oracle.net)
-    stepper = Stepper(preset(oracle, **train), model, 10, compile=compile)
+    stepper = Stepper(preset_of(oracle, **train), model, 10, compile=compile)
     stepper.objective = given(oracle, stepper.graph)
     stepper.run(0, x, labels)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return gradients, stepper.read().sums
 
 
-def assert_is(oracle: Oracle, found: tuple[dict[str, Tensor], dict[str, float]]) -> None:
-    gradients, sums = found
-    assert_gradients(gradients, oracle.gradients())
-    assert sums["robust_loss"] / 6 == pytest.approx(float(oracle.value("loss")), rel=1e-9)
-
-
 @pytest.mark.parametrize("size", [None, 4])
 @EACH
 def test_a_step_whole_and_in_parts_has_the_references_gradient(oracle: Oracle, size: int | None):
-    assert_is(oracle, stepped(oracle, micro_batch=size))
+    assert_step(oracle, *stepped(oracle, micro_batch=size))
 
 
 @pytest.mark.slow
@@ -86,12 +72,12 @@ def test_a_compiled_step_has_the_references_gradient(oracle: Oracle, monkeypatch
     torch.compiler.reset()
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **options: real(*a, **options | {"backend": "aot_eager"}))
-    assert_is(oracle, stepped(oracle, compile=True))
+    assert_step(oracle, *stepped(oracle, compile=True))
 
 
 def test_no_module_changes_its_mode():
     oracle = ALL[0]
     model, (x, labels) = network(oracle.net), inputs(oracle.net)
-    stepper = Stepper(preset(oracle), model, 10)
+    stepper = Stepper(preset_of(oracle), model, 10)
     stepper.run(0, x, labels)
     assert not any(module.training for module in model.modules() if isinstance(module, nn.Module))
