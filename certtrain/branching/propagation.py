@@ -26,7 +26,7 @@ from certtrain.branching.halfspaces import OUTWARD
 from certtrain.branching.input_domains import Ends
 from certtrain.runtime.deadline import NEVER, Deadline
 
-MOST_SLOPES = 2**22  # coefficients of a layer's inputs that are kept, and functions to find them by
+MOST_AFFINE, MOST_SLOPES = 2**11, 2**18  # neurons of a layer, and their coefficients, all of which a cut looks at
 ENTRIES_AT_ONCE = 2**20  # entries of all domains that are in memory at once
 LEAST_GAP = 2.0**-20  # of a neuron's width; with less on one side of zero it counts as stable
 TINY = torch.finfo(torch.float64).tiny
@@ -178,8 +178,8 @@ def affine_neurons(prefix: Prefix, ends: Ends, rounding: Rounding) -> list[Affin
     for each in rectifiers(prefix):
         before = Prefix(prefix.records[: each.record.call.inputs[0]], prefix.start)
         affine = not any(isinstance(before.records[number].call.layer, NONLINEAR) for number in before.used())
-        neurons = each.box.radius.numel()
-        if before.records and affine and neurons * max(neurons, prefix.start.radius.numel()) <= MOST_SLOPES:
+        neurons, inputs = each.box.radius.numel(), prefix.start.radius.numel()
+        if before.records and affine and neurons <= MOST_AFFINE and neurons * inputs <= MOST_SLOPES:
             found.append(_affine(each, before, ends, rounding))
     return found
 
