@@ -65,8 +65,12 @@ class Prefix(NamedTuple):
 LinesOf = Mapping[int, Lines]
 # What is added to Λ at the input of a record's layer, by the record's number: each of shape (B, 1 or S, …).
 AddedOf = Mapping[int, Tensor]
+# From Λ (B, S, …) at a layer's result to what is left of it for the layer, and the rest times linear upper bounds of
+# the results: (B, S, …) at the network's input, and a constant (B, S).
+Planes = Callable[[Tensor], tuple[Tensor, Substitution]]
 # Called with each Λ and the number of its value: 0 for the input, n + 1 for the result of record n.
 OnCoefficients = Callable[[int, Tensor], None]
+NO_PLANES: Mapping[int, Planes] = {}
 
 
 def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
@@ -80,6 +84,7 @@ def backsubstitute(
     *,
     lines: LinesOf | None = None,
     added: AddedOf | None = None,
+    planes: Mapping[int, Planes] = NO_PLANES,
     rounding: Rounding | None = None,
     on_coefficients: OnCoefficients = lambda value, coefficients: None,
 ) -> Tensor:
@@ -87,6 +92,7 @@ def backsubstitute(
 
     lines: lines that replace layers, instead of the lines over the records' boxes.
     added: coefficients at the inputs z of nonlinear layers; their products with z are added to the functions.
+    planes: upper bounds of layers' results that are linear in the network's inputs, by the record's number.
     rounding: the arithmetic of the records' rounding errors. Each of them is subtracted, and with `rounding` so is the
         rounding of this backsubstitution at the input and at what is added.
     on_coefficients: called with Λ at every value.
@@ -98,6 +104,11 @@ def backsubstitute(
         record, coefficients = records[number], pending.pop(number + 1)
         check_coefficients(record.call, [record.result], [coefficients], coefficients.shape[:2])
         on_coefficients(number + 1, coefficients)
+        size = coefficients.abs()
+        if number in planes:
+            coefficients, direct = planes[number](coefficients)
+            pending[0] = pending[0] + direct.coefficients[0] if 0 in pending else direct.coefficients[0]
+            constants += [] if direct.constant is None else [direct.constant]
         given = None if lines is None else lines.get(number)
         step = (
             LINEAR_RULES[type(record.call.layer)](record, coefficients)
@@ -106,7 +117,7 @@ def backsubstitute(
         )
         check_coefficients(record.call, record.shapes, step.coefficients, coefficients.shape[:2])
         constants += [] if step.constant is None else [step.constant]
-        constants += [] if record.rounding_error is None else [-_dot(coefficients.abs(), record.rounding_error)]
+        constants += [] if record.rounding_error is None else [-_dot(size, record.rounding_error)]
         if added is not None and number in added:
             step = Substitution((step.coefficients[0] + added[number],))
             constants += [] if rounding is None else [-_dot(added[number].abs(), _rounding_per_unit(record))]

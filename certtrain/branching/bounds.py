@@ -12,21 +12,22 @@ the sign of this computed value. So the two sides of a split cover all values in
 arithmetic, and the added term needs only the verifier's own rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from certtrain.bounds.ascent import Ascent
-from certtrain.bounds.linear import LinesOf, OnCoefficients, Prefix, backsubstitute
+from certtrain.bounds.linear import NO_PLANES, LinesOf, OnCoefficients, Planes, Prefix, backsubstitute
 from certtrain.bounds.lines import FreeLines
 from certtrain.bounds.rounding import UNIT64
 from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
 
-ALPHA_RATE, BETA_RATE, WEIGHT_RATE, DECAY = 0.1, 1.0, 0.1, 0.98
+RATES = (0.1, 1.0, 0.1, 0.1)  # the length of the first step in slopes, multipliers, weights and shares
+DECAY = 0.98
 LEAST_WEIGHT = 1e-12  # their sum must not be zero
 COMPACT_SHARE = 4  # closed domains are removed from the ascent once at least one in this many is closed
 
@@ -56,6 +57,7 @@ class RelaxedDomains:
         alphas: Tensor,
         betas: Tensor,
         weights: Tensor,
+        shares: Tensor,
         *,
         on_coefficients: OnCoefficients = lambda value, coefficients: None,
     ) -> Tensor:
@@ -70,6 +72,7 @@ class RelaxedDomains:
             functions,
             lines=lines,
             added=added,
+            planes=self._planes(shares),
             rounding=problem.rounding,
             on_coefficients=on_coefficients,
         )
@@ -78,13 +81,23 @@ class RelaxedDomains:
             bounds = bounds - 4 * UNIT64 * (found.abs() + offsets.abs())
         return bounds.squeeze(1)
 
-    def project(self, alphas: Tensor, betas: Tensor, weights: Tensor) -> None:
-        """Project slopes, multipliers and weights onto their sound values, in place."""
+    def _planes(self, shares: Tensor) -> Mapping[int, Planes]:
+        hull = self.problem.hull
+        if hull is None or not shares.shape[1]:
+            return NO_PLANES
+        box = self.prefix.records[hull.record].box
+        assert box is not None  # it is a nonlinear layer
+        return {hull.record: hull.planes(shares, box)}
+
+    def project(self, alphas: Tensor, betas: Tensor, weights: Tensor, shares: Tensor) -> None:
+        """Project slopes, multipliers, weights and shares onto their sound values, in place."""
         for number, free in self.free.items():
             part = self.problem.alpha(alphas, number)
             torch.clamp(part, free.least, free.most, out=part)
         betas.clamp_(min=0).mul_(self.signs != 0)
         weights.clamp_(min=LEAST_WEIGHT)
+        if self.problem.hull is not None:
+            shares.clamp_(self.problem.hull.slope, 1.0)
 
 
 @torch.no_grad()
@@ -94,12 +107,12 @@ def optimised(problem: Problem, domains: Domains, steps: int, deadline: Deadline
     A closed domain is not optimised further.
     """
     relaxed = RelaxedDomains.of(problem, domains)
-    variables = [domains.alphas.clone(), domains.betas.clone(), domains.weights.clone()]
+    variables = [value.clone() for value in domains.variables]
     relaxed.project(*variables)
     no_bounds = variables[0].new_full((domains.total,), -torch.inf)
-    alphas, betas, weights = (value.clone() for value in variables)
-    best = domains._replace(alphas=alphas, betas=betas, weights=weights, bounds=no_bounds)
-    ascent = Ascent(variables, [ALPHA_RATE, BETA_RATE, WEIGHT_RATE], DECAY)
+    alphas, betas, weights, shares = (value.clone() for value in variables)
+    best = domains._replace(alphas=alphas, betas=betas, weights=weights, shares=shares, bounds=no_bounds)
+    ascent = Ascent(variables, RATES, DECAY)
     left = torch.arange(domains.total, device=best.nodes.device)
     for _ in range(steps):
         if deadline.over():
@@ -129,7 +142,7 @@ def domain_bounds(problem: Problem, domains: Domains) -> Tensor:
 def relaxed_domains(problem: Problem, domains: Domains) -> tuple[RelaxedDomains, list[Tensor]]:
     """The domains relaxed in the precision of the problem, with their slopes, multipliers and weights."""
     relaxed, like = RelaxedDomains.of(problem, domains), problem.prefix.start.radius
-    variables = [value.to(like.dtype, copy=True) for value in (domains.alphas, domains.betas, domains.weights)]
+    variables = [value.to(like.dtype, copy=True) for value in domains.variables]
     relaxed.project(*variables)
     return relaxed, variables
 
@@ -151,5 +164,5 @@ def _keep_better(best: Domains, rows: Tensor, bounds: Tensor, values: Sequence[T
     better = (bounds > before) & ~(before > 0)
     chosen = rows[better]
     best.bounds[chosen] = bounds[better]
-    for kept, value in zip((best.alphas, best.betas, best.weights), values, strict=True):
+    for kept, value in zip(best.variables, values, strict=True):
         kept[chosen] = value[better]

@@ -13,6 +13,7 @@ class Domains(NamedTuple):
     signs: (D, T) of int8: 1 where a neuron's input is ≥ 0, −1 where it is ≤ 0, and 0 where it is not split.
     alphas: (D, A), the best α found. betas: (D, T), the best multipliers. weights: (D, S), not negative, those of the
         functions in the sum that is bounded; only their proportions count.
+    shares: (D, J, K), the best shares of the upper planes of J neurons; J is 0 where chords are used alone.
     bounds: (D,), the lower bounds of these sums. One above zero closes the domain: everywhere in it, some function is
         above zero.
     lower, upper: (D, T) of float32, bounds of the neurons' inputs where clipping made them tighter; else infinite.
@@ -25,6 +26,7 @@ class Domains(NamedTuple):
     alphas: Tensor
     betas: Tensor
     weights: Tensor
+    shares: Tensor
     bounds: Tensor
     lower: Tensor
     upper: Tensor
@@ -36,7 +38,14 @@ class Domains(NamedTuple):
         """Domains that are not bounded yet, without clipped ends, all at node 0."""
         zeros = weights.new_zeros(len(signs), dtype=torch.float64)
         none = torch.full_like(signs, -torch.inf, dtype=torch.float32)
-        return cls(signs.to(torch.int8), alphas, betas, weights, zeros - torch.inf, none, -none, zeros, zeros.long())
+        chords = alphas.new_zeros(len(signs), 0, 0)
+        ends = (none, -none, zeros)
+        return cls(signs.to(torch.int8), alphas, betas, weights, chords, zeros - torch.inf, *ends, zeros.long())
+
+    @property
+    def variables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the bounds are optimised over: alphas, betas, weights and shares."""
+        return self.alphas, self.betas, self.weights, self.shares
 
     @property
     def closed(self) -> Tensor:

@@ -15,6 +15,7 @@ from certtrain.bounds.lines import FreeLines
 from certtrain.bounds.relaxation import alpha_shape, free_lines
 from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.branching.domains import Domains
+from certtrain.branching.hull import Hull
 
 
 class Neuron(NamedTuple):
@@ -35,6 +36,7 @@ class Problem:
     ends: the lower and upper bounds (T,) of the neurons' inputs over the box. unstable: (T,), which of them have either
     sign in the box. stable: (T,), the signs of the others. relaxed: (T,), the neurons whose lines are not exact.
     scale: (T,), the size of Λ at each neuron, the unit of its multiplier.
+    hull: the bounds from which the upper planes of domains with shares are made; None before a search asks for them.
     """
 
     def __init__(self, prefix: Prefix, functions: Tensor, offsets: Tensor, rounding: Rounding | None = None) -> None:
@@ -52,6 +54,7 @@ class Problem:
         self.stable = (lower >= 0) * 2 - 1
         self.relaxed = self._relaxed()
         self.scale = self._scale()
+        self.hull: Hull | None = None
 
     def in_float32(self) -> "Problem":
         """The same in float32 and without rounding: for the search, not for proofs."""

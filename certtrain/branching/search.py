@@ -14,6 +14,7 @@ from certtrain.branching.alternation import Falsifies, Outcome
 from certtrain.branching.bounds import domain_bounds, optimised
 from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
 from certtrain.branching.domains import Domains, concatenated, newest, replaced
+from certtrain.branching.hull import PLANE_BYTES, PLANE_WORK, Hull, hull_of
 from certtrain.branching.leaves import affine, leaf_solution
 from certtrain.branching.problem import Problem
 from certtrain.branching.selection import BranchingScores, branching_scores, chosen_neurons, sides
@@ -27,6 +28,8 @@ RETRY_DOMAINS, RETRIES = 200, (200, 50, 50, 50, 50)  # to prove a leaf again: do
 CLIPS, CLIP_STEPS = 6, 3  # how often a domain is clipped at most, and the steps of ascent after each time
 GAIN = 0.1  # a domain is clipped again while its bound rises by this share of its distance from zero
 SHARE_OF_RESERVE, LEAST_THRESHOLD = 0.01, 2.0**-500  # the threshold of clipped domains, and what it is at least
+PLANE_TRIAL, TRIALS_APART, PLANE_STEPS = 32, 8, 20  # planes are tried after 32 domains, 256, …; and the steps of ascent
+TRIED, PLANE_GAIN = 8, 0.1  # domains of a trial, and the gain that is enough, as a share of the distance from zero
 RESERVE = 1.25  # the float32 search aims above zero by this many times what rounding costs the bound of the whole box
 
 
@@ -65,6 +68,7 @@ def unproved_leaves(problem: Problem, leaves: Iterable[Path], settings: Settings
         left = _unproved(search, left)
         if len(left):
             again = BranchAndBound(problem, replace(settings, domains=RETRY_DOMAINS * len(left)))
+            again.use_planes()
             again.begin(again.first(left))
             unproved += 0 if again.run().proved else len(left)
     return unproved
@@ -82,6 +86,7 @@ def _unproved(search: "BranchAndBound", signs: Tensor) -> Tensor:
         found = found.take(~found.closed)
         if not found.total:
             break
+        found = search.with_planes(found)
     return found.signs
 
 
@@ -113,16 +118,17 @@ class BranchAndBound:
         self.fast = problem.in_float32()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
         self.domains, self.closed, self.begun, self.falsified, self.unprovable = 0, 0, False, False, False
-        self.most = self._most()
+        self.most, self.planes, self.trial = self._most(), False, PLANE_TRIAL
         self.reserve = RESERVE * self._rounding_cost()
         self.fast.offsets = self.fast.offsets - self.reserve
         self.threshold = max(self.reserve * SHARE_OF_RESERVE, LEAST_THRESHOLD)
 
     def _most(self) -> int:
         """Domains per batch: as many as fit the memory and, with a deadline, take well under a second for one step."""
-        work = row_work(self.fast.prefix, gradients=True)
-        held = self.settings.memory // (2 * row_bytes(self.fast.prefix, 1, gradients=True))
-        return max(1, between_checks(min(MOST_DOMAINS, held), work, self.settings.deadline))
+        added = 0 if self.fast.hull is None else self.fast.hull.inputs.numel()
+        work = row_work(self.fast.prefix, gradients=True) + PLANE_WORK * added
+        size = row_bytes(self.fast.prefix, 1, gradients=True) + PLANE_BYTES * added
+        return max(1, between_checks(min(MOST_DOMAINS, self.settings.memory // (2 * size)), work, self.settings.deadline))
 
     def _rounding_cost(self) -> float:
         """How much rounding reduces the bound of the whole box; the search aims above zero by a multiple of this."""
@@ -138,7 +144,39 @@ class BranchAndBound:
         domains = Domains.of(signs.to(like.device), alphas, like.new_zeros(signs.shape), weights)
         for number, lines in self.fast.free_lines(self.fast.restricted(domains)).items():
             self.fast.alpha(alphas, number).copy_(lines.first)
-        return domains
+        return self.with_planes(domains) if self.planes else domains
+
+    def use_planes(self) -> None:
+        """Bound all domains by upper planes from now on, if the network has any."""
+        self.planes = self._hull is not None
+        self.most, self.waiting = self._most(), [self.with_planes(part) for part in self.waiting]
+
+    @cached_property
+    def _hull(self) -> Hull | None:
+        """The bounds that the planes of both problems are made from, computed when they are tried first."""
+        hull = self.problem.hull = hull_of(self.problem.prefix, self.settings)
+        self.fast.hull = None if hull is None else hull.in_float32()
+        return hull
+
+    def with_planes(self, domains: Domains) -> Domains:
+        """The domains with the shares of chords, unless they have shares or the network has no planes."""
+        if self._hull is None or domains.shares.shape[1]:
+            return domains
+        assert self.fast.hull is not None
+        box = self.fast.restricted(domains).records[self.fast.hull.record].box
+        assert box is not None  # it is a nonlinear layer
+        return domains._replace(shares=self.fast.hull.chords(box))
+
+    def _try_planes(self) -> None:
+        """Use planes from now on, if they make the bounds of a few open domains better."""
+        self.trial *= TRIALS_APART
+        if self._hull is None:
+            return
+        few = self.waiting[-1].take(slice(-TRIED, None))
+        found = optimised(self.fast, self.with_planes(few), PLANE_STEPS, self.settings.deadline)
+        gains = (found.bounds - few.bounds) / few.bounds.abs()
+        if float(gains.clamp(max=1.0).mean()) > PLANE_GAIN:
+            self.use_planes()
 
     def bound(self, domains: Domains, steps: int) -> Domains:
         """The domains with optimised slopes and multipliers, clipped ends, and proved bounds if they may be closed."""
@@ -190,6 +228,8 @@ class BranchAndBound:
         if not self.begun:
             self.begin(self.first(torch.zeros(1, self.problem.neurons)))
         while not (self.ended or until.over() or self.settings.deadline.over()):
+            if self.domains >= self.trial and not self.planes:
+                self._try_planes()
             self._step(self._take())
             self._report()
         left = sum(part.total for part in self.waiting)

@@ -48,7 +48,7 @@ class BranchingScores:
 def branching_scores(problem: Problem, domains: Domains) -> BranchingScores:
     """The minimisers of the domains' bounds, and the scores."""
     bounded, found = RelaxedDomains.of(problem, domains), dict[int, Tensor]()
-    bounded.bounds(domains.alphas, domains.betas, domains.weights, on_coefficients=found.__setitem__)
+    bounded.bounds(*domains.variables, on_coefficients=found.__setitem__)
     start = bounded.prefix.start
     minimisers = start.centre - start.radius * found[0][:, 0].sign()
     # A neuron that only clipping made stable may be split, and is needed once no other is left.
