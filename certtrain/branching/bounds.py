@@ -26,7 +26,7 @@ from certtrain.branching.domains import Domains
 from certtrain.branching.problem import Problem
 from certtrain.runtime.deadline import NEVER, Deadline
 
-RATES = (0.1, 1.0, 0.1, 0.1)  # the length of the first step in slopes, multipliers, weights and shares
+RATES = (0.1, 1.0, 0.1, 0.03)  # the length of the first step in slopes, multipliers, weights and shares
 DECAY = 0.98
 LEAST_WEIGHT = 1e-12  # their sum must not be zero
 COMPACT_SHARE = 4  # closed domains are removed from the ascent once at least one in this many is closed

@@ -20,12 +20,9 @@ far less than COEFFICIENTS_UNDERFLOW, by which the bounds are lower than they co
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from certtrain.bounds.activations import RECTIFIERS, slope_of
 from certtrain.bounds.box import Box
@@ -67,16 +64,6 @@ class Hull:
         names = ("upper", "weights", "corners", "spans")
         return replace(self, error=0.0, **{name: getattr(self, name).float() for name in names})
 
-    @cached_property
-    def places(self) -> Tensor:
-        """For each input the places of its terms (N, R) among the entries of `inputs`; J·K where it has fewer."""
-        flat, count = self.inputs.flatten(), self.shape.numel()
-        order, totals = flat.argsort(stable=True), flat.bincount(minlength=count)
-        rank = torch.arange(len(flat), device=flat.device) - (totals.cumsum(0) - totals)[flat[order]]
-        found = torch.full((count, int(totals.max())), len(flat), device=flat.device)
-        found[flat[order], rank] = order
-        return found
-
     def chords(self, box: Box) -> Tensor:
         """The shares (B, J, K) of the chords over the boxes (B, …) at the rectifier."""
         lower, upper = (end.flatten(1)[:, self.neurons] for end in (box.lower, box.upper))
@@ -114,25 +101,9 @@ class Planes:
         taken = -(-flat[:, :, hull.neurons]).relu() * self.unstable.unsqueeze(1)
         rest = flat.index_add(2, hull.neurons, -taken).view_as(coefficients)
         terms = (taken.unsqueeze(3) * self.weights.unsqueeze(1)).flatten(2)
-        at_input = _Sums.apply(terms, hull.places, hull.inputs.flatten()).view(*flat.shape[:2], *hull.shape)
+        zeros = terms.new_zeros(*flat.shape[:2], hull.shape.numel())
+        at_input = zeros.index_add(2, hull.inputs.flatten(), terms).view(*flat.shape[:2], *hull.shape)
         return rest, Substitution((at_input,), (taken * self.offsets.unsqueeze(1)).sum(2))
-
-
-class _Sums(torch.autograd.Function):
-    """The sums (B, S, N) of those terms (B, S, J·K) that belong to each input; much faster than `index_add`.
-
-    places: (N, R), the terms of each input, J·K where there are fewer than R. inputs: (J·K,), the input of each term.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, terms: Tensor, places: Tensor, inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs)
-        return F.pad(terms, (0, 1))[:, :, places].sum(3)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inputs,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradients[0][:, :, inputs], None, None
 
 
 @torch.no_grad()

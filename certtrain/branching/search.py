@@ -21,15 +21,16 @@ from certtrain.branching.selection import BranchingScores, branching_scores, cho
 from certtrain.branching.tree import Cut, Path, Tree
 from certtrain.runtime.deadline import NEVER, Deadline
 
-FIRST_STEPS, STEPS = 50, 5  # steps of ascent for the whole box, and for each later domain
+FIRST_STEPS, STEPS, STEPS_WITH_PLANES = 50, 5, 10  # steps of ascent for the whole box, and for each later domain
 MOST_DOMAINS = 512  # in a batch
 FEW_DOMAINS = 50  # of a short search
 RETRY_DOMAINS, RETRIES = 200, (200, 50, 50, 50, 50)  # to prove a leaf again: domains, and steps of each further ascent
 CLIPS, CLIP_STEPS = 6, 3  # how often a domain is clipped at most, and the steps of ascent after each time
 GAIN = 0.1  # a domain is clipped again while its bound rises by this share of its distance from zero
 SHARE_OF_RESERVE, LEAST_THRESHOLD = 0.01, 2.0**-500  # the threshold of clipped domains, and what it is at least
-PLANE_TRIAL, TRIALS_APART, PLANE_STEPS = 32, 8, 20  # planes are tried after 32 domains, 256, …; and the steps of ascent
-TRIED, PLANE_GAIN = 8, 0.1  # domains of a trial, and the gain that is enough, as a share of the distance from zero
+PLANE_TRIAL, TRIALS_APART = 8, 8  # domains before planes are tried first, and from a trial to the next one
+TRIED, PLANE_STEPS = 8, 20  # domains of a trial, and its steps of ascent
+PLANE_GAIN = 0.1  # what a trial must gain, as a share of the bounds' distances from zero
 RESERVE = 1.25  # the float32 search aims above zero by this many times what rounding costs the bound of the whole box
 
 
@@ -128,7 +129,8 @@ class BranchAndBound:
         added = 0 if self.fast.hull is None else self.fast.hull.inputs.numel()
         work = row_work(self.fast.prefix, gradients=True) + PLANE_WORK * added
         size = row_bytes(self.fast.prefix, 1, gradients=True) + PLANE_BYTES * added
-        return max(1, between_checks(min(MOST_DOMAINS, self.settings.memory // (2 * size)), work, self.settings.deadline))
+        held = self.settings.memory // (2 * size)
+        return max(1, between_checks(min(MOST_DOMAINS, held), work, self.settings.deadline))
 
     def _rounding_cost(self) -> float:
         """How much rounding reduces the bound of the whole box; the search aims above zero by a multiple of this."""
@@ -278,7 +280,7 @@ class BranchAndBound:
         each = zip(domains.nodes.tolist(), neurons.tolist(), strict=True)
         nodes = torch.tensor([self.tree.split(node, self.problem.neuron(neuron)) for node, neuron in each]).to(neurons)
         halves = [sides(domains, neurons, sign)._replace(nodes=own) for sign, own in zip((1, -1), nodes.T, strict=True)]
-        self._sort(self.bound(concatenated(halves), STEPS))
+        self._sort(self.bound(concatenated(halves), STEPS_WITH_PLANES if self.planes else STEPS))
 
     def _sort(self, domains: Domains) -> None:
         """Append the open domains to `waiting`, the lowest bounds last."""
