@@ -27,7 +27,7 @@ from certtrain.bounds.settings import Settings
 from certtrain.bounds.statistics import BatchNorm
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import NONLINEAR, BoundTrace
-from certtrain.branching.bounds import optimised
+from certtrain.branching.bounds import domain_bounds, optimised
 from certtrain.branching.boxes import crown_prefix
 from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
 from certtrain.branching.input_domains import InputProblem
@@ -262,6 +262,7 @@ def neuron_splits(trial: Trial, x: Tensor, eps: float, generator: Generator) -> 
         trial.report(f"splits of neurons in {arithmetic}: proved {outcome.bound:g}, but a value is {least:g}")
     if problem.neurons and (known := neuron_bounds(problem, settings)) is not None:
         clipped_ends(trial, search, known, points[:, 0], values)
+    upper_planes(trial, search, points[:, 0], values, generator)
 
 
 def clipped_ends(trial: Trial, search: BranchAndBound, known: NeuronBounds, points: Tensor, values: Tensor) -> None:
@@ -278,6 +279,28 @@ def clipped_ends(trial: Trial, search: BranchAndBound, known: NeuronBounds, poin
             if not bool(((small >= domain.lower.double() - slack) & (small <= domain.upper.double() + slack)).all()):
                 trial.report(f"clipped ends at threshold {threshold:g}")
             domain = optimised(search.fast, domain, 5)
+
+
+def upper_planes(trial: Trial, search: BranchAndBound, points: Tensor, values: Tensor, generator: Generator) -> None:
+    """Test the bounds of domains with random shares of upper planes at the points that have the domains' signs."""
+    problem = search.problem
+    inputs = (problem if points.dtype == torch.float64 else problem.in_float32()).run(points)[1]
+    for count in (0, 1, 3):
+        fixed = torch.rand(problem.neurons, generator=generator).argsort()[:count]
+        signs = torch.zeros(1, problem.neurons)
+        signs[0, fixed] = (inputs[0, fixed] >= 0) * 2.0 - 1
+        domain = optimised(search.fast, search.with_planes(search.first(signs)), 3 * count)
+        if not domain.shares.shape[1]:
+            return
+        assert problem.hull is not None
+        shares = torch.rand(domain.shares.shape, generator=generator).clamp(problem.hull.slope, 1.0)
+        for each in (domain, domain._replace(shares=shares), domain._replace(shares=shares.round())):
+            bound, fits = float(domain_bounds(problem, each)), ((inputs * signs >= 0) | (signs == 0)).all(1)
+            summed = values[fits] @ (each.weights[0] / each.weights[0].sum()).to(values)
+            slack = EXACT * max(1.0, float(values.abs().max())) if points.dtype == torch.float64 else 0.0
+            trial.claims += 1
+            if not float(summed.min()) >= bound - slack:
+                trial.report(f"upper planes: bound {bound:g}, but a value is {float(summed.min()):g}")
 
 
 def nearly_violated(seen: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ def backsubstitute(
         record, coefficients = records[number], pending.pop(number + 1)
         check_coefficients(record.call, [record.result], [coefficients], coefficients.shape[:2])
         on_coefficients(number + 1, coefficients)
-        size = coefficients.abs()
+        whole = coefficients
         if number in planes:
             coefficients, direct = planes[number](coefficients)
             pending[0] = pending[0] + direct.coefficients[0] if 0 in pending else direct.coefficients[0]
@@ -117,7 +117,7 @@ def backsubstitute(
         )
         check_coefficients(record.call, record.shapes, step.coefficients, coefficients.shape[:2])
         constants += [] if step.constant is None else [step.constant]
-        constants += [] if record.rounding_error is None else [-_dot(size, record.rounding_error)]
+        constants += [] if record.rounding_error is None else [-_dot(whole.abs(), record.rounding_error)]
         if added is not None and number in added:
             step = Substitution((step.coefficients[0] + added[number],))
             constants += [] if rounding is None else [-_dot(added[number].abs(), _rounding_per_unit(record))]

@@ -29,8 +29,8 @@ EPS, SAMPLES = 0.25, 3000
 TWO = torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
 
 
-def variables_of(found: Domains) -> tuple[Tensor, Tensor, Tensor]:
-    return found.alphas.double(), found.betas.double(), found.weights.double()
+def variables_of(found: Domains) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return found.alphas.double(), found.betas.double(), found.weights.double(), found.shares.double()
 
 
 @torch.no_grad()
