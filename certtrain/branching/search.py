@@ -13,6 +13,7 @@ from certtrain.bounds.settings import Settings
 from certtrain.branching.alternation import Falsifies, Outcome
 from certtrain.branching.bounds import domain_bounds, optimised
 from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
+from certtrain.branching.descent import descended
 from certtrain.branching.domains import Domains, concatenated, newest, replaced
 from certtrain.branching.hull import PLANE_BYTES, PLANE_WORK, Hull, hull_of
 from certtrain.branching.leaves import affine, leaf_solution
@@ -25,6 +26,7 @@ FIRST_STEPS, STEPS, STEPS_WITH_PLANES = 50, 5, 10  # steps of ascent for the who
 MOST_DOMAINS = 512  # in a batch
 FEW_DOMAINS = 50  # of a short search
 RETRY_DOMAINS, RETRIES = 200, (200, 50, 50, 50, 50)  # to prove a leaf again: domains, and steps of each further ascent
+DESCENTS = 16  # in each step of the search, to find a counterexample
 CLIPS, CLIP_STEPS = 6, 3  # how often a domain is clipped at most, and the steps of ascent after each time
 GAIN = 0.1  # a domain is clipped again while its bound rises by this share of its distance from zero
 SHARE_OF_RESERVE, LEAST_THRESHOLD = 0.01, 2.0**-500  # the threshold of clipped domains, and what it is at least
@@ -251,12 +253,17 @@ class BranchAndBound:
     def _step(self, batch: Domains) -> None:
         scores = branching_scores(self.fast, batch)
         splittable = scores.unstable.any(1)
-        if self.falsifies(scores.minimisers):
+        if self.falsifies(scores.minimisers) or self.falsifies(self._descended(batch, scores.minimisers)):
             self.falsified = True
         elif not self._close(batch.take(~splittable)):
             self.waiting.append(batch)
         elif bool(splittable.any()):
             self._split(batch.take(splittable), scores.take(splittable))
+
+    def _descended(self, batch: Domains, minimisers: Tensor) -> Tensor:
+        """Inputs from descents that begin at the minimisers of those domains with the lowest bounds."""
+        lowest = batch.bounds.argsort()[:DESCENTS]
+        return descended(self.fast, minimisers[lowest])
 
     def _close(self, domains: Domains) -> bool:
         """Close these domains, which have no unstable neurons; returns whether all could be closed."""

@@ -18,6 +18,7 @@ from certtrain.branching.tree import leaves_of
 from helpers.branching_problems import (
     NETWORKS,
     domain,
+    hard_problem,
     network,
     pixels,
     root_of,
@@ -246,42 +247,13 @@ def test_a_tighter_box_makes_a_plane_lower():
 # --- in a search -----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def hard(seed: int) -> Problem:
-    """A margin whose least value is about 0.05, in a box with 64 unstable neurons of four pixels each."""
-    generator = Generator().manual_seed(seed)
-    layers = nn.Sequential(
-        nn.Conv2d(1, 16, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)
-    ).eval()
-    for layer in (layers[0], layers[3], layers[5]):
-        layer.weight.normal_(generator=generator).mul_((2 / layer.weight[0].numel()) ** 0.5)
-        layer.bias.copy_(-layer.weight.flatten(1).sum(1) / 2)
-    problem = root_of(layers, torch.full((1, 1, 4, 4), 0.5), 0.1, "float32")
-    problem.offsets = problem.offsets - least_found(problem) + 0.05
-    return problem
-
-
-def least_found(problem: Problem) -> float:
-    """The least value of the first function by gradient steps from many inputs."""
-    start, step = problem.prefix.start, 0.1
-    x = samples_around(torch.full((1, 1, 4, 4), 0.5), 0.1, 400).double()
-    for _ in range(60):
-        with torch.enable_grad():
-            x.requires_grad_()
-            values = problem.run(x)[0] @ problem.functions[0]
-            gradient = torch.autograd.grad(values.sum(), x)[0]
-        x = (x.detach() - step * start.radius * gradient.sign()).clamp(start.lower, start.upper)
-        step *= 0.97
-    return float((problem.run(x)[0] @ problem.functions[0]).min())
-
-
 def test_a_search_turns_to_planes_and_needs_fewer_domains(monkeypatch: pytest.MonkeyPatch):
     domains = {True: 0, False: 0}
     for planes in domains:
         if not planes:
             monkeypatch.setattr("certtrain.branching.search.hull_of", lambda prefix, settings: None)
         for seed in SEEDS:
-            search = BranchAndBound(hard(seed), settings_of(hard(seed)))
+            search = BranchAndBound(hard_problem(seed, 0.05), settings_of(hard_problem(seed, 0.05)))
             outcome = search.run()
             assert outcome.proved
             assert search.planes == planes
@@ -291,7 +263,7 @@ def test_a_search_turns_to_planes_and_needs_fewer_domains(monkeypatch: pytest.Mo
 
 def test_leaves_that_planes_proved_are_proved_again_and_smaller_trees_are_not():
     for seed in SEEDS[:2]:
-        problem = hard(seed)
+        problem = hard_problem(seed, 0.05)
         outcome = branch_and_bound(problem, settings_of(problem))
         assert outcome.proved
         leaves = list(leaves_of(str(outcome.tree)))
@@ -302,7 +274,7 @@ def test_leaves_that_planes_proved_are_proved_again_and_smaller_trees_are_not():
 
 
 def test_planes_are_not_used_where_they_gain_little():
-    search = BranchAndBound(hard(0), settings_of(hard(0)))
+    search = BranchAndBound(hard_problem(0, 0.05), settings_of(hard_problem(0, 0.05)))
     search.begin(search.first(torch.zeros(1, search.problem.neurons)))
     search.with_planes = lambda domains: domains  # type: ignore[method-assign]
     trial = search.trial
@@ -314,7 +286,7 @@ def test_planes_are_not_used_where_they_gain_little():
 @pytest.mark.parametrize("arithmetic", ["real", "float32"])
 def test_a_search_with_planes_from_the_start_proves_nothing_false(arithmetic: str):
     for seed in SEEDS:
-        problem = hard(seed)
+        problem = hard_problem(seed, 0.05)
         rounding = ARITHMETICS[arithmetic]
         problem = Problem(problem.prefix, problem.functions, problem.offsets - 0.06, rounding)
         search = BranchAndBound(problem, replace(settings_of(problem), rounding=rounding, domains=100))

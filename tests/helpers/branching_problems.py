@@ -108,6 +108,35 @@ def root_of(
     return Problem(prefix, wanted, wanted.new_zeros(len(wanted)), settings.rounding)
 
 
+@torch.no_grad()
+def hard_problem(seed: int, least: float) -> Problem:
+    """A margin whose least value is about `least`, in a box with 64 unstable neurons of four pixels each."""
+    generator = Generator().manual_seed(seed)
+    layers = nn.Sequential(
+        nn.Conv2d(1, 16, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)
+    ).eval()
+    for layer in (layers[0], layers[3], layers[5]):
+        layer.weight.normal_(generator=generator).mul_((2 / layer.weight[0].numel()) ** 0.5)
+        layer.bias.copy_(-layer.weight.flatten(1).sum(1) / 2)
+    problem = root_of(layers, torch.full((1, 1, 4, 4), 0.5), 0.1, "float32")
+    problem.offsets = problem.offsets - least_found(problem) + least
+    return problem
+
+
+def least_found(problem: Problem) -> float:
+    """The least value of the first function by gradient steps from many inputs."""
+    start, step = problem.prefix.start, 0.1
+    x = samples_around(torch.full((1, 1, 4, 4), 0.5), 0.1, 400).double()
+    for _ in range(60):
+        with torch.enable_grad():
+            x.requires_grad_()
+            values = problem.run(x)[0] @ problem.functions[0]
+            gradient = torch.autograd.grad(values.sum(), x)[0]
+        x = (x.detach() - step * start.radius * gradient.sign()).clamp(start.lower, start.upper)
+        step *= 0.97
+    return float((problem.run(x)[0] @ problem.functions[0]).min())
+
+
 def settings_of(problem: Problem) -> Settings:
     """To search it with."""
     return replace(SETTINGS, rounding=problem.rounding)
