@@ -190,11 +190,13 @@ if "torch._dynamo" in sys.modules:
 def test_an_eager_training_and_its_verification_load_no_compiler(tmp_path: Path):
     code = f"""
 import sys
-from certtrain import load_preset, train
+from certtrain import load_model, load_preset, train, verify
+from certtrain.data import load_images
 quick = {{"train.epochs": 1, "eps": {{"max": 0.02, "start": 1, "length": 0}}}}
 quick["model"] = {{"name": "mlp", "hidden": [8]}}
 report = train(load_preset("digits", quick), {str(tmp_path / "out")!r})
 assert report.certified and report.falsified
+verify(load_model({str(tmp_path / "out")!r}), load_images("digits", "test").take(60), 0.05, method="complete")
 if "torch._dynamo" in sys.modules:
     sys.exit("torch._dynamo is loaded")
 """
