@@ -44,7 +44,7 @@ def branch_and_bound(
     `falsifies` is called with the inputs (D, …) that minimise the bounds of some domains; if it returns True, the
     search ends. Domains stay open at the settings' deadline, after `domains` domains, or when the open domains take
     more than `memory`. A domain without unstable neurons stays open if its bound is not above zero. clips: whether the
-    boxes of open domains are clipped.
+    boxes of open domains are clipped, and planes are tried.
     """
     return BranchAndBound(problem, settings, falsifies, clips=clips).run()
 
@@ -232,7 +232,7 @@ class BranchAndBound:
         if not self.begun:
             self.begin(self.first(torch.zeros(1, self.problem.neurons)))
         while not (self.ended or until.over() or self.settings.deadline.over()):
-            if self.domains >= self.trial and not self.planes:
+            if self.clips and self.domains >= self.trial and not self.planes:
                 self._try_planes()
             self._step(self._take())
             self._report()
