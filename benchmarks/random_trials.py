@@ -289,7 +289,7 @@ def upper_planes(trial: Trial, search: BranchAndBound, points: Tensor, values: T
         fixed = torch.rand(problem.neurons, generator=generator).argsort()[:count]
         signs = torch.zeros(1, problem.neurons)
         signs[0, fixed] = (inputs[0, fixed] >= 0) * 2.0 - 1
-        domain = optimised(search.fast, search.with_planes(search.first(signs)), 3 * count)
+        domain = optimised(search.fast, search.planes.with_shares(search.first(signs)), 3 * count)
         if not domain.shares.shape[1]:
             return
         assert problem.hull is not None

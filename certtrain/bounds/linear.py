@@ -67,10 +67,10 @@ LinesOf = Mapping[int, Lines]
 AddedOf = Mapping[int, Tensor]
 # From Λ (B, S, …) at a layer's result to what is left of it for the layer, and the rest times linear upper bounds of
 # the results: (B, S, …) at the network's input, and a constant (B, S).
-Planes = Callable[[Tensor], tuple[Tensor, Substitution]]
+PlaneRule = Callable[[Tensor], tuple[Tensor, Substitution]]
 # Called with each Λ and the number of its value: 0 for the input, n + 1 for the result of record n.
 OnCoefficients = Callable[[int, Tensor], None]
-NO_PLANES: Mapping[int, Planes] = {}
+NO_PLANES: Mapping[int, PlaneRule] = {}
 
 
 def lower_bounds(trace: BoundTrace, functions: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def backsubstitute(
     *,
     lines: LinesOf | None = None,
     added: AddedOf | None = None,
-    planes: Mapping[int, Planes] = NO_PLANES,
+    planes: Mapping[int, PlaneRule] = NO_PLANES,
     rounding: Rounding | None = None,
     on_coefficients: OnCoefficients = lambda value, coefficients: None,
 ) -> Tensor:

@@ -3,8 +3,8 @@
 If a split requires s·z ≥ 0 for a neuron's input z, then f ≥ f − β s z for any β ≥ 0.
 So a lower bound of the right-hand side holds in the domain, and the best β make it
 tighter than the box of z alone would (Wang et al. 2021, theorem 3.1). Gradient ascent
-of the bound optimises slopes α and multipliers β together, and the weights of the
-functions where there are several. The bound of every step
+of the bound optimises slopes α and multipliers β together, the weights of the
+functions where there are several, and the shares of upper planes (`hull`). The bound of every step
 is sound, and the best is kept.
 
 z is the value that the network computes, rounding included, and the split is on
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from certtrain.bounds.ascent import Ascent
-from certtrain.bounds.linear import NO_PLANES, LinesOf, OnCoefficients, Planes, Prefix, backsubstitute
+from certtrain.bounds.linear import NO_PLANES, LinesOf, OnCoefficients, PlaneRule, Prefix, backsubstitute
 from certtrain.bounds.lines import FreeLines
 from certtrain.bounds.rounding import UNIT64
 from certtrain.branching.domains import Domains
@@ -34,7 +34,7 @@ COMPACT_SHARE = 4  # closed domains are removed from the ascent once at least on
 
 @dataclass(frozen=True)
 class RelaxedDomains:
-    """Domains with their boxes and relaxations; slopes and multipliers are still to be chosen."""
+    """Domains with their boxes and relaxations; slopes, multipliers, weights and shares are still to be chosen."""
 
     problem: Problem
     signs: Tensor
@@ -81,7 +81,7 @@ class RelaxedDomains:
             bounds = bounds - 4 * UNIT64 * (found.abs() + offsets.abs())
         return bounds.squeeze(1)
 
-    def _planes(self, shares: Tensor) -> Mapping[int, Planes]:
+    def _planes(self, shares: Tensor) -> Mapping[int, PlaneRule]:
         hull = self.problem.hull
         if hull is None or not shares.shape[1]:
             return NO_PLANES
@@ -134,13 +134,13 @@ def optimised(problem: Problem, domains: Domains, steps: int, deadline: Deadline
 
 @torch.no_grad()
 def domain_bounds(problem: Problem, domains: Domains) -> Tensor:
-    """The bounds (D,) with the current slopes, multipliers and weights, in the precision of the problem."""
+    """The bounds (D,) with the domains' slopes, multipliers, weights and shares, in the precision of the problem."""
     relaxed, variables = relaxed_domains(problem, domains)
     return relaxed.bounds(*variables)
 
 
 def relaxed_domains(problem: Problem, domains: Domains) -> tuple[RelaxedDomains, list[Tensor]]:
-    """The domains relaxed in the precision of the problem, with their slopes, multipliers and weights."""
+    """The domains relaxed in the precision of the problem, with their slopes, multipliers, weights and shares."""
     relaxed, like = RelaxedDomains.of(problem, domains), problem.prefix.start.radius
     variables = [value.to(like.dtype, copy=True) for value in domains.variables]
     relaxed.project(*variables)
@@ -148,7 +148,7 @@ def relaxed_domains(problem: Problem, domains: Domains) -> tuple[RelaxedDomains,
 
 
 def _gradients(relaxed: RelaxedDomains, *values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The bounds (D,), and their gradients in slopes, multipliers and weights."""
+    """The bounds (D,), and their gradients in slopes, multipliers, weights and shares."""
     with torch.enable_grad():
         variables = [value.detach().requires_grad_() for value in values]
         bounds = relaxed.bounds(*variables)

@@ -38,9 +38,9 @@ class Domains(NamedTuple):
         """Domains that are not bounded yet, without clipped ends, all at node 0."""
         zeros = weights.new_zeros(len(signs), dtype=torch.float64)
         none = torch.full_like(signs, -torch.inf, dtype=torch.float32)
-        chords = alphas.new_zeros(len(signs), 0, 0)
+        no_shares = alphas.new_zeros(len(signs), 0, 0)
         ends = (none, -none, zeros)
-        return cls(signs.to(torch.int8), alphas, betas, weights, chords, zeros - torch.inf, *ends, zeros.long())
+        return cls(signs.to(torch.int8), alphas, betas, weights, no_shares, zeros - torch.inf, *ends, zeros.long())
 
     @property
     def variables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -19,9 +19,12 @@ Rounding: u, Σ aᵢ and Σ |wᵢ xᵢ| bound all terms, so each sum loses less 
 far less than COEFFICIENTS_UNDERFLOW, by which the bounds are lower than they could be.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from certtrain.bounds.activations import RECTIFIERS, slope_of
@@ -29,11 +32,12 @@ from certtrain.bounds.box import Box
 from certtrain.bounds.chunks import rows_at_once, signed_coordinates
 from certtrain.bounds.interval import LayerRecord
 from certtrain.bounds.linear import Prefix, Substitution, backsubstitute
-from certtrain.bounds.rounding import backsubstitution_error
+from certtrain.bounds.rounding import Rounding, backsubstitution_error
 from certtrain.bounds.settings import Settings
 from certtrain.bounds.trace import NONLINEAR
 
-MOST_HELD, MOST_COEFFICIENTS = 2**24, 2**17  # of all inputs while a hull is made, and of all planes of a domain
+MOST_COEFFICIENTS = 2**15  # of all planes of a domain
+ROWS = 128  # neurons that are bounded at once
 # What a coefficient costs in a step of ascent: its products, their gradients and the moments, in multiplications and in
 # bytes.
 PLANE_WORK, PLANE_BYTES = 64, 64
@@ -45,7 +49,7 @@ class Hull:
 
     record: the rectifier's number. slope: s. neurons: (J,), their flat indices. upper: (J,), u. inputs: (J, K), the
     inputs' flat indices. weights: (J, K), wᵢ. corners: (J, K), xᵢ where z is largest. spans: (J, K), aᵢ. shape: that of
-    an input. error: (J,), what rounding costs a plane at most.
+    the network's input. error: (J,), what rounding costs a plane at most.
     """
 
     record: int
@@ -58,6 +62,11 @@ class Hull:
     spans: Tensor
     shape: torch.Size
     error: Tensor | float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """The memory that the shares of a domain take, in float32."""
+        return 4 * self.inputs.numel()
 
     def in_float32(self) -> "Hull":
         """The same in float32 and without rounding: for the search, not for proofs."""
@@ -96,7 +105,7 @@ class Planes:
     offsets: Tensor
 
     def __call__(self, coefficients: Tensor) -> tuple[Tensor, Substitution]:
-        """As `linear.Planes`."""
+        """As `linear.PlaneRule`."""
         hull, flat = self.hull, coefficients.flatten(2)
         taken = -(-flat[:, :, hull.neurons]).relu() * self.unstable.unsqueeze(1)
         rest = flat.index_add(2, hull.neurons, -taken).view_as(coefficients)
@@ -107,20 +116,42 @@ class Planes:
 
 
 @torch.no_grad()
-def hull_of(prefix: Prefix, settings: Settings) -> Hull | None:
+def hull_of(prefix: Prefix, rounding: Rounding | None, settings: Settings) -> Hull | None:
     """The bounds of the unstable neurons in the first rectifier of a prefix (1, …) that is affine in the inputs.
 
-    Of those whose relaxations are the largest, if there are too many. None if there is no such rectifier.
+    rounding: that of the prefix. The neurons with the largest relaxations are first; the others are left out where
+    there are too many, or where the settings' deadline comes. None if there are none.
     """
     for number, record in enumerate(prefix.records):
-        if not isinstance(record.call.layer, RECTIFIERS) or record.box is None:
+        if not isinstance(record.call.layer, RECTIFIERS) or not 0 <= slope_of(record.call.layer) < 1:
             continue
         before = Prefix(prefix.records[: record.call.inputs[0]], prefix.start)
         affine = not any(isinstance(before.records[each].call.layer, NONLINEAR) for each in before.used())
-        neurons = _by_relaxation(record.box)
-        if before.records and affine and 0 <= slope_of(record.call.layer) < 1 and len(neurons):
-            return _hull(number, before, neurons, record, settings)
+        if before.records and affine and record.box is not None:
+            neurons, like = _by_relaxation(record.box), record.box.radius
+            rows = list(_enough(_rows(before, part, like, rounding) for part in _parts(before, neurons, settings)))
+            return _hull(number, record, Rows.joined(rows), before.start, rounding) if rows else None
     return None
+
+
+class Rows(NamedTuple):
+    """Some neurons of a hull: their indices (J,), u (J,), inputs (J, K) and weights (J, K)."""
+
+    neurons: Tensor
+    upper: Tensor
+    inputs: Tensor
+    weights: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """All neurons of the parts, as many as may have planes."""
+        count = max(part.inputs.shape[1] for part in parts)
+        padded = (part._each(lambda each: F.pad(each, (0, count - each.shape[1]))) for part in parts)
+        most = max(1, MOST_COEFFICIENTS // count)
+        return cls(*(torch.cat(each)[:most] for each in zip(*padded, strict=True)))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
+        return self._replace(inputs=change(self.inputs), weights=change(self.weights))
 
 
 def _by_relaxation(box: Box) -> Tensor:
@@ -131,42 +162,49 @@ def _by_relaxation(box: Box) -> Tensor:
     return order[: int((sizes > 0).sum())]
 
 
-def _hull(number: int, before: Prefix, neurons: Tensor, record: LayerRecord, settings: Settings) -> Hull | None:
-    assert record.box is not None
-    neurons = neurons[: max(1, MOST_HELD // before.start.radius.numel())]
-    upper, coefficients = _upper_bounds(before, neurons, record.box.radius, settings)
-    known = upper.isfinite() & coefficients.isfinite().all(1) & (coefficients != 0).any(1)
-    neurons, upper, coefficients = neurons[known], upper[known], coefficients[known]
-    if not len(neurons):
-        return None
-    count = int((coefficients != 0).sum(1).max())
-    chosen = slice(0, max(1, MOST_COEFFICIENTS // count))
-    inputs = coefficients[chosen].abs().topk(count, 1).indices
-    slope, weights = slope_of(record.call.layer), coefficients[chosen].gather(1, inputs)
-    ends, shape = _ends(inputs, weights, before.start), before.start.radius.shape[1:]
-    hull = Hull(number, slope, neurons[chosen], upper[chosen], inputs, weights, *ends, shape)
-    return hull if settings.rounding is None else replace(hull, error=_error(hull))
+def _parts(before: Prefix, neurons: Tensor, settings: Settings) -> Iterator[Tensor]:
+    """The neurons in parts that fit the memory, until the deadline comes."""
+    size = max(before.start.radius.numel(), before.records[-1].result[1:].numel())
+    for part in torch.split(neurons, max(1, min(ROWS, rows_at_once(before, size, settings)))):
+        if settings.deadline.over():
+            return
+        if len(part):
+            yield part
 
 
-def _ends(inputs: Tensor, weights: Tensor, start: Box) -> tuple[Tensor, Tensor]:
-    """The corners and spans of a hull."""
-    centre, radius = (part.flatten()[inputs] for part in (start.centre, start.radius))
-    return torch.where(weights > 0, centre + radius, centre - radius), 2 * weights.abs() * radius
+def _rows(before: Prefix, neurons: Tensor, like: Tensor, rounding: Rounding | None) -> Rows:
+    """The linear upper bounds of some neurons of a layer, by flat index; its inputs have the shape of `like`."""
+    every, found = slice(None), dict[int, Tensor]()
+    functions = signed_coordinates(neurons.unsqueeze(0), -1.0, like)(every, every)
+    least = backsubstitute(before, functions, rounding=rounding, on_coefficients=found.__setitem__)
+    upper, weights = -least[0], -found[0][0].flatten(1)
+    known = upper.isfinite() & weights.isfinite().all(1) & (weights != 0).any(1)
+    weights = weights[known]
+    count = max(1, int((weights != 0).sum(1).max())) if len(weights) else 1
+    inputs = weights.abs().topk(count, 1).indices
+    return Rows(neurons[known], upper[known], inputs, weights.gather(1, inputs))
+
+
+def _enough(parts: Iterator[Rows]) -> Iterator[Rows]:
+    """The first parts that are not empty, until they have all coefficients that a domain may have."""
+    neurons, count = 0, 1
+    for part in parts:
+        if len(part.neurons):
+            yield part
+            neurons, count = neurons + len(part.neurons), max(count, part.inputs.shape[1])
+        if neurons * count >= MOST_COEFFICIENTS:
+            return
+
+
+def _hull(number: int, record: LayerRecord, rows: Rows, start: Box, rounding: Rounding | None) -> Hull:
+    centre, radius = (part.flatten()[rows.inputs] for part in (start.centre, start.radius))
+    corners = torch.where(rows.weights > 0, centre + radius, centre - radius)
+    spans, shape = 2 * rows.weights.abs() * radius, start.radius.shape[1:]
+    hull = Hull(number, slope_of(record.call.layer), *rows, corners, spans, shape)
+    return hull if rounding is None else replace(hull, error=_error(hull))
 
 
 def _error(hull: Hull) -> Tensor:
     """What rounding costs a plane at most (J,): |x| is at most |corner| + width."""
     terms = hull.upper.abs() + (2 * hull.spans + hull.weights.abs() * hull.corners.abs()).sum(1)
     return 4 * backsubstitution_error(hull.inputs.numel()) * terms
-
-
-def _upper_bounds(before: Prefix, neurons: Tensor, like: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """u (J,) of some of the results of `before`, and their coefficients (J, N)."""
-    bounds, coefficients = [], []
-    for part in torch.split(neurons, max(1, rows_at_once(before, like.numel(), settings))):
-        found, every = dict[int, Tensor](), slice(None)
-        functions = signed_coordinates(part.unsqueeze(0), -1.0, like)(every, every)
-        least = backsubstitute(before, functions, rounding=settings.rounding, on_coefficients=found.__setitem__)
-        bounds.append(-least[0])
-        coefficients.append(-found[0][0].flatten(1))
-    return torch.cat(bounds), torch.cat(coefficients)

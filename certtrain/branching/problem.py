@@ -109,7 +109,9 @@ class Problem:
             layer, inputs = record.call.layer, [values[value] for value in record.call.inputs]
             layer_inputs[number] = inputs[0]
             if signs is None or number not in self.parts:
-                values[number + 1] = layer(*inputs)
+                # A layer that works in place would overwrite its input, which is a result here.
+                in_place = vars(layer).get("inplace")
+                values[number + 1] = layer(*(value.clone() for value in inputs) if in_place else inputs)
             else:
                 rising = self.part(signs, number).squeeze(1) > 0
                 values[number + 1] = inputs[0] * torch.where(rising, 1.0, slope_of(layer))

@@ -15,8 +15,9 @@ from certtrain.branching.bounds import domain_bounds, optimised
 from certtrain.branching.clipping import NeuronBounds, clipped, neuron_bounds
 from certtrain.branching.descent import descended
 from certtrain.branching.domains import Domains, concatenated, newest, replaced
-from certtrain.branching.hull import PLANE_BYTES, PLANE_WORK, Hull, hull_of
+from certtrain.branching.hull import PLANE_BYTES, PLANE_WORK
 from certtrain.branching.leaves import affine, leaf_solution
+from certtrain.branching.planes import PlaneTrials
 from certtrain.branching.problem import Problem
 from certtrain.branching.selection import BranchingScores, branching_scores, chosen_neurons, sides
 from certtrain.branching.tree import Cut, Path, Tree
@@ -30,9 +31,6 @@ DESCENTS = 16  # in each step of the search, to find a counterexample
 CLIPS, CLIP_STEPS = 6, 3  # how often a domain is clipped at most, and the steps of ascent after each time
 GAIN = 0.1  # a domain is clipped again while its bound rises by this share of its distance from zero
 SHARE_OF_RESERVE, LEAST_THRESHOLD = 0.01, 2.0**-500  # the threshold of clipped domains, and what it is at least
-PLANE_TRIAL, TRIALS_APART = 8, 8  # domains before planes are tried first, and from a trial to the next one
-TRIED, PLANE_STEPS = 8, 20  # domains of a trial, and its steps of ascent
-PLANE_GAIN = 0.1  # what a trial must gain, as a share of the bounds' distances from zero
 RESERVE = 1.25  # the float32 search aims above zero by this many times what rounding costs the bound of the whole box
 
 
@@ -61,36 +59,38 @@ def by_few_domains(problem: Problem, settings: Settings, falsifies: Falsifies) -
 def unproved_leaves(problem: Problem, leaves: Iterable[Path], settings: Settings) -> int:
     """How many leaves cannot be proved, each from its splits alone. Raises ValueError for an unknown neuron.
 
-    A leaf whose bound is not above zero at first may be split further.
+    A leaf whose bound is not above zero at first is bounded by planes, and may be split further.
     """
-    search, unproved = BranchAndBound(problem, settings), 0
+    search, again, unproved = BranchAndBound(problem, settings), BranchAndBound(problem, settings), 0
     # Read one by one, since a file may contain long paths of unknown neurons; bounded in batches that fit the memory.
     rows = (_signs(problem, path) for path in leaves)
     while part := list(islice(rows, search.most)):
-        left = torch.stack(part).to(problem.prefix.start.radius.device)
-        left = _unproved(search, left)
-        if len(left):
-            again = BranchAndBound(problem, replace(settings, domains=RETRY_DOMAINS * len(left)))
+        signs = torch.stack(part).to(problem.prefix.start.radius.device)
+        found = search.bound(search.first(signs), FIRST_STEPS)
+        found = found.take(~found.closed)
+        if found.total:
             again.use_planes()
-            again.begin(again.first(left))
-            unproved += 0 if again.run().proved else len(left)
+            for first in range(0, found.total, again.most):
+                unproved += _unproved(again, found.take(slice(first, first + again.most)))
     return unproved
 
 
-def _unproved(search: "BranchAndBound", signs: Tensor) -> Tensor:
-    """The signs (D, T) of those leaves that ascent alone does not prove.
+def _unproved(search: "BranchAndBound", found: Domains) -> int:
+    """How many domains, none of them closed, neither more ascent nor further splits prove.
 
     Each ascent begins where the one before has ended, with long steps again: in a domain without any input the
     multipliers, and the bound with them, grow without limit.
     """
-    found = search.first(signs)
-    for steps in (FIRST_STEPS, *RETRIES):
+    found = search.planes.with_shares(found)
+    for steps in RETRIES:
         found = search.bound(found, steps)
         found = found.take(~found.closed)
         if not found.total:
-            break
-        found = search.with_planes(found)
-    return found.signs
+            return 0
+    again = BranchAndBound(search.problem, replace(search.settings, domains=RETRY_DOMAINS * found.total))
+    again.use_planes()
+    again.begin(again.first(found.signs))
+    return 0 if again.run().proved else found.total
 
 
 def _signs(problem: Problem, path: Path) -> Tensor:
@@ -121,16 +121,16 @@ class BranchAndBound:
         self.fast = problem.in_float32()
         self.tree, self.waiting, self.least = Tree(), list[Domains](), torch.inf
         self.domains, self.closed, self.begun, self.falsified, self.unprovable = 0, 0, False, False, False
-        self.most, self.planes, self.trial = self._most(), False, PLANE_TRIAL
+        self.planes = PlaneTrials(problem, self.fast, settings)
+        self.most = self._most()
         self.reserve = RESERVE * self._rounding_cost()
         self.fast.offsets = self.fast.offsets - self.reserve
         self.threshold = max(self.reserve * SHARE_OF_RESERVE, LEAST_THRESHOLD)
 
     def _most(self) -> int:
         """Domains per batch: as many as fit the memory and, with a deadline, take well under a second for one step."""
-        added = 0 if self.fast.hull is None else self.fast.hull.inputs.numel()
-        work = row_work(self.fast.prefix, gradients=True) + PLANE_WORK * added
-        size = row_bytes(self.fast.prefix, 1, gradients=True) + PLANE_BYTES * added
+        work = row_work(self.fast.prefix, gradients=True) + PLANE_WORK * self.planes.size
+        size = row_bytes(self.fast.prefix, 1, gradients=True) + PLANE_BYTES * self.planes.size
         held = self.settings.memory // (2 * size)
         return max(1, between_checks(min(MOST_DOMAINS, held), work, self.settings.deadline))
 
@@ -148,38 +148,16 @@ class BranchAndBound:
         domains = Domains.of(signs.to(like.device), alphas, like.new_zeros(signs.shape), weights)
         for number, lines in self.fast.free_lines(self.fast.restricted(domains)).items():
             self.fast.alpha(alphas, number).copy_(lines.first)
-        return self.with_planes(domains) if self.planes else domains
+        return self.planes.with_shares(domains) if self.planes.used else domains
 
     def use_planes(self) -> None:
         """Bound all domains by upper planes from now on, if the network has any."""
-        self.planes = self._hull is not None
-        self.most, self.waiting = self._most(), [self.with_planes(part) for part in self.waiting]
-
-    @cached_property
-    def _hull(self) -> Hull | None:
-        """The bounds that the planes of both problems are made from, computed when they are tried first."""
-        hull = self.problem.hull = hull_of(self.problem.prefix, self.settings)
-        self.fast.hull = None if hull is None else hull.in_float32()
-        return hull
-
-    def with_planes(self, domains: Domains) -> Domains:
-        """The domains with the shares of chords, unless they have shares or the network has no planes."""
-        if self._hull is None or domains.shares.shape[1]:
-            return domains
-        assert self.fast.hull is not None
-        box = self.fast.restricted(domains).records[self.fast.hull.record].box
-        assert box is not None  # it is a nonlinear layer
-        return domains._replace(shares=self.fast.hull.chords(box))
+        self.planes.used = self.planes.hull is not None
+        self.most, self.waiting = self._most(), [self.planes.with_shares(part) for part in self.waiting]
 
     def _try_planes(self) -> None:
-        """Use planes from now on, if they make the bounds of a few open domains better."""
-        self.trial *= TRIALS_APART
-        if self._hull is None:
-            return
-        few = self.waiting[-1].take(slice(-TRIED, None))
-        found = optimised(self.fast, self.with_planes(few), PLANE_STEPS, self.settings.deadline)
-        gains = (found.bounds - few.bounds) / few.bounds.abs()
-        if float(gains.clamp(max=1.0).mean()) > PLANE_GAIN:
+        """Use planes from now on, if they make the bounds of some open domains better."""
+        if self.planes.gains(self.waiting[-1], sum(part.total for part in self.waiting)):
             self.use_planes()
 
     def bound(self, domains: Domains, steps: int) -> Domains:
@@ -232,10 +210,11 @@ class BranchAndBound:
         if not self.begun:
             self.begin(self.first(torch.zeros(1, self.problem.neurons)))
         while not (self.ended or until.over() or self.settings.deadline.over()):
-            if self.clips and self.domains >= self.trial and not self.planes:
+            if self.clips and self.planes.due(self.domains):
                 self._try_planes()
-            self._step(self._take())
-            self._report()
+            else:
+                self._step(self._take())
+                self._report()
         left = sum(part.total for part in self.waiting)
         return Outcome(self.least, self.tree, left, self.domains, self.falsified)
 
@@ -253,17 +232,19 @@ class BranchAndBound:
     def _step(self, batch: Domains) -> None:
         scores = branching_scores(self.fast, batch)
         splittable = scores.unstable.any(1)
-        if self.falsifies(scores.minimisers) or self.falsifies(self._descended(batch, scores.minimisers)):
+        if self._falsified(batch, scores.minimisers):
             self.falsified = True
         elif not self._close(batch.take(~splittable)):
             self.waiting.append(batch)
         elif bool(splittable.any()):
             self._split(batch.take(splittable), scores.take(splittable))
 
-    def _descended(self, batch: Domains, minimisers: Tensor) -> Tensor:
-        """Inputs from descents that begin at the minimisers of those domains with the lowest bounds."""
+    def _falsified(self, batch: Domains, minimisers: Tensor) -> bool:
+        """Whether minimisers are counterexamples, or where descents end that begin at those with the lowest bounds."""
+        if self.falsifies(minimisers) or self.settings.deadline.over():
+            return self.falsified
         lowest = batch.bounds.argsort()[:DESCENTS]
-        return descended(self.fast, minimisers[lowest])
+        return self.falsifies(descended(self.fast, minimisers[lowest]))
 
     def _close(self, domains: Domains) -> bool:
         """Close these domains, which have no unstable neurons; returns whether all could be closed."""
@@ -287,7 +268,7 @@ class BranchAndBound:
         each = zip(domains.nodes.tolist(), neurons.tolist(), strict=True)
         nodes = torch.tensor([self.tree.split(node, self.problem.neuron(neuron)) for node, neuron in each]).to(neurons)
         halves = [sides(domains, neurons, sign)._replace(nodes=own) for sign, own in zip((1, -1), nodes.T, strict=True)]
-        self._sort(self.bound(concatenated(halves), STEPS_WITH_PLANES if self.planes else STEPS))
+        self._sort(self.bound(concatenated(halves), STEPS_WITH_PLANES if self.planes.used else STEPS))
 
     def _sort(self, domains: Domains) -> None:
         """Append the open domains to `waiting`, the lowest bounds last."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from certtrain.branching import search as search_module
 from certtrain.branching.descent import descended
@@ -49,3 +49,18 @@ def test_descents_find_counterexamples_that_minimisers_miss(monkeypatch: pytest.
             assert outcome.falsified
             domains[descents] += outcome.domains
     assert domains[16] < domains[0] / 2
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU, nn.LeakyReLU, nn.ELU])
+def test_layers_that_work_in_place_overwrite_nothing(layer: type[nn.Module]):
+    layers = nn.Sequential(
+        layer(inplace=True), nn.Flatten(), nn.Linear(16, 8), nn.Sigmoid(), layer(inplace=True), nn.Linear(8, 3)
+    )
+    problem = root_of(layers.eval(), pixels(1), 0.1).in_float32()
+    inputs = samples_around(pixels(1), 0.1, 20)
+    expected, kept = layers(inputs.clone()), inputs.clone()
+    logits, values = problem.run(inputs)
+    assert bool((logits == expected).all())
+    assert bool((inputs == kept).all())
+    assert bool((values[:, :16] == kept.flatten(1)).all())
+    descended(problem, inputs)

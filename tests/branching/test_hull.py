@@ -26,6 +26,7 @@ from helpers.branching_problems import (
     settings_of,
     some_signs,
 )
+from helpers.deadlines import CountedDeadline
 
 EPS, SAMPLES, STEEP = 0.25, 4000, 2.0**18
 SEEDS = (0, 1, 4)  # of hard problems
@@ -52,7 +53,7 @@ def problem_with_hull(name: str, seed: int, arithmetic: str = "real") -> Problem
     """In float32, that of a steep network, whose rounding is about a tenth of its first results."""
     steep = arithmetic == "float32"
     problem = root_of(model_of(name, seed, steep), pixels(seed), EPS / STEEP if steep else EPS, arithmetic, TWO)
-    problem.hull = hull_of(problem.prefix, settings_of(problem))
+    problem.hull = hull_of(problem.prefix, problem.rounding, settings_of(problem))
     return problem
 
 
@@ -156,7 +157,7 @@ def test_a_plane_with_all_rounding_is_not_below_its_exact_value(seed: int):
         layer.weight[:] = random(2, 6) * 10.0 ** torch.randint(-20, 20, (2, 6), generator=generator)
         layer.bias[:] = -layer.weight.sum(1) / 2 + 0.1 * layer.weight.abs().sum(1) * random(2)
     problem = root_of(nn.Sequential(layer, nn.ReLU(), nn.Linear(2, 3).double()), torch.full((1, 6), 0.5), 0.5)
-    hull = hull_of(problem.prefix, settings_of(problem))
+    hull = hull_of(problem.prefix, problem.rounding, settings_of(problem))
     if hull is None:
         return
     shares = torch.rand(1, *hull.inputs.shape, generator=generator, dtype=torch.float64)
@@ -183,7 +184,7 @@ def test_planes_of_the_real_network_are_below_what_float32_computes():
     for seed in range(6):
         model = model_of("mlp", seed, steep=True)
         problem = root_of(model, pixels(seed), EPS / STEEP, "real", TWO)
-        hull, box = hull_of(problem.prefix, settings_of(problem)), problem.prefix.records[2].box
+        hull, box = hull_of(problem.prefix, problem.rounding, settings_of(problem)), problem.prefix.records[2].box
         assert hull is not None
         assert box is not None
         inputs = pixels(seed).flatten().repeat(len(hull.neurons), 1)
@@ -229,7 +230,7 @@ def test_planes_reach_the_convex_hull_where_a_chord_does_not():
     search = BranchAndBound(problem, settings_of(problem))
     whole = search.first(torch.zeros(1, problem.neurons))
     assert optimised(search.fast, whole, 200).bounds.item() == pytest.approx(-0.5, abs=1e-3)
-    assert optimised(search.fast, search.with_planes(whole), 200).bounds.item() == pytest.approx(0.0, abs=1e-3)
+    assert optimised(search.fast, search.planes.with_shares(whole), 200).bounds.item() == pytest.approx(0.0, abs=1e-3)
 
 
 def test_a_tighter_box_makes_a_plane_lower():
@@ -251,12 +252,12 @@ def test_a_search_turns_to_planes_and_needs_fewer_domains(monkeypatch: pytest.Mo
     domains = {True: 0, False: 0}
     for planes in domains:
         if not planes:
-            monkeypatch.setattr("certtrain.branching.search.hull_of", lambda prefix, settings: None)
+            monkeypatch.setattr("certtrain.branching.planes.hull_of", lambda *given: None)
         for seed in SEEDS:
             search = BranchAndBound(hard_problem(seed, 0.05), settings_of(hard_problem(seed, 0.05)))
             outcome = search.run()
             assert outcome.proved
-            assert search.planes == planes
+            assert search.planes.used == planes
             domains[planes] += outcome.domains
     assert domains[True] < 0.7 * domains[False]
 
@@ -273,14 +274,62 @@ def test_leaves_that_planes_proved_are_proved_again_and_smaller_trees_are_not():
         assert unproved_leaves(problem, leaves, again) > 0
 
 
-def test_planes_are_not_used_where_they_gain_little():
-    search = BranchAndBound(hard_problem(0, 0.05), settings_of(hard_problem(0, 0.05)))
+def begun() -> BranchAndBound:
+    search = BranchAndBound(hard_problem(1, 0.05), settings_of(hard_problem(1, 0.05)))
     search.begin(search.first(torch.zeros(1, search.problem.neurons)))
-    search.with_planes = lambda domains: domains  # type: ignore[method-assign]
-    trial = search.trial
+    for _ in range(4):
+        search._step(search._take())
+    return search
+
+
+def test_planes_are_used_where_they_gain_enough(monkeypatch: pytest.MonkeyPatch):
+    search = begun()
     search._try_planes()
-    assert not search.planes
-    assert search.trial > trial
+    assert search.planes.used
+    assert all(part.shares.shape[1] for part in search.waiting)
+    monkeypatch.setattr("certtrain.branching.planes.GAIN", 0.99)
+    search = begun()
+    search._try_planes()
+    assert not search.planes.used
+    assert not search.planes.due(search.domains)
+    assert search.planes.due(64)
+
+
+def test_planes_are_not_taken_up_where_their_shares_fill_the_memory():
+    search = begun()
+    hull, waiting = search.planes.hull, sum(part.total for part in search.waiting)
+    assert hull is not None
+    search.planes.settings = replace(search.settings, memory=4 * waiting * hull.bytes - 4)
+    assert not search.planes.gains(search.waiting[-1], waiting)
+    search.planes.settings = replace(search.settings, memory=4 * waiting * hull.bytes)
+    assert search.planes.gains(search.waiting[-1], waiting)
+
+
+def test_batches_are_smaller_with_planes_and_so_are_those_of_a_check(monkeypatch: pytest.MonkeyPatch):
+    problem = hard_problem(1, 0.05)
+    outcome = branch_and_bound(problem, settings_of(problem))
+    search = BranchAndBound(problem, replace(settings_of(problem), memory=2**21))
+    before = search.most
+    search.use_planes()
+    assert search.most < before
+    bounded, bound = list[int](), BranchAndBound._optimised
+
+    def recorded(self: BranchAndBound, domains: Domains, steps: int) -> Domains:
+        bounded.append(domains.total if domains.shares.shape[1] else 0)
+        return bound(self, domains, steps)
+
+    monkeypatch.setattr(BranchAndBound, "_optimised", recorded)
+    assert unproved_leaves(problem, leaves_of(str(outcome.tree)), search.settings) == 0
+    assert 0 < max(bounded) <= search.most
+
+
+def test_after_the_deadline_no_further_neurons_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hull_module, "ROWS", 2)
+    problem = hard_problem(1, 0.05)
+    for most in (0, 1, 3):
+        settings = replace(settings_of(problem), deadline=CountedDeadline(most))
+        hull = hull_of(problem.prefix, problem.rounding, settings)
+        assert (0 if hull is None else len(hull.neurons)) == 2 * most
 
 
 @pytest.mark.parametrize("arithmetic", ["real", "float32"])
