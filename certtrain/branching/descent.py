@@ -10,7 +10,7 @@ from certtrain.bounds.box import Box
 from certtrain.branching.problem import Problem
 
 # Signed steps, in half widths of the box. The minimisers of linear bounds are corners; the least values are often near.
-STEPS = AscentSteps(sizes=(0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02), restarts=1, start=1.0, best=True)
+DESCENT = AscentSteps(sizes=(0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02), restarts=1, start=1.0, best=True)
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def descended(problem: Problem, inputs: Tensor) -> Tensor:
     box = Box(start.centre.expand_as(inputs), start.radius.expand_as(inputs))
     shares = (inputs - box.centre) / box.radius.clamp(min=torch.finfo(inputs.dtype).tiny)
     draws = (shares.clamp(-1, 1) / 2 + 0.5).unsqueeze(0)
-    return ascend(partial(_losses, problem), partial(_gradient, problem), box, draws, STEPS, ())
+    return ascend(partial(_losses, problem), partial(_gradient, problem), box, draws, DESCENT, ())
 
 
 def _losses(problem: Problem, inputs: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from certtrain.branching.hull import Hull, hull_of
 from certtrain.branching.problem import Problem
 
 FIRST_TRIAL, TRIALS_APART = 8, 8  # domains before the first trial, and from one trial to the next
-TRIED, STEPS = 8, 20  # domains of a trial, and its steps of ascent
-GAIN = 0.1  # what planes must gain in a trial, as a share of the bounds' distances from zero
+TRIED, TRIAL_STEPS = 8, 20  # domains of a trial, and its steps of ascent
+PLANE_GAIN = 0.1  # what planes must gain in a trial, as a share of the bounds' distances from zero
 MOST_OF_MEMORY = 4  # planes are not taken up where the shares of all open domains take one part in this many
 
 
@@ -57,6 +57,6 @@ class PlaneTrials:
         if self.hull is None or waiting * self.hull.bytes > self.settings.memory // MOST_OF_MEMORY:
             return False
         few = domains.take(slice(-TRIED, None))
-        both = (optimised(self.fast, each, STEPS, self.settings.deadline) for each in (few, self.with_shares(few)))
+        both = (optimised(self.fast, each, TRIAL_STEPS, self.settings.deadline) for each in (few, self.with_shares(few)))
         without, found = (torch.maximum(each.bounds, few.bounds.to(each.bounds)) for each in both)
-        return float(((found - without) / few.bounds.abs()).clamp(max=1.0).mean()) > GAIN
+        return float(((found - without) / few.bounds.abs()).clamp(max=1.0).mean()) > PLANE_GAIN

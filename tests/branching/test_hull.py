@@ -287,7 +287,7 @@ def test_planes_are_used_where_they_gain_enough(monkeypatch: pytest.MonkeyPatch)
     search._try_planes()
     assert search.planes.used
     assert all(part.shares.shape[1] for part in search.waiting)
-    monkeypatch.setattr("certtrain.branching.planes.GAIN", 0.99)
+    monkeypatch.setattr("certtrain.branching.planes.PLANE_GAIN", 0.99)
     search = begun()
     search._try_planes()
     assert not search.planes.used
