@@ -56,7 +56,7 @@ class PlaneTrials:
         self.next *= TRIALS_APART
         if self.hull is None or waiting * self.hull.bytes > self.settings.memory // MOST_OF_MEMORY:
             return False
-        few = domains.take(slice(-TRIED, None))
-        both = (optimised(self.fast, each, TRIAL_STEPS, self.settings.deadline) for each in (few, self.with_shares(few)))
+        few, deadline = domains.take(slice(-TRIED, None)), self.settings.deadline
+        both = (optimised(self.fast, each, TRIAL_STEPS, deadline) for each in (few, self.with_shares(few)))
         without, found = (torch.maximum(each.bounds, few.bounds.to(each.bounds)) for each in both)
         return float(((found - without) / few.bounds.abs()).clamp(max=1.0).mean()) > PLANE_GAIN
