@@ -244,12 +244,13 @@ def neuron_splits(trial: Trial, x: Tensor, eps: float, generator: Generator) -> 
     """Test branch and bound over neurons, and the clipped ends of their inputs, for a case that is nearly violated."""
     arithmetic = "real" if trial.number % 2 else "float32"
     real = arithmetic == "real"
-    network = copy.deepcopy(trial.network).double() if real else trial.network
+    own = behind_a_rectifier(trial.network, x[:1], generator) if trial.number % 3 else trial.network
+    network = copy.deepcopy(own).double() if real else own
     points = sample_points(network, x[:1].double() if real else x[:1], eps, generator)
     seen = outputs_at(network, points, arithmetic)[:, 0]
     functions, offsets = nearly_violated(seen, generator)
     settings = replace(SMALL, domains=20, rounding=ARITHMETICS[arithmetic])
-    graph = checked_graph(copy.deepcopy(trial.network).double(), trial.shape)
+    graph = checked_graph(copy.deepcopy(own).double(), trial.shape)
     prefix = crown_prefix(graph, input_box(x[:1].double(), eps), settings)
     problem = Problem(prefix, functions, offsets, settings.rounding)
     values, tolerance = (seen @ functions.T + offsets), EXACT * max(1.0, float(seen.abs().max())) if real else 0.0
@@ -279,6 +280,18 @@ def clipped_ends(trial: Trial, search: BranchAndBound, known: NeuronBounds, poin
             if not bool(((small >= domain.lower.double() - slack) & (small <= domain.upper.double() + slack)).all()):
                 trial.report(f"clipped ends at threshold {threshold:g}")
             domain = optimised(search.fast, domain, 5)
+
+
+@torch.no_grad()
+def behind_a_rectifier(network: nn.Module, x: Tensor, generator: Generator) -> nn.Module:
+    """The network after an affine layer and a rectifier, whose inputs are near zero around `x`: they have planes."""
+    conv = x.dim() == 4 and bool(torch.rand((), generator=generator) < 0.7)
+    first = nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1) if conv else nn.Linear(x.shape[-1], x.shape[-1])
+    first.weight.normal_(generator=generator)
+    assert first.bias is not None
+    first.bias.sub_(first(x).transpose(1, -1).flatten(0, -2).mean(0) if conv else first(x).flatten(0, -2).mean(0))
+    slope = 0.3 * float(torch.rand((), generator=generator).round())
+    return nn.Sequential(first, nn.LeakyReLU(slope) if slope else nn.ReLU(), network).eval()
 
 
 def upper_planes(trial: Trial, search: BranchAndBound, points: Tensor, values: Tensor, generator: Generator) -> None:
