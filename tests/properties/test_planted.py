@@ -120,9 +120,13 @@ def test_no_search_that_does_not_look_for_counterexamples_proves_it(name: str) -
         assert not outcome.proved
         assert outcome.open > 0
     prefix = tightened_prefix(graph, box_between(lower, upper), SETTINGS)
-    outcome = BranchAndBound(Problem(prefix, case.functions, case.offsets, SETTINGS.rounding), SETTINGS).run()
-    assert not outcome.proved
-    assert outcome.open > 0
+    for planes in (False, True):
+        search = BranchAndBound(Problem(prefix, case.functions, case.offsets, SETTINGS.rounding), SETTINGS)
+        if planes:
+            search.use_planes()
+        outcome = search.run()
+        assert not outcome.proved
+        assert outcome.open > 0
 
 
 @pytest.mark.parametrize("name", ["relu", "sigmoid"])
