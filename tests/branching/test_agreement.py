@@ -21,7 +21,7 @@ from certtrain.branching.examples import BoxedExample, decide_example
 from certtrain.branching.input_domains import InputProblem
 from certtrain.branching.inputs import InputSearch
 from certtrain.branching.problem import Problem
-from certtrain.branching.search import branch_and_bound
+from certtrain.branching.search import BranchAndBound
 from certtrain.properties.cases import Case
 from certtrain.verdicts import correct_examples
 from helpers.enumeration import Least, least, random_network
@@ -49,7 +49,7 @@ def cases(part: int) -> Iterator[tuple[nn.Sequential, Case, float]]:
         yield network, Case(lower, upper, function, torch.tensor([margin - found.value], dtype=torch.float64)), margin
 
 
-def completed(network: nn.Sequential, case: Case, keep_tree: bool | None = None) -> str:
+def completed(network: nn.Sequential, case: Case, *, keep_tree: bool | None = None, planes: bool = False) -> str:
     """The verdict of branch and bound without another attack; over the inputs if `keep_tree` is given."""
     lower, upper = case.lower.unsqueeze(0), case.upper.unsqueeze(0)
 
@@ -63,7 +63,10 @@ def completed(network: nn.Sequential, case: Case, keep_tree: bool | None = None)
         found = InputSearch(problem, replace(SETTINGS, domains=200), attack, keep_tree=keep_tree).run()
         return "unsat" if found.proved else "sat" if found.falsified else "unknown"
     prefix = tightened_prefix(graph, box_between(lower, upper), SETTINGS)
-    outcome = branch_and_bound(Problem(prefix, case.functions, case.offsets, REAL), SETTINGS, falsifies=attack)
+    search = BranchAndBound(Problem(prefix, case.functions, case.offsets, REAL), SETTINGS, attack)
+    if planes:
+        search.use_planes()
+    outcome = search.run()
     return "unsat" if outcome.proved else "sat" if outcome.falsified else "unknown"
 
 
@@ -79,6 +82,8 @@ def test_all_ways_agree_on_every_point(part: int):
         verdicts.add(mine)
         true = "unsat" if margin > 0 else "sat"
         assert mine == true or (mine == "unknown" and abs(margin) <= 1e-9), (mine, margin)
+        by_planes = completed(network, case, planes=True)
+        assert by_planes == true or (by_planes == "unknown" and abs(margin) <= 1e-9), (by_planes, margin)
         by_inputs = completed(network, case, keep_tree=bool(part % 2))
         assert by_inputs == true or (by_inputs == "unknown" and abs(margin) <= 1e-4), (by_inputs, margin)
         leaf_solution = minimum(network, case.lower.shape, case)
