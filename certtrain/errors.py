@@ -16,7 +16,7 @@ CerttrainError
 ├── RunError             a run cannot be started or resumed
 ├── StorageError         a file cannot be written
 ├── NonFiniteError       NaN or infinity occurred
-├── SoundnessError       a certified example was falsified, or an export differs: a fault in certtrain
+├── SoundnessError       inference contradicts a bound or a certificate, or another form of the network: our fault
 └── MissingExtra         an optional package is missing
 
 The message says what is wrong, where, and what to do. The command line catches
@@ -91,7 +91,7 @@ class NonFiniteError(CerttrainError):
 
 
 class SoundnessError(CerttrainError):
-    """A certified example was falsified, or an export differs from its network: a fault in certtrain."""
+    """Inference contradicts a bound or a certificate, or a network differs from its source: a fault in certtrain."""
 
 
 class MissingExtra(CerttrainError):

@@ -46,9 +46,9 @@ EXPLANATIONS = {
     ),
     ExitCode.FAULT: Explanation(
         "fault in certtrain",
-        "A certified example was falsified, or an export computes something other than its network. The fault is in "
-        "certtrain, or in the program that ran the network. No result is reported; `bench` reports those of the other "
-        "instances.",
+        "A certified example was falsified, inference is outside its bounds, or an export or a network that was read "
+        "computes something other than its source. The fault is in certtrain, or in the program that ran the network. "
+        "No result is reported; `bench` reports those of the other instances.",
     ),
     ExitCode.INTERRUPTED: Explanation(
         "interrupted",
