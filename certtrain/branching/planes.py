@@ -51,8 +51,8 @@ class PlaneTrials:
         """Whether it is time for a trial, after so many domains."""
         return not self.used and domains >= self.next
 
-    def gains(self, domains: Domains, waiting: int) -> bool:
-        """Whether planes gain enough in some domains, and the shares of all that are waiting fit the memory."""
+    def trial(self, domains: Domains, waiting: int) -> bool:
+        """One trial: whether planes gain enough in some domains, and the shares of all that wait fit the memory."""
         self.next *= TRIALS_APART
         if self.hull is None or waiting * self.hull.bytes > self.settings.memory // MOST_OF_MEMORY:
             return False

@@ -157,7 +157,7 @@ class BranchAndBound:
 
     def _try_planes(self) -> None:
         """Use planes from now on, if they make the bounds of some open domains better."""
-        if self.planes.gains(self.waiting[-1], sum(part.total for part in self.waiting)):
+        if self.planes.trial(self.waiting[-1], sum(part.total for part in self.waiting)):
             self.use_planes()
 
     def bound(self, domains: Domains, steps: int) -> Domains:

@@ -300,9 +300,9 @@ def test_planes_are_not_taken_up_where_their_shares_fill_the_memory():
     hull, waiting = search.planes.hull, sum(part.total for part in search.waiting)
     assert hull is not None
     search.planes.settings = replace(search.settings, memory=4 * waiting * hull.bytes - 4)
-    assert not search.planes.gains(search.waiting[-1], waiting)
+    assert not search.planes.trial(search.waiting[-1], waiting)
     search.planes.settings = replace(search.settings, memory=4 * waiting * hull.bytes)
-    assert search.planes.gains(search.waiting[-1], waiting)
+    assert search.planes.trial(search.waiting[-1], waiting)
 
 
 def test_batches_are_smaller_with_planes_and_so_are_those_of_a_check(monkeypatch: pytest.MonkeyPatch):

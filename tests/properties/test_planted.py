@@ -5,6 +5,7 @@ The networks have no gradient away from the spike, as those of SoundnessBench (Z
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -138,3 +139,56 @@ def test_an_example_is_not_certified(name: str) -> None:
     result = decide_example(example, 2, replace(SETTINGS, rounding=arithmetic_named("float32"), domains=1000))
     assert not result.proved
     assert result.counterexample is not None
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def trained(request: pytest.FixtureRequest) -> tuple[nn.Sequential, Tensor]:
+    """A network trained to be right on random inputs and on those that PGD finds, but wrong at one point (N,)."""
+    generator = Generator().manual_seed(request.param)
+    sizes = [10, 32, 16]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(sizes[-1], 2))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+    point = 0.1 + 0.8 * torch.rand(10, generator=generator).round()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(400):
+        x = torch.rand(256, 10, generator=generator)
+        loss = (0.5 - margin(model, torch.cat([x, descended(model, x)]))).relu().square().mean()
+        (loss + 5 * (0.2 + margin(model, point.unsqueeze(0))).relu().mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.double().requires_grad_(False).eval(), point.double()
+
+
+def margin(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    return logits[:, 0] - logits[:, 1]
+
+
+def descended(model: nn.Module, x: Tensor) -> Tensor:
+    for _ in range(5):
+        x = x.detach().requires_grad_()
+        x = (x - 0.1 * torch.autograd.grad(margin(model, x).sum(), x)[0].sign()).clamp(0, 1)
+    return x.detach()
+
+
+def test_no_search_proves_what_a_trained_network_violates_at_one_point(trained: tuple[nn.Sequential, Tensor]) -> None:
+    model, point = trained
+    least = float(margin(model, point.unsqueeze(0)))
+    assert least < 0 < float(margin(model, torch.rand(500, 10).double()).median()), "else it is not trained"
+    case = Case(torch.zeros(10).double(), torch.ones(10).double(), torch.tensor([[1.0, -1.0]]).double(), torch.zeros(1))
+    graph, offset = checked_graph(model), torch.tensor([-least - 1e-4]).double()  # the point is just a violation
+    lower, upper, settings = case.lower.unsqueeze(0), case.upper.unsqueeze(0), replace(SETTINGS, domains=300)
+    prefix = tightened_prefix(graph, box_between(lower, upper), settings)
+    for planes in (False, True):
+        search = BranchAndBound(Problem(prefix, case.functions, offset, settings.rounding), settings)
+        if planes:
+            search.use_planes()
+            assert search.planes.used
+        assert not search.run().proved
+    problem = InputProblem.of(graph, lower, upper, [(case.functions, offset)], settings.rounding)
+    assert not InputSearch(problem, settings).run().proved
+    question = Property(10, 2, (replace(case, offsets=offset),))
+    for method in ("crown-ibp", "complete"):
+        assert decide(model, (10,), question, method=method, time_limit=10).result != "unsat"
