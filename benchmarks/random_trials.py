@@ -309,7 +309,8 @@ def upper_planes(trial: Trial, search: BranchAndBound, points: Tensor, values: T
         shares = torch.rand(domain.shares.shape, generator=generator).clamp(problem.hull.slope, 1.0)
         for each in (domain, domain._replace(shares=shares), domain._replace(shares=shares.round())):
             bound, fits = float(domain_bounds(problem, each)), ((inputs * signs >= 0) | (signs == 0)).all(1)
-            summed = values[fits] @ (each.weights[0] / each.weights[0].sum()).to(values)
+            weights = each.weights[0].double()  # as the bound is computed
+            summed = values[fits].double() @ (weights / weights.sum())
             slack = EXACT * max(1.0, float(values.abs().max())) if points.dtype == torch.float64 else 0.0
             trial.claims += 1
             if not float(summed.min()) >= bound - slack:
