@@ -45,16 +45,16 @@ class Way(NamedTuple):
 
 EAGER = Way(False, "fp32", "clean")
 # The time of a step by IBP, as a multiple of that of a standard step: CNN-7 at CIFAR-10's shape, batch 64, on two cores
-# with instructions for bfloat16. From benchmarks/RESULTS.md, "2026-11-22: what a step costs".
+# with instructions for bfloat16. From benchmarks/RESULTS.md, "A step".
 STANDARD_STEPS = {
-    EAGER: 3.29,
-    Way(False, "bf16", "clean"): 2.11,
-    Way(True, "fp32", "clean"): 2.75,
-    Way(True, "bf16", "clean"): 1.39,
-    Way(False, "fp32", "centre"): 2.27,
-    Way(False, "bf16", "centre"): 1.60,
-    Way(True, "fp32", "centre"): 1.98,
-    Way(True, "bf16", "centre"): 1.09,
+    EAGER: 3.24,
+    Way(False, "bf16", "clean"): 2.04,
+    Way(True, "fp32", "clean"): 2.78,
+    Way(True, "bf16", "clean"): 1.48,
+    Way(False, "fp32", "centre"): 2.40,
+    Way(False, "bf16", "centre"): 1.59,
+    Way(True, "fp32", "centre"): 1.93,
+    Way(True, "bf16", "centre"): 1.06,
 }
 
 
