@@ -86,8 +86,7 @@ def decide_command(
     unsat: no input in the box violates the property. sat: one does, and it is shown. unknown: neither was found.
     """
     start = time.monotonic()  # before torch is loaded
-    network = network_file(network)
-    _check_files(network, property_file)
+    network, property_file = _files(network_file(network), property_file)
     check_targets(True, results, counterexample)
     from certtrain import render
     from certtrain.attack import PGD
@@ -107,15 +106,17 @@ def decide_command(
         render.show_decision(found)
 
 
-def _check_files(network: Path, property_file: Path) -> None:
-    """Check, before torch is loaded, that both files exist and are given in the right order."""
-    from certtrain.interchange.packed import ending
+def _files(network: Path, property_file: Path) -> tuple[Path, Path]:
+    """Both files, or their gzipped variants; checks, before torch is loaded, that they exist and are in this order."""
+    from certtrain.interchange.packed import ending, present
     from certtrain.storage import check_model_file, check_property_file
 
+    network, property_file = present(network) or network, present(property_file) or property_file
     if ending(network) == ".vnnlib" != ending(property_file):
         wrong_usage("the network comes first, then the property", "certtrain", "decide", property_file, network)
     check_model_file(network)
     check_property_file(property_file)
+    return network, property_file
 
 
 def _decision(

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from certtrain.errors import BenchmarkError
-from certtrain.interchange.packed import is_packed
+from certtrain.interchange.packed import is_packed, present
 
 ExpectedVerdict = Literal["sat", "unsat"]
 EXPECTED_WORDS: dict[str, ExpectedVerdict] = {"sat": "sat", "violated": "sat", "unsat": "unsat", "holds": "unsat"}
@@ -42,12 +42,6 @@ class Instance:
     def property(self) -> Path | None:
         """The property's file; None if it is absent."""
         return present(self.folder / self.key.property)
-
-
-def present(path: Path) -> Path | None:
-    """That file, or else its gzipped variant with .gz after its name; None if both are absent."""
-    packed = path.with_name(f"{path.name}.gz")
-    return next((found for found in (path, packed) if found.is_file()), None)
 
 
 def read_instances(path: Path) -> list[Instance]:

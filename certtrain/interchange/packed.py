@@ -22,6 +22,12 @@ def read_whole(path: Path, most: int) -> bytes:
     return data
 
 
+def present(path: Path) -> Path | None:
+    """That file, or else its gzipped variant with .gz after its name; None if both are absent."""
+    packed = path.with_name(f"{path.name}.gz")
+    return next((found for found in (path, packed) if found.is_file()), None)
+
+
 def is_packed(path: Path) -> bool:
     """Whether the name ends in .gz, in whatever case."""
     return path.suffix.lower() == ".gz"

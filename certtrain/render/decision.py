@@ -28,11 +28,18 @@ def show_decision(decision: Decision) -> None:
     meaning, style = MEANINGS[decision.result]
     out.print(Text.assemble((decision.result, style), f"  {meaning}"))
     by = "" if decision.by is None else f"by {decision.by}; "
-    bound = "above 0" if 0 < decision.bound <= LEAST_PROOF else f"{number(decision.bound)} (above 0 it proves unsat)"
-    say(f"{by}lower bound {bound}; {decision.seconds:.2f} s")
+    say(f"{by}{_bound(decision)}{decision.seconds:.2f} s")
     if decision.counterexample is not None and decision.outputs is not None:
         for name, values in (("X", decision.counterexample.tolist()), ("Y", decision.outputs.tolist())):
             rest = f" … and {len(values) - SHOWN_VALUES} more (--json)" if len(values) > SHOWN_VALUES else ""
             say(f"{name}_0 … = {', '.join(f'{value:.6g}' for value in values[:SHOWN_VALUES])}{rest}")
     for assumption in decision.assumptions:
         remark(f"assumes {assumption}")
+
+
+def _bound(decision: Decision) -> str:
+    """What is proved of the smallest margin; nothing beside a counterexample, which says more."""
+    if decision.result == "sat":
+        return ""
+    text = "above 0" if 0 < decision.bound <= LEAST_PROOF else f"{number(decision.bound)} (above 0 it proves unsat)"
+    return f"lower bound {text}; "

@@ -181,7 +181,9 @@ def _not_found(name_or_file: str) -> str:
     if _is_path(name_or_file) or (name_or_file and Path(name_or_file).is_dir()):
         what = "it is a folder" if Path(name_or_file).is_dir() else "there is no such file"
         return f"the preset {name_or_file} cannot be read: {what}; give a .toml file, or the name of a shipped preset"
-    similar = difflib.get_close_matches(name_or_file, preset_names(), n=3)
+    begun = [name for name in preset_names() if name_or_file.startswith(f"{name}-")]  # cifar10-8-255 is the one by IBP
+    others = [name for name in preset_names() if name not in begun]
+    similar = begun + difflib.get_close_matches(name_or_file, others, n=3)
     if similar:
         return f"there is no preset {name_or_file!r}; did you mean {' or '.join(map(repr, similar))}?"
     return f"there is no preset {name_or_file!r}. Presets: {', '.join(preset_names())}; or give a .toml file."

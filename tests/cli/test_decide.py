@@ -1,5 +1,6 @@
 """certtrain decide: properties of networks, in ONNX files and our own."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -27,6 +28,15 @@ def test_properties_are_decided_alike_of_the_model_and_its_onnx_file(run: Run, m
         assert shown.out.startswith(f"{found['result']}  ")
         results.add(found["result"])
     assert "sat" in results
+
+
+def test_gzipped_files_are_taken_where_the_plain_ones_are_absent(run: Run, properties: Path) -> None:
+    network, path = properties / "model.onnx", properties / "point_00000.vnnlib"
+    before = json.loads(run("decide", network, path, "--json").out)["result"]
+    for file in (network, path):
+        Path(f"{file}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    assert json.loads(run("decide", network, path, "--json").out)["result"] == before
 
 
 def test_a_property_takes_a_method_and_limits(run: Run, properties: Path) -> None:

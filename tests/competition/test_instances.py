@@ -8,12 +8,12 @@ from certtrain.competition.instances import (
     Instance,
     Key,
     limited,
-    present,
     read_expected,
     read_instances,
     with_expected,
 )
 from certtrain.errors import BenchmarkError
+from certtrain.interchange.packed import present
 
 
 def listed(folder: Path, text: str, name: str = "instances.csv") -> list[Instance]:

@@ -578,6 +578,8 @@ def test_what_is_wrong_is_said_in_our_words_and_with_the_value(text: str, line: 
 
 
 def test_an_unknown_name_has_similar_ones_and_a_file_that_is_missing_is_named(tmp_path: Path):
+    with pytest.raises(PresetError, match=r"did you mean 'cifar10-8-255' or 'cifar10-2-255-ibp' or "):
+        load_preset("cifar10-8-255-ibp")
     with pytest.raises(PresetError, match=r"^there is no preset 'digit'; did you mean 'digits'\?$"):
         load_preset("digit")
     with pytest.raises(PresetError, match=r"^the preset .*mine\.toml cannot be read: there is no such file; give a"):
