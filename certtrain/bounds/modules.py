@@ -22,6 +22,7 @@ from certtrain.errors import UnsupportedLayer
 # Modules that wrap a network, and the attribute that holds it.
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 PLAIN = {bool, int, float, str}
+REGISTERS = ("_parameters", "_buffers", "_modules")  # where a module keeps them
 CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")  # these run when a module is called, before its forward
 
 
@@ -52,6 +53,7 @@ class ModuleState:
         self.kept: list[object] = []  # else a new object could get the address of one of these
         for path, module in model.named_modules():
             held = {**vars(module), **module._parameters, **module._buffers, **module._modules}
+            held = {name: value for name, value in held.items() if name not in REGISTERS}
             named = {f"{path}.{name}".lstrip("."): _comparable(value) for name, value in held.items()}
             self.kept.append(held)
             self.values |= named
@@ -84,6 +86,10 @@ def _comparable(value: object) -> object:
         return fx.Proxy
     if isinstance(value, (tuple, list)):
         return tuple(map(_comparable, value))
+    if isinstance(value, (set, frozenset)):
+        return frozenset(map(_comparable, value))
+    if isinstance(value, dict):
+        return tuple((_comparable(key), _comparable(item)) for key, item in value.items())
     if isinstance(value, Tensor):
         return id(value), None if value.is_inference() else value._version
     return value if isinstance(value, (bool, int, float, str)) else id(value)

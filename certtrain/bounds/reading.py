@@ -38,10 +38,11 @@ def read_layers(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
 
 
 class ForwardPass(NamedTuple):
-    """All layer calls of a forward pass, in order, and the value that it returns."""
+    """All layer calls of a forward pass, in order, the value that it returns, and how often it asked for a shape."""
 
     graph: LayerGraph
     result: int
+    shapes_read: int = 0
 
 
 def read_forward(model: nn.Module, shape: Shape | None = None) -> ForwardPass:
@@ -136,7 +137,8 @@ class _Reader:
             self._check_use(node)
         if not self.result:
             raise UnsupportedLayer("the network has no layer: its output is its input")
-        return ForwardPass(LayerGraph(tuple(self.calls), self.shape if self.shapes else None), self.result)
+        graph = LayerGraph(tuple(self.calls), self.shape if self.shapes else None)
+        return ForwardPass(graph, self.result, self.tracer.shapes_read)
 
     def shape_so_far(self, node: fx.Node) -> Shape | None:
         """As `shape_of`, while the forward pass is being traced."""

@@ -28,7 +28,7 @@ def checked_graph(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
     for call in graph.calls:
         _check(call)
     if shape is not None and _takes(graph, shape):
-        check_replay(model, traced.graph, traced.result, shape)
+        check_replay(model, *traced, shape)
     return graph
 
 

@@ -25,11 +25,18 @@ LENGTH = len  # Python's own, while `length_of_symbols` replaces it
 def length_of_symbols() -> Iterator[None]:
     """Let len(x) of a symbol be a symbol, as x.size(0) is. Python makes a plain number of what `__len__` returns."""
     names = vars(builtins)
-    names["len"] = lambda value: value.size(0) if isinstance(value, _Proxy) else LENGTH(value)
+    names["len"] = _length
     try:
         yield
     finally:
         names["len"] = LENGTH
+
+
+def _length(value: Any) -> Any:
+    if not isinstance(value, _Proxy):
+        return LENGTH(value)
+    value.tracer.count(sys._getframe(1))
+    return value.size(0)
 
 
 class _Proxy(fx.Proxy):
@@ -49,28 +56,32 @@ class _Proxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         """For isinstance(x, Tensor), which is false for a symbol and true for the tensor that it stands for."""
-        if _is_user_code(sys._getframe(1)):
+        if is_user_code(frame := sys._getframe(1)) or frame.f_code is torch.is_tensor.__code__:
             raise UnsupportedLayer("the forward pass asks for the class of a value, as by isinstance; remove that")
         return type(self)
 
     @property
     def shape(self) -> Any:
+        self.tracer.count(sys._getframe(1))
         return self.tracer.sizes(self.node)
 
     @property
     def ndim(self) -> int:
+        self.tracer.count(sys._getframe(1))
         return LENGTH(self.shape)
 
     def size(self, dim: int | None = None) -> Any:
+        self.tracer.count(sys._getframe(1))
         if dim == 0:
             return self.tracer.batch_size()
         return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
+        self.tracer.count(sys._getframe(1))
         return LENGTH(self.shape)
 
 
-def _is_user_code(frame: FrameType) -> bool:
+def is_user_code(frame: FrameType) -> bool:
     """Whether the code of a frame is neither torch's nor certtrain's."""
     return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", "certtrain")
 
@@ -111,12 +122,12 @@ class _BatchSize(fx.Proxy):
     """The number of inputs, as a symbol. It cannot be a key of a set or dictionary, nor be converted to text."""
 
     def __hash__(self) -> int:
-        if _is_user_code(sys._getframe(1)):
+        if is_user_code(sys._getframe(1)):
             raise UnsupportedLayer(BATCH_ASKED)
         return super().__hash__()
 
     def __repr__(self) -> str:
-        if _is_user_code(sys._getframe(1)):
+        if is_user_code(sys._getframe(1)):
             raise UnsupportedLayer(BATCH_ASKED)
         return super().__repr__()
 
@@ -133,7 +144,12 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_modules=(), param_shapes_constant=True)  # type: ignore[arg-type]
         self.shape_of = shape_of
         self.batch: fx.Proxy | None = None
+        self.shapes_read = 0
         self.autocast = _autocast()
+
+    def count(self, asking: FrameType) -> None:
+        """Count that the forward pass asks for a shape, if the frame that does is its own."""
+        self.shapes_read += is_user_code(asking)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """As torch's; raises UnsupportedLayer where autocast has changed since the forward pass began."""

@@ -5,6 +5,7 @@ form is a case. The clauses are made one after the other while they are read, so
 a property takes no more memory than its formulas, however many cases it has.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,13 +58,27 @@ def _product(left: Coefficient, right: Coefficient) -> Coefficient:
     return Fraction(left) * Fraction(right) if left and right else 0.0
 
 
+def number_of(text: str) -> float:
+    """The nearest float64 to a decimal number.
+
+    Raises ValueError where it is infinite, or zero or subnormal and the number is not zero: such a float64 may differ
+    from the number by any factor, and a product with large numbers would not show that.
+    """
+    found = float(text)
+    if not isfinite(found):
+        raise ValueError(f"{text[:40]!r} is too large for a number")
+    if abs(found) < sys.float_info.min and any(digit in "123456789" for digit in text.lower().partition("e")[0]):
+        raise ValueError(f"{text[:40]!r} is too small for a number other than zero")
+    return found or 0.0  # not -0.0
+
+
 def _rounded(number: Coefficient) -> float:
-    """The nearest float64. Raises ValueError where that is zero or infinite, and the number is not."""
+    """The nearest float64. Raises ValueError where that is infinite, or subnormal or zero for another number."""
     try:
         found = float(number)
     except OverflowError:
         found = inf
-    if not isfinite(found) or (number and not found):
+    if not isfinite(found) or (number and abs(found) < sys.float_info.min):
         raise ValueError(f"its numbers are too {'small' if isfinite(found) else 'large'}")
     return found
 

@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from certtrain.errors import PropertyError
@@ -27,6 +26,7 @@ from certtrain.interchange.formulas import (
     any_of,
     cases_of,
     inequality,
+    number_of,
 )
 from certtrain.interchange.packed import read_whole
 from certtrain.interchange.vnnlib2 import parse_version_2
@@ -229,6 +229,7 @@ class _Reader(NamedTuple):
             return Linear({word.text: 1.0})
         if not NUMBER.fullmatch(word.text):
             raise word.error(f"{word.text[:40]!r} is neither a number nor a declared variable")
-        if abs(value := float(word.text)) == torch.inf:
-            raise word.error(f"{word.text[:40]!r} is too large for a number")
-        return Linear({}, float(word.text) if value else 0.0)
+        try:
+            return Linear({}, number_of(word.text))
+        except ValueError as error:
+            raise word.error(str(error)) from error

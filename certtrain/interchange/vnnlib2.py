@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from certtrain.errors import MissingExtra, PropertyError
-from certtrain.interchange.formulas import Formula, Linear, all_of, any_of, cases_of, inequality
+from certtrain.interchange.formulas import Formula, Linear, all_of, any_of, cases_of, inequality, number_of
 from certtrain.properties.cases import Property, Variable
 
 ELEMENT_TYPES = {"F32": "float32", "F64": "float64", "Real": "real"}
@@ -104,7 +104,10 @@ class _Reader:
         if kind == "Var":
             return Linear({self._name(term): 1.0})
         if kind in ("Float", "Int"):
-            return Linear({}, float(term.lexeme) or 0.0)
+            try:
+                return Linear({}, number_of(term.lexeme))
+            except ValueError as error:
+                raise PropertyError(str(error)) from error
         if kind == "Negate":
             return self._linear(term.expr).times(Linear({}, -1.0))
         if kind in ("Plus", "Multiply"):

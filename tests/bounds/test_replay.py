@@ -3,9 +3,10 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import certtrain
 from certtrain.errors import UnsupportedLayer
@@ -142,6 +143,63 @@ def test_a_replay_leaves_statistics_and_random_numbers_alone():
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(model[1].running_mean, before)
     assert int(model[1].num_batches_tracked) == 0
+
+
+# --- branches in code that only runs outside of tracing --------------------------------------------------
+
+
+def real(h: Tensor) -> bool:
+    """Whether it is a tensor and no symbol, by a question that no symbol notices."""
+    return type(h) is Tensor
+
+
+def counted(net: Net, h: Tensor) -> bool:
+    net.calls["number"] += 1
+    return net.calls["number"] > 40
+
+
+# What each reads, and a condition that random inputs and other batches do not meet; then a result is negated.
+HIDDEN: dict[str, tuple[str, Callable[[Net, Tensor], object]]] = {
+    "numpy": ("reads 'numpy'", lambda net, h: real(h) and h.detach().numpy().mean() > 1e5),
+    "array": ("reads '__array__'", lambda net, h: real(h) and np.asarray(h.detach())[0, 0] > 1e5),
+    "dlpack": ("reads '__dlpack__'", lambda net, h: real(h) and np.from_dlpack(h.detach())[0, 0] > 1e5),
+    "list": ("reads 'tolist'", lambda net, h: real(h) and h[0].tolist()[0] > 1e5),
+    "truth": ("reads '__bool__'", lambda net, h: real(h) and h.detach().max() > 1e5),
+    "text": ("reads '__repr__'", lambda net, h: real(h) and "e+05" in str(h.detach())),
+    "equality": ("reads 'equal'", lambda net, h: real(h) and torch.equal(h, h + 1)),
+    "memory": ("reads 'untyped_storage'", lambda net, h: real(h) and len(h.untyped_storage()) == 7),
+    "order in memory": ("reads 'is_contiguous'", lambda net, h: real(h) and not h.is_contiguous()),
+    "number of values": ("reads 'numel'", lambda net, h: real(h) and h.numel() == 56),
+    "batch of seven": ("another result", lambda net, h: real(h) and len(h) == 7),
+    "shape of seven": ("another result", lambda net, h: not isinstance(h, fx.Proxy) and h.shape[0] == 7),
+    "batch of one": ("in a batch of one", lambda net, h: type(size := h.size(0)) is int and size == 1),
+    "gradients": ("where gradients are on", lambda net, h: torch.is_grad_enabled()),
+    "inference mode": ("in inference mode", lambda net, h: torch.is_inference_mode_enabled()),
+    "a counter": ("changes 'calls'", counted),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_branch_outside_of_tracing_is_refused(name: str):
+    torch.manual_seed(0)
+    message, condition = HIDDEN[name]
+    model = Net(lambda net, h: -torch.relu(h) if condition(net, h) else torch.relu(h)).eval()
+    model.calls = {"number": 0}
+    with pytest.raises(UnsupportedLayer, match=message):
+        certtrain.certify(model, torch.rand(2, 4), torch.tensor([0, 1]), 0.1)
+
+
+def test_shapes_and_weights_may_be_read():
+    def between(net: Net, h: Tensor) -> Tensor:
+        assert h.dim() == h.ndim == len(h.shape) == 2
+        assert net.first.weight.shape[0] == h.size(-1) == 8
+        count, *rest = h.size()
+        return torch.relu(h.view(len(h), -1).reshape(count, *rest))
+
+    torch.manual_seed(0)
+    model, x = Net(between).eval(), torch.rand(3, 4)
+    certificate = certtrain.certify(model, x, model(x).argmax(1), 1e-4)
+    assert certificate.verdicts == ("certified",) * 3
 
 
 # --- layers that bounds met badly ------------------------------------------------------------------------
