@@ -85,12 +85,15 @@ class EpsRecord(Line):
         return self
 
 
+MOST_RATE = 1e6  # of an optimisation; more is no rate that float32 can compute with
+
+
 class BoundSettings(Line):
     """The settings that a margin depends on; `iterations` is at most `MOST_STEPS`, so that a check ends."""
 
     dense: Size
     iterations: int = Field(ge=0, le=MOST_STEPS)
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=MOST_RATE)
     decay: float = Field(gt=0, le=1)
     neurons: Size
     early_stop: bool

@@ -137,7 +137,8 @@ class Writer:
     def resume(cls, path: Path, header: Header, images: ImageSet) -> Self:
         """Continue a file, after removing its seal and an incomplete last line.
 
-        Raises CertificateError if it is damaged or has another header, and StorageError.
+        Its results are taken as they stand; `check` computes them again. Raises CertificateError if the file is
+        damaged, has another header or is about other examples, and StorageError.
         """
         contents = read_certificates(path, images.input_shape)
         check_same_task(path, contents.header, header)
@@ -163,6 +164,8 @@ class Writer:
         for record in contents.records.values():
             if record.label != int(self.images.labels[record.index]):
                 raise CertificateError(f"{self.path} has another label for example {record.index} than the data")
+            if record.sha256 != self.images.example_fingerprint(record.index):
+                raise CertificateError(f"{self.path} has another image for example {record.index} than the data")
 
 
 def _line(value: Line) -> bytes:

@@ -32,6 +32,7 @@ from certtrain.cli.verify_options import (
     VerificationData,
 )
 from certtrain.cli.workers import Ranks, ranks_of
+from certtrain.formats import count_of
 
 if TYPE_CHECKING:
     from certtrain.attack import AttackSettings
@@ -262,6 +263,9 @@ def _verified(task: _Task, limits: LimitOptions) -> "Report":
 
     with task.writer() as writer:
         known = () if writer is None else tuple(writer.results.values())
+        if known:
+            results = count_of(len(known), "result")
+            render.note(f"{results} taken from {task.output.out} unchecked; `certtrain check` computes them again")
         with render.verifying(known) as view:
             stop = Stopper(None, view.stop)
             report = _report(task, limits, known, _Batches(writer, view), stop)

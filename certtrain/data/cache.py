@@ -78,7 +78,8 @@ def write_cached(path: Path, images: Tensor) -> None:
 def _descriptions(root: Path, files: Sequence[str]) -> Iterable[str]:
     for file in files:
         status = (root / file).stat()
-        yield json.dumps([file, status.st_size, status.st_mtime_ns])
+        # A copy may keep the time of the original's last change (rsync -t), but not that of its own.
+        yield json.dumps([file, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
 
 
 def _checksum(images: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
 """The radius ε of an L∞ box, in pixels of [0, 1], as text: 8/255, 0.3; and several of them, in a list or a range."""
 
+import re
+from decimal import ROUND_DOWN, Context
 from fractions import Fraction
 
 from certtrain.errors import EpsilonError
 
+SHORT = Context(6, ROUND_DOWN)
+ROUNDING = 1e-12  # two ways to compute the same radius may differ by this share of it
 MOST_RADII = 1000  # in a list; more are a slip of the pen
 
 
@@ -16,6 +20,8 @@ def parse_eps(value: str | float) -> float:
         eps = _divide(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise EpsilonError(f"ε {value!r} is not a number; write it like 8/255 or 0.3") from error
+    if eps == 0 and isinstance(value, str) and any(digit in "123456789" for digit in re.split("[eE/]", value)[0]):
+        raise EpsilonError(f"ε {value!r} is too small for a float64")
     if not 0 <= eps <= 1:
         raise EpsilonError(f"ε {value!r} is outside [0, 1]; pixels run from 0 to 1, so write 8/255 rather than 8")
     return eps
@@ -60,7 +66,10 @@ def _exact(text: str) -> Fraction:
 
 
 def format_eps(eps: float) -> str:
-    """ε as people write it: with one decimal place if it has no more, else as a fraction of 255 if it is one."""
+    """ε as people write it: with one decimal place if it has no more, else as a fraction of 255 if it is one.
+
+    A longer number is cut after six digits, and never rounded up, since a certificate holds at every smaller radius.
+    """
     return f"{eps:g}" if eps == round(eps, 1) < 1 else _as_levels(eps)
 
 
@@ -74,6 +83,9 @@ def exact_eps(eps: float) -> str:
 
 
 def _as_levels(eps: float) -> str:
-    """A fraction of 255 if it is one, else a number with six significant digits."""
+    """A fraction of 255 if it is one, else a number with six significant digits; both up to rounding in float64."""
     levels = round(eps * 255)
-    return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-9 else f"{eps:.6g}"
+    if levels and abs(eps * 255 - levels) <= ROUNDING * levels:
+        return f"{levels}/255"
+    text = f"{eps:.6g}"
+    return text if float(text) <= eps * (1 + ROUNDING) else f"{float(SHORT.create_decimal(repr(eps))):g}"

@@ -593,6 +593,26 @@ def test_what_decides_a_margin_is_in_the_header_and_is_computed_with_again(case:
         Writer.resume(case.file, header, case.images)
 
 
+def test_a_rate_that_no_arithmetic_holds_is_refused(case: Case):
+    case = case._replace(file=case.file.with_name("rate.jsonl"))
+    write(case, method="ibp")
+    lines = lines_of(case)
+    lines[0]["bounds"]["learning_rate"] = 1e308
+    put(case, lines)
+    with pytest.raises(CertificateError, match=r"learning_rate"):
+        case.check()
+
+
+def test_a_file_about_other_images_is_not_continued(case: Case):
+    case = case._replace(file=case.file.with_name("images.jsonl"))
+    write(case, method="ibp")
+    lines = lines_of(case)
+    lines[1]["sha256"] = "0" * 64
+    put(case, lines)
+    with pytest.raises(CertificateError, match=f"another image for example {lines[1]['index']} than the data"):
+        write(case, method="ibp")
+
+
 def test_memory_changes_neither_records_nor_their_check(case: Case):
     other = case._replace(file=case.file.with_name("other.jsonl"))
     write(other, bounds=replace(ROOTS_ONLY, memory=1))

@@ -74,6 +74,21 @@ def test_eps_is_shown_as_it_is_written(eps: float, text: str):
     assert format_eps(eps) == text
 
 
+@pytest.mark.parametrize(
+    ("eps", "text"),
+    [(0.0999999999, "0.0999999"), (0.09999999, "0.0999999"), (8 / 255 + 2e-10, "0.0313725"), (0.1 * 3, "0.3"),
+     (0.3 - 1e-16, "0.3"), (1 - 1e-9, "0.999999"), (2e-7 / 3, "6.66666e-08")],
+)  # fmt: skip
+def test_what_is_shown_is_no_larger_than_eps(eps: float, text: str):
+    assert format_eps(eps) == text
+
+
+@pytest.mark.parametrize("text", ["1e-400", "1e-999999999", "1E-400/3", "0.5/1e400"])
+def test_a_radius_that_becomes_zero_is_refused(text: str):
+    with pytest.raises(EpsilonError, match=r"too small|not a number"):
+        parse_eps(text)
+
+
 @pytest.mark.parametrize("level", range(1, 256))
 def test_what_is_shown_is_the_eps(level: int):
     assert parse_eps(format_eps(level / 255)) == pytest.approx(level / 255, rel=1e-12)
