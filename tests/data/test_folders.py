@@ -336,10 +336,10 @@ def test_the_cache_follows_changes(root, paint, tmp_path):
 
 
 def test_a_copy_that_keeps_the_time_of_the_original_is_read_anew(tmp_path, paint):
-    path = tmp_path / "train" / "a" / "x.bmp"
     for level in (30, 99):
-        os.utime(paint(path, level, "L"), ns=(1, 1))
-        assert contents(load_images("folder", "train", data_dir=tmp_path)) == {(0, (level,))}
+        for label in "ab":
+            os.utime(paint(tmp_path / "train" / label / "x.bmp", level, "L"), ns=(1, 1))
+        assert contents(load_images("folder", "train", data_dir=tmp_path)) == {(0, (level,)), (1, (level,))}
 
 
 def test_another_folder_has_another_entry(tmp_path, paint):
