@@ -18,6 +18,12 @@ def test_a_check_says_what_holds(run: Run, model: Path) -> None:
     assert "partial check: the first 10 of 30 records hold" in part
 
 
+def test_what_a_verification_takes_from_a_file_is_said(run: Run, model: Path) -> None:
+    words = ("verify", str(model), "--limit", "30", "--out", "c.jsonl")
+    assert "unchecked" not in run(*words).err
+    assert "30 results taken from c.jsonl unchecked; `certtrain check` computes them again" in run(*words).err
+
+
 def test_a_check_of_another_model_or_a_changed_record_fails(run: Run, model: Path, tmp_path: Path) -> None:
     assert run("verify", str(model), "--limit", "30", "--out", "c.jsonl").code == 0
     assert run("init", "-p", "digits", *TINY, "--out", "fresh.safetensors").code == 0
