@@ -61,9 +61,11 @@ def check_input(x: Tensor, clip: tuple[float, float] | None) -> None:
 
 
 def check_dtype(model: nn.Module, x: Tensor) -> None:
-    """Raise DataError unless `x` has the dtype of the network's weights."""
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    if x.dtype != own:
+    """Raise DataError unless `x` has the dtype of the network's weights; without weights, float32 or float64."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if own is None and x.dtype not in (torch.float32, torch.float64):
+        raise DataError(f"inputs are {x.dtype}; write x.float()")
+    if x.dtype != (own or x.dtype):
         instead = ", or model.float()" if own == torch.float64 else ""
         raise DataError(f"inputs are {x.dtype}, but the network's weights are {own}; write x.to({own}){instead}")
 

@@ -48,6 +48,15 @@ def test_inputs_of_another_kind(name: str, x: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_without_weights_takes_float32_or_float64(name: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.ReLU()).eval()
+    with pytest.raises(DataError, match=rf"inputs are {dtype}; write x\.float\(\)"):
+        CALLS[name](model, X.to(dtype), LABELS)
+    CALLS[name](model, X.double(), LABELS)
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_a_model_in_float64_takes_its_own_inputs_alone(name: str) -> None:
     model = network().double()
     with pytest.raises(
