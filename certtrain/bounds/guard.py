@@ -84,6 +84,8 @@ def _gradient_at_centre(infer: Infer, claims: Claims) -> Tensor:
         gap = claims.values(infer(inputs.clone())) - claims.bounds
         nearest = torch.where(claims.bounds.isfinite(), gap, torch.inf).amin(1)
         total = nearest.where(nearest.isfinite(), 0.0).sum()
+        if not total.requires_grad:  # the forward pass switches gradients off
+            return torch.zeros_like(inputs)
         (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
     return gradient
 

@@ -4,9 +4,11 @@ torch.fx takes a layer of torch as one step, and does not see hooks, wrappers or
 replaced methods. So all of these are refused here.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -79,20 +81,28 @@ def restored(model: nn.Module) -> Iterator[None]:
             now.update({name: value for name, value in attributes.items() if name not in now or now[name] is not value})
 
 
-def _comparable(value: object) -> object:
+def _comparable(value: object, inside: tuple[int, ...] = ()) -> object:
+    """What two states of a value are compared by; `inside` are the values that hold this one."""
     if type(value) in PLAIN:  # most are, and the checks below take time
         return value
     if isinstance(value, fx.Proxy):
         return fx.Proxy
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_comparable, value))
-    if isinstance(value, (set, frozenset)):
-        return frozenset(map(_comparable, value))
-    if isinstance(value, dict):
-        return tuple((_comparable(key), _comparable(item)) for key, item in value.items())
     if isinstance(value, Tensor):
         return id(value), None if value.is_inference() else value._version
-    return value if isinstance(value, (bool, int, float, str)) else id(value)
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if id(value) in inside:
+        return id(value)
+    within = (*inside, id(value))
+    if isinstance(value, (tuple, list, deque)):
+        return tuple(_comparable(item, within) for item in value)
+    if isinstance(value, (set, frozenset)):
+        return frozenset(_comparable(item, within) for item in value)
+    if isinstance(value, dict):
+        return tuple((_comparable(key, within), _comparable(item, within)) for key, item in value.items())
+    if isinstance(value, SimpleNamespace):
+        return _comparable(vars(value), within)
+    return id(value)
 
 
 def _check_wrapper(title: str, module: nn.Module) -> None:

@@ -84,6 +84,8 @@ def _traced(model: nn.Module, shape: Shape | None) -> ForwardPass:
     try:
         with length_of_symbols():
             reader.tracer.trace(_OneInput(model))
+        if reader.tracer.refused is not None:  # the forward pass has caught it
+            raise reader.tracer.refused
     except (UnsupportedLayer, DataError):
         raise
     except Exception as error:  # the user's code runs here

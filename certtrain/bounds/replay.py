@@ -3,27 +3,25 @@
 A forward pass may depend on things that tracing does not show, such as the class
 or dtype of a value, or arguments with defaults. So the network and its layers are
 run on the same inputs. All of PyTorch's operations that compute something must be
-the same, in the same order, with the same results. The forward pass may not read
-numbers or properties of a value, other than shapes that tracing has seen, and its
-result may depend neither on the number of inputs nor on whether gradients are on.
+the same, in the same order, with the same numbers and results. That is so with
+gradients and without, in inference mode, with autocast, and in a batch of one.
+The forward pass may not read numbers or properties of a value, other than shapes
+that tracing has seen.
 """
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.overrides import TorchFunctionMode, handle_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from certtrain.bounds.graph import LayerGraph
 from certtrain.bounds.modules import restored
+from certtrain.bounds.reading import ForwardPass
+from certtrain.bounds.reads import Reads
 from certtrain.bounds.statistics import BatchNorm
-from certtrain.bounds.symbols import is_user_code
 from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.runtime.device import device_of
 from certtrain.spec.shapes import Shape
@@ -36,19 +34,14 @@ SHAPE_OPERATIONS = frozenset(
 )  # fmt: skip
 
 
-# Tracing has a symbol for these; where the forward pass asks for a shape, so it does while it is traced.
-SHAPES = frozenset(("shape", "size", "dim", "ndim", "ndimension", "__len__"))
-# Functions of torch that give the numbers of a value to Python, also where other functions of torch call them.
-NUMBERS = frozenset(
-    ("numpy", "__array__", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__complex__", "equal",
-     "allclose", "is_nonzero", "data_ptr", "storage", "untyped_storage", "__dlpack__", "__repr__", "__format__")
-)  # fmt: skip
-
-
 class Operation(NamedTuple):
-    """One operation of PyTorch: its name without the underscore of in-place operations, and its results."""
+    """One operation of PyTorch: its name without the underscore of in-place operations, its numbers and results.
+
+    numbers: its arguments that are single numbers, such as the ends of a clamp, by their names.
+    """
 
     name: str
+    numbers: dict[str, float]
     results: list[Tensor]
 
 
@@ -62,100 +55,68 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False  # else torch would load its compiler for this mode, although nothing here is compiled
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__.rstrip("_")
+        kwargs = kwargs or {}
+        with self:  # in inference mode functions come that are made of others
+            if (found := func.decompose(*args, **kwargs)) is not NotImplemented:
+                return found
+        found = func(*args, **kwargs)
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::").rstrip("_")
         if name not in SHAPE_OPERATIONS:
-            tensors = found if isinstance(found, (tuple, list)) else [found]
-            self.operations.append(Operation(name, [t.detach().clone() for t in tensors if isinstance(t, Tensor)]))
+            tensors, numbers = found if isinstance(found, (tuple, list)) else [found], _numbers(func, args, kwargs)
+            results = [value.detach().clone() for value in tensors if isinstance(value, Tensor)]
+            self.operations.append(Operation(name, numbers, results))
         return found
 
 
-class _Reads(TorchFunctionMode):
-    """Refuses what gives the forward pass a number or a property of a value, and counts how often it asks for a shape.
-
-    Weights are the same for all inputs, so they may be read.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.weights = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self.shapes = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found, name = func(*args, **(kwargs or {})), _name(func)
-        if _holds_tensors(found) or (args and id(args[0]) in self.weights):
-            return found
-        asked = is_user_code(_caller(func, sys._getframe(1)))
-        self.shapes += asked and name in SHAPES
-        if name in NUMBERS or (asked and name not in SHAPES):
-            raise UnsupportedLayer(
-                f"the forward pass reads {name!r} of a value, on which it may depend in a way that cannot be traced; "
-                "remove that"
-            )
-        return found
+def _numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
+    """The arguments of an operation that are numbers, with those that have their default."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    values = {argument.name: given.get(argument.name, argument.default_value) for argument in func._schema.arguments}
+    return {name: value for name, value in values.items() if type(value) in (int, float)}
 
 
-def _caller(func: Any, frame: FrameType) -> FrameType:
-    """The first frame, from this one on, that is not of the function itself, which torch may have in Python."""
-    own = (handle_torch_function.__code__, getattr(func, "__code__", None))
-    while frame.f_code in own and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
+def check_replay(model: nn.Module, read: ForwardPass, shape: Shape, *, everywhere: bool) -> None:
+    """Raise UnsupportedLayer unless `model` computes what was read of it.
 
-
-def _name(func: Any) -> str:
-    """The name of a function, or of the property that it reads."""
-    name = str(getattr(func, "__name__", func))
-    return str(getattr(func.__self__, "__name__", name)) if name == "__get__" else name
-
-
-def _holds_tensors(found: Any) -> bool:
-    """Whether it is a tensor, several tensors, or nothing."""
-    if isinstance(found, (tuple, list)) and not isinstance(found, torch.Size):
-        return bool(found) and all(map(_holds_tensors, found))
-    return found is None or isinstance(found, Tensor)
-
-
-def check_replay(model: nn.Module, graph: LayerGraph, result: int, shapes_read: int, shape: Shape) -> None:
-    """Raise UnsupportedLayer unless `model` computes what `graph` computes, with the value `result` as its output.
-
-    `graph` has all calls, including those whose results are not used. `shapes_read` says how often the forward pass
-    asked for a shape while it was traced. `shape` is the shape of one input, without the batch. Raises DataError if the
-    network does not take such inputs.
+    `shape` is the shape of one input, without the batch. `everywhere`: also with gradients, in inference mode, with
+    autocast, and in a batch of one. Raises DataError if the network does not take such inputs.
     """
     generator = Generator().manual_seed(0)
     like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.zeros(()))
     x = torch.rand(REPLAY_BATCH, *shape, generator=generator).to(device_of(model), like.dtype)
-    with _unchanged(model), _Reads(model) as reads:
-        output, of_model = _run(model, x)
-    if reads.shapes > shapes_read:
+    reads = Reads(model)
+    with torch.no_grad():
+        _compare(model, read, x, watched_by=reads)
+    if reads.shapes > read.shapes_read:
         raise _difference(model, None, None)
+    for where, surrounding, batch in _surroundings(model, x) if everywhere else ():
+        with surrounding:
+            _compare(model, read, batch, where)
+
+
+def _compare(model: nn.Module, read: ForwardPass, x: Tensor, where: str = "", watched_by: Reads | None = None) -> None:
+    """Raise UnsupportedLayer if the network and its layers compute something different for `x`."""
+    with _unchanged(model), watched_by or nullcontext():
+        output, of_model = _run(model, x)
+    if watched_by is not None and watched_by.refused is not None:
+        raise watched_by.refused
     with _unchanged(model):
-        outputs, of_graph = _run(lambda x: list(graph.results(x)), x)
+        outputs, of_graph = _run(lambda x: list(read.graph.results(x)), x)
     for traced, run in zip_longest(of_graph, of_model):
         if traced is None or run is None or not _same(traced, run):
-            raise _difference(model, traced, run)
-    if not isinstance(output, Tensor) or not _close(outputs[result - 1], output):
-        raise _difference(model, None, None)
-    _check_surroundings(model, x, output)
+            raise _difference(model, traced, run, where)
+    if not isinstance(output, Tensor) or not _close(outputs[read.result - 1], output):
+        raise _difference(model, None, None, where)
 
 
-def _check_surroundings(model: nn.Module, x: Tensor, output: Tensor) -> None:
-    """Raise UnsupportedLayer if the output differs in a batch of one, with gradients, or in inference mode."""
-    in_inference_mode = x.is_inference() or any(tensor.is_inference() for tensor in model.parameters())
-    for name, size, surrounding in (
-        ("in a batch of one", 1, torch.no_grad),
-        ("where gradients are on", REPLAY_BATCH, torch.no_grad if in_inference_mode else torch.enable_grad),
-        ("in inference mode", REPLAY_BATCH, torch.inference_mode),
-    ):
-        if size == REPLAY_BATCH or not _depends_on_the_batch(model):
-            with _unchanged(model), surrounding():
-                found = _output(model, x[:size])
-            if found is None or not _close(found, output[:size]):
-                raise UnsupportedLayer(
-                    f"the forward pass of {type(model).__name__} gives another result {name}; let it depend on its "
-                    "input only"
-                )
+def _surroundings(model: nn.Module, x: Tensor) -> Iterator[tuple[str, AbstractContextManager[Any], Tensor]]:
+    """Where a forward pass could compute something else: how that is said, the context, and the inputs."""
+    if not x.is_inference() and not any(tensor.is_inference() for tensor in model.parameters()):
+        yield " where gradients are on", torch.enable_grad(), x
+    yield " in inference mode", torch.inference_mode(), x
+    yield " with autocast", torch.autocast(x.device.type, torch.bfloat16), x
+    if not _depends_on_the_batch(model):
+        yield " in a batch of one", torch.no_grad(), x[:1]
 
 
 def _depends_on_the_batch(model: nn.Module) -> bool:
@@ -164,17 +125,8 @@ def _depends_on_the_batch(model: nn.Module) -> bool:
     return any(norm.training or norm.running_mean is None for norm in norms)
 
 
-def _output(model: nn.Module, x: Tensor) -> Tensor | None:
-    """The output, if there is one."""
-    try:
-        found = model(x.clone())
-    except RuntimeError:
-        return None
-    return found.detach() if isinstance(found, Tensor) else None
-
-
 def _run(function: Any, x: Tensor) -> tuple[Any, list[Operation]]:
-    with torch.no_grad(), _Recorder() as recorder:
+    with _Recorder() as recorder:
         try:
             return function(x.clone()), recorder.operations
         except RuntimeError as error:
@@ -201,7 +153,17 @@ def _seed() -> None:
 
 
 def _same(traced: Operation, run: Operation) -> bool:
-    return traced.name == run.name and all(map(_close, traced.results, run.results))
+    return (
+        traced.name == run.name
+        and traced.numbers.keys() == run.numbers.keys()
+        and all(_equal(number, run.numbers[name]) for name, number in traced.numbers.items())
+        and all(map(_close, traced.results, run.results))
+    )
+
+
+def _equal(own: float, other: float) -> bool:
+    """Whether two arguments are equal; a dimension may be counted from either end."""
+    return own == other or (isinstance(own, int) and isinstance(other, int) and min(own, other) < 0)
 
 
 def _close(traced: Tensor, run: Tensor) -> bool:
@@ -211,9 +173,11 @@ def _close(traced: Tensor, run: Tensor) -> bool:
     )
 
 
-def _difference(model: nn.Module, traced: Operation | None, run: Operation | None) -> UnsupportedLayer:
-    does = "gives another result" if run is None else f"computes {run.name!r}"
+def _difference(model: nn.Module, traced: Operation | None, run: Operation | None, where: str = "") -> UnsupportedLayer:
+    does = ("gives another result" if run is None else f"computes {run.name!r}") + where
     read = "" if traced is None else f", where its layers were read as {traced.name!r}"
+    if traced is not None and run is not None and traced.name == run.name:
+        read = " with other numbers than its layers, or another result"
     return UnsupportedLayer(
         f"the forward pass of {type(model).__name__} {does}{read}: what it does depends on something that cannot be "
         "traced, such as the class or dtype of a value. Write it as layers and functions of its input only"

@@ -17,18 +17,18 @@ from certtrain.errors import DataError, UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
 
-def checked_graph(model: nn.Module, shape: Shape | None = None) -> LayerGraph:
+def checked_graph(model: nn.Module, shape: Shape | None = None, *, everywhere: bool = True) -> LayerGraph:
     """The layers of `model` for inputs of `shape` (without the batch), after a check that each has a rule.
 
-    Without a shape, the forward pass must not read any shape. Raises
-    UnsupportedLayer that names the first layer without a rule, or another reason.
+    Without a shape, the forward pass must not read any shape. With one it is replayed, `everywhere` or only as it
+    runs here: without gradients. Raises UnsupportedLayer that names the first layer without a rule, or another reason.
     """
     traced = read_forward(model, shape)
     graph = traced.graph.up_to(traced.result)
     for call in graph.calls:
         _check(call)
     if shape is not None and _takes(graph, shape):
-        check_replay(model, *traced, shape)
+        check_replay(model, traced, shape, everywhere=everywhere)
     return graph
 
 
@@ -38,7 +38,7 @@ def checked_copy(copy: nn.Module, model: nn.Module, shape: Shape | None = None) 
     Raises UnsupportedLayer where they differ, and what `checked_graph` raises.
     """
     with torch.no_grad():  # as inference is
-        graph = checked_graph(copy, shape)
+        graph = checked_graph(copy, shape, everywhere=False)
         if shape is not None and checked_graph(model, shape).description() != graph.description():
             raise UnsupportedLayer("the network computes something different in float64 than in its own precision")
     return graph

@@ -17,7 +17,7 @@ from certtrain.bounds.modules import is_layer
 from certtrain.errors import UnsupportedLayer
 from certtrain.spec.shapes import Shape
 
-BATCH_ASKED = "the forward pass uses the number of inputs as a key or as text; it must not depend on it"
+BATCH_ASKED = "the forward pass uses the number of inputs as a key, a number or as text; it must not depend on it"
 LENGTH = len  # Python's own, while `length_of_symbols` replaces it
 
 
@@ -57,7 +57,7 @@ class _Proxy(fx.Proxy):
     def __class__(self) -> type:
         """For isinstance(x, Tensor), which is false for a symbol and true for the tensor that it stands for."""
         if is_user_code(frame := sys._getframe(1)) or frame.f_code is torch.is_tensor.__code__:
-            raise UnsupportedLayer("the forward pass asks for the class of a value, as by isinstance; remove that")
+            raise self.tracer.refusal("the forward pass asks for the class of a value, as by isinstance; remove that")
         return type(self)
 
     @property
@@ -89,7 +89,7 @@ def is_user_code(frame: FrameType) -> bool:
 class _UnknownShape:
     """A shape of which only the first size, the batch's, is known."""
 
-    def __init__(self, batch: fx.Proxy) -> None:
+    def __init__(self, batch: "_BatchSize") -> None:
         self.batch = batch
 
     def __getitem__(self, index: object) -> fx.Proxy:
@@ -112,24 +112,32 @@ class _UnknownShape:
     __hash__ = None  # type: ignore[assignment]  # since it cannot be compared
 
     def _refuse(self) -> None:
-        raise UnsupportedLayer(
+        raise self.batch.tracer.refusal(
             "the forward pass asks for the shape of a value, but the input's shape is not known here. Give it, as in "
             f"ibp_init_(model, shape=(3, 32, 32)). To flatten, {FLAT}"
         )
 
 
 class _BatchSize(fx.Proxy):
-    """The number of inputs, as a symbol. It cannot be a key of a set or dictionary, nor be converted to text."""
+    """The number of inputs, as a symbol. It is no key of a set or dictionary, no number and no text."""
+
+    tracer: "Tracer"
 
     def __hash__(self) -> int:
         if is_user_code(sys._getframe(1)):
-            raise UnsupportedLayer(BATCH_ASKED)
+            raise self.tracer.refusal(BATCH_ASKED)
         return super().__hash__()
 
     def __repr__(self) -> str:
         if is_user_code(sys._getframe(1)):
-            raise UnsupportedLayer(BATCH_ASKED)
+            raise self.tracer.refusal(BATCH_ASKED)
         return super().__repr__()
+
+    def __int__(self) -> int:
+        raise self.tracer.refusal(BATCH_ASKED)
+
+    def __float__(self) -> float:
+        raise self.tracer.refusal(BATCH_ASKED)
 
 
 class Tracer(fx.Tracer):
@@ -143,13 +151,36 @@ class Tracer(fx.Tracer):
         # the time to replace them all.
         super().__init__(autowrap_modules=(), param_shapes_constant=True)  # type: ignore[arg-type]
         self.shape_of = shape_of
-        self.batch: fx.Proxy | None = None
+        self.batch: _BatchSize | None = None
         self.shapes_read = 0
+        self.refused: Exception | None = None
         self.autocast = _autocast()
 
     def count(self, asking: FrameType) -> None:
         """Count that the forward pass asks for a shape, if the frame that does is its own."""
         self.shapes_read += is_user_code(asking)
+
+    def refusal(self, message: str) -> UnsupportedLayer:
+        """The error to raise; the first one is kept, since the forward pass may catch it and go on."""
+        found = UnsupportedLayer(message)
+        self.refused = self.refused or found
+        return found
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """As torch's, which raises TraceError; the first one is kept."""
+        try:
+            return super().to_bool(obj)
+        except Exception as error:
+            self.refused = self.refused or error
+            raise
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """As torch's, which raises TraceError where it does not know how many values there are."""
+        try:
+            return super().iter(obj)
+        except Exception as error:
+            self.refused = self.refused or error
+            raise
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """As torch's; raises UnsupportedLayer where autocast has changed since the forward pass began."""
@@ -166,7 +197,7 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
-    def batch_size(self) -> fx.Proxy:
+    def batch_size(self) -> "_BatchSize":
         """The number of inputs: one symbol for all values."""
         if self.batch is None:
             first = next(iter(self.graph.nodes))

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,6 +159,38 @@ def counted(net: Net, h: Tensor) -> bool:
     return net.calls["number"] > 40
 
 
+def counted_in_an_object(net: Net, h: Tensor) -> bool:
+    net.state.number += 1
+    return net.state.number > 40
+
+
+def swallowed_class(net: Net, h: Tensor) -> bool:
+    try:
+        return isinstance(h, Tensor) and h.detach().numpy().mean() > 1e5
+    except Exception:
+        return False
+
+
+def swallowed_numbers(net: Net, h: Tensor) -> bool:
+    try:
+        return real(h) and h.detach().numpy().mean() > 1e5
+    except Exception:
+        return False
+
+
+def swallowed_count(net: Net, h: Tensor) -> bool:
+    try:
+        return {7: True}.get(h.size(0), False)
+    except Exception:
+        return False
+
+
+def pointed_at(net: Net, h: Tensor) -> bool:
+    if real(h):
+        net.table.data = h.detach()
+    return bool(real(h) and net.table.max() > 1e5)
+
+
 # What each reads, and a condition that random inputs and other batches do not meet; then a result is negated.
 HIDDEN: dict[str, tuple[str, Callable[[Net, Tensor], object]]] = {
     "numpy": ("reads 'numpy'", lambda net, h: real(h) and h.detach().numpy().mean() > 1e5),
@@ -176,6 +209,12 @@ HIDDEN: dict[str, tuple[str, Callable[[Net, Tensor], object]]] = {
     "gradients": ("where gradients are on", lambda net, h: torch.is_grad_enabled()),
     "inference mode": ("in inference mode", lambda net, h: torch.is_inference_mode_enabled()),
     "a counter": ("changes 'calls'", counted),
+    "a counter in an object": ("changes 'state'", counted_in_an_object),
+    "a caught question": ("asks for the class", swallowed_class),
+    "caught numbers": ("reads 'numpy'", swallowed_numbers),
+    "a caught count": ("as a key", swallowed_count),
+    "a weight pointed at a value": ("reads '__set__'", pointed_at),
+    "gradient": ("reads 'grad_fn'", lambda net, h: real(h) and h.grad_fn is not None),
 }
 
 
@@ -184,9 +223,57 @@ def test_a_branch_outside_of_tracing_is_refused(name: str):
     torch.manual_seed(0)
     message, condition = HIDDEN[name]
     model = Net(lambda net, h: -torch.relu(h) if condition(net, h) else torch.relu(h)).eval()
-    model.calls = {"number": 0}
+    model.calls, model.state = {"number": 0}, SimpleNamespace(number=0)
     with pytest.raises(UnsupportedLayer, match=message):
         certtrain.certify(model, torch.rand(2, 4), torch.tensor([0, 1]), 0.1)
+
+
+# What limits a value that no random input reaches.
+LIMITED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "gradients": ("where gradients are on", lambda h: h if torch.is_grad_enabled() else h.clamp(max=1e6)),
+    "inference": ("in inference mode", lambda h: h if torch.is_inference_mode_enabled() else h.clamp(max=1e6)),
+    "autocast": ("with autocast", lambda h: h if torch.is_autocast_enabled("cpu") else h.clamp(max=1e6)),
+    "the limit": ("computes 'clamp' with other numbers", lambda h: h.clamp(0.0, 1e9 if real(h) else 1e6)),
+    "a function": ("computes 'certtrain_tests::relu'", lambda h: own_relu(h) if real(h) else torch.relu(h)),
+}
+
+
+@torch.library.custom_op("certtrain_tests::relu", mutates_args=())
+def own_relu(h: Tensor) -> Tensor:
+    return torch.relu(h) if h.max() < 1e6 else -torch.relu(h)
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_what_random_inputs_do_not_show_is_refused_by_its_operations(name: str):
+    torch.manual_seed(0)
+    message, between = LIMITED[name]
+    model = Net(lambda net, h: torch.relu(between(h))).eval()
+    with pytest.raises(UnsupportedLayer, match=message):
+        certtrain.certify(model, torch.rand(2, 4), torch.tensor([0, 1]), 0.1)
+
+
+def test_a_forward_pass_without_gradients_is_certified():
+    class Frozen(Net):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Frozen(lambda net, h: torch.relu(h)).eval(), torch.rand(2, 4)
+    assert certtrain.certify(model, x, model(x).argmax(1), 1e-4).verdicts == ("certified",) * 2
+
+
+def test_constants_and_containers_of_modules_may_be_read():
+    def between(net: Net, h: Tensor) -> Tensor:
+        assert len(net.constant) == net.constant.shape[0] == 3
+        assert net.state_dict()["first.weight"].shape[0] == next(net.first.parameters()).data.size(0) == 8
+        return torch.relu(h)
+
+    torch.manual_seed(0)
+    model, x = Net(between).eval(), torch.rand(2, 4)
+    model.constant, model.registry = torch.ones(3), {"itself": None}
+    model.registry["itself"] = model.registry
+    assert certtrain.certify(model, x, model(x).argmax(1), 1e-4).verdicts == ("certified",) * 2
 
 
 def test_shapes_and_weights_may_be_read():
