@@ -58,7 +58,7 @@ def test_numbers_that_are_too_large_are_refused(value: str) -> None:
 
 def test_numbers_that_are_too_small_are_refused_and_zero_is_not() -> None:
     value, box = "0." + "0" * 399 + "1", re.sub(r"X_(\d)", r"X[0,\1]", BOX)
-    with pytest.raises(PropertyError, match="too small for a number other than zero"):
+    with pytest.raises(PropertyError, match=r"too small for a number other than zero|stod"):  # or by the package itself
         parse_property(HEAD + box + f"(assert (<= (+ Y[1] (* {value} Y[0])) 0.0))")
     assert parse_property(HEAD + box + f"(assert (<= Y[0] 0.{'0' * 399}))").cases[0].offsets.tolist() == [0.0]
 
