@@ -32,7 +32,7 @@ class Reads(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-        self.constants = {_memory(tensor) for tensor in (*model.parameters(), *model.buffers(), *kept)}
+        self.constants = {_memory(tensor) for tensor in (*model.parameters(), *model.buffers(), *kept)} - {None}
         self.shapes = 0
         self.refused: UnsupportedLayer | None = None
 
@@ -53,8 +53,10 @@ class Reads(TorchFunctionMode):
 
 
 def _memory(value: Any) -> int | None:
-    """The address of a tensor's memory; None for what is no tensor, or has none."""
-    return value.untyped_storage().data_ptr() or None if isinstance(value, Tensor) else None
+    """The address of a tensor's memory; None for what is no tensor, or has none of its own, as if it is sparse."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    return value.untyped_storage().data_ptr() or None
 
 
 def _caller(func: Any, frame: FrameType) -> FrameType:

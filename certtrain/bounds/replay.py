@@ -70,8 +70,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
     """The arguments of an operation that are numbers, with those that have their default."""
-    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    values = {argument.name: given.get(argument.name, argument.default_value) for argument in func._schema.arguments}
+    arguments = func._schema.arguments
+    given = {argument.name: value for argument, value in zip(arguments[: len(args)], args, strict=True)} | kwargs
+    values = {argument.name: given.get(argument.name, argument.default_value) for argument in arguments}
     return {name: value for name, value in values.items() if type(value) in (int, float)}
 
 
@@ -114,7 +115,8 @@ def _surroundings(model: nn.Module, x: Tensor) -> Iterator[tuple[str, AbstractCo
     if not x.is_inference() and not any(tensor.is_inference() for tensor in model.parameters()):
         yield " where gradients are on", torch.enable_grad(), x
     yield " in inference mode", torch.inference_mode(), x
-    yield " with autocast", torch.autocast(x.device.type, torch.bfloat16), x
+    if x.device.type in ("cpu", "cuda"):  # the devices that can compute in bf16 by autocast
+        yield " with autocast", torch.autocast(x.device.type, torch.bfloat16), x
     if not _depends_on_the_batch(model):
         yield " in a batch of one", torch.no_grad(), x[:1]
 
