@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from math import isclose
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from certtrain.spec.architecture import CNN3, CNN5, CNN7
 from certtrain.spec.choices import BatchNormStatistics, Precision
 from certtrain.spec.objective import CrownIBPSection, IBPSection
 from certtrain.spec.preset import Preset, load_preset
+from certtrain.spec.preset_file import preset_names
 from certtrain.training.compilation import has_compiler
 from certtrain.training.pacing import Stopwatch
 from certtrain.training.step import Stepper
@@ -166,6 +168,18 @@ def _faster(preset: Preset, images: ImageSet, seconds: float, *, compiled: bool)
     if smaller := _smaller_network(preset, images, seconds):
         name, share = smaller
         yield f"about {roughly(share * seconds)} with a smaller network, --set {name}"
+    if made_for_cpus := _cpu_preset(preset):
+        yield f"--preset {made_for_cpus}, which is made for CPUs"
+
+
+def _cpu_preset(preset: Preset) -> str | None:
+    """certtrain's preset for CPUs of the same data set, radius and objective, if there is another one."""
+    name = f"{preset.data.name}-cpu"
+    if preset.name == name or name not in preset_names():
+        return None
+    other = load_preset(name)
+    same = isclose(other.eps.max, preset.eps.max) and other.objective.name == preset.objective.name
+    return name if same else None
 
 
 def _faster_way(preset: Preset, *, compiled: bool) -> tuple[list[str], Way]:

@@ -182,7 +182,8 @@ def test_a_run_of_days_says_so_and_two_ways_to_make_it_shorter(images: ImageSet)
     assert sentence(6.17, cnn7(), images) == (
         "this run takes about 6 days on this CPU. Faster: about 2 days with --precision bf16 --compile on "
         "--set train.batch_norm_statistics=centre; "
-        f"about {roughly(share * 6.17 * DAY)} with a smaller network, --set model.width=16"
+        f"about {roughly(share * 6.17 * DAY)} with a smaller network, --set model.width=16; "
+        "--preset cifar10-cpu, which is made for CPUs"
     )
 
 
@@ -205,7 +206,9 @@ def test_what_is_not_in_use_is_advised_with_the_time_that_it_gives(
 
 def test_nothing_in_use_is_advised(images: ImageSet, monkeypatch: pytest.MonkeyPatch):
     preset = cnn7(train__precision="bf16", train__batch_norm_statistics="centre", model__name="dm-small")
-    assert sentence(2, preset, images, compiled=True) == "this run takes about 2 days on this CPU"
+    assert sentence(2, preset, images, compiled=True) == (
+        "this run takes about 2 days on this CPU. Faster: --preset cifar10-cpu, which is made for CPUs"
+    )
     monkeypatch.setattr(forecast, "has_compiler", lambda device: False)
     assert "compile" not in sentence(2, cnn7(), images)
 
@@ -230,7 +233,7 @@ def test_the_smaller_network_fits_a_night_where_it_can(
     other = load_preset(own.model_dump(mode="json"), {name: value})
     share = forecast._work(other, images) / forecast._work(own, images)
     text = sentence(hours / 24, own, images)
-    assert text.endswith(f"about {roughly(share * hours * HOUR)} with a smaller network, --set {setting}")
+    assert f"; about {roughly(share * hours * HOUR)} with a smaller network, --set {setting}; " in text
 
 
 def test_a_narrow_network_is_not_advised_to_be_narrower(images: ImageSet):
@@ -248,6 +251,11 @@ def test_a_run_of_minutes_gets_no_advice_and_a_short_one_no_sentence(images: Ima
     assert sentence(1 / 24 / 10, cnn7(), images) == "this run takes about 6 min on this CPU"
     assert sentence(1 / 24 / 60, cnn7(), images) == ""
     assert forecast_sentence(cnn7(), images, 2.0, 30, compiled=False) == ""
+
+
+@pytest.mark.parametrize("changes", [{"name": "cifar10-cpu"}, {"eps__max": "2/255"}, {"objective__name": "mtl-ibp"}])
+def test_no_preset_is_advised_of_another_radius_or_objective(changes: dict[str, Any], images: ImageSet):
+    assert "--preset" not in sentence(2, cnn7(**changes), images)
 
 
 def test_a_run_that_has_begun_keeps_its_settings(images: ImageSet):
