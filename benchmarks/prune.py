@@ -20,6 +20,7 @@ from certtrain.data import ImageSet, to_unit
 from certtrain.network.assembly import load_run_images
 from certtrain.network.modelfile import Classifier, Metadata, fill_network, write_model
 from certtrain.spec.architecture import CNN
+from certtrain.training.inactive import Part, active_channels, kept_channels, parts_of
 
 NOTE = "without the channels and units that are never active on training images; weights rounded to bfloat16"
 
@@ -27,37 +28,14 @@ NOTE = "without the channels and units that are never active on training images;
 @torch.no_grad()
 def used_channels(model: Classifier, images: ImageSet, eps: float, size: int = 100) -> dict[str, Tensor]:
     """For each ReLU layer the channels or units (C,) that are active in the box of radius `eps` of some image."""
-    used: dict[str, Tensor] = {}
-    for pixels in images.images.split(size):
-        for name, box in propagate(model, to_unit(pixels), eps).relu_boxes:
-            active = (box.upper > 0).transpose(0, 1).flatten(1).any(1)
-            used[name] = active | used.get(name, active)
-    return used
+    return active_channels(propagate(model, to_unit(pixels), eps) for pixels in images.images.split(size))
 
 
 def pruned(model: Classifier, used: Mapping[str, Tensor]) -> Classifier:
     """The network without the other channels and units."""
-    state, before = dict(model.state_dict()), None
-    for name, layer in model.named_children():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            keep = used.get(f"{name}_relu")  # the last layer has none
-            state |= selected(state, name, before, keep)
-            before = keep
-    metadata = smaller(model, used)
-    return Classifier(fill_network(metadata, {name: tensor.clone() for name, tensor in state.items()}), metadata).eval()
-
-
-def selected(state: Mapping[str, Tensor], name: str, before: Tensor | None, keep: Tensor | None) -> dict[str, Tensor]:
-    """The tensors of the layer `name` and of its BatchNorm, for the outputs `keep` and the inputs `before`."""
-    weight = state[f"{name}.weight"]
-    if before is not None:
-        parts = weight.unflatten(1, (len(before), -1))  # the pixels of a channel follow one another
-        weight = parts[:, before].flatten(1, 2)
-    found = {f"{name}.weight": weight if keep is None else weight[keep]}
-    if keep is not None:
-        vectors = [f"{name}.bias", *(key for key in state if key.startswith(f"{name}_bn.") and state[key].dim() == 1)]
-        found |= {key: state[key][keep] for key in vectors}
-    return found
+    parts, metadata = parts_of(model, kept_channels(used)), smaller(model, used)
+    state = {name: parts.get(name, Part(None, None)).of(tensor) for name, tensor in model.state_dict().items()}
+    return Classifier(fill_network(metadata, state), metadata).eval()
 
 
 def smaller(model: Classifier, used: Mapping[str, Tensor]) -> Metadata:

@@ -79,7 +79,8 @@ class RunProgress:
 
     step: number of steps done. metrics_bytes: length of the metrics. seconds: time of training so far. data: the
     fingerprint of the images. sums: the sums of the measures in this epoch. preset: all fields of the preset that the
-    run began with; none in checkpoints of an earlier version.
+    run began with; none in checkpoints of an earlier version. kept: the channels that steps do not leave out, by the
+    names of their ReLU layers; empty if all take part.
     """
 
     step: int = 0
@@ -88,6 +89,7 @@ class RunProgress:
     data: str = ""
     sums: dict[str, float] = field(default_factory=dict)
     preset: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, list[int]] = field(default_factory=dict)
 
 
 class RunFolder:

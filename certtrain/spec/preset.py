@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from certtrain.errors import EpsilonError, PresetError
 from certtrain.formats import count_of
-from certtrain.spec.architecture import NETWORKS, Architecture
+from certtrain.spec.architecture import NETWORKS, Architecture, Residual
 from certtrain.spec.choices import BatchNormStatistics
 from certtrain.spec.choices import Compile as Compile
 from certtrain.spec.choices import DatasetName as DatasetName
@@ -134,6 +134,10 @@ class TrainSection(Section):
     micro_batch: Positive | None = None
     """Number of examples that are bounded at a time, for GPUs with little memory; the step is still that of the whole
     batch. With several processes, the number in each process."""
+    skip_inactive: bool = False
+    """From the end of the ramp on, leave out of the steps the channels and units that are inactive in the boxes of
+    5,000 training images, so that steps cost less. Their weights stay as they are; every 5 epochs all are looked at
+    again. For networks of convolutions and linear layers in a row that IBP or CROWN-IBP trains in one process."""
     keep_every: Positive | None = None
     """Each time this many epochs are done, keep the network as a model file in the run's folder `epochs`, so that
     `certtrain stats RUN --by-epoch` can compare them at one ε. Without it, a run keeps only its newest checkpoints."""
@@ -203,6 +207,8 @@ class Preset(Section):
                 f'objective.name = "{self.objective.name}" needs train.batch_norm_statistics = "clean": '
                 "attacked inputs are normalised by the statistics of the clean batch"
             )
+        if self.train.skip_inactive and (reason := self._steps_are_whole(bounds_only)):
+            raise ValueError(f"train.skip_inactive {reason}")
         if self.train.schedule != "steps" and self.train.warmup >= self.train.epochs:
             raise ValueError("train.warmup must be shorter than train.epochs, so that the rate can fall")
         if (first := self.train.average_from) is not None and first > self.train.epochs:
@@ -215,6 +221,18 @@ class Preset(Section):
         if self.data.verify_on == "validation" and not self.data.validation:
             raise ValueError('data.verify_on = "validation" needs held-out examples: set data.validation')
         return self
+
+    def _steps_are_whole(self, bounds_only: bool) -> str:
+        """Why no channel can be left out of the steps; empty if some can."""
+        if isinstance(self.model, Residual | Graph | ModuleSection):
+            return f'is for networks of convolutions and linear layers in a row, and model.name is "{self.model.name}"'
+        if not bounds_only:
+            return f'is for IBP and CROWN-IBP, and objective.name is "{self.objective.name}"'
+        settings = self.train
+        others = {"average": settings.average > 0, "average_from": settings.average_from is not None}
+        others |= {"micro_batch": settings.micro_batch is not None, "l1": settings.l1 > 0}
+        found = [f"train.{name}" for name, given in others.items() if given]
+        return f"does not go with {' and '.join(found)}" if found else ""
 
 
 def load_preset(

@@ -55,7 +55,7 @@ class BatchNormRefresh:
         moments = self._moments(graph, calls)
         for layer in dict.fromkeys(layer for _, layer in calls):
             parts = [moments[name] for name, found in calls if found is layer]
-            _set_running_statistics(layer, *pooled_moments(*torch.cat(parts).unbind(1)))
+            set_running_statistics(layer, *pooled_moments(*torch.cat(parts).unbind(1)))
 
     def _moments(self, graph: LayerGraph, calls: list[NamedBatchNorm]) -> dict[str, Tensor]:
         """Size, mean and biased variance (N, 3, C) in each of the N batches, by the names of the calls."""
@@ -65,7 +65,7 @@ class BatchNormRefresh:
         for step in range(self.group.rank, batches, self.group.size):
             x = self.batches.plain_batch(step).contiguous(memory_format=torch.channels_last)
             taken = plain_pass(graph, x, statistics=batch_statistics).statistics
-            rows[step] = torch.cat([_row(taken[name]) for name, _ in calls], dim=1)
+            rows[step] = torch.cat([row_of(taken[name]) for name, _ in calls], dim=1)
         # Each batch is one rank's, and zero on the others, so the sum has the same bits for any number of ranks.
         columns = torch.split(self.group.sum(rows), channels, dim=2)
         return {name: column for (name, _), column in zip(calls, columns, strict=True)}
@@ -77,14 +77,14 @@ def _batch_norm_calls(graph: LayerGraph) -> list[NamedBatchNorm]:
     return [(name, layer) for name, layer in layers if layer.running_mean is not None]
 
 
-def _row(taken: Statistics) -> Tensor:
-    """Size, mean and variance (3, C)."""
+def row_of(taken: Statistics) -> Tensor:
+    """Size, mean and biased variance (3, C) of a batch's statistics."""
     assert taken.size is not None  # they are a batch's
     return torch.stack([torch.full_like(taken.mean, float(taken.size)), taken.mean, taken.variance])
 
 
-def _set_running_statistics(layer: BatchNorm, mean: Tensor, variance: Tensor, size: Tensor) -> None:
-    """As torch's BatchNorm, with the unbiased variance."""
+def set_running_statistics(layer: BatchNorm, mean: Tensor, variance: Tensor, size: Tensor) -> None:
+    """Set them to a mean and a biased variance (C,) of `size` (C,) values; as in torch, the unbiased one is kept."""
     for buffer, value in ((layer.running_mean, mean), (layer.running_var, variance * (size / (size - 1)))):
         assert buffer is not None  # by _batch_norm_calls
         buffer.copy_(value)

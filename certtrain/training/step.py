@@ -248,8 +248,8 @@ class Stepper:
         """Continue from these sums, which are over all ranks; an empty mapping starts from zero."""
         self.sums.set(sums if self.group.is_leader else dict.fromkeys(sums, 0.0))
 
-    def _traces(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
-        """The traces of this rank's part of a batch, as the step computes them."""
+    def traces(self, step: int, x: Tensor) -> Iterator[BoundTrace]:
+        """The traces of this rank's part (B, …) of a batch at the ε of `step`, with the statistics that it takes."""
         eps, size = self.schedules.positive_eps(step), self.preset.train.micro_batch or len(x)
         box = input_box(_channels_last(x), eps, with_clean=self._with_clean())
         return traces_in_parts(self.graph, box, size, statistics=self.statistics)
@@ -262,7 +262,7 @@ class Stepper:
         with tensor_cores(self.preset.train.precision == "tf32"):
             measured = self.l1.measured(self._gradient(step, x, labels, share=1.0))
         with self._arithmetic():
-            culprit = first_not_finite(self._traces(step, x), self.network)
+            culprit = first_not_finite(self.traces(step, x), self.network)
         measured |= {GRADIENT_NORM: self._whole_gradient(self._scalar(0.0))}
         bad = [f"{name} is {value.item()}" for name, value in measured.items() if not isfinite(value.item())]
         what = self.group.first_text(bad[0] if bad else None) or "its loss was not finite"

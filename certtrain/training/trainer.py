@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from certtrain.bounds.chunks import inference_work
 from certtrain.bounds.supported import checked_graph
@@ -36,6 +36,7 @@ from certtrain.training.forecast import (
     estimated_seconds_per_step,
     forecast_sentence,
 )
+from certtrain.training.inactive import EXAMPLES, STATISTICS_EXAMPLES, SmallerSteps, looks_after
 from certtrain.training.pacing import Stopwatch
 from certtrain.training.reporting import Reporter
 from certtrain.training.step import Stepper
@@ -55,17 +56,23 @@ class Trainer:
         self.preset, self.folder, self.images, self.context, self.group = preset, folder, images, context, context.group
         self.batches = _batches(preset, images, context)
         self.steps = preset.train.epochs * self.batches.steps_per_epoch
-        self.stepper, self.compilation = self._make_stepper()
-        networks, optimizer = self.stepper.networks, self.stepper.optimizer
+        self.whole, self.compilation = self._make_stepper()
+        self.smaller = self._smaller_steps()
+        networks, optimizer = self.whole.networks, self.whole.optimizer
         refreshes = preset.train.batch_norm_refresh
         self.refresh = BatchNormRefresh(networks.values(), self.batches, self.group) if refreshes else None
         self.checkpoints = Checkpointer(folder, networks, optimizer, self.group, context.pacing)
-        self.reporter = Reporter(preset, folder, images, context, self.stepper)
-        self.completion = Completion(preset, folder, images, context, self.stepper.result)
+        self.reporter = Reporter(preset, folder, images, context, self.whole)
+        self.completion = Completion(preset, folder, images, context, self.whole.result)
         self.progress = RunProgress()
         self.saved_step, self.compiling, self.advised = 0, False, False
         self.estimate: float | None = None  # seconds of a step, before the first one
         self.clock, self.since_reading, self.forecast = Stopwatch(), Stopwatch(), Forecast()
+
+    @property
+    def stepper(self) -> Stepper:
+        """The stepper that takes the steps: that of the whole network, or of a smaller one."""
+        return self.whole if self.smaller is None else self.smaller.current
 
     def run(self) -> Report | None:
         """Train from the last checkpoint to the end, verify, and write the results; None if the run is stopped."""
@@ -146,13 +153,16 @@ class Trainer:
     def _between_steps(self) -> None:
         """Read and report the measures, end the epoch, and save a checkpoint, each if it is due."""
         ends_epoch = self.progress.step % self.batches.steps_per_epoch == 0
-        if ends_epoch and self.refresh is not None:
-            self.refresh.run()
+        if ends_epoch:
+            self._finish_statistics()
+        elif self.reporter.diagnostics.due():
+            self._write_back()
         if ends_epoch or self.group.agree(self.since_reading.seconds() >= self.context.pacing.reading):
             self._read()
             self.group.on_leader(lambda: self.reporter.step(self.progress))
         if ends_epoch:
             self.group.on_leader(self._end_epoch)
+            self._look_at_channels()
             self._set_sums({})
         if self.progress.step == self.steps or self.checkpoints.due(ends_epoch=ends_epoch):
             self._save()
@@ -204,9 +214,60 @@ class Trainer:
         self.since_reading.restart()
 
     def _save(self) -> None:
+        self._write_back()
         self._read()
         self.checkpoints.save(self.progress)
         self.saved_step = self.progress.step
+
+    # --- the channels that are left out ------------------------------------------------------------------
+
+    def _finish_statistics(self) -> None:
+        """At the end of an epoch, bring the whole network and BatchNorm's running statistics up to date."""
+        if self.smaller is not None:
+            self.smaller.end_epoch(self.progress.step - 1, self._next_images(STATISTICS_EXAMPLES))
+        if self.refresh is not None:
+            self.refresh.run()
+            if self.smaller is not None:
+                self.smaller.take_buffers()
+
+    def _write_back(self) -> None:
+        if self.smaller is not None:
+            self.smaller.write_back()
+
+    def _look_at_channels(self) -> None:
+        """At the end of some epochs, choose the channels that the next steps leave out."""
+        epoch = self.progress.step // self.batches.steps_per_epoch
+        if self.smaller is None or self.progress.step == self.steps or not looks_after(epoch, self.preset.eps):
+            return
+        if self.smaller.look_again(self.progress.step, self._next_images(EXAMPLES)):
+            self.progress.kept = self.smaller.kept
+            self._compiles()
+            self.context.emit(Note(f"epoch {epoch + 1}: {self.smaller.sentence()}"))
+
+    def _next_images(self, examples: int) -> Iterator[Tensor]:
+        """The images of the next batches, at least so many, or those of an epoch."""
+        batches = min(-(-examples // self.preset.train.batch_size), self.batches.steps_per_epoch)
+        return (self._batch(self.progress.step + number)[0] for number in range(batches))
+
+    def _smaller_steps(self) -> SmallerSteps | None:
+        if not self.preset.train.skip_inactive:
+            return None
+        if self.group.size > 1:
+            raise DeviceError("train.skip_inactive is for one process: leave it out, or train without torchrun")
+        return SmallerSteps(self.whole, self._stepper_of, self.images.train.input_shape)
+
+    def _stepper_of(self, network: nn.Module) -> Stepper:
+        """A stepper of this run for a smaller network; it is compiled anew."""
+        if self.compilation.compiled:
+            torch.compiler.reset()  # it compiles a function for a few networks at most
+        per_epoch, failed = self.batches.steps_per_epoch, self._without_compiler
+        return Stepper(self.preset, network, per_epoch, compile=self.compilation.compiled, on_failure=failed)
+
+    def _compiles(self) -> None:
+        """Say that the next step is compiled, if it is."""
+        if self.compilation.compiled:
+            self.compiling = self.group.size == 1  # several processes stop together, after a step
+            self.context.emit(Compiling())
 
     def _set_sums(self, sums: dict[str, float]) -> None:
         self.progress.sums = sums
@@ -221,15 +282,16 @@ class Trainer:
         self._check_data()
         self.progress.preset = self.preset.model_dump(mode="json")
         self.completion.check_fit()
+        if self.smaller is not None and self.progress.kept:
+            self.smaller.use(self.progress.kept)
         self.reporter.started(self.progress.step, self.compilation.reason, *self._start_forecast())
         self._set_sums(self.progress.sums)
         self.clock.restart()
         if self.folder.last_good is None:
             self._save()  # so that the run can be resumed after a failure in the first epoch
         self.saved_step = self.progress.step
-        if self.compilation.compiled and self.progress.step < self.steps:
-            self.compiling = self.group.size == 1  # several processes stop together, after a step
-            self.context.emit(Compiling())
+        if self.progress.step < self.steps:
+            self._compiles()
 
     def _check_data(self) -> None:
         """Raise RunError if the images are not those that the run began with."""
@@ -261,7 +323,7 @@ class Trainer:
     def _work(self) -> int:
         """About how many multiplications inference takes for this process's part of a batch."""
         x = self.batches.whole_batch(0, 0)[0]
-        graph = checked_graph(self.stepper.network, tuple(x.shape[1:]))
+        graph = checked_graph(self.whole.network, tuple(x.shape[1:]))
         return inference_work(graph, x[:1]) * (self.preset.train.batch_size // self.group.size)
 
     def _without_compiler(self, reason: str) -> None:
