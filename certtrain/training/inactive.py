@@ -57,11 +57,11 @@ def looks_after(epoch: int, ramp: EpsSection) -> bool:
 
 
 def active_channels(traces: Iterable[BoundTrace]) -> dict[str, Tensor]:
-    """For each ReLU layer, whether a channel or unit (C,) is active somewhere in the box of some example."""
+    """For each ReLU layer, whether a channel or unit (C,) is active somewhere in the box of some example, or NaN."""
     found: dict[str, Tensor] = {}
     for trace in traces:
         for name, box in trace.relu_boxes:
-            active = (box.upper > 0).transpose(0, 1).flatten(1).any(1)
+            active = ~(box.upper <= 0).transpose(0, 1).flatten(1).all(1)
             found[name] = active | found.get(name, active)
     return found
 

@@ -153,6 +153,9 @@ def test_active_is_what_is_above_zero_somewhere_in_some_box():
     stepper = whole_stepper()
     active = active_channels(trace for x in images() for trace in stepper.traces(AFTER_RAMP, x))
     assert {name: channels.nonzero().flatten().tolist() for name, channels in active.items()} == KEPT
+    with torch.no_grad():
+        stepper.network.get_submodule("conv2_bn").bias[3] = torch.nan
+    assert active_channels(stepper.traces(AFTER_RAMP, doubles(0)[0]))["conv2_relu"][3]
 
 
 @pytest.mark.parametrize(
