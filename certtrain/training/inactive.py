@@ -138,6 +138,7 @@ class SmallerSteps:
         """Take the next steps with these channels alone. What the steps before have changed must be written back."""
         self.kept, self.parts = kept, parts_of(self.network, kept)
         self.current = self.make(smaller_network(self.network, self.parts))
+        self.whole.optimizer.zero_grad()  # whose memory is not needed while others take the steps
         for mine, other in self._parameters():
             state = self.whole.optimizer.state[mine[1]]
             moments = {key: self._moment(mine, value) for key, value in state.items()}
