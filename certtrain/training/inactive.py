@@ -17,15 +17,15 @@ from certtrain.bounds.chunks import inference_work
 from certtrain.bounds.statistics import BatchNorm, pooled_moments
 from certtrain.bounds.supported import checked_graph
 from certtrain.bounds.trace import BoundTrace
+from certtrain.network.initialization import Weighted
 from certtrain.spec.preset import EpsSection
 from certtrain.training.batch_norm_refresh import row_of, set_running_statistics
 from certtrain.training.step import Stepper
 
-LOOK_EVERY, EXAMPLES = 5, 5000  # epochs between two looks at all channels, and the training images that a look takes
+LOOK_EVERY, LOOK_EXAMPLES = 5, 5000  # epochs between two looks at all channels; training images that a look takes
 STATISTICS_EXAMPLES = 1000  # training images for the running statistics of channels that are left out
 WORTH_IT = 0.8  # the largest share of the work that is worth compiling the step again
 
-Weighted = nn.Conv2d | nn.Linear
 Kept = dict[str, list[int]]  # the channels or units that are kept, by the names of their ReLU layers
 
 

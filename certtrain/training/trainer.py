@@ -36,7 +36,7 @@ from certtrain.training.forecast import (
     estimated_seconds_per_step,
     forecast_sentence,
 )
-from certtrain.training.inactive import EXAMPLES, STATISTICS_EXAMPLES, SmallerSteps, looks_after
+from certtrain.training.inactive import LOOK_EXAMPLES, STATISTICS_EXAMPLES, SmallerSteps, looks_after
 from certtrain.training.pacing import Stopwatch
 from certtrain.training.reporting import Reporter
 from certtrain.training.step import Stepper
@@ -239,7 +239,7 @@ class Trainer:
         epoch = self.progress.step // self.batches.steps_per_epoch
         if self.smaller is None or self.progress.step == self.steps or not looks_after(epoch, self.preset.eps):
             return
-        if self.smaller.look_again(self.progress.step, self._next_images(EXAMPLES)):
+        if self.smaller.look_again(self.progress.step, self._next_images(LOOK_EXAMPLES)):
             self.progress.kept = self.smaller.kept
             self._compiles()
             self.context.emit(Note(f"epoch {epoch + 1}: {self.smaller.sentence()}"))
