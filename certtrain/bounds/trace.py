@@ -104,8 +104,17 @@ class Logits:
         gap = centre.gather(1, column) - centre
         if self.head is None:
             return Box(gap, (radius.gather(1, column) + radius).scatter(1, column, 0.0))
-        difference = (self.head.weight[labels].unsqueeze(1) - self.head.weight).abs()  # (B, K, features)
+        difference = (rows_of(self.head.weight, labels).unsqueeze(1) - self.head.weight).abs()  # (B, K, features)
         return Box(gap, torch.einsum("bkf,bf->bk", difference, self.head_input.radius))
+
+
+def rows_of(weight: Tensor, labels: Tensor) -> Tensor:
+    """weight[labels], (B, features), with a gradient that has the same bits in every run.
+
+    On a CPU the threads add the gradient of an index in the order in which they come to it.
+    """
+    chosen = labels.unsqueeze(1) == torch.arange(len(weight), device=labels.device)
+    return torch.where(chosen.unsqueeze(2), weight, 0.0).sum(1)
 
 
 @dataclass(frozen=True, repr=False)

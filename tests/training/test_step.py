@@ -1,6 +1,8 @@
 """One training step: what it measures, what it leaves alone, and in which arithmetic it computes."""
 
 import contextlib
+import copy
+import itertools
 import math
 
 import pytest
@@ -302,3 +304,25 @@ def test_linear_bounds_in_bf16_are_close_to_those_in_fp32(loss_fusion: bool):
     changes = {"objective__name": "crown-ibp", "objective__loss_fusion": loss_fusion}
     full, half = (robust_losses([RAMP], train__precision=precision, **changes) for precision in ("fp32", "bf16"))
     assert half == pytest.approx(full, rel=0.05)
+
+
+def test_two_threads_give_the_same_bits_in_every_run():
+    """torch's gradient of an index adds in the order in which its threads come to it; 128 × 512 values take two."""
+    preset = load_preset(
+        "digits", {"model.channels": [4], "model.kernels": [3], "model.strides": [2], "model.linear": [512]}
+    )
+    network = build_model(preset.model, InputSpec((1, 8, 8), 10, (0.5,), (0.25,)))
+    x, labels = batch(size=128)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [gradients(Stepper(preset, copy.deepcopy(network), PER_EPOCH), x, labels) for _ in range(12)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in itertools.pairwise(found))
+
+
+def gradients(of: Stepper, x: Tensor, labels: Tensor) -> Tensor:
+    """All gradients of a certified step."""
+    of.run(6 * PER_EPOCH, x, labels)
+    return torch.cat([weight.grad.flatten() for weight in of.network.parameters()])
