@@ -61,7 +61,10 @@ def test_an_old_run_goes_on_to_the_model_that_it_would_have_become(tmp_path: Pat
     old, new = tensors_of(MODEL), tensors_of(tmp_path / "run" / "model.safetensors")
     assert old.keys() == new.keys()
     for name, tensor in old.items():
-        torch.testing.assert_close(new[name], tensor, rtol=1e-3, atol=1e-4)
+        before_batch_norm = name.endswith(".bias") and f"{name.removesuffix('.bias')}_bn.bias" in old
+        # The gradient of such a bias is rounding alone, which Adam makes as large as any other; so is its running mean.
+        atol = 1e-2 if before_batch_norm or name.endswith("running_mean") else 1e-4
+        torch.testing.assert_close(new[name], tensor, rtol=1e-3, atol=atol)
 
 
 # --- migration -------------------------------------------------------------------------------------------
